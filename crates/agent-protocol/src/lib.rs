@@ -1,0 +1,36 @@
+//! The messages between host and guest agent, and between the command line and a machine's monitor.
+//!
+//! # Layers
+//! ```text
+//! byte stream (virtio-serial port, hybrid vsock)      one per machine
+//!   └─ yamux: the host is the client and opens every stream
+//!        └─ frames (this crate): u8 kind, u32 LE payload length, payload
+//!             ├─ first frame of a stream: Message = one `Request`
+//!             └─ then by request: one `Reply`, or a process stream (`Run`, `Exec`)
+//! ```
+//! A process stream carries `Stdin`/`StdinEof`/`Message(Input)` to the process and
+//! `Message(Reply::Started)`, `Stdout`, `Stderr`, finally `Message(Reply::Exited)` or
+//! `Message(Reply::Error)` from it. With a terminal, all output is `Stdout`. `Exited` is always the last frame:
+//! everything the process wrote comes before it.
+//!
+//! The monitor's `ctl.sock` carries the same process frames after its own request, so the monitor forwards them
+//! without looking inside.
+//!
+//! # Invariants
+//! Everything here is a value or a pure function: no I/O. Either side refuses a frame longer than
+//! [`MAX_PAYLOAD`] before it allocates for it. An unknown request is answered with [`Reply::Error`].
+
+mod frame;
+mod message;
+
+pub use frame::{Frame, FrameDecoder, FrameError, HEADER_LEN, MAX_DATA, MAX_PAYLOAD};
+pub use message::{
+    AgentError, BootConfig, Capacity, ErrorKind, ExitStatus, HostEntry, Input, Interface, Mount, Phase, Process, Reply,
+    Request, Root, Route, Upper, WindowSize,
+};
+
+/// Version of the messages. Host and agent come from one build, so a difference is a broken installation.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Name of the virtio-serial port the agent listens on (`/sys/class/virtio-ports/*/name`).
+pub const PORT_NAME: &str = "org.zmachine.agent.0";

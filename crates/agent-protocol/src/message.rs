@@ -1,0 +1,306 @@
+//! The JSON messages. Field names are the wire format: a change is a new [`crate::PROTOCOL_VERSION`].
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// What the host asks; the first frame of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Set the guest up: root, mounts, network, names. Once per boot. Answer: [`Reply::Configured`].
+    Configure(Box<BootConfig>),
+    /// Start the entrypoint. Once per boot, after `Configure`. The stream becomes its process stream; when it exits,
+    /// the agent sends [`Reply::Exited`], waits until the host closes the stream (5 s at most), and shuts down.
+    Run(Process),
+    /// Start one more process, any number of times. The stream becomes its process stream.
+    Exec(Process),
+    /// Send a signal to the entrypoint. Answer: [`Reply::Done`].
+    Signal {
+        /// Linux signal number.
+        signal: i32,
+    },
+    /// Stop: `signal` to the entrypoint, SIGKILL to all after the grace period, sync, unmount, power off.
+    /// Answer: [`Reply::Done`] at once; the power-off follows.
+    Shutdown {
+        /// Linux signal number for the entrypoint.
+        signal: i32,
+        /// Time between the signal and SIGKILL, in milliseconds.
+        grace_ms: u64,
+    },
+    /// Is the agent alive? Answer: [`Reply::Done`].
+    Ping,
+    /// Memory and load of the guest. Answer: [`Reply::Capacity`].
+    Capacity,
+}
+
+/// What the agent answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// The request is carried out.
+    Done,
+    /// The guest is set up.
+    Configured {
+        /// [`crate::PROTOCOL_VERSION`] of the agent.
+        protocol: u32,
+        /// Kernel release of the guest (`uname -r`).
+        kernel: String,
+        /// How long each step took, in order.
+        phases: Vec<Phase>,
+        /// What was asked for and could not be done, but does not stop the start.
+        warnings: Vec<String>,
+    },
+    /// The process runs.
+    Started {
+        /// Process id inside the guest.
+        pid: u32,
+    },
+    /// The process is gone and all it wrote has been sent.
+    Exited(ExitStatus),
+    /// Answer to [`Request::Capacity`].
+    Capacity(Capacity),
+    /// The request failed.
+    Error(AgentError),
+}
+
+/// What the host sends on a running process stream, besides its standard input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Input {
+    /// The user's terminal has another size.
+    Resize(WindowSize),
+    /// Send this Linux signal number to the process.
+    Signal(i32),
+}
+
+/// Everything the guest is told before its entrypoint starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootConfig {
+    /// [`crate::PROTOCOL_VERSION`] of the host.
+    pub protocol: u32,
+    /// Host name, without dots or with a domain.
+    pub hostname: String,
+    /// The root file system.
+    pub root: Root,
+    /// Network interfaces beyond `lo`, which always comes up.
+    pub interfaces: Vec<Interface>,
+    /// Routes, set after all interfaces have their addresses.
+    pub routes: Vec<Route>,
+    /// Name servers for `/etc/resolv.conf`. With none, the image's file stays.
+    pub nameservers: Vec<IpAddr>,
+    /// Search domains for `/etc/resolv.conf`.
+    pub search: Vec<String>,
+    /// Lines of `/etc/hosts` beyond localhost.
+    pub hosts: Vec<HostEntry>,
+    /// More file systems, mounted in this order after the root.
+    pub mounts: Vec<Mount>,
+    /// Public keys for root's `authorized_keys`, one per entry.
+    pub ssh_keys: Vec<String>,
+    /// This is the first start on this writable layer: host keys of the image are removed.
+    pub first_start: bool,
+    /// Read-ahead of the root disk in KiB (`/sys/block/*/queue/read_ahead_kb`).
+    pub read_ahead_kib: u32,
+}
+
+/// The root file system: an EROFS disk below, something writable above, joined by overlayfs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// virtio serial of the EROFS disk (`/sys/block/vd*/serial`).
+    pub lower_serial: String,
+    /// The writable layer.
+    pub upper: Upper,
+}
+
+/// The writable layer of a root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Upper {
+    /// A disk that keeps what is written.
+    Disk {
+        /// virtio serial of the disk.
+        serial: String,
+        /// File system on it, as `mount -t` names it.
+        fstype: String,
+    },
+    /// Guest memory: what is written is gone with the machine.
+    Memory,
+    /// Nothing: the root is read-only.
+    ReadOnly,
+}
+
+/// One more file system of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// virtio serial of the disk.
+    pub serial: String,
+    /// File system type, as `mount -t` names it.
+    pub fstype: String,
+    /// Absolute path in the guest, made when missing.
+    pub target: String,
+    /// Mounted read-only.
+    pub read_only: bool,
+}
+
+/// One network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Name it gets in the guest (`eth0`).
+    pub name: String,
+    /// MAC address that finds it, `aa:bb:cc:dd:ee:ff` in lower case.
+    pub mac: String,
+    /// Addresses in CIDR form, IPv4 and IPv6.
+    pub addresses: Vec<String>,
+    /// MTU in bytes; the link's own when `None`.
+    pub mtu: Option<u32>,
+}
+
+/// One route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Destination in CIDR form; `0.0.0.0/0` and `::/0` are the default routes.
+    pub destination: String,
+    /// Gateway; `None` is a route on the link.
+    pub gateway: Option<IpAddr>,
+    /// Name of the interface.
+    pub interface: String,
+}
+
+/// One line of `/etc/hosts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostEntry {
+    /// The address.
+    pub address: IpAddr,
+    /// Its names, the canonical one first.
+    pub names: Vec<String>,
+}
+
+/// A process to start in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Program and arguments; the program is looked up in the `PATH` of `env` when it has no slash.
+    pub args: Vec<String>,
+    /// The whole environment, in order, later entries win. The agent adds `HOME` (from passwd) and `PATH` when missing.
+    pub env: Vec<(String, String)>,
+    /// Working directory; made when missing for the entrypoint, an error for an exec. `None`: `/`.
+    pub cwd: Option<String>,
+    /// `user`, `uid`, `user:group` or `uid:gid`, looked up in the image's passwd and group. `None`: root.
+    pub user: Option<String>,
+    /// Give it a terminal of this size.
+    pub terminal: Option<WindowSize>,
+    /// Connect standard input to the stream; otherwise it is `/dev/null`.
+    pub stdin: bool,
+    /// Run it as PID 1 of a PID namespace of its own: an init system insists on that. Exec then joins the namespace.
+    pub pid_namespace: bool,
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It returned this code.
+    Code(u8),
+    /// It was ended by this Linux signal number.
+    Signal(i32),
+}
+
+impl ExitStatus {
+    /// The status a shell shows: the code, or 128 + signal.
+    pub fn shell_code(self) -> u8 {
+        match self {
+            ExitStatus::Code(code) => code,
+            ExitStatus::Signal(signal) => 128u8.saturating_add(signal.clamp(0, 127) as u8),
+        }
+    }
+}
+
+/// One step of the guest's set-up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// Short name (`modules`, `root`, `network`).
+    pub name: String,
+    /// Its duration in microseconds.
+    pub micros: u64,
+}
+
+/// Memory and load of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// `MemTotal` in bytes.
+    pub memory_total_bytes: u64,
+    /// `MemAvailable` in bytes.
+    pub memory_available_bytes: u64,
+    /// Time all CPUs spent not idle, in milliseconds since boot.
+    pub cpu_busy_ms: u64,
+    /// Time since boot in milliseconds.
+    pub uptime_ms: u64,
+    /// Number of online CPUs.
+    pub cpus: u32,
+}
+
+/// Why a request failed, in the guest's words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentError {
+    /// What class of failure; decides the exit code of `run` and `exec`.
+    pub kind: ErrorKind,
+    /// What failed and why, one line, naming the thing.
+    pub message: String,
+}
+
+/// Classes of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The program is not in the guest (exit code 127).
+    CommandNotFound,
+    /// The program is there and can not be run (exit code 126).
+    CommandNotExecutable,
+    /// The user or group is not in the image (exit code 125).
+    UnknownUser,
+    /// The working directory is missing or no directory (exit code 125).
+    WorkingDirectory,
+    /// The guest could not be set up: disk, mount, network (exit code 125).
+    Setup,
+    /// The request does not fit the agent's state or version (exit code 125).
+    BadRequest,
+    /// Anything else (exit code 125).
+    Internal,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Frame;
+
+    #[test]
+    fn an_exec_request_has_its_golden_bytes() {
+        let request = Request::Exec(Process {
+            args: vec!["sh".into()],
+            env: vec![("A".into(), "b".into())],
+            cwd: None,
+            user: Some("web".into()),
+            terminal: Some(WindowSize { rows: 24, columns: 80 }),
+            stdin: true,
+            pid_namespace: false,
+        });
+        let golden = r#"{"exec":{"args":["sh"],"env":[["A","b"]],"cwd":null,"user":"web","terminal":{"rows":24,"columns":80},"stdin":true,"pid_namespace":false}}"#;
+        assert_eq!(Frame::message(&request), Frame::Message(golden.as_bytes().to_vec()));
+        assert_eq!(Frame::message(&request).parse::<Request>().unwrap(), request);
+    }
+
+    #[test]
+    fn exit_statuses_are_shown_as_a_shell_does() {
+        assert_eq!(ExitStatus::Code(3).shell_code(), 3);
+        assert_eq!(ExitStatus::Signal(9).shell_code(), 137);
+        assert_eq!(ExitStatus::Signal(15).shell_code(), 143);
+    }
+}

@@ -1,0 +1,3 @@
+//! PID 1 of container machines.
+
+fn main() {}

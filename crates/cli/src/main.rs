@@ -1,0 +1,3 @@
+//! Run Zmachines: machines started from flists.
+
+fn main() {}

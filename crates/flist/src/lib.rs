@@ -1,0 +1,1 @@
+//! The flist formats and the block codec.

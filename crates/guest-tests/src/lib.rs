@@ -1,0 +1,1 @@
+//! Guest-in-the-loop tests.

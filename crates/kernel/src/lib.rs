@@ -1,0 +1,1 @@
+//! Guest kernels as named folders: install, initramfs, build.

@@ -1,0 +1,1 @@
+//! The domain: spec, plan, state, journal, monitor, engine.

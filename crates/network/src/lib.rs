@@ -1,0 +1,1 @@
+//! Networks, leases, bridges, taps and nftables rules.

@@ -1,0 +1,1 @@
+//! From an image to a guest root device: EROFS, lazy disk, vhost-user-blk.

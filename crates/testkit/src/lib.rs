@@ -1,0 +1,1 @@
+//! Pinned artifacts and helpers for tests.
