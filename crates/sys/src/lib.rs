@@ -1,1 +1,17 @@
-//! All unsafe of the host: durable files, locks, children, descriptors, taps, terminals, host facts.
+//! All unsafe of the host, and the few primitives that every crate above needs: durable files, locks, child
+//! processes, descriptors, taps, terminals, host facts.
+//!
+//! # Invariants
+//! Every `unsafe` block of the host program is in this crate, each with its reason. Nothing here knows what a machine
+//! is. Nothing here reads the environment or a home directory: paths come in as arguments.
+
+#![allow(unsafe_code)]
+
+pub mod fd;
+pub mod file;
+pub mod host;
+pub mod io;
+pub mod lock;
+pub mod process;
+pub mod tap;
+pub mod tty;

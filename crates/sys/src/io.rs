@@ -1,0 +1,1 @@
+//! Reads into memory that is shared with a guest.
