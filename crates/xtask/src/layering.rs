@@ -1,0 +1,236 @@
+//! Which crate of the workspace may import which.
+//!
+//! [`LEVELS`] says where a crate stands and [`EDGES`] lists every import there is, so a new one is a line in a diff of
+//! this file. Invariants: an edge goes strictly down; what is listed exists and what exists is listed; crates that a
+//! machine runs never depend on the development crates, except on the test kit in their tests.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+/// Level of each crate: an import goes to a strictly lower one. Tools of development stand beside the house.
+const LEVELS: &[(&str, u8)] = &[
+    ("zmachine-agent-protocol", 0),
+    ("zmachine-flist", 0),
+    ("zmachine-sys", 0),
+    ("zmachine-hypervisor", 1),
+    ("zmachine-image", 1),
+    ("zmachine-kernel", 1),
+    ("zmachine-network", 1),
+    ("zmachine-rootfs", 2),
+    ("zmachine-machine", 3),
+    ("zmachine", 4),
+    // The guest: PID 1 of container machines. It shares nothing with the host but the protocol.
+    ("zmachine-agent", 1),
+    // Development: nothing is above them, so nothing can import them but a test.
+    ("zmachine-testkit", DEVELOPMENT),
+    ("zmachine-guest-tests", DEVELOPMENT + 1),
+    ("xtask", DEVELOPMENT + 1),
+];
+
+const DEVELOPMENT: u8 = 100;
+
+/// What a test of any crate may import without being listed.
+const TEST_KIT: &str = "zmachine-testkit";
+
+/// Every import between two crates of the workspace: (importer, imported), of whatever kind.
+#[rustfmt::skip]
+const EDGES: &[(&str, &str)] = &[
+    ("zmachine", "zmachine-agent-protocol"),
+    ("zmachine", "zmachine-flist"),
+    ("zmachine", "zmachine-hypervisor"),
+    ("zmachine", "zmachine-image"),
+    ("zmachine", "zmachine-kernel"),
+    ("zmachine", "zmachine-machine"),
+    ("zmachine", "zmachine-network"),
+    ("zmachine", "zmachine-rootfs"),
+    ("zmachine", "zmachine-sys"),
+    ("zmachine-agent", "zmachine-agent-protocol"),
+    ("zmachine-hypervisor", "zmachine-sys"),
+    ("zmachine-image", "zmachine-flist"),
+    ("zmachine-image", "zmachine-sys"),
+    ("zmachine-kernel", "zmachine-sys"),
+    ("zmachine-machine", "zmachine-agent-protocol"),
+    ("zmachine-machine", "zmachine-flist"),
+    ("zmachine-machine", "zmachine-hypervisor"),
+    ("zmachine-machine", "zmachine-image"),
+    ("zmachine-machine", "zmachine-kernel"),
+    ("zmachine-machine", "zmachine-network"),
+    ("zmachine-machine", "zmachine-rootfs"),
+    ("zmachine-machine", "zmachine-sys"),
+    ("zmachine-network", "zmachine-sys"),
+    ("zmachine-rootfs", "zmachine-flist"),
+    ("zmachine-rootfs", "zmachine-image"),
+    ("zmachine-rootfs", "zmachine-sys"),
+];
+
+/// One import between two crates of the workspace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Edge {
+    /// The importing package.
+    pub(crate) from: String,
+    /// The imported package.
+    pub(crate) to: String,
+    /// Whether only tests, examples and benches import it.
+    pub(crate) dev: bool,
+}
+
+/// The imports between members in the answer of `cargo metadata --no-deps` (all dependency kinds).
+///
+/// # Errors
+/// A text that names the missing field when `metadata` is not such an answer.
+pub(crate) fn edges_of(metadata: &Value) -> Result<BTreeSet<Edge>, String> {
+    let packages = array(metadata, "packages")?;
+    let members: BTreeSet<&str> = packages
+        .iter()
+        .map(|package| text(package, "name"))
+        .collect::<Result<_, _>>()?;
+    let mut edges = BTreeSet::new();
+    for package in packages {
+        let from = text(package, "name")?;
+        for dependency in array(package, "dependencies")? {
+            let to = text(dependency, "name")?;
+            if members.contains(to) {
+                let dev = dependency["kind"] == "dev";
+                edges.insert(Edge {
+                    from: from.to_owned(),
+                    to: to.to_owned(),
+                    dev,
+                });
+            }
+        }
+    }
+    Ok(edges)
+}
+
+/// What is wrong with `edges`, one sentence with its remedy each; empty when the house stands.
+pub(crate) fn violations(edges: &BTreeSet<Edge>) -> Vec<String> {
+    let mut found: Vec<String> = edges.iter().filter_map(violation).collect();
+    for (from, to) in EDGES {
+        if !edges.iter().any(|edge| edge.from == *from && edge.to == *to) {
+            found.push(format!(
+                "{from} does not import {to} any more; remove from crates/xtask/src/layering.rs: {}",
+                line(from, to)
+            ));
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn violation(edge: &Edge) -> Option<String> {
+    let Edge { from, to, dev } = edge;
+    if *dev && to == TEST_KIT {
+        return None;
+    }
+    let (Some(above), Some(below)) = (level(from), level(to)) else {
+        let unknown = if level(from).is_none() { from } else { to };
+        return Some(format!(
+            "{unknown} has no level; add to LEVELS in crates/xtask/src/layering.rs: (\"{unknown}\", N),"
+        ));
+    };
+    if below >= above {
+        return Some(format!(
+            "{from} (level {above}) may not import {to} (level {below}): imports only go down"
+        ));
+    }
+    if EDGES.contains(&(from.as_str(), to.as_str())) {
+        return None;
+    }
+    Some(format!(
+        "{from} imports {to}, which is not listed; add to crates/xtask/src/layering.rs: {}",
+        line(from, to)
+    ))
+}
+
+fn level(package: &str) -> Option<u8> {
+    LEVELS
+        .iter()
+        .find(|(name, _)| *name == package)
+        .map(|(_, level)| *level)
+}
+
+fn line(from: &str, to: &str) -> String {
+    format!("(\"{from}\", \"{to}\"),")
+}
+
+fn array<'a>(value: &'a Value, field: &str) -> Result<&'a Vec<Value>, String> {
+    value[field]
+        .as_array()
+        .ok_or_else(|| format!("cargo metadata: no array {field}"))
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> Result<&'a str, String> {
+    value[field]
+        .as_str()
+        .ok_or_else(|| format!("cargo metadata: no text {field}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The house as it is listed, plus `more` imports, as cargo would describe it.
+    fn house_with(more: &[(&str, &str, Option<&str>)]) -> BTreeSet<Edge> {
+        let listed = EDGES.iter().map(|(from, to)| (*from, *to, None));
+        let edges: Vec<_> = listed.chain(more.iter().copied()).collect();
+        let names: BTreeSet<&str> = edges.iter().flat_map(|(from, to, _)| [*from, *to]).collect();
+        let packages: Vec<Value> = names
+            .iter()
+            .map(|name| {
+                let own = edges.iter().filter(|(from, _, _)| from == name);
+                let mut dependencies: Vec<Value> = own
+                    .map(|(_, to, kind)| serde_json::json!({"name": to, "kind": kind}))
+                    .collect();
+                dependencies.push(serde_json::json!({"name": "serde", "kind": null}));
+                serde_json::json!({"name": name, "dependencies": dependencies})
+            })
+            .collect();
+        edges_of(&serde_json::json!({ "packages": packages })).unwrap()
+    }
+
+    #[test]
+    fn the_listed_house_stands() {
+        assert_eq!(violations(&house_with(&[])), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_new_edge_is_answered_with_the_line_to_add() {
+        let found = violations(&house_with(&[("zmachine-rootfs", "zmachine-kernel", None)]));
+        assert_eq!(found.len(), 1);
+        assert!(found[0].ends_with(r#"add to crates/xtask/src/layering.rs: ("zmachine-rootfs", "zmachine-kernel"),"#));
+    }
+
+    #[test]
+    fn an_edge_between_crates_of_one_level_or_upwards_is_refused() {
+        let sideways = violations(&house_with(&[("zmachine-image", "zmachine-network", None)]));
+        let upwards = violations(&house_with(&[("zmachine-sys", "zmachine-machine", Some("build"))]));
+        assert!(sideways[0].contains("imports only go down"), "{sideways:?}");
+        assert!(upwards[0].contains("imports only go down"), "{upwards:?}");
+    }
+
+    #[test]
+    fn a_vanished_edge_is_answered_with_the_line_to_remove() {
+        let mut edges = house_with(&[]);
+        edges.retain(|edge| edge.from != "zmachine-agent");
+        let found = violations(&edges);
+        assert_eq!(found.len(), 1);
+        assert!(
+            found[0].ends_with(r#"layering.rs: ("zmachine-agent", "zmachine-agent-protocol"),"#),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn tests_may_import_the_test_kit_and_programs_may_not() {
+        assert!(violations(&house_with(&[("zmachine-flist", TEST_KIT, Some("dev"))])).is_empty());
+        assert_eq!(violations(&house_with(&[("zmachine-flist", TEST_KIT, None)])).len(), 1);
+    }
+
+    #[test]
+    fn a_crate_without_a_level_is_reported() {
+        let found = violations(&house_with(&[("zmachine-api", "zmachine-sys", None)]));
+        assert!(found[0].contains("zmachine-api has no level"), "{found:?}");
+    }
+}
