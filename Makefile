@@ -1,0 +1,70 @@
+# The two commands of the README are `make demo` and `make test`; both work in a fresh clone and say what they do.
+# Every artifact is built once: the binary, the tests and the demo share one profile and one target folder.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+# One make job per tool run is enough: cargo and the packer are parallel by themselves.
+SHELL := /bin/sh
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET_DIR)/release
+
+# The guest agent is PID 1 in trees that may hold nothing else, so it is static. It has a target folder of its own
+# (--target), or its flags and the host's would rebuild each other's dependencies.
+AGENT_TARGET := x86_64-unknown-linux-gnu
+AGENT_FLAGS := -C target-feature=+crt-static
+AGENT_ARGS := --release --package zmachine-agent --target $(AGENT_TARGET)
+HOST_ARGS := --release --workspace --exclude zmachine-agent
+
+.PHONY: help setup build agent host demo test check install uninstall bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing on this host (Debian packages), and say what
+	@scripts/setup
+
+build: agent host ## the host binary and the guest agent, in $(TARGET_DIR)/release
+
+agent: setup
+	@RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) build $(AGENT_ARGS)
+	@mkdir -p $(RELEASE)
+	@scripts/place $(TARGET_DIR)/$(AGENT_TARGET)/release/zmachine-agent $(RELEASE)/zmachine-agent
+
+# All members at once: built one by one they would ask the dependencies for different features and build them twice.
+host: setup
+	@$(CARGO) build $(HOST_ARGS)
+
+demo: build ## pack two file trees, run a container from each
+	@scripts/demo $(RELEASE)/zmachine
+
+test: build ## every test, the ones with guests included
+	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) test $(AGENT_ARGS)
+	$(CARGO) test $(HOST_ARGS)
+
+check: setup ## format, lints, dependencies, layers, documentation, scripts
+	$(CARGO) fmt --all --check
+	for script in scripts/* .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
+	$(CARGO) xtask layering
+	$(CARGO) xtask tidy
+	@command -v cargo-deny >/dev/null || { echo "check: installing cargo-deny"; $(CARGO) install --locked cargo-deny; }
+	$(CARGO) deny --log-level error check bans licenses sources
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --quiet --release --no-deps --workspace --document-private-items
+
+install: ## copy what `make build` made to $(DESTDIR)$(PREFIX)
+	@test -x $(RELEASE)/zmachine && test -x $(RELEASE)/zmachine-agent || { echo "install: run make build first" >&2; exit 1; }
+	install -D -m 755 $(RELEASE)/zmachine $(DESTDIR)$(PREFIX)/bin/zmachine
+	install -D -m 755 $(RELEASE)/zmachine-agent $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-agent
+
+uninstall: ## remove what `make install` copied; machines and images stay
+	rm -f $(DESTDIR)$(PREFIX)/bin/zmachine $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-agent
+	rmdir $(DESTDIR)$(PREFIX)/lib/zmachine 2>/dev/null || true
+
+bench: build ## measure: start-up, packing, reading
+	@benches/run $(RELEASE)/zmachine
+
+clean: ## remove what was built and what the demo made
+	$(CARGO) clean
+	rm -rf .demo
