@@ -1,0 +1,103 @@
+//! `kernel.json`: what an installed kernel is. Version 1; a reader refuses a version it does not know.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::KernelError;
+
+/// The version this code writes.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+/// The description of one installed kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// The version of this format: 1.
+    pub version: u32,
+    /// The kernel's name in the library, also its folder's.
+    pub name: String,
+    /// The kernel's release, as `uname -r` prints it in the guest; empty when a bare file did not tell.
+    pub release: String,
+    /// Where it came from, for people: a package's name or a file's path.
+    pub source: String,
+    /// The Debian package it came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<Package>,
+    /// Installed at this time, in seconds since 1970 UTC.
+    pub created_unix: u64,
+    /// SHA-256 in hex of every stored file, by its path below the kernel's folder.
+    pub files: BTreeMap<String, String>,
+    /// The stored modules, each after everything it needs.
+    pub modules: Vec<Module>,
+}
+
+/// A Debian package.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// A stored module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// Its file's name below `modules/`.
+    pub file: String,
+    /// The files it needs loaded before itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
+    /// Whether every container machine loads it at boot; it is in the initramfs then.
+    pub boot: bool,
+}
+
+impl Description {
+    /// Reads `kernel.json` at `path`.
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, KernelError> {
+        let bad = |reason: String| KernelError::BadDescription {
+            path: path.to_owned(),
+            reason,
+        };
+        let value: serde_json::Value = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+        match value.get("version").and_then(serde_json::Value::as_u64) {
+            Some(1) => serde_json::from_value(value).map_err(|e| bad(e.to_string())),
+            Some(other) => Err(bad(format!(
+                "its version is {other}, this program knows version {FORMAT_VERSION}"
+            ))),
+            None => Err(bad("it has no version".into())),
+        }
+    }
+
+    /// The file names of the modules that every container loads at boot, in loading order.
+    pub fn boot_modules(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().filter(|m| m.boot).map(|m| m.file.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOLDEN: &str = include_str!("../tests/golden/kernel-v1.json");
+
+    #[test]
+    fn a_description_written_by_the_first_version_is_read_and_written_unchanged() {
+        let read = Description::parse(GOLDEN, Path::new("kernel.json")).unwrap();
+        assert_eq!(
+            read.boot_modules().collect::<Vec<_>>(),
+            ["failover.ko", "virtio_net.ko"]
+        );
+        assert_eq!(serde_json::to_string_pretty(&read).unwrap() + "\n", GOLDEN);
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_and_named() {
+        let error = Description::parse(r#"{"version": 9}"#, Path::new("k/kernel.json")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "k/kernel.json is not a kernel description: its version is 9, this program knows version 1"
+        );
+    }
+}

@@ -1,0 +1,194 @@
+//! The initramfs of a container machine: the agent as `/init`, the boot's modules, one device node. Nothing else.
+//!
+//! Format: newc cpio (`Documentation/driver-api/early-userspace/buffer-format.rst`), not compressed: it is 2 to 5 MB, and
+//! decompressing inside an emulated guest costs more than reading it.
+//!
+//! ```text
+//! /dev /proc /sys /lib /lib/modules   empty folders, 0755
+//! /dev/console                        character device 5:1, so that init has a standard output from its first moment
+//! /init                               the agent, 0755
+//! /lib/modules/<file>.ko              the modules of the boot
+//! /lib/modules/order                  their file names, one per line, each after everything it needs
+//! ```
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use sha2::{Digest, Sha256};
+use zmachine_sys::file::{self, NewFile};
+
+use crate::error::AtPath;
+use crate::install::hex;
+use crate::{Kernel, KernelError, KernelLibrary};
+
+/// Changes when the layout changes, so that a cached file of an older program is not used.
+const LAYOUT: &str = "zmachine initramfs 1\n";
+/// How many initramfs files are kept per kernel: the one in use, and what older programs on the same home use.
+const KEEP: usize = 3;
+
+impl KernelLibrary {
+    /// The initramfs of `kernel` with the agent binary `agent`: made when it is not there yet. Its name has the first 12 hex
+    /// digits of the SHA-256 over the layout's version and the agent.
+    ///
+    /// # Errors
+    /// When the agent or a module cannot be read, or the file cannot be written.
+    pub fn initramfs(&self, kernel: &Kernel, agent: &Path) -> Result<PathBuf, KernelError> {
+        kernel.initramfs(agent)
+    }
+}
+
+impl Kernel {
+    /// As [`KernelLibrary::initramfs`].
+    ///
+    /// # Errors
+    /// When the agent or a module cannot be read, or the file cannot be written.
+    pub fn initramfs(&self, agent: &Path) -> Result<PathBuf, KernelError> {
+        let init = fs::read(agent).at("read", agent)?;
+        let digest = hex(&Sha256::new().chain_update(LAYOUT).chain_update(&init).finalize());
+        let path = self.dir.join(format!("initramfs-{}.cpio", &digest[..12]));
+        if path.try_exists().at("read", &path)? {
+            return Ok(path);
+        }
+        let mut boot = Vec::new();
+        for name in self.description.boot_modules() {
+            let module = self.dir.join("modules").join(name);
+            boot.push((name, fs::read(&module).at("read", &module)?));
+        }
+        let new = NewFile::create(&self.dir, 0o644)?;
+        new.file().write_all(&archive(&init, &boot)).at("write", &path)?;
+        new.publish_new(&path, true)?;
+        self.prune_initramfs()?;
+        Ok(path)
+    }
+
+    /// Removes the oldest initramfs files beyond [`KEEP`]; a hypervisor that runs has read its one already.
+    fn prune_initramfs(&self) -> Result<(), KernelError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir).at("read", &self.dir)? {
+            let entry = entry.at("read", &self.dir)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("initramfs-") && name.ends_with(".cpio") {
+                let time = entry
+                    .metadata()
+                    .and_then(|m| m.modified())
+                    .unwrap_or(SystemTime::UNIX_EPOCH);
+                found.push((time, entry.path()));
+            }
+        }
+        found.sort();
+        for (_, path) in &found[..found.len().saturating_sub(KEEP)] {
+            file::remove_if_there(path)?;
+        }
+        Ok(())
+    }
+}
+
+/// The whole archive. Pure and reproducible: no times, no owners.
+fn archive(init: &[u8], modules: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    const DIR: u32 = 0o040_755;
+    const FILE: u32 = 0o100_644;
+    let mut cpio = Cpio::default();
+    for dir in ["dev", "proc", "sys", "lib", "lib/modules"] {
+        cpio.entry(dir, DIR, (0, 0), &[]);
+    }
+    cpio.entry("dev/console", 0o020_600, (5, 1), &[]);
+    cpio.entry("init", 0o100_755, (0, 0), init);
+    for (name, content) in modules {
+        cpio.entry(&format!("lib/modules/{name}"), FILE, (0, 0), content);
+    }
+    let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
+    cpio.entry("lib/modules/order", FILE, (0, 0), order.as_bytes());
+    cpio.finish()
+}
+
+#[derive(Default)]
+struct Cpio {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Cpio {
+    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
+        self.entries += 1;
+        let links = if mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
+        // ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor, namesize, check
+        let size = content.len() as u32;
+        let fields = [
+            self.entries,
+            mode,
+            0,
+            0,
+            links,
+            0,
+            size,
+            0,
+            0,
+            device.0,
+            device.1,
+            name.len() as u32 + 1,
+            0,
+        ];
+        self.bytes.extend_from_slice(b"070701");
+        for field in fields {
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, (0, 0), &[]);
+        self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn an_independent_cpio_lists_what_was_written() {
+        let bytes = archive(
+            b"#!agent",
+            &[("failover.ko", vec![1; 5]), ("virtio_net.ko", vec![2; 7])],
+        );
+        let Ok(mut child) = Command::new("busybox")
+            .args(["cpio", "-tv"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+        else {
+            eprintln!("skipped: no busybox on this host");
+            return;
+        };
+        child.stdin.take().unwrap().write_all(&bytes).unwrap();
+        let listed = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        for expected in ["-rwxr-xr-x", "5,   1", "lib/modules/virtio_net.ko", "lib/modules/order"] {
+            assert!(listed.contains(expected), "{expected} in {listed}");
+        }
+    }
+
+    #[test]
+    fn the_order_file_names_the_modules_line_by_line() {
+        let bytes = archive(b"", &[("a.ko", vec![]), ("b.ko", vec![])]);
+        assert!(bytes.windows(10).any(|w| w == b"a.ko\nb.ko\n"));
+    }
+
+    #[test]
+    fn the_same_input_gives_the_same_bytes() {
+        assert_eq!(archive(b"x", &[]), archive(b"x", &[]));
+    }
+}
