@@ -45,7 +45,7 @@ test: build ## every test, the ones with guests included
 
 check: setup ## format, lints, dependencies, layers, documentation, scripts
 	$(CARGO) fmt --all --check
-	for script in scripts/* .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
+	for script in scripts/* examples/*/build benches/run .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
 	$(CARGO) xtask layering
 	$(CARGO) xtask tidy
 	@command -v cargo-deny >/dev/null || { echo "check: installing cargo-deny"; $(CARGO) install --locked cargo-deny; }
