@@ -12,6 +12,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -32,10 +33,10 @@ const VANISHING: Duration = Duration::from_secs(5);
 pub struct TestHome {
     folder: TempDir,
     artifacts: &'static Artifacts,
-    network: Option<NetworkNamespace>,
+    network: Option<Arc<NetworkNamespace>>,
     before: Surroundings,
     // Last, so it is released after everything else is gone.
-    _turn: File,
+    turn: Arc<File>,
 }
 
 impl TestHome {
@@ -49,28 +50,35 @@ impl TestHome {
         reason = "it takes a lock and makes things: nothing a default value does"
     )]
     pub fn new() -> TestHome {
-        let artifacts = artifacts();
-        let turn = take_turn(&artifacts.target);
-        let kernels = artifacts.kernels();
-        let folder = tempfile::Builder::new()
-            .prefix("z")
-            .tempdir_in(PARENT)
-            .expect("a folder in /tmp");
-        let home = folder.path().join("home");
-        // Guests' hypervisors run as other users and must get through.
-        set_mode(folder.path(), 0o755);
-        std::fs::create_dir(&home).expect("the home's folder");
-        let kernels = kernels.canonicalize().expect("the kernels' folder");
-        std::os::unix::fs::symlink(kernels, home.join("kernels")).expect("a link to the kernels");
+        let turn = Arc::new(take_turn(&artifacts().target));
+        let folder = fresh_folder();
         let root = rustix::process::geteuid().is_root();
         let network = root.then(|| NetworkNamespace::new(&format!("zmachine-test-{}", name_of(folder.path()))));
-        let before = Surroundings::look(folder.path(), network.as_ref());
+        TestHome::in_folder(folder, network.map(Arc::new), turn)
+    }
+
+    /// A second home in the same network, for tests of two that must not disturb each other. Drop it before this one.
+    ///
+    /// # Panics
+    /// When it can not be made.
+    #[must_use]
+    pub fn beside(&self) -> TestHome {
+        TestHome::in_folder(fresh_folder(), self.network.clone(), Arc::clone(&self.turn))
+    }
+
+    fn in_folder(folder: TempDir, network: Option<Arc<NetworkNamespace>>, turn: Arc<File>) -> TestHome {
+        let artifacts = artifacts();
+        let kernels = artifacts.kernels().canonicalize().expect("the kernels' folder");
+        let home = folder.path().join("home");
+        std::fs::create_dir(&home).expect("the home's folder");
+        std::os::unix::fs::symlink(kernels, home.join("kernels")).expect("a link to the kernels");
+        let before = Surroundings::look(folder.path(), network.as_deref());
         TestHome {
             folder,
             artifacts,
             network,
             before,
-            _turn: turn,
+            turn,
         }
     }
 
@@ -91,7 +99,7 @@ impl TestHome {
 
     /// The network namespace machines of this home run in; `None` without root.
     pub fn network(&self) -> Option<&NetworkNamespace> {
-        self.network.as_ref()
+        self.network.as_deref()
     }
 
     /// The command `zmachine args...` in this home.
@@ -136,7 +144,7 @@ impl TestHome {
     fn left_after(&self, patience: Duration) -> Vec<String> {
         let deadline = std::time::Instant::now() + patience;
         loop {
-            let left = Surroundings::look(self.folder.path(), self.network.as_ref()).beyond(&self.before);
+            let left = Surroundings::look(self.folder.path(), self.network.as_deref()).beyond(&self.before);
             if left.is_empty() || std::time::Instant::now() >= deadline {
                 return left;
             }
@@ -180,6 +188,17 @@ impl Drop for TestHome {
             panic!("{message}");
         }
     }
+}
+
+/// A folder for one home and what the test makes beside it.
+fn fresh_folder() -> TempDir {
+    let folder = tempfile::Builder::new()
+        .prefix("z")
+        .tempdir_in(PARENT)
+        .expect("a folder in /tmp");
+    // Guests' hypervisors run as other users and must get through.
+    set_mode(folder.path(), 0o755);
+    folder
 }
 
 /// Waits until no other test of this checkout has a home.

@@ -125,9 +125,12 @@ fn loop_devices(folder: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Control groups with the project's name in their path; whose they are shows in the comparison with before.
+/// Empty control groups with the project's name in their path; whose they are shows in the comparison with before. One
+/// with processes in it is somebody else's, or its processes are reported anyway.
 fn control_groups() -> Vec<PathBuf> {
-    let ours = |path: &PathBuf| path.to_string_lossy().contains("zmachine");
+    let empty =
+        |path: &PathBuf| fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|processes| processes.is_empty());
+    let ours = |path: &PathBuf| path.to_string_lossy().contains("zmachine") && empty(path);
     below(Path::new("/sys/fs/cgroup"), CGROUP_DEPTH, &|kind| kind.is_dir())
         .into_iter()
         .filter(ours)
