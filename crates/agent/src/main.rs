@@ -1,3 +1,45 @@
-//! PID 1 of container machines.
+//! PID 1 of container machines: sets the guest up as the host says, runs the entrypoint, and powers off cleanly.
+//!
+//! # Life
+//! ```text
+//! boot      early mounts, kernel modules, the virtio-serial port          (boot, modules, port)
+//! serve     one yamux connection, one task per stream                     (server)
+//!   Configure   disks, overlay root, switch_root, names, network, mounts  (setup)
+//!   Run, Exec   a process and the pump between its pipes and its stream   (process, users)
+//! stop      signals, SIGKILL, sync, unmount, power off                    (shutdown)
+//! ```
+//!
+//! # Invariants
+//! * One thread: a child may be forked at any time, and every `Rc` is enough. (The one exception is the watchdog that
+//!   cuts the power when the very last steps hang.)
+//! * Nothing of the guest is trusted beyond harming itself: guest files are read with a limit and never waited for.
+//! * PID 1 never returns from `main`: every path ends in a power-off, a panic included.
 
-fn main() {}
+mod boot;
+mod capacity;
+mod console;
+mod modules;
+mod pollable;
+mod port;
+mod process;
+mod reaper;
+mod server;
+mod setup;
+mod shutdown;
+mod users;
+
+use std::time::Instant;
+
+fn main() {
+    let started = Instant::now();
+    if std::process::id() != 1 {
+        eprintln!("zmachine-agent is the init of a machine and runs as PID 1 only");
+        std::process::exit(2);
+    }
+    console::report_panics();
+    match boot::boot(started) {
+        Ok(booted) => server::serve(booted),
+        Err(error) => console::error(&format!("boot: {error}")),
+    }
+    shutdown::power_off();
+}

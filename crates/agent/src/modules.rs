@@ -1,0 +1,90 @@
+//! Loads the kernel modules of the initramfs.
+//!
+//! # Layout
+//! `/lib/modules/order` names the files beside it, one per line, in load order. The host computed the order and
+//! unpacked the files: here is no dependency logic and no decompression.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use thiserror::Error;
+
+/// Where the initramfs keeps its modules.
+pub(crate) const MODULES: &str = "/lib/modules";
+
+/// Why a module is not loaded.
+#[derive(Debug, Error)]
+pub(crate) enum ModuleError {
+    /// A file of the initramfs can not be read.
+    #[error("read {path}")]
+    Read { path: PathBuf, source: io::Error },
+    /// The kernel refused the module.
+    #[error("load module {path}: {source}")]
+    Load { path: PathBuf, source: Errno },
+}
+
+/// Loads all modules that `directory/order` names. Without that file there is nothing to load.
+///
+/// # Errors
+/// The first module that can not be read or loaded; one that is there already counts as loaded.
+pub(crate) fn load_all(directory: &Path) -> Result<usize, ModuleError> {
+    let list = directory.join("order");
+    let text = match fs::read_to_string(&list) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(source) => return Err(ModuleError::Read { path: list, source }),
+    };
+    let names = order(&text);
+    for name in &names {
+        load(&directory.join(name))?;
+    }
+    Ok(names.len())
+}
+
+fn load(path: &Path) -> Result<(), ModuleError> {
+    let file = File::open(path).map_err(|source| ModuleError::Read {
+        path: path.into(),
+        source,
+    })?;
+    match rustix::system::finit_module(&file, c"", 0) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(source) => Err(ModuleError::Load {
+            path: path.into(),
+            source,
+        }),
+    }
+}
+
+/// The file names of an order file: blank lines and `#` comments are no names.
+fn order(text: &str) -> Vec<&str> {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_file_is_read_line_by_line_in_its_order() {
+        assert_eq!(order("b.ko\n\n# why\n a.ko \nc.ko"), ["b.ko", "a.ko", "c.ko"]);
+    }
+
+    #[test]
+    fn without_an_order_file_nothing_is_loaded() {
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(load_all(empty.path()).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_module_that_is_named_but_missing_is_an_error_with_its_path() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("order"), "gone.ko\n").unwrap();
+        let error = load_all(directory.path()).unwrap_err();
+        assert!(error.to_string().ends_with("gone.ko"), "{error}");
+    }
+}

@@ -1,0 +1,130 @@
+//! The virtio-serial port to the host: found by its name, opened, and read and written without blocking.
+//!
+//! What the host sends before the port is open waits in the host's socket. A port whose host side is not connected
+//! reads as "at its end" and polls as hung up, so [`open`] waits for the host before the runtime sees the port; from
+//! then on an end means that the host is gone for good.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use futures::io::{AsyncRead, AsyncWrite};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use thiserror::Error;
+use zmachine_agent_protocol::PORT_NAME;
+
+use crate::pollable::Pollable;
+
+/// How long the port may take to appear.
+const APPEAR: Duration = Duration::from_secs(30);
+/// How long the host may take to connect to it.
+const CONNECT: Duration = Duration::from_secs(180);
+/// Pause between two looks: the port is announced by the hypervisor within a few of them.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Why there is no channel to the host.
+#[derive(Debug, Error)]
+pub(crate) enum PortError {
+    /// The machine has no port of that name.
+    #[error("no virtio-serial port {PORT_NAME} after {} s", APPEAR.as_secs())]
+    Missing,
+    /// The port can not be opened.
+    #[error("open {path}: {source}")]
+    Open { path: PathBuf, source: Errno },
+    /// Nobody connected on the host.
+    #[error("the host did not connect to {PORT_NAME} within {} s", CONNECT.as_secs())]
+    NoHost,
+}
+
+/// Waits for the agent's port and its host side, and opens it.
+///
+/// # Errors
+/// [`PortError`]: no port in 30 s, no host in 180 s, or the port is in use.
+pub(crate) fn open() -> Result<OwnedFd, PortError> {
+    let deadline = Instant::now() + APPEAR;
+    let device = loop {
+        if let Some(name) = find(Path::new("/sys/class/virtio-ports"), PORT_NAME) {
+            break Path::new("/dev").join(name);
+        }
+        if Instant::now() > deadline {
+            return Err(PortError::Missing);
+        }
+        sleep(PAUSE);
+    };
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let port =
+        rustix::fs::open(&device, flags, Mode::empty()).map_err(|source| PortError::Open { path: device, source })?;
+    wait_for_host(&port)?;
+    Ok(port)
+}
+
+/// The device name of the port called `wanted`: each port is a folder with a file `name`.
+fn find(class: &Path, wanted: &str) -> Option<String> {
+    let ports = fs::read_dir(class).ok()?;
+    ports.flatten().find_map(|port| {
+        let name = fs::read_to_string(port.path().join("name")).ok()?;
+        (name.trim_end() == wanted).then(|| port.file_name().to_string_lossy().into_owned())
+    })
+}
+
+fn wait_for_host(port: &OwnedFd) -> Result<(), PortError> {
+    let deadline = Instant::now() + CONNECT;
+    loop {
+        let mut fds = [PollFd::new(port, PollFlags::IN)];
+        let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        if !fds[0].revents().contains(PollFlags::HUP) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(PortError::NoHost);
+        }
+        sleep(PAUSE);
+    }
+}
+
+/// The open port as a byte stream.
+#[derive(Debug)]
+pub(crate) struct Port(pub(crate) Pollable);
+
+impl AsyncRead for Port {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.0.poll_read_with(cx, |fd| Ok(rustix::io::read(fd, &mut *buffer)?))
+    }
+}
+
+impl AsyncWrite for Port {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_port_is_found_by_its_name_among_others() {
+        let class = tempfile::tempdir().unwrap();
+        for (device, name) in [("vport1p1", "org.other\n"), ("vport1p2", "org.zmachine.agent.0\n")] {
+            fs::create_dir(class.path().join(device)).unwrap();
+            fs::write(class.path().join(device).join("name"), name).unwrap();
+        }
+        assert_eq!(find(class.path(), PORT_NAME).as_deref(), Some("vport1p2"));
+        assert_eq!(find(class.path(), "org.zmachine"), None);
+    }
+}

@@ -1,0 +1,60 @@
+//! Starts processes of the guest and carries their input and output.
+//!
+//! ```text
+//! Process (wire) ──plan──> Plan: program candidates, C strings, identity      (plan)
+//!                ──stdio─> pipes or a pseudo terminal                          (stdio)
+//!                ──fork──> pid, or why the program does not run                (spawn)
+//!                ──pump──> frames of the stream until `Exited`                 (pump)
+//! ```
+
+mod plan;
+mod pump;
+mod spawn;
+mod stdio;
+
+use rustix::io::Errno;
+use thiserror::Error;
+use zmachine_agent_protocol::ErrorKind;
+
+use crate::users::UserError;
+pub(crate) use plan::Plan;
+pub(crate) use pump::Session;
+pub(crate) use spawn::{Namespaces, Started, start};
+pub(crate) use stdio::{AgentSide, open as open_stdio};
+
+/// Why a process does not run.
+#[derive(Debug, Error)]
+pub(crate) enum StartError {
+    /// An argument or variable can not be passed to a program.
+    #[error("{what} can not be passed to a program")]
+    Unusable { what: String },
+    /// Nobody to run as.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// The program is nowhere.
+    #[error("{program}: not found")]
+    NotFound { program: String },
+    /// The program is there.
+    #[error("{program}: {reason}")]
+    NotExecutable { program: String, reason: String },
+    /// The working directory can not be entered.
+    #[error("working directory {path}: {source}")]
+    WorkingDirectory { path: String, source: Errno },
+    /// A step before the program failed.
+    #[error("{step}: {source}")]
+    Step { step: &'static str, source: Errno },
+}
+
+impl StartError {
+    /// The class of the failure on the wire.
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            StartError::Unusable { .. } => ErrorKind::BadRequest,
+            StartError::User(UserError::Read { .. }) | StartError::Step { .. } => ErrorKind::Internal,
+            StartError::User(_) => ErrorKind::UnknownUser,
+            StartError::NotFound { .. } => ErrorKind::CommandNotFound,
+            StartError::NotExecutable { .. } => ErrorKind::CommandNotExecutable,
+            StartError::WorkingDirectory { .. } => ErrorKind::WorkingDirectory,
+        }
+    }
+}

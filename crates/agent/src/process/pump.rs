@@ -1,0 +1,376 @@
+//! Carries one process's input and output over its stream.
+//!
+//! # Invariants
+//! * Memory is bounded: one piece of output is on its way at a time, and input is read from the stream only while less
+//!   than [`INPUT_LIMIT`] waits for the process. Everything else waits in pipes and in yamux's windows.
+//! * `Exited` is the last frame. What the process itself wrote comes before it; what children that live on write is
+//!   waited for only briefly.
+//! * A host that closes the stream early ends its own interest, not the process: a terminal hangs up, a pipe ends, and
+//!   the output is drained to nowhere.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::{Either, select};
+use futures::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use rustix::termios::{SpecialCodeIndex, tcgetattr};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use zmachine_agent_protocol::{ExitStatus, Frame, FrameDecoder, Input, MAX_DATA, Reply};
+
+use super::Started;
+use super::stdio::{AgentSide, resize};
+use crate::pollable::Pollable;
+use crate::reaper::Reaper;
+
+/// Input that may wait in the agent for a process that does not read, in bytes.
+const INPUT_LIMIT: usize = 256 * 1024;
+/// How long the agent waits for more output of children that outlive the process.
+const QUIET: Duration = Duration::from_millis(100);
+/// The most it waits for them in all.
+const LINGER: Duration = Duration::from_secs(1);
+/// How long a host that closed its side may take to read what it still gets.
+const STALL: Duration = Duration::from_secs(5);
+/// How long the host may take to close a stream after `Exited`.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// A process and the stream it belongs to.
+pub(crate) struct Session {
+    /// The stream, past its request.
+    pub(crate) stream: yamux::Stream,
+    /// Bytes read with the request.
+    pub(crate) decoder: FrameDecoder,
+    /// The process.
+    pub(crate) process: Started,
+    /// Its streams.
+    pub(crate) side: AgentSide,
+    /// Who signals it.
+    pub(crate) reaper: Rc<Reaper>,
+}
+
+impl Session {
+    /// Runs until the process is gone, `Exited` is sent, and the host has closed the stream or 5 s have passed.
+    pub(crate) async fn run(self) {
+        let Session {
+            stream,
+            decoder,
+            process,
+            side,
+            reaper,
+        } = self;
+        let (pid, exited) = (process.pid, process.exited);
+        let (read, write) = stream.split();
+        let host = Notify::new();
+        let Ok((sources, feed)) = split(side) else {
+            // No descriptors left for the runtime: the process loses its streams, and the host is told the end.
+            return finish(write, exited.await).await;
+        };
+        let typed = Typed {
+            stream: read,
+            decoder,
+            waiting: VecDeque::new(),
+            ended: false,
+            feed,
+            pid,
+            reaper: &reaper,
+        };
+        let input = pin!(typed.carry(&host));
+        let output = pin!(
+            Output {
+                stream: Some(write),
+                sources,
+                host: &host
+            }
+            .carry(exited)
+        );
+        match select(output, input).await {
+            Either::Left(((), input)) => drop(timeout(GOODBYE, input).await),
+            Either::Right(((), output)) => output.await,
+        }
+    }
+}
+
+async fn finish(mut stream: WriteHalf<yamux::Stream>, status: Result<ExitStatus, oneshot::error::RecvError>) {
+    // The reaper lives as long as the machine, so the sender is never dropped.
+    let status = status.unwrap_or(ExitStatus::Code(255));
+    let _ = stream
+        .write_all(&Frame::message(&Reply::Exited(status)).to_bytes())
+        .await;
+    let _ = stream.close().await;
+}
+
+/// Where output comes from.
+struct Source {
+    fd: Rc<Pollable>,
+    frame: fn(Vec<u8>) -> Frame,
+    /// Bytes that were there when the process ended: they are its own and all sent.
+    owed: usize,
+}
+
+/// Where input goes.
+enum Feed {
+    Pipe(Option<Pollable>),
+    Terminal { master: Rc<Pollable>, input: bool },
+}
+
+fn split(side: AgentSide) -> io::Result<(Vec<Source>, Feed)> {
+    match side {
+        AgentSide::Pipes { stdin, stdout, stderr } => {
+            let sources = vec![
+                Source {
+                    fd: Rc::new(Pollable::new(stdout)?),
+                    frame: Frame::Stdout,
+                    owed: 0,
+                },
+                Source {
+                    fd: Rc::new(Pollable::new(stderr)?),
+                    frame: Frame::Stderr,
+                    owed: 0,
+                },
+            ];
+            Ok((sources, Feed::Pipe(stdin.map(Pollable::new).transpose()?)))
+        }
+        AgentSide::Terminal { master, input } => {
+            let master = Rc::new(Pollable::new(master)?);
+            let source = Source {
+                fd: Rc::clone(&master),
+                frame: Frame::Stdout,
+                owed: 0,
+            };
+            Ok((vec![source], Feed::Terminal { master, input }))
+        }
+    }
+}
+
+/// The way out.
+struct Output<'a> {
+    /// `None` once nobody reads: the output is then drained to nowhere.
+    stream: Option<WriteHalf<yamux::Stream>>,
+    sources: Vec<Source>,
+    host: &'a Notify,
+}
+
+enum Event {
+    Data(usize),
+    Exited(ExitStatus),
+    Done,
+}
+
+impl Output<'_> {
+    async fn carry(mut self, exited: oneshot::Receiver<ExitStatus>) {
+        let mut exited = Some(exited);
+        let mut status = ExitStatus::Code(255);
+        let mut buffer = Vec::with_capacity(MAX_DATA);
+        let mut encoded = Vec::new();
+        let mut last_call = None;
+        let mut quiet = pin!(sleep(QUIET));
+        loop {
+            let event = poll_fn(|cx| self.poll_event(cx, &mut exited, &mut buffer, quiet.as_mut())).await;
+            match event {
+                Event::Data(index) => {
+                    let source = &mut self.sources[index];
+                    source.owed = source.owed.saturating_sub(buffer.len());
+                    let frame = (source.frame)(std::mem::take(&mut buffer));
+                    encoded.clear();
+                    frame.encode(&mut encoded);
+                    if let Frame::Stdout(data) | Frame::Stderr(data) = frame {
+                        buffer = data;
+                        buffer.clear();
+                    }
+                    self.send(&encoded).await;
+                    quiet.as_mut().reset(Instant::now() + QUIET);
+                    let owed = self.sources.iter().any(|source| source.owed > 0);
+                    if !owed && last_call.is_some_and(|end| Instant::now() > end) {
+                        break;
+                    }
+                }
+                Event::Exited(ended) => {
+                    status = ended;
+                    last_call = Some(Instant::now() + LINGER);
+                    quiet.as_mut().reset(Instant::now() + QUIET);
+                    for source in &mut self.sources {
+                        source.owed = rustix::io::ioctl_fionread(source.fd.as_fd()).unwrap_or(0) as usize;
+                    }
+                }
+                Event::Done => break,
+            }
+        }
+        if let Some(stream) = self.stream.take() {
+            finish(stream, Ok(status)).await;
+        }
+    }
+
+    /// The exit first: a child that writes for ever must not hide it.
+    fn poll_event(
+        &mut self,
+        cx: &mut Context<'_>,
+        exited: &mut Option<oneshot::Receiver<ExitStatus>>,
+        buffer: &mut Vec<u8>,
+        quiet: Pin<&mut Sleep>,
+    ) -> Poll<Event> {
+        if let Some(receiver) = exited
+            && let Poll::Ready(status) = Pin::new(receiver).poll(cx)
+        {
+            *exited = None;
+            return Poll::Ready(Event::Exited(status.unwrap_or(ExitStatus::Code(255))));
+        }
+        let mut index = 0;
+        while index < self.sources.len() {
+            match self.sources[index].fd.poll_read_into(cx, buffer) {
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    // The other stream goes first next time.
+                    let last = self.sources.len() - 1;
+                    self.sources.swap(index, last);
+                    return Poll::Ready(Event::Data(last));
+                }
+                // The end of a pipe; a terminal whose last user is gone reads as EIO.
+                Poll::Ready(_) => drop(self.sources.remove(index)),
+                Poll::Pending => index += 1,
+            }
+        }
+        if exited.is_none() && (self.sources.is_empty() || quiet.poll(cx).is_ready()) {
+            return Poll::Ready(Event::Done);
+        }
+        Poll::Pending
+    }
+
+    async fn send(&mut self, bytes: &[u8]) {
+        let Some(stream) = &mut self.stream else { return };
+        let host = self.host;
+        let write = pin!(stream.write_all(bytes));
+        let given_up = pin!(async {
+            host.notified().await;
+            sleep(STALL).await;
+        });
+        let sent = match select(write, given_up).await {
+            Either::Left((result, _)) => result.is_ok(),
+            Either::Right(_) => {
+                // Others may ask as well.
+                host.notify_one();
+                false
+            }
+        };
+        if !sent {
+            self.stream = None;
+        }
+    }
+}
+
+/// The way in.
+struct Typed<'a> {
+    stream: ReadHalf<yamux::Stream>,
+    decoder: FrameDecoder,
+    /// Read from the stream, not yet taken by the process.
+    waiting: VecDeque<u8>,
+    /// The host said that this was all.
+    ended: bool,
+    feed: Feed,
+    pid: i32,
+    reaper: &'a Reaper,
+}
+
+impl Typed<'_> {
+    /// Runs until the host closes its side.
+    async fn carry(mut self, host: &Notify) {
+        let mut buffer = vec![0; 16 * 1024];
+        // Frames that came with the request.
+        if self.take_frames().is_ok() {
+            poll_fn(|cx| self.poll(cx, &mut buffer)).await;
+        }
+        match &mut self.feed {
+            Feed::Pipe(pipe) => *pipe = None,
+            Feed::Terminal { .. } => drop(self.reaper.signal(self.pid, libc::SIGHUP)),
+        }
+        host.notify_one();
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<()> {
+        loop {
+            self.poll_feed(cx);
+            if self.waiting.len() >= INPUT_LIMIT {
+                return Poll::Pending;
+            }
+            match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(count)) if count > 0 => self.decoder.push(&buffer[..count]),
+                Poll::Ready(_) => return Poll::Ready(()),
+            }
+            if self.take_frames().is_err() {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    fn take_frames(&mut self) -> Result<(), zmachine_agent_protocol::FrameError> {
+        while let Some(frame) = self.decoder.next_frame()? {
+            match frame {
+                Frame::Stdin(bytes) if self.accepts_input() => self.waiting.extend(bytes),
+                Frame::StdinEof => self.ended = true,
+                Frame::Message(_) => match frame.parse()? {
+                    Input::Resize(size) => {
+                        if let Feed::Terminal { master, .. } = &self.feed {
+                            let _ = resize(master.as_fd(), size);
+                        }
+                    }
+                    Input::Signal(signal) => drop(self.reaper.signal(self.pid, signal)),
+                },
+                // Input nobody asked for, or output in the wrong direction.
+                Frame::Stdin(_) | Frame::Stdout(_) | Frame::Stderr(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn accepts_input(&self) -> bool {
+        !self.ended && matches!(&self.feed, Feed::Pipe(Some(_)) | Feed::Terminal { input: true, .. })
+    }
+
+    /// Writes what fits; at the end of the input closes the pipe, or types the terminal's end-of-file character.
+    fn poll_feed(&mut self, cx: &mut Context<'_>) {
+        loop {
+            let target = match &self.feed {
+                Feed::Pipe(Some(pipe)) => pipe,
+                Feed::Pipe(None) => return self.waiting.clear(),
+                Feed::Terminal { master, .. } => master,
+            };
+            if self.waiting.is_empty() {
+                return self.end_feed();
+            }
+            match target.poll_write(cx, self.waiting.as_slices().0) {
+                Poll::Pending => return,
+                Poll::Ready(Ok(count)) => drop(self.waiting.drain(..count)),
+                Poll::Ready(Err(_)) => {
+                    // The process closed its input: what comes is for nobody.
+                    self.waiting.clear();
+                    match &mut self.feed {
+                        Feed::Pipe(pipe) => *pipe = None,
+                        Feed::Terminal { input, .. } => *input = false,
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn end_feed(&mut self) {
+        if !self.ended {
+            return;
+        }
+        match &mut self.feed {
+            Feed::Pipe(pipe) => *pipe = None,
+            Feed::Terminal { master, input } => {
+                if std::mem::take(input)
+                    && let Ok(attributes) = tcgetattr(master.as_fd())
+                {
+                    self.waiting.push_back(attributes.special_codes[SpecialCodeIndex::VEOF]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Fork and exec.
+//!
+//! # Invariants
+//! The agent has one thread, so the child may run any code; it still allocates nothing and only makes system calls.
+//! A pipe that closes on exec carries the step and errno of a failure: a process that could not become its program is
+//! reported as an error, never as an exit status.
+
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::future::poll_fn;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::ptr::null;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{PidfdFlags, Resource, Rlimit};
+use tokio::sync::oneshot;
+use zmachine_agent_protocol::ExitStatus;
+
+use super::stdio::ChildSide;
+use super::{Plan, StartError};
+use crate::pollable::Pollable;
+use crate::reaper::Reaper;
+
+/// Soft limit of open files of a process, as systemd and login shells have it: programs loop up to it.
+const SOFT_OPEN_FILES: u64 = 1024;
+
+/// Where a process lives.
+#[derive(Debug)]
+pub(crate) enum Namespaces {
+    /// With the agent.
+    Shared,
+    /// As PID 1 of namespaces of its own.
+    New,
+    /// In the namespaces of this process (a pid of the agent's namespace).
+    Join(i32),
+}
+
+/// A running process.
+#[derive(Debug)]
+pub(crate) struct Started {
+    /// Its id in the agent's namespace.
+    pub(crate) pid: i32,
+    /// Resolves when it is reaped.
+    pub(crate) exited: oneshot::Receiver<ExitStatus>,
+}
+
+/// The step of a child that failed; the byte on the error pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Step {
+    Session,
+    Namespace,
+    Stdio,
+    Terminal,
+    Groups,
+    User,
+    Directory,
+    NotFound,
+    Execute,
+}
+
+/// Starts `plan` on `stdio`.
+///
+/// # Errors
+/// [`StartError`] when no process could be made, or it failed before it became its program.
+pub(crate) async fn start(
+    plan: &Plan,
+    stdio: ChildSide,
+    namespaces: &Namespaces,
+    proc: &OwnedFd,
+    reaper: &Reaper,
+) -> Result<Started, StartError> {
+    let at = |step| move |source| StartError::Step { step, source };
+    let (errors, report) = pipe_with(PipeFlags::CLOEXEC).map_err(at("open the error pipe"))?;
+    let joined = match namespaces {
+        Namespaces::Join(pid) => Some(pidfd(*pid).map_err(at("find the container's namespaces"))?),
+        Namespaces::Shared | Namespaces::New => None,
+    };
+    let arguments = pointers(&plan.arguments);
+    let environment = pointers(&plan.environment);
+    let child = Child {
+        plan,
+        arguments: &arguments,
+        environment: &environment,
+        stdio: &stdio,
+        report: report.as_fd(),
+        proc: proc.as_fd(),
+        own_proc: matches!(namespaces, Namespaces::New),
+        join_mounts: joined.as_ref().map(AsFd::as_fd),
+    };
+    let pid = fork_into(&child, namespaces, proc).map_err(at("fork"))?;
+    let exited = reaper.watch(pid);
+    drop(stdio);
+    drop(report);
+    match verdict(errors).await {
+        None => Ok(Started { pid, exited }),
+        Some((step, errno)) => Err(explain(plan, step, errno)),
+    }
+}
+
+fn pidfd(pid: i32) -> Result<OwnedFd, Errno> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty())
+}
+
+fn pointers(strings: &[std::ffi::CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([null()]).collect()
+}
+
+/// Forks; for a joined PID namespace the agent's future children are sent there for the moment of the fork.
+fn fork_into(child: &Child<'_>, namespaces: &Namespaces, proc: &OwnedFd) -> Result<i32, Errno> {
+    let Some(target) = child.join_mounts else {
+        let flags = match namespaces {
+            Namespaces::New => libc::CLONE_NEWPID | libc::CLONE_NEWNS,
+            Namespaces::Shared | Namespaces::Join(_) => 0,
+        };
+        return fork(child, flags);
+    };
+    let own = rustix::fs::openat(proc, "self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    set_namespace(target, libc::CLONE_NEWPID)?;
+    let forked = fork(child, 0);
+    set_namespace(own.as_fd(), libc::CLONE_NEWPID)?;
+    forked
+}
+
+fn set_namespace(of: BorrowedFd<'_>, kind: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: setns takes a descriptor and a number; no memory is involved.
+    check(unsafe { libc::setns(of.as_raw_fd(), kind) })
+}
+
+fn fork(child: &Child<'_>, flags: libc::c_int) -> Result<i32, Errno> {
+    let flags = (flags | libc::SIGCHLD) as libc::c_long;
+    // SAFETY: without CLONE_VM and with no stack this is fork: the child continues on a copy of everything, and as the
+    // agent has one thread, no lock in that copy is held. The child never returns from `run`.
+    unsafe {
+        match libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) {
+            -1 => Err(last_errno()),
+            0 => child.run(),
+            pid => Ok(pid as i32),
+        }
+    }
+}
+
+/// Reads the error pipe to its end: nothing means that the program runs.
+async fn verdict(errors: OwnedFd) -> Option<(u8, Errno)> {
+    let errors = Pollable::new(errors).ok()?;
+    let mut report = Vec::with_capacity(8);
+    while report.len() < 5 {
+        match poll_fn(|cx| errors.poll_read_into(cx, &mut report)).await {
+            Ok(0) | Err(_) => return None,
+            Ok(_) => {}
+        }
+    }
+    let code = i32::from_ne_bytes(report[1..5].try_into().ok()?);
+    Some((report[0], Errno::from_raw_os_error(code)))
+}
+
+fn explain(plan: &Plan, step: u8, errno: Errno) -> StartError {
+    let known = |wanted: Step| step == wanted as u8;
+    let program = plan.program();
+    if known(Step::NotFound) {
+        return StartError::NotFound { program };
+    }
+    if known(Step::Execute) {
+        let reason = match errno {
+            // The file is there, so what is missing is its interpreter or loader.
+            Errno::NOENT | Errno::NOTDIR => "its interpreter is not found".into(),
+            errno => errno.to_string(),
+        };
+        return StartError::NotExecutable { program, reason };
+    }
+    if known(Step::Directory) {
+        let path = plan.directory.to_string_lossy().into_owned();
+        return StartError::WorkingDirectory { path, source: errno };
+    }
+    let names = [
+        (Step::Session, "make a session"),
+        (Step::Namespace, "enter the namespaces"),
+        (Step::Stdio, "connect the standard streams"),
+        (Step::Terminal, "take the terminal"),
+        (Step::Groups, "set the groups"),
+    ];
+    let step = names
+        .iter()
+        .find(|(step, _)| known(*step))
+        .map_or("set the user", |(_, name)| name);
+    StartError::Step { step, source: errno }
+}
+
+/// What the child sees.
+struct Child<'a> {
+    plan: &'a Plan,
+    arguments: &'a [*const libc::c_char],
+    environment: &'a [*const libc::c_char],
+    stdio: &'a ChildSide,
+    report: BorrowedFd<'a>,
+    proc: BorrowedFd<'a>,
+    own_proc: bool,
+    join_mounts: Option<BorrowedFd<'a>>,
+}
+
+impl Child<'_> {
+    /// Becomes the program, or reports why not and exits.
+    fn run(&self) -> ! {
+        let (step, errno) = match self.become_program() {
+            Ok(never) => match never {},
+            Err(failure) => failure,
+        };
+        let mut report = [0u8; 5];
+        report[0] = step as u8;
+        report[1..].copy_from_slice(&errno.raw_os_error().to_ne_bytes());
+        let _ = rustix::io::write(self.report, &report);
+        // SAFETY: _exit ends the child without running anything of the copied agent.
+        unsafe { libc::_exit(127) }
+    }
+
+    fn become_program(&self) -> Result<std::convert::Infallible, (Step, Errno)> {
+        reset_signals();
+        rustix::process::setsid().map_err(|errno| (Step::Session, errno))?;
+        self.reset_limits();
+        self.enter_namespaces().map_err(|errno| (Step::Namespace, errno))?;
+        self.connect_stdio().map_err(|errno| (Step::Stdio, errno))?;
+        if self.stdio.terminal {
+            // SAFETY: TIOCSCTTY takes an integer argument.
+            check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }).map_err(|errno| (Step::Terminal, errno))?;
+        }
+        if self.plan.make_directory {
+            make_all(&self.plan.directory);
+        }
+        self.drop_privileges()?;
+        rustix::process::chdir(self.plan.directory.as_c_str()).map_err(|errno| (Step::Directory, errno))?;
+        // SAFETY: marks descriptors to be closed by exec; none is used by number after it but the report pipe, which is
+        // open until then.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        Err(self.execute())
+    }
+
+    fn reset_limits(&self) {
+        let score = rustix::fs::openat(
+            self.proc,
+            "self/oom_score_adj",
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        if let Ok(score) = score {
+            let _ = rustix::io::write(&score, b"0");
+        }
+        let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
+        let _ = rustix::process::setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: Some(SOFT_OPEN_FILES),
+                maximum: hard,
+            },
+        );
+    }
+
+    fn enter_namespaces(&self) -> Result<(), Errno> {
+        if let Some(target) = self.join_mounts {
+            set_namespace(target, libc::CLONE_NEWNS)?;
+        }
+        if self.own_proc {
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", private)?;
+            let _ = rustix::mount::unmount("/proc", UnmountFlags::DETACH);
+            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            rustix::mount::mount(c"proc", c"/proc", c"proc", flags, None)?;
+        }
+        Ok(())
+    }
+
+    fn connect_stdio(&self) -> Result<(), Errno> {
+        // The agent's descriptors 0 to 2 are open, so none of ours is one of them and the order does not matter.
+        let sides = [&self.stdio.stdin, &self.stdio.stdout, &self.stdio.stderr];
+        for (target, source) in sides.iter().enumerate() {
+            // SAFETY: dup2 takes two numbers; both are valid descriptors of the child.
+            check(unsafe { libc::dup2(source.as_raw_fd(), target as RawFd) })?;
+        }
+        Ok(())
+    }
+
+    fn drop_privileges(&self) -> Result<(), (Step, Errno)> {
+        let identity = &self.plan.identity;
+        // SAFETY: the pointer and length are of a live vector; the raw calls change this process only, which has one
+        // thread.
+        unsafe {
+            check(libc::syscall(libc::SYS_setgroups, identity.groups.len(), identity.groups.as_ptr()) as libc::c_int)
+                .map_err(|errno| (Step::Groups, errno))?;
+            check(libc::syscall(libc::SYS_setresgid, identity.gid, identity.gid, identity.gid) as libc::c_int)
+                .map_err(|errno| (Step::Groups, errno))?;
+            check(libc::syscall(libc::SYS_setresuid, identity.uid, identity.uid, identity.uid) as libc::c_int)
+                .map_err(|errno| (Step::User, errno))
+        }
+    }
+
+    /// Tries the candidates; the answer is why none runs. Missing files are passed over, and a file that is there but
+    /// can not run is only named when no later one does.
+    fn execute(&self) -> (Step, Errno) {
+        let mut refused = None;
+        for candidate in &self.plan.candidates {
+            // SAFETY: path, argument and environment pointers are NUL-terminated strings of `plan`, and both lists end
+            // with a null pointer.
+            unsafe { libc::execve(candidate.as_ptr(), self.arguments.as_ptr(), self.environment.as_ptr()) };
+            let errno = last_errno();
+            let missing = matches!(errno, Errno::NOENT | Errno::NOTDIR) && !is_there(candidate);
+            if !missing && refused.is_none() {
+                refused = Some(errno);
+            }
+            if !missing && errno != Errno::ACCESS {
+                break;
+            }
+        }
+        refused.map_or((Step::NotFound, Errno::NOENT), |errno| (Step::Execute, errno))
+    }
+}
+
+fn is_there(path: &CStr) -> bool {
+    rustix::fs::stat(path).is_ok()
+}
+
+/// `mkdir -p` without allocation: what fails shows when the directory is entered.
+fn make_all(path: &CStr) {
+    let mut part = [0u8; 4096];
+    let bytes = path.to_bytes();
+    if bytes.len() >= part.len() {
+        return;
+    }
+    for end in (1..=bytes.len()).filter(|&end| end == bytes.len() || bytes[end] == b'/') {
+        part[..end].copy_from_slice(&bytes[..end]);
+        part[end] = 0;
+        if let Ok(part) = CStr::from_bytes_until_nul(&part) {
+            let _ = rustix::fs::mkdir(part, Mode::from_raw_mode(0o755));
+        }
+    }
+}
+
+/// Default dispositions and an empty mask: ignored and blocked signals would be inherited through exec.
+fn reset_signals() {
+    // SAFETY: SIG_DFL is valid for every signal; numbers that can not be changed are refused by the kernel without
+    // effect. `set` is initialised by sigemptyset before it is read.
+    unsafe {
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+    }
+}
+
+fn check(result: libc::c_int) -> Result<(), Errno> {
+    if result < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+}

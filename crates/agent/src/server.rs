@@ -1,0 +1,353 @@
+//! The agent at work: one yamux connection, one task per stream, and the state they share.
+//!
+//! # Invariants
+//! The state only goes forward: fresh, configured, running, stopping. A request that does not fit it is answered
+//! with `BadRequest` and changes nothing.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Builder;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{LocalSet, spawn_local};
+use yamux::{Config, Connection, Mode};
+use zmachine_agent_protocol::{
+    AgentError, BootConfig, ErrorKind, Frame, FrameDecoder, PROTOCOL_VERSION, Process, Reply, Request,
+};
+
+use crate::boot::{Booted, Phases};
+use crate::pollable::Pollable;
+use crate::port::Port;
+use crate::process::{AgentSide, Namespaces, Plan, Session, StartError, Started, open_stdio, start};
+use crate::reaper::Reaper;
+use crate::setup::{self, Writable};
+use crate::shutdown::{self, Stop};
+use crate::{capacity, console, users};
+
+/// Streams open at once; yamux gives up the connection beyond it.
+const STREAMS: usize = 4096;
+/// yamux's window of a stream in bytes (its specification's default); no more is granted, so memory stays bounded.
+const WINDOW: usize = 256 * 1024;
+/// The largest piece yamux cuts a write into.
+const PIECE: usize = 32 * 1024;
+/// How long the host may take to send a request on a stream it opened.
+const REQUEST: Duration = Duration::from_secs(60);
+
+/// Where the machine is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Fresh,
+    Configured,
+    /// The entrypoint was started; its pid.
+    Running(i32),
+    Broken,
+    Stopping,
+}
+
+/// What all streams share.
+pub(crate) struct Agent {
+    pub(crate) reaper: Rc<Reaper>,
+    pub(crate) proc: OwnedFd,
+    state: Cell<State>,
+    /// The entrypoint has namespaces of its own.
+    private: Cell<bool>,
+    /// Processes at a terminal.
+    terminals: RefCell<Vec<i32>>,
+    phases: RefCell<Option<Phases>>,
+    writable: RefCell<Vec<Writable>>,
+    stops: mpsc::UnboundedSender<Stop>,
+    /// The stream of the entrypoint, while it is served.
+    serving: Cell<bool>,
+    served: Notify,
+}
+
+/// Serves the host until the machine has stopped; the power-off is the caller's.
+pub(crate) fn serve(booted: Booted) {
+    let runtime = match Builder::new_current_thread().enable_io().enable_time().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return console::error(&format!("start the runtime: {error}")),
+    };
+    LocalSet::new().block_on(&runtime, async {
+        let (stops, mut stopped) = mpsc::unbounded_channel();
+        let agent = Rc::new(Agent::new(booted.proc, booted.phases, stops));
+        let reaper = Rc::clone(&agent.reaper);
+        spawn_local(async move {
+            if let Err(error) = reaper.run().await {
+                console::error(&format!("wait for children: {error}"));
+            }
+        });
+        match Pollable::new(booted.port) {
+            Ok(port) => drop(spawn_local(connection(Port(port), Rc::clone(&agent)))),
+            Err(error) => return console::error(&format!("watch the port: {error}")),
+        }
+        let first = stopped.recv().await.unwrap_or(Stop::HostGone);
+        shutdown::stop(&agent, first, &mut stopped).await;
+    });
+}
+
+/// Accepts streams until the host is gone.
+async fn connection(port: Port, agent: Rc<Agent>) {
+    let mut config = Config::default();
+    config.set_max_connection_receive_window(Some(STREAMS * WINDOW));
+    config.set_max_num_streams(STREAMS);
+    config.set_split_send_size(PIECE);
+    let mut connection = Connection::new(port, config, Mode::Server);
+    let reason = loop {
+        match poll_fn(|cx| connection.poll_next_inbound(cx)).await {
+            Some(Ok(stream)) => drop(spawn_local(Rc::clone(&agent).stream(stream))),
+            Some(Err(error)) => break error.to_string(),
+            None => break "closed".into(),
+        }
+    };
+    console::info(&format!("the host is gone: {reason}"));
+    agent.request_stop(Stop::HostGone);
+}
+
+impl Agent {
+    fn new(proc: OwnedFd, phases: Phases, stops: mpsc::UnboundedSender<Stop>) -> Self {
+        Agent {
+            reaper: Rc::default(),
+            proc,
+            state: Cell::new(State::Fresh),
+            private: Cell::new(false),
+            terminals: RefCell::default(),
+            phases: RefCell::new(Some(phases)),
+            writable: RefCell::default(),
+            stops,
+            serving: Cell::new(false),
+            served: Notify::new(),
+        }
+    }
+
+    fn request_stop(&self, stop: Stop) {
+        // Nobody listens any more when the machine is about to lose its power.
+        let _ = self.stops.send(stop);
+    }
+
+    /// The machine stops: no new processes from here on. Returns the entrypoint's pid if one was started.
+    pub(crate) fn begin_stop(&self) -> Option<i32> {
+        match self.state.replace(State::Stopping) {
+            State::Running(pid) => Some(pid),
+            _ => None,
+        }
+    }
+
+    /// Resolves when the entrypoint's stream has got everything and is closed, or was never opened.
+    pub(crate) async fn entrypoint_served(&self) {
+        while self.serving.get() {
+            self.served.notified().await;
+        }
+    }
+
+    /// Pids of processes that have a terminal; some may be gone.
+    pub(crate) fn at_terminals(&self) -> Vec<i32> {
+        self.terminals.borrow().clone()
+    }
+
+    /// The file systems to make read-only at the end.
+    pub(crate) fn take_writable(&self) -> Vec<Writable> {
+        self.writable.take()
+    }
+
+    async fn stream(self: Rc<Self>, mut stream: yamux::Stream) {
+        let mut decoder = FrameDecoder::new();
+        let frame = match tokio::time::timeout(REQUEST, first_frame(&mut stream, &mut decoder)).await {
+            Ok(Ok(Some(frame))) => frame,
+            // The host closed without a word, or is out of step: there is nobody to answer.
+            _ => return,
+        };
+        let request = match frame.parse::<Request>() {
+            Ok(request) => request,
+            Err(error) => return answer(stream, failure(ErrorKind::BadRequest, error)).await,
+        };
+        match request {
+            Request::Configure(config) => {
+                let reply = self.configure(&config);
+                answer(stream, reply).await;
+            }
+            Request::Run(process) => self.run(process, stream, decoder).await,
+            Request::Exec(process) => self.exec(process, stream, decoder).await,
+            Request::Signal { signal } => answer(stream, self.signal(signal)).await,
+            Request::Shutdown { signal, grace_ms } => {
+                answer(stream, Reply::Done).await;
+                self.request_stop(Stop::Requested {
+                    signal,
+                    grace: Duration::from_millis(grace_ms),
+                });
+            }
+            Request::Ping => answer(stream, Reply::Done).await,
+            Request::Capacity => {
+                let measured = capacity::measure(&self.proc);
+                answer(
+                    stream,
+                    measured.map_or_else(|error| failure(ErrorKind::Internal, error), Reply::Capacity),
+                )
+                .await;
+            }
+        }
+    }
+
+    fn configure(&self, config: &BootConfig) -> Reply {
+        if config.protocol != PROTOCOL_VERSION {
+            let text = format!(
+                "the host speaks protocol {}, the agent {PROTOCOL_VERSION}",
+                config.protocol
+            );
+            return failure(ErrorKind::BadRequest, text);
+        }
+        let phases = self.phases.borrow_mut().take();
+        let (State::Fresh, Some(mut phases)) = (self.state.get(), phases) else {
+            return failure(ErrorKind::BadRequest, "the machine is configured already");
+        };
+        phases.end("host");
+        match setup::configure(config, &mut phases) {
+            Ok(outcome) => {
+                self.state.set(State::Configured);
+                self.writable.replace(outcome.writable);
+                let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+                let (phases, warnings) = (phases.into_vec(), outcome.warnings);
+                Reply::Configured {
+                    protocol: PROTOCOL_VERSION,
+                    kernel,
+                    phases,
+                    warnings,
+                }
+            }
+            Err(error) => {
+                console::error(&error.to_string());
+                self.state.set(State::Broken);
+                failure(ErrorKind::Setup, error)
+            }
+        }
+    }
+
+    fn signal(&self, signal: i32) -> Reply {
+        let State::Running(pid) = self.state.get() else {
+            return failure(ErrorKind::BadRequest, "no entrypoint is running");
+        };
+        match self.reaper.signal(pid, signal) {
+            Ok(()) => Reply::Done,
+            Err(error) => failure(ErrorKind::BadRequest, format!("signal {signal}: {error}")),
+        }
+    }
+
+    async fn run(self: Rc<Self>, process: Process, stream: yamux::Stream, decoder: FrameDecoder) {
+        let refusal = match self.state.get() {
+            State::Configured if !self.serving.get() => None,
+            State::Configured | State::Running(_) => Some(bad_request("the entrypoint was started already")),
+            State::Fresh | State::Broken => Some(bad_request("the machine is not configured")),
+            State::Stopping => Some(bad_request("the machine is stopping")),
+        };
+        if let Some(refusal) = refusal {
+            return answer(stream, refusal).await;
+        }
+        self.serving.set(true);
+        let namespaces = if process.pid_namespace {
+            Namespaces::New
+        } else {
+            Namespaces::Shared
+        };
+        let ran = match self.start(&process, &namespaces, true).await {
+            Ok(started) => {
+                if self.state.get() == State::Configured {
+                    self.state.set(State::Running(started.0.pid));
+                    self.private.set(process.pid_namespace);
+                }
+                self.session(started, stream, decoder).await;
+                true
+            }
+            Err(error) => {
+                answer(stream, failure(error.kind(), error)).await;
+                false
+            }
+        };
+        self.serving.set(false);
+        self.served.notify_waiters();
+        if ran {
+            self.request_stop(Stop::EntrypointEnded);
+        }
+    }
+
+    async fn exec(self: Rc<Self>, process: Process, stream: yamux::Stream, decoder: FrameDecoder) {
+        let namespaces = match self.state.get() {
+            State::Running(pid) if self.private.get() => Namespaces::Join(pid),
+            State::Running(_) | State::Configured => Namespaces::Shared,
+            State::Fresh | State::Broken => return answer(stream, bad_request("the machine is not configured")).await,
+            State::Stopping => return answer(stream, bad_request("the machine is stopping")).await,
+        };
+        match self.start(&process, &namespaces, false).await {
+            Ok(started) => self.session(started, stream, decoder).await,
+            Err(error) => answer(stream, failure(error.kind(), error)).await,
+        }
+    }
+
+    async fn start(
+        &self,
+        process: &Process,
+        namespaces: &Namespaces,
+        entrypoint: bool,
+    ) -> Result<(Started, AgentSide), StartError> {
+        let identity = users::identify(process.user.as_deref())?;
+        let (child, side) = open_stdio(process.terminal, process.stdin, &identity)?;
+        let plan = Plan::new(process, identity, entrypoint)?;
+        let started = start(&plan, child, namespaces, &self.proc, &self.reaper).await?;
+        Ok((started, side))
+    }
+
+    async fn session(&self, (started, side): (Started, AgentSide), mut stream: yamux::Stream, decoder: FrameDecoder) {
+        let pid = started.pid;
+        let reply = Frame::message(&Reply::Started { pid: pid as u32 });
+        // A host that is gone already is noticed by the session.
+        let _ = stream.write_all(&reply.to_bytes()).await;
+        let terminal = matches!(side, AgentSide::Terminal { .. });
+        if terminal {
+            self.terminals.borrow_mut().push(pid);
+        }
+        Session {
+            stream,
+            decoder,
+            process: started,
+            side,
+            reaper: Rc::clone(&self.reaper),
+        }
+        .run()
+        .await;
+        if terminal {
+            self.terminals.borrow_mut().retain(|other| *other != pid);
+        }
+    }
+}
+
+async fn first_frame(stream: &mut yamux::Stream, decoder: &mut FrameDecoder) -> io::Result<Option<Frame>> {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        if let Some(frame) = decoder.next_frame().map_err(io::Error::other)? {
+            return Ok(Some(frame));
+        }
+        match stream.read(&mut buffer).await? {
+            0 => return Ok(None),
+            count => decoder.push(&buffer[..count]),
+        }
+    }
+}
+
+async fn answer(mut stream: yamux::Stream, reply: Reply) {
+    let _ = stream.write_all(&Frame::message(&reply).to_bytes()).await;
+    let _ = stream.close().await;
+}
+
+fn failure(kind: ErrorKind, message: impl std::fmt::Display) -> Reply {
+    Reply::Error(AgentError {
+        kind,
+        message: message.to_string(),
+    })
+}
+
+fn bad_request(message: &str) -> Reply {
+    failure(ErrorKind::BadRequest, message)
+}

@@ -1,0 +1,231 @@
+//! Files written into the root: names under `/etc`, and root's authorised keys.
+//!
+//! # Invariants
+//! A file is written beside its place and renamed over it, so a link there (a dangling one to `/run`, or one to a
+//! device) is replaced and never followed. A file that has the right content already is left alone: it then costs no
+//! copy in the writable layer.
+
+use std::fmt::Write as _;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use zmachine_agent_protocol::{BootConfig, HostEntry};
+
+use super::SetupError;
+
+/// The most the agent reads of a file that the guest may have written.
+const LIMIT: u64 = 1024 * 1024;
+
+/// Sets the host name and writes `/etc/hostname`, `/etc/hosts` and, with name servers, `/etc/resolv.conf`.
+///
+/// # Errors
+/// [`SetupError`] naming the file.
+pub(super) fn write_names(config: &BootConfig) -> Result<(), SetupError> {
+    rustix::system::sethostname(config.hostname.as_bytes()).map_err(|source| SetupError::Hostname {
+        name: config.hostname.clone(),
+        source,
+    })?;
+    fs::create_dir_all("/etc").map_err(|source| SetupError::File {
+        path: "/etc".into(),
+        source,
+    })?;
+    write("/etc/hostname", &format!("{}\n", config.hostname), 0o644)?;
+    write("/etc/hosts", &hosts(&config.hostname, &config.hosts), 0o644)?;
+    if !config.nameservers.is_empty() {
+        write(
+            "/etc/resolv.conf",
+            &resolv_conf(&config.nameservers, &config.search),
+            0o644,
+        )?;
+    }
+    Ok(())
+}
+
+/// The text of `/etc/hosts`. The machine's own name always resolves.
+fn hosts(hostname: &str, entries: &[HostEntry]) -> String {
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
+         ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+    );
+    for entry in entries {
+        let _ = writeln!(text, "{}\t{}", entry.address, entry.names.join(" "));
+    }
+    if !entries
+        .iter()
+        .any(|entry| entry.names.iter().any(|name| name == hostname))
+    {
+        let short = hostname.split('.').next().filter(|short| *short != hostname);
+        let _ = writeln!(
+            text,
+            "127.0.1.1\t{hostname}{}",
+            short.map(|short| format!(" {short}")).unwrap_or_default()
+        );
+    }
+    text
+}
+
+/// The text of `/etc/resolv.conf`.
+fn resolv_conf(nameservers: &[IpAddr], search: &[String]) -> String {
+    let mut text = String::new();
+    if !search.is_empty() {
+        let _ = writeln!(text, "search {}", search.join(" "));
+    }
+    for server in nameservers {
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    text
+}
+
+/// Removes the image's ssh host keys: they are a machine's, not an image's.
+pub(super) fn remove_host_keys(warnings: &mut Vec<String>) {
+    let Ok(entries) = fs::read_dir("/etc/ssh") else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(b"ssh_host_")
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            warnings.push(format!("remove {}: {error}", entry.path().display()));
+        }
+    }
+}
+
+/// Adds those of `keys` that root's `authorized_keys` lacks.
+///
+/// # Errors
+/// [`SetupError`] naming the file.
+pub(super) fn authorize(keys: &[String]) -> Result<(), SetupError> {
+    const DIRECTORY: &str = "/root/.ssh";
+    const FILE: &str = "/root/.ssh/authorized_keys";
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let at = |path: &str| {
+        let path = path.to_owned();
+        move |source| SetupError::File { path, source }
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(DIRECTORY)
+        .map_err(at(DIRECTORY))?;
+    fs::set_permissions(DIRECTORY, Permissions::from_mode(0o700)).map_err(at(DIRECTORY))?;
+    let present = read_limited(Path::new(FILE)).map_err(at(FILE))?.unwrap_or_default();
+    write(FILE, &with_keys(&present, keys), 0o600)?;
+    fs::set_permissions(FILE, Permissions::from_mode(0o600)).map_err(at(FILE))
+}
+
+/// `present` with every one of `keys` in it, each once.
+fn with_keys(present: &str, keys: &[String]) -> String {
+    let mut text = present.to_owned();
+    for key in keys.iter().map(|key| key.trim()).filter(|key| !key.is_empty()) {
+        if text.lines().any(|line| line.trim() == key) {
+            continue;
+        }
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str(key);
+        text.push('\n');
+    }
+    text
+}
+
+fn write(path: &str, text: &str, mode: u32) -> Result<(), SetupError> {
+    replace(Path::new(path), text, mode).map_err(|source| SetupError::File {
+        path: path.into(),
+        source,
+    })
+}
+
+fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    if read_limited(path)?.as_deref() == Some(text) {
+        return Ok(());
+    }
+    let beside = path.with_extension("zmachine-new");
+    let _ = fs::remove_file(&beside);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&beside)?;
+    file.write_all(text.as_bytes())?;
+    fs::rename(&beside, path)
+}
+
+/// The text of the regular file `path`; `None` when it is missing, a link, or no text within the limit.
+pub(crate) fn read_limited(path: &Path) -> io::Result<Option<String>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() && metadata.len() <= LIMIT => {}
+        Ok(_) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(LIMIT).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8(bytes).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_has_the_entries_given_and_always_the_own_name() {
+        let entry = HostEntry {
+            address: "10.1.1.3".parse().unwrap(),
+            names: vec!["web.lan".into(), "web".into()],
+        };
+        let text = hosts("web.lan", std::slice::from_ref(&entry));
+        assert!(text.starts_with("127.0.0.1\tlocalhost\n::1\tlocalhost"));
+        assert!(text.ends_with("10.1.1.3\tweb.lan web\n"));
+        assert!(hosts("box.example.org", &[entry]).ends_with("127.0.1.1\tbox.example.org box\n"));
+        assert!(hosts("box", &[]).ends_with("127.0.1.1\tbox\n"));
+    }
+
+    #[test]
+    fn resolv_conf_has_search_and_servers_in_order() {
+        let servers = ["10.1.1.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+        let text = resolv_conf(&servers, &["lan".into(), "example.org".into()]);
+        assert_eq!(
+            text,
+            "search lan example.org\nnameserver 10.1.1.1\nnameserver fd00::1\n"
+        );
+        assert_eq!(resolv_conf(&servers[..1], &[]), "nameserver 10.1.1.1\n");
+    }
+
+    #[test]
+    fn a_key_is_added_once_however_often_it_is_given() {
+        let keys = ["ssh-ed25519 AAA a".to_owned(), "ssh-ed25519 BBB b\n".into(), " ".into()];
+        let once = with_keys("# mine\nssh-ed25519 BBB b", &keys);
+        assert_eq!(once, "# mine\nssh-ed25519 BBB b\nssh-ed25519 AAA a\n");
+        assert_eq!(with_keys(&once, &keys), once);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_file_is_replaced_and_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let (victim, path) = (directory.path().join("victim"), directory.path().join("resolv.conf"));
+        fs::write(&victim, "untouched").unwrap();
+        for target in [victim.as_path(), Path::new("/nowhere/stub")] {
+            let _ = fs::remove_file(&path);
+            std::os::unix::fs::symlink(target, &path).unwrap();
+            replace(&path, "nameserver ::1\n", 0o644).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver ::1\n");
+            assert!(fs::symlink_metadata(&path).unwrap().is_file());
+        }
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
+    }
+
+    #[test]
+    fn a_file_that_is_right_already_is_left_alone() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hosts");
+        replace(&path, "a\n", 0o644).unwrap();
+        let inode = fs::metadata(&path).unwrap().ino();
+        replace(&path, "a\n", 0o644).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+    }
+}

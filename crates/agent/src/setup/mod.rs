@@ -1,0 +1,110 @@
+//! Carries out the one boot configuration: root, special file systems, names, network, further mounts.
+//!
+//! # Order
+//! The root first, because everything after it happens inside it: once the agent is chrooted, no link of the image can
+//! lead out of it. A step that fails ends the set-up: a machine with half a network never starts its entrypoint.
+
+mod disks;
+mod etc;
+mod netlink;
+mod network;
+mod root;
+mod special;
+mod volumes;
+
+use std::io;
+use std::net::IpAddr;
+
+use rustix::io::Errno;
+use thiserror::Error;
+use zmachine_agent_protocol::{BootConfig, Upper};
+
+use crate::boot::Phases;
+pub(crate) use etc::read_limited;
+pub(crate) use root::Writable;
+
+/// Why the guest can not be set up; every text names the thing concerned.
+#[derive(Debug, Error)]
+pub(crate) enum SetupError {
+    /// No disk has the serial.
+    #[error("no disk with serial {serial} after {} s", disks::APPEAR.as_secs())]
+    DiskMissing { serial: String },
+    /// A file system can not be mounted.
+    #[error("mount {what} on {target}: {source}")]
+    Mount {
+        what: String,
+        target: String,
+        source: Errno,
+    },
+    /// A file or directory can not be written.
+    #[error("write {path}: {source}")]
+    File { path: String, source: io::Error },
+    /// A step of the change of roots failed.
+    #[error("switch to the root: {step}: {source}")]
+    Switch { step: &'static str, source: Errno },
+    /// The kernel refused the host name.
+    #[error("set host name {name:?}: {source}")]
+    Hostname { name: String, source: Errno },
+    /// No interface has the address.
+    #[error("no network interface with mac {mac} (for {name}) after {} s", network::APPEAR.as_secs())]
+    InterfaceMissing { name: String, mac: String },
+    /// An interface refused a setting.
+    #[error("interface {name}: {what}: {source}")]
+    Interface { name: String, what: String, source: Errno },
+    /// An address or destination is no CIDR.
+    #[error("{of}: {text:?} is no address with a prefix length")]
+    Cidr { of: String, text: String },
+    /// The kernel refused a route.
+    #[error("route {destination} by {interface}{}: {source}", via(gateway))]
+    Route {
+        destination: String,
+        interface: String,
+        gateway: Option<IpAddr>,
+        source: Errno,
+    },
+    /// No netlink socket.
+    #[error("netlink socket: {source}")]
+    Netlink { source: Errno },
+}
+
+fn via(gateway: &Option<IpAddr>) -> String {
+    gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default()
+}
+
+/// What a set-up leaves behind.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// File systems to make read-only before the power goes.
+    pub(crate) writable: Vec<Writable>,
+    /// What could not be done and does not stop the start.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Sets the guest up as `config` says.
+///
+/// # Errors
+/// The first [`SetupError`]; the guest is then good for nothing but a power-off.
+pub(crate) fn configure(config: &BootConfig, phases: &mut Phases) -> Result<Outcome, SetupError> {
+    let mut warnings = Vec::new();
+    let mut writable = root::assemble(&config.root, config.read_ahead_kib)?;
+    phases.end("root");
+    root::switch()?;
+    phases.end("switch");
+    let read_only = config.root.upper == Upper::ReadOnly;
+    special::mount_all(read_only, &mut warnings)?;
+    phases.end("special");
+    etc::write_names(config)?;
+    if config.first_start {
+        etc::remove_host_keys(&mut warnings);
+    }
+    etc::authorize(&config.ssh_keys)?;
+    phases.end("files");
+    network::set_up(&config.interfaces, &config.routes)?;
+    phases.end("network");
+    writable.extend(volumes::mount_all(&config.mounts)?);
+    phases.end("mounts");
+    if read_only {
+        root::seal()?;
+    }
+    Ok(Outcome { writable, warnings })
+}

@@ -1,0 +1,211 @@
+//! The container's root: EROFS below, a writable layer above, overlayfs on both, and the change into it.
+//!
+//! # Layout (in the initramfs, before the switch)
+//! ```text
+//! /lower     EROFS disk, read-only
+//! /upper     ext4 disk or tmpfs: upper/ and work/
+//! /newroot   overlay of both, becomes /
+//! ```
+//! After the switch `/lower` and `/upper` are mounted still, below the new root, where no path of the guest leads.
+//! A read-only root is an overlay too, with a tmpfs above that is sealed when the set-up is done: so mount points and
+//! `/etc` files exist whatever the image brings.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsPickFlags, MountFlags, UnmountFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick, mount, mount_move,
+    mount_remount, unmount,
+};
+use zmachine_agent_protocol::{Root, Upper};
+
+use super::SetupError;
+use super::disks::Disk;
+
+/// A mounted file system that holds a user's data.
+#[derive(Debug)]
+pub(crate) struct Writable {
+    /// What it is, for messages.
+    pub(crate) name: String,
+    root: OwnedFd,
+}
+
+impl Writable {
+    /// Takes hold of the file system mounted at `path`, wherever its mount goes later.
+    ///
+    /// # Errors
+    /// When the path can not be opened.
+    pub(super) fn hold(name: &str, path: &str) -> Result<Writable, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Writable {
+            name: name.into(),
+            root: rustix::fs::openat(CWD, path, flags, Mode::empty())?,
+        })
+    }
+
+    /// Makes the file system read-only: everything is written and its journal is empty afterwards.
+    ///
+    /// # Errors
+    /// `EBUSY` while a file on it is open for writing.
+    pub(crate) fn make_read_only(&self) -> Result<(), Errno> {
+        let context = fspick(
+            &self.root,
+            "",
+            FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC,
+        )?;
+        fsconfig_set_flag(context.as_fd(), "ro")?;
+        fsconfig_reconfigure(context.as_fd())
+    }
+}
+
+/// Mounts both layers and the overlay on `/newroot`.
+///
+/// # Errors
+/// [`SetupError`] naming the disk or the mount.
+pub(super) fn assemble(root: &Root, read_ahead_kib: u32) -> Result<Vec<Writable>, SetupError> {
+    for directory in ["/lower", "/upper", "/newroot"] {
+        make_directory(directory)?;
+    }
+    let lower = Disk::wait_for(&root.lower_serial)?;
+    lower.set_read_ahead(read_ahead_kib);
+    mount_at(&lower.device(), "/lower", "erofs", MountFlags::RDONLY, "")?;
+    let writable = mount_upper(&root.upper)?;
+    make_directory("/upper/upper")?;
+    make_directory("/upper/work")?;
+    // redirect_dir: an image's directory can be renamed without EXDEV; safe, because lower and upper stay a pair.
+    let layers = "lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work,redirect_dir=on";
+    mount_at(Path::new("overlay"), "/newroot", "overlay", MountFlags::empty(), layers)?;
+    Ok(writable)
+}
+
+fn mount_upper(upper: &Upper) -> Result<Vec<Writable>, SetupError> {
+    match upper {
+        Upper::Disk { serial, fstype } => {
+            let disk = Disk::wait_for(serial)?;
+            mount_at(&disk.device(), "/upper", fstype, MountFlags::NOATIME, "")?;
+            let held = Writable::hold(serial, "/upper");
+            Ok(vec![held.map_err(|source| SetupError::Switch {
+                step: "open the writable layer",
+                source,
+            })?])
+        }
+        Upper::Memory | Upper::ReadOnly => {
+            mount_at(Path::new("tmpfs"), "/upper", "tmpfs", MountFlags::NOATIME, "mode=0755")?;
+            Ok(Vec::new())
+        }
+    }
+}
+
+/// Mounts, with an error that names source and target.
+pub(super) fn mount_at(
+    source: &Path,
+    target: &str,
+    fstype: &str,
+    flags: MountFlags,
+    data: &str,
+) -> Result<(), SetupError> {
+    let data = std::ffi::CString::new(data).unwrap_or_default();
+    mount(source, target, fstype, flags, data.as_c_str()).map_err(|errno| SetupError::Mount {
+        what: format!("{} ({fstype})", source.display()),
+        target: target.into(),
+        source: errno,
+    })
+}
+
+fn make_directory(path: &str) -> Result<(), SetupError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(SetupError::File {
+            path: path.into(),
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Makes `/newroot` the root of the mount namespace, and frees the initramfs.
+///
+/// # Errors
+/// [`SetupError::Switch`] with the step.
+pub(super) fn switch() -> Result<(), SetupError> {
+    let at = |step| move |source| SetupError::Switch { step, source };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let old = rustix::fs::openat(CWD, "/", flags, Mode::empty()).map_err(at("open the initramfs"))?;
+    for early in ["/sys", "/proc", "/dev"] {
+        unmount(early, UnmountFlags::DETACH).map_err(at("leave the early mounts"))?;
+    }
+    rustix::process::chdir("/newroot").map_err(at("enter"))?;
+    mount_move(".", "/").map_err(at("move"))?;
+    rustix::process::chroot(".").map_err(at("chroot"))?;
+    rustix::process::chdir("/").map_err(at("enter /"))?;
+    if let Ok(stat) = rustix::fs::fstat(&old) {
+        empty(old.as_fd(), stat.st_dev);
+    }
+    Ok(())
+}
+
+/// Removes everything below `directory` that is on device `device`: the initramfs's memory, never a mounted disk.
+fn empty(directory: BorrowedFd<'_>, device: u64) {
+    let Ok(entries) = Dir::read_from(directory) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let Ok(stat) = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else {
+            continue;
+        };
+        if stat.st_dev != device {
+            continue;
+        }
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if let Ok(below) = rustix::fs::openat(directory, name, flags, Mode::empty()) {
+            empty(below.as_fd(), device);
+            let _ = rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR);
+        }
+    }
+}
+
+/// Makes the root read-only, when everything that had to be written is.
+///
+/// # Errors
+/// [`SetupError::Mount`].
+pub(super) fn seal() -> Result<(), SetupError> {
+    mount_remount("/", MountFlags::RDONLY, "").map_err(|source| SetupError::Mount {
+        what: "overlay (read-only)".into(),
+        target: "/".into(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_emptied_and_its_links_are_not_followed() {
+        let tree = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("kept"), "").unwrap();
+        fs::create_dir_all(tree.path().join("lib/modules")).unwrap();
+        fs::write(tree.path().join("lib/modules/a.ko"), "x").unwrap();
+        std::os::unix::fs::symlink(outside.path(), tree.path().join("link")).unwrap();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let directory = rustix::fs::open(tree.path(), flags, Mode::empty()).unwrap();
+        let device = rustix::fs::fstat(&directory).unwrap().st_dev;
+        empty(directory.as_fd(), device + 1);
+        assert!(
+            tree.path().join("lib/modules/a.ko").exists(),
+            "another device is left alone"
+        );
+        empty(directory.as_fd(), device);
+        assert_eq!(fs::read_dir(tree.path()).unwrap().count(), 0);
+        assert!(outside.path().join("kept").exists());
+    }
+}

@@ -1,0 +1,87 @@
+//! The file systems of the kernel inside the new root, laid out as container images expect them.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use rustix::mount::MountFlags;
+
+use super::SetupError;
+use super::root::mount_at;
+
+const NO_EXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+const NO_DEVICES: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+
+/// One mount: file system, target, flags, options.
+type Special = (&'static str, &'static str, MountFlags, &'static str);
+
+/// Without these no container runs.
+const NEEDED: [Special; 5] = [
+    ("proc", "/proc", NO_EXEC, ""),
+    ("sysfs", "/sys", NO_EXEC, ""),
+    ("devtmpfs", "/dev", MountFlags::NOSUID, ""),
+    // Group 5 is tty in every distribution; programs open terminals through the mode.
+    (
+        "devpts",
+        "/dev/pts",
+        MountFlags::NOSUID.union(MountFlags::NOEXEC),
+        "gid=5,mode=620,ptmxmode=666",
+    ),
+    ("tmpfs", "/dev/shm", NO_DEVICES, "mode=1777"),
+];
+
+/// Missing in some kernels.
+const WANTED: [Special; 2] = [
+    ("mqueue", "/dev/mqueue", NO_EXEC, ""),
+    ("cgroup2", "/sys/fs/cgroup", NO_EXEC, "nsdelegate,memory_recursiveprot"),
+];
+
+/// A read-only root still needs somewhere to write.
+const SCRATCH: [Special; 2] = [
+    ("tmpfs", "/run", NO_DEVICES, "mode=0755"),
+    ("tmpfs", "/tmp", NO_DEVICES, "mode=1777"),
+];
+
+const LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("/proc/kcore", "/dev/core"),
+];
+
+/// Kernel settings of container runtimes: everybody may ping, and ports below 1024 need no privilege.
+const SETTINGS: [(&str, &str); 2] = [
+    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
+];
+
+/// Mounts everything; `scratch` adds `/run` and `/tmp` in memory.
+///
+/// # Errors
+/// [`SetupError`] for a file system no container runs without; the others become `warnings`.
+pub(super) fn mount_all(scratch: bool, warnings: &mut Vec<String>) -> Result<(), SetupError> {
+    for special in NEEDED.iter().chain(if scratch { SCRATCH.iter() } else { [].iter() }) {
+        mount_one(special)?;
+    }
+    for special in &WANTED {
+        if let Err(error) = mount_one(special) {
+            warnings.push(error.to_string());
+        }
+    }
+    for (target, link) in LINKS {
+        let _ = symlink(target, link);
+    }
+    for (file, value) in SETTINGS {
+        if let Err(error) = fs::write(file, value) {
+            warnings.push(format!("set {file}: {error}"));
+        }
+    }
+    Ok(())
+}
+
+fn mount_one((fstype, target, flags, data): &Special) -> Result<(), SetupError> {
+    // When it can not be made, the mount fails and says so.
+    let _ = fs::create_dir_all(target);
+    mount_at(Path::new(fstype), target, fstype, *flags, data)
+}
