@@ -94,9 +94,8 @@ fn check_file(path: &Path) -> Result<(), OpenError> {
         return Err(not_a_flist("it is not a regular file"));
     }
     let mut start = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(100).read_to_end(&mut start))
-        .map_err(read_error)?;
+    let mut file = File::open(path).map_err(read_error)?;
+    file.by_ref().take(100).read_to_end(&mut start).map_err(read_error)?;
     if start.starts_with(&[0x1f, 0x8b]) {
         return Err(not_a_flist(
             "it is gzip data, as flists of format 1 are, which is not supported yet",
@@ -104,6 +103,14 @@ fn check_file(path: &Path) -> Result<(), OpenError> {
     }
     if start.len() < 100 || !start.starts_with(b"SQLite format 3\0") {
         return Err(not_a_flist("it is not a SQLite database"));
+    }
+    let bytes = file.metadata().map_err(read_error)?.len();
+    if let Some(problem) = wrong_length(&start, bytes) {
+        return Err(OpenError::Damaged {
+            path: path.into(),
+            reading: "the file header",
+            source: problem.into(),
+        });
     }
     for suffix in ["-journal", "-wal"] {
         let mut name = path.as_os_str().to_owned();
@@ -117,6 +124,26 @@ fn check_file(path: &Path) -> Result<(), OpenError> {
         }
     }
     Ok(())
+}
+
+/// Holds the length of the file against its header, which the database does only roughly. `header` has 100 bytes
+/// (<https://sqlite.org/fileformat2.html>): page size at 16, change counter at 24, pages at 28, the change counter for
+/// which that number holds at 92, all big-endian.
+fn wrong_length(header: &[u8], bytes: u64) -> Option<String> {
+    let number = |at: usize| {
+        header[at..at + 4]
+            .iter()
+            .fold(0u64, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let page = match number(14) & 0xffff {
+        1 => 65_536,
+        page => page.max(1),
+    };
+    let expected = page * number(28);
+    if bytes % page != 0 || (number(24) == number(92) && expected != bytes) {
+        return Some(format!("the file has {bytes} bytes, its header says {expected}"));
+    }
+    None
 }
 
 /// Opens the database so that it can do nothing but answer.
