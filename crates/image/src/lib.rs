@@ -1,1 +1,33 @@
 //! From a reference to a verified local image.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`reference`] | what a user writes: path, URL, name |
+//! | [`library`] | `images/` of a home: resolving, naming, listing and removing images |
+//! | [`facts`] | what an image is: its kind, what it starts, its sizes |
+//! | [`fetch`] | blocks: cache first, then the stores of the flist's routes |
+//! | [`cache`] | `blocks/` of a home: verified plaintext blocks |
+//! | [`store`] | block stores: directories, web servers |
+//! | [`progress`] | how long operations report |
+//!
+//! Everything blocks the calling thread: the users are the threads of the vhost-user server, the packer and the command
+//! line. A caller on an async runtime wraps a call in its `spawn_blocking`.
+//!
+//! The crate reads no environment and no home directory: paths, URLs and limits come in as arguments.
+
+pub mod cache;
+pub mod facts;
+pub mod fetch;
+pub mod library;
+pub mod pack;
+pub mod progress;
+pub mod reference;
+pub mod store;
+
+pub use cache::{BlockCache, CacheError};
+pub use facts::{ImageFacts, ImageKind, Mode};
+pub use fetch::{FetchError, FetchOptions, Fetched, Fetcher};
+pub use library::{Image, Library, PullPolicy, ResolveError};
+pub use progress::{Progress, Silent};
+pub use reference::{ImageName, Reference};
+pub use store::{BlockStore, StoreError, Timeouts, open_store};

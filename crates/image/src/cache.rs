@@ -1,0 +1,302 @@
+//! The block cache: verified plaintext blocks on local disk, shared by all images and machines of one home.
+//!
+//! ```text
+//! <dir>/ab/<hex>     the plaintext of one block; <hex> = its block key (digest of the plaintext), ab = the first two digits
+//! ```
+//!
+//! Invariants
+//! * A name appears only when the whole plaintext is behind it **and on stable storage**: the bytes go into an unnamed
+//!   file, `fdatasync` returns, then `linkat` gives the name. A power loss leaves the block or no block, never a torn one.
+//!   The directory itself is not synced: a name that gets lost costs one fetch.
+//! * Only bytes that were checked against the key are written. Two writers of one block write the same, so the first wins
+//!   and the second is fine.
+//! * A file whose length is not the block's is not a block: it is removed and reported absent. Equal length alone is what
+//!   [`BlockCache::get`] asks; [`BlockCache::verify`] hashes, and a corrupt file is removed the same way.
+//! * Everything here can be fetched again; nothing else may be kept below `<dir>`.
+//!
+//! It fetches nothing and knows no stores.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::OFlags;
+use thiserror::Error;
+use zmachine_flist::{BlockRef, Digest};
+use zmachine_sys::file::{FileError, NewFile};
+
+/// Why the cache could not keep or give a block.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// The disk (or the quota) has no room left.
+    #[error("the block cache {} is full", dir.display())]
+    Full {
+        /// The cache.
+        dir: PathBuf,
+    },
+    /// The bytes are not the block they were said to be.
+    #[error("the bytes given to the cache are not block {key}")]
+    NotTheBlock {
+        /// The block key.
+        key: String,
+    },
+    /// A file or directory of the cache could not be used.
+    #[error("can not {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl CacheError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            CacheError::Full { .. } => Some("free some space, or run `zmachine image prune`".into()),
+            _ => None,
+        }
+    }
+}
+
+/// What [`BlockCache::verify`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// The block is there and its bytes are right.
+    Good,
+    /// The block was not there.
+    Absent,
+    /// Something else was there under its name; it has been removed.
+    Corrupt,
+}
+
+/// What [`BlockCache::scrub`] found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ScrubReport {
+    /// Blocks whose bytes are right.
+    pub good: u64,
+    /// Files that were not the block their name says; removed.
+    pub removed: u64,
+    /// Bytes read.
+    pub bytes: u64,
+}
+
+/// The cache in one directory. Clones share it.
+#[derive(Debug, Clone)]
+pub struct BlockCache {
+    dir: Arc<Path>,
+}
+
+impl BlockCache {
+    /// Opens the cache in `dir` (`<home>/blocks`), making the directory when it is missing.
+    ///
+    /// # Errors
+    /// When the directory can not be made.
+    pub fn open(dir: &Path) -> Result<BlockCache, CacheError> {
+        fs::create_dir_all(dir).map_err(|e| io_error("create directory", dir, e))?;
+        Ok(BlockCache { dir: dir.into() })
+    }
+
+    /// The directory, for sandboxes that must allow it.
+    pub fn directory(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the block is or would be.
+    pub fn path_of(&self, block: &BlockRef) -> PathBuf {
+        let hex = block.key.0.to_string();
+        self.dir.join(&hex[..2]).join(hex)
+    }
+
+    /// The open file of a cached block, exactly `block.len` bytes long; `None` when it is not cached. A file of another
+    /// length is removed and counts as absent.
+    ///
+    /// # Errors
+    /// When the file is there and can not be opened or removed.
+    pub fn get(&self, block: &BlockRef) -> Result<Option<File>, CacheError> {
+        let path = self.path_of(block);
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
+            .open(&path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(io_error("open", &path, e)),
+        };
+        let meta = file.metadata().map_err(|e| io_error("look at", &path, e))?;
+        if meta.is_file() && meta.len() == u64::from(block.len) {
+            return Ok(Some(file));
+        }
+        self.evict(block)?;
+        Ok(None)
+    }
+
+    /// Keeps the plaintext of a block after checking it against the block's key, and gives the open file.
+    ///
+    /// # Errors
+    /// [`CacheError::NotTheBlock`], [`CacheError::Full`], or why it could not be written; nothing is left behind then.
+    pub fn insert(&self, block: &BlockRef, plain: &[u8]) -> Result<File, CacheError> {
+        if block.verify_plain(plain).is_err() {
+            return Err(CacheError::NotTheBlock {
+                key: block.key.0.to_string(),
+            });
+        }
+        self.insert_verified(block, plain)
+    }
+
+    /// [`BlockCache::insert`] for bytes that [`BlockRef::open`] has just checked.
+    pub(crate) fn insert_verified(&self, block: &BlockRef, plain: &[u8]) -> Result<File, CacheError> {
+        let path = self.path_of(block);
+        let new = self.written(&path, plain)?;
+        if !new.publish_new(&path, false).map_err(|e| self.file_or_full(&path, e))? && self.get(block)?.is_none() {
+            // The name was taken by something torn.
+            let again = self.written(&path, plain)?;
+            again.publish_over(&path).map_err(|e| self.file_or_full(&path, e))?;
+        }
+        File::open(&path).map_err(|e| io_error("open", &path, e))
+    }
+
+    /// `plain` on stable storage in a file without a name.
+    fn written(&self, path: &Path, plain: &[u8]) -> Result<NewFile, CacheError> {
+        let new = self.unnamed_beside(path)?;
+        let written = new.file().write_all(plain).and_then(|()| new.file().sync_data());
+        written.map_err(|e| self.io_or_full("write", path, e))?;
+        Ok(new)
+    }
+
+    /// An unnamed file on the cache's file system; makes the directory of `path` at its first block.
+    fn unnamed_beside(&self, path: &Path) -> Result<NewFile, CacheError> {
+        let shard = path.parent().unwrap_or(&self.dir);
+        match NewFile::create(shard, 0o644) {
+            Err(e) if e.is_not_found() => {}
+            other => return other.map_err(|e| self.file_or_full(path, e)),
+        }
+        fs::create_dir_all(shard).map_err(|e| self.io_or_full("create directory", shard, e))?;
+        NewFile::create(shard, 0o644).map_err(|e| self.file_or_full(path, e))
+    }
+
+    /// Hashes the cached block; one that is wrong is removed.
+    ///
+    /// # Errors
+    /// When it can not be read or removed.
+    pub fn verify(&self, block: &BlockRef) -> Result<Presence, CacheError> {
+        let path = self.path_of(block);
+        let there = path.symlink_metadata().is_ok();
+        let Some(file) = self.get(block)? else {
+            return Ok(if there { Presence::Corrupt } else { Presence::Absent });
+        };
+        let plain = read_all(file, &path)?;
+        if block.verify_plain(&plain).is_ok() {
+            return Ok(Presence::Good);
+        }
+        self.evict(block)?;
+        Ok(Presence::Corrupt)
+    }
+
+    /// Removes a block; one that is not there is fine. Files that are open stay readable.
+    ///
+    /// # Errors
+    /// When it is there and can not be removed.
+    pub fn evict(&self, block: &BlockRef) -> Result<(), CacheError> {
+        let path = self.path_of(block);
+        remove_any(&path).map_err(|e| io_error("remove", &path, e))
+    }
+
+    /// Hashes every block of the cache and removes what is not what its name says.
+    ///
+    /// # Errors
+    /// When a directory can not be listed or a file not be read or removed.
+    pub fn scrub(&self) -> Result<ScrubReport, CacheError> {
+        let mut report = ScrubReport::default();
+        for shard in list(&self.dir)? {
+            if !shard.is_dir() {
+                continue;
+            }
+            for path in list(&shard)? {
+                self.scrub_file(&path, &mut report)?;
+            }
+        }
+        Ok(report)
+    }
+
+    fn scrub_file(&self, path: &Path, report: &mut ScrubReport) -> Result<(), CacheError> {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if name.starts_with(".new-") {
+            // Being written by somebody right now, on a file system without unnamed files.
+            return Ok(());
+        }
+        let plain = match File::open(path) {
+            Ok(file) if path.is_file() => read_all(file, path)?,
+            Ok(_) => Vec::new(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(io_error("open", path, e)),
+        };
+        report.bytes += plain.len() as u64;
+        if name_is_digest_of(name, &plain) {
+            report.good += 1;
+            return Ok(());
+        }
+        report.removed += 1;
+        remove_any(path).map_err(|e| io_error("remove", path, e))
+    }
+
+    fn io_or_full(&self, action: &'static str, path: &Path, error: io::Error) -> CacheError {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CacheError::Full {
+                dir: self.dir.to_path_buf(),
+            },
+            _ => io_error(action, path, error),
+        }
+    }
+
+    fn file_or_full(&self, path: &Path, error: FileError) -> CacheError {
+        match error {
+            FileError::Io { action, path, source } => self.io_or_full(action, &path, source),
+            other => io_error("write", path, io::Error::other(other)),
+        }
+    }
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> CacheError {
+    CacheError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn read_all(mut file: File, path: &Path) -> Result<Vec<u8>, CacheError> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(|e| io_error("read", path, e))?;
+    Ok(bytes)
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>, CacheError> {
+    let entries = fs::read_dir(dir).and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect());
+    entries.map_err(|e| io_error("list", dir, e))
+}
+
+/// Removes whatever has the name, a directory too: nothing but blocks belongs into the cache.
+fn remove_any(path: &Path) -> io::Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match removed {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether `name` is the digest of `plain` (format 2; the blocks of format 1 have their own).
+fn name_is_digest_of(name: &str, plain: &[u8]) -> bool {
+    name.parse::<Digest>().is_ok_and(|digest| digest == Digest::blake2b_32(plain))
+}

@@ -1,0 +1,598 @@
+//! From a block reference to verified plaintext: the cache first, then the stores the flist's routes name.
+//!
+//! Invariants
+//! * Nothing is visible to a caller or to the cache before it was verified: the digest of the stored bytes is the block id,
+//!   and the digest of the plaintext is the block key ([`BlockRef::open`] checks both).
+//! * One download per block and process at a time, however many threads ask; the others wait for its result.
+//! * Stores are opened when they are first asked, so an unusable route costs nothing as long as another one delivers.
+//! * A fetch ends within its deadline, whatever the stores do. While several routes are left, one alone can not use up
+//!   the time of the others.
+//! * A full or broken cache disk costs speed, not blocks: the bytes are then served from memory.
+//!
+//! Blocking, for threads. The stores' own errors are told apart in `store`; which file of the image a block belongs to is
+//! the caller's knowledge and goes into the caller's error.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use zmachine_flist::BlockRef;
+use zmachine_flist::RouteTable;
+
+use crate::cache::BlockCache;
+use crate::progress::Progress;
+use crate::store::{BlockStore, StoreError, Timeouts, open_store, redact};
+
+/// How long a store that failed is asked only after all others.
+const REST: Duration = Duration::from_secs(10);
+
+/// Pauses before each further round over the stores whose failure may pass. Three rounds in all: a guest sees a failed
+/// block as a read error of its root disk, so one broken connection must not be enough for that.
+const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(500)];
+
+/// How [`Fetcher`] reaches the stores.
+#[derive(Debug, Clone)]
+pub struct FetchOptions {
+    /// Store URLs that replace the flist's own routes; none: the flist's routes are used. Every one is asked for every block.
+    pub stores: Vec<String>,
+    /// The most time one block may take, over all routes and retries.
+    pub deadline: Duration,
+    /// The most time one request may take.
+    pub timeouts: Timeouts,
+}
+
+impl Default for FetchOptions {
+    /// The flist's routes, 60 seconds per block: Linux gives a disk request 30 seconds before it complains, and a
+    /// virtio disk has no time limit of its own.
+    fn default() -> FetchOptions {
+        FetchOptions {
+            stores: Vec::new(),
+            deadline: Duration::from_secs(60),
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// A verified block.
+#[derive(Debug)]
+pub enum Fetched {
+    /// The open file of the cache; its length is the block's.
+    File(File),
+    /// The plaintext, when the cache could not keep it.
+    Bytes(Arc<[u8]>),
+}
+
+impl Fetched {
+    /// Fills `buf` from `offset` (bytes within the block).
+    ///
+    /// # Errors
+    /// When the range ends past the block, or the cache's disk fails.
+    pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        match self {
+            Fetched::File(file) => file.read_exact_at(buf, offset),
+            Fetched::Bytes(bytes) => {
+                let range = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)?.get(..buf.len()));
+                buf.copy_from_slice(range.ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// The whole plaintext; `len` is the block's length.
+    ///
+    /// # Errors
+    /// When the cache's disk fails.
+    pub fn into_bytes(self, len: u32) -> io::Result<Vec<u8>> {
+        let mut plain = vec![0; len as usize];
+        self.read_exact_at(&mut plain, 0)?;
+        Ok(plain)
+    }
+}
+
+/// What one route answered instead of the block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// The store, without credentials.
+    pub store: String,
+    /// What was wrong, naming the store.
+    pub problem: String,
+    /// The store has no such block.
+    pub is_missing: bool,
+    /// The store sent bytes that are not the block.
+    pub is_corrupt: bool,
+    /// Asking again soon may help.
+    pub is_transient: bool,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+}
+
+/// Why a block could not be fetched.
+#[derive(Debug, Clone, Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// No route covers the block.
+    #[error("no route of the flist leads to block {id}")]
+    NoRoute {
+        /// The block id.
+        id: String,
+    },
+    /// Every route that covers the block failed.
+    #[error("block {id} could not be fetched: {}", problems(attempts))]
+    Failed {
+        /// The block id.
+        id: String,
+        /// One per route, in the order of asking.
+        attempts: Vec<Attempt>,
+    },
+    /// The time was up.
+    #[error("block {id} did not arrive within {deadline:?}{}{}", if attempts.is_empty() { "" } else { ": " }, problems(attempts))]
+    Expired {
+        /// The block id.
+        id: String,
+        /// The limit.
+        deadline: Duration,
+        /// What is known of the routes that failed before.
+        attempts: Vec<Attempt>,
+    },
+}
+
+fn problems(attempts: &[Attempt]) -> String {
+    let texts: Vec<&str> = attempts.iter().map(|a| a.problem.as_str()).collect();
+    texts.join("; ")
+}
+
+impl FetchError {
+    /// The block id.
+    pub fn block_id(&self) -> &str {
+        match self {
+            FetchError::NoRoute { id } | FetchError::Failed { id, .. } | FetchError::Expired { id, .. } => id,
+        }
+    }
+
+    /// What was wrong with each route.
+    pub fn attempts(&self) -> &[Attempt] {
+        match self {
+            FetchError::NoRoute { .. } => &[],
+            FetchError::Failed { attempts, .. } | FetchError::Expired { attempts, .. } => attempts,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            FetchError::NoRoute { .. } => Some("name a store that has the blocks with --store URL".into()),
+            _ => self.attempts().iter().find_map(|a| a.hint.clone()),
+        }
+    }
+}
+
+/// What a [`Fetcher`] has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FetchStats {
+    /// Blocks that came from a store.
+    pub blocks: u64,
+    /// Their length as stored, in bytes: what went over the network.
+    pub stored_bytes: u64,
+    /// Their plain length in bytes.
+    pub plain_bytes: u64,
+    /// Blocks that were in the cache.
+    pub cache_hits: u64,
+    /// Blocks that could not be delivered.
+    pub errors: u64,
+    /// Answers of stores that were not the block asked for.
+    pub corrupt_answers: u64,
+    /// Blocks that the cache could not keep or give.
+    pub cache_failures: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    blocks: AtomicU64,
+    stored_bytes: AtomicU64,
+    plain_bytes: AtomicU64,
+    cache_hits: AtomicU64,
+    errors: AtomicU64,
+    corrupt_answers: AtomicU64,
+    cache_failures: AtomicU64,
+}
+
+/// One store of the route table, opened at need.
+struct Source {
+    url: String,
+    store: OnceLock<Result<Box<dyn BlockStore>, Arc<StoreError>>>,
+    /// Until when it is asked last, after a failure.
+    resting_until: Mutex<Option<Instant>>,
+}
+
+impl Source {
+    fn new(url: String) -> Source {
+        Source {
+            url,
+            store: OnceLock::new(),
+            resting_until: Mutex::new(None),
+        }
+    }
+
+    fn is_resting(&self) -> bool {
+        lock(&self.resting_until).is_some_and(|until| until > Instant::now())
+    }
+
+    fn rest(&self, duration: Option<Duration>) {
+        *lock(&self.resting_until) = duration.map(|d| Instant::now() + d);
+    }
+}
+
+/// A download under way, which other threads may wait for.
+#[derive(Default)]
+struct Flight {
+    result: Mutex<Option<Result<Landed, FetchError>>>,
+    done: Condvar,
+}
+
+/// Where a finished download left the block.
+#[derive(Clone)]
+enum Landed {
+    InCache,
+    InMemory(Arc<[u8]>),
+}
+
+/// Fetches the blocks of one flist. Shared between threads by reference.
+pub struct Fetcher {
+    cache: BlockCache,
+    routes: RouteTable,
+    options: FetchOptions,
+    sources: HashMap<String, Source>,
+    flights: Mutex<HashMap<BlockRef, Arc<Flight>>>,
+    counters: Counters,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The values behind these locks are whole after every statement, so a panicked holder leaves nothing half-done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Fetcher {
+    /// A fetcher for the blocks behind `routes`. Nothing is opened or connected yet, so this can not fail.
+    pub fn new(cache: BlockCache, routes: RouteTable, options: FetchOptions) -> Fetcher {
+        let urls: Vec<String> = if options.stores.is_empty() {
+            routes.0.iter().map(|route| route.url.clone()).collect()
+        } else {
+            options.stores.clone()
+        };
+        let sources = urls.into_iter().map(|url| (url.clone(), Source::new(url))).collect();
+        Fetcher {
+            cache,
+            routes,
+            options,
+            sources,
+            flights: Mutex::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// The cache it fills.
+    pub fn cache(&self) -> &BlockCache {
+        &self.cache
+    }
+
+    /// The directories of `dir://` stores it may read, for sandboxes that must allow them.
+    pub fn local_directories(&self) -> Vec<PathBuf> {
+        let mut dirs: Vec<PathBuf> = self
+            .sources
+            .keys()
+            .filter_map(|url| url.strip_prefix("dir://"))
+            .map(PathBuf::from)
+            .collect();
+        dirs.sort();
+        dirs
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> FetchStats {
+        let c = &self.counters;
+        FetchStats {
+            blocks: c.blocks.load(Relaxed),
+            stored_bytes: c.stored_bytes.load(Relaxed),
+            plain_bytes: c.plain_bytes.load(Relaxed),
+            cache_hits: c.cache_hits.load(Relaxed),
+            errors: c.errors.load(Relaxed),
+            corrupt_answers: c.corrupt_answers.load(Relaxed),
+            cache_failures: c.cache_failures.load(Relaxed),
+        }
+    }
+
+    /// The block, from the cache or a store.
+    ///
+    /// # Errors
+    /// When no route delivers it in time; the error names the block id and what was wrong with each route.
+    pub fn fetch(&self, block: &BlockRef) -> Result<Fetched, FetchError> {
+        let deadline = Instant::now() + self.options.deadline;
+        if let Some(file) = self.cached(block) {
+            self.counters.cache_hits.fetch_add(1, Relaxed);
+            return Ok(Fetched::File(file));
+        }
+        let fetched = self.share_flight(block, deadline);
+        if fetched.is_err() {
+            self.counters.errors.fetch_add(1, Relaxed);
+        }
+        fetched
+    }
+
+    /// Fetches the block although the cache has it: for a caller that found the cached one unreadable.
+    ///
+    /// # Errors
+    /// As [`Fetcher::fetch`].
+    pub fn refetch(&self, block: &BlockRef) -> Result<Fetched, FetchError> {
+        if self.cache.evict(block).is_err() {
+            // What can not be removed would be found again; the bytes are served from memory instead.
+            self.counters.cache_failures.fetch_add(1, Relaxed);
+            let deadline = Instant::now() + self.options.deadline;
+            return self.download(block, deadline).map(|plain| Fetched::Bytes(plain.into()));
+        }
+        self.fetch(block)
+    }
+
+    /// Fetches all `blocks` into the cache with `threads` threads, telling `progress` each one (in blocks). The first
+    /// failure ends it.
+    ///
+    /// # Errors
+    /// As [`Fetcher::fetch`], for the first block that failed.
+    pub fn fetch_all(&self, blocks: &[BlockRef], threads: usize, progress: &dyn Progress) -> Result<(), FetchError> {
+        let next = AtomicUsize::new(0);
+        let failure = Mutex::new(None);
+        let work = || {
+            while let Some(block) = blocks.get(next.fetch_add(1, Relaxed)) {
+                if lock(&failure).is_some() {
+                    return;
+                }
+                match self.fetch(block) {
+                    Ok(_) => progress.advance(1),
+                    Err(e) => {
+                        lock(&failure).get_or_insert(e);
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..threads.clamp(1, blocks.len().max(1)) {
+                scope.spawn(work);
+            }
+        });
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    fn cached(&self, block: &BlockRef) -> Option<File> {
+        self.cache.get(block).unwrap_or_else(|_| {
+            self.counters.cache_failures.fetch_add(1, Relaxed);
+            None
+        })
+    }
+
+    /// Downloads the block, or waits for the thread that does.
+    fn share_flight(&self, block: &BlockRef, deadline: Instant) -> Result<Fetched, FetchError> {
+        loop {
+            let (flight, is_leader) = self.join(block);
+            let landed = if is_leader {
+                self.lead(block, &flight, deadline)?
+            } else {
+                self.wait(block, &flight, deadline)?
+            };
+            match landed {
+                Landed::InMemory(bytes) => return Ok(Fetched::Bytes(bytes)),
+                Landed::InCache => {
+                    if let Some(file) = self.cached(block) {
+                        return Ok(Fetched::File(file));
+                    }
+                }
+            }
+            // Somebody removed the block from the cache between its arrival and our opening it.
+            if Instant::now() >= deadline {
+                return Err(self.expired(block, Vec::new()));
+            }
+        }
+    }
+
+    fn join(&self, block: &BlockRef) -> (Arc<Flight>, bool) {
+        let mut flights = lock(&self.flights);
+        if let Some(flight) = flights.get(block) {
+            return (Arc::clone(flight), false);
+        }
+        let flight = Arc::new(Flight::default());
+        flights.insert(*block, Arc::clone(&flight));
+        (flight, true)
+    }
+
+    fn lead(&self, block: &BlockRef, flight: &Flight, deadline: Instant) -> Result<Landed, FetchError> {
+        /// Ends the flight also when the download panics, so that nobody waits for a thread that is gone.
+        struct Landing<'a> {
+            fetcher: &'a Fetcher,
+            flight: &'a Flight,
+            block: &'a BlockRef,
+            result: Option<Result<Landed, FetchError>>,
+        }
+        impl Drop for Landing<'_> {
+            fn drop(&mut self) {
+                let broken = || {
+                    Err(FetchError::Failed {
+                        id: self.block.id.0.to_string(),
+                        attempts: Vec::new(),
+                    })
+                };
+                lock(&self.fetcher.flights).remove(self.block);
+                *lock(&self.flight.result) = Some(self.result.take().unwrap_or_else(broken));
+                self.flight.done.notify_all();
+            }
+        }
+        let mut landing = Landing {
+            fetcher: self,
+            flight,
+            block,
+            result: None,
+        };
+        let result = self.land(block, deadline);
+        landing.result = Some(result.clone());
+        result
+    }
+
+    fn land(&self, block: &BlockRef, deadline: Instant) -> Result<Landed, FetchError> {
+        // Another flight may have landed between our look into the cache and our take-off.
+        if self.cached(block).is_some() {
+            return Ok(Landed::InCache);
+        }
+        let plain = self.download(block, deadline)?;
+        match self.cache.insert_verified(block, &plain) {
+            Ok(_) => Ok(Landed::InCache),
+            Err(_) => {
+                self.counters.cache_failures.fetch_add(1, Relaxed);
+                Ok(Landed::InMemory(plain.into()))
+            }
+        }
+    }
+
+    fn wait(&self, block: &BlockRef, flight: &Flight, deadline: Instant) -> Result<Landed, FetchError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (result, _) = flight
+            .done
+            .wait_timeout_while(lock(&flight.result), left, |result| result.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
+        match &*result {
+            Some(result) => result.clone(),
+            None => Err(self.expired(block, Vec::new())),
+        }
+    }
+
+    fn expired(&self, block: &BlockRef, attempts: Vec<Attempt>) -> FetchError {
+        FetchError::Expired {
+            id: block.id.0.to_string(),
+            deadline: self.options.deadline,
+            attempts,
+        }
+    }
+
+    /// The sources that may have the block, in the order of the route table, those that failed lately last.
+    fn sources_of(&self, block: &BlockRef) -> Vec<&Source> {
+        let mut urls: Vec<&str> = if self.options.stores.is_empty() {
+            self.routes.for_block(&block.id).map(|route| route.url.as_str()).collect()
+        } else {
+            self.options.stores.iter().map(String::as_str).collect()
+        };
+        let mut seen = std::collections::HashSet::new();
+        urls.retain(|url| seen.insert(*url));
+        let mut sources: Vec<&Source> = urls.iter().filter_map(|url| self.sources.get(*url)).collect();
+        sources.sort_by_key(|source| source.is_resting());
+        sources
+    }
+
+    /// The verified plaintext from the first store that delivers it.
+    fn download(&self, block: &BlockRef, deadline: Instant) -> Result<Vec<u8>, FetchError> {
+        let mut sources = self.sources_of(block);
+        if sources.is_empty() {
+            return Err(FetchError::NoRoute {
+                id: block.id.0.to_string(),
+            });
+        }
+        let mut given_up = Vec::new();
+        for pause in PAUSES.iter().map(Some).chain([None]) {
+            let failed = match self.ask_each(block, &sources, deadline) {
+                Ok(plain) => return Ok(plain),
+                Err(failed) => failed,
+            };
+            let (again, lost): (Vec<_>, Vec<_>) = failed.into_iter().partition(|(_, attempt)| attempt.is_transient);
+            given_up.extend(lost.into_iter().map(|(_, attempt)| attempt));
+            let out_of_time = Instant::now() + pause.copied().unwrap_or_default() >= deadline;
+            if again.is_empty() || pause.is_none() || out_of_time {
+                let expired = out_of_time && !again.is_empty();
+                given_up.extend(again.into_iter().map(|(_, attempt)| attempt));
+                return Err(self.failed(block, given_up, expired));
+            }
+            std::thread::sleep(pause.copied().unwrap_or_default());
+            sources = again.into_iter().map(|(source, _)| source).collect();
+        }
+        Err(self.failed(block, given_up, false))
+    }
+
+    fn failed(&self, block: &BlockRef, attempts: Vec<Attempt>, expired: bool) -> FetchError {
+        if expired {
+            return self.expired(block, attempts);
+        }
+        FetchError::Failed {
+            id: block.id.0.to_string(),
+            attempts,
+        }
+    }
+
+    fn ask_each<'a>(
+        &self,
+        block: &BlockRef,
+        sources: &[&'a Source],
+        deadline: Instant,
+    ) -> Result<Vec<u8>, Vec<(&'a Source, Attempt)>> {
+        let mut failed = Vec::new();
+        for (at, source) in sources.iter().enumerate() {
+            // A store that stalls may use up its share of the time, not that of the stores after it.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(sources.len() - at).unwrap_or(u32::MAX);
+            match self.ask(block, source, Instant::now() + share) {
+                Ok(plain) => return Ok(plain),
+                Err(attempt) => failed.push((*source, attempt)),
+            }
+        }
+        Err(failed)
+    }
+
+    /// One store, once.
+    fn ask(&self, block: &BlockRef, source: &Source, deadline: Instant) -> Result<Vec<u8>, Attempt> {
+        let opened = source
+            .store
+            .get_or_init(|| open_store(&source.url, self.options.timeouts).map_err(Arc::new));
+        let store = match opened {
+            Ok(store) => store,
+            Err(e) => return Err(store_failure(redact(&source.url), e)),
+        };
+        let sealed = store.get_before(&block.id, deadline).map_err(|e| {
+            source.rest(e.is_transient().then_some(REST));
+            store_failure(store.describe(), &e)
+        })?;
+        source.rest(None);
+        let plain = block.open(&sealed).map_err(|e| {
+            self.counters.corrupt_answers.fetch_add(1, Relaxed);
+            corruption(store.describe(), &e.to_string())
+        })?;
+        self.counters.blocks.fetch_add(1, Relaxed);
+        self.counters.stored_bytes.fetch_add(sealed.len() as u64, Relaxed);
+        self.counters.plain_bytes.fetch_add(plain.len() as u64, Relaxed);
+        Ok(plain)
+    }
+}
+
+fn store_failure(store: String, error: &StoreError) -> Attempt {
+    let problem = match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    };
+    Attempt {
+        store,
+        problem,
+        is_missing: matches!(error, StoreError::NotFound { .. }),
+        is_corrupt: matches!(error, StoreError::TooLong { .. }),
+        is_transient: error.is_transient(),
+        hint: error.hint(),
+    }
+}
+
+fn corruption(store: String, what: &str) -> Attempt {
+    Attempt {
+        problem: format!("{store} sent something else: {what}"),
+        store,
+        is_missing: false,
+        is_corrupt: true,
+        is_transient: false,
+        hint: Some("the store is damaged: restore the block there, or name another store with --store URL".into()),
+    }
+}

@@ -1,0 +1,183 @@
+//! What can go wrong between a reference and an image.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+use zmachine_flist::{OpenError, StartupError};
+use zmachine_sys::file::FileError;
+
+use crate::cache::CacheError;
+use crate::facts::KindError;
+use crate::fetch::FetchError;
+use crate::store::StoreError;
+
+/// Why a reference does not lead to an image, or the library can not be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ResolveError {
+    /// No image has the name.
+    #[error("there is no image named `{name}`")]
+    UnknownName {
+        /// The name.
+        name: String,
+    },
+    /// No image has the digest.
+    #[error("there is no image {digest}")]
+    UnknownDigest {
+        /// The digest.
+        digest: String,
+    },
+    /// The file is not there.
+    #[error("{} does not exist", path.display())]
+    MissingFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The reference leads to something that is no flist.
+    #[error("{reference} is {found}, not a flist")]
+    NotAFlist {
+        /// The reference, without credentials.
+        reference: String,
+        /// What it is.
+        found: &'static str,
+        /// What to do with it.
+        advice: &'static str,
+    },
+    /// It looks like a flist, and it is broken.
+    #[error("{reference} is not a usable flist")]
+    BrokenFlist {
+        /// The reference, without credentials.
+        reference: String,
+        /// What is wrong.
+        source: OpenError,
+    },
+    /// It would have to be downloaded, which was forbidden.
+    #[error("{reference} has not been pulled")]
+    NotPulled {
+        /// The URL, without credentials.
+        reference: String,
+    },
+    /// The download failed.
+    #[error("{reference} could not be downloaded")]
+    Download {
+        /// The URL, without credentials.
+        reference: String,
+        /// What happened.
+        source: StoreError,
+    },
+    /// The flist is longer than any flist may be.
+    #[error("{reference} is longer than {limit} bytes")]
+    TooLong {
+        /// The reference, without credentials.
+        reference: String,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The files of the image make no machine.
+    #[error("{reference} can not be run")]
+    Kind {
+        /// The reference, without credentials.
+        reference: String,
+        /// Why.
+        source: KindError,
+    },
+    /// `.startup.toml` is broken.
+    #[error("{reference} has a broken /.startup.toml: {problem}")]
+    Startup {
+        /// The reference, without credentials.
+        reference: String,
+        /// Line and reason.
+        problem: String,
+    },
+    /// A block of a file that is needed now could not be fetched.
+    #[error("{file} of {reference} could not be read")]
+    Fetch {
+        /// The reference, without credentials.
+        reference: String,
+        /// The file in the image.
+        file: String,
+        /// Why.
+        source: FetchError,
+    },
+    /// A file of the library was written by a newer version.
+    #[error("{} was written by a newer zmachine ({what})", path.display())]
+    TooNew {
+        /// The file.
+        path: PathBuf,
+        /// The version or feature that is not known here.
+        what: String,
+    },
+    /// The stored flist is not the one that was pulled.
+    #[error("{} has been changed: its digest is {found}", path.display())]
+    Altered {
+        /// The file.
+        path: PathBuf,
+        /// The digest of what is there.
+        found: String,
+    },
+    /// The block cache can not be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// A file of the library, or the flist that was named, can not be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl ResolveError {
+    /// Whether something could not be fetched or did not verify (exit code 5).
+    pub fn is_fetch_failure(&self) -> bool {
+        matches!(
+            self,
+            ResolveError::Download { .. }
+                | ResolveError::Fetch { .. }
+                | ResolveError::BrokenFlist { .. }
+                | ResolveError::Altered { .. }
+        )
+    }
+
+    /// Whether the thing named does not exist (exit code 3).
+    pub fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            ResolveError::UnknownName { .. }
+                | ResolveError::UnknownDigest { .. }
+                | ResolveError::MissingFile { .. }
+                | ResolveError::NotPulled { .. }
+        )
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            ResolveError::UnknownName { name } => Some(format!(
+                "`zmachine image ls` shows the names there are; a file of that name is `./{name}`"
+            )),
+            ResolveError::UnknownDigest { .. } => Some("`zmachine image ls` shows what there is".into()),
+            ResolveError::MissingFile { .. } => Some("check the path; images that were pulled go by name".into()),
+            ResolveError::NotAFlist { advice, .. } => Some((*advice).to_owned()),
+            ResolveError::BrokenFlist { .. } => Some("the file is damaged or cut short: get it again".into()),
+            ResolveError::NotPulled { .. } => Some("leave out --pull never, or run `zmachine image pull` first".into()),
+            ResolveError::Download {
+                source: StoreError::NotFound { .. },
+                ..
+            } => Some("check the URL".into()),
+            ResolveError::Download { .. } => Some("check the URL and the network, and try again".into()),
+            ResolveError::TooLong { .. } => Some("is it a disk image? A flist holds metadata only".into()),
+            ResolveError::Kind { source, .. } => source.hint(),
+            ResolveError::Startup { .. } => Some("mend the file and pack the flist again".into()),
+            ResolveError::Fetch { source, .. } => source.hint(),
+            ResolveError::TooNew { .. } => Some("use that version, or remove the image and pull it again".into()),
+            ResolveError::Altered { .. } => Some("remove the image with `zmachine image rm` and pull it again".into()),
+            ResolveError::Cache(source) => source.hint(),
+            ResolveError::File(_) => None,
+        }
+    }
+}
+
+/// What is wrong with a `.startup.toml`, without the name of the file.
+pub(crate) fn startup_problem(error: &StartupError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => source.to_string().trim_end().to_owned(),
+        None => error.to_string(),
+    }
+}

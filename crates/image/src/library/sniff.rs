@@ -1,0 +1,112 @@
+//! Telling what a file is that should be a flist, so that the error can say what to do with it.
+
+/// How much of the beginning of a file [`sniff`] wants to see, in bytes: up to the magic number of btrfs at 64 KiB + 64.
+pub(crate) const SNIFF_LEN: usize = 65_536 + 72;
+
+/// Something that is no flist of format 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Foreign {
+    pub(crate) found: &'static str,
+    pub(crate) advice: &'static str,
+}
+
+const PACK_DISK: &str = "put it into a directory as image.raw and pack that: `zmachine flist pack DIR -o FILE.fl --store URL`";
+const CONVERT_DISK: &str =
+    "convert it first: `qemu-img convert -O raw IN image.raw`, then pack the directory with `zmachine flist pack`";
+const IMPORT: &str = "make a flist of it: `zmachine flist import oci:... -o FILE.fl --store URL`, or `docker-archive:FILE`";
+const PACK_TAR: &str = "make a flist of it: `zmachine flist pack FILE.tar -o FILE.fl --store URL`";
+const FORMAT_1: &str = "format 1 is not supported yet; use the format 2 (.fl) of the image";
+
+/// What the file is whose first bytes are `head` and whose name ends as `name` does; `None` when it may be a flist.
+pub(crate) fn sniff(name: &str, head: &[u8]) -> Option<Foreign> {
+    let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
+    if at(0, b"SQLite format 3\0") {
+        return None;
+    }
+    let (found, advice) = if head.is_empty() {
+        ("an empty file", "get it again: nothing arrived")
+    } else if at(0, b"\x1f\x8b") && !name.contains(".tar") && !name.ends_with(".tgz") {
+        ("a flist of format 1 (or another gzip file)", FORMAT_1)
+    } else if at(0, b"\x1f\x8b") || at(0, b"\x28\xb5\x2f\xfd") || at(0, b"\xfd7zXZ") {
+        ("a compressed archive", IMPORT)
+    } else if at(257, b"ustar") {
+        tar(head)
+    } else if at(0, b"QFI\xfb") {
+        ("a qcow2 disk image", CONVERT_DISK)
+    } else if at(0, b"KDMV") || at(0, b"vhdxfile") || at(0, b"conectix") || at(64, b"\x7f\x10\xda\xbe") {
+        ("a virtual disk image", CONVERT_DISK)
+    } else if at(512, b"EFI PART") || at(510, b"\x55\xaa") {
+        ("a raw disk image", PACK_DISK)
+    } else if at(0x438, b"\x53\xef") || at(0x10040, b"_BHRfS_M") || at(0, b"XFSB") {
+        ("a file system image", PACK_DISK)
+    } else if at(1024, b"\xe2\xe1\xf5\xe0") || at(0, b"hsqs") {
+        ("a read-only file system image", "unpack it into a directory and pack that with `zmachine flist pack`")
+    } else if at(0, b"\x7fELF") {
+        ("a program or kernel", "pack the directory that has it with `zmachine flist pack`")
+    } else if is_web_page(head) {
+        ("a web page", "check the URL: the server sent a page instead of the file")
+    } else {
+        ("something unknown", "a flist is a SQLite database, as `zmachine flist pack` makes it")
+    };
+    Some(Foreign { found, advice })
+}
+
+fn is_web_page(head: &[u8]) -> bool {
+    let start: Vec<u8> = head.iter().copied().skip_while(u8::is_ascii_whitespace).take(14).collect();
+    let start = start.to_ascii_lowercase();
+    start.starts_with(b"<!doctype html") || start.starts_with(b"<html") || start.starts_with(b"<?xml")
+}
+
+/// A tar archive by the name of its first entries: images of other engines are tars with an index in them.
+fn tar(head: &[u8]) -> (&'static str, &'static str) {
+    let has = |needle: &[u8]| head.windows(needle.len()).any(|window| window == needle);
+    if has(b"oci-layout") || has(b"blobs/sha256") {
+        ("an OCI image archive", IMPORT)
+    } else if has(b"manifest.json") || has(b"/layer.tar") {
+        ("a docker image archive", IMPORT)
+    } else if has(b"flistdb.sqlite3") {
+        ("a flist of format 1", FORMAT_1)
+    } else {
+        ("a tar archive", PACK_TAR)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(name: &str, head: &[u8]) -> &'static str {
+        sniff(name, head).expect("foreign").found
+    }
+
+    fn with(offset: usize, magic: &[u8]) -> Vec<u8> {
+        let mut head = vec![0; offset];
+        head.extend_from_slice(magic);
+        head
+    }
+
+    #[test]
+    fn a_database_may_be_a_flist() {
+        assert_eq!(sniff("a.fl", b"SQLite format 3\0rest"), None);
+    }
+
+    #[test]
+    fn each_foreign_kind_is_told_by_its_magic() {
+        assert_eq!(found("a", b""), "an empty file");
+        assert_eq!(found("a.flist", b"\x1f\x8b\x08"), "a flist of format 1 (or another gzip file)");
+        assert_eq!(found("a.tar.gz", b"\x1f\x8b\x08"), "a compressed archive");
+        assert_eq!(found("a", b"QFI\xfb\0\0\0\x03"), "a qcow2 disk image");
+        assert_eq!(found("a", &with(510, b"\x55\xaa")), "a raw disk image");
+        assert_eq!(found("a", &with(0x438, b"\x53\xef")), "a file system image");
+        assert_eq!(found("a", b"\n<!DOCTYPE HTML><html>"), "a web page");
+        assert_eq!(found("a", b"hello"), "something unknown");
+    }
+
+    #[test]
+    fn archives_of_other_engines_are_told_from_plain_ones() {
+        let mut oci = with(257, b"ustar");
+        oci[..10].copy_from_slice(b"oci-layout");
+        assert_eq!(found("a.tar", &oci), "an OCI image archive");
+        assert_eq!(found("a.tar", &with(257, b"ustar")), "a tar archive");
+    }
+}

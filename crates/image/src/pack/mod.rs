@@ -1,0 +1,206 @@
+//! Packing: from a directory of the host to a flist and its blocks in a store.
+//!
+//! | submodule | what |
+//! |---|---|
+//! | `scan` | the tree without contents: one thread, no link is followed, nothing is opened |
+//! | `content` | the blocks of one file, and the proof that it held still |
+//!
+//! First the whole tree is scanned, then all cores read, hash, compress, encrypt and store. A plaintext that was seen in
+//! the same run is neither sealed nor stored again. In memory are the tree, 140 bytes per different block, and per core
+//! one block in its plain and its sealed form.
+//!
+//! The result is a value: writing it ([`Flist::write`]) is atomic, so a pack that fails leaves at most blocks that no flist
+//! names. Format 2 has no hard links, extended attributes, nanoseconds or holes: hard links become files of their own
+//! (counted in the report), holes become blocks of zeros (all the same one), the others are dropped.
+//!
+//! The source is a tree that holds still. A file that changes while it is read is read a second time and then refused; one
+//! that vanishes or can not be read ends the pack. File systems mounted below the source are packed as well.
+
+mod content;
+mod scan;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use thiserror::Error;
+use zmachine_flist::{BlockRef, Flist, Metadata, NodeId, Route, RouteTable, TreeError};
+
+use crate::progress::Progress;
+use crate::store::{BlockStore, StoreError};
+use content::Packer;
+use scan::Scan;
+
+/// How to pack.
+#[derive(Debug, Clone, Default)]
+pub struct PackOptions {
+    /// Threads that read and seal; 0 for one per core.
+    pub threads: usize,
+    /// Where readers of the flist will find the blocks.
+    pub routes: Vec<Route>,
+    /// Tags of the flist.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// What was packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PackReport {
+    /// Regular files.
+    pub files: u64,
+    /// Nodes of every kind, with the root.
+    pub nodes: u64,
+    /// Sum of the sizes of the regular files.
+    pub bytes: u64,
+    /// Sum of the lengths of the block lists.
+    pub blocks: u64,
+    /// Different blocks.
+    pub unique: u64,
+    /// Blocks that the store did not have.
+    pub stored: u64,
+    /// Bytes of those, sealed.
+    pub stored_bytes: u64,
+    /// Names that were further hard links of a file and became files of their own.
+    pub hard_links_split: u64,
+}
+
+/// Why a tree could not be packed.
+#[derive(Debug, Error)]
+pub enum PackError {
+    /// A file or directory could not be read.
+    #[error("can not {action} {}", path.display())]
+    Source {
+        /// What was tried (`open`, `read`, ...).
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The source is not a directory.
+    #[error("{} is not a directory", path.display())]
+    NotADirectory {
+        /// The source.
+        path: PathBuf,
+    },
+    /// A file was not the same at the end of reading it, twice, or became something else.
+    #[error("{} changes while it is packed", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The store lies inside the tree, so that packing would change what is packed.
+    #[error("the store {} is inside of {}", store.display(), path.display())]
+    StoreInside {
+        /// The source.
+        path: PathBuf,
+        /// The directory of the store.
+        store: PathBuf,
+    },
+    /// The store did not take a block of this file.
+    #[error("can not store a block of {}", path.display())]
+    Store {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
+    /// The store did not make its blocks durable.
+    #[error("can not finish the store")]
+    Flush {
+        /// Why.
+        source: StoreError,
+    },
+    /// The tree has something that no flist can hold (a path of more than 4095 bytes).
+    #[error("{} can not become a flist", path.display())]
+    Tree {
+        /// The source.
+        path: PathBuf,
+        /// What.
+        source: TreeError,
+    },
+    /// The threads could not be started.
+    #[error("can not start the threads of the packer")]
+    Threads {
+        /// Why.
+        source: rayon::ThreadPoolBuildError,
+    },
+}
+
+/// A regular file with its blocks.
+type Packed = (NodeId, Metadata, Vec<BlockRef>);
+
+/// Packs the tree below `source` into `store`. All blocks are durable when it returns. Progress is told in bytes.
+pub fn pack(
+    source: &Path,
+    store: &dyn BlockStore,
+    options: &PackOptions,
+    progress: &dyn Progress,
+) -> Result<(Flist, PackReport), PackError> {
+    refuse_store_inside(source, store)?;
+    let Scan {
+        mut builder,
+        files,
+        bytes,
+        hard_links_split,
+    } = scan::scan(source)?;
+    progress.begin(Some(bytes), "packing");
+    let packer = Packer::new(store, progress);
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
+    let threads = threads.map_err(|source| PackError::Threads { source })?;
+    let packed: Vec<Packed> = threads.install(|| {
+        let read = files.par_iter().map(|file| {
+            let (metadata, blocks) = packer.file(&file.path)?;
+            Ok((file.node, metadata, blocks))
+        });
+        read.collect::<Result<_, PackError>>()
+    })?;
+    store.flush().map_err(|source| PackError::Flush { source })?;
+    let tree_error = |error| PackError::Tree {
+        path: source.into(),
+        source: error,
+    };
+    for (node, metadata, blocks) in packed {
+        builder.set_content(node, metadata, blocks).map_err(tree_error)?;
+    }
+    let tree = builder.finish().map_err(tree_error)?;
+    let counts = tree.counts();
+    let report = PackReport {
+        files: counts.files,
+        nodes: tree.len() as u64,
+        bytes: counts.file_bytes,
+        blocks: counts.blocks,
+        hard_links_split,
+        ..packer.into_report()
+    };
+    let routes = RouteTable(options.routes.clone());
+    Ok((
+        Flist {
+            tree,
+            routes,
+            tags: options.tags.clone(),
+        },
+        report,
+    ))
+}
+
+/// Refuses a local store below the source. A store that does not exist yet is looked at by what of its path exists.
+fn refuse_store_inside(source: &Path, store: &dyn BlockStore) -> Result<(), PackError> {
+    let Some(directory) = store.local_directory() else {
+        return Ok(());
+    };
+    let existing = directory.ancestors().find_map(|path| path.canonicalize().ok());
+    let whole = source.canonicalize();
+    let whole = whole.map_err(|error| PackError::Source {
+        action: "find",
+        path: source.into(),
+        source: error,
+    })?;
+    if existing.is_some_and(|store| store.starts_with(&whole)) {
+        return Err(PackError::StoreInside {
+            path: source.into(),
+            store: directory.into(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! The tree of a directory without contents.
+//!
+//! Nothing is opened but directories and no link is followed (only the source itself may be one). Regular files are
+//! listed for reading; what they are is decided again when they are opened.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use zmachine_flist::{Metadata, Node, NodeId, NodeKind, TreeBuilder};
+
+use super::PackError;
+
+/// A regular file to read.
+#[derive(Debug)]
+pub(super) struct FileToRead {
+    pub(super) node: NodeId,
+    pub(super) path: PathBuf,
+}
+
+/// A tree whose files are still empty.
+#[derive(Debug)]
+pub(super) struct Scan {
+    pub(super) builder: TreeBuilder,
+    pub(super) files: Vec<FileToRead>,
+    /// Sum of the sizes of the files.
+    pub(super) bytes: u64,
+    /// Names of files that had a name already.
+    pub(super) hard_links_split: u64,
+}
+
+/// Scans everything below `source`.
+pub(super) fn scan(source: &Path) -> Result<Scan, PackError> {
+    let root = fs::metadata(source).map_err(failed("look at", source))?;
+    if !root.is_dir() {
+        return Err(PackError::NotADirectory { path: source.into() });
+    }
+    let builder = TreeBuilder::new(metadata(&root));
+    let mut scan = Scan {
+        builder,
+        files: Vec::new(),
+        bytes: 0,
+        hard_links_split: 0,
+    };
+    let mut linked = HashSet::new();
+    let mut directories = vec![(NodeId::ROOT, source.to_path_buf())];
+    while let Some((directory, path)) = directories.pop() {
+        for entry in fs::read_dir(&path).map_err(failed("list", &path))? {
+            let entry = entry.map_err(failed("list", &path))?;
+            let path = entry.path();
+            let stat = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
+            let node = Node {
+                metadata: metadata(&stat),
+                kind: kind(&path, &stat)?,
+            };
+            let id = scan.builder.add(directory, entry.file_name().into_vec(), node);
+            let id = id.map_err(|error| PackError::Tree {
+                path: path.clone(),
+                source: error,
+            })?;
+            if stat.is_dir() {
+                directories.push((id, path));
+            } else if stat.is_file() {
+                scan.bytes += stat.len();
+                let again = stat.nlink() > 1 && !linked.insert((stat.dev(), stat.ino()));
+                scan.hard_links_split += u64::from(again);
+                scan.files.push(FileToRead { node: id, path });
+            }
+        }
+    }
+    Ok(scan)
+}
+
+/// Names the file that something failed on.
+pub(super) fn failed(action: &'static str, path: &Path) -> impl Fn(std::io::Error) -> PackError {
+    move |source| PackError::Source {
+        action,
+        path: path.into(),
+        source,
+    }
+}
+
+/// What format 2 keeps of a `stat`.
+pub(super) fn metadata(stat: &fs::Metadata) -> Metadata {
+    Metadata {
+        mode: (stat.mode() & 0o7777) as u16,
+        uid: stat.uid(),
+        gid: stat.gid(),
+        mtime: stat.mtime(),
+        ctime: stat.ctime(),
+        ..Metadata::default()
+    }
+}
+
+/// The node without entries or blocks; the target of a link is read here.
+fn kind(path: &Path, stat: &fs::Metadata) -> Result<NodeKind, PackError> {
+    let kind = stat.file_type();
+    let (major, minor) = (rustix::fs::major(stat.rdev()), rustix::fs::minor(stat.rdev()));
+    Ok(if kind.is_dir() {
+        NodeKind::Directory(Vec::new())
+    } else if kind.is_symlink() {
+        let target = fs::read_link(path).map_err(failed("read the link", path))?;
+        NodeKind::Symlink(target.as_os_str().as_bytes().to_vec())
+    } else if kind.is_char_device() {
+        NodeKind::CharDevice { major, minor }
+    } else if kind.is_block_device() {
+        NodeKind::BlockDevice { major, minor }
+    } else if kind.is_fifo() {
+        NodeKind::Fifo
+    } else if kind.is_socket() {
+        NodeKind::Socket
+    } else {
+        NodeKind::Regular {
+            size: 0,
+            blocks: Vec::new(),
+        }
+    })
+}

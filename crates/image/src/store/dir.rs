@@ -1,0 +1,146 @@
+//! `dir:///path`: a directory of blocks, `<root>/<first two hex digits>/<hex id>`; the older flat `<root>/<hex id>` is read too.
+//!
+//! Writing: a block gets its name only when it is complete and never replaces one of the right length, so a reader sees a
+//! whole block or none. Names become durable in batches: [`BlockStore::flush`] syncs the file system of the store once
+//! for all blocks put since, which is what the packer wants; until then a power loss may take blocks (or, on file systems
+//! that link before they write, leave one of the wrong content: readers verify, and `put` replaces one of another length).
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use zmachine_flist::BlockId;
+use zmachine_sys::file::{FileError, NewFile};
+
+use super::{BlockStore, MAX_SEALED_LEN, StoreError};
+
+/// A directory of sealed blocks.
+#[derive(Debug)]
+pub struct DirStore {
+    root: PathBuf,
+}
+
+impl DirStore {
+    /// The store in `root`, which need not exist yet: reading from a missing one is an error, writing makes it.
+    pub fn new(root: PathBuf) -> DirStore {
+        DirStore { root }
+    }
+
+    fn sharded(&self, id: &BlockId) -> PathBuf {
+        let hex = id.0.to_string();
+        self.root.join(&hex[..2]).join(hex)
+    }
+
+    /// The two places of a block, the usual one first.
+    fn places(&self, id: &BlockId) -> [PathBuf; 2] {
+        [self.sharded(id), self.root.join(id.0.to_string())]
+    }
+
+    fn missing(&self, id: &BlockId) -> StoreError {
+        if self.root.is_dir() {
+            StoreError::NotFound {
+                store: self.describe(),
+                id: id.0.to_string(),
+            }
+        } else {
+            StoreError::MissingDirectory {
+                path: self.root.clone(),
+            }
+        }
+    }
+
+    fn read(&self, id: &BlockId, path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(io_error("open", path, e)),
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_SEALED_LEN as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| io_error("read", path, e))?;
+        if bytes.len() > MAX_SEALED_LEN {
+            return Err(StoreError::TooLong {
+                store: self.describe(),
+                id: id.0.to_string(),
+                limit: MAX_SEALED_LEN,
+            });
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Length of the block on disk, `None` when it is not there.
+    fn length(&self, id: &BlockId) -> Result<Option<u64>, StoreError> {
+        for path in self.places(id) {
+            match std::fs::metadata(&path) {
+                Ok(meta) => return Ok(Some(meta.len())),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(io_error("look at", &path, e)),
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn file_error(path: &Path, error: FileError) -> StoreError {
+    match error {
+        FileError::Io { action, path, source } => io_error(action, &path, source),
+        other => io_error("write", path, io::Error::other(other)),
+    }
+}
+
+impl BlockStore for DirStore {
+    fn get(&self, id: &BlockId) -> Result<Vec<u8>, StoreError> {
+        for path in self.places(id) {
+            if let Some(bytes) = self.read(id, &path)? {
+                return Ok(bytes);
+            }
+        }
+        Err(self.missing(id))
+    }
+
+    fn has(&self, id: &BlockId) -> Result<bool, StoreError> {
+        Ok(self.length(id)?.is_some())
+    }
+
+    fn put(&self, id: &BlockId, sealed: &[u8]) -> Result<bool, StoreError> {
+        let before = self.length(id)?;
+        if before == Some(sealed.len() as u64) {
+            return Ok(false);
+        }
+        let path = self.sharded(id);
+        let shard = path.parent().unwrap_or(&self.root);
+        std::fs::create_dir_all(shard).map_err(|e| io_error("create directory", shard, e))?;
+        let new = NewFile::create(shard, 0o644).map_err(|e| file_error(&path, e))?;
+        new.file()
+            .write_all(sealed)
+            .map_err(|e| io_error("write", &path, e))?;
+        if before.is_some() {
+            // A torn block of a crashed writer: the name must lead to the good one from one moment to the next.
+            new.publish_over(&path).map_err(|e| file_error(&path, e))?;
+            return Ok(true);
+        }
+        new.publish_new(&path, false).map_err(|e| file_error(&path, e))
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        let synced = File::open(&self.root).and_then(|root| rustix::fs::syncfs(&root).map_err(io::Error::from));
+        synced.map_err(|e| io_error("sync", &self.root, e))
+    }
+
+    fn describe(&self) -> String {
+        format!("dir://{}", self.root.display())
+    }
+
+    fn local_directory(&self) -> Option<&Path> {
+        Some(&self.root)
+    }
+}
