@@ -1,1 +1,54 @@
 //! Networks, leases, bridges, taps and nftables rules.
+//!
+//! # What it owns
+//! A *network* is a subnet with a bridge on the host; a machine is connected by an *attachment*: a leased address, a tap
+//! on the bridge, and published ports. On disk:
+//! ```text
+//! <home>/networks/<name>/network.json              subnet, MTU (versioned)
+//! <home>/networks/<name>/leases/<ip>               content: the machine's id; from create to rm of the machine
+//! <home>/networks/<name>/attachments/<machine>     what a running machine needs (versioned); from start to stop
+//! <home>/networks/<name>/{lock, leases.lock}
+//! /run/zmachine-host/<net namespace>.{json,lock}   host-wide sysctls we changed, shared by all homes
+//! ```
+//! In the kernel, per network: a bridge and one nftables table, both named after a hash of (home, network), so two homes
+//! never meet; per attachment a tap that vanishes with its last descriptor.
+//!
+//! # Invariants
+//! * What is in the kernel is a function of what is on disk: each change writes the attachment files first, then brings the
+//!   kernel in line (`presence`), under the network's lock. So a crash anywhere is repaired by the next make or undo.
+//! * A [`Resource`] is a value that the machine's journal holds before it is made; undoing is idempotent, from any process,
+//!   also after a reboot.
+//! * With the last attachment, all of it goes: bridge, table, sysctls.
+//! * An attachment of another boot counts for nothing.
+//!
+//! # What it must not do
+//! Know what a machine is (a machine is an id), read the environment, touch tables, links or sysctls of others.
+//! All functions work on the network namespace of the calling thread.
+
+mod attachment;
+mod dns;
+mod error;
+mod lease;
+mod links;
+mod name;
+mod network;
+mod nft;
+mod ports;
+mod presence;
+mod publish;
+mod requirements;
+mod resource;
+mod rules;
+mod subnet;
+mod sysctl;
+
+pub use attachment::{Attachment, AttachmentRequest, Route};
+pub use dns::{HostDns, host_nameservers};
+pub use error::{ErrorKind, NetworkError};
+pub use name::{DEFAULT_NETWORK, Mac};
+pub use network::{Network, NetworkSpec, Networks};
+pub use publish::{PortRange, Protocol, Publish, PublishError};
+pub use requirements::{Requirement, requirements};
+pub use resource::{Made, Resource};
+pub use rules::{Published, render};
+pub use subnet::{POOLS, choose_subnet};

@@ -1,0 +1,226 @@
+//! A machine's connection to a network, as a plan: everything the guest and the hypervisor have to be told. Pure.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::error::NetworkError;
+use crate::name::{self, Mac};
+use crate::network::Network;
+use crate::publish::Publish;
+use crate::resource::Resource;
+
+/// What an attachment is planned from.
+#[derive(Debug, Clone, Copy)]
+pub struct AttachmentRequest<'a> {
+    /// The machine's id.
+    pub machine: &'a str,
+    /// Its leased address (see [`crate::Networks::lease`]).
+    pub ipv4: Ipv4Addr,
+    /// Its how-manieth interface it is, from 0. The first one has the default routes.
+    pub index: u8,
+    /// Ports to publish.
+    pub publish: &'a [Publish],
+    /// Resolvers for the guest.
+    pub nameservers: &'a [IpAddr],
+    /// Search domains for the guest.
+    pub search: &'a [String],
+}
+
+/// A route of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Where to; `0.0.0.0/0` or `::/0` for all.
+    pub destination: IpNet,
+    /// By way of.
+    pub gateway: IpAddr,
+}
+
+/// A machine's connection to a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The network's name.
+    pub network: String,
+    /// The machine's id.
+    pub machine: String,
+    /// The interface in the guest, `eth0`; it is found by its MAC.
+    pub interface: String,
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// The tap on the host.
+    pub tap: String,
+    /// Addresses with their prefix lengths, IPv4 first.
+    pub addresses: Vec<IpNet>,
+    /// The host in this network, IPv4.
+    pub gateway4: Ipv4Addr,
+    /// The host in this network, IPv6.
+    pub gateway6: Option<Ipv6Addr>,
+    /// Routes of the guest.
+    pub routes: Vec<Route>,
+    /// Resolvers.
+    pub nameservers: Vec<IpAddr>,
+    /// Search domains.
+    pub search: Vec<String>,
+    /// Published ports.
+    pub publish: Vec<Publish>,
+}
+
+impl Attachment {
+    /// Plans the connection of a machine to `network`.
+    ///
+    /// # Errors
+    /// When the address is not one for a machine of that network, two ports are published twice, or the machine's id can
+    /// not be one.
+    pub fn plan(network: &Network, request: AttachmentRequest<'_>) -> Result<Attachment, NetworkError> {
+        let AttachmentRequest { machine, ipv4, .. } = request;
+        name::check(machine)?;
+        if !network.may_have(ipv4) {
+            let (name, subnet) = (network.name().to_owned(), network.ipv4());
+            return Err(NetworkError::AddressOutside {
+                name,
+                address: ipv4,
+                subnet,
+            });
+        }
+        Publish::check_set(request.publish)?;
+        let ipv6 = network.ipv6_of(machine);
+        let mut addresses: Vec<IpNet> = Ipv4Net::new(ipv4, network.ipv4().prefix_len())
+            .into_iter()
+            .map(IpNet::V4)
+            .collect();
+        addresses.extend(ipv6.and_then(|a| Ipv6Net::new(a, 64).ok()).map(IpNet::V6));
+        Ok(Attachment {
+            network: network.name().to_owned(),
+            machine: machine.to_owned(),
+            interface: format!("eth{}", request.index),
+            mac: network.mac(machine),
+            mtu: network.mtu(),
+            tap: network.tap(machine),
+            addresses,
+            gateway4: network.gateway4(),
+            gateway6: network.gateway6(),
+            routes: if request.index == 0 {
+                default_routes(network)
+            } else {
+                Vec::new()
+            },
+            nameservers: request.nameservers.to_vec(),
+            search: request.search.to_vec(),
+            publish: request.publish.to_vec(),
+        })
+    }
+
+    /// Its IPv4 address.
+    pub fn ipv4(&self) -> Option<Ipv4Addr> {
+        self.addresses.iter().find_map(|a| match a {
+            IpNet::V4(net) => Some(net.addr()),
+            IpNet::V6(_) => None,
+        })
+    }
+
+    /// Its IPv6 address.
+    pub fn ipv6(&self) -> Option<Ipv6Addr> {
+        self.addresses.iter().find_map(|a| match a {
+            IpNet::V6(net) => Some(net.addr()),
+            IpNet::V4(_) => None,
+        })
+    }
+
+    /// What is to be made for it, in this order, and undone in reverse: the lease (which outlives stops), the network, the
+    /// tap, the published ports.
+    pub fn resources(&self) -> Vec<Resource> {
+        let Some(ipv4) = self.ipv4() else {
+            return Vec::new();
+        };
+        let (network, machine, ipv6) = (self.network.clone(), self.machine.clone(), self.ipv6());
+        let both = || (network.clone(), machine.clone());
+        let (n, m) = both();
+        let mut all = vec![Resource::Lease {
+            network: n,
+            machine: m,
+            ipv4,
+        }];
+        let (n, m) = both();
+        all.push(Resource::NetworkUp {
+            network: n,
+            machine: m,
+            ipv4,
+            ipv6,
+        });
+        let (n, m) = both();
+        all.push(Resource::Tap { network: n, machine: m });
+        if !self.publish.is_empty() {
+            let ports = self.publish.clone();
+            all.push(Resource::Publish {
+                network,
+                machine,
+                ipv4,
+                ipv6,
+                ports,
+            });
+        }
+        all
+    }
+}
+
+fn default_routes(network: &Network) -> Vec<Route> {
+    let mut routes = vec![Route {
+        destination: IpNet::V4(Ipv4Net::default()),
+        gateway: network.gateway4().into(),
+    }];
+    routes.extend(network.gateway6().map(|gateway| Route {
+        destination: IpNet::V6(Ipv6Net::default()),
+        gateway: gateway.into(),
+    }));
+    routes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(address: &str, publish: &[Publish]) -> Result<Attachment, NetworkError> {
+        let network = Network::example("10.208.7.0/24", Some("fd00:1::/64"));
+        let request = AttachmentRequest {
+            machine: "0123456789ab",
+            ipv4: address.parse().unwrap(),
+            index: 0,
+            publish,
+            nameservers: &["192.0.2.53".parse().unwrap()],
+            search: &[],
+        };
+        Attachment::plan(&network, request)
+    }
+
+    #[test]
+    fn a_plan_reads_back_from_its_json_and_is_as_written_down() {
+        let attachment = plan("10.208.7.9", &["8080:80".parse().unwrap()]).unwrap();
+        let json = serde_json::to_string_pretty(&attachment).unwrap() + "\n";
+        assert_eq!(json, include_str!("../tests/golden/attachment.json"));
+        assert_eq!(serde_json::from_str::<Attachment>(&json).unwrap(), attachment);
+    }
+
+    #[test]
+    fn resources_come_in_the_order_in_which_they_need_each_other() {
+        let resources = plan("10.208.7.9", &[]).unwrap().resources();
+        assert!(matches!(
+            resources[..],
+            [Resource::Lease { .. }, Resource::NetworkUp { .. }, Resource::Tap { .. }]
+        ));
+        assert!(resources[0].outlives_stop() && !resources[1].outlives_stop());
+    }
+
+    #[test]
+    fn the_gateways_address_and_a_port_wanted_twice_are_refused() {
+        assert!(matches!(
+            plan("10.208.7.1", &[]),
+            Err(NetworkError::AddressOutside { .. })
+        ));
+        let twice = ["80:80".parse().unwrap(), "127.0.0.1:80:81".parse().unwrap()];
+        let said = plan("10.208.7.9", &twice).unwrap_err().to_string();
+        assert!(said.contains("'-p 80:80/tcp' and '-p 127.0.0.1:80:81/tcp'"), "{said}");
+    }
+}

@@ -1,0 +1,275 @@
+//! What can go wrong with networks, and what to do about it.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use thiserror::Error;
+use zmachine_sys::file::FileError;
+
+use crate::publish::{Publish, PublishError};
+
+/// What kind of failure it is, for exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The user asked for something that makes no sense.
+    Usage,
+    /// There is no such network.
+    NotFound,
+    /// Somebody else has the name, the address or the port.
+    Conflict,
+    /// CAP_NET_ADMIN is missing.
+    NeedsRoot,
+    /// This host lacks a tool or a kernel feature.
+    Unsupported,
+    /// Anything else.
+    Failed,
+}
+
+/// A network operation that failed.
+#[derive(Debug, Error)]
+pub enum NetworkError {
+    /// A file of the home could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file was written by a newer version, or by something else.
+    #[error("{path} has version {found}, this program knows version {known}")]
+    Version {
+        /// The file.
+        path: String,
+        /// Its version.
+        found: u32,
+        /// The newest version this program reads.
+        known: u32,
+    },
+    /// The operation changes the host's network, which needs CAP_NET_ADMIN.
+    #[error("{action} needs root (CAP_NET_ADMIN)")]
+    NeedsRoot {
+        /// What was tried.
+        action: String,
+    },
+    /// A name that can not be that of a network or a machine.
+    #[error("{name:?} can not be a name: 1 to 64 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit")]
+    BadName {
+        /// The name.
+        name: String,
+    },
+    /// There is no such network.
+    #[error("no network {name:?}")]
+    NoSuchNetwork {
+        /// Its name.
+        name: String,
+    },
+    /// The name is taken.
+    #[error("network {name:?} exists already")]
+    Exists {
+        /// Its name.
+        name: String,
+    },
+    /// A subnet too small for a gateway and one machine, or not a network address.
+    #[error("{subnet} can not be the subnet of a network: a prefix between /8 and /29 without host bits is")]
+    BadSubnet {
+        /// The subnet.
+        subnet: Ipv4Net,
+    },
+    /// Every subnet of the pools overlaps a route of this host.
+    #[error(
+        "no free IPv4 subnet for network {name:?}: routes of this host overlap all of 10.208.0.0/12, 172.24.0.0/14 and 192.168.128.0/17"
+    )]
+    NoFreeSubnet {
+        /// The network.
+        name: String,
+    },
+    /// The network's subnet overlaps a route of this host that is not ours.
+    #[error("subnet {subnet} of network {name:?} overlaps the host's route to {route}")]
+    SubnetTaken {
+        /// The network.
+        name: String,
+        /// Its subnet.
+        subnet: Ipv4Net,
+        /// The route in the way.
+        route: Ipv4Net,
+    },
+    /// All addresses are leased.
+    #[error("no free address in subnet {subnet} of network {name:?}")]
+    NoFreeAddress {
+        /// The network.
+        name: String,
+        /// Its subnet.
+        subnet: Ipv4Net,
+    },
+    /// The asked-for address is not one a machine can have.
+    #[error("{address} is not an address for a machine in subnet {subnet} of network {name:?}")]
+    AddressOutside {
+        /// The network.
+        name: String,
+        /// The address.
+        address: Ipv4Addr,
+        /// The network's subnet.
+        subnet: Ipv4Net,
+    },
+    /// Another machine has the address.
+    #[error("address {address} of network {name:?} belongs to machine {owner}")]
+    AddressTaken {
+        /// The network.
+        name: String,
+        /// The address.
+        address: Ipv4Addr,
+        /// The machine that has it.
+        owner: String,
+    },
+    /// A machine that has an address already asked for another one.
+    #[error("machine {machine} has address {address} in network {name:?} already")]
+    AddressFixed {
+        /// The network.
+        name: String,
+        /// The machine.
+        machine: String,
+        /// The address it has.
+        address: Ipv4Addr,
+    },
+    /// A port to publish that can not be read.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// A host port is in use.
+    #[error("host port {port} of '-p {publish}' is in use by {owner}")]
+    PortTaken {
+        /// The flag's value.
+        publish: Box<Publish>,
+        /// The first port in the way, with its protocol, as in `8080/tcp`.
+        port: String,
+        /// A machine or a process.
+        owner: String,
+    },
+    /// The host address to publish on is not an address of this host.
+    #[error("'-p {publish}': {address} is not an address of this host")]
+    NotOurAddress {
+        /// The flag's value.
+        publish: Box<Publish>,
+        /// The address.
+        address: IpAddr,
+    },
+    /// A host port could not be claimed.
+    #[error("can not claim host port {port} of '-p {publish}'")]
+    Claim {
+        /// The flag's value.
+        publish: Box<Publish>,
+        /// The port.
+        port: u16,
+        /// Why.
+        source: io::Error,
+    },
+    /// A link, address or route operation failed.
+    #[error("can not {action} {name}")]
+    Link {
+        /// What was tried.
+        action: &'static str,
+        /// The link concerned.
+        name: String,
+        /// Why.
+        source: rtnetlink::Error,
+    },
+    /// Netlink could not be opened.
+    #[error("can not open netlink")]
+    Netlink {
+        /// Why.
+        source: io::Error,
+    },
+    /// A link of ours is not there.
+    #[error("link {name} is not there")]
+    NoLink {
+        /// Its name.
+        name: String,
+    },
+    /// The tap could not be made.
+    #[error("can not make tap {name}")]
+    Tap {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A sysctl could not be read or written.
+    #[error("can not {action} sysctl {key}")]
+    Sysctl {
+        /// `read` or `set`.
+        action: &'static str,
+        /// Its path under `/proc/sys`.
+        key: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The `nft` program is not there or can not be started.
+    #[error("can not run nft")]
+    NoNft {
+        /// Why.
+        source: io::Error,
+    },
+    /// `nft` refused the rules.
+    #[error("nft refused the rules of table {table}: {message}")]
+    Nft {
+        /// The table.
+        table: String,
+        /// What nft said, and the rule it said it about.
+        message: String,
+    },
+}
+
+impl NetworkError {
+    /// The kind, for exit codes.
+    pub fn kind(&self) -> ErrorKind {
+        use NetworkError as E;
+        match self {
+            E::BadName { .. } | E::BadSubnet { .. } | E::AddressOutside { .. } => ErrorKind::Usage,
+            E::Publish(_) | E::NotOurAddress { .. } => ErrorKind::Usage,
+            E::NoSuchNetwork { .. } => ErrorKind::NotFound,
+            E::Exists { .. } | E::SubnetTaken { .. } | E::AddressTaken { .. } => ErrorKind::Conflict,
+            E::AddressFixed { .. } | E::PortTaken { .. } => ErrorKind::Conflict,
+            E::NeedsRoot { .. } => ErrorKind::NeedsRoot,
+            E::NoNft { .. } => ErrorKind::Unsupported,
+            E::Tap { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::Unsupported,
+            _ => ErrorKind::Failed,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        use NetworkError as E;
+        let hint = match self {
+            E::NeedsRoot { .. } => "run it as root, or with --network none",
+            E::NoNft { .. } => "install nftables (apt-get install nftables), or use --network none",
+            E::Tap { source, .. } if source.kind() == io::ErrorKind::NotFound => "load the tun driver: modprobe tun",
+            E::SubnetTaken { .. } => "remove the machines of this network and the network, and it gets another subnet",
+            E::NoFreeSubnet { .. } => "name one yourself: zmachine network create NAME --subnet CIDR",
+            E::NoFreeAddress { .. } => "remove machines that are no longer needed: zmachine ps -a",
+            E::PortTaken { .. } => "choose another host port, or stop its owner",
+            E::NotOurAddress { .. } => "leave the address out to publish on all addresses; see: ip address",
+            E::Publish(_) => "the form is [IP:]HOST:GUEST[/tcp|udp], as in 8080:80 or 127.0.0.1:5353:53/udp",
+            E::Nft { .. } | E::Link { .. } => "see what this host lacks: zmachine doctor",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+/// The error of a failed netlink request, with a missing privilege told apart.
+pub(crate) fn link(action: &'static str, name: &str, source: rtnetlink::Error) -> NetworkError {
+    if netlink_errno(&source) == Some(rustix::io::Errno::PERM.raw_os_error()) {
+        return NetworkError::NeedsRoot {
+            action: format!("to {action} {name}"),
+        };
+    }
+    NetworkError::Link {
+        action,
+        name: name.to_owned(),
+        source,
+    }
+}
+
+/// The positive errno of a netlink error.
+pub(crate) fn netlink_errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.code.map(|code| -code.get()),
+        _ => None,
+    }
+}

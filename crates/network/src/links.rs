@@ -1,0 +1,187 @@
+//! Links, addresses and routes of the current network namespace, by netlink.
+//!
+//! Every function is idempotent: what is there already stays, what is gone already is fine.
+
+use std::net::IpAddr;
+
+use futures::TryStreamExt;
+use ipnet::{IpNet, Ipv4Net};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
+use rustix::io::Errno;
+use tokio::task::JoinHandle;
+
+use crate::error::{self, NetworkError};
+use crate::name::Mac;
+
+/// The MTU of Ethernet, when nothing says otherwise.
+pub(crate) const DEFAULT_MTU: u32 = 1500;
+
+/// An open netlink socket of the current namespace.
+pub(crate) struct Links {
+    handle: Handle,
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Links {
+    /// Opens the socket. Must be called within a tokio runtime.
+    pub(crate) fn open() -> Result<Links, NetworkError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(|source| NetworkError::Netlink { source })?;
+        let connection = tokio::spawn(connection);
+        Ok(Links { handle, connection })
+    }
+
+    /// The link `name`, if there is one.
+    pub(crate) async fn find(&self, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
+        let request = self.handle.link().get().match_name(name.to_owned());
+        match request.execute().try_next().await {
+            Ok(link) => Ok(link),
+            Err(e) if is(&e, Errno::NODEV) => Ok(None),
+            Err(e) => Err(error::link("look up link", name, e)),
+        }
+    }
+
+    async fn index(&self, name: &str) -> Result<u32, NetworkError> {
+        let link = self.find(name).await?;
+        let gone = || NetworkError::NoLink { name: name.to_owned() };
+        link.map(|l| l.header.index).ok_or_else(gone)
+    }
+
+    /// Makes bridge `name`, down, with a fixed address (a bridge without one takes that of its ports, and changes it as
+    /// they come and go).
+    pub(crate) async fn make_bridge(&self, name: &str, mac: Mac, mtu: u32) -> Result<(), NetworkError> {
+        let bridge = LinkBridge::new(name).down().address(mac.0.to_vec()).mtu(mtu).build();
+        let made = self.handle.link().add(bridge).execute().await;
+        ignore(made, Errno::EXIST).map_err(|e| error::link("make bridge", name, e))
+    }
+
+    /// Gives link `name` an address with its prefix.
+    pub(crate) async fn add_address(&self, name: &str, address: IpNet) -> Result<(), NetworkError> {
+        let index = self.index(name).await?;
+        let request = self.handle.address().add(index, address.addr(), address.prefix_len());
+        ignore(request.execute().await, Errno::EXIST).map_err(|e| error::link("give an address to", name, e))
+    }
+
+    /// Puts link `name` up.
+    pub(crate) async fn up(&self, name: &str) -> Result<(), NetworkError> {
+        let up = LinkUnspec::new_with_index(self.index(name).await?).up().build();
+        let done = self.handle.link().change(up).execute().await;
+        done.map_err(|e| error::link("put up", name, e))
+    }
+
+    /// Makes link `name` a port of `bridge`, with that MTU.
+    pub(crate) async fn enslave(&self, name: &str, bridge: &str, mtu: u32) -> Result<(), NetworkError> {
+        let controller = self.index(bridge).await?;
+        let port = LinkUnspec::new_with_index(self.index(name).await?);
+        let done = self
+            .handle
+            .link()
+            .change(port.mtu(mtu).controller(controller).build())
+            .execute()
+            .await;
+        done.map_err(|e| error::link("attach to its bridge", name, e))
+    }
+
+    /// Removes link `name`.
+    pub(crate) async fn remove(&self, name: &str) -> Result<(), NetworkError> {
+        let Some(link) = self.find(name).await? else {
+            return Ok(());
+        };
+        let removed = self.handle.link().del(link.header.index).execute().await;
+        ignore(removed, Errno::NODEV).map_err(|e| error::link("remove link", name, e))
+    }
+
+    /// Destinations of all IPv4 routes of all tables, except those out of link `but`; the addresses of the host are among
+    /// them, as /32.
+    pub(crate) async fn ipv4_routes(&self, but: &str) -> Result<Vec<Ipv4Net>, NetworkError> {
+        let but = self.find(but).await?.map(|l| l.header.index);
+        let routes = self.routes().await?;
+        let others = routes.iter().filter(|r| but.is_none() || output_link(r) != but);
+        Ok(others.filter_map(destination).collect())
+    }
+
+    /// The MTU of the link of the preferred IPv4 default route; [`DEFAULT_MTU`] without one.
+    pub(crate) async fn uplink_mtu(&self) -> Result<u32, NetworkError> {
+        let routes = self.routes().await?;
+        let defaults = routes.iter().filter(|r| r.header.destination_prefix_length == 0);
+        let best = defaults
+            .filter(|r| output_link(r).is_some())
+            .min_by_key(|r| priority(r));
+        let Some(index) = best.and_then(output_link) else {
+            return Ok(DEFAULT_MTU);
+        };
+        let mut links = self.handle.link().get().match_index(index).execute();
+        let link = links
+            .try_next()
+            .await
+            .map_err(|e| error::link("look up the link of", "the default route", e))?;
+        Ok(link.as_ref().and_then(mtu).unwrap_or(DEFAULT_MTU))
+    }
+
+    async fn routes(&self) -> Result<Vec<RouteMessage>, NetworkError> {
+        let all = RouteMessageBuilder::<std::net::Ipv4Addr>::new().table_id(0).build();
+        let routes = self.handle.route().get(all).execute().try_collect().await;
+        routes.map_err(|e| error::link("list", "the routes of this host", e))
+    }
+}
+
+/// Whether the link is up.
+pub(crate) fn is_up(link: &LinkMessage) -> bool {
+    link.header.flags.contains(LinkFlags::Up)
+}
+
+fn mtu(link: &LinkMessage) -> Option<u32> {
+    let mtu = |a: &LinkAttribute| match a {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    };
+    link.attributes.iter().find_map(mtu)
+}
+
+fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
+    let address = |a: &RouteAttribute| match a {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    };
+    let address = route.attributes.iter().find_map(address)?;
+    Ipv4Net::new(address, route.header.destination_prefix_length).ok()
+}
+
+fn output_link(route: &RouteMessage) -> Option<u32> {
+    let index = |a: &RouteAttribute| match a {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    };
+    route.attributes.iter().find_map(index)
+}
+
+fn priority(route: &RouteMessage) -> u32 {
+    let priority = |a: &RouteAttribute| match a {
+        RouteAttribute::Priority(priority) => Some(*priority),
+        _ => None,
+    };
+    route.attributes.iter().find_map(priority).unwrap_or(0)
+}
+
+fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
+    error::netlink_errno(error) == Some(errno.raw_os_error())
+}
+
+fn ignore(result: Result<(), rtnetlink::Error>, errno: Errno) -> Result<(), rtnetlink::Error> {
+    match result {
+        Err(e) if is(&e, errno) => Ok(()),
+        other => other,
+    }
+}
+
+/// An address of a network with the network's prefix length.
+pub(crate) fn with_prefix(address: IpAddr, prefix_len: u8) -> Option<IpNet> {
+    IpNet::new(address, prefix_len).ok()
+}

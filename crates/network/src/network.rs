@@ -1,0 +1,475 @@
+//! A network as a value, and the networks of a home on disk.
+//!
+//! A network's folder appears by rename with all its content, so of several first users one makes it and the others use it.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+use zmachine_sys::file::{self, FileError};
+use zmachine_sys::lock::FileLock;
+
+use crate::error::NetworkError;
+use crate::links::{self, Links};
+use crate::name::{self, DEFAULT_NETWORK, Mac};
+use crate::presence;
+use crate::publish::Publish;
+use crate::subnet;
+use crate::{lease, ports};
+
+/// The version of `network.json`.
+const VERSION: u32 = 1;
+
+/// What all homes of this host share: the record of sysctls (see `sysctl`). Gone after a reboot, as they are.
+const HOST_DIR: &str = "/run/zmachine-host";
+
+/// The content of `network.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NetworkRecord {
+    version: u32,
+    name: String,
+    ipv4: Ipv4Net,
+    ipv6: Option<Ipv6Net>,
+    mtu: u32,
+    /// Whether the subnet was chosen by us, so that we may choose again while nobody has an address in it.
+    chosen: bool,
+}
+
+/// A network: what is on disk of it, with the names derived from its home.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    record: NetworkRecord,
+    home: String,
+    bridge: String,
+}
+
+impl Network {
+    fn new(record: NetworkRecord, home: &str) -> Network {
+        Network {
+            bridge: name::bridge(home, &record.name),
+            home: home.to_owned(),
+            record,
+        }
+    }
+
+    /// A network of these subnets in a made-up home, for tests of pure functions.
+    #[cfg(test)]
+    pub(crate) fn example(ipv4: &str, ipv6: Option<&str>) -> Network {
+        let record = NetworkRecord {
+            version: VERSION,
+            name: DEFAULT_NETWORK.to_owned(),
+            ipv4: ipv4.parse().unwrap(),
+            ipv6: ipv6.map(|v6| v6.parse().unwrap()),
+            mtu: 1500,
+            chosen: true,
+        };
+        Network::new(record, "home")
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.record.name
+    }
+
+    /// Its IPv4 subnet.
+    pub fn ipv4(&self) -> Ipv4Net {
+        self.record.ipv4
+    }
+
+    /// Its IPv6 subnet, a unique local /64.
+    pub fn ipv6(&self) -> Option<Ipv6Net> {
+        self.record.ipv6
+    }
+
+    /// The MTU of its bridge and taps in bytes: that of the host's default route when the network was made.
+    pub fn mtu(&self) -> u32 {
+        self.record.mtu
+    }
+
+    /// The name of its bridge, which is also that of its nftables table.
+    pub fn bridge(&self) -> &str {
+        &self.bridge
+    }
+
+    /// The host's IPv4 address in it: the first of the subnet.
+    pub fn gateway4(&self) -> Ipv4Addr {
+        (u32::from(self.ipv4().network()) + 1).into()
+    }
+
+    /// The host's IPv6 address in it: `::1` of the subnet.
+    pub fn gateway6(&self) -> Option<Ipv6Addr> {
+        self.ipv6().map(|net| (u128::from(net.network()) + 1).into())
+    }
+
+    /// The gateways with their prefix lengths, as they are on the bridge.
+    pub(crate) fn gateways(&self) -> Vec<IpNet> {
+        let mut all: Vec<_> = links::with_prefix(self.gateway4().into(), self.ipv4().prefix_len())
+            .into_iter()
+            .collect();
+        if let (Some(net), Some(gateway)) = (self.ipv6(), self.gateway6()) {
+            all.extend(links::with_prefix(gateway.into(), net.prefix_len()));
+        }
+        all
+    }
+
+    /// The name of the tap of `machine`.
+    pub fn tap(&self, machine: &str) -> String {
+        name::tap(&self.home, self.name(), machine)
+    }
+
+    /// The Ethernet address of `machine`.
+    pub fn mac(&self, machine: &str) -> Mac {
+        name::mac(&self.home, self.name(), machine)
+    }
+
+    /// The Ethernet address of the bridge. No machine's: an id can not start with a dot.
+    pub(crate) fn bridge_mac(&self) -> Mac {
+        name::mac(&self.home, self.name(), ".bridge")
+    }
+
+    /// The IPv6 address of `machine`.
+    pub fn ipv6_of(&self, machine: &str) -> Option<Ipv6Addr> {
+        self.ipv6().map(|net| name::eui64(net, self.mac(machine)))
+    }
+
+    /// Whether a machine may have this address: in the subnet, and neither its ends nor the gateway.
+    pub(crate) fn may_have(&self, address: Ipv4Addr) -> bool {
+        let net = self.ipv4();
+        let reserved = [net.network(), net.broadcast(), self.gateway4()];
+        net.contains(&address) && !reserved.contains(&address)
+    }
+}
+
+/// What a new network is to be; what is `None` is chosen.
+#[derive(Debug, Clone, Default)]
+pub struct NetworkSpec {
+    /// Its name.
+    pub name: String,
+    /// Its IPv4 subnet.
+    pub ipv4: Option<Ipv4Net>,
+    /// Its IPv6 subnet.
+    pub ipv6: Option<Ipv6Net>,
+}
+
+/// A hook that is called with a name after each single step in the kernel or on disk.
+pub(crate) type StepHook = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// The networks of a home.
+#[derive(Clone)]
+pub struct Networks {
+    dir: PathBuf,
+    host_dir: PathBuf,
+    home: String,
+    step: Option<StepHook>,
+}
+
+impl std::fmt::Debug for Networks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Networks")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Networks {
+    /// The networks in `<home>/networks`; the folder is made when missing.
+    ///
+    /// # Errors
+    /// When it can not be made.
+    pub fn open(home: &Path) -> Result<Networks, NetworkError> {
+        let dir = home.join("networks");
+        file::make_dirs(&dir)?;
+        let canonical = home.canonicalize().map_err(|e| FileError::io("find", home, e))?;
+        Ok(Networks {
+            dir,
+            host_dir: HOST_DIR.into(),
+            home: name::home_id(&canonical),
+            step: None,
+        })
+    }
+
+    /// Keeps the host-wide record elsewhere than in `/run/zmachine-host`. All homes of one host must agree on it.
+    pub fn with_host_dir(mut self, dir: &Path) -> Networks {
+        self.host_dir = dir.to_owned();
+        self
+    }
+
+    /// Calls `hook` after each single step with the step's name: the place for kill-point tests to abort.
+    pub fn with_step_hook(mut self, hook: impl Fn(&'static str) + Send + Sync + 'static) -> Networks {
+        self.step = Some(Arc::new(hook));
+        self
+    }
+
+    pub(crate) fn step(&self, name: &'static str) {
+        if let Some(hook) = &self.step {
+            hook(name);
+        }
+    }
+
+    pub(crate) fn host_dir(&self) -> &Path {
+        &self.host_dir
+    }
+
+    /// The folder of network `name`.
+    pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, NetworkError> {
+        name::check(name)?;
+        Ok(self.dir.join(name))
+    }
+
+    /// The network `name`.
+    ///
+    /// # Errors
+    /// [`NetworkError::NoSuchNetwork`], or when its file can not be read or is of another version.
+    pub fn get(&self, name: &str) -> Result<Network, NetworkError> {
+        let path = self.folder(name)?.join("network.json");
+        let record: NetworkRecord = match file::read_json(&path) {
+            Ok(record) => record,
+            Err(e) if e.is_not_found() => return Err(NetworkError::NoSuchNetwork { name: name.to_owned() }),
+            Err(e) => return Err(e.into()),
+        };
+        if record.version != VERSION {
+            let path = path.display().to_string();
+            return Err(NetworkError::Version {
+                path,
+                found: record.version,
+                known: VERSION,
+            });
+        }
+        Ok(Network::new(record, &self.home))
+    }
+
+    /// All networks, by name.
+    ///
+    /// # Errors
+    /// When one can not be read.
+    pub fn list(&self) -> Result<Vec<Network>, NetworkError> {
+        let mut names = entries(&self.dir)?;
+        names.retain(|n| !n.starts_with('.'));
+        names.sort();
+        names.iter().map(|n| self.get(n)).collect()
+    }
+
+    /// The default network. It is made at its first use; and while nobody has an address in it, it moves out of the way
+    /// of routes that the host got since.
+    ///
+    /// # Errors
+    /// When no subnet is free, or the network can not be written.
+    pub async fn default_network(&self) -> Result<Network, NetworkError> {
+        let spec = NetworkSpec {
+            name: DEFAULT_NETWORK.to_owned(),
+            ..NetworkSpec::default()
+        };
+        let network = match self.get(DEFAULT_NETWORK) {
+            Ok(network) => network,
+            Err(NetworkError::NoSuchNetwork { .. }) => match self.create(&spec).await {
+                Err(NetworkError::Exists { .. }) => self.get(DEFAULT_NETWORK)?,
+                created => created?,
+            },
+            Err(e) => return Err(e),
+        };
+        self.moved(network).await
+    }
+
+    /// Makes a network. Nothing changes in the kernel.
+    ///
+    /// # Errors
+    /// When the name is taken or can not be one, the subnet is taken or too small, or no subnet is free.
+    pub async fn create(&self, spec: &NetworkSpec) -> Result<Network, NetworkError> {
+        let folder = self.folder(&spec.name)?;
+        let record = self.choose(spec).await?;
+        let new = self.dir.join(format!(".new-{}-{:016x}", spec.name, file::random_u64()));
+        for dir in ["leases", "attachments"] {
+            file::make_dirs(&new.join(dir))?;
+        }
+        file::replace_json(&new.join("network.json"), &record)?;
+        let renamed = fs::rename(&new, &folder);
+        if let Err(e) = renamed {
+            file::remove_dir_all(&new)?;
+            let taken = matches!(
+                e.kind(),
+                io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+            );
+            let exists = NetworkError::Exists {
+                name: spec.name.clone(),
+            };
+            return Err(if taken {
+                exists
+            } else {
+                FileError::io("create", &folder, e).into()
+            });
+        }
+        file::sync_dir(&self.dir)?;
+        Ok(Network::new(record, &self.home))
+    }
+
+    async fn choose(&self, spec: &NetworkSpec) -> Result<NetworkRecord, NetworkError> {
+        let name = &spec.name;
+        let others = self.list()?;
+        let ipv4 = match spec.ipv4 {
+            Some(subnet) => subnet,
+            None => self.free_subnet(name, &others).await?,
+        };
+        if ipv4.trunc() != ipv4 || !(8..=29).contains(&ipv4.prefix_len()) {
+            return Err(NetworkError::BadSubnet { subnet: ipv4 });
+        }
+        let taken = |net: &Ipv6Net| others.iter().any(|n| n.ipv6() == Some(*net));
+        let derived = || {
+            (0..=u16::MAX)
+                .map(|nth| name::ula(&self.home, name, nth))
+                .find(|net| !taken(net))
+        };
+        Ok(NetworkRecord {
+            version: VERSION,
+            name: name.clone(),
+            ipv4,
+            ipv6: spec.ipv6.or_else(derived),
+            mtu: Links::open()?.uplink_mtu().await?,
+            chosen: spec.ipv4.is_none(),
+        })
+    }
+
+    async fn free_subnet(&self, name: &str, others: &[Network]) -> Result<Ipv4Net, NetworkError> {
+        let mut taken = Links::open()?.ipv4_routes(&name::bridge(&self.home, name)).await?;
+        taken.extend(others.iter().filter(|n| n.name() != name).map(Network::ipv4));
+        let seed = name::hash(&[b"subnet", self.home.as_bytes(), name.as_bytes()]);
+        let seed = u64::from_le_bytes(seed[..8].try_into().unwrap_or_default());
+        let none = || NetworkError::NoFreeSubnet { name: name.to_owned() };
+        subnet::choose_subnet(&taken, seed).ok_or_else(none)
+    }
+
+    /// The network, with another subnet when its own collides, was chosen by us, and is used by nobody.
+    async fn moved(&self, network: Network) -> Result<Network, NetworkError> {
+        if !network.record.chosen || self.collision(&network).await?.is_none() {
+            return Ok(network);
+        }
+        let _lock = self.lock(network.name()).await?;
+        let _leases = lease::lock(self, &network).await?;
+        let folder = self.folder(network.name())?;
+        if !entries(&folder.join("leases"))?.is_empty() || !entries(&folder.join("attachments"))?.is_empty() {
+            return Ok(network);
+        }
+        let mut record = self.get(network.name())?.record;
+        record.ipv4 = self.free_subnet(network.name(), &self.list()?).await?;
+        file::replace_json(&folder.join("network.json"), &record)?;
+        Ok(Network::new(record, &self.home))
+    }
+
+    /// The route of the host, other than the network's own, that overlaps its subnet.
+    pub(crate) async fn collision(&self, network: &Network) -> Result<Option<Ipv4Net>, NetworkError> {
+        let routes = Links::open()?.ipv4_routes(network.bridge()).await?;
+        Ok(subnet::overlapping(network.ipv4(), &routes))
+    }
+
+    /// The address of `machine` in `network`: the one it has, else `want`, else a free one. It keeps the address until
+    /// [`Networks::release`], through stops and reboots. Idempotent; safe among processes and threads.
+    ///
+    /// # Errors
+    /// When `want` is not an address for a machine, is another machine's or not the one the machine has, or none is free.
+    pub async fn lease(
+        &self,
+        network: &Network,
+        machine: &str,
+        want: Option<Ipv4Addr>,
+    ) -> Result<Ipv4Addr, NetworkError> {
+        name::check(machine)?;
+        let _lock = lease::lock(self, network).await?;
+        lease::take(self, network, machine, want)
+    }
+
+    /// Gives back all addresses of `machine` in the network `network`. Idempotent; a network that is gone is fine.
+    ///
+    /// # Errors
+    /// When a lease is there and can not be removed.
+    pub fn release(&self, network: &str, machine: &str) -> Result<(), NetworkError> {
+        name::check(machine)?;
+        lease::release(self, network, machine)
+    }
+
+    /// The leases of a network, by address: (address, machine).
+    ///
+    /// # Errors
+    /// When they can not be read.
+    pub fn leases(&self, network: &str) -> Result<Vec<(Ipv4Addr, String)>, NetworkError> {
+        lease::all(self, network)
+    }
+
+    /// Refuses host ports that can not be published for `machine` right now: used by another process, published by another
+    /// attached machine of this home, or not on this host. Nothing is held; [`crate::Resource::Publish`] holds.
+    ///
+    /// # Errors
+    /// [`NetworkError::PortTaken`] names the port and its owner; [`NetworkError::NotOurAddress`]; a set that wants a port
+    /// twice is a [`crate::PublishError`].
+    pub fn check_publish(&self, machine: &str, publish: &[Publish]) -> Result<(), NetworkError> {
+        ports::claim(self, machine, publish).map(drop)
+    }
+
+    /// Removes attachments of machines that are not alive (crashed, or of another boot) with their taps, and brings what
+    /// is in the kernel in line with those that remain. Needs no privilege when there is nothing to do.
+    ///
+    /// # Errors
+    /// The first network that can not be brought in line.
+    pub async fn reconcile(&self, alive: &dyn Fn(&str) -> bool) -> Result<(), NetworkError> {
+        for network in self.list()? {
+            let lock = self.lock(network.name()).await?;
+            presence::reconcile(self, &network, &lock, alive).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the lock of network `name`, under which its attachments and its presence in the kernel change.
+    pub(crate) async fn lock(&self, name: &str) -> Result<FileLock, NetworkError> {
+        lock(&self.folder(name)?.join("lock")).await
+    }
+}
+
+/// Takes a lock without blocking the thread, whose other tasks may be those that hold it.
+pub(crate) async fn lock(path: &Path) -> Result<FileLock, NetworkError> {
+    loop {
+        if let Some(lock) = FileLock::try_exclusive(path)? {
+            return Ok(lock);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Names of the entries of `dir`.
+pub(crate) fn entries(dir: &Path) -> Result<Vec<String>, FileError> {
+    let read = fs::read_dir(dir).map_err(|e| FileError::io("list", dir, e))?;
+    read.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_, _>>()
+        .map_err(|e| FileError::io("list", dir, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn yesterdays_network_file_is_read_and_written_the_same() {
+        let golden = include_str!("../tests/golden/network.json");
+        let record: NetworkRecord = serde_json::from_str(golden).unwrap();
+        assert_eq!(record.ipv4.to_string(), "10.208.7.0/24");
+        assert_eq!(serde_json::to_string_pretty(&record).unwrap() + "\n", golden);
+    }
+
+    #[test]
+    fn the_gateway_is_the_first_address_and_no_machine_may_have_it() {
+        let network = Network::example("10.208.0.0/24", Some("fd00::/64"));
+        assert_eq!(network.gateway4().to_string(), "10.208.0.1");
+        assert_eq!(network.gateway6().unwrap().to_string(), "fd00::1");
+        for (address, may) in [
+            ("10.208.0.1", false),
+            ("10.208.0.0", false),
+            ("10.208.0.255", false),
+            ("10.208.0.2", true),
+            ("10.208.1.2", false),
+        ] {
+            assert_eq!(network.may_have(address.parse().unwrap()), may, "{address}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! A network's presence in the kernel, and the attachment files it is a function of.
+//!
+//! # Layout
+//! `attachments/<machine>`: `{"version":1,"boot_id":..,"ipv4":..,"ipv6":..,"ports":["8080:80/tcp"]}`
+//!
+//! # Invariants
+//! Everything here happens under the network's lock. Files change first, then [`settle`] brings the kernel in line: with
+//! attachments there is a bridge with its addresses and sysctls, the table and forwarding; without there is nothing.
+//! `settle` may be interrupted anywhere and run again. The bridge comes first and goes last: it is the sign by which
+//! others see that there may be something to clean up.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use zmachine_sys::file;
+use zmachine_sys::host::boot_id;
+use zmachine_sys::lock::FileLock;
+
+use crate::error::NetworkError;
+use crate::links::{self, Links};
+use crate::network::{self, Network, Networks};
+use crate::publish::Publish;
+use crate::rules::{self, Published};
+use crate::{name, nft, sysctl};
+
+const VERSION: u32 = 1;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct AttachmentFile {
+    version: u32,
+    boot_id: String,
+    ipv4: Ipv4Addr,
+    ipv6: Option<Ipv6Addr>,
+    ports: Vec<Publish>,
+}
+
+fn folder(networks: &Networks, network: &str) -> Result<PathBuf, NetworkError> {
+    Ok(networks.folder(network)?.join("attachments"))
+}
+
+fn path(networks: &Networks, network: &str, machine: &str) -> Result<PathBuf, NetworkError> {
+    name::check(machine)?;
+    Ok(folder(networks, network)?.join(machine))
+}
+
+/// Writes down that `machine` needs the network, with the ports it publishes.
+pub(crate) fn record(networks: &Networks, network: &Network, published: Published) -> Result<(), NetworkError> {
+    let path = path(networks, network.name(), &published.machine)?;
+    let content = AttachmentFile {
+        version: VERSION,
+        boot_id: boot_id(),
+        ipv4: published.ipv4,
+        ipv6: published.ipv6,
+        ports: published.ports,
+    };
+    file::replace_json(&path, &content)?;
+    networks.step("attachment written");
+    Ok(())
+}
+
+/// Writes down that `machine` does not need the network any more.
+pub(crate) fn forget(networks: &Networks, network: &Network, machine: &str) -> Result<(), NetworkError> {
+    file::remove_if_there(&path(networks, network.name(), machine)?)?;
+    networks.step("attachment removed");
+    Ok(())
+}
+
+/// The attachments of this boot, by machine.
+pub(crate) fn attached(networks: &Networks, network: &str) -> Result<Vec<Published>, NetworkError> {
+    let dir = folder(networks, network)?;
+    let mut machines = match network::entries(&dir) {
+        Err(e) if e.is_not_found() => return Ok(Vec::new()),
+        names => names?,
+    };
+    machines.retain(|m| !m.starts_with('.'));
+    machines.sort();
+    let boot = boot_id();
+    let mut all = Vec::new();
+    for machine in machines {
+        let path = dir.join(&machine);
+        let found: AttachmentFile = match file::read_json(&path) {
+            Ok(found) => found,
+            // Removed since the listing, which happens to readers without the lock.
+            Err(e) if e.is_not_found() => continue,
+            Err(e) => return Err(e.into()),
+        };
+        if found.version != VERSION {
+            let path = path.display().to_string();
+            return Err(NetworkError::Version {
+                path,
+                found: found.version,
+                known: VERSION,
+            });
+        }
+        if found.boot_id == boot {
+            let AttachmentFile { ipv4, ipv6, ports, .. } = found;
+            all.push(Published {
+                machine,
+                ipv4,
+                ipv6,
+                ports,
+            });
+        }
+    }
+    Ok(all)
+}
+
+/// What all attached machines of the home publish.
+pub(crate) fn published(networks: &Networks) -> Result<Vec<Published>, NetworkError> {
+    let mut all = Vec::new();
+    for network in networks.list()? {
+        all.extend(attached(networks, network.name())?);
+    }
+    Ok(all)
+}
+
+/// Brings the kernel in line with the attachment files. The caller holds the network's lock.
+pub(crate) async fn settle(networks: &Networks, network: &Network, _lock: &FileLock) -> Result<(), NetworkError> {
+    let attached = attached(networks, network.name())?;
+    if attached.is_empty() {
+        return tear_down(networks, network).await;
+    }
+    bring_up(networks, network, &attached).await
+}
+
+async fn bring_up(networks: &Networks, network: &Network, attached: &[Published]) -> Result<(), NetworkError> {
+    let bridge = network.bridge();
+    let links = Links::open()?;
+    let found = links.find(bridge).await?;
+    if found.is_none() {
+        refuse_collision(networks, network).await?;
+        links.make_bridge(bridge, network.bridge_mac(), network.mtu()).await?;
+        networks.step("bridge made");
+    }
+    let ipv6 = network.ipv6().is_some() && sysctl::has_ipv6();
+    bridge_sysctls(bridge, ipv6)?;
+    networks.step("bridge sysctls set");
+    for address in network.gateways().into_iter().filter(|a| ipv6 || a.addr().is_ipv4()) {
+        links.add_address(bridge, address).await?;
+        networks.step("bridge address added");
+    }
+    nft::apply(bridge, &rules::render(network, attached)).await?;
+    networks.step("rules applied");
+    if !found.is_some_and(|link| links::is_up(&link)) {
+        links.up(bridge).await?;
+        networks.step("bridge up");
+    }
+    sysctl::acquire(networks.host_dir(), bridge, ipv6).await?;
+    networks.step("forwarding on");
+    Ok(())
+}
+
+async fn refuse_collision(networks: &Networks, network: &Network) -> Result<(), NetworkError> {
+    match networks.collision(network).await? {
+        None => Ok(()),
+        Some(route) => Err(NetworkError::SubnetTaken {
+            name: network.name().to_owned(),
+            subnet: network.ipv4(),
+            route,
+        }),
+    }
+}
+
+/// The bridge's own switches; they go with it.
+fn bridge_sysctls(bridge: &str, ipv6: bool) -> Result<(), NetworkError> {
+    // 127.0.0.1 of the host may be redirected to a machine (the `guard` chain keeps machines out); no other source
+    // addresses come from the bridge than those routed to it.
+    for (key, value) in [("route_localnet", "1"), ("rp_filter", "1")] {
+        sysctl::set(&format!("net/ipv4/conf/{bridge}/{key}"), value)?;
+    }
+    if !ipv6 {
+        return Ok(());
+    }
+    // The host is the router here: it listens to none, and its address is in nobody's way.
+    for (key, value) in [
+        ("disable_ipv6", "0"),
+        ("accept_ra", "0"),
+        ("autoconf", "0"),
+        ("accept_dad", "0"),
+    ] {
+        sysctl::set(&format!("net/ipv6/conf/{bridge}/{key}"), value)?;
+    }
+    Ok(())
+}
+
+async fn tear_down(networks: &Networks, network: &Network) -> Result<(), NetworkError> {
+    let bridge = network.bridge();
+    sysctl::release(networks.host_dir(), bridge).await?;
+    networks.step("forwarding put back");
+    nft::apply(bridge, &rules::remove(bridge)).await?;
+    networks.step("rules removed");
+    Links::open()?.remove(bridge).await?;
+    networks.step("bridge removed");
+    Ok(())
+}
+
+/// Removes what belongs to machines that are not alive, then settles; nothing when all is well.
+pub(crate) async fn reconcile(
+    networks: &Networks,
+    network: &Network,
+    lock: &FileLock,
+    alive: &dyn Fn(&str) -> bool,
+) -> Result<(), NetworkError> {
+    let bridge = network.bridge();
+    let dir = folder(networks, network.name())?;
+    let machines: Vec<String> = network::entries(&dir)?
+        .into_iter()
+        .filter(|m| !m.starts_with('.'))
+        .collect();
+    let idle = !sysctl::link_exists(bridge) && !sysctl::is_holder(networks.host_dir(), bridge);
+    if machines.is_empty() && idle {
+        return Ok(());
+    }
+    let current = attached(networks, network.name())?;
+    let keep = |m: &str| current.iter().any(|c| c.machine == m) && alive(m);
+    let links = Links::open()?;
+    for machine in machines.iter().filter(|m| !keep(m)) {
+        links.remove(&network.tap(machine)).await?;
+        networks.step("tap removed");
+        forget(networks, network, machine)?;
+    }
+    settle(networks, network, lock).await
+}

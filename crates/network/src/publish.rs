@@ -1,0 +1,346 @@
+//! Published ports: `[IP:]HOST:GUEST[/tcp|udp]`, parsed, printed and compared. Pure.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// A `-p` that can not be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PublishError {
+    /// There is no `HOST:GUEST`.
+    #[error("'-p {text}' needs a host port and a guest port")]
+    Shape {
+        /// The flag's value.
+        text: String,
+    },
+    /// Something else than `tcp` or `udp` after the slash.
+    #[error("'-p {text}': the protocol is tcp or udp, not {found:?}")]
+    Protocol {
+        /// The flag's value.
+        text: String,
+        /// What was found.
+        found: String,
+    },
+    /// The host address is none.
+    #[error("'-p {text}': {found:?} is not an IP address (an IPv6 address is written in brackets)")]
+    Address {
+        /// The flag's value.
+        text: String,
+        /// What was found.
+        found: String,
+    },
+    /// An address that can not be published on.
+    #[error("'-p {text}': {address} can not be redirected by the kernel; publish on 127.0.0.1 instead")]
+    Unroutable {
+        /// The flag's value.
+        text: String,
+        /// The address.
+        address: IpAddr,
+    },
+    /// A port or range that is none.
+    #[error("'-p {text}': {found:?} is not a port (1 to 65535) or a range FIRST-LAST of ports")]
+    Port {
+        /// The flag's value.
+        text: String,
+        /// What was found.
+        found: String,
+    },
+    /// Ranges of different length.
+    #[error("'-p {text}': {host} host ports for {guest} guest ports")]
+    Length {
+        /// The flag's value.
+        text: String,
+        /// How many host ports.
+        host: usize,
+        /// How many guest ports.
+        guest: usize,
+    },
+    /// One machine wants a host port twice.
+    #[error("'-p {first}' and '-p {second}' publish the same host port")]
+    Twice {
+        /// One flag's value.
+        first: String,
+        /// The other's.
+        second: String,
+    },
+}
+
+/// The transport protocol of a published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        })
+    }
+}
+
+/// Ports from `first` to `last`, both included; `first <= last`, neither is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    /// The range, when it is one.
+    pub fn new(first: u16, last: u16) -> Option<PortRange> {
+        (first >= 1 && first <= last).then_some(PortRange { first, last })
+    }
+
+    /// Its lowest port.
+    pub fn first(self) -> u16 {
+        self.first
+    }
+
+    /// How many ports, at least 1.
+    pub fn count(self) -> usize {
+        usize::from(self.last - self.first) + 1
+    }
+
+    /// The ports, ascending.
+    pub fn ports(self) -> impl Iterator<Item = u16> {
+        self.first..=self.last
+    }
+
+    /// The lowest port that is in both.
+    pub fn common(self, other: PortRange) -> Option<u16> {
+        let first = self.first.max(other.first);
+        (first <= self.last.min(other.last)).then_some(first)
+    }
+
+    fn parse(text: &str) -> Option<PortRange> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        PortRange::new(port(first)?, port(last)?)
+    }
+}
+
+fn port(text: &str) -> Option<u16> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            return write!(f, "{}", self.first);
+        }
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+/// Host ports that lead to ports of a machine. `host` and `guest` have the same length. Its text and JSON form is the
+/// flag's: `[IP:]HOST:GUEST/PROTOCOL`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Publish {
+    /// The host address; `None` is all of them, IPv4 and IPv6; `0.0.0.0` and `::` are all of one family.
+    pub address: Option<IpAddr>,
+    /// The ports on the host.
+    pub host: PortRange,
+    /// The ports in the machine.
+    pub guest: PortRange,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+impl Publish {
+    /// Reads the value of `-p`.
+    ///
+    /// # Errors
+    /// Says which part is wrong.
+    pub fn parse(text: &str) -> Result<Publish, PublishError> {
+        let owned = || text.to_owned();
+        let (ports, protocol) = match text.rsplit_once('/') {
+            None => (text, Protocol::Tcp),
+            Some((ports, "tcp")) => (ports, Protocol::Tcp),
+            Some((ports, "udp")) => (ports, Protocol::Udp),
+            Some((_, other)) => {
+                let found = other.to_owned();
+                return Err(PublishError::Protocol { text: owned(), found });
+            }
+        };
+        let shape = || PublishError::Shape { text: owned() };
+        let (rest, guest) = ports.rsplit_once(':').ok_or_else(shape)?;
+        if rest.ends_with(']') || rest.is_empty() {
+            return Err(shape());
+        }
+        let (address, host) = match rest.rsplit_once(':') {
+            Some((address, host)) => (Some(host_address(text, address)?), host),
+            None => (None, rest),
+        };
+        let range = |found: &str| {
+            let port = PublishError::Port {
+                text: owned(),
+                found: found.to_owned(),
+            };
+            PortRange::parse(found).ok_or(port)
+        };
+        let (host, guest) = (range(host)?, range(guest)?);
+        if host.count() != guest.count() {
+            let (host, guest) = (host.count(), guest.count());
+            return Err(PublishError::Length {
+                text: owned(),
+                host,
+                guest,
+            });
+        }
+        Ok(Publish {
+            address,
+            host,
+            guest,
+            protocol,
+        })
+    }
+
+    /// The first host port that both want, if any: same protocol, a common port, and addresses that cover each other.
+    pub fn conflict(&self, other: &Publish) -> Option<u16> {
+        let addresses = covers(self.address, other.address) || covers(other.address, self.address);
+        if !addresses || self.protocol != other.protocol {
+            return None;
+        }
+        self.host.common(other.host)
+    }
+
+    /// The host addresses to claim for it: a given one, or "any" of both families.
+    pub(crate) fn claims(&self) -> Vec<IpAddr> {
+        match self.address {
+            Some(address) => vec![address],
+            None => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        }
+    }
+
+    /// Refuses a set in which two want the same host port.
+    pub(crate) fn check_set(set: &[Publish]) -> Result<(), PublishError> {
+        for (i, a) in set.iter().enumerate() {
+            if let Some(b) = set[i + 1..].iter().find(|b| a.conflict(b).is_some()) {
+                let (first, second) = (a.to_string(), b.to_string());
+                return Err(PublishError::Twice { first, second });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a listener on `a` takes what is meant for `b`.
+fn covers(a: Option<IpAddr>, b: Option<IpAddr>) -> bool {
+    match (a, b) {
+        (None, _) => true,
+        (Some(a), Some(b)) => a == b || (a.is_unspecified() && a.is_ipv4() == b.is_ipv4()),
+        (Some(_), None) => false,
+    }
+}
+
+fn host_address(text: &str, found: &str) -> Result<IpAddr, PublishError> {
+    let bare = found.strip_prefix('[').and_then(|f| f.strip_suffix(']'));
+    let address = match bare {
+        Some(v6) => v6.parse().ok().map(IpAddr::V6),
+        None => found.parse().ok().map(IpAddr::V4),
+    };
+    let (text, found) = (text.to_owned(), found.to_owned());
+    match address {
+        // IPv6 has no route_localnet: a packet from ::1 never leaves the loopback device.
+        Some(address) if address == IpAddr::V6(Ipv6Addr::LOCALHOST) => Err(PublishError::Unroutable { text, address }),
+        Some(address) => Ok(address),
+        None => Err(PublishError::Address { text, found }),
+    }
+}
+
+impl fmt::Display for Publish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
+            None => {}
+        }
+        write!(f, "{}:{}/{}", self.host, self.guest, self.protocol)
+    }
+}
+
+impl FromStr for Publish {
+    type Err = PublishError;
+
+    fn from_str(text: &str) -> Result<Publish, PublishError> {
+        Publish::parse(text)
+    }
+}
+
+impl TryFrom<String> for Publish {
+    type Error = PublishError;
+
+    fn try_from(text: String) -> Result<Publish, PublishError> {
+        Publish::parse(&text)
+    }
+}
+
+impl From<Publish> for String {
+    fn from(publish: Publish) -> String {
+        publish.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_reads_and_prints_back() {
+        let forms = [
+            ("8080:80", "8080:80/tcp"),
+            ("127.0.0.1:5353:53/udp", "127.0.0.1:5353:53/udp"),
+            ("0.0.0.0:80:80/tcp", "0.0.0.0:80:80/tcp"),
+            ("[::]:80:8080", "[::]:80:8080/tcp"),
+            ("[fd00::1]:1-3:11-13/udp", "[fd00::1]:1-3:11-13/udp"),
+        ];
+        for (given, printed) in forms {
+            assert_eq!(Publish::parse(given).unwrap().to_string(), printed);
+            assert_eq!(Publish::parse(printed).unwrap(), Publish::parse(given).unwrap());
+        }
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        let cases = [
+            ("80", "needs a host port and a guest port"),
+            (":80", "needs a host port and a guest port"),
+            ("[::]:80", "needs a host port and a guest port"),
+            ("8080:80/sctp", "the protocol is tcp or udp, not \"sctp\""),
+            ("0:80", "\"0\" is not a port"),
+            ("70000:80", "\"70000\" is not a port"),
+            ("+80:80", "\"+80\" is not a port"),
+            ("9-8:80", "\"9-8\" is not a port"),
+            ("8000-8002:80", "3 host ports for 1 guest ports"),
+            ("localhost:80:80", "\"localhost\" is not an IP address"),
+            (
+                "fd00::1:80:80",
+                "\"fd00::1\" is not an IP address (an IPv6 address is written in brackets)",
+            ),
+            ("[::1]:80:80", "::1 can not be redirected"),
+        ];
+        for (text, part) in cases {
+            let said = Publish::parse(text).unwrap_err().to_string();
+            assert!(said.contains(part) && said.contains(text), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn ports_conflict_when_protocol_port_and_address_meet() {
+        let conflict = |a, b| Publish::parse(a).unwrap().conflict(&Publish::parse(b).unwrap());
+        assert_eq!(conflict("8000-8010:1-11", "127.0.0.1:8005:80"), Some(8005));
+        assert_eq!(conflict("0.0.0.0:80:80", "10.0.0.1:80:80"), Some(80));
+        assert_eq!(conflict("0.0.0.0:80:80", "[::]:80:80"), None);
+        assert_eq!(conflict("10.0.0.1:80:80", "10.0.0.2:80:80"), None);
+        assert_eq!(conflict("80:80/udp", "80:80/tcp"), None);
+    }
+}

@@ -1,0 +1,122 @@
+//! What the host has to have for networks, for `doctor`.
+
+use std::fs;
+use std::path::Path;
+
+use rustix::fs::{Access, access};
+use serde_json::Value;
+use zmachine_sys::tap::TUN_DEVICE;
+
+use crate::links::Links;
+use crate::name::Mac;
+use crate::nft;
+
+/// One requirement of networks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requirement {
+    /// What it is.
+    pub name: &'static str,
+    /// Whether this host has it.
+    pub met: bool,
+    /// What is lost without it.
+    pub lost: &'static str,
+    /// The command that mends it.
+    pub mend: &'static str,
+}
+
+/// Checks this host by trying: as root, a bridge is made and removed at once. Changes nothing that stays.
+pub async fn requirements() -> Vec<Requirement> {
+    let root = has_net_admin(&fs::read_to_string("/proc/thread-self/status").unwrap_or_default());
+    let need = |name, met, lost, mend| Requirement { name, met, lost, mend };
+    let no_network = "machines run with --network none only";
+    let mut all = vec![
+        need("root (CAP_NET_ADMIN)", root, no_network, "sudo zmachine ..."),
+        need(
+            "nft",
+            nft::run(&["--version"], "").await.is_ok_and(|(ok, _)| ok),
+            no_network,
+            "apt-get install nftables",
+        ),
+        need("/dev/net/tun", tun_opens(), no_network, "modprobe tun"),
+        need(
+            "writable /proc/sys/net",
+            can_forward(),
+            "machines reach the host only",
+            "mount -o remount,rw /proc/sys",
+        ),
+    ];
+    if root {
+        all.push(need("bridges", bridge_works().await, no_network, "modprobe bridge"));
+        let chains = nft::run(&["-j", "list", "chains"], "").await;
+        let (read, text) = chains.unwrap_or_default();
+        let lost = "another firewall drops what machines send and get";
+        let mend =
+            "iptables -I FORWARD -i zm+ -j ACCEPT; iptables -I FORWARD -o zm+ -j ACCEPT (and the same with ip6tables)";
+        all.push(need("nf_tables", read, no_network, "modprobe nf_tables"));
+        all.push(need(
+            "no foreign drop policy on forwarding",
+            dropping_chain(&text).is_none(),
+            lost,
+            mend,
+        ));
+    }
+    all
+}
+
+fn tun_opens() -> bool {
+    fs::OpenOptions::new().read(true).write(true).open(TUN_DEVICE).is_ok()
+}
+
+fn can_forward() -> bool {
+    let key = Path::new("/proc/sys/net/ipv4/ip_forward");
+    let on = fs::read_to_string(key).is_ok_and(|v| v.trim() == "1");
+    on || access(key, Access::WRITE_OK).is_ok()
+}
+
+async fn bridge_works() -> bool {
+    let Ok(links) = Links::open() else {
+        return false;
+    };
+    let name = format!("zmtry{}", std::process::id());
+    let made = links.make_bridge(&name, Mac([2, 0, 0, 0, 0, 1]), 1500).await.is_ok();
+    made && links.remove(&name).await.is_ok()
+}
+
+/// Whether the effective capabilities in `/proc/<pid>/status` have CAP_NET_ADMIN (12, linux/capability.h).
+fn has_net_admin(status: &str) -> bool {
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    line.and_then(|l| u64::from_str_radix(l.trim(), 16).ok())
+        .is_some_and(|caps| caps & (1 << 12) != 0)
+}
+
+/// A chain on the forward hook whose policy is to drop, in the JSON of `nft -j list chains`: `<table> <chain>`.
+fn dropping_chain(json: &str) -> Option<String> {
+    let all: Value = serde_json::from_str(json).ok()?;
+    let chains = all["nftables"].as_array()?.iter().map(|entry| &entry["chain"]);
+    let mut dropping = chains.filter(|c| c["hook"] == "forward" && c["policy"] == "drop" && c["family"] != "bridge");
+    dropping
+        .next()
+        .map(|c| format!("{} {}", c["table"], c["name"]).replace('"', ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_drop_policy_is_found() {
+        let chain = |policy| {
+            format!(
+                r#"{{"nftables":[{{"metainfo":{{}}}},{{"chain":{{"family":"ip","table":"filter","name":"FORWARD","hook":"forward","policy":"{policy}"}}}}]}}"#
+            )
+        };
+        assert_eq!(dropping_chain(&chain("drop")).as_deref(), Some("filter FORWARD"));
+        assert_eq!(dropping_chain(&chain("accept")), None);
+    }
+
+    #[test]
+    fn the_capability_is_read_from_the_effective_set() {
+        assert!(has_net_admin("CapPrm:\t0\nCapEff:\t0000000000001000\n"));
+        assert!(!has_net_admin("CapPrm:\t0000000000001000\nCapEff:\t0000000000000fff\n"));
+    }
+}
