@@ -176,7 +176,12 @@ mod tests {
         };
         child.stdin.take().unwrap().write_all(&bytes).unwrap();
         let listed = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
-        for expected in ["-rwxr-xr-x", "5,   1", "lib/modules/virtio_net.ko", "lib/modules/order"] {
+        for expected in [
+            "-rwxr-xr-x",
+            "crw-------",
+            "lib/modules/virtio_net.ko",
+            "lib/modules/order",
+        ] {
             assert!(listed.contains(expected), "{expected} in {listed}");
         }
     }

@@ -1,0 +1,268 @@
+//! What every hypervisor can do, and what can happen to a machine.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use crate::VmSpec;
+
+/// What the hypervisor itself says on its standard error, line by line. Lines nobody takes in time are dropped.
+pub type LogLines = mpsc::Receiver<String>;
+
+/// A hypervisor of one kind.
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// Its name, as in plans and messages: `qemu`.
+    fn name(&self) -> &'static str;
+
+    /// Whether it can run `vm` at all. Pure: nothing is started or opened.
+    ///
+    /// # Errors
+    /// The first thing it cannot do, with the reason.
+    fn supports(&self, vm: &VmSpec) -> Result<(), Unsupported>;
+
+    /// Starts `vm`. When this returns, the guest is running. `run` is a folder for what the hypervisor needs there;
+    /// it is its working directory.
+    ///
+    /// # Errors
+    /// [`LaunchError`]; no process is left then.
+    async fn launch(&self, vm: &VmSpec, resources: Resources, run: &RunDir) -> Result<Box<dyn Vm>, LaunchError>;
+}
+
+/// A running virtual machine. Dropping it kills it.
+#[async_trait]
+pub trait Vm: Send {
+    /// The next thing that happens; after [`VmEvent::Exited`] the process is gone and the same is returned forever.
+    /// Safe to cancel: nothing is lost when the future is dropped.
+    async fn next_event(&mut self) -> VmEvent;
+
+    /// Presses the power button. The guest may take its time, or ignore it.
+    async fn power_button(&mut self) -> Result<(), ControlError>;
+
+    /// Stops the virtual CPUs; done when this returns. [`VmEvent::Paused`] follows.
+    async fn pause(&mut self) -> Result<(), ControlError>;
+
+    /// Lets the virtual CPUs run on. [`VmEvent::Resumed`] follows.
+    async fn resume(&mut self) -> Result<(), ControlError>;
+
+    /// Ends the machine at once, as by pulling the plug, but lets the hypervisor write what it holds for disks.
+    /// [`VmEvent::Exited`] follows.
+    async fn quit(&mut self) -> Result<(), ControlError>;
+
+    /// Kills the hypervisor's process. Never waits for it; [`VmEvent::Exited`] follows.
+    fn kill(&mut self);
+
+    /// The hypervisor's process id.
+    fn pid(&self) -> u32;
+
+    /// The byte stream to the guest's agent, once; `None` when it was taken or the machine has none.
+    fn take_agent(&mut self) -> Option<UnixStream>;
+
+    /// The guest's serial console, once. Whoever takes it must read it until its end: a full one stops the guest when
+    /// it writes. Until it is taken, some 200 KB fit.
+    fn take_console(&mut self) -> Option<UnixStream>;
+
+    /// The hypervisor's own messages, once.
+    fn take_log(&mut self) -> Option<LogLines>;
+}
+
+/// What a machine is given as descriptors rather than by name.
+#[derive(Debug, Default)]
+pub struct Resources {
+    /// The open tap of each interface, by the interface's id.
+    pub taps: HashMap<String, OwnedFd>,
+}
+
+/// A folder only for this run of the machine.
+#[derive(Clone, Debug)]
+pub struct RunDir(PathBuf);
+
+impl RunDir {
+    /// The folder `path`, which exists.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// Something that happened to a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum VmEvent {
+    /// The machine and its hypervisor's process are gone. Always the last event.
+    Exited(ExitReason),
+    /// The guest's kernel panicked and stands still; the next call of [`Vm::next_event`] ends the machine.
+    Panicked,
+    /// The virtual CPUs stand still because they were told to.
+    Paused,
+    /// The virtual CPUs run again.
+    Resumed,
+    /// A disk's file could not be read or written. When it was for lack of space the machine stands still until it is
+    /// resumed; else the guest got the error.
+    DiskError {
+        /// The disk's id.
+        disk: String,
+        /// `read` or `write`.
+        operation: String,
+        /// The system's reason.
+        reason: String,
+        /// Whether it was for lack of space.
+        no_space: bool,
+    },
+}
+
+/// Why a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The guest switched itself off.
+    GuestShutdown,
+    /// The guest restarted itself.
+    GuestReset,
+    /// The guest's kernel panicked.
+    GuestPanic,
+    /// A signal to the hypervisor's process, by its number.
+    HostSignal(i32),
+    /// The hypervisor was told to quit.
+    HostQuit,
+    /// The hypervisor ended by itself.
+    Crashed {
+        /// How, for people: `exit status: 1`.
+        status: String,
+        /// The last lines of its standard error.
+        last_stderr_lines: Vec<String>,
+    },
+}
+
+/// What a driver cannot do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{driver} cannot run this machine: {reason}")]
+pub struct Unsupported {
+    /// The driver.
+    pub driver: &'static str,
+    /// What it cannot do.
+    pub reason: String,
+}
+
+/// Why a machine could not be launched. Nothing is left of it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaunchError {
+    /// The driver cannot run such a machine.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// Something the machine needs is not there.
+    #[error("{what} {} cannot be used", path.display())]
+    Missing {
+        /// What it is.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The tap of an interface was not passed.
+    #[error("interface '{nic}' has no tap")]
+    NoTap {
+        /// The interface's id.
+        nic: String,
+    },
+    /// The hypervisor's program could not be started.
+    #[error("cannot start {}", binary.display())]
+    Spawn {
+        /// The program.
+        binary: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A descriptor could not be made or passed.
+    #[error("cannot make the hypervisor's {what}")]
+    Channel {
+        /// What it was for.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The hypervisor ended before it ran the machine.
+    #[error("the hypervisor gave up ({status}): {}", stderr.join("; "))]
+    Refused {
+        /// How it ended.
+        status: String,
+        /// What it said.
+        stderr: Vec<String>,
+    },
+    /// The hypervisor does not answer.
+    #[error("the hypervisor did not answer within {} s; it said: {}", patience.as_secs(), stderr.join("; "))]
+    Silent {
+        /// How long it had.
+        patience: Duration,
+        /// What it said.
+        stderr: Vec<String>,
+    },
+    /// The hypervisor refused an order on its control channel.
+    #[error("the hypervisor cannot be controlled")]
+    Control(#[from] ControlError),
+}
+
+impl LaunchError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        let said = match self {
+            Self::Refused { stderr, .. } | Self::Silent { stderr, .. } => stderr.join("\n"),
+            Self::Spawn { .. } => return Some("apt-get install qemu-system-x86"),
+            _ => String::new(),
+        };
+        if said.contains("cannot set up guest memory") || said.contains("Cannot allocate memory") {
+            return Some("give the machine less memory, or free some on the host");
+        }
+        if said.contains("Failed to get \"write\" lock") || said.contains("Failed to get shared \"write\" lock") {
+            return Some("another machine uses that disk; stop it first");
+        }
+        matches!(self, Self::Silent { .. }).then_some("is every process that serves a disk of this machine running?")
+    }
+}
+
+/// Why an order to a running hypervisor was not carried out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// The hypervisor is gone; [`Vm::next_event`] tells why.
+    #[error("the hypervisor is gone")]
+    Gone,
+    /// It said no.
+    #[error("the hypervisor refused '{command}': {reason}")]
+    Refused {
+        /// The order.
+        command: String,
+        /// Its words.
+        reason: String,
+    },
+    /// It said nothing.
+    #[error("the hypervisor did not answer '{command}' within {} s", patience.as_secs())]
+    Silent {
+        /// The order.
+        command: String,
+        /// How long it had.
+        patience: Duration,
+    },
+    /// It said something that is not in the protocol.
+    #[error("the hypervisor's answer is not understood: {line}")]
+    Garbled {
+        /// The beginning of what it said.
+        line: String,
+    },
+    /// The channel broke.
+    #[error("the control channel broke")]
+    Io(#[from] io::Error),
+}

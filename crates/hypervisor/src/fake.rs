@@ -1,0 +1,170 @@
+//! A driver without a hypervisor, for the tests of the crates above: the test plays the guest.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use crate::{
+    ControlError, Driver, ExitReason, LaunchError, LogLines, Resources, RunDir, Unsupported, Vm, VmEvent, VmSpec,
+};
+
+/// A driver whose machines do what the test says.
+#[derive(Debug, Default)]
+pub struct Fake {
+    guests: Mutex<Vec<Guest>>,
+}
+
+/// The test's end of a machine.
+#[derive(Debug)]
+pub struct Guest {
+    /// What was launched.
+    pub spec: VmSpec,
+    /// Makes things happen to the machine; it exits with [`ExitReason::GuestShutdown`] when this is dropped.
+    pub events: mpsc::UnboundedSender<VmEvent>,
+    /// The orders the machine was given: `power_button`, `pause`, `resume`, `quit`, `kill`.
+    pub orders: Arc<Mutex<Vec<&'static str>>>,
+    /// The guest's end of the agent's byte stream.
+    pub agent: UnixStream,
+    /// The guest's end of the console.
+    pub console: UnixStream,
+}
+
+impl Fake {
+    /// The machine that was launched last and not asked for yet.
+    pub fn guest(&self) -> Option<Guest> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+}
+
+#[async_trait]
+impl Driver for Fake {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn supports(&self, _: &VmSpec) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    async fn launch(&self, vm: &VmSpec, _: Resources, _: &RunDir) -> Result<Box<dyn Vm>, LaunchError> {
+        let channel = |what| move |source| LaunchError::Channel { what, source };
+        let (our_agent, agent) = UnixStream::pair().map_err(channel("agent channel"))?;
+        let (our_console, console) = UnixStream::pair().map_err(channel("console"))?;
+        let (events, incoming) = mpsc::unbounded_channel();
+        let orders = Arc::new(Mutex::new(Vec::new()));
+        let own = FakeVm {
+            incoming,
+            events: events.downgrade(),
+            orders: orders.clone(),
+            agent: Some(our_agent),
+            console: Some(our_console),
+            exited: None,
+        };
+        let guest = Guest {
+            spec: vm.clone(),
+            events,
+            orders,
+            agent,
+            console,
+        };
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner).push(guest);
+        Ok(Box::new(own))
+    }
+}
+
+struct FakeVm {
+    incoming: mpsc::UnboundedReceiver<VmEvent>,
+    events: mpsc::WeakUnboundedSender<VmEvent>,
+    orders: Arc<Mutex<Vec<&'static str>>>,
+    agent: Option<UnixStream>,
+    console: Option<UnixStream>,
+    exited: Option<ExitReason>,
+}
+
+impl FakeVm {
+    fn order(&self, order: &'static str, event: Option<VmEvent>) -> Result<(), ControlError> {
+        if self.exited.is_some() {
+            return Err(ControlError::Gone);
+        }
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+        if let (Some(event), Some(events)) = (event, self.events.upgrade()) {
+            let _ = events.send(event); // the receiver is ours
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Vm for FakeVm {
+    async fn next_event(&mut self) -> VmEvent {
+        if self.exited.is_none() {
+            match self.incoming.recv().await {
+                Some(VmEvent::Exited(reason)) => self.exited = Some(reason),
+                Some(other) => return other,
+                None => self.exited = Some(ExitReason::GuestShutdown),
+            }
+        }
+        VmEvent::Exited(self.exited.clone().unwrap_or(ExitReason::GuestShutdown))
+    }
+
+    async fn power_button(&mut self) -> Result<(), ControlError> {
+        self.order("power_button", None)
+    }
+
+    async fn pause(&mut self) -> Result<(), ControlError> {
+        self.order("pause", Some(VmEvent::Paused))
+    }
+
+    async fn resume(&mut self) -> Result<(), ControlError> {
+        self.order("resume", Some(VmEvent::Resumed))
+    }
+
+    async fn quit(&mut self) -> Result<(), ControlError> {
+        self.order("quit", Some(VmEvent::Exited(ExitReason::HostQuit)))
+    }
+
+    fn kill(&mut self) {
+        let _ = self.order("kill", Some(VmEvent::Exited(ExitReason::HostSignal(9)))); // gone already is fine
+    }
+
+    fn pid(&self) -> u32 {
+        0
+    }
+
+    fn take_agent(&mut self) -> Option<UnixStream> {
+        self.agent.take()
+    }
+
+    fn take_console(&mut self) -> Option<UnixStream> {
+        self.console.take()
+    }
+
+    fn take_log(&mut self) -> Option<LogLines> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_test_plays_the_guest() {
+        let fake = Fake::default();
+        let spec = serde_json::from_str(include_str!("../tests/golden/vmspec-v1.json")).unwrap();
+        let mut vm = fake
+            .launch(&spec, Resources::default(), &RunDir::new("/"))
+            .await
+            .unwrap();
+        let guest = fake.guest().unwrap();
+        vm.pause().await.unwrap();
+        assert_eq!(vm.next_event().await, VmEvent::Paused);
+        guest.events.send(VmEvent::Panicked).unwrap();
+        assert_eq!(vm.next_event().await, VmEvent::Panicked);
+        drop(guest.events);
+        assert_eq!(vm.next_event().await, VmEvent::Exited(ExitReason::GuestShutdown));
+        assert!(matches!(vm.resume().await, Err(ControlError::Gone)));
+    }
+}

@@ -1,0 +1,238 @@
+//! Starting QEMU: descriptors, process, handshake. On every error no process is left.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::process::{Child, ChildStderr};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use zmachine_sys::process::{ChildSetup, prepare_child};
+
+use crate::{Boot, ControlError, Disk, LaunchError, LogLines, Resources, RunDir, VmSpec};
+
+use super::arguments::{Channels, arguments};
+use super::qmp::Qmp;
+use super::vm::QemuVm;
+use super::{BINARY, Qemu};
+
+/// QEMU answers 0.1 s after its start; under emulation on a host with ten times more work than CPUs it took 8 s.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Lines of QEMU's messages that are kept for error texts.
+const KEPT_LINES: usize = 20;
+/// Lines of QEMU's messages that wait for whoever takes the log.
+const WAITING_LINES: usize = 256;
+/// No line is shown longer than this.
+const MAX_LINE_BYTES: usize = 4096;
+
+/// The ends of the socket pairs that stay with us, and the other ends that QEMU inherits.
+struct Pairs {
+    qmp: (StdStream, StdStream),
+    console: (StdStream, StdStream),
+    agent: Option<(StdStream, StdStream)>,
+}
+
+pub(super) async fn launch(
+    qemu: &Qemu,
+    vm: &VmSpec,
+    resources: Resources,
+    run: &RunDir,
+) -> Result<QemuVm, LaunchError> {
+    check_files(vm)?;
+    let channel = |what| move |source| LaunchError::Channel { what, source };
+    let pairs = Pairs {
+        qmp: StdStream::pair().map_err(channel("control channel"))?,
+        console: StdStream::pair().map_err(channel("console"))?,
+        agent: vm
+            .agent
+            .then(StdStream::pair)
+            .transpose()
+            .map_err(channel("agent channel"))?,
+    };
+    let taps = taps(vm, &resources.taps)?;
+    let mut child = spawn(qemu, vm, &pairs, taps, run)?;
+    let log = Log::collect(child.stderr.take());
+    let Pairs { qmp, console, agent } = pairs;
+    // Our copies of QEMU's ends must go, or its death would not show as the end of the streams.
+    let ours = |pair: (StdStream, StdStream), what| into_tokio(pair.0).map_err(channel(what));
+    let console = ours(console, "console")?;
+    let agent = agent.map(|pair| ours(pair, "agent channel")).transpose()?;
+    drop(resources);
+    match handshake(ours(qmp, "control channel")?).await {
+        Ok(qmp) => Ok(QemuVm::new(child, qmp, console, agent, log)),
+        Err(error) => Err(post_mortem(error, child, log).await),
+    }
+}
+
+/// Checks what QEMU would not: it waits forever for a socket that is not there.
+fn check_files(vm: &VmSpec) -> Result<(), LaunchError> {
+    let missing = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| LaunchError::Missing { what, path, source }
+    };
+    let Boot::Kernel { kernel, initrd, .. } = &vm.boot;
+    File::open(kernel).map_err(missing("the kernel", kernel))?;
+    if let Some(initrd) = initrd {
+        File::open(initrd).map_err(missing("the initramfs", initrd))?;
+    }
+    for disk in &vm.disks {
+        if let Disk::VhostUser { socket, .. } = disk {
+            let what = "the disk's socket";
+            let kind = std::fs::metadata(socket).map_err(missing(what, socket))?.file_type();
+            if !kind.is_socket() {
+                return Err(missing(what, socket)(std::io::Error::other("it is not a socket")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn taps(vm: &VmSpec, given: &HashMap<String, OwnedFd>) -> Result<HashMap<String, RawFd>, LaunchError> {
+    let find = |id: &String| given.get(id).map(|fd| (id.clone(), fd.as_raw_fd()));
+    vm.nics
+        .iter()
+        .map(|nic| find(&nic.id).ok_or_else(|| LaunchError::NoTap { nic: nic.id.clone() }))
+        .collect()
+}
+
+fn spawn(
+    qemu: &Qemu,
+    vm: &VmSpec,
+    pairs: &Pairs,
+    taps: HashMap<String, RawFd>,
+    run: &RunDir,
+) -> Result<Child, LaunchError> {
+    let channels = Channels {
+        qmp: pairs.qmp.1.as_raw_fd(),
+        console: pairs.console.1.as_raw_fd(),
+        agent: pairs.agent.as_ref().map(|pair| pair.1.as_raw_fd()),
+        taps,
+    };
+    let mut keep = vec![channels.qmp, channels.console];
+    keep.extend(channels.agent);
+    keep.extend(channels.taps.values());
+    let mut command = Command::new(&qemu.binary);
+    command.args(arguments(vm, qemu, &channels)).current_dir(run.path());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    prepare_child(
+        &mut command,
+        ChildSetup {
+            keep,
+            die_with_parent: true,
+            new_session: true,
+        },
+    );
+    let mut command = tokio::process::Command::from(command);
+    command.kill_on_drop(true);
+    command.spawn().map_err(|source| LaunchError::Spawn {
+        binary: qemu.binary.clone(),
+        source,
+    })
+}
+
+async fn handshake(stream: UnixStream) -> Result<Qmp, ControlError> {
+    match tokio::time::timeout(PATIENCE, Qmp::connect(stream)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(ControlError::Silent {
+            command: "greeting".into(),
+            patience: PATIENCE,
+        }),
+    }
+}
+
+/// From a failed handshake to the reason QEMU gave; its process is gone afterwards.
+async fn post_mortem(error: ControlError, mut child: Child, log: Log) -> LaunchError {
+    match error {
+        ControlError::Gone => {
+            let status = child.wait().await.map_or_else(|e| e.to_string(), |s| s.to_string());
+            LaunchError::Refused {
+                status,
+                stderr: log.finish().await,
+            }
+        }
+        error => {
+            let _ = child.kill().await; // also reaps it; it can only fail when it is gone already
+            let stderr = log.finish().await;
+            match error {
+                ControlError::Silent { patience, .. } => LaunchError::Silent { patience, stderr },
+                other => LaunchError::Control(other),
+            }
+        }
+    }
+}
+
+fn into_tokio(stream: StdStream) -> std::io::Result<UnixStream> {
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+/// QEMU's standard error: read by a task of its own, so that QEMU never waits for us to read it.
+#[derive(Debug)]
+pub(super) struct Log {
+    kept: Arc<Mutex<VecDeque<String>>>,
+    pub(super) lines: Option<LogLines>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Log {
+    fn collect(stderr: Option<ChildStderr>) -> Self {
+        let kept = Arc::new(Mutex::new(VecDeque::new()));
+        let (sender, lines) = mpsc::channel(WAITING_LINES);
+        let task = stderr.map(|stderr| tokio::spawn(read_lines(stderr, kept.clone(), sender)));
+        Self {
+            kept,
+            lines: Some(lines),
+            task,
+        }
+    }
+
+    /// The last lines, after QEMU has ended and all was read.
+    pub(super) async fn finish(mut self) -> Vec<String> {
+        self.last_lines().await
+    }
+
+    /// As [`Self::finish`]. Bounded, in case somebody else holds QEMU's standard error open.
+    pub(super) async fn last_lines(&mut self) -> Vec<String> {
+        if let Some(task) = self.task.take() {
+            let _ = tokio::time::timeout(Duration::from_secs(2), task).await;
+        }
+        self.kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
+    }
+}
+
+async fn read_lines(stderr: ChildStderr, kept: Arc<Mutex<VecDeque<String>>>, sender: mpsc::Sender<String>) {
+    let mut reader = BufReader::new(stderr);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).await.is_ok_and(|n| n > 0) {
+        line.truncate(MAX_LINE_BYTES);
+        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        let text = text
+            .strip_prefix(BINARY)
+            .and_then(|t| t.strip_prefix(": "))
+            .unwrap_or(&text)
+            .to_owned();
+        let _ = sender.try_send(text.clone()); // nobody may be listening, or not fast enough
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == KEPT_LINES {
+            kept.pop_front();
+        }
+        kept.push_back(text);
+        line.clear();
+    }
+}

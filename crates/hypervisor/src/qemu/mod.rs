@@ -1,0 +1,137 @@
+//! The QEMU driver. Known to work with QEMU 7.2 and later.
+//!
+//! A machine is one QEMU process with three inherited socket pairs (control, console, agent) and the taps of its
+//! interfaces. It dies with the launching thread (parent-death signal), so that no guest outlives its monitor.
+
+mod arguments;
+mod launch;
+mod probe;
+mod qmp;
+mod vm;
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{Boot, Disk, Driver, LaunchError, Resources, RunDir, Unsupported, Vm, VmSpec};
+
+pub use arguments::{AGENT_PORT, Channels, arguments};
+pub use probe::{ProbeError, probe};
+
+/// The firmware for kernels entered directly, found by QEMU in its data folders.
+pub const QBOOT: &str = "qboot.rom";
+/// The program looked for when none is named.
+pub const BINARY: &str = "qemu-system-x86_64";
+
+/// A QEMU on this host, and what it can use here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Qemu {
+    /// The program: a path, or a name found in the search path.
+    pub binary: PathBuf,
+    /// Major and minor version; `(0, 0)` when it was not asked.
+    pub version: (u32, u32),
+    /// Whether `/dev/vhost-net` is there.
+    pub vhost_net: bool,
+    /// Whether the host lets processes use io_uring.
+    pub io_uring: bool,
+}
+
+impl Qemu {
+    /// A QEMU that nobody asked, with what works everywhere.
+    pub fn assumed(binary: impl AsRef<Path>) -> Self {
+        Self {
+            binary: binary.as_ref().to_owned(),
+            version: (0, 0),
+            vhost_net: false,
+            io_uring: false,
+        }
+    }
+
+    fn unsupported(reason: impl Into<String>) -> Unsupported {
+        Unsupported {
+            driver: "qemu",
+            reason: reason.into(),
+        }
+    }
+}
+
+#[async_trait]
+impl Driver for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn supports(&self, vm: &VmSpec) -> Result<(), Unsupported> {
+        let Boot::Kernel { .. } = &vm.boot;
+        if vm.cpus == 0 || vm.cpus > 255 {
+            return Err(Self::unsupported(format!("{} CPUs (1 to 255 are possible)", vm.cpus)));
+        }
+        if vm.memory_bytes < 1 << 20 || !vm.memory_bytes.is_multiple_of(1 << 20) {
+            return Err(Self::unsupported(format!(
+                "{} bytes of memory are not whole MiB",
+                vm.memory_bytes
+            )));
+        }
+        let ids: Vec<&str> = vm
+            .disks
+            .iter()
+            .map(Disk::id)
+            .chain(vm.nics.iter().map(|n| n.id.as_str()))
+            .collect();
+        for (at, id) in ids.iter().enumerate() {
+            if !is_id(id) {
+                return Err(Self::unsupported(format!("'{id}' cannot be the id of a device")));
+            }
+            if ids[..at].contains(id) {
+                return Err(Self::unsupported(format!("two devices have the id '{id}'")));
+            }
+        }
+        for disk in &vm.disks {
+            if let Disk::File { id, serial, .. } = disk
+                && serial.len() > 20
+            {
+                return Err(Self::unsupported(format!(
+                    "the serial number of disk '{id}' is longer than 20 bytes"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    async fn launch(&self, vm: &VmSpec, resources: Resources, run: &RunDir) -> Result<Box<dyn Vm>, LaunchError> {
+        self.supports(vm)?;
+        Ok(Box::new(launch::launch(self, vm, resources, run).await?))
+    }
+}
+
+/// Also keeps ids from being mistaken for our own (`mem0`, `qmp`, ...), which are never user's devices.
+fn is_id(id: &str) -> bool {
+    let ours = ["qmp", "console", "agent", "mem0", "serial0"];
+    id.starts_with(|c: char| c.is_ascii_alphabetic())
+        && id.len() <= 24
+        && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+        && !ours.contains(&id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl Fn(&mut VmSpec)) -> String {
+        let mut vm = serde_json::from_str(include_str!("../../tests/golden/vmspec-v1.json")).unwrap();
+        change(&mut vm);
+        Qemu::assumed("qemu")
+            .supports(&vm)
+            .map_or_else(|e| e.reason, |()| String::new())
+    }
+
+    #[test]
+    fn what_cannot_run_is_refused_with_its_reason() {
+        assert_eq!(refusal(|_| ()), "");
+        assert!(refusal(|vm| vm.cpus = 0).contains("0 CPUs"));
+        assert!(refusal(|vm| vm.memory_bytes += 1).contains("not whole MiB"));
+        assert!(refusal(|vm| vm.nics[0].id = "data".into()).contains("two devices"));
+        assert!(refusal(|vm| vm.nics[0].id = "a,b".into()).contains("'a,b' cannot be the id"));
+    }
+}

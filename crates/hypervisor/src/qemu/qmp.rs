@@ -1,0 +1,200 @@
+//! A client of QEMU's control protocol: one JSON object per line, answers told from events by their `id`.
+//!
+//! Specification: QEMU `docs/interop/qmp-spec.rst`. Every method may be cancelled between lines without losing bytes:
+//! what was read stays in the buffer. An answer to an order whose future was dropped is skipped when it comes.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::ControlError;
+
+/// An answer takes milliseconds; under emulation on a busy host it once took seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// No answer we ask for is longer; a longer line means that this is not QMP.
+const MAX_LINE_BYTES: usize = 4 << 20;
+
+/// Something QEMU reports by itself.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Event {
+    /// Its name, such as `SHUTDOWN`.
+    pub(crate) name: String,
+    /// Its data, an empty object when there is none.
+    pub(crate) data: Value,
+}
+
+/// The control channel of one QEMU.
+#[derive(Debug)]
+pub(crate) struct Qmp {
+    stream: UnixStream,
+    buffer: Vec<u8>,
+    events: VecDeque<Event>,
+    next_id: u64,
+}
+
+impl Qmp {
+    /// Waits for the greeting and enters command mode.
+    pub(crate) async fn connect(stream: UnixStream) -> Result<Self, ControlError> {
+        let mut qmp = Self {
+            stream,
+            buffer: Vec::new(),
+            events: VecDeque::new(),
+            next_id: 1,
+        };
+        let greeting = qmp.read_message().await?;
+        if !greeting.contains_key("QMP") {
+            return Err(garbled(&Value::Object(greeting).to_string()));
+        }
+        qmp.execute("qmp_capabilities", json!({})).await?;
+        Ok(qmp)
+    }
+
+    /// Gives an order and waits for its answer. Events that come meanwhile are kept.
+    pub(crate) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, ControlError> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let line = json!({"execute": command, "arguments": arguments, "id": id}).to_string() + "\n";
+        let answer = async {
+            self.stream.write_all(line.as_bytes()).await.map_err(gone)?;
+            loop {
+                let message = self.read_message().await?;
+                if message.get("id").and_then(Value::as_u64) == Some(id) {
+                    return answer(command, message);
+                }
+                self.keep_event(message);
+            }
+        };
+        tokio::time::timeout(PATIENCE, answer)
+            .await
+            .map_err(|_| ControlError::Silent {
+                command: command.into(),
+                patience: PATIENCE,
+            })?
+    }
+
+    /// The next event.
+    pub(crate) async fn next_event(&mut self) -> Result<Event, ControlError> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Ok(event);
+            }
+            let message = self.read_message().await?;
+            self.keep_event(message);
+        }
+    }
+
+    fn keep_event(&mut self, mut message: Map<String, Value>) {
+        if let Some(Value::String(name)) = message.remove("event") {
+            let data = message.remove("data").unwrap_or_else(|| json!({}));
+            self.events.push_back(Event { name, data });
+        }
+    }
+
+    async fn read_message(&mut self) -> Result<Map<String, Value>, ControlError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                match serde_json::from_slice(&line) {
+                    Ok(Value::Object(message)) => return Ok(message),
+                    _ => return Err(garbled(&String::from_utf8_lossy(&line))),
+                }
+            }
+            if self.buffer.len() > MAX_LINE_BYTES {
+                return Err(garbled(&String::from_utf8_lossy(&self.buffer)));
+            }
+            if self.stream.read_buf(&mut self.buffer).await.map_err(gone)? == 0 {
+                return Err(ControlError::Gone);
+            }
+        }
+    }
+}
+
+fn answer(command: &str, mut message: Map<String, Value>) -> Result<Value, ControlError> {
+    if let Some(value) = message.remove("return") {
+        return Ok(value);
+    }
+    let reason = message.get("error").and_then(|e| e.get("desc")).and_then(Value::as_str);
+    Err(ControlError::Refused {
+        command: command.into(),
+        reason: reason.unwrap_or("no reason given").into(),
+    })
+}
+
+fn garbled(line: &str) -> ControlError {
+    ControlError::Garbled {
+        line: line.trim_end().chars().take(200).collect(),
+    }
+}
+
+/// A peer that is gone shows as one of these, depending on what was under way.
+fn gone(error: io::Error) -> ControlError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ControlError::Gone,
+        _ => ControlError::Io(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A peer that has said all of `said` already.
+    async fn client(said: &str) -> (Result<Qmp, ControlError>, UnixStream) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(said.as_bytes()).await.unwrap();
+        (Qmp::connect(ours).await, theirs)
+    }
+
+    const GREETING: &str =
+        "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\"]}}\r\n{\"return\": {}, \"id\": 1}\r\n";
+
+    #[tokio::test]
+    async fn events_before_an_answer_are_kept_in_order() {
+        let said = GREETING.to_owned()
+            + "{\"event\": \"STOP\"}\r\n{\"event\": \"RESUME\", \"data\": {\"x\": 1}}\r\n{\"return\": 7, \"id\": 2}\r\n";
+        let (qmp, _peer) = client(&said).await;
+        let mut qmp = qmp.unwrap();
+        assert_eq!(qmp.execute("query-x", json!({})).await.unwrap(), 7);
+        assert_eq!(qmp.next_event().await.unwrap().name, "STOP");
+        assert_eq!(
+            qmp.next_event().await.unwrap(),
+            Event {
+                name: "RESUME".into(),
+                data: json!({"x": 1})
+            }
+        );
+    }
+
+    #[tokio::test]
+    async fn a_refusal_carries_qemus_words() {
+        let said =
+            GREETING.to_owned() + "{\"id\": 2, \"error\": {\"class\": \"GenericError\", \"desc\": \"no such disk\"}}\n";
+        let (qmp, _peer) = client(&said).await;
+        let error = qmp
+            .unwrap()
+            .execute("device_del", json!({"id": "x"}))
+            .await
+            .unwrap_err();
+        assert_eq!(error.to_string(), "the hypervisor refused 'device_del': no such disk");
+    }
+
+    #[tokio::test]
+    async fn a_late_answer_to_a_dropped_order_is_not_taken_for_the_next_one() {
+        let said = GREETING.to_owned() + "{\"return\": \"late\", \"id\": 1}\n{\"return\": \"right\", \"id\": 2}\n";
+        let (qmp, _peer) = client(&said).await;
+        assert_eq!(qmp.unwrap().execute("query-x", json!({})).await.unwrap(), "right");
+    }
+
+    #[tokio::test]
+    async fn a_closed_channel_is_gone_and_nonsense_is_quoted() {
+        let (qmp, peer) = client(GREETING).await;
+        drop(peer);
+        assert!(matches!(qmp.unwrap().next_event().await, Err(ControlError::Gone)));
+        let (qmp, _peer) = client("HTTP/1.1 400 Bad Request\n").await;
+        assert!(qmp.unwrap_err().to_string().ends_with("HTTP/1.1 400 Bad Request"));
+    }
+}

@@ -1,0 +1,273 @@
+//! A running QEMU: orders, and the meaning of its events.
+//!
+//! Measured with QEMU 7.2: its exit status is 0 however the guest ended, so the reason comes from `SHUTDOWN`,
+//! `GUEST_PANICKED` and, when there is neither, from how the process died. With `-no-shutdown` QEMU stays after the guest
+//! ended; it is told to quit then.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::process::Child;
+
+use crate::{ControlError, ExitReason, LogLines, Vm, VmEvent};
+
+use super::launch::Log;
+use super::qmp::{Event, Qmp};
+
+/// QEMU needs milliseconds to quit; then it is killed.
+const QUIT_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Signals that a process gets for its own faults, so that dying of one is a crash and not somebody's wish.
+const FAULTS: [i32; 8] = [
+    4,  // SIGILL
+    5,  // SIGTRAP
+    6,  // SIGABRT
+    7,  // SIGBUS
+    8,  // SIGFPE
+    11, // SIGSEGV
+    13, // SIGPIPE
+    31, // SIGSYS, from its own sandbox
+];
+const SIGTERM: i32 = 15;
+
+/// How far the machine's end has come.
+#[derive(Debug)]
+enum End {
+    /// It runs.
+    None,
+    /// The guest ended, or QEMU said that it will: the process is still to go.
+    Known(ExitReason),
+    /// The process is gone.
+    Over(ExitReason),
+}
+
+#[derive(Debug)]
+pub(super) struct QemuVm {
+    child: Child,
+    pid: u32,
+    qmp: Qmp,
+    /// The control channel broke or ended: only the process itself can tell more.
+    deaf: bool,
+    console: Option<UnixStream>,
+    agent: Option<UnixStream>,
+    log: Log,
+    end: End,
+}
+
+impl QemuVm {
+    pub(super) fn new(child: Child, qmp: Qmp, console: UnixStream, agent: Option<UnixStream>, log: Log) -> Self {
+        let pid = child.id().unwrap_or_default();
+        let console = Some(console);
+        Self {
+            child,
+            pid,
+            qmp,
+            deaf: false,
+            console,
+            agent,
+            log,
+            end: End::None,
+        }
+    }
+
+    /// What an event means; `None` when it is of no interest.
+    fn understand(&mut self, event: &Event) -> Option<VmEvent> {
+        let text = |key: &str| {
+            event
+                .data
+                .get(key)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let ending = !matches!(self.end, End::None);
+        match event.name.as_str() {
+            "SHUTDOWN" if !ending => {
+                self.end = End::Known(shutdown_reason(&text("reason")));
+                None
+            }
+            "GUEST_PANICKED" if !ending => {
+                self.end = End::Known(ExitReason::GuestPanic);
+                Some(VmEvent::Panicked)
+            }
+            // A machine that ends is stopped too, but that is not a pause.
+            "STOP" if !ending => Some(VmEvent::Paused),
+            "RESUME" if !ending => Some(VmEvent::Resumed),
+            "BLOCK_IO_ERROR" => Some(VmEvent::DiskError {
+                disk: text("node-name"),
+                operation: text("operation"),
+                reason: text("reason"),
+                no_space: event.data.get("nospace").and_then(Value::as_bool).unwrap_or_default(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Waits for an event or for the process; notes what ends the machine.
+    async fn one_step(&mut self) -> Option<VmEvent> {
+        if self.deaf {
+            let status = self.child.wait().await;
+            self.note_process_end(status.ok()).await;
+            return None;
+        }
+        match self.qmp.next_event().await {
+            Ok(event) => self.understand(&event),
+            Err(_) => {
+                self.deaf = true;
+                None
+            }
+        }
+    }
+
+    /// Lets QEMU quit, for a guest that has ended, and reaps it.
+    async fn wind_up(&mut self, reason: ExitReason) {
+        if !self.deaf
+            && matches!(
+                reason,
+                ExitReason::GuestShutdown | ExitReason::GuestReset | ExitReason::GuestPanic
+            )
+        {
+            let _ = self.qmp.execute("quit", json!({})).await; // its death is what counts, see below
+        }
+        if tokio::time::timeout(QUIT_PATIENCE, self.child.wait()).await.is_err() {
+            let _ = self.child.kill().await;
+        }
+        self.deaf = true;
+        let reason = match reason {
+            ExitReason::HostSignal(_) => ExitReason::HostSignal(signal_in(&self.log.last_lines().await)),
+            other => other,
+        };
+        self.end = End::Over(reason);
+    }
+
+    /// The process ended without having said why.
+    async fn note_process_end(&mut self, status: Option<ExitStatus>) {
+        let reason = match status.and_then(|s| s.signal()) {
+            Some(signal) if !FAULTS.contains(&signal) => ExitReason::HostSignal(signal),
+            _ => ExitReason::Crashed {
+                status: status.map_or_else(|| "unknown".into(), |s| s.to_string()),
+                last_stderr_lines: self.log.last_lines().await,
+            },
+        };
+        self.end = End::Over(reason);
+    }
+
+    async fn order(&mut self, command: &str, arguments: Value) -> Result<Value, ControlError> {
+        if self.deaf || !matches!(self.end, End::None) {
+            return Err(ControlError::Gone);
+        }
+        self.qmp.execute(command, arguments).await
+    }
+}
+
+#[async_trait]
+impl Vm for QemuVm {
+    async fn next_event(&mut self) -> VmEvent {
+        loop {
+            match &self.end {
+                End::Over(reason) => return VmEvent::Exited(reason.clone()),
+                End::Known(reason) => {
+                    let reason = reason.clone();
+                    self.wind_up(reason).await;
+                }
+                End::None => {
+                    if let Some(event) = self.one_step().await {
+                        return event;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn power_button(&mut self) -> Result<(), ControlError> {
+        self.order("system_powerdown", json!({})).await.map(drop)
+    }
+
+    async fn pause(&mut self) -> Result<(), ControlError> {
+        self.order("stop", json!({})).await.map(drop)
+    }
+
+    async fn resume(&mut self) -> Result<(), ControlError> {
+        self.order("cont", json!({})).await.map(drop)
+    }
+
+    async fn quit(&mut self) -> Result<(), ControlError> {
+        match self.order("quit", json!({})).await {
+            // It may be gone before its answer is read.
+            Ok(_) | Err(ControlError::Gone) => Ok(()),
+            Err(other) => Err(other),
+        }
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.start_kill(); // fails only when it is gone already
+    }
+
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn take_agent(&mut self) -> Option<UnixStream> {
+        self.agent.take()
+    }
+
+    fn take_console(&mut self) -> Option<UnixStream> {
+        self.console.take()
+    }
+
+    fn take_log(&mut self) -> Option<LogLines> {
+        self.log.lines.take()
+    }
+}
+
+/// What `SHUTDOWN`'s `reason` means (QAPI type `ShutdownCause`).
+fn shutdown_reason(cause: &str) -> ExitReason {
+    match cause {
+        "guest-shutdown" => ExitReason::GuestShutdown,
+        "guest-reset" | "subsystem-reset" | "host-qmp-system-reset" => ExitReason::GuestReset,
+        "guest-panic" => ExitReason::GuestPanic,
+        "host-signal" => ExitReason::HostSignal(SIGTERM),
+        "host-qmp-quit" | "host-ui" => ExitReason::HostQuit,
+        other => ExitReason::Crashed {
+            status: other.to_owned(),
+            last_stderr_lines: Vec::new(),
+        },
+    }
+}
+
+/// The number in `terminating on signal 15 from pid 1`, which QEMU prints when a signal makes it quit.
+fn signal_in(lines: &[String]) -> i32 {
+    let number = |line: &String| {
+        line.split_once("terminating on signal ")?
+            .1
+            .split(' ')
+            .next()?
+            .parse()
+            .ok()
+    };
+    lines.iter().rev().find_map(number).unwrap_or(SIGTERM)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_of_qemu_has_a_meaning() {
+        assert_eq!(shutdown_reason("guest-shutdown"), ExitReason::GuestShutdown);
+        assert_eq!(shutdown_reason("guest-reset"), ExitReason::GuestReset);
+        assert_eq!(shutdown_reason("host-qmp-quit"), ExitReason::HostQuit);
+        assert!(matches!(shutdown_reason("host-error"), ExitReason::Crashed { .. }));
+    }
+
+    #[test]
+    fn the_signal_is_read_from_qemus_words() {
+        assert_eq!(signal_in(&["terminating on signal 2 from pid 77 (sh)".into()]), 2);
+        assert_eq!(signal_in(&[]), SIGTERM);
+        assert!(!FAULTS.contains(&9), "being killed is somebody's wish");
+    }
+}

@@ -1,0 +1,125 @@
+//! What a virtual machine is made of. Plain values, part of a machine's `plan.json`, the same for every driver.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A virtual machine to launch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// The machine's name, shown in process lists.
+    pub name: String,
+    /// The machine's UUID, which the guest sees as its product UUID.
+    pub uuid: String,
+    /// Virtual CPUs, at least 1.
+    pub cpus: u32,
+    /// Memory of the guest in bytes, a multiple of 1 MiB.
+    pub memory_bytes: u64,
+    /// What executes the guest's code.
+    pub accel: Accel,
+    /// What the machine starts.
+    pub boot: Boot,
+    /// Its disks; the guest sees them in this order as `vda`, `vdb`, ...
+    pub disks: Vec<Disk>,
+    /// Its network interfaces, in the guest's order.
+    pub nics: Vec<Nic>,
+    /// Whether it has the byte stream to the guest's agent.
+    pub agent: bool,
+}
+
+/// What executes the guest's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// Hardware virtualisation by the host kernel.
+    Kvm,
+    /// Translation by the hypervisor; works everywhere, several times slower.
+    Tcg,
+}
+
+impl std::fmt::Display for Accel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        })
+    }
+}
+
+/// What a machine starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Boot {
+    /// A kernel, entered directly.
+    Kernel {
+        /// The kernel: an ELF with a PVH note, or a bzImage.
+        kernel: PathBuf,
+        /// The initramfs.
+        initrd: Option<PathBuf>,
+        /// The kernel's whole command line.
+        cmdline: String,
+    },
+}
+
+/// A disk of a machine. `id` is unique within the machine: letters, digits and `-`, beginning with a letter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Disk {
+    /// A raw image file.
+    File {
+        /// The disk's id.
+        id: String,
+        /// The image.
+        path: PathBuf,
+        /// The serial number the guest sees, at most 20 bytes.
+        serial: String,
+        /// Whether the guest can only read it.
+        read_only: bool,
+        /// Whether the guest's discards free the file's space.
+        discard: bool,
+    },
+    /// A disk served by another process over vhost-user.
+    VhostUser {
+        /// The disk's id.
+        id: String,
+        /// The socket the other process listens on.
+        socket: PathBuf,
+        /// Request queues, at least 1.
+        queues: u16,
+    },
+}
+
+impl Disk {
+    /// The disk's id.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::File { id, .. } | Self::VhostUser { id, .. } => id,
+        }
+    }
+}
+
+/// A network interface. Its tap comes in [`crate::Resources`], by the same id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// The interface's id: letters, digits and `-`, beginning with a letter.
+    pub id: String,
+    /// Its address, as `02:00:00:00:00:01`.
+    pub mac: String,
+    /// The MTU the guest is told, in bytes.
+    pub mtu: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOLDEN: &str = include_str!("../tests/golden/vmspec-v1.json");
+
+    #[test]
+    fn a_spec_in_a_plan_written_by_the_first_version_is_read_and_written_unchanged() {
+        let read: VmSpec = serde_json::from_str(GOLDEN).unwrap();
+        assert_eq!(read.disks[1].id(), "data");
+        assert_eq!(serde_json::to_string_pretty(&read).unwrap() + "\n", GOLDEN);
+    }
+}
