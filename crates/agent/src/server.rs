@@ -25,7 +25,7 @@ use crate::pollable::Pollable;
 use crate::port::Port;
 use crate::process::{AgentSide, Namespaces, Plan, Session, StartError, Started, open_stdio, start};
 use crate::reaper::Reaper;
-use crate::setup::{self, Writable};
+use crate::setup::{self, Outcome, Writable};
 use crate::shutdown::{self, Stop};
 use crate::{capacity, console, users};
 
@@ -205,10 +205,12 @@ impl Agent {
             return failure(ErrorKind::BadRequest, "the machine is configured already");
         };
         phases.end("host");
-        match setup::configure(config, &mut phases) {
-            Ok(outcome) => {
+        let mut outcome = Outcome::default();
+        let result = setup::configure(config, &mut phases, &mut outcome);
+        self.writable.replace(outcome.writable);
+        match result {
+            Ok(()) => {
                 self.state.set(State::Configured);
-                self.writable.replace(outcome.writable);
                 let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
                 let (phases, warnings) = (phases.into_vec(), outcome.warnings);
                 Reply::Configured {

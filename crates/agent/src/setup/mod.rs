@@ -71,8 +71,8 @@ fn via(gateway: &Option<IpAddr>) -> String {
     gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default()
 }
 
-/// What a set-up leaves behind.
-#[derive(Debug)]
+/// What a set-up leaves behind, whole or broken off.
+#[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// File systems to make read-only before the power goes.
     pub(crate) writable: Vec<Writable>,
@@ -80,31 +80,30 @@ pub(crate) struct Outcome {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Sets the guest up as `config` says.
+/// Sets the guest up as `config` says. What is mounted when a step fails is in `outcome` all the same.
 ///
 /// # Errors
 /// The first [`SetupError`]; the guest is then good for nothing but a power-off.
-pub(crate) fn configure(config: &BootConfig, phases: &mut Phases) -> Result<Outcome, SetupError> {
-    let mut warnings = Vec::new();
-    let mut writable = root::assemble(&config.root, config.read_ahead_kib)?;
+pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut Outcome) -> Result<(), SetupError> {
+    root::assemble(&config.root, config.read_ahead_kib, &mut outcome.writable)?;
     phases.end("root");
     root::switch()?;
     phases.end("switch");
     let read_only = config.root.upper == Upper::ReadOnly;
-    special::mount_all(read_only, &mut warnings)?;
+    special::mount_all(read_only, &mut outcome.warnings)?;
     phases.end("special");
     etc::write_names(config)?;
     if config.first_start {
-        etc::remove_host_keys(&mut warnings);
+        etc::remove_host_keys(&mut outcome.warnings);
     }
     etc::authorize(&config.ssh_keys)?;
     phases.end("files");
     network::set_up(&config.interfaces, &config.routes)?;
     phases.end("network");
-    writable.extend(volumes::mount_all(&config.mounts)?);
+    volumes::mount_all(&config.mounts, &mut outcome.writable)?;
     phases.end("mounts");
     if read_only {
         root::seal()?;
     }
-    Ok(Outcome { writable, warnings })
+    Ok(())
 }

@@ -65,23 +65,22 @@ impl Writable {
 ///
 /// # Errors
 /// [`SetupError`] naming the disk or the mount.
-pub(super) fn assemble(root: &Root, read_ahead_kib: u32) -> Result<Vec<Writable>, SetupError> {
+pub(super) fn assemble(root: &Root, read_ahead_kib: u32, writable: &mut Vec<Writable>) -> Result<(), SetupError> {
     for directory in ["/lower", "/upper", "/newroot"] {
         make_directory(directory)?;
     }
     let lower = Disk::wait_for(&root.lower_serial)?;
     lower.set_read_ahead(read_ahead_kib);
     mount_at(&lower.device(), "/lower", "erofs", MountFlags::RDONLY, "")?;
-    let writable = mount_upper(&root.upper)?;
+    writable.extend(mount_upper(&root.upper)?);
     make_directory("/upper/upper")?;
     make_directory("/upper/work")?;
     // redirect_dir: an image's directory can be renamed without EXDEV; safe, because lower and upper stay a pair.
     let layers = "lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work,redirect_dir=on";
-    mount_at(Path::new("overlay"), "/newroot", "overlay", MountFlags::empty(), layers)?;
-    Ok(writable)
+    mount_at(Path::new("overlay"), "/newroot", "overlay", MountFlags::empty(), layers)
 }
 
-fn mount_upper(upper: &Upper) -> Result<Vec<Writable>, SetupError> {
+fn mount_upper(upper: &Upper) -> Result<Option<Writable>, SetupError> {
     match upper {
         Upper::Disk { serial, fstype } => {
             let disk = Disk::wait_for(serial)?;
@@ -94,7 +93,7 @@ fn mount_upper(upper: &Upper) -> Result<Vec<Writable>, SetupError> {
         }
         Upper::Memory | Upper::ReadOnly => {
             mount_at(Path::new("tmpfs"), "/upper", "tmpfs", MountFlags::NOATIME, "mode=0755")?;
-            Ok(Vec::new())
+            Ok(None)
         }
     }
 }

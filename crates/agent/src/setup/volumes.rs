@@ -13,8 +13,7 @@ use super::root::{Writable, mount_at};
 ///
 /// # Errors
 /// [`SetupError`] naming the disk or the target.
-pub(super) fn mount_all(mounts: &[Mount]) -> Result<Vec<Writable>, SetupError> {
-    let mut writable = Vec::new();
+pub(super) fn mount_all(mounts: &[Mount], writable: &mut Vec<Writable>) -> Result<(), SetupError> {
     for mount in mounts {
         let disk = Disk::wait_for(&mount.serial)?;
         fs::create_dir_all(&mount.target).map_err(|source| SetupError::File {
@@ -36,5 +35,5 @@ pub(super) fn mount_all(mounts: &[Mount]) -> Result<Vec<Writable>, SetupError> {
             })?);
         }
     }
-    Ok(writable)
+    Ok(())
 }

@@ -1,0 +1,406 @@
+//! The agent in a real guest: everything the host can ask of it, on a busybox image.
+//!
+//! Skipped with a reason on a host without `ZMACHINE_TEST_KERNEL`, QEMU, or a statically linked agent.
+#![allow(missing_docs, clippy::missing_panics_doc)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use futures::io::{AsyncReadExt, AsyncWriteExt};
+use support::{Bench, config, is_clean, process};
+use zmachine_agent_protocol::{
+    ErrorKind, ExitStatus, Frame, FrameDecoder, Input, MAX_DATA, Mount, Process, Reply, Request, Upper, WindowSize,
+};
+
+const SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
+
+fn with_stdin(args: &[&str]) -> Process {
+    Process {
+        stdin: true,
+        ..process(args)
+    }
+}
+
+fn at_terminal(args: &[&str]) -> Process {
+    Process {
+        stdin: true,
+        terminal: Some(SIZE),
+        ..process(args)
+    }
+}
+
+fn as_user(user: &str, line: &str) -> Process {
+    Process {
+        user: Some(user.into()),
+        ..process(&["sh", "-c", line])
+    }
+}
+
+#[test]
+fn the_entrypoint_runs_in_the_configured_guest_and_its_status_is_exact() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let line =
+            "hostname; cat /etc/hostname; tail -1 /etc/hosts; cat /etc/resolv.conf; echo $HOME $PATH; pwd; exit 7";
+        let entrypoint = Process {
+            cwd: Some("/srv/new".into()),
+            ..process(&["sh", "-c", line])
+        };
+        let finished = machine.open(&Request::Run(entrypoint)).await.finish().await;
+        assert_eq!(finished.end, Ok(ExitStatus::Code(7)));
+        let expected = "box\nbox\n10.0.2.15\tbox\nsearch lan\nnameserver 10.0.2.3\n\
+            /root /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n/srv/new\n";
+        assert_eq!(String::from_utf8_lossy(&finished.stdout), expected);
+    });
+    assert!(is_clean(&disks.path().join("upper.ext4")));
+}
+
+#[test]
+fn the_guest_has_its_network_files_and_mounts() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        let volume = Mount {
+            serial: "zm-volume".into(),
+            fstype: "ext4".into(),
+            target: "/data/deep".into(),
+            read_only: false,
+        };
+        machine.configure(support_with_mount(volume)).await;
+        let addresses = machine.sh("ip addr show lan0; ip addr show lo").await.text();
+        for part in ["10.0.2.15/24", "fd00::15/64", "mtu 1400", "127.0.0.1/8", "UP"] {
+            assert!(addresses.contains(part), "{part} in {addresses}");
+        }
+        assert!(!addresses.contains("tentative"), "{addresses}");
+        let routes = machine.sh("ip route; ip -6 route").await.text();
+        for part in [
+            "default via 10.0.2.2 dev lan0",
+            "10.9.0.0/16 dev lan0",
+            "default via fd00::2 dev lan0",
+        ] {
+            assert!(routes.contains(part), "{part} in {routes}");
+        }
+        assert_eq!(
+            machine.sh("ls /etc/ssh; cat /root/.ssh/authorized_keys").await.text(),
+            "sshd_config\nssh-ed25519 AAAA me\n"
+        );
+        assert_eq!(
+            machine
+                .sh("stat -c %a /root/.ssh /root/.ssh/authorized_keys /dev/shm")
+                .await
+                .text(),
+            "700\n600\n1777\n"
+        );
+        assert_eq!(
+            machine.sh("cat /proc/sys/net/ipv4/ping_group_range").await.text(),
+            "0\t2147483647\n"
+        );
+        let mounts = machine.sh("cat /proc/mounts").await.text();
+        for part in [
+            "overlay / overlay rw",
+            " /data/deep ext4 rw",
+            " /sys/fs/cgroup cgroup2",
+            " /dev/mqueue mqueue",
+            " /dev/pts devpts",
+        ] {
+            assert!(mounts.contains(part), "{part} in {mounts}");
+        }
+        assert_eq!(
+            machine
+                .sh("echo kept > /data/deep/file; echo a | cat /dev/stdin /dev/fd/0")
+                .await
+                .text(),
+            "a\n"
+        );
+        machine.stop().await;
+    });
+    assert!(is_clean(&disks.path().join("volume.ext4")));
+    assert!(is_clean(&disks.path().join("upper.ext4")));
+}
+
+fn support_with_mount(mount: Mount) -> zmachine_agent_protocol::BootConfig {
+    zmachine_agent_protocol::BootConfig {
+        mounts: vec![mount],
+        ..config()
+    }
+}
+
+#[test]
+fn processes_have_their_user_and_fail_by_their_kind() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let ids = "id -u; id -g; id -G; echo $HOME; cat /proc/self/oom_score_adj; grep -E 'Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd | wc -l; echo x > /dev/stdout";
+        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n4\nx\n";
+        assert_eq!(machine.exec(as_user("web", ids)).await.text(), format!("1000\n1000\n1000 29\n/home/web\n0\n{status}"));
+        assert_eq!(machine.exec(as_user("7:8", "id -u; id -g; echo $HOME")).await.text(), "7\n8\n/\n");
+        for (line, end) in [("exit 0", ExitStatus::Code(0)), ("exit 42", ExitStatus::Code(42)), ("kill -9 $$", ExitStatus::Signal(9)), ("kill -15 $$", ExitStatus::Signal(15))] {
+            assert_eq!(machine.sh(line).await.end, Ok(end), "{line}");
+        }
+        let failures = [
+            (process(&["nowhere"]), ErrorKind::CommandNotFound),
+            (process(&["/bin/nowhere"]), ErrorKind::CommandNotFound),
+            (process(&["/bin"]), ErrorKind::CommandNotExecutable),
+            (process(&["/opt/plain"]), ErrorKind::CommandNotExecutable),
+            (as_user("nobody", "true"), ErrorKind::UnknownUser),
+            (as_user("web:wheel", "true"), ErrorKind::UnknownUser),
+            (Process { cwd: Some("/nowhere".into()), ..process(&["true"]) }, ErrorKind::WorkingDirectory),
+        ];
+        for (process, kind) in failures {
+            let end = machine.exec(process.clone()).await.end;
+            assert_eq!(end.as_ref().map_err(|error| error.kind), Err(kind), "{process:?}: {end:?}");
+        }
+        machine.sh("printf garbage > /opt/bad; chmod +x /opt/bad").await.text();
+        assert_eq!(machine.exec(process(&["/opt/bad"])).await.end.unwrap_err().kind, ErrorKind::CommandNotExecutable);
+        machine.stop().await;
+    });
+}
+
+#[test]
+fn ten_megabytes_go_in_and_come_out_unchanged() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let sent: Vec<u8> = (0..10_000_000u32)
+            .map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        let conversation = machine.open(&Request::Exec(with_stdin(&["cat"]))).await;
+        let start = Instant::now();
+        let (mut read, mut write) = conversation.into_stream().split();
+        let feed = async {
+            for piece in sent.chunks(MAX_DATA) {
+                write.write_all(&Frame::Stdin(piece.to_vec()).to_bytes()).await.unwrap();
+            }
+            write.write_all(&Frame::StdinEof.to_bytes()).await.unwrap();
+        };
+        let collect = async {
+            let (mut decoder, mut got, mut buffer) = (FrameDecoder::new(), Vec::new(), vec![0; 65536]);
+            loop {
+                while let Some(frame) = decoder.next_frame().unwrap() {
+                    match frame {
+                        Frame::Stdout(data) => got.extend(data),
+                        Frame::Message(_) => match frame.parse().unwrap() {
+                            Reply::Started { .. } => {}
+                            reply => return (got, reply),
+                        },
+                        other => panic!("{other:?}"),
+                    }
+                }
+                let count = read.read(&mut buffer).await.unwrap();
+                decoder.push(&buffer[..count]);
+            }
+        };
+        let ((), (got, end)) = futures::future::join(feed, collect).await;
+        eprintln!("10 MB in and out: {:?}", start.elapsed());
+        assert_eq!(end, Reply::Exited(ExitStatus::Code(0)));
+        assert!(got == sent, "{} bytes came back", got.len());
+        machine.stop().await;
+    });
+}
+
+#[test]
+fn a_terminal_echoes_resizes_and_interrupts() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let mut shell = machine.open(&Request::Exec(at_terminal(&["sh"]))).await;
+        shell.send(Frame::Stdin(b"stty size; tty; echo $TERM\n".to_vec())).await;
+        let seen = shell.until("xterm\r\n").await;
+        assert!(seen.contains("24 80") && seen.contains("/dev/pts/"), "{seen}");
+        shell
+            .send(Frame::message(&Input::Resize(WindowSize { rows: 50, columns: 132 })))
+            .await;
+        shell.send(Frame::Stdin(b"stty size\n".to_vec())).await;
+        shell.until("50 132").await;
+        shell.send(Frame::Stdin(b"sleep 1000; echo status $?\n".to_vec())).await;
+        shell.until("\n").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        shell.send(Frame::Stdin(vec![3])).await;
+        shell.until("^C").await;
+        shell.send(Frame::Stdin(b"exit 5\n".to_vec())).await;
+        assert_eq!(shell.finish().await.end, Ok(ExitStatus::Code(5)));
+        let mut cat = machine.open(&Request::Exec(at_terminal(&["cat"]))).await;
+        cat.send(Frame::Stdin(b"line\n".to_vec())).await;
+        cat.send(Frame::StdinEof).await;
+        let finished = cat.finish().await;
+        assert_eq!(
+            (finished.text().as_str(), finished.stderr.len()),
+            ("line\r\nline\r\n", 0)
+        );
+        machine.stop().await;
+    });
+}
+
+#[test]
+fn a_hundred_processes_run_at_once_and_nothing_is_mixed_up() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let before = machine.sh("grep VmRSS /proc/1/status").await.text();
+        let start = Instant::now();
+        let one = async |number: usize| {
+            let line = format!(
+                "seq 1 2000 | sed s/^/{number}:/; echo {number} >&2; exit {}",
+                number % 100
+            );
+            let finished = machine.sh(&line).await;
+            assert_eq!(finished.end, Ok(ExitStatus::Code((number % 100) as u8)));
+            assert_eq!(finished.stderr, format!("{number}\n").into_bytes());
+            let expected: String = (1..=2000).map(|line| format!("{number}:{line}\n")).collect();
+            assert!(finished.stdout == expected.as_bytes(), "{number}");
+        };
+        futures::future::join_all((0..100).map(one)).await;
+        eprintln!(
+            "100 processes: {:?}; {} -> {}",
+            start.elapsed(),
+            before.trim(),
+            machine.sh("grep -E 'VmRSS|VmHWM' /proc/1/status").await.text()
+        );
+        machine.stop().await;
+    });
+}
+
+#[test]
+fn orphans_are_reaped_and_background_children_do_not_hold_the_end_back() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let start = Instant::now();
+        let finished = machine.sh("sleep 600 & yes > /dev/null & echo done").await;
+        assert_eq!(finished.text(), "done\n");
+        let noisy = machine.sh("while true; do echo noise; done & exit 4").await;
+        assert_eq!(noisy.end, Ok(ExitStatus::Code(4)));
+        assert!(start.elapsed() < Duration::from_secs(30));
+        machine
+            .sh("killall yes sleep; for i in $(seq 20); do sh -c 'sleep 0 & exit' & done; wait; sleep 1")
+            .await;
+        assert_eq!(
+            machine
+                .sh("grep -l 'State:.Z' /proc/[0-9]*/status | wc -l")
+                .await
+                .text(),
+            "0\n"
+        );
+        assert_eq!(
+            machine.sh("kill -9 1; kill -15 1; kill -11 1; echo alive").await.text(),
+            "alive\n"
+        );
+        assert_eq!(machine.ask(Request::Ping).await, Reply::Done);
+        assert!(matches!(machine.ask(Request::Capacity).await, Reply::Capacity(capacity) if capacity.cpus == 1));
+        machine.stop().await;
+    });
+}
+
+#[test]
+fn a_stop_signals_the_entrypoint_then_kills_and_leaves_a_clean_disk() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let line = "trap 'echo caught; exit 9' TERM; echo ready; exec 3>/root/open; while true; do echo x >&3; sleep 0.1; done";
+        let mut entrypoint = machine.open(&Request::Run(process(&["sh", "-c", line]))).await;
+        entrypoint.until("ready").await;
+        let stubborn = machine.open(&Request::Exec(process(&["sh", "-c", "trap '' TERM; while true; do sleep 1; done > /root/busy"]))).await;
+        machine.sh("dd if=/dev/zero of=/root/big bs=1M count=8").await;
+        machine.stop().await;
+        let finished = entrypoint.finish().await;
+        assert_eq!((finished.end, finished.stdout.as_slice()), (Ok(ExitStatus::Code(9)), &b"caught\n"[..]));
+        drop(stubborn);
+    });
+    assert!(is_clean(&disks.path().join("upper.ext4")));
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        assert_eq!(
+            machine
+                .sh("wc -c < /root/big; wc -l < /root/.ssh/authorized_keys")
+                .await
+                .text(),
+            "8388608\n1\n"
+        );
+        machine.stop().await;
+    });
+}
+
+#[test]
+fn an_init_system_is_pid_1_of_its_namespace_and_execs_join_it() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let init = Process { pid_namespace: true, ..process(&["sh", "-c", "echo pid $$; mount -t tmpfs tmpfs /mnt 2>/dev/null || mkdir -p /mnt && mount -t tmpfs tmpfs /mnt; trap 'exit 3' TERM; echo set; while true; do sleep 0.2; done"]) };
+        let mut entrypoint = machine.open(&Request::Run(init)).await;
+        assert!(entrypoint.until("set").await.contains("pid 1\n"));
+        assert_eq!(machine.sh("cat /proc/1/cmdline | tr '\\0' ' ' | cut -c1-5; grep -c ' /mnt ' /proc/mounts").await.text(), "sh -c\n1\n");
+        machine.stop().await;
+        assert_eq!(entrypoint.finish().await.end, Ok(ExitStatus::Code(3)));
+    });
+    assert!(is_clean(&disks.path().join("upper.ext4")));
+}
+
+#[test]
+fn a_read_only_or_memory_root_leaves_the_disk_alone() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    for (upper, writes) in [(Upper::ReadOnly, "no"), (Upper::Memory, "yes")] {
+        bench.with_machine(disks.path(), async |machine| {
+            let mut config = config();
+            config.root.upper = upper;
+            machine.configure(config).await;
+            let line = "echo x 2>/dev/null > /file && echo yes || echo no; echo x > /tmp/file; cat /etc/hostname; tail -1 /etc/resolv.conf";
+            assert_eq!(machine.sh(line).await.text(), format!("{writes}\nbox\nnameserver 10.0.2.3\n"));
+            machine.stop().await;
+        });
+    }
+}
+
+#[test]
+fn a_set_up_that_fails_names_the_thing_and_requests_out_of_order_are_refused() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        let refused = |reply: Reply| match reply {
+            Reply::Error(error) => (error.kind, error.message),
+            other => panic!("{other:?}"),
+        };
+        let run = Request::Run(process(&["true"]));
+        assert_eq!(refused(machine.ask(run.clone()).await).0, ErrorKind::BadRequest);
+        let mut broken = config();
+        broken.routes[0].gateway = Some("192.0.2.1".parse().unwrap());
+        let (kind, message) = refused(machine.ask(Request::Configure(Box::new(broken))).await);
+        assert_eq!(kind, ErrorKind::Setup);
+        assert!(
+            message.contains("0.0.0.0/0") && message.contains("192.0.2.1"),
+            "{message}"
+        );
+        assert_eq!(
+            refused(machine.ask(Request::Configure(Box::new(config()))).await).0,
+            ErrorKind::BadRequest
+        );
+        assert_eq!(refused(machine.ask(run).await).0, ErrorKind::BadRequest);
+        machine.stop().await;
+    });
+    assert!(is_clean(&disks.path().join("upper.ext4")));
+}
+
+#[test]
+fn a_host_that_goes_away_ends_the_machine_cleanly() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let mut entrypoint = machine
+            .open(&Request::Run(process(&["sh", "-c", "echo up; sleep 1000"])))
+            .await;
+        entrypoint.until("up").await;
+        machine.hang_up();
+    });
+    assert!(is_clean(&disks.path().join("upper.ext4")));
+}
