@@ -86,10 +86,10 @@ fn mount_upper(upper: &Upper) -> Result<Option<Writable>, SetupError> {
             let disk = Disk::wait_for(serial)?;
             mount_at(&disk.device(), "/upper", fstype, MountFlags::NOATIME, "")?;
             let held = Writable::hold(serial, "/upper");
-            Ok(vec![held.map_err(|source| SetupError::Switch {
+            held.map(Some).map_err(|source| SetupError::Switch {
                 step: "open the writable layer",
                 source,
-            })?])
+            })
         }
         Upper::Memory | Upper::ReadOnly => {
             mount_at(Path::new("tmpfs"), "/upper", "tmpfs", MountFlags::NOATIME, "mode=0755")?;
