@@ -153,6 +153,34 @@ impl fmt::Display for BlockKey {
     }
 }
 
+impl BlockKey {
+    /// The format 2 key of a plaintext.
+    #[must_use]
+    pub fn of(plain: &[u8]) -> BlockKey {
+        BlockKey(Digest::blake2b_32(plain))
+    }
+
+    /// [`BlockRef::seal`] for who has the key already, because the plaintext was looked for by it. `self` must be
+    /// [`BlockKey::of`] `plain`: a block sealed with another key is one that nobody can open.
+    ///
+    /// # Panics
+    /// As [`BlockRef::seal`].
+    #[must_use]
+    pub fn seal(self, plain: &[u8]) -> (BlockRef, Vec<u8>) {
+        assert!(plain.len() <= BlockRef::SIZE, "a block has at most 524288 bytes");
+        let key = &self.0;
+        let mut sealed = compress(plain);
+        let tag = cipher(key).encrypt_in_place_detached(nonce(key), &[], &mut sealed);
+        sealed.extend_from_slice(&tag.expect("a block is far below the limit of the cipher"));
+        let reference = BlockRef {
+            id: BlockId(Digest::blake2b_32(&sealed)),
+            key: self,
+            len: plain.len() as u32,
+        };
+        (reference, sealed)
+    }
+}
+
 /// One block of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BlockRef {
@@ -239,17 +267,7 @@ impl BlockRef {
     /// When `plain` is longer than [`BlockRef::SIZE`]: cutting a file is the caller's duty.
     #[must_use]
     pub fn seal(plain: &[u8]) -> (BlockRef, Vec<u8>) {
-        assert!(plain.len() <= BlockRef::SIZE, "a block has at most 524288 bytes");
-        let key = Digest::blake2b_32(plain);
-        let mut sealed = compress(plain);
-        let tag = cipher(&key).encrypt_in_place_detached(nonce(&key), &[], &mut sealed);
-        sealed.extend_from_slice(&tag.expect("a block is far below the limit of the cipher"));
-        let reference = BlockRef {
-            id: BlockId(Digest::blake2b_32(&sealed)),
-            key: BlockKey(key),
-            len: plain.len() as u32,
-        };
-        (reference, sealed)
+        BlockKey::of(plain).seal(plain)
     }
 
     /// Verifies, decrypts and decompresses the stored bytes of this block.

@@ -1,5 +1,7 @@
 //! [`TreeBuilder`]: nodes in any order below their parents, sorted and checked at the end.
 
+use crate::block::BlockRef;
+
 use super::{Metadata, Node, NodeId, NodeKind, Tree, TreeError};
 
 /// Makes a [`Tree`] node by node. A parent is added before its entries; entries may come in any order.
@@ -55,19 +57,21 @@ impl TreeBuilder {
         Ok(())
     }
 
-    /// Sets the blocks of a regular file that was added before its content was known.
+    /// Sets metadata and blocks of a regular file that was added before its content was known; its size follows.
     ///
     /// # Errors
     /// `id` is no regular file.
-    pub fn set_content(&mut self, id: NodeId, new: Vec<crate::BlockRef>) -> Result<(), TreeError> {
-        match self.nodes.get_mut(id.0 as usize).map(|node| &mut node.kind) {
-            Some(NodeKind::Regular { size, blocks }) => {
-                *size = new.iter().map(|block| u64::from(block.len)).sum();
-                *blocks = new;
-                Ok(())
-            }
-            _ => Err(TreeError::NotRegular { node: id.0 }),
-        }
+    pub fn set_content(&mut self, id: NodeId, metadata: Metadata, blocks: Vec<BlockRef>) -> Result<(), TreeError> {
+        let node = self.nodes.get_mut(id.0 as usize);
+        let Some(node) = node.filter(|node| node.content().is_some()) else {
+            return Err(TreeError::NotRegular { node: id.0 });
+        };
+        let size = blocks.iter().map(|block| u64::from(block.len)).sum();
+        *node = Node {
+            metadata,
+            kind: NodeKind::Regular { size, blocks },
+        };
+        Ok(())
     }
 
     /// Sorts the entries and checks everything.

@@ -155,7 +155,11 @@ pub fn pack(
         });
         read.collect::<Result<_, PackError>>()
     })?;
-    store.flush().map_err(|source| PackError::Flush { source })?;
+    // Also when all blocks were there: an earlier pack may have been killed before its flush. A store that was never
+    // written need not exist.
+    if packed.iter().any(|(_, _, blocks)| !blocks.is_empty()) {
+        store.flush().map_err(|source| PackError::Flush { source })?;
+    }
     let tree_error = |error| PackError::Tree {
         path: source.into(),
         source: error,
