@@ -298,5 +298,6 @@ fn remove_any(path: &Path) -> io::Result<()> {
 
 /// Whether `name` is the digest of `plain` (format 2; the blocks of format 1 have their own).
 fn name_is_digest_of(name: &str, plain: &[u8]) -> bool {
-    name.parse::<Digest>().is_ok_and(|digest| digest == Digest::blake2b_32(plain))
+    name.parse::<Digest>()
+        .is_ok_and(|digest| digest == Digest::blake2b_32(plain))
 }

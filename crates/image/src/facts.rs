@@ -331,14 +331,21 @@ mod tests {
             |f| &mut f.image,
         ] {
             let mut files = all();
-            *spoil(&mut files) = Found::Other { what: "a directory".into() };
+            *spoil(&mut files) = Found::Other {
+                what: "a directory".into(),
+            };
             assert!(matches!(files.classify(Mode::Auto), Err(KindError::Unusable { .. })));
         }
         let files = BootFiles {
-            boot_kernel: Found::Other { what: "a device".into() },
+            boot_kernel: Found::Other {
+                what: "a device".into(),
+            },
             ..NOTHING
         };
-        assert_eq!(files.classify(Mode::Auto).unwrap_err().to_string(), "/boot/vmlinuz of the image is a device");
+        assert_eq!(
+            files.classify(Mode::Auto).unwrap_err().to_string(),
+            "/boot/vmlinuz of the image is a device"
+        );
         assert_eq!(files.classify(Mode::Container), Ok(ImageKind::Container));
     }
 }

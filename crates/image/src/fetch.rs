@@ -77,7 +77,9 @@ impl Fetched {
         match self {
             Fetched::File(file) => file.read_exact_at(buf, offset),
             Fetched::Bytes(bytes) => {
-                let range = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)?.get(..buf.len()));
+                let range = usize::try_from(offset)
+                    .ok()
+                    .and_then(|at| bytes.get(at..)?.get(..buf.len()));
                 buf.copy_from_slice(range.ok_or(io::ErrorKind::UnexpectedEof)?);
                 Ok(())
             }
@@ -364,7 +366,10 @@ impl Fetcher {
                 scope.spawn(work);
             }
         });
-        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        failure
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map_or(Ok(()), Err)
     }
 
     fn cached(&self, block: &BlockRef) -> Option<File> {
@@ -478,7 +483,10 @@ impl Fetcher {
     /// The sources that may have the block, in the order of the route table, those that failed lately last.
     fn sources_of(&self, block: &BlockRef) -> Vec<&Source> {
         let mut urls: Vec<&str> = if self.options.stores.is_empty() {
-            self.routes.for_block(&block.id).map(|route| route.url.as_str()).collect()
+            self.routes
+                .for_block(&block.id)
+                .map(|route| route.url.as_str())
+                .collect()
         } else {
             self.options.stores.iter().map(String::as_str).collect()
         };

@@ -129,7 +129,9 @@ fn parse_url(text: &str, scheme: &str, rest: &str) -> Result<Reference, Referenc
             if !path.starts_with('/') {
                 return Err(wrong("the path of a file:// URL must be absolute"));
             }
-            Ok(Reference::Path(PathBuf::from(percent_decoded(path).ok_or_else(|| wrong("a %XX in it is wrong"))?)))
+            Ok(Reference::Path(PathBuf::from(
+                percent_decoded(path).ok_or_else(|| wrong("a %XX in it is wrong"))?,
+            )))
         }
         "http" | "https" => match rest.split(['/', '?', '#']).next() {
             Some(authority) if !authority.is_empty() => Ok(Reference::Url(text.to_owned())),
@@ -203,13 +205,29 @@ mod tests {
     fn urls_are_kept_whole_and_shown_without_credentials() {
         let url = parse("https://me:pw@host/a.fl?token=t").unwrap();
         assert_eq!(url, Reference::Url("https://me:pw@host/a.fl?token=t".into()));
-        assert_eq!(format!("{url} {url:?}"), "https://host/a.fl Reference(https://host/a.fl)");
-        assert_eq!(parse("file:///srv/my%20image.fl"), Ok(Reference::Path("/srv/my image.fl".into())));
+        assert_eq!(
+            format!("{url} {url:?}"),
+            "https://host/a.fl Reference(https://host/a.fl)"
+        );
+        assert_eq!(
+            parse("file:///srv/my%20image.fl"),
+            Ok(Reference::Path("/srv/my image.fl".into()))
+        );
     }
 
     #[test]
     fn what_names_no_image_is_refused_with_a_hint() {
-        for text in ["", "-x", ".hidden", "a b", "docker://alpine", "file://host/x", "file:///%zz", "http:///x", "ftp://h/x"] {
+        for text in [
+            "",
+            "-x",
+            ".hidden",
+            "a b",
+            "docker://alpine",
+            "file://host/x",
+            "file:///%zz",
+            "http:///x",
+            "ftp://h/x",
+        ] {
             let error = parse(text).unwrap_err();
             assert!(error.hint().is_some(), "{text}: {error}");
         }

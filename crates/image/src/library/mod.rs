@@ -365,7 +365,10 @@ impl Asked<'_> {
 
     fn refuse_special(&self, meta: &fs::Metadata) -> Result<(), ResolveError> {
         let (found, advice) = if meta.is_dir() {
-            ("a directory", "make a flist of it: `zmachine flist pack DIR -o FILE.fl --store URL`")
+            (
+                "a directory",
+                "make a flist of it: `zmachine flist pack DIR -o FILE.fl --store URL`",
+            )
         } else if meta.is_file() {
             return Ok(());
         } else {
@@ -443,7 +446,8 @@ impl Asked<'_> {
         }
         let header = |name| response.headers().get(name)?.to_str().ok().map(str::to_owned);
         let (etag, last_modified) = (header("etag"), header("last-modified"));
-        self.progress.begin(response.body().content_length(), "downloading the flist");
+        self.progress
+            .begin(response.body().content_length(), "downloading the flist");
         let staging = Staging::new(&self.library.images)?;
         let broke = |e| self.failed(classify(&redact(url), ureq::Error::Io(e)));
         let received = staging.receive(&mut response.body_mut().as_reader(), self.progress, broke, &self.shown)?;
@@ -469,7 +473,9 @@ impl Asked<'_> {
         }
         let flist = open_flist(&staging.flist(), &self.shown).map_err(|e| {
             // The error should name the file that the user knows, not our copy of it.
-            original.and_then(|path| open_flist(path, &self.shown).err()).unwrap_or(e)
+            original
+                .and_then(|path| open_flist(path, &self.shown).err())
+                .unwrap_or(e)
         })?;
         let startup = self.read_startup(&flist)?;
         let record = Record::new(digest.to_string(), received.bytes, &flist, startup);
@@ -484,7 +490,11 @@ impl Asked<'_> {
         let Ok(node) = flist.tree.resolve(startup::PATH) else {
             return Ok(StartupRecord::Absent);
         };
-        let broken = |problem: &str| Ok(StartupRecord::Broken { problem: problem.into() });
+        let broken = |problem: &str| {
+            Ok(StartupRecord::Broken {
+                problem: problem.into(),
+            })
+        };
         let (size, blocks) = match flist.tree.get(node).content() {
             Some((size, _)) if size > STARTUP_LIMIT => return broken("it is longer than 1 MiB"),
             Some(content) => content,
@@ -557,7 +567,10 @@ fn head_of(path: &Path) -> Result<Vec<u8>, ResolveError> {
 fn names_in(dir: &Path) -> Result<Vec<String>, ResolveError> {
     let entries = fs::read_dir(dir).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
     let entries = entries.map_err(|e| FileError::io("list", dir, e))?;
-    Ok(entries.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+    Ok(entries
+        .iter()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect())
 }
 
 /// A path of the image that has the block of `error`, for messages.
@@ -567,5 +580,8 @@ fn file_with_block(flist: &Flist, error: &FetchError) -> String {
         blocks.iter().any(|block| block.id.to_string() == error.block_id())
     };
     let found = flist.tree.walk().find(|(_, node)| has_it(*node));
-    found.map_or_else(|| "a file".into(), |(path, _)| format!("/{}", String::from_utf8_lossy(&path)))
+    found.map_or_else(
+        || "a file".into(),
+        |(path, _)| format!("/{}", String::from_utf8_lossy(&path)),
+    )
 }

@@ -28,7 +28,9 @@ pub(crate) struct Origin {
 }
 
 fn path_of(images: &Path, url: &str) -> PathBuf {
-    images.join("urls").join(format!("{}.json", Digest::blake2b_32(url.as_bytes())))
+    images
+        .join("urls")
+        .join(format!("{}.json", Digest::blake2b_32(url.as_bytes())))
 }
 
 impl Origin {
@@ -66,7 +68,12 @@ mod tests {
     #[test]
     fn version_1_on_disk_is_read_and_written_as_it_was() {
         let golden = include_str!("../../tests/golden/origin-v1.json");
-        let origin = Origin::new("https://me:pw@host/a.fl?token=t", &"00".repeat(32), Some("\"e\"".into()), None);
+        let origin = Origin::new(
+            "https://me:pw@host/a.fl?token=t",
+            &"00".repeat(32),
+            Some("\"e\"".into()),
+            None,
+        );
         assert_eq!(serde_json::from_str::<Origin>(golden).unwrap(), origin);
         assert_eq!(serde_json::to_string_pretty(&origin).unwrap() + "\n", golden);
     }

@@ -59,7 +59,17 @@ impl From<Option<Startup>> for StartupRecord {
     fn from(startup: Option<Startup>) -> StartupRecord {
         match startup {
             None => StartupRecord::Absent,
-            Some(Startup { program, args, dir, env }) => StartupRecord::Entry { program, args, dir, env },
+            Some(Startup {
+                program,
+                args,
+                dir,
+                env,
+            }) => StartupRecord::Entry {
+                program,
+                args,
+                dir,
+                env,
+            },
         }
     }
 }
@@ -98,7 +108,12 @@ impl Record {
                 });
             }
             StartupRecord::Absent | StartupRecord::Broken { .. } => None,
-            StartupRecord::Entry { program, args, dir, env } => Some(Startup {
+            StartupRecord::Entry {
+                program,
+                args,
+                dir,
+                env,
+            } => Some(Startup {
                 program: program.clone(),
                 args: args.clone(),
                 dir: dir.clone(),
@@ -141,7 +156,9 @@ mod tests {
             flist_bytes: 65_536,
             boot: BootFiles {
                 kernel: Found::Nothing,
-                initrd: Found::Other { what: "a directory".into() },
+                initrd: Found::Other {
+                    what: "a directory".into(),
+                },
                 image: Found::File { size: 7 },
                 boot_kernel: Found::Nothing,
                 boot_initrd: Found::Nothing,
@@ -191,7 +208,9 @@ mod tests {
     #[test]
     fn a_broken_startup_file_matters_to_containers_only() {
         let mut record = record();
-        record.startup = StartupRecord::Broken { problem: "line 1".into() };
+        record.startup = StartupRecord::Broken {
+            problem: "line 1".into(),
+        };
         assert!(record.facts(Mode::Auto, "x").is_ok());
         let error = record.facts(Mode::Container, "x").unwrap_err();
         assert_eq!(error.to_string(), "x has a broken /.startup.toml: line 1");

@@ -10,10 +10,12 @@ pub(crate) struct Foreign {
     pub(crate) advice: &'static str,
 }
 
-const PACK_DISK: &str = "put it into a directory as image.raw and pack that: `zmachine flist pack DIR -o FILE.fl --store URL`";
+const PACK_DISK: &str =
+    "put it into a directory as image.raw and pack that: `zmachine flist pack DIR -o FILE.fl --store URL`";
 const CONVERT_DISK: &str =
     "convert it first: `qemu-img convert -O raw IN image.raw`, then pack the directory with `zmachine flist pack`";
-const IMPORT: &str = "make a flist of it: `zmachine flist import oci:... -o FILE.fl --store URL`, or `docker-archive:FILE`";
+const IMPORT: &str =
+    "make a flist of it: `zmachine flist import oci:... -o FILE.fl --store URL`, or `docker-archive:FILE`";
 const PACK_TAR: &str = "make a flist of it: `zmachine flist pack FILE.tar -o FILE.fl --store URL`";
 const FORMAT_1: &str = "format 1 is not supported yet; use the format 2 (.fl) of the image";
 
@@ -40,19 +42,36 @@ pub(crate) fn sniff(name: &str, head: &[u8]) -> Option<Foreign> {
     } else if at(0x438, b"\x53\xef") || at(0x10040, b"_BHRfS_M") || at(0, b"XFSB") {
         ("a file system image", PACK_DISK)
     } else if at(1024, b"\xe2\xe1\xf5\xe0") || at(0, b"hsqs") {
-        ("a read-only file system image", "unpack it into a directory and pack that with `zmachine flist pack`")
+        (
+            "a read-only file system image",
+            "unpack it into a directory and pack that with `zmachine flist pack`",
+        )
     } else if at(0, b"\x7fELF") {
-        ("a program or kernel", "pack the directory that has it with `zmachine flist pack`")
+        (
+            "a program or kernel",
+            "pack the directory that has it with `zmachine flist pack`",
+        )
     } else if is_web_page(head) {
-        ("a web page", "check the URL: the server sent a page instead of the file")
+        (
+            "a web page",
+            "check the URL: the server sent a page instead of the file",
+        )
     } else {
-        ("something unknown", "a flist is a SQLite database, as `zmachine flist pack` makes it")
+        (
+            "something unknown",
+            "a flist is a SQLite database, as `zmachine flist pack` makes it",
+        )
     };
     Some(Foreign { found, advice })
 }
 
 fn is_web_page(head: &[u8]) -> bool {
-    let start: Vec<u8> = head.iter().copied().skip_while(u8::is_ascii_whitespace).take(14).collect();
+    let start: Vec<u8> = head
+        .iter()
+        .copied()
+        .skip_while(u8::is_ascii_whitespace)
+        .take(14)
+        .collect();
     let start = start.to_ascii_lowercase();
     start.starts_with(b"<!doctype html") || start.starts_with(b"<html") || start.starts_with(b"<?xml")
 }
@@ -93,7 +112,10 @@ mod tests {
     #[test]
     fn each_foreign_kind_is_told_by_its_magic() {
         assert_eq!(found("a", b""), "an empty file");
-        assert_eq!(found("a.flist", b"\x1f\x8b\x08"), "a flist of format 1 (or another gzip file)");
+        assert_eq!(
+            found("a.flist", b"\x1f\x8b\x08"),
+            "a flist of format 1 (or another gzip file)"
+        );
         assert_eq!(found("a.tar.gz", b"\x1f\x8b\x08"), "a compressed archive");
         assert_eq!(found("a", b"QFI\xfb\0\0\0\x03"), "a qcow2 disk image");
         assert_eq!(found("a", &with(510, b"\x55\xaa")), "a raw disk image");

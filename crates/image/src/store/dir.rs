@@ -120,9 +120,7 @@ impl BlockStore for DirStore {
         let shard = path.parent().unwrap_or(&self.root);
         std::fs::create_dir_all(shard).map_err(|e| io_error("create directory", shard, e))?;
         let new = NewFile::create(shard, 0o644).map_err(|e| file_error(&path, e))?;
-        new.file()
-            .write_all(sealed)
-            .map_err(|e| io_error("write", &path, e))?;
+        new.file().write_all(sealed).map_err(|e| io_error("write", &path, e))?;
         if before.is_some() {
             // A torn block of a crashed writer: the name must lead to the good one from one moment to the next.
             new.publish_over(&path).map_err(|e| file_error(&path, e))?;

@@ -95,7 +95,10 @@ impl HttpStore {
     fn urls(&self, id: &BlockId) -> [String; 2] {
         let hex = id.0.to_string();
         let (base, query) = (&self.base, &self.query);
-        [format!("{base}/{}/{hex}{query}", &hex[..2]), format!("{base}/{hex}{query}")]
+        [
+            format!("{base}/{}/{hex}{query}", &hex[..2]),
+            format!("{base}/{hex}{query}"),
+        ]
     }
 
     /// The time left for a request, at most the store's own limit.
@@ -129,7 +132,11 @@ impl HttpStore {
             }
         }
         // One more than the limit, so that a body of exactly the limit is told from a longer one.
-        let body = response.body_mut().with_config().limit(MAX_SEALED_LEN as u64 + 1).read_to_vec();
+        let body = response
+            .body_mut()
+            .with_config()
+            .limit(MAX_SEALED_LEN as u64 + 1)
+            .read_to_vec();
         match body {
             Ok(bytes) if bytes.len() <= MAX_SEALED_LEN => Ok(Some(bytes)),
             Ok(_) | Err(Error::BodyExceedsLimit(_)) => Err(StoreError::TooLong {
@@ -165,7 +172,12 @@ impl BlockStore for HttpStore {
 
     fn has(&self, id: &BlockId) -> Result<bool, StoreError> {
         for url in self.urls(id) {
-            let request = self.agent.head(&url).config().timeout_global(Some(self.timeouts.request)).build();
+            let request = self
+                .agent
+                .head(&url)
+                .config()
+                .timeout_global(Some(self.timeouts.request))
+                .build();
             let response = request.call().map_err(|e| classify(&self.description, e))?;
             match response.status().as_u16() {
                 200 => return Ok(true),
@@ -182,9 +194,7 @@ impl BlockStore for HttpStore {
     }
 
     fn put(&self, _id: &BlockId, _sealed: &[u8]) -> Result<bool, StoreError> {
-        Err(StoreError::ReadOnly {
-            store: self.describe(),
-        })
+        Err(StoreError::ReadOnly { store: self.describe() })
     }
 
     fn describe(&self) -> String {

@@ -22,8 +22,8 @@ use zmachine_flist::BlockId;
 
 pub use dir::DirStore;
 pub use http::HttpStore;
-pub use url::redact;
 pub(crate) use http::{agent, classify};
+pub use url::redact;
 
 /// The longest sealed block that is accepted, in bytes. A plain block has at most 512 KiB, which snappy can stretch to
 /// 611,701 bytes (`32 + n + n/6`), plus the 16-byte tag; 700 KiB leaves room and still bounds what a store can make us read.
@@ -244,7 +244,10 @@ mod tests {
     #[test]
     fn a_kind_that_is_not_built_is_named_and_its_password_is_not() {
         let text = refusal("zdb://user:secret@host:9900/namespace");
-        assert_eq!(text, "stores of kind `zdb` are not supported yet (zdb://host:9900/namespace)");
+        assert_eq!(
+            text,
+            "stores of kind `zdb` are not supported yet (zdb://host:9900/namespace)"
+        );
         assert!(refusal("s3://key:secret@host:9000/bucket").contains("kind `s3`"));
     }
 
