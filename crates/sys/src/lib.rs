@@ -9,9 +9,11 @@
 
 pub mod fd;
 pub mod file;
+pub mod heap;
 pub mod host;
 pub mod io;
 pub mod lock;
 pub mod process;
+pub mod signal;
 pub mod tap;
 pub mod tty;

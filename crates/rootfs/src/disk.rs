@@ -1,0 +1,422 @@
+//! The lazy disk: bytes of the device from the metadata file and the block cache, fetched when they are first read.
+//!
+//! [`LazyDisk::read_local`] never waits for a network: what is not here yet is an answer ([`Outcome::Missing`]), and
+//! [`LazyDisk::fetch`] then gets it. The caller can so hold a lock around the one and not around the other.
+//!
+//! # Invariants
+//! Bytes between the end of a block and the next 4 KiB boundary are zeros: the kernel shows them to whoever maps the last
+//! page of a file. A block that can not be fetched fails the requests that need it and nothing else; for
+//! [`FAILURE_REST`] it fails them at once, because the kernel repeats a failed read page by page. A block that is in the
+//! cache is always served, whatever failed before.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
+use zmachine_image::fetch::{FetchError, FetchStats, Fetched, Fetcher};
+use zmachine_sys::io::preadv_volatile;
+
+use crate::erofs::{BLOCK_SIZE, Extent};
+use crate::map::{ExtentMap, MapError};
+
+/// How long a block that failed is not asked for again.
+pub const FAILURE_REST: Duration = Duration::from_secs(2);
+/// Open block files kept at most.
+const OPEN_FILES_MAX: usize = 256;
+/// Blocks kept in memory at most, when the cache can not keep them (512 KiB each).
+const IN_MEMORY_MAX: usize = 4;
+/// Failed blocks remembered at most; a forgotten one is only asked for again.
+const FAILURES_MAX: usize = 1024;
+
+/// Why a lazy disk can not be opened.
+#[derive(Debug, Error)]
+pub enum OpenDiskError {
+    /// The metadata file can not be opened.
+    #[error("can not open image metadata {}", path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The metadata file and the extent table are not of one image.
+    #[error("image metadata {} has {found} bytes, its extent table says {expected}", path.display())]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        found: u64,
+        /// What the table says.
+        expected: u64,
+    },
+    /// The extent table is unusable.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// A part of the device with one source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// The metadata file, at the device's offset.
+    Metadata,
+    /// A file block, from this byte of it on.
+    Block {
+        /// The block and its address.
+        extent: Extent,
+        /// Bytes into the block.
+        offset: u32,
+    },
+    /// Zeros.
+    Zeros,
+}
+
+/// What [`LazyDisk::read_local`] did.
+#[derive(Debug)]
+pub enum Outcome {
+    /// All bytes are in place.
+    Done,
+    /// This block is not here; fetch it and read again.
+    Missing {
+        /// The block and its address.
+        extent: Extent,
+        /// The cache has a file for it that can not be read.
+        is_damaged: bool,
+    },
+    /// The bytes can not be had now.
+    Failed,
+}
+
+/// Blocks that one request has fetched and the cache could not keep.
+pub type Pinned = Vec<(u32, Arc<Fetched>)>;
+
+/// A read-only disk of an image.
+pub struct LazyDisk {
+    metadata: File,
+    map: ExtentMap,
+    fetcher: Fetcher,
+    open: Mutex<OpenBlocks>,
+    /// First device block of failed blocks, and since when.
+    failures: Mutex<HashMap<u32, Instant>>,
+}
+
+/// The blocks used last.
+#[derive(Default)]
+struct OpenBlocks {
+    /// By first device block, with the time of the last use.
+    blocks: HashMap<u32, (Arc<Fetched>, u64)>,
+    clock: u64,
+}
+
+impl OpenBlocks {
+    fn get(&mut self, start: u32) -> Option<Arc<Fetched>> {
+        self.clock += 1;
+        let (block, used) = self.blocks.get_mut(&start)?;
+        *used = self.clock;
+        Some(Arc::clone(block))
+    }
+
+    fn insert(&mut self, start: u32, block: Arc<Fetched>) {
+        self.clock += 1;
+        let is_in_memory = |b: &Fetched| matches!(b, Fetched::Bytes(_));
+        let limit = if is_in_memory(&block) {
+            IN_MEMORY_MAX
+        } else {
+            OPEN_FILES_MAX
+        };
+        let alike = |b: &Fetched| is_in_memory(b) == is_in_memory(&block);
+        if self.blocks.values().filter(|(b, _)| alike(b)).count() >= limit {
+            let of_kind = self.blocks.iter().filter(|(_, (b, _))| alike(b));
+            if let Some(oldest) = of_kind.min_by_key(|(_, (_, used))| *used).map(|(start, _)| *start) {
+                self.blocks.remove(&oldest);
+            }
+        }
+        self.blocks.insert(start, (block, self.clock));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Both values behind these locks are caches that are whole after every statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl LazyDisk {
+    /// Opens the disk whose metadata file and extent table are `erofs` and `map`; blocks come through `fetcher`.
+    ///
+    /// # Errors
+    /// When one of the files can not be used, or they do not belong together.
+    pub fn open(erofs: &Path, map: &Path, fetcher: Fetcher) -> Result<LazyDisk, OpenDiskError> {
+        let map = ExtentMap::open(map)?;
+        let opened = File::open(erofs).and_then(|file| file.metadata().map(|m| (file, m.len())));
+        let (metadata, found) = opened.map_err(|source| OpenDiskError::Metadata {
+            path: erofs.to_owned(),
+            source,
+        })?;
+        if found != map.metadata_bytes() {
+            return Err(OpenDiskError::Length {
+                path: erofs.to_owned(),
+                found,
+                expected: map.metadata_bytes(),
+            });
+        }
+        Ok(LazyDisk {
+            metadata,
+            map,
+            fetcher,
+            open: Mutex::default(),
+            failures: Mutex::default(),
+        })
+    }
+
+    /// Size in sectors of 512 bytes.
+    pub fn capacity_sectors(&self) -> u64 {
+        self.map.device_bytes() / 512
+    }
+
+    /// What the fetcher has done so far.
+    pub fn fetch_stats(&self) -> FetchStats {
+        self.fetcher.stats()
+    }
+
+    /// The piece at byte `offset` of the device and its length, at most `len` (more than 0). Past the end are zeros.
+    ///
+    /// # Errors
+    /// When the extent table can not be read.
+    pub fn piece(&self, offset: u64, len: u64) -> Result<(Piece, u64), MapError> {
+        let metadata = self.map.metadata_bytes();
+        if offset < metadata {
+            return Ok((Piece::Metadata, len.min(metadata - offset)));
+        }
+        let block = u32::try_from(offset / BLOCK_SIZE).unwrap_or(u32::MAX);
+        let Some(extent) = self.map.lookup(block)? else {
+            return Ok((Piece::Zeros, len));
+        };
+        let within = offset - u64::from(extent.start) * BLOCK_SIZE;
+        let data = u64::from(extent.block.len);
+        if within < data {
+            let piece = Piece::Block {
+                extent,
+                offset: within as u32,
+            };
+            return Ok((piece, len.min(data - within)));
+        }
+        let end = u64::from(extent.device_blocks()) * BLOCK_SIZE;
+        Ok((Piece::Zeros, len.min(end.saturating_sub(within).max(1))))
+    }
+
+    /// Reads from byte `offset` of the device into `slices`, as far as everything is on this host.
+    pub fn read_local<B: BitmapSlice>(
+        &self,
+        mut offset: u64,
+        slices: &[VolatileSlice<'_, B>],
+        pinned: &Pinned,
+    ) -> Outcome {
+        let mut cursor = Cursor { slices, skip: 0 };
+        loop {
+            let left = cursor.left();
+            if left == 0 {
+                return Outcome::Done;
+            }
+            let Ok((piece, len)) = self.piece(offset, left as u64) else {
+                return Outcome::Failed;
+            };
+            // `len` is at most `left`.
+            let target = cursor.take(len as usize);
+            let outcome = self.read_piece(piece, offset, &target, pinned);
+            if !matches!(outcome, Outcome::Done) {
+                return outcome;
+            }
+            offset += len;
+        }
+    }
+
+    fn read_piece<B: BitmapSlice>(
+        &self,
+        piece: Piece,
+        offset: u64,
+        target: &[VolatileSlice<'_, B>],
+        pinned: &Pinned,
+    ) -> Outcome {
+        match piece {
+            Piece::Zeros => {
+                target.iter().for_each(fill_zero);
+                Outcome::Done
+            }
+            Piece::Metadata => match read_file(&self.metadata, target, offset) {
+                Ok(()) => Outcome::Done,
+                Err(_) => Outcome::Failed,
+            },
+            Piece::Block { extent, offset } => self.read_block(&extent, offset, target, pinned),
+        }
+    }
+
+    fn read_block<B: BitmapSlice>(
+        &self,
+        extent: &Extent,
+        offset: u32,
+        target: &[VolatileSlice<'_, B>],
+        pinned: &Pinned,
+    ) -> Outcome {
+        let Some(block) = self.local(extent, pinned) else {
+            return match self.has_just_failed(extent) {
+                true => Outcome::Failed,
+                false => Outcome::Missing {
+                    extent: *extent,
+                    is_damaged: false,
+                },
+            };
+        };
+        let read = match &*block {
+            Fetched::File(file) => read_file(file, target, u64::from(offset)),
+            Fetched::Bytes(bytes) => read_bytes(bytes, target, offset as usize),
+        };
+        if read.is_ok() {
+            return Outcome::Done;
+        }
+        lock(&self.open).blocks.remove(&extent.start);
+        match self.has_just_failed(extent) {
+            true => Outcome::Failed,
+            false => Outcome::Missing {
+                extent: *extent,
+                is_damaged: true,
+            },
+        }
+    }
+
+    /// The block, when it is on this host.
+    fn local(&self, extent: &Extent, pinned: &Pinned) -> Option<Arc<Fetched>> {
+        if let Some((_, block)) = pinned.iter().find(|(start, _)| *start == extent.start) {
+            return Some(Arc::clone(block));
+        }
+        let known = lock(&self.open).get(extent.start);
+        if known.is_some() {
+            return known;
+        }
+        let file = self.fetcher.cache().get(&extent.block).ok().flatten()?;
+        let block = Arc::new(Fetched::File(file));
+        lock(&self.open).insert(extent.start, Arc::clone(&block));
+        Some(block)
+    }
+
+    /// Gets a block that [`LazyDisk::read_local`] missed; waits as long as the fetcher's deadline. What the cache could not
+    /// keep is added to `pinned`.
+    ///
+    /// # Errors
+    /// When no store delivers it; it then counts as failed for [`FAILURE_REST`].
+    pub fn fetch(&self, extent: &Extent, is_damaged: bool, pinned: &mut Pinned) -> Result<(), FetchError> {
+        let fetched = match is_damaged {
+            true => self.fetcher.refetch(&extent.block),
+            false => self.fetcher.fetch(&extent.block),
+        };
+        match fetched {
+            Ok(fetched) => {
+                let block = Arc::new(fetched);
+                if matches!(&*block, Fetched::Bytes(_)) {
+                    pinned.push((extent.start, Arc::clone(&block)));
+                }
+                lock(&self.open).insert(extent.start, block);
+                lock(&self.failures).remove(&extent.start);
+                Ok(())
+            }
+            Err(error) => {
+                self.give_up(extent);
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets a block count as failed for [`FAILURE_REST`].
+    pub fn give_up(&self, extent: &Extent) {
+        let mut failures = lock(&self.failures);
+        if failures.len() >= FAILURES_MAX {
+            failures.retain(|_, since| since.elapsed() < FAILURE_REST);
+        }
+        failures.insert(extent.start, Instant::now());
+    }
+
+    fn has_just_failed(&self, extent: &Extent) -> bool {
+        lock(&self.failures)
+            .get(&extent.start)
+            .is_some_and(|since| since.elapsed() < FAILURE_REST)
+    }
+}
+
+/// A position in a list of slices.
+struct Cursor<'s, 'm, B> {
+    slices: &'s [VolatileSlice<'m, B>],
+    /// Bytes of the first slice that are used up.
+    skip: usize,
+}
+
+impl<'m, B: BitmapSlice> Cursor<'_, 'm, B> {
+    fn left(&self) -> usize {
+        self.slices.iter().map(VolatileSlice::len).sum::<usize>() - self.skip
+    }
+
+    /// The next `len` bytes; fewer at the end.
+    fn take(&mut self, mut len: usize) -> Vec<VolatileSlice<'m, B>> {
+        let mut taken = Vec::new();
+        while let Some(first) = self.slices.first() {
+            let here = len.min(first.len() - self.skip);
+            if here > 0
+                && let Ok(part) = first.subslice(self.skip, here)
+            {
+                taken.push(part);
+            }
+            len -= here;
+            self.skip += here;
+            if self.skip < first.len() {
+                break;
+            }
+            (self.slices, self.skip) = (&self.slices[1..], 0);
+        }
+        taken
+    }
+}
+
+fn fill_zero<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) {
+    const ZEROS: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
+    let mut at = 0;
+    while let Ok(rest) = slice.offset(at)
+        && !rest.is_empty()
+    {
+        at += rest.len().min(ZEROS.len());
+        rest.copy_from(&ZEROS[..]);
+    }
+}
+
+/// Fills all of `target` from byte `offset` of `file`.
+fn read_file<B: BitmapSlice>(file: &File, target: &[VolatileSlice<'_, B>], mut offset: u64) -> io::Result<()> {
+    let mut cursor = Cursor {
+        slices: target,
+        skip: 0,
+    };
+    loop {
+        let mut ahead = Cursor { ..cursor };
+        let rest = ahead.take(usize::MAX);
+        if rest.is_empty() {
+            return Ok(());
+        }
+        match preadv_volatile(file, &rest, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => {
+                cursor.take(read);
+                offset += read as u64;
+            }
+        }
+    }
+}
+
+fn read_bytes<B: BitmapSlice>(bytes: &[u8], target: &[VolatileSlice<'_, B>], mut offset: usize) -> io::Result<()> {
+    for slice in target {
+        let source = bytes.get(offset..).and_then(|rest| rest.get(..slice.len()));
+        slice.copy_from(source.ok_or(io::ErrorKind::UnexpectedEof)?);
+        offset += slice.len();
+    }
+    Ok(())
+}

@@ -1,0 +1,255 @@
+//! The first pass: an address for every inode, directory block and file block.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use zmachine_flist::block::BlockRef;
+use zmachine_flist::tree::{Metadata, NodeId, NodeKind, Tree};
+
+use super::{
+    BLOCK_SIZE, DEVICE_BLOCKS_MAX, ErofsImage, Extent, FIRST_INODE, Format, INLINE_MAX, LayoutError, NAME_MAX,
+    Placement, TARGET_MAX, directory, inode, xattr,
+};
+
+/// Lays out `tree` as an EROFS image whose file-system id is `uuid`. Reads no file data.
+///
+/// # Errors
+/// When something in the tree has no representation; the error names the file.
+pub fn layout(tree: &Tree, uuid: [u8; 16]) -> Result<ErofsImage<'_>, LayoutError> {
+    let mut pass = Pass::new(tree);
+    pass.count_links_and_order();
+    for position in 0..pass.order.len() {
+        pass.place_inode(pass.order[position])?;
+    }
+    let inode_blocks = pass.end.div_ceil(BLOCK_SIZE);
+    let metadata_blocks = pass.place_plain_blocks(inode_blocks);
+    pass.place_file_blocks(metadata_blocks, uuid, inode_blocks)
+}
+
+struct Pass<'t> {
+    tree: &'t Tree,
+    placements: Vec<Placement>,
+    order: Vec<u32>,
+    /// Where the next inode can be.
+    end: u64,
+}
+
+impl<'t> Pass<'t> {
+    fn new(tree: &'t Tree) -> Self {
+        Pass {
+            tree,
+            placements: vec![Placement::default(); tree.len()],
+            order: Vec::with_capacity(tree.len()),
+            end: FIRST_INODE,
+        }
+    }
+
+    /// The inodes of one directory stand together, then those below its first directory, and so on: what `ls -l` and
+    /// a walk read is near each other.
+    fn count_links_and_order(&mut self) {
+        let tree = self.tree;
+        self.order.push(NodeId::ROOT.0);
+        self.placements[0].links = 2;
+        let mut pending = vec![NodeId::ROOT];
+        while let Some(directory) = pending.pop() {
+            let first_new = pending.len();
+            for (_, child) in entries(tree, directory) {
+                let is_directory = matches!(tree.get(*child).kind, NodeKind::Directory(_));
+                let placement = &mut self.placements[child.0 as usize];
+                placement.links += 1;
+                if placement.links == 1 {
+                    placement.parent = directory.0;
+                    self.order.push(child.0);
+                }
+                if is_directory {
+                    placement.links = 2;
+                    self.placements[directory.0 as usize].links += 1;
+                    pending.push(*child);
+                }
+            }
+            pending[first_new..].reverse();
+        }
+    }
+
+    fn place_inode(&mut self, index: u32) -> Result<(), LayoutError> {
+        let node = self.tree.get(NodeId(index));
+        let xattrs = self.check_metadata(index, &node.metadata)?;
+        let (size, format) = self.content(index, &node.kind)?;
+        let header = inode::SIZE + xattrs as u64;
+        let mut offset = self.end.next_multiple_of(32);
+        let behind = match format {
+            Format::Plain => 0,
+            Format::Chunks(bits) => 4 * size.div_ceil(1 << bits),
+            Format::Inline(tail) => {
+                let tail = u64::from(tail);
+                let room = BLOCK_SIZE - (offset + header) % BLOCK_SIZE;
+                if tail > room {
+                    offset = (offset + room).next_multiple_of(32);
+                }
+                tail
+            }
+        };
+        self.end = offset + header + behind;
+        let placement = &mut self.placements[index as usize];
+        (placement.offset, placement.size, placement.format) = (offset, size, format);
+        Ok(())
+    }
+
+    /// Bytes of the extended attributes.
+    fn check_metadata(&self, index: u32, metadata: &Metadata) -> Result<usize, LayoutError> {
+        if metadata.mtime_nsec >= 1_000_000_000 {
+            return Err(LayoutError::Nanoseconds {
+                path: self.path(index),
+                nsec: metadata.mtime_nsec,
+            });
+        }
+        xattr::size(&metadata.xattrs, || self.path(index))
+    }
+
+    fn content(&self, index: u32, kind: &NodeKind) -> Result<(u64, Format), LayoutError> {
+        let path = || self.path(index);
+        Ok(match kind {
+            NodeKind::Directory(entries) => {
+                if let Some((name, _)) = entries.iter().find(|(n, _)| n.is_empty() || n.len() > NAME_MAX) {
+                    return Err(LayoutError::NameLength {
+                        path: path(),
+                        len: name.len(),
+                    });
+                }
+                let listing = directory::listing(entries, NodeId(index), NodeId::ROOT);
+                let (blocks, last_used) = directory::extent(&listing);
+                (
+                    (blocks - 1) * BLOCK_SIZE + last_used as u64,
+                    directory::format(last_used),
+                )
+            }
+            NodeKind::Symlink(target) => match target.len() {
+                len @ (0 | 4096..) => return Err(LayoutError::TargetLength { path: path(), len }),
+                len if len > INLINE_MAX => (len as u64, Format::Plain),
+                len => (len as u64, Format::Inline(len as u16)),
+            },
+            NodeKind::Regular { size, blocks } => (*size, chunk_format(*size, blocks, path)?),
+            NodeKind::CharDevice { major, minor } | NodeKind::BlockDevice { major, minor } => {
+                if *major >= 1 << 12 || *minor >= 1 << 20 {
+                    return Err(LayoutError::DeviceNumber {
+                        path: path(),
+                        major: *major,
+                        minor: *minor,
+                    });
+                }
+                (0, Format::Plain)
+            }
+            NodeKind::Fifo | NodeKind::Socket => (0, Format::Plain),
+        })
+    }
+
+    /// Gives addresses to directory blocks and long link targets, from block `next` on; the block behind the last.
+    fn place_plain_blocks(&mut self, mut next: u64) -> u64 {
+        for &index in &self.order {
+            let placement = &mut self.placements[index as usize];
+            let blocks = inode::plain_blocks(placement, &self.tree.get(NodeId(index)).kind);
+            if blocks > 0 {
+                // A too large value is refused in `place_file_blocks`.
+                placement.blocks_at = u32::try_from(next).unwrap_or(u32::MAX);
+                next += blocks;
+            }
+        }
+        next
+    }
+
+    fn place_file_blocks(
+        self,
+        metadata_blocks: u64,
+        uuid: [u8; 16],
+        inode_blocks: u64,
+    ) -> Result<ErofsImage<'t>, LayoutError> {
+        let mut next = metadata_blocks;
+        let mut known: HashMap<BlockRef, u32> = HashMap::new();
+        let (mut chunks, mut extents) = (Vec::new(), Vec::new());
+        for &index in &self.order {
+            let NodeKind::Regular { blocks, .. } = &self.tree.get(NodeId(index)).kind else {
+                continue;
+            };
+            for block in blocks {
+                let start = u32::try_from(next).unwrap_or(u32::MAX);
+                chunks.push(*known.entry(*block).or_insert_with(|| {
+                    let extent = Extent { start, block: *block };
+                    next += u64::from(extent.device_blocks());
+                    extents.push(extent);
+                    start
+                }));
+            }
+        }
+        if next > DEVICE_BLOCKS_MAX {
+            return Err(LayoutError::TooLarge { blocks: next });
+        }
+        Ok(ErofsImage {
+            tree: self.tree,
+            uuid,
+            placements: self.placements,
+            order: self.order,
+            chunks,
+            extents,
+            inode_blocks,
+            metadata_blocks,
+            device_blocks: next,
+        })
+    }
+
+    /// Some path of a node, for messages.
+    fn path(&self, mut index: u32) -> PathBuf {
+        let mut names = Vec::new();
+        while index != NodeId::ROOT.0 {
+            let parent = self.placements[index as usize].parent;
+            let name = entries(self.tree, NodeId(parent))
+                .iter()
+                .find(|(_, node)| node.0 == index);
+            names.push(name.map_or_else(OsString::new, |(name, _)| OsString::from_vec(name.clone())));
+            index = parent;
+        }
+        names.push("/".into());
+        names.into_iter().rev().collect()
+    }
+}
+
+/// The entries of a directory; none for anything else.
+fn entries(tree: &Tree, node: NodeId) -> &[(Vec<u8>, NodeId)] {
+    match &tree.get(node).kind {
+        NodeKind::Directory(entries) => entries,
+        _ => &[],
+    }
+}
+
+/// The chunk size of a file: its block size, or for a single block the next power of two.
+fn chunk_format(size: u64, blocks: &[BlockRef], path: impl Fn() -> PathBuf) -> Result<Format, LayoutError> {
+    let fail = |why| {
+        Err(LayoutError::Blocks {
+            path: path(),
+            size,
+            why,
+        })
+    };
+    if blocks.iter().any(|b| b.len == 0) {
+        return fail("one is empty");
+    }
+    if blocks.iter().map(|b| u64::from(b.len)).sum::<u64>() != size {
+        return fail("their sum is another");
+    }
+    let Some((first, [middle @ .., last])) = blocks.split_first() else {
+        return Ok(match blocks.first() {
+            None => Format::Plain,
+            Some(only) => Format::Chunks(u64::from(only.len).max(BLOCK_SIZE).next_power_of_two().ilog2() as u8),
+        });
+    };
+    if middle.iter().any(|b| b.len != first.len) || last.len > first.len {
+        return fail("they have different sizes");
+    }
+    if !first.len.is_power_of_two() || u64::from(first.len) < BLOCK_SIZE {
+        return fail("the block size is not a power of two of at least 4096");
+    }
+    Ok(Format::Chunks(first.len.ilog2() as u8))
+}
+
+const _: () = assert!(TARGET_MAX == 4095);

@@ -1,0 +1,209 @@
+//! What the server tells: one JSON object per line on a descriptor.
+//!
+//! ```text
+//! {"event":"warning","message":...}
+//! {"event":"ready"}
+//! {"event":"block-failed","block":"<id>","device_offset":n,"length":n,"error":...,"hint":...}
+//! {"event":"disconnected","error":...}
+//! {"event":"stats","requests":n,"request_errors":n,"bytes_read":n,"blocks_fetched":n,...}      at most once per second
+//! ```
+//! Writing never fails the disk: a reader that is gone costs the lines, nothing else.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use serde::Serialize;
+use zmachine_image::fetch::FetchStats;
+
+use crate::erofs::{BLOCK_SIZE, Extent};
+
+/// The least time between two lines of statistics.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Counters of the device.
+#[derive(Debug, Default)]
+pub struct Counters {
+    requests: AtomicU64,
+    errors: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Counters {
+    /// Counts one answered request and the bytes it got.
+    pub fn request(&self, is_error: bool, bytes: u64) {
+        self.requests.fetch_add(1, Relaxed);
+        self.errors.fetch_add(u64::from(is_error), Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// The counters of this moment, with those of the fetcher.
+    pub fn snapshot(&self, fetch: FetchStats) -> Stats {
+        Stats {
+            requests: self.requests.load(Relaxed),
+            request_errors: self.errors.load(Relaxed),
+            bytes_read: self.bytes.load(Relaxed),
+            blocks_fetched: fetch.blocks,
+            bytes_fetched_stored: fetch.stored_bytes,
+            bytes_fetched: fetch.plain_bytes,
+            cache_hits: fetch.cache_hits,
+            cache_failures: fetch.cache_failures,
+            corrupt_answers: fetch.corrupt_answers,
+            blocks_failed: fetch.errors,
+        }
+    }
+}
+
+/// What was done since the process started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Requests of the guest that were answered.
+    pub requests: u64,
+    /// Those answered with an error.
+    pub request_errors: u64,
+    /// Bytes given to the guest.
+    pub bytes_read: u64,
+    /// Blocks that came from a store.
+    pub blocks_fetched: u64,
+    /// Their bytes as stored, compressed: what went over the network.
+    pub bytes_fetched_stored: u64,
+    /// Their plain bytes.
+    pub bytes_fetched: u64,
+    /// Blocks asked of the stores that another machine had put into the cache meanwhile.
+    pub cache_hits: u64,
+    /// Blocks the cache could not keep or give.
+    pub cache_failures: u64,
+    /// Answers of stores that were not the block asked for.
+    pub corrupt_answers: u64,
+    /// Blocks that no store delivered.
+    pub blocks_failed: u64,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+enum Event<'a> {
+    Warning {
+        message: &'a str,
+    },
+    Ready,
+    BlockFailed {
+        block: &'a str,
+        device_offset: u64,
+        length: u32,
+        error: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        hint: Option<&'a str>,
+    },
+    Disconnected {
+        error: &'a str,
+    },
+    Stats(Stats),
+}
+
+/// Writes the lines.
+pub struct Reporter {
+    out: File,
+    /// Readable when there is something new to tell.
+    wake: OwnedFd,
+    is_awake: AtomicBool,
+}
+
+impl Reporter {
+    /// Lines go to `out`.
+    ///
+    /// # Errors
+    /// When there is no free descriptor.
+    pub fn new(out: OwnedFd) -> std::io::Result<Reporter> {
+        Ok(Reporter {
+            out: File::from(out),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            is_awake: AtomicBool::new(false),
+        })
+    }
+
+    /// Something works, but not as it should.
+    pub fn warning(&self, message: &str) {
+        self.line(&Event::Warning { message });
+    }
+
+    /// The sandbox is closed and the device waits for its hypervisor.
+    pub fn ready(&self) {
+        self.line(&Event::Ready);
+    }
+
+    /// A block could not be had; the requests that need it fail.
+    pub fn block_failed(&self, extent: &Extent, error: &str, hint: Option<&str>) {
+        self.line(&Event::BlockFailed {
+            block: &extent.block.id.to_string(),
+            device_offset: u64::from(extent.start) * BLOCK_SIZE,
+            length: extent.block.len,
+            error,
+            hint,
+        });
+    }
+
+    /// The hypervisor broke off.
+    pub fn connection_ended(&self, error: &str) {
+        self.line(&Event::Disconnected { error });
+    }
+
+    /// The counters have changed.
+    pub fn touch(&self) {
+        if !self.is_awake.swap(true, Relaxed) {
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Writes statistics whenever they changed, at most once per second, until `stop` is readable, and then once more.
+    pub fn run(&self, stop: impl AsFd, stats: impl Fn() -> Stats) {
+        let mut last = None;
+        let mut tell = || {
+            let now = Some(stats());
+            if now != last {
+                last = now;
+                now.iter().for_each(|stats| self.line(&Event::Stats(*stats)));
+            }
+        };
+        while !self.wait(&stop) {
+            tell();
+            if is_readable_within(&stop, INTERVAL) {
+                break;
+            }
+        }
+        tell();
+    }
+
+    /// Waits until something changed (`false`) or `stop` is readable (`true`).
+    fn wait(&self, stop: &impl AsFd) -> bool {
+        loop {
+            let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
+            if poll(&mut fds, None).is_err() {
+                continue;
+            }
+            if !fds[0].revents().is_empty() {
+                return true;
+            }
+            let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+            // What is counted after this wakes us again.
+            self.is_awake.store(false, Relaxed);
+            return false;
+        }
+    }
+
+    fn line(&self, event: &Event<'_>) {
+        if let Ok(mut line) = serde_json::to_vec(event) {
+            line.push(b'\n');
+            // One write per line keeps lines of several threads whole on a pipe.
+            let _ = (&self.out).write_all(&line);
+        }
+    }
+}
+
+fn is_readable_within(fd: &impl AsFd, time: Duration) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    let timeout = rustix::event::Timespec::try_from(time).ok();
+    matches!(poll(&mut fds, timeout.as_ref()), Ok(ready) if ready > 0)
+}
