@@ -8,6 +8,9 @@
 //!   and from machine to machine by way of a published port).
 //! * `forward`: a machine sends from its subnet only; from elsewhere come only answers and published ports.
 //!
+//! Not reached: a machine's own published port from itself where bridged frames are filtered (`bridge-nf-call-iptables`):
+//! the kernel then bridges the redirected frame, and a bridge sends nothing back to the port it came from.
+//!
 //! An `accept` here ends our chain, not the filters of others: a drop policy of another table still drops.
 
 use std::fmt::Write;
@@ -69,7 +72,7 @@ const NAT_HOOKS: &str = "\tchain prerouting {\n\
     \t\tfib daddr type local jump published\n\
     \t}\n\
     \tchain output {\n\
-    \t\ttype nat hook output priority dstnat; policy accept;\n\
+    \t\ttype nat hook output priority -100; policy accept;\n\
     \t\tfib daddr type local jump published\n\
     \t}\n";
 

@@ -23,6 +23,7 @@ pub struct Space {
     host: String,
     guest: String,
     outside: String,
+    neighbour: String,
 }
 
 /// Runs the calling test again inside new namespaces, where it gets to `body`. Skipped, saying why, without root.
@@ -60,7 +61,7 @@ struct Owner(Space);
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        for name in [&self.0.host, &self.0.guest, &self.0.outside] {
+        for name in [&self.0.host, &self.0.guest, &self.0.outside, &self.0.neighbour] {
             let _ = Command::new("ip").args(["netns", "del", name]).status();
         }
     }
@@ -68,12 +69,17 @@ impl Drop for Owner {
 
 impl Space {
     fn named(name: &str) -> Space {
-        let [host, guest, outside] = ["", "g", "o"].map(|suffix| format!("{name}{suffix}"));
-        Space { host, guest, outside }
+        let [host, guest, outside, neighbour] = ["", "g", "o", "n"].map(|suffix| format!("{name}{suffix}"));
+        Space {
+            host,
+            guest,
+            outside,
+            neighbour,
+        }
     }
 
     fn make(&self) {
-        for name in [&self.host, &self.guest, &self.outside] {
+        for name in [&self.host, &self.guest, &self.outside, &self.neighbour] {
             output("ip", &["netns", "add", name]);
             ip(name, "link set lo up");
         }
@@ -102,29 +108,49 @@ impl Space {
         &self.outside
     }
 
+    pub fn neighbour_ns(&self) -> &str {
+        &self.neighbour
+    }
+
     /// Connects the guest to the bridge, configured as its plan says.
     pub fn guest(&self, network: &Network, attachment: &Attachment) {
+        self.connect("gst0", &self.guest, network, attachment);
+    }
+
+    /// The same for a second guest.
+    pub fn neighbour(&self, network: &Network, attachment: &Attachment) {
+        self.connect("gst1", &self.neighbour, network, attachment);
+    }
+
+    fn connect(&self, port: &str, guest: &str, network: &Network, attachment: &Attachment) {
         ip(
             &self.host,
-            &format!("link add gst0 type veth peer name eth0 netns {}", self.guest),
+            &format!("link add {port} type veth peer name eth0 netns {guest}"),
         );
         ip(
             &self.host,
-            &format!("link set gst0 master {} mtu {} up", network.bridge(), attachment.mtu),
+            &format!("link set {port} master {} mtu {} up", network.bridge(), attachment.mtu),
         );
         ip(
-            &self.guest,
+            guest,
             &format!("link set eth0 address {} mtu {} up", attachment.mac, attachment.mtu),
         );
         for address in &attachment.addresses {
             let nodad = if address.addr().is_ipv6() { "nodad" } else { "" };
-            ip(&self.guest, &format!("address add {address} dev eth0 {nodad}"));
+            ip(guest, &format!("address add {address} dev eth0 {nodad}"));
         }
         for route in &attachment.routes {
-            ip(
-                &self.guest,
-                &format!("route add {} via {}", route.destination, route.gateway),
-            );
+            ip(guest, &format!("route add {} via {}", route.destination, route.gateway));
+        }
+    }
+
+    /// Has frames between ports of a bridge filtered (`1`) or not (`0`), where the kernel can.
+    pub fn filter_bridged(&self, value: &str) {
+        for key in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+            let path = format!("/proc/sys/net/bridge/{key}");
+            if std::path::Path::new(&path).exists() {
+                std::fs::write(path, value).unwrap();
+            }
         }
     }
 
