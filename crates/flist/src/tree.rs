@@ -49,7 +49,9 @@ impl NodeId {
 }
 
 /// A whole file tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Two trees are equal when they have the same paths, nodes and hard links; how their nodes are numbered does not count.
+#[derive(Debug, Clone)]
 pub struct Tree {
     pub(crate) nodes: Vec<Node>,
 }

@@ -138,13 +138,14 @@ fn a_hard_link_is_one_node_with_two_names() {
 
 #[test]
 fn what_is_no_tree_is_refused() {
-    let build = |make: &dyn Fn(&mut TreeBuilder) -> Result<(), TreeError>| {
+    type Make = dyn Fn(&mut TreeBuilder) -> Result<(), TreeError>;
+    let build = |make: &Make| {
         let mut builder = TreeBuilder::new(Metadata::default());
         make(&mut builder)?;
         builder.finish().map(|_| ())
     };
     let add = |builder: &mut TreeBuilder, name: &[u8], node| builder.add(NodeId::ROOT, name.to_vec(), node);
-    let cases: [(&str, &dyn Fn(&mut TreeBuilder) -> Result<(), TreeError>); 7] = [
+    let cases: [(&str, &Make); 7] = [
         ("exists twice", &|b| {
             add(b, b"a", file()).and_then(|_| add(b, b"a", file())).map(|_| ())
         }),
@@ -175,4 +176,21 @@ fn what_is_no_tree_is_refused() {
         let found = build(make).unwrap_err().to_string();
         assert!(found.contains(expected), "{found:?} instead of {expected:?}");
     }
+}
+
+#[test]
+fn trees_are_equal_by_what_is_in_them_and_not_by_their_numbering() {
+    let build = |names: [&str; 2], link_of_first: bool| {
+        let mut builder = TreeBuilder::new(Metadata::default());
+        let ids = names.map(|name| builder.add(NodeId::ROOT, name.into(), file()).unwrap());
+        let target = ids[usize::from(!link_of_first)];
+        builder.link(NodeId::ROOT, b"link".to_vec(), target).unwrap();
+        builder.finish().unwrap()
+    };
+    assert!(build(["a", "b"], true) == build(["b", "a"], false));
+    assert!(build(["a", "b"], true) != build(["a", "b"], false));
+    assert!(build(["a", "b"], true) != build(["a", "c"], true));
+    let mut longer = TreeBuilder::new(Metadata::default());
+    longer.add(NodeId::ROOT, b"a".to_vec(), file()).unwrap();
+    assert!(TreeBuilder::new(Metadata::default()).finish().unwrap() != longer.finish().unwrap());
 }

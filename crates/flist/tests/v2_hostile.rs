@@ -51,7 +51,7 @@ fn every_impossible_row_is_refused_by_name() {
         ),
         (
             "UPDATE inode SET mode = 33188 WHERE ino = 1; DELETE FROM inode WHERE ino > 1; DELETE FROM extra; DELETE FROM block",
-            "1 has 0 blocks",
+            "row 1: it has 0 blocks instead of 1",
         ),
         (
             "UPDATE inode SET mode = 33188, size = 0 WHERE ino = 1",
@@ -230,7 +230,7 @@ fn tables_that_are_missing_or_something_else_are_refused() {
             "not an ordinary column",
         ),
         (
-            "ALTER TABLE tag ADD COLUMN x AS (randomblob(1000000))",
+            "ALTER TABLE tag ADD COLUMN x AS (zeroblob(1000000))",
             "not an ordinary column",
         ),
         (

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::check::push_name;
-use super::{NodeId, NodeKind, Tree};
+use super::{Node, NodeId, NodeKind, Tree};
 use crate::block::BlockRef;
 
 /// How many nodes of which kind a tree has, and how much content. A node with several names counts once.
@@ -109,4 +109,35 @@ impl Tree {
         }
         unique
     }
+}
+
+impl PartialEq for Tree {
+    fn eq(&self, other: &Tree) -> bool {
+        // Both have as many nodes and all are reachable, so a consistent map from one to the other is one to one.
+        let mut twins: Vec<Option<NodeId>> = vec![None; self.len()];
+        let mut twin = |id: NodeId, other: NodeId| *twins[id.0 as usize].get_or_insert(other) == other;
+        self.len() == other.len()
+            && self
+                .walk()
+                .map(Some)
+                .chain([None])
+                .zip(other.walk().map(Some).chain([None]))
+                .all(|pair| match pair {
+                    (Some((path, id)), Some((other_path, other_id))) => {
+                        path == other_path && twin(id, other_id) && same(self.get(id), other.get(other_id))
+                    }
+                    (ours, theirs) => ours.is_none() && theirs.is_none(),
+                })
+    }
+}
+
+impl Eq for Tree {}
+
+/// Whether two nodes are equal but for the entries of directories.
+fn same(a: &Node, b: &Node) -> bool {
+    let kinds = match (&a.kind, &b.kind) {
+        (NodeKind::Directory(_), NodeKind::Directory(_)) => true,
+        (a, b) => a == b,
+    };
+    kinds && a.metadata == b.metadata
 }
