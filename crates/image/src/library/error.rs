@@ -158,7 +158,7 @@ impl ResolveError {
             ResolveError::BrokenFlist { .. } => Some("the file is damaged or cut short: get it again".into()),
             ResolveError::NotPulled { .. } => Some("leave out --pull never, or run `zmachine image pull` first".into()),
             ResolveError::Download {
-                source: StoreError::NotFound { .. },
+                source: StoreError::Status { status: 404 | 410, .. },
                 ..
             } => Some("check the URL".into()),
             ResolveError::Download { .. } => Some("check the URL and the network, and try again".into()),

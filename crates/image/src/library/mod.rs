@@ -428,15 +428,6 @@ impl Asked<'_> {
         match (response.status().as_u16(), known) {
             (200, _) => {}
             (304, Some((digest, _))) => return self.library.image(digest, self.mode, &self.shown),
-            (404 | 410, _) => {
-                return Err(ResolveError::Download {
-                    reference: self.shown.clone(),
-                    source: StoreError::Status {
-                        store: self.shown.clone(),
-                        status: response.status().as_u16(),
-                    },
-                });
-            }
             (status, _) => {
                 return Err(self.failed(StoreError::Status {
                     store: redact(url),
