@@ -138,14 +138,14 @@ fn a_hard_link_is_one_node_with_two_names() {
 
 #[test]
 fn what_is_no_tree_is_refused() {
-    type Make = dyn Fn(&mut TreeBuilder) -> Result<(), TreeError>;
-    let build = |make: &Make| {
+    type Make<'a> = dyn Fn(&mut TreeBuilder) -> Result<(), TreeError> + 'a;
+    let build = |make: &Make<'_>| {
         let mut builder = TreeBuilder::new(Metadata::default());
         make(&mut builder)?;
         builder.finish().map(|_| ())
     };
     let add = |builder: &mut TreeBuilder, name: &[u8], node| builder.add(NodeId::ROOT, name.to_vec(), node);
-    let cases: [(&str, &Make); 7] = [
+    let cases: [(&str, &Make<'_>); 7] = [
         ("exists twice", &|b| {
             add(b, b"a", file()).and_then(|_| add(b, b"a", file())).map(|_| ())
         }),
