@@ -404,3 +404,60 @@ fn a_host_that_goes_away_ends_the_machine_cleanly() {
     });
     assert!(is_clean(&disks.path().join("upper.ext4")));
 }
+
+#[test]
+fn a_stream_closed_early_hangs_a_terminal_up_and_lets_other_execs_go_on() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let mut shell = machine
+            .open(&Request::Exec(at_terminal(&["sh", "-c", "echo up; sleep 4242"])))
+            .await;
+        shell.until("up").await;
+        let line = "echo up; cat > /dev/null; seq 1 300000; echo went on > /root/proof";
+        let mut worker = machine.open(&Request::Exec(with_stdin(&["sh", "-c", line]))).await;
+        worker.until("up").await;
+        drop((shell, worker));
+        let wait =
+            "while ! [ -e /root/proof ] || pgrep -f 'sleep 424[2]' > /dev/null; do sleep 0.2; done; cat /root/proof";
+        assert_eq!(machine.sh(wait).await.text(), "went on\n");
+        machine.stop().await;
+    });
+}
+
+#[test]
+fn a_long_stream_passes_in_order_and_in_bounded_memory() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        // 17 bytes times 61,440 a file: the pattern goes on from one file to the next.
+        machine
+            .sh("yes 0123456789abcdef | head -c 1044480 > /dev/shm/part")
+            .await
+            .text();
+        let start = Instant::now();
+        let line = "for i in $(seq 200); do cat /dev/shm/part; done";
+        let mut stream = machine.open(&Request::Exec(process(&["sh", "-c", line]))).await;
+        let (mut total, expected) = (0usize, b"0123456789abcdef\n".repeat(MAX_DATA / 17 + 2));
+        let end = loop {
+            match stream.next().await.unwrap() {
+                Frame::Stdout(data) => {
+                    let phase = total % 17;
+                    assert!(data == expected[phase..phase + data.len()], "at {total}");
+                    total += data.len();
+                }
+                frame => match frame.parse().unwrap() {
+                    Reply::Started { .. } => {}
+                    reply => break reply,
+                },
+            }
+        };
+        eprintln!("209 MB out: {:?}", start.elapsed());
+        assert_eq!((total, end), (208_896_000, Reply::Exited(ExitStatus::Code(0))));
+        let peak = machine.sh("awk '/VmHWM/ { print $2 }' /proc/1/status").await.text();
+        assert!(peak.trim().parse::<u32>().unwrap() < 16_000, "{peak} kB");
+        machine.stop().await;
+    });
+}

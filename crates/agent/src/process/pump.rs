@@ -22,7 +22,7 @@ use futures::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use rustix::termios::{SpecialCodeIndex, tcgetattr};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, Sleep, sleep, timeout};
-use zmachine_agent_protocol::{ExitStatus, Frame, FrameDecoder, Input, MAX_DATA, Reply};
+use zmachine_agent_protocol::{ExitStatus, Frame, FrameDecoder, HEADER_LEN, Input, MAX_DATA, Reply};
 
 use super::Started;
 use super::stdio::{AgentSide, resize};
@@ -166,24 +166,26 @@ impl Output<'_> {
     async fn carry(mut self, exited: oneshot::Receiver<ExitStatus>) {
         let mut exited = Some(exited);
         let mut status = ExitStatus::Code(255);
-        let mut buffer = Vec::with_capacity(MAX_DATA);
-        let mut encoded = Vec::new();
+        // A whole frame: output is read to its place behind the header, so no byte is copied here.
+        let mut frame = Vec::with_capacity(HEADER_LEN + MAX_DATA);
         let mut last_call = None;
         let mut quiet = pin!(sleep(QUIET));
         loop {
-            let event = poll_fn(|cx| self.poll_event(cx, &mut exited, &mut buffer, quiet.as_mut())).await;
+            frame.clear();
+            frame.resize(HEADER_LEN, 0);
+            let event = poll_fn(|cx| self.poll_event(cx, &mut exited, &mut frame, quiet.as_mut())).await;
             match event {
                 Event::Data(index) => {
                     let source = &mut self.sources[index];
-                    source.owed = source.owed.saturating_sub(buffer.len());
-                    let frame = (source.frame)(std::mem::take(&mut buffer));
-                    encoded.clear();
-                    frame.encode(&mut encoded);
-                    if let Frame::Stdout(data) | Frame::Stderr(data) = frame {
-                        buffer = data;
-                        buffer.clear();
-                    }
-                    self.send(&encoded).await;
+                    let length = frame.len() - HEADER_LEN;
+                    source.owed = source.owed.saturating_sub(length);
+                    (source.frame)(Vec::new())
+                        .to_bytes()
+                        .into_iter()
+                        .zip(&mut frame)
+                        .for_each(|(byte, at)| *at = byte);
+                    frame[1..HEADER_LEN].copy_from_slice(&(length as u32).to_le_bytes());
+                    self.send(&frame).await;
                     quiet.as_mut().reset(Instant::now() + QUIET);
                     let owed = self.sources.iter().any(|source| source.owed > 0);
                     if !owed && last_call.is_some_and(|end| Instant::now() > end) {
