@@ -378,7 +378,8 @@ impl Networks {
     ) -> Result<Ipv4Addr, NetworkError> {
         name::check(machine)?;
         let _lock = lease::lock(self, network).await?;
-        lease::take(self, network, machine, want)
+        // The network may have moved to another subnet since the caller read it; the plan then refuses the address.
+        lease::take(self, &self.get(network.name())?, machine, want)
     }
 
     /// Gives back all addresses of `machine` in the network `network`. Idempotent; a network that is gone is fine.

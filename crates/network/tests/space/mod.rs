@@ -19,7 +19,7 @@ const INSIDE: &str = "ZMACHINE_TEST_SPACE";
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The namespaces of one test.
-pub struct Space {
+pub(crate) struct Space {
     host: String,
     guest: String,
     outside: String,
@@ -27,7 +27,7 @@ pub struct Space {
 }
 
 /// Runs the calling test again inside new namespaces, where it gets to `body`. Skipped, saying why, without root.
-pub fn in_own_space(body: impl FnOnce(&Space)) {
+pub(crate) fn in_own_space(body: impl FnOnce(&Space)) {
     if let Ok(name) = std::env::var(INSIDE) {
         return body(&Space::named(&name));
     }
@@ -96,29 +96,29 @@ impl Space {
         ip(&self.host, "route add default via 2001:db8:1::2");
     }
 
-    pub fn host_ns(&self) -> &str {
+    pub(crate) fn host_ns(&self) -> &str {
         &self.host
     }
 
-    pub fn guest_ns(&self) -> &str {
+    pub(crate) fn guest_ns(&self) -> &str {
         &self.guest
     }
 
-    pub fn outside_ns(&self) -> &str {
+    pub(crate) fn outside_ns(&self) -> &str {
         &self.outside
     }
 
-    pub fn neighbour_ns(&self) -> &str {
+    pub(crate) fn neighbour_ns(&self) -> &str {
         &self.neighbour
     }
 
     /// Connects the guest to the bridge, configured as its plan says.
-    pub fn guest(&self, network: &Network, attachment: &Attachment) {
+    pub(crate) fn guest(&self, network: &Network, attachment: &Attachment) {
         self.connect("gst0", &self.guest, network, attachment);
     }
 
     /// The same for a second guest.
-    pub fn neighbour(&self, network: &Network, attachment: &Attachment) {
+    pub(crate) fn neighbour(&self, network: &Network, attachment: &Attachment) {
         self.connect("gst1", &self.neighbour, network, attachment);
     }
 
@@ -145,7 +145,7 @@ impl Space {
     }
 
     /// Has frames between ports of a bridge filtered (`1`) or not (`0`), where the kernel can.
-    pub fn filter_bridged(&self, value: &str) {
+    pub(crate) fn filter_bridged(&self, value: &str) {
         for key in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
             let path = format!("/proc/sys/net/bridge/{key}");
             if std::path::Path::new(&path).exists() {
@@ -155,14 +155,14 @@ impl Space {
     }
 
     /// Runs a program in the guest.
-    pub fn in_guest(&self, program: &str, args: &[&str]) {
+    pub(crate) fn in_guest(&self, program: &str, args: &[&str]) {
         let mut all = vec!["netns", "exec", &self.guest, program];
         all.extend(args);
         output("ip", &all);
     }
 
     /// Runs an ignored test of this program in the host namespace without privileges; its output.
-    pub fn as_nobody(&self, home: &std::path::Path, test: &str) -> String {
+    pub(crate) fn as_nobody(&self, home: &std::path::Path, test: &str) -> String {
         let dir = tempfile::tempdir().unwrap();
         let exe = dir.path().join("test");
         std::fs::copy(std::env::current_exe().unwrap(), &exe).unwrap();
@@ -182,7 +182,7 @@ impl Space {
 }
 
 /// The output of a program that has to succeed.
-pub fn output(program: &str, args: &[&str]) -> String {
+pub(crate) fn output(program: &str, args: &[&str]) -> String {
     let done = Command::new(program).args(args).output().expect(program);
     assert!(
         done.status.success(),
@@ -193,7 +193,7 @@ pub fn output(program: &str, args: &[&str]) -> String {
 }
 
 /// `ip -n <namespace> <words>`.
-pub fn ip(namespace: &str, words: &str) -> String {
+pub(crate) fn ip(namespace: &str, words: &str) -> String {
     let mut args = vec!["-n", namespace];
     if words.contains("::") {
         args.insert(0, "-6");
@@ -203,7 +203,7 @@ pub fn ip(namespace: &str, words: &str) -> String {
 }
 
 /// The value of a sysctl of the current namespace.
-pub fn sysctl(key: &str) -> String {
+pub(crate) fn sysctl(key: &str) -> String {
     std::fs::read_to_string(format!("/proc/sys/{key}"))
         .expect(key)
         .trim()
@@ -226,7 +226,7 @@ fn within<T: Send + 'static>(
 }
 
 /// A server that tells each client the address it sees, on IPv4 and IPv6.
-pub fn serve_tcp(namespace: &str, port: u16) {
+pub(crate) fn serve_tcp(namespace: &str, port: u16) {
     let bound = within(Some(namespace), move || TcpListener::bind(("::", port)).unwrap());
     let listener = bound.join().unwrap();
     std::thread::spawn(move || {
@@ -239,7 +239,7 @@ pub fn serve_tcp(namespace: &str, port: u16) {
 }
 
 /// The same over UDP.
-pub fn serve_udp(namespace: &str, port: u16) {
+pub(crate) fn serve_udp(namespace: &str, port: u16) {
     let socket = within(Some(namespace), move || UdpSocket::bind(("::", port)).unwrap())
         .join()
         .unwrap();
@@ -252,7 +252,7 @@ pub fn serve_udp(namespace: &str, port: u16) {
 }
 
 /// What a TCP server at `host` says the client's address is; none when it does not answer.
-pub fn answers_tcp(namespace: Option<&str>, host: &str, port: u16) -> Option<SocketAddr> {
+pub(crate) fn answers_tcp(namespace: Option<&str>, host: &str, port: u16) -> Option<SocketAddr> {
     let at = SocketAddr::new(host.parse().unwrap(), port);
     let ask = move || {
         let mut stream = TcpStream::connect_timeout(&at, PATIENCE).ok()?;
@@ -265,7 +265,7 @@ pub fn answers_tcp(namespace: Option<&str>, host: &str, port: u16) -> Option<Soc
 }
 
 /// The same over UDP.
-pub fn answers_udp(namespace: Option<&str>, host: &str, port: u16) -> Option<SocketAddr> {
+pub(crate) fn answers_udp(namespace: Option<&str>, host: &str, port: u16) -> Option<SocketAddr> {
     let at = SocketAddr::new(host.parse().unwrap(), port);
     let ask = move || {
         let any = if at.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
