@@ -54,7 +54,11 @@ mod tests {
     #[test]
     fn a_name_the_kernel_would_cut_or_expand_is_refused() {
         for name in ["", "a-name-that-is-too-long", "a/b", "a b", "a\0b"] {
-            assert_eq!(open_tap(name).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{name:?}");
+            assert_eq!(
+                open_tap(name).unwrap_err().kind(),
+                io::ErrorKind::InvalidInput,
+                "{name:?}"
+            );
         }
     }
 }
