@@ -202,6 +202,12 @@ pub enum LaunchError {
         /// What it said.
         stderr: Vec<String>,
     },
+    /// Nobody serves one of the machine's vhost-user disks.
+    #[error("nobody serves a disk of the machine: {said}")]
+    Unserved {
+        /// What the hypervisor said.
+        said: String,
+    },
     /// The hypervisor does not answer.
     #[error("the hypervisor did not answer within {} s; it said: {}", patience.as_secs(), stderr.join("; "))]
     Silent {
@@ -229,7 +235,7 @@ impl LaunchError {
         if said.contains("Failed to get \"write\" lock") || said.contains("Failed to get shared \"write\" lock") {
             return Some("another machine uses that disk; stop it first");
         }
-        matches!(self, Self::Silent { .. }).then_some("is every process that serves a disk of this machine running?")
+        matches!(self, Self::Unserved { .. }).then_some("is every process that serves a disk of this machine running?")
     }
 }
 

@@ -435,7 +435,7 @@ async fn two_machines_cannot_write_to_one_disk() {
 }
 
 #[tokio::test]
-async fn a_served_disk_that_nobody_serves_does_not_hang_forever() {
+async fn a_served_disk_that_nobody_serves_is_an_error_within_seconds() {
     let Some(bench) = Bench::new().await else { return };
     let socket = bench.dir.path().join("silent.sock");
     drop(UnixListener::bind(&socket).unwrap());
@@ -446,5 +446,9 @@ async fn a_served_disk_that_nobody_serves_does_not_hang_forever() {
         queues: 1,
     }];
     let error = bench.launch(&spec).await.err().expect("a launch that fails");
-    assert!(error.hint().unwrap().contains("process that serves a disk"), "{error}");
+    assert!(matches!(error, LaunchError::Unserved { .. }), "{error}");
+    assert!(
+        error.to_string().contains("silent.sock': Connection refused"),
+        "{error}"
+    );
 }

@@ -165,4 +165,18 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn debians_source_accepts_every_option_of_the_fragment() {
+        let Some(source) = std::env::var_os("ZMACHINE_TEST_KERNEL_SOURCE") else {
+            eprintln!("skipped: ZMACHINE_TEST_KERNEL_SOURCE does not name a linux-source-6.12 package");
+            return;
+        };
+        let work = tempfile::tempdir().unwrap();
+        let tree = unpack(&BuildSource::File(source.into()), work.path(), &mut |_| {}).unwrap();
+        let out = configure(&tree, DEFAULT_FRAGMENT, work.path()).unwrap();
+        assert!(out.join(".config").exists());
+        let error = configure(&tree, "CONFIG_NO_SUCH_OPTION=y\n", work.path()).unwrap_err();
+        assert!(error.to_string().contains("CONFIG_NO_SUCH_OPTION=y"), "{error}");
+    }
 }

@@ -26,6 +26,8 @@ use super::{BINARY, Qemu};
 
 /// QEMU answers 0.1 s after its start; under emulation on a host with ten times more work than CPUs it took 8 s.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long whoever serves a disk may refuse connections: it may be restarting.
+const UNSERVED_PATIENCE: Duration = Duration::from_secs(5);
 /// Lines of QEMU's messages that are kept for error texts.
 const KEPT_LINES: usize = 20;
 /// Lines of QEMU's messages that wait for whoever takes the log.
@@ -66,7 +68,15 @@ pub(super) async fn launch(
     let console = ours(console, "console")?;
     let agent = agent.map(|pair| ours(pair, "agent channel")).transpose()?;
     drop(resources);
-    match handshake(ours(qmp, "control channel")?).await {
+    let qmp = ours(qmp, "control channel")?;
+    let greeted = tokio::select! {
+        greeted = handshake(qmp) => greeted,
+        said = log.unserved_disk() => {
+            let _ = child.kill().await; // also reaps it; it can only fail when it is gone already
+            return Err(LaunchError::Unserved { said });
+        }
+    };
+    match greeted {
         Ok(qmp) => Ok(QemuVm::new(child, qmp, console, agent, log)),
         Err(error) => Err(post_mortem(error, child, log).await),
     }
@@ -194,6 +204,20 @@ impl Log {
             kept,
             lines: Some(lines),
             task,
+        }
+    }
+
+    /// Returns when QEMU has said that a disk's socket refuses it, and the patience for that is over. QEMU itself would try
+    /// forever, without answering on its control channel.
+    async fn unserved_disk(&self) -> String {
+        let find = |kept: &VecDeque<String>| kept.iter().find(|l| l.contains("Unable to connect character")).cloned();
+        loop {
+            let said = find(&self.kept.lock().unwrap_or_else(PoisonError::into_inner));
+            if let Some(said) = said {
+                tokio::time::sleep(UNSERVED_PATIENCE).await;
+                return said;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
