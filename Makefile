@@ -13,7 +13,8 @@ RELEASE := $(TARGET_DIR)/release
 # The guest agent is PID 1 in trees that may hold nothing else, so it is static. It has a target folder of its own
 # (--target), or its flags and the host's would rebuild each other's dependencies.
 AGENT_TARGET := x86_64-unknown-linux-gnu
-AGENT_FLAGS := -C target-feature=+crt-static
+# Stripped: every byte is copied at every boot.
+AGENT_FLAGS := -C target-feature=+crt-static -C strip=symbols
 AGENT_ARGS := --release --package zmachine-agent --target $(AGENT_TARGET)
 HOST_ARGS := --release --workspace --exclude zmachine-agent
 

@@ -1,3 +1,53 @@
 //! Run Zmachines: machines started from flists.
+//!
+//! This crate turns flags into values ([`args`]), calls the engine ([`commands`]), and turns what comes back into
+//! output and an exit code ([`failure`], [`output`]). It is the only place that reads the environment or prints. The
+//! hidden roles `monitor` and `rootfs` of this same program are in [`roles`].
 
-fn main() {}
+mod args;
+mod commands;
+mod context;
+mod failure;
+mod logs;
+mod output;
+mod progress;
+mod roles;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let covers_guest = matches!(cli.command, Command::Run(_) | Command::Exec(_));
+    match commands::dispatch(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            failure::print(&error);
+            ExitCode::from(failure::exit_code(error.class, covers_guest))
+        }
+    }
+}
+
+/// Prints a help text, or what is wrong with the command line. For `run` and `exec` the code is 125, since 2 may be the
+/// guest command's own.
+fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        _ if std::env::args()
+            .nth(1)
+            .is_some_and(|word| word == "run" || word == "exec") =>
+        {
+            ExitCode::from(125)
+        }
+        _ => ExitCode::from(2),
+    }
+}

@@ -1,1 +1,34 @@
-//! The domain: spec, plan, state, journal, monitor, engine.
+//! The domain: what a machine is, how it is planned, started, watched, stopped and cleaned up after.
+//!
+//! ```text
+//! spec + image + host ──Plan::new──> plan           pure; every refusal happens here
+//! Engine  (in the command line's process)           create, start, stop, kill, remove, list, inspect, logs, reconcile
+//! Monitor (one process per running machine)         owns the machine: journal, network, rootfs server, hypervisor, agent
+//! ```
+//!
+//! # Invariants
+//! All truth is in files (see [`home`]). A machine is alive exactly while its monitor holds `machines/<id>/lock`.
+//! A resource is written to the machine's journal before it is made and undone in reverse; undoing twice is fine.
+//! One task of the monitor writes `state.json`. Nothing here prints, or reads the environment.
+
+pub mod attach;
+pub mod bytes;
+pub mod catalog;
+pub mod control;
+pub mod engine;
+pub mod failure;
+pub mod home;
+pub mod journal;
+pub mod killpoint;
+pub mod log;
+pub mod monitor;
+pub mod plan;
+pub mod spec;
+pub mod state;
+
+pub use engine::Engine;
+pub use failure::{Class, Failure};
+pub use home::Home;
+pub use plan::{Plan, PlanError};
+pub use spec::MachineSpec;
+pub use state::{Exit, Phase, State};

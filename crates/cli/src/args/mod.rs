@@ -1,0 +1,335 @@
+//! The command line as values. Nothing is looked up here; the one conversion to a spec is in [`run`].
+
+pub(crate) mod run;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use run::{CreateArgs, RunArgs};
+
+/// Run Zmachines: virtual machines started from flists.
+#[derive(Debug, Parser)]
+#[command(name = "zmachine", version, max_term_width = 100, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a machine, start it, and follow it; exits with the guest's status
+    Run(Box<RunArgs>),
+    /// Create a machine and print its name
+    Create(Box<CreateArgs>),
+    /// Start machines that were created or have stopped
+    Start(NamesArgs),
+    /// Stop machines in an orderly way
+    Stop(StopArgs),
+    /// Stop machines and start them again
+    Restart(StopArgs),
+    /// End machines at once, or send a signal to their entrypoints
+    Kill(KillArgs),
+    /// Halt the virtual CPUs of machines
+    Pause(NamesArgs),
+    /// Let the virtual CPUs of machines run again
+    Resume(NamesArgs),
+    /// Wait until machines have ended and print their exit statuses
+    Wait(NamesArgs),
+    /// Remove machines with their writable roots and logs
+    Rm(RmArgs),
+    /// List machines
+    #[command(alias = "ls")]
+    Ps(PsArgs),
+    /// Show everything about machines, as JSON
+    Inspect(NamesArgs),
+    /// Show what a machine wrote
+    Logs(LogsArgs),
+    /// Run a command in a running machine; exits with its status
+    Exec(ExecArgs),
+    /// Follow a running machine's entrypoint (detach with ctrl-p ctrl-q on a terminal)
+    Attach(AttachArgs),
+    /// Pack directories into flists and look into flists
+    #[command(subcommand)]
+    Flist(FlistCommand),
+    /// Local images
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Guest kernels
+    #[command(subcommand)]
+    Kernel(KernelCommand),
+    /// Check what this host offers to machines
+    Doctor(DoctorArgs),
+    /// A machine's own process
+    #[command(hide = true)]
+    Monitor(MonitorRole),
+    /// The server of a machine's root disk
+    #[command(hide = true)]
+    Rootfs(RootfsRole),
+}
+
+/// How a listing is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NamesArgs {
+    /// Names, ids, or unique beginnings of ids
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Seconds between the stop signal and SIGKILL
+    #[arg(short = 't', long = "time", value_name = "SECONDS")]
+    pub(crate) time: Option<u64>,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// Send this signal to the entrypoint instead of ending the machine
+    #[arg(short, long, value_name = "SIGNAL")]
+    pub(crate) signal: Option<String>,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Kill machines that run
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Remove their anonymous volumes too
+    #[arg(short = 'v', long)]
+    pub(crate) volumes: bool,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// Also those that do not run
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Names alone
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Go on with what comes
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Show the time of each line
+    #[arg(short, long)]
+    pub(crate) timestamps: bool,
+    /// Begin at this time (RFC 3339), or so long ago (10m, 2h)
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// Only the last lines
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub(crate) tail: Option<usize>,
+    /// stdout, stderr, console, agent, hypervisor, monitor
+    #[arg(long, value_delimiter = ',', default_value = "stdout,stderr")]
+    pub(crate) source: Vec<String>,
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub(crate) output: LogFormat,
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Set or pass on an environment variable
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User and group, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    pub(crate) name: String,
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AttachArgs {
+    /// Do not pass standard input on
+    #[arg(long)]
+    pub(crate) no_stdin: bool,
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FlistCommand {
+    /// Pack a directory: blocks into stores, metadata into a flist
+    Pack {
+        /// The directory
+        source: PathBuf,
+        /// The flist to write
+        #[arg(short, long, value_name = "FILE.fl")]
+        output: PathBuf,
+        /// Where blocks go, and where readers find them (dir:///PATH)
+        #[arg(short, long, value_name = "URL")]
+        store: String,
+    },
+    /// Show what a flist holds
+    Inspect {
+        file: PathBuf,
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
+    /// List files of a flist
+    Ls {
+        /// Long form: mode, owner, size, time
+        #[arg(short)]
+        long: bool,
+        /// With everything below
+        #[arg(short = 'R')]
+        recursive: bool,
+        file: PathBuf,
+        /// A path inside
+        #[arg(default_value = "/")]
+        path: OsString,
+    },
+    /// Print a file of a flist
+    Cat {
+        /// Read blocks from here instead of the flist's own stores
+        #[arg(short, long, value_name = "URL")]
+        store: Vec<String>,
+        file: PathBuf,
+        /// The path inside
+        path: OsString,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Fetch a flist and give it a name
+    Pull {
+        /// The name for it
+        #[arg(value_name = "NAME=FLIST")]
+        name: String,
+        /// All its blocks too
+        #[arg(long)]
+        blocks: bool,
+    },
+    /// List local images
+    Ls {
+        #[arg(short, long)]
+        quiet: bool,
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
+    /// Remove a name
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KernelCommand {
+    /// List installed kernels
+    Ls {
+        #[arg(short, long)]
+        quiet: bool,
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
+    /// Install Debian's cloud kernel, or one of your own; nothing on the host changes but zmachine's state
+    Install {
+        /// Its name here
+        #[arg(long)]
+        name: Option<String>,
+        /// A kernel package on this host
+        #[arg(long, value_name = "FILE", conflicts_with = "vmlinux")]
+        deb: Option<PathBuf>,
+        /// A kernel on this host: ELF vmlinux or bzImage
+        #[arg(long, value_name = "FILE")]
+        vmlinux: Option<PathBuf>,
+        /// The modules that belong to --vmlinux
+        #[arg(long, value_name = "DIR", requires = "vmlinux")]
+        modules: Option<PathBuf>,
+    },
+    /// Compile a small kernel of our own from Debian's kernel source (takes long)
+    Build {
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Remove kernels
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Choose the kernel that machines get by default
+    Default { name: String },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MonitorRole {
+    #[arg(long)]
+    pub(crate) data: PathBuf,
+    #[arg(long)]
+    pub(crate) run: PathBuf,
+    #[arg(long)]
+    pub(crate) id: String,
+    #[arg(long)]
+    pub(crate) report_fd: i32,
+    #[arg(long)]
+    pub(crate) wait_for_owner: bool,
+    #[arg(long)]
+    pub(crate) abort_at: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RootfsRole {
+    #[arg(long)]
+    pub(crate) image_dir: PathBuf,
+    #[arg(long)]
+    pub(crate) blocks_dir: PathBuf,
+    #[arg(long)]
+    pub(crate) listener_fd: i32,
+    #[arg(long)]
+    pub(crate) events_fd: i32,
+    #[arg(long)]
+    pub(crate) serial: String,
+    #[arg(long, default_value_t = 1)]
+    pub(crate) queues: u16,
+    #[arg(long)]
+    pub(crate) store: Vec<String>,
+}

@@ -1,0 +1,310 @@
+//! The flags of `run` and `create`, and their conversion to a [`MachineSpec`].
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use zmachine_machine::{Class, Failure, MachineSpec, bytes};
+
+/// `run`
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Do not follow it; print its name
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Remove it when it has stopped
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Print the plan as JSON; start nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) machine: CreateArgs,
+}
+
+/// When a URL is asked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pull {
+    Missing,
+    Always,
+    Never,
+}
+
+/// `create`, and what `run` has in common with it
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Its name; two words when not given
+    #[arg(long)]
+    name: Option<String>,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+    /// Guest memory
+    #[arg(short, long, value_name = "SIZE", default_value = "512M")]
+    memory: String,
+    /// Size of its writable root; at least 500M, or 2G for large machines
+    #[arg(long, value_name = "SIZE")]
+    size: Option<String>,
+    /// Set or pass on an environment variable
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Read environment variables from a file, one NAME=VALUE a line
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Program in place of the image's; split as a shell does
+    #[arg(long, value_name = "STRING")]
+    entrypoint: Option<String>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// User and group, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Host name; its name when not given
+    #[arg(long)]
+    hostname: Option<String>,
+    /// Network to join; 'none' for none
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    network: Vec<String>,
+    /// Publish a port of the machine on this host
+    #[arg(short, long, value_name = "[IP:]HOST:GUEST[/tcp|udp]")]
+    publish: Vec<String>,
+    /// Name servers in place of the host's
+    #[arg(long, value_name = "IP")]
+    dns: Vec<String>,
+    /// Pass standard input on
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give its entrypoint a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Its root can not be written
+    #[arg(long)]
+    read_only: bool,
+    /// Signal that asks its entrypoint to stop
+    #[arg(long, value_name = "SIGNAL", default_value = "SIGTERM")]
+    stop_signal: String,
+    /// Seconds between that signal and SIGKILL
+    #[arg(long, value_name = "SECONDS", default_value_t = zmachine_machine::spec::DEFAULT_STOP_TIMEOUT_S)]
+    stop_timeout: u64,
+    /// Hardware acceleration
+    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto", value_parser = ["auto", "kvm", "tcg"])]
+    accel: String,
+    /// Guest kernel ('zmachine kernel ls')
+    #[arg(long, value_name = "NAME")]
+    kernel: Option<String>,
+    /// When a flist at a URL is fetched again
+    #[arg(long, value_enum, default_value = "missing")]
+    pub(crate) pull: Pull,
+    /// Block stores in place of those in the flist
+    #[arg(long, value_name = "URL")]
+    store: Vec<String>,
+    /// A word of your own about it
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    label: Vec<String>,
+    /// The image: a path, a URL, or the name of a pulled one
+    flist: String,
+    /// Command and arguments in place of the image's
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+impl CreateArgs {
+    /// The spec these flags ask for. `free_name` makes a name when none is given; `environment` is what `-e NAME` copies.
+    pub(crate) fn spec(
+        &self,
+        cwd: &Path,
+        free_name: impl FnOnce() -> String,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<MachineSpec, Failure> {
+        let name = self.name.clone().unwrap_or_else(free_name);
+        let mut spec = MachineSpec::new(name, absolute(&self.flist, cwd));
+        spec.cpus = self.cpus;
+        spec.memory_bytes = size("--memory", &self.memory)?;
+        spec.size_bytes = self.size.as_deref().map_or(Ok(0), |text| size("--size", text))?;
+        spec.env = variables(&self.env_file, &self.env, environment)?;
+        spec.entrypoint = self.entrypoint.as_deref().map(split).transpose()?;
+        spec.command = texts(&self.command)?;
+        spec.workdir = self.workdir.clone();
+        spec.user = self.user.clone();
+        spec.hostname = self.hostname.clone();
+        spec.networks = networks(&self.network)?;
+        spec.publish = self.publish.clone();
+        spec.dns = self.dns.clone();
+        spec.terminal = self.tty;
+        spec.stdin = self.interactive;
+        spec.read_only = self.read_only;
+        spec.kernel = self.kernel.clone();
+        spec.accel = self.accel.clone();
+        spec.stop_signal = self.stop_signal.clone();
+        spec.stop_timeout_s = self.stop_timeout;
+        spec.stores = self.store.clone();
+        spec.labels = labels(&self.label);
+        Ok(spec)
+    }
+}
+
+/// A path as it must be kept: the machine may be started from another folder.
+fn absolute(flist: &str, cwd: &Path) -> String {
+    let is_relative_path =
+        !flist.contains("://") && (flist.contains('/') || flist.ends_with(".fl") || cwd.join(flist).is_file());
+    match is_relative_path {
+        true => cwd.join(flist).to_string_lossy().into_owned(),
+        false => flist.to_owned(),
+    }
+}
+
+fn size(flag: &str, text: &str) -> Result<u64, Failure> {
+    bytes::parse(text).map_err(|e| Failure::from_error(Class::Usage, &e).context(format!("{flag} {text}")))
+}
+
+fn split(text: &str) -> Result<Vec<String>, Failure> {
+    let words = shlex::split(text).ok_or_else(|| {
+        Failure::new(Class::Usage, format!("--entrypoint {text}: a quote is not closed"))
+            .hint("quote it as for a shell")
+    })?;
+    match words.is_empty() {
+        true => Err(Failure::new(Class::Usage, "--entrypoint is empty").hint("leave it out to use the image's own")),
+        false => Ok(words),
+    }
+}
+
+/// Words of a command. The guest gets them as UTF-8.
+pub(crate) fn texts(words: &[OsString]) -> Result<Vec<String>, Failure> {
+    let text = |word: &OsString| {
+        word.clone().into_string().map_err(|word| {
+            Failure::new(Class::Usage, format!("the argument {word:?} is not UTF-8"))
+                .hint("pass it through a file or standard input")
+        })
+    };
+    words.iter().map(text).collect()
+}
+
+/// `NAME=VALUE`, or `NAME` with the value of this environment (left out when it has none).
+pub(crate) fn variable(
+    text: &str,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Option<(String, String)>, Failure> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, environment(text)),
+    };
+    if name.is_empty() {
+        return Err(Failure::new(Class::Usage, format!("-e {text}: the name is missing")).hint("use -e NAME=VALUE"));
+    }
+    Ok(value.map(|value| (name.to_owned(), value)))
+}
+
+fn variables(
+    files: &[PathBuf],
+    flags: &[String],
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<(String, String)>, Failure> {
+    let mut all = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).map_err(|e| {
+            Failure::from_error(Class::NotFound, &e).context(format!("can not read --env-file {}", file.display()))
+        })?;
+        let lines = text
+            .lines()
+            .map(str::trim_start)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'));
+        for line in lines {
+            all.extend(variable(line, &environment)?);
+        }
+    }
+    for flag in flags {
+        all.extend(variable(flag, &environment)?);
+    }
+    Ok(all)
+}
+
+fn networks(names: &[String]) -> Result<Vec<String>, Failure> {
+    match names {
+        [one] if one == "none" => Ok(Vec::new()),
+        names if names.iter().any(|n| n == "none") => Err(Failure::new(
+            Class::Usage,
+            "--network none does not go with other networks",
+        )),
+        names => Ok(names.to_vec()),
+    }
+}
+
+fn labels(texts: &[String]) -> BTreeMap<String, String> {
+    let pair = |text: &String| {
+        text.split_once('=')
+            .map_or((text.clone(), String::new()), |(k, v)| (k.into(), v.into()))
+    };
+    texts.iter().map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn spec(words: &[&str]) -> Result<MachineSpec, Failure> {
+        let cli = Cli::try_parse_from(["zmachine", "run"].iter().chain(words)).unwrap();
+        let Command::Run(run) = cli.command else {
+            panic!("not run")
+        };
+        run.machine.spec(
+            Path::new("/here"),
+            || "calm-otter-01".into(),
+            |name| (name == "HAVE").then(|| "it".into()),
+        )
+    }
+
+    #[test]
+    fn flags_become_a_spec() {
+        let spec = spec(&[
+            "--name", "web", "-e", "A=b=c", "-e", "HAVE", "-e", "HAVENOT", "-m", "1G", "x.fl", "sh", "-c", "exit 3",
+        ])
+        .unwrap();
+        assert_eq!(spec.flist, "/here/x.fl");
+        assert_eq!(spec.env, [("A".into(), "b=c".into()), ("HAVE".into(), "it".into())]);
+        assert_eq!(spec.command, ["sh", "-c", "exit 3"]);
+        assert_eq!(spec.memory_bytes, 1 << 30);
+    }
+
+    #[test]
+    fn flags_after_the_image_belong_to_the_command() {
+        let spec = spec(&["x.fl", "ls", "--name", "-e"]).unwrap();
+        assert_eq!(
+            (spec.name.as_str(), spec.command),
+            ("calm-otter-01", vec!["ls".into(), "--name".into(), "-e".into()])
+        );
+    }
+
+    #[test]
+    fn an_entrypoint_is_split_as_a_shell_does() {
+        assert_eq!(
+            spec(&["--entrypoint", "a 'b c' \"d\"", "x.fl"])
+                .unwrap()
+                .entrypoint
+                .unwrap(),
+            ["a", "b c", "d"]
+        );
+        assert!(spec(&["--entrypoint", "a 'b", "x.fl"]).is_err());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for words in [
+            &["-m", "1X", "x.fl"][..],
+            &["-e", "=b", "x.fl"],
+            &["--network", "none", "--network", "a", "x.fl"],
+        ] {
+            assert_eq!(spec(words).unwrap_err().class, Class::Usage, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,165 @@
+//! `zmachine doctor`: what this host offers, what is lost where it does not, and what mends it.
+
+use serde::Serialize;
+use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
+use zmachine_hypervisor::{Accel, qemu};
+use zmachine_kernel::KernelLibrary;
+use zmachine_machine::Failure;
+use zmachine_sys::host::HostFacts;
+
+use crate::args::{DoctorArgs, Format};
+use crate::{context, output};
+
+#[derive(Serialize)]
+struct Check {
+    requirement: String,
+    met: bool,
+    /// Nothing can run without it.
+    required: bool,
+    found: String,
+    lost: String,
+    mend: String,
+}
+
+/// Checks this host; fails when something is missing without which no machine runs.
+pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, Failure> {
+    let mut checks = vec![state(), qemu(), acceleration(), kernel(), agent(), mkfs(), cgroups()];
+    checks.extend(networks()?);
+    let works = checks.iter().all(|check| check.met || !check.required);
+    if args.output == Format::Json {
+        output::json(&checks)?;
+    } else {
+        let cells = |check: &Check| {
+            let mark = match (check.met, check.required) {
+                (true, _) => "ok",
+                (false, true) => "MISSING",
+                (false, false) => "without",
+            };
+            let detail = if check.met {
+                check.found.clone()
+            } else {
+                format!("{} -- {}", check.lost, check.mend)
+            };
+            vec![check.requirement.clone(), mark.to_owned(), detail]
+        };
+        output::table(
+            &["REQUIREMENT", "STATE", "FOUND, OR WHAT IS LOST -- HOW TO MEND IT"],
+            &checks.iter().map(cells).collect::<Vec<_>>(),
+        )?;
+    }
+    Ok(if works { 0 } else { 6 })
+}
+
+fn check(requirement: &str, required: bool, found: Result<String, String>, lost: &str, mend: &str) -> Check {
+    let met = found.is_ok();
+    let reason = found.as_ref().err().filter(|reason| !reason.is_empty());
+    Check {
+        requirement: requirement.to_owned(),
+        met,
+        required,
+        lost: reason.map_or_else(|| lost.to_owned(), |reason| format!("{lost} ({reason})")),
+        found: found.unwrap_or_default(),
+        mend: mend.to_owned(),
+    }
+}
+
+fn state() -> Check {
+    let found = context::home()
+        .map(|home| home.data().display().to_string())
+        .map_err(|e| e.to_string());
+    check(
+        "writable state folder",
+        true,
+        found,
+        "nothing can be kept",
+        "run as root, or set ZMACHINE_HOME",
+    )
+}
+
+fn qemu() -> Check {
+    let probed = qemu::probe(None);
+    let mend = probed.as_ref().err().map_or("", |e| e.hint());
+    let found = probed
+        .map(|q| format!("{} {}.{}", q.binary.display(), q.version.0, q.version.1))
+        .map_err(|e| e.to_string());
+    check("QEMU 7.2 or later", true, found, "no machine runs", mend)
+}
+
+fn acceleration() -> Check {
+    let mend = "enable virtualisation in the firmware, load kvm_intel or kvm_amd";
+    let choice = accel::choose(Requested::Auto, &AccelFacts::gather());
+    let found = match choice {
+        Ok(choice) if choice.accel == Accel::Kvm => Ok(choice.why),
+        Ok(choice) => Err(choice.why),
+        Err(error) => Err(error.to_string()),
+    };
+    check("KVM", false, found, "guests are emulated, several times slower", mend)
+}
+
+fn kernel() -> Check {
+    let library = context::home().and_then(|home| Ok(KernelLibrary::open(home.data())?));
+    let found = library
+        .and_then(|library| Ok(library.default()?))
+        .map(|k| format!("{} ({})", k.name(), k.description.release));
+    check(
+        "a guest kernel",
+        true,
+        found.map_err(|e| e.to_string()),
+        "no container runs",
+        "zmachine kernel install",
+    )
+}
+
+fn agent() -> Check {
+    let path = context::agent_path();
+    let found = if path.is_file() {
+        Ok(path.display().to_string())
+    } else {
+        Err(format!("{} is not there", path.display()))
+    };
+    check(
+        "the guest agent",
+        true,
+        found,
+        "no container runs",
+        "install zmachine again (make install)",
+    )
+}
+
+fn mkfs() -> Check {
+    let found = ["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4", "/usr/local/sbin/mkfs.ext4"]
+        .into_iter()
+        .find(|p| std::path::Path::new(p).exists());
+    check(
+        "mkfs.ext4",
+        true,
+        found.map(str::to_owned).ok_or_else(String::new),
+        "no machine gets a writable root",
+        "apt-get install e2fsprogs",
+    )
+}
+
+fn cgroups() -> Check {
+    let found = if HostFacts::gather().cgroup_v2 {
+        Ok("cpu, memory".to_owned())
+    } else {
+        Err(String::new())
+    };
+    check(
+        "cgroup v2 controllers",
+        false,
+        found,
+        "hypervisors run without limits of the host",
+        "boot with systemd.unified_cgroup_hierarchy=1",
+    )
+}
+
+fn networks() -> Result<Vec<Check>, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let requirements = runtime.block_on(zmachine_network::requirements());
+    let each = |r: zmachine_network::Requirement| {
+        let found = if r.met { Ok(String::new()) } else { Err(String::new()) };
+        check(&format!("network: {}", r.name), false, found, r.lost, r.mend)
+    };
+    Ok(requirements.into_iter().map(each).collect())
+}

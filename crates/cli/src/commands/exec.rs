@@ -1,0 +1,69 @@
+//! `exec` and `attach`.
+
+use std::env;
+
+use zmachine_agent_protocol::{ExitStatus, Process, WindowSize};
+use zmachine_machine::{Class, Engine, Failure, Phase};
+
+use crate::args::run::{texts, variable};
+use crate::args::{AttachArgs, ExecArgs};
+use crate::terminal::{self, Follow, Followed};
+
+/// Runs a command in a machine; its status is ours.
+pub(crate) fn exec(engine: &Engine, args: &ExecArgs) -> Result<u8, Failure> {
+    let mut environment = Vec::new();
+    for text in &args.env {
+        environment.extend(variable(text, |name| env::var(name).ok())?);
+    }
+    if args.tty && !environment.iter().any(|(name, _)| name == "TERM") {
+        environment.push((
+            "TERM".to_owned(),
+            env::var("TERM").unwrap_or_else(|_| "xterm".to_owned()),
+        ));
+    }
+    let process = Process {
+        args: texts(&args.command)?,
+        env: environment,
+        cwd: args.workdir.clone(),
+        user: args.user.clone(),
+        terminal: args.tty.then_some(WindowSize { rows: 24, columns: 80 }),
+        stdin: args.interactive,
+        pid_namespace: false,
+    };
+    let (input, output) = engine.exec(&args.name, process)?;
+    let follow = Follow {
+        stdin: args.interactive,
+        terminal: args.tty,
+        detachable: true,
+    };
+    let interrupted = || std::process::exit(i32::from(ExitStatus::Signal(2).shell_code()));
+    match terminal::follow(input, output, follow, interrupted)? {
+        Followed::Exited(status) => Ok(status.shell_code()),
+        Followed::Detached => Ok(0),
+        Followed::Cut => Err(Failure::new(
+            Class::Failed,
+            format!("machine '{}' ended while the command ran", args.name),
+        )),
+    }
+}
+
+/// Follows a machine's entrypoint; its status is ours.
+pub(crate) fn attach(engine: &Engine, args: &AttachArgs) -> Result<u8, Failure> {
+    let machine = engine.machine(&args.name)?;
+    let stdin = machine.spec.stdin && !args.no_stdin;
+    let (input, output) = engine.attach(&args.name, stdin, false)?;
+    let follow = Follow {
+        stdin,
+        terminal: machine.spec.terminal,
+        detachable: true,
+    };
+    match terminal::follow(input, output, follow, || std::process::exit(130))? {
+        Followed::Exited(status) => Ok(status.shell_code()),
+        Followed::Detached => Ok(0),
+        Followed::Cut => match engine.wait(&machine.id)?.map(|state| state.phase) {
+            Some(Phase::Stopped { exit }) => Ok(exit.shell_code()),
+            Some(Phase::Failed { failure, .. }) => Err(failure),
+            _ => Err(Failure::new(Class::Failed, format!("machine '{}' ended", args.name))),
+        },
+    }
+}

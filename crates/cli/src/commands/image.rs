@@ -1,0 +1,96 @@
+//! `zmachine image`.
+
+use std::env;
+
+use serde::Serialize;
+use zmachine_image::{ImageKind, ImageName, Library, Reference};
+use zmachine_machine::bytes::Human;
+use zmachine_machine::{Class, Failure};
+
+use crate::args::{Format, ImageCommand};
+use crate::commands::machines::each;
+use crate::progress::Bars;
+use crate::{context, output};
+
+#[derive(Serialize)]
+struct Row {
+    names: Vec<String>,
+    digest: String,
+    kind: Option<String>,
+    files_bytes: Option<u64>,
+    error: Option<String>,
+}
+
+/// Pulls, lists and removes images.
+pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
+    let library = Library::open(context::home()?.data())?;
+    match command {
+        ImageCommand::Pull { name, blocks } => pull(&library, &name, blocks),
+        ImageCommand::Ls { quiet, output } => list(&library, quiet, output),
+        ImageCommand::Rm { names } => each(&names, |name| Ok(library.remove_name(&image_name(name)?)?)),
+    }
+}
+
+fn image_name(text: &str) -> Result<ImageName, Failure> {
+    ImageName::new(text).map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))
+}
+
+fn pull(library: &Library, text: &str, blocks: bool) -> Result<u8, Failure> {
+    let Some((name, flist)) = text.split_once('=') else {
+        return Err(Failure::new(Class::Usage, format!("'{text}' has no name for the image")).hint("use NAME=FLIST"));
+    };
+    let name = image_name(name)?;
+    let reference = Reference::parse(flist, &env::current_dir()?)
+        .map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))?;
+    let image = library.pull(&reference, &name, &Bars::bytes())?;
+    if blocks {
+        library.fetch_blocks(&image, &Bars::pieces())?;
+    }
+    output::print(&format!("{name} {}\n", image.digest))?;
+    Ok(0)
+}
+
+fn list(library: &Library, quiet: bool, format: Format) -> Result<u8, Failure> {
+    let rows: Vec<Row> = library.list()?.into_iter().map(row).collect();
+    if quiet {
+        rows.iter()
+            .flat_map(|row| &row.names)
+            .try_for_each(|name| output::print(&format!("{name}\n")))?;
+    } else if format == Format::Json {
+        output::json(&rows)?;
+    } else {
+        let cells = |row: &Row| {
+            vec![
+                if row.names.is_empty() {
+                    "-".to_owned()
+                } else {
+                    row.names.join(", ")
+                },
+                row.digest[..12].to_owned(),
+                row.kind.clone().or_else(|| row.error.clone()).unwrap_or_default(),
+                row.files_bytes
+                    .map_or_else(String::new, |bytes| Human(bytes).to_string()),
+            ]
+        };
+        output::table(
+            &["NAME", "DIGEST", "KIND", "SIZE"],
+            &rows.iter().map(cells).collect::<Vec<_>>(),
+        )?;
+    }
+    Ok(0)
+}
+
+fn row(image: zmachine_image::library::ListedImage) -> Row {
+    let kind = |kind: &ImageKind| match kind {
+        ImageKind::Container => "container",
+        ImageKind::OwnKernel { .. } => "container with its own kernel",
+        ImageKind::KernelDisk { .. } | ImageKind::Disk { .. } => "vm",
+    };
+    Row {
+        names: image.names.iter().map(ToString::to_string).collect(),
+        digest: image.digest.to_string(),
+        kind: image.facts.as_ref().ok().map(|facts| kind(&facts.kind).to_owned()),
+        files_bytes: image.facts.as_ref().ok().map(|facts| facts.sizes.file_bytes),
+        error: image.facts.as_ref().err().map(ToString::to_string),
+    }
+}

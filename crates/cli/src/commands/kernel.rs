@@ -1,0 +1,101 @@
+//! `zmachine kernel`.
+
+use serde::Serialize;
+use zmachine_kernel::{BuildSource, DEFAULT_FRAGMENT, KernelLibrary, KernelSource, Progress};
+use zmachine_machine::Failure;
+
+use crate::args::{Format, KernelCommand};
+use crate::commands::machines::each;
+use crate::{context, output};
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    release: String,
+    source: String,
+    default: bool,
+}
+
+/// Lists, installs, builds and removes guest kernels.
+pub(crate) fn kernel(command: KernelCommand) -> Result<u8, Failure> {
+    let library = KernelLibrary::open(context::home()?.data())?;
+    match command {
+        KernelCommand::Ls { quiet, output } => list(&library, quiet, output),
+        KernelCommand::Install {
+            name,
+            deb,
+            vmlinux,
+            modules,
+        } => {
+            let source = match (deb, vmlinux) {
+                (Some(deb), _) => KernelSource::Deb(deb),
+                (None, Some(kernel)) => KernelSource::Files { kernel, modules },
+                (None, None) => KernelSource::Debian,
+            };
+            let kernel = library.install(&source, name.as_deref(), &mut tell)?;
+            output::print(&format!("{}\n", kernel.name()))?;
+            Ok(0)
+        }
+        KernelCommand::Build { name } => {
+            let name = name.unwrap_or_else(|| "own".to_owned());
+            let work = library.dir().join(".build");
+            let kernel = library.build(&BuildSource::Debian, DEFAULT_FRAGMENT, &name, &work, &mut tell)?;
+            output::print(&format!("{}\n", kernel.name()))?;
+            Ok(0)
+        }
+        KernelCommand::Rm { names } => each(&names, |name| Ok(library.remove(name)?)),
+        KernelCommand::Default { name } => {
+            library.set_default(&name)?;
+            Ok(0)
+        }
+    }
+}
+
+fn tell(progress: Progress) {
+    match progress {
+        Progress::Downloading { package } => eprintln!("downloading {package}"),
+        Progress::Reading { path } => eprintln!("reading {}", path.display()),
+        Progress::Treating { release } => eprintln!("preparing kernel {release}"),
+        Progress::Unpacking { path } => eprintln!("unpacking {}", path.display()),
+        Progress::Configuring => eprintln!("configuring"),
+        Progress::Compiling { jobs } => eprintln!("compiling with {jobs} jobs; this takes 10 to 60 minutes"),
+        _ => {}
+    }
+}
+
+fn list(library: &KernelLibrary, quiet: bool, format: Format) -> Result<u8, Failure> {
+    let default = library.default().ok().map(|kernel| kernel.name().to_owned());
+    let mut rows = Vec::new();
+    for kernel in library.list()? {
+        match kernel {
+            Ok(kernel) => rows.push(Row {
+                name: kernel.name().to_owned(),
+                release: kernel.description.release.clone(),
+                source: kernel.description.source.clone(),
+                default: default.as_deref() == Some(kernel.name()),
+            }),
+            Err(error) => crate::failure::print(&Failure::from(error)),
+        }
+    }
+    if quiet {
+        rows.iter()
+            .try_for_each(|row| output::print(&format!("{}\n", row.name)))?;
+    } else if format == Format::Json {
+        output::json(&rows)?;
+    } else {
+        let cells = |row: &Row| {
+            let default = if row.default { "yes" } else { "" };
+            vec![
+                row.name.clone(),
+                row.release.clone(),
+                default.to_owned(),
+                row.source.clone(),
+            ]
+        };
+        output::table(
+            &["NAME", "RELEASE", "DEFAULT", "SOURCE"],
+            &rows.iter().map(cells).collect::<Vec<_>>(),
+        )?;
+    }
+    Ok(0)
+}

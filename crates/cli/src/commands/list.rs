@@ -1,0 +1,116 @@
+//! `ps` and `inspect`.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use zmachine_machine::bytes::Human;
+use zmachine_machine::catalog::Machine;
+use zmachine_machine::{Engine, Failure, MachineSpec, Phase, Plan, State, log};
+
+use crate::args::{Format, PsArgs};
+use crate::output;
+
+#[derive(Serialize)]
+struct Row<'a> {
+    id: &'a str,
+    name: &'a str,
+    kind: &'a str,
+    state: &'a str,
+    exit_code: Option<u8>,
+    flist: &'a str,
+    cpus: u32,
+    memory_bytes: u64,
+    addresses: Vec<String>,
+    created_at: Timestamp,
+}
+
+impl Row<'_> {
+    fn new(machine: &Machine) -> Row<'_> {
+        Row {
+            id: &machine.id,
+            name: &machine.spec.name,
+            kind: "container",
+            state: machine.state.phase.word(),
+            exit_code: match &machine.state.phase {
+                Phase::Stopped { exit } => Some(exit.shell_code()),
+                _ => None,
+            },
+            flist: &machine.spec.flist,
+            cpus: machine.spec.cpus,
+            memory_bytes: machine.spec.memory_bytes,
+            addresses: machine.state.addresses.iter().map(ToString::to_string).collect(),
+            created_at: machine.state.created_at,
+        }
+    }
+
+    fn cells(&self, now: Timestamp) -> Vec<String> {
+        let state = self
+            .exit_code
+            .map_or(self.state.to_owned(), |code| format!("{} ({code})", self.state));
+        vec![
+            self.name.to_owned(),
+            self.kind.to_owned(),
+            state,
+            self.flist.rsplit('/').next().unwrap_or(self.flist).to_owned(),
+            self.cpus.to_string(),
+            Human(self.memory_bytes).to_string(),
+            self.addresses.first().cloned().unwrap_or_else(|| "-".to_owned()),
+            output::age(self.created_at, now),
+        ]
+    }
+}
+
+/// Lists machines.
+pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
+    let mut machines = Vec::new();
+    for machine in engine.machines()? {
+        match machine {
+            Ok(machine) if args.all || machine.state.phase.is_active() => machines.push(machine),
+            Ok(_) => {}
+            Err((_, failure)) => crate::failure::print(&failure),
+        }
+    }
+    let rows: Vec<Row<'_>> = machines.iter().map(Row::new).collect();
+    if args.quiet {
+        rows.iter()
+            .try_for_each(|row| output::print(&format!("{}\n", row.name)))?;
+    } else if args.output == Format::Json {
+        output::json(&rows)?;
+    } else {
+        let now = Timestamp::now();
+        let header = ["NAME", "KIND", "STATE", "FLIST", "CPUS", "MEMORY", "ADDRESS", "AGE"];
+        output::table(&header, &rows.iter().map(|row| row.cells(now)).collect::<Vec<_>>())?;
+    }
+    Ok(0)
+}
+
+#[derive(Serialize)]
+struct Inspection {
+    id: String,
+    name: String,
+    kind: &'static str,
+    directory: String,
+    log: String,
+    state: State,
+    spec: MachineSpec,
+    plan: Plan,
+}
+
+/// Shows everything about machines.
+pub(crate) fn inspect(engine: &Engine, names: &[String]) -> Result<u8, Failure> {
+    let mut all = Vec::new();
+    for name in names {
+        let machine = engine.machine(name)?;
+        all.push(Inspection {
+            id: machine.id.clone(),
+            name: machine.spec.name.clone(),
+            kind: "container",
+            directory: machine.dir.display().to_string(),
+            log: log::path(&machine.dir).display().to_string(),
+            plan: machine.plan()?,
+            state: machine.state,
+            spec: machine.spec,
+        });
+    }
+    output::json(&all)?;
+    Ok(0)
+}

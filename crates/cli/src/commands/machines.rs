@@ -1,0 +1,67 @@
+//! Commands over several machines: each is tried, the first failure decides the exit code.
+
+use std::time::Duration;
+
+use zmachine_machine::{Engine, Exit, Failure, Phase, spec};
+
+use crate::args::{KillArgs, RmArgs, StopArgs};
+use crate::{failure, output};
+
+/// Does `f` for every name, prints the names done, and goes on after a failure.
+pub(crate) fn each(names: &[String], f: impl Fn(&str) -> Result<(), Failure>) -> Result<u8, Failure> {
+    let mut first = None;
+    for name in names {
+        match f(name) {
+            Ok(()) => output::print(&format!("{name}\n"))?,
+            Err(error) => {
+                failure::print(&error);
+                first.get_or_insert(failure::exit_code(error.class, false));
+            }
+        }
+    }
+    Ok(first.unwrap_or(0))
+}
+
+pub(crate) fn start(engine: &Engine, names: &[String]) -> Result<u8, Failure> {
+    each(names, |name| engine.start(name, false)?.wait_ready())
+}
+
+pub(crate) fn stop(engine: &Engine, args: &StopArgs) -> Result<u8, Failure> {
+    each(&args.names.names, |name| {
+        engine.stop(name, args.time.map(Duration::from_secs))
+    })
+}
+
+pub(crate) fn restart(engine: &Engine, args: &StopArgs) -> Result<u8, Failure> {
+    each(&args.names.names, |name| {
+        engine.stop(name, args.time.map(Duration::from_secs))?;
+        engine.start(name, false)?.wait_ready()
+    })
+}
+
+pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> Result<u8, Failure> {
+    let signal = args.signal.as_deref().map(spec::parse_signal).transpose()?;
+    each(&args.names.names, |name| match signal {
+        None => engine.kill(name),
+        Some(signal) => engine.signal(name, signal),
+    })
+}
+
+pub(crate) fn rm(engine: &Engine, args: &RmArgs) -> Result<u8, Failure> {
+    each(&args.names.names, |name| engine.remove(name, args.force))
+}
+
+/// Prints one exit status per machine, as docker does; the machine's failure is a failure here.
+pub(crate) fn wait(engine: &Engine, names: &[String]) -> Result<u8, Failure> {
+    for name in names {
+        let status = match engine.wait(name)?.map(|state| state.phase) {
+            Some(Phase::Stopped { exit }) => exit.shell_code(),
+            Some(Phase::Failed { failure, .. }) => return Err(failure.context(format!("machine '{name}' failed"))),
+            Some(_) => 0,
+            // Made with --rm and gone, with its status.
+            None => Exit::PoweredOff.shell_code(),
+        };
+        output::print(&format!("{status}\n"))?;
+    }
+    Ok(0)
+}

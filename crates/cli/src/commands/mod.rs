@@ -1,0 +1,42 @@
+//! The commands: each calls the engine or a library and says what came of it.
+
+mod doctor;
+mod exec;
+mod flist;
+mod image;
+mod kernel;
+mod list;
+mod machines;
+mod run;
+
+use zmachine_machine::Failure;
+
+use crate::args::{Cli, Command};
+use crate::{context, logs, roles};
+
+/// Carries a command out; its exit code.
+pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
+    match cli.command {
+        Command::Run(args) => run::run(&context::engine()?, &args),
+        Command::Create(args) => run::create(&context::engine()?, &args),
+        Command::Start(args) => machines::start(&context::engine()?, &args.names),
+        Command::Stop(args) => machines::stop(&context::engine()?, &args),
+        Command::Restart(args) => machines::restart(&context::engine()?, &args),
+        Command::Kill(args) => machines::kill(&context::engine()?, &args),
+        Command::Pause(args) => machines::each(&args.names, |name| context::engine()?.pause(name)),
+        Command::Resume(args) => machines::each(&args.names, |name| context::engine()?.resume(name)),
+        Command::Wait(args) => machines::wait(&context::engine()?, &args.names),
+        Command::Rm(args) => machines::rm(&context::engine()?, &args),
+        Command::Ps(args) => list::ps(&context::engine()?, &args),
+        Command::Inspect(args) => list::inspect(&context::engine()?, &args.names),
+        Command::Logs(args) => logs::logs(&context::engine()?, &args),
+        Command::Exec(args) => exec::exec(&context::engine()?, &args),
+        Command::Attach(args) => exec::attach(&context::engine()?, &args),
+        Command::Flist(command) => flist::flist(command),
+        Command::Image(command) => image::image(command),
+        Command::Kernel(command) => kernel::kernel(command),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Monitor(role) => roles::monitor(role),
+        Command::Rootfs(role) => roles::rootfs(role),
+    }
+}

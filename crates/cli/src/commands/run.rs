@@ -1,0 +1,117 @@
+//! `run` and `create`.
+
+use std::env;
+
+use zmachine_image::PullPolicy;
+use zmachine_machine::engine::{CreateOptions, Starting};
+use zmachine_machine::{Class, Engine, Exit, Failure, MachineSpec, Phase, catalog};
+
+use crate::args::run::Pull;
+use crate::args::{CreateArgs, RunArgs};
+use crate::output;
+use crate::progress::Bars;
+use crate::terminal::{self, Follow, Followed};
+
+/// Creates a machine and prints its name.
+pub(crate) fn create(engine: &Engine, args: &CreateArgs) -> Result<u8, Failure> {
+    let spec = spec(engine, args)?;
+    with_options(args, |options| engine.create(&spec, options))?;
+    output::print(&format!("{}\n", spec.name))?;
+    Ok(0)
+}
+
+/// Creates a machine, starts it, and follows it. One that never ran its entrypoint is removed again, so that a mistake
+/// on the command line leaves nothing to tidy up.
+pub(crate) fn run(engine: &Engine, args: &RunArgs) -> Result<u8, Failure> {
+    let mut spec = spec(engine, &args.machine)?;
+    spec.auto_remove = args.rm;
+    if args.dry_run {
+        let plan = with_options(&args.machine, |options| engine.plan(&spec, options))?;
+        output::json(&plan)?;
+        return Ok(0);
+    }
+    with_options(&args.machine, |options| engine.create(&spec, options))?;
+    let ran = if args.detach {
+        detached(engine, &spec)
+    } else {
+        attached(engine, &spec)
+    };
+    ran.inspect_err(|_| remove_if_it_never_ran(engine, &spec.name))
+}
+
+fn spec(engine: &Engine, args: &CreateArgs) -> Result<MachineSpec, Failure> {
+    let cwd = env::current_dir()?;
+    args.spec(&cwd, || catalog::free_name(engine.home()), |name| env::var(name).ok())
+}
+
+fn with_options<T>(args: &CreateArgs, f: impl FnOnce(&CreateOptions<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+    let bars = Bars::bytes();
+    let pull = match args.pull {
+        Pull::Missing => PullPolicy::Missing,
+        Pull::Always => PullPolicy::Always,
+        Pull::Never => PullPolicy::Never,
+    };
+    f(&CreateOptions {
+        cwd: &env::current_dir()?,
+        pull,
+        progress: &bars,
+    })
+}
+
+fn detached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
+    engine.start(&spec.name, false)?.wait_ready()?;
+    output::print(&format!("{}\n", spec.name))?;
+    Ok(0)
+}
+
+fn attached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
+    let mut starting = engine.start(&spec.name, true)?;
+    starting.wait_listening()?;
+    let (input, output) = engine.attach(&spec.name, spec.stdin, true)?;
+    let follow = Follow {
+        stdin: spec.stdin,
+        terminal: spec.terminal,
+        detachable: true,
+    };
+    let monitor = starting.monitor_id();
+    // The monitor takes SIGTERM as a request to stop, also before its guest is up.
+    let abort = move || drop(monitor.map(|id| id.signal(15)));
+    match terminal::follow(input, output, follow, abort)? {
+        Followed::Exited(status) => {
+            starting.wait_gone();
+            Ok(status.shell_code())
+        }
+        Followed::Detached => Ok(0),
+        Followed::Cut => ended(engine, spec, starting),
+    }
+}
+
+/// The machine ended without its entrypoint's status: it never started, was killed, or failed.
+fn ended(engine: &Engine, spec: &MachineSpec, mut starting: Starting) -> Result<u8, Failure> {
+    let started = starting.wait_ready();
+    starting.wait_gone();
+    engine.reconcile()?.iter().for_each(|line| eprintln!("warning: {line}"));
+    if let Err(failure) = started {
+        // Stopped by a signal or another command while it started.
+        return if failure.class == Class::Conflict {
+            Ok(Exit::Killed.shell_code())
+        } else {
+            Err(failure)
+        };
+    }
+    match engine.machine(&spec.name).map(|machine| machine.state.phase) {
+        Ok(Phase::Stopped { exit }) => Ok(exit.shell_code()),
+        Ok(Phase::Failed { failure, .. }) => Err(failure),
+        // Made with --rm, and gone.
+        _ => Ok(Exit::Killed.shell_code()),
+    }
+}
+
+fn remove_if_it_never_ran(engine: &Engine, name: &str) {
+    if let Ok(machine) = engine.machine(name)
+        && machine.state.ready_at.is_none()
+        && !machine.state.phase.is_active()
+    {
+        let _ = engine.remove(name, false);
+    }
+}

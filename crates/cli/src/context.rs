@@ -1,0 +1,81 @@
+//! What the environment says, read in one place: where the state is, where the agent is.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use zmachine_machine::engine::AbortAt;
+use zmachine_machine::{Class, Engine, Failure, Home};
+
+/// Names the folder of all state, in place of the usual ones.
+pub(crate) const HOME_VARIABLE: &str = "ZMACHINE_HOME";
+
+/// For tests of crashes: `engine:N` or `monitor:N` ends that process at its N-th step, as `kill -9` would.
+const ABORT_VARIABLE: &str = "ZMACHINE_ABORT_AT";
+
+/// The folders of the state: kept, and lost at reboot.
+pub(crate) fn state_dirs() -> Result<(PathBuf, PathBuf), Failure> {
+    if let Some(home) = env::var_os(HOME_VARIABLE).filter(|home| !home.is_empty()) {
+        let home = std::path::absolute(home)?;
+        let run = home.join("run");
+        return Ok((home, run));
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(("/var/lib/zmachine".into(), "/run/zmachine".into()));
+    }
+    let missing = |name: &str| {
+        Failure::new(
+            Class::Usage,
+            format!("there is no place for the state: {name} is not set"),
+        )
+        .hint(format!("set {HOME_VARIABLE} to a folder that you may write"))
+    };
+    let data = env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".local/share")))
+        .ok_or_else(|| missing("HOME"))?;
+    let run = env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .ok_or_else(|| missing("XDG_RUNTIME_DIR"))?;
+    Ok((data.join("zmachine"), run.join("zmachine")))
+}
+
+/// Opens the state.
+pub(crate) fn home() -> Result<Home, Failure> {
+    let (data, run) = state_dirs()?;
+    Home::open(&data, &run)
+}
+
+/// The engine over the state, after it reconciled what crashed since the last command.
+pub(crate) fn engine() -> Result<Engine, Failure> {
+    let engine = Engine::new(home()?, agent_path(), abort_at());
+    for line in engine.reconcile()? {
+        eprintln!("warning: {line}");
+    }
+    Ok(engine)
+}
+
+/// The static guest agent: beside this program, or where `make install` puts it.
+pub(crate) fn agent_path() -> PathBuf {
+    const NAME: &str = "zmachine-agent";
+    let exe = env::current_exe().unwrap_or_default();
+    let dir = exe.parent().unwrap_or(Path::new("/")).to_owned();
+    let installed = dir.join("../lib/zmachine").join(NAME);
+    [dir.join(NAME), installed.clone()]
+        .into_iter()
+        .find(|path| path.is_file())
+        .unwrap_or(installed)
+}
+
+fn abort_at() -> AbortAt {
+    let Ok(text) = env::var(ABORT_VARIABLE) else {
+        return AbortAt::default();
+    };
+    let number = |role: &str| {
+        text.split(',')
+            .find_map(|part| part.strip_prefix(role)?.strip_prefix(':')?.parse().ok())
+    };
+    AbortAt {
+        engine: number("engine"),
+        monitor: number("monitor"),
+    }
+}

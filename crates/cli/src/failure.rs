@@ -1,0 +1,52 @@
+//! Failures on stderr, and their exit codes: the one place that picks them.
+
+use zmachine_machine::{Class, Failure};
+
+/// Prints a failure: what, why, and what to do.
+pub(crate) fn print(failure: &Failure) {
+    eprintln!("error: {}", failure.message);
+    for cause in &failure.causes {
+        eprintln!("caused by: {cause}");
+    }
+    if let Some(hint) = &failure.hint {
+        eprintln!("hint: {hint}");
+    }
+}
+
+/// The exit code of a failure. `covers_guest`: the command's code is otherwise that of a program in the guest, so ours
+/// must be told apart from it (125 to 127, as docker and podman do).
+pub(crate) fn exit_code(class: Class, covers_guest: bool) -> u8 {
+    match (class, covers_guest) {
+        (Class::CommandNotFound, _) => 127,
+        (Class::CommandNotExecutable, _) => 126,
+        (_, true) => 125,
+        (Class::Failed, _) => 1,
+        (Class::Usage, _) => 2,
+        (Class::NotFound, _) => 3,
+        (Class::Conflict, _) => 4,
+        (Class::Fetch, _) => 5,
+        (Class::Unsupported, _) => 6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_before_the_guest_runs_never_looks_like_the_guests_own_status() {
+        for class in [
+            Class::Failed,
+            Class::Usage,
+            Class::NotFound,
+            Class::Conflict,
+            Class::Fetch,
+            Class::Unsupported,
+        ] {
+            assert_eq!(exit_code(class, true), 125);
+            assert!(exit_code(class, false) < 7);
+        }
+        assert_eq!(exit_code(Class::CommandNotFound, true), 127);
+        assert_eq!(exit_code(Class::CommandNotExecutable, true), 126);
+    }
+}

@@ -1,0 +1,86 @@
+//! Progress bars on stderr, when it is a terminal and the work takes over a second.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use zmachine_image::Progress;
+
+/// Work shorter than this shows no bar.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A bar for one step after the other.
+pub(crate) struct Bars {
+    step: Mutex<Option<(ProgressBar, Instant)>>,
+    is_bytes: bool,
+}
+
+impl Bars {
+    /// Bars for work that is counted in bytes.
+    pub(crate) fn bytes() -> Bars {
+        Bars {
+            step: Mutex::new(None),
+            is_bytes: true,
+        }
+    }
+
+    /// Bars for work that is counted in pieces.
+    pub(crate) fn pieces() -> Bars {
+        Bars {
+            step: Mutex::new(None),
+            is_bytes: false,
+        }
+    }
+
+    fn style(&self, has_total: bool) -> ProgressStyle {
+        let template = match (self.is_bytes, has_total) {
+            (true, true) => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            (true, false) => "{msg} {spinner} {bytes} {bytes_per_sec}",
+            (false, true) => "{msg} {wide_bar} {pos}/{len} {per_sec} {eta}",
+            (false, false) => "{msg} {spinner} {pos}",
+        };
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Option<(ProgressBar, Instant)>) -> T) -> T {
+        f(&mut self.step.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}
+
+impl Progress for Bars {
+    fn begin(&self, total: Option<u64>, what: &str) {
+        let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden());
+        bar.set_style(self.style(total.is_some()));
+        bar.set_message(what.to_owned());
+        self.with(|step| {
+            if let Some((old, _)) = step.replace((bar, Instant::now())) {
+                old.finish_and_clear();
+            }
+        });
+    }
+
+    fn advance(&self, amount: u64) {
+        self.with(|step| {
+            let Some((bar, since)) = step else { return };
+            bar.inc(amount);
+            if bar.is_hidden() && since.elapsed() >= PATIENCE && std::io::stderr().is_terminal() {
+                bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(8));
+            }
+        });
+    }
+
+    fn message(&self, text: &str) {
+        eprintln!("{text}");
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.with(|step| {
+            if let Some((bar, _)) = step.take() {
+                bar.finish_and_clear();
+            }
+        });
+    }
+}

@@ -1,0 +1,49 @@
+//! The hidden roles of this program: processes that a machine is made of.
+
+use std::time::Duration;
+
+use zmachine_machine::monitor::{self, MonitorArgs};
+use zmachine_machine::{Class, Failure, Home};
+use zmachine_rootfs::RootfsArgs;
+use zmachine_sys::fd;
+
+use crate::args::{MonitorRole, RootfsRole};
+
+/// The longest a guest waits for one block, over all routes and retries, before its read fails.
+const BLOCK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// `zmachine monitor`: one machine's own process.
+pub(crate) fn monitor(role: MonitorRole) -> Result<u8, Failure> {
+    let report = fd::take_inherited(role.report_fd)
+        .map_err(|e| Failure::from_error(Class::Usage, &e).context("this role is started by 'zmachine start' alone"))?;
+    let home = Home::open(&role.data, &role.run)?;
+    monitor::run(MonitorArgs {
+        home,
+        id: role.id,
+        report,
+        wait_for_owner: role.wait_for_owner,
+        abort_at: role.abort_at,
+    })?;
+    Ok(0)
+}
+
+/// `zmachine rootfs`: the server of one machine's root disk.
+pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
+    let inherited = |number| {
+        fd::take_inherited(number).map_err(|e| {
+            Failure::from_error(Class::Usage, &e).context("this role is started by a machine's monitor alone")
+        })
+    };
+    let args = RootfsArgs {
+        image_dir: role.image_dir,
+        blocks_dir: role.blocks_dir,
+        listener: inherited(role.listener_fd)?,
+        serial: role.serial,
+        queues: role.queues,
+        stores: role.store,
+        block_deadline: BLOCK_DEADLINE,
+        events: inherited(role.events_fd)?,
+    };
+    zmachine_rootfs::serve(args).map_err(|e| Failure::from_error(Class::Failed, &e))?;
+    Ok(0)
+}

@@ -1,0 +1,198 @@
+//! Following a process stream: the guest's output on our stdout and stderr, our input and signals to the guest.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
+use signal_hook::iterator::Signals;
+use zmachine_agent_protocol::{ErrorKind, ExitStatus, Frame, Input, MAX_DATA, Reply, WindowSize};
+use zmachine_machine::attach::{ProcessInput, ProcessOutput};
+use zmachine_machine::{Class, Failure};
+use zmachine_sys::tty::{self, RawMode};
+
+/// SIGPIPE: what a process gets whose output nobody reads.
+const SIGPIPE: i32 = 13;
+
+/// ctrl-p ctrl-q leave a terminal session and let the process run on.
+const DETACH_KEYS: [u8; 2] = [0x10, 0x11];
+
+/// How to follow.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Follow {
+    /// Our standard input goes to the process.
+    pub(crate) stdin: bool,
+    /// The process has a terminal.
+    pub(crate) terminal: bool,
+    /// ctrl-p ctrl-q detach.
+    pub(crate) detachable: bool,
+}
+
+/// How following ended.
+#[derive(Debug)]
+pub(crate) enum Followed {
+    /// The process ended.
+    Exited(ExitStatus),
+    /// The user left.
+    Detached,
+    /// The stream ended without the process's status: the machine ended.
+    Cut,
+}
+
+/// Follows until the process ends. `abort` is called for an interrupt that comes before the process runs.
+///
+/// # Errors
+/// What the guest says when the process can not be started, or a stream that breaks.
+pub(crate) fn follow(
+    input: ProcessInput,
+    mut output: ProcessOutput,
+    how: Follow,
+    abort: impl Fn() + Send + 'static,
+) -> Result<Followed, Failure> {
+    let stdin = io::stdin();
+    let raw = how.terminal && how.stdin && tty::is_terminal(stdin.as_fd());
+    let _raw = raw.then(|| RawMode::enter(stdin.as_fd())).transpose()?;
+    let started = Arc::new(AtomicBool::new(false));
+    if how.terminal {
+        send_size(&mut input.try_clone()?);
+    }
+    pass_signals(input.try_clone()?, how.terminal, started.clone(), abort)?;
+    let detached = Arc::new(AtomicBool::new(false));
+    if how.stdin {
+        let (input, detached) = (input.try_clone()?, detached.clone());
+        let keys = raw && how.detachable;
+        thread::spawn(move || pass_stdin(input, keys, &detached));
+    }
+    pump(&mut output, input, &started, &detached)
+}
+
+fn pump(
+    output: &mut ProcessOutput,
+    mut input: ProcessInput,
+    started: &AtomicBool,
+    detached: &AtomicBool,
+) -> Result<Followed, Failure> {
+    let mut is_stdout_open = true;
+    while let Some(frame) = output.next_frame()? {
+        match frame {
+            Frame::Stdout(bytes) if is_stdout_open => {
+                let mut stdout = io::stdout().lock();
+                match stdout.write_all(&bytes).and_then(|()| stdout.flush()) {
+                    // Nobody reads us: the process learns it as it would in a pipeline on this host.
+                    Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+                        is_stdout_open = false;
+                        let _ = input.send(&Frame::message(&Input::Signal(SIGPIPE)));
+                    }
+                    other => other.map_err(|e| Failure::from(e).context("can not write to standard output"))?,
+                }
+            }
+            Frame::Stderr(bytes) => {
+                let _ = io::stderr().lock().write_all(&bytes);
+            }
+            Frame::Message(_) => match frame.parse::<Reply>() {
+                Ok(Reply::Exited(status)) => return Ok(Followed::Exited(status)),
+                Ok(Reply::Started { .. }) => started.store(true, Ordering::Relaxed),
+                Ok(Reply::Error(error)) => return Err(refused(error.kind, error.message)),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+    match detached.load(Ordering::Relaxed) {
+        true => Ok(Followed::Detached),
+        false => Ok(Followed::Cut),
+    }
+}
+
+fn refused(kind: ErrorKind, message: String) -> Failure {
+    let (class, hint) = match kind {
+        ErrorKind::CommandNotFound => (
+            Class::CommandNotFound,
+            "'zmachine exec NAME ls /bin' shows what there is",
+        ),
+        ErrorKind::CommandNotExecutable => (
+            Class::CommandNotExecutable,
+            "the file needs execute permission and a format the guest can run",
+        ),
+        ErrorKind::UnknownUser => (Class::Failed, "use a user of the image's /etc/passwd, or a number"),
+        ErrorKind::WorkingDirectory => (Class::Failed, "choose a directory of the machine with -w"),
+        _ => (Class::Failed, ""),
+    };
+    Failure::new(class, message).hint(hint)
+}
+
+fn send_size(input: &mut ProcessInput) {
+    let size = [
+        tty::window_size(io::stdin().as_fd()),
+        tty::window_size(io::stdout().as_fd()),
+    ]
+    .into_iter()
+    .flatten()
+    .next();
+    if let Some((rows, columns)) = size {
+        let _ = input.send(&Frame::message(&Input::Resize(WindowSize { rows, columns })));
+    }
+}
+
+/// Passes signals on, as docker does: an interrupt of ours is one of the process. Before it runs there is nothing to pass it
+/// to, so the machine is given up.
+fn pass_signals(
+    mut input: ProcessInput,
+    terminal: bool,
+    started: Arc<AtomicBool>,
+    abort: impl Fn() + Send + 'static,
+) -> Result<(), Failure> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH])?;
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            match signal {
+                SIGWINCH if terminal => send_size(&mut input),
+                SIGWINCH => {}
+                _ if !started.load(Ordering::Relaxed) => abort(),
+                signal => drop(input.send(&Frame::message(&Input::Signal(signal)))),
+            }
+        }
+    });
+    Ok(())
+}
+
+fn pass_stdin(mut input: ProcessInput, keys: bool, detached: &AtomicBool) {
+    let mut buffer = vec![0; MAX_DATA];
+    let mut held = 0;
+    let mut stdin = io::stdin().lock();
+    loop {
+        let n = match stdin.read(&mut buffer) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Ok(n) => n,
+            Err(_) => 0,
+        };
+        if n == 0 {
+            let _ = input.send(&Frame::StdinEof);
+            return;
+        }
+        let mut bytes = Vec::with_capacity(n + 1);
+        for byte in &buffer[..n] {
+            held = match (keys, held, *byte) {
+                (true, 1, b) if b == DETACH_KEYS[1] => {
+                    detached.store(true, Ordering::Relaxed);
+                    input.close();
+                    return;
+                }
+                (true, _, b) if b == DETACH_KEYS[0] => {
+                    bytes.extend((held == 1).then_some(DETACH_KEYS[0]));
+                    1
+                }
+                (_, held, b) => {
+                    bytes.extend((held == 1).then_some(DETACH_KEYS[0]));
+                    bytes.push(b);
+                    0
+                }
+            };
+        }
+        if !bytes.is_empty() && input.send(&Frame::Stdin(bytes)).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! The monitor's control socket (`ctl.sock`): what a command asks a running machine.
+//!
+//! The bytes are the frames of `zmachine-agent-protocol`. The first frame of a connection is a [`Request`] in JSON. It is
+//! answered with one [`Reply`], after which the connection ends; or, for `attach` and `exec`, it becomes a process stream,
+//! exactly as between host and agent.
+
+use serde::{Deserialize, Serialize};
+use zmachine_agent_protocol::Process;
+
+use crate::failure::Failure;
+
+/// What a command asks the monitor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Follow the entrypoint: its output from here on, and its input when the machine was made with one. The stream gets
+    /// `Exited` when the entrypoint is gone, or `Error` when it never started.
+    Attach {
+        /// This client sends input.
+        stdin: bool,
+        /// This client started the machine: the entrypoint waits for it, and its output is never dropped for it.
+        owner: bool,
+    },
+    /// Start one more process. `env` is over the machine's own environment.
+    Exec(Process),
+    /// Stop in an orderly way; answered when the machine has stopped.
+    Stop {
+        /// Time between the stop signal and SIGKILL in milliseconds; the spec's when `None`.
+        grace_ms: Option<u64>,
+    },
+    /// End the machine at once, as a power cut; answered when it has ended.
+    Kill,
+    /// Send a Linux signal number to the entrypoint.
+    Signal(i32),
+    /// Halt the virtual CPUs.
+    Pause,
+    /// Let them run again.
+    Resume,
+}
+
+/// What the monitor answers to everything but `attach` and `exec`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// It is not.
+    Failed(Failure),
+}
+
+/// What the monitor tells the command that started it, one JSON line each, on its report pipe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// The control socket accepts connections.
+    Listening,
+    /// The entrypoint runs.
+    Ready,
+    /// The start failed; everything is undone.
+    Failed(Failure),
+}

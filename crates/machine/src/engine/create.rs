@@ -1,0 +1,229 @@
+//! Creating machines: from a spec to a folder with a plan.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use jiff::Timestamp;
+use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
+use zmachine_image::{FetchOptions, Image, ImageKind, Library, Progress, PullPolicy, Reference, ResolveError};
+use zmachine_kernel::KernelLibrary;
+use zmachine_network::{Attachment, AttachmentRequest, DEFAULT_NETWORK, HostDns, Networks, Publish, host_nameservers};
+use zmachine_rootfs::prepare::RootDescription;
+use zmachine_sys::host::HostFacts;
+
+use super::{Engine, release_leases};
+use crate::catalog::{self, Machine};
+use crate::failure::{Class, Failure};
+use crate::plan::{ImageFacts, Inputs, KernelChoice, Plan};
+use crate::spec::{self, MachineSpec};
+use crate::state::State;
+
+/// How an image is found.
+pub struct CreateOptions<'a> {
+    /// Relative paths are relative to this.
+    pub cwd: &'a Path,
+    /// Whether a URL is asked again.
+    pub pull: PullPolicy,
+    /// Told about downloads.
+    pub progress: &'a dyn Progress,
+}
+
+/// What a plan needs and does not change until the machine has its folder.
+struct Facts {
+    image: ImageFacts,
+    host: HostFacts,
+    accel: accel::Choice,
+    kernel: KernelChoice,
+    dns: HostDns,
+}
+
+impl Engine {
+    /// Creates a machine. It is not started.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the request, the image or the host; nothing is left then.
+    pub fn create(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Machine, Failure> {
+        self.planned(spec, options, |id, plan| {
+            let addresses = plan
+                .attachments
+                .iter()
+                .flat_map(|a| &a.addresses)
+                .map(|net| net.addr())
+                .collect();
+            let state = State::created(Timestamp::now(), addresses);
+            catalog::add(&self.home, id, spec, &plan, &state, &self.kill)?;
+            Ok(Machine {
+                id: id.to_owned(),
+                dir: self.home.machine(id),
+                spec: spec.clone(),
+                state,
+            })
+        })
+    }
+
+    /// The plan that [`Engine::create`] would make; nothing is created.
+    ///
+    /// # Errors
+    /// As [`Engine::create`].
+    pub fn plan(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Plan, Failure> {
+        let networks = self.networks()?;
+        self.planned(spec, options, |id, plan| {
+            release_leases(&networks, |machine| machine == id)?;
+            Ok(plan)
+        })
+    }
+
+    fn planned<T>(
+        &self,
+        spec: &MachineSpec,
+        options: &CreateOptions<'_>,
+        then: impl FnOnce(&str, Plan) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        spec::check_name(&spec.name)?;
+        catalog::require_free(&self.home, &spec.name)?;
+        let publish = parse_publish(&spec.publish)?;
+        Plan::check_request(spec, &HostFacts::gather())?;
+        let facts = self.facts(spec, options)?;
+        let networks = self.networks()?;
+        // From here on addresses are taken: nobody may sweep them away before the machine's folder is there.
+        let _catalog = catalog::lock(&self.home)?;
+        let id = catalog::new_id();
+        let result = self
+            .attachments(spec, &id, &publish, &facts.dns, &networks)
+            .and_then(|attachments| {
+                let inputs = Inputs {
+                    id: &id,
+                    home: &self.home,
+                    image: &facts.image,
+                    host: &facts.host,
+                    accel: facts.accel.accel,
+                    kernel: &facts.kernel,
+                    attachments,
+                    host_dns: &facts.dns,
+                };
+                then(&id, Plan::new(spec, inputs)?)
+            });
+        if result.is_err() {
+            release_leases(&networks, |machine| machine == id)?;
+        }
+        result
+    }
+
+    fn facts(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Facts, Failure> {
+        let requested = match spec.accel.as_str() {
+            "kvm" => Requested::Kvm,
+            "tcg" => Requested::Tcg,
+            _ => Requested::Auto,
+        };
+        let accel = accel::choose(requested, &AccelFacts::gather())
+            .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))?;
+        Ok(Facts {
+            image: self.image(spec, options)?,
+            host: HostFacts::gather(),
+            accel,
+            kernel: self.kernel(spec.kernel.as_deref())?,
+            dns: host_nameservers(),
+        })
+    }
+
+    fn image(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<ImageFacts, Failure> {
+        let reference = Reference::parse(&spec.flist, options.cwd)
+            .map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))?;
+        let fetch = FetchOptions {
+            stores: spec.stores.clone(),
+            ..FetchOptions::default()
+        };
+        let library = Library::open(self.home.data())?.with_fetch_options(fetch);
+        let image = library.resolve(&reference, options.pull, options.progress)?;
+        require_container(&image, &spec.flist)?;
+        let digest = image.digest.to_string();
+        // Opening a large flist takes longer than all else here, so it is done once per image.
+        if RootDescription::read(&image.directory).is_err() {
+            let flist = image.open_flist()?;
+            zmachine_rootfs::prepare(&image.directory, &digest, &flist).map_err(|e| {
+                Failure::from_error(Class::Failed, &e).context(format!("no root disk can be made of {}", spec.flist))
+            })?;
+        }
+        let startup = image.facts.startup.unwrap_or_default();
+        Ok(ImageFacts {
+            digest,
+            entrypoint: startup.program.map(|program| [vec![program], startup.args].concat()),
+            env: startup.env.into_iter().collect(),
+            workdir: startup.dir,
+        })
+    }
+
+    fn kernel(&self, name: Option<&str>) -> Result<KernelChoice, Failure> {
+        let library = KernelLibrary::open(self.home.data())?;
+        let kernel = match name {
+            Some(name) => library.get(name)?,
+            None => library.default()?,
+        };
+        let initramfs = library.initramfs(&kernel, &self.agent)?;
+        Ok(KernelChoice {
+            name: kernel.name().to_owned(),
+            vmlinux: kernel.vmlinux(),
+            initramfs,
+        })
+    }
+
+    fn attachments(
+        &self,
+        spec: &MachineSpec,
+        id: &str,
+        publish: &[Publish],
+        dns: &HostDns,
+        networks: &Networks,
+    ) -> Result<Vec<Attachment>, Failure> {
+        networks.check_publish(id, publish)?;
+        let dns_servers: &[IpAddr] = &dns.nameservers;
+        let mut attachments = Vec::new();
+        for (index, name) in spec.networks.iter().enumerate() {
+            let attachment = self.block_on(async {
+                let network = match name.as_str() {
+                    DEFAULT_NETWORK => networks.default_network().await?,
+                    name => networks.get(name)?,
+                };
+                let ipv4 = networks.lease(&network, id, None).await?;
+                let request = AttachmentRequest {
+                    machine: id,
+                    ipv4,
+                    index: index as u8,
+                    publish: if index == 0 { publish } else { &[] },
+                    nameservers: dns_servers,
+                    search: &dns.search,
+                };
+                Attachment::plan(&network, request)
+            })??;
+            attachments.push(attachment);
+        }
+        Ok(attachments)
+    }
+}
+
+fn parse_publish(texts: &[String]) -> Result<Vec<Publish>, Failure> {
+    let parse = |text: &String| Publish::parse(text).map_err(|e| Failure::from_error(Class::Usage, &e));
+    texts.iter().map(parse).collect()
+}
+
+fn require_container(image: &Image, flist: &str) -> Result<(), Failure> {
+    if image.facts.kind == ImageKind::Container {
+        return Ok(());
+    }
+    let message = format!(
+        "{flist} holds an operating system of its own, and virtual machines with their own kernel can not be run yet"
+    );
+    Err(Failure::new(Class::Unsupported, message)
+        .hint("pack a tree without /kernel, /image.raw and /boot/vmlinuz to run it as a container"))
+}
+
+impl From<ResolveError> for Failure {
+    fn from(error: ResolveError) -> Failure {
+        let class = match () {
+            () if error.is_not_found() => Class::NotFound,
+            () if error.is_fetch_failure() => Class::Fetch,
+            () => Class::Failed,
+        };
+        Failure::from_error(class, &error).hint(error.hint().unwrap_or_default())
+    }
+}

@@ -1,0 +1,127 @@
+//! The engine: every operation on machines, for the command line and any other front end.
+//!
+//! It parents nothing: a started machine belongs to its monitor. Calls block the calling thread.
+//!
+//! # Invariants
+//! [`Engine::reconcile`] comes before every operation, so nobody ever sees a machine "running" whose monitor is dead, or
+//! a resource that such a machine left.
+
+mod create;
+mod reconcile;
+mod remove;
+mod start;
+mod talk;
+
+use std::path::PathBuf;
+
+use zmachine_network::Networks;
+use zmachine_sys::lock::FileLock;
+
+pub use self::create::CreateOptions;
+pub use self::start::Starting;
+use crate::catalog::{self, Machine};
+use crate::failure::Failure;
+use crate::home::Home;
+use crate::killpoint::Killpoints;
+use crate::state::State;
+
+/// The engine over one home.
+#[derive(Debug)]
+pub struct Engine {
+    home: Home,
+    agent: PathBuf,
+    kill: Killpoints,
+    monitor_abort_at: Option<u32>,
+}
+
+/// Where a test wants a process to end; see [`crate::killpoint`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AbortAt {
+    /// In the calling process.
+    pub engine: Option<u32>,
+    /// In the monitors it starts.
+    pub monitor: Option<u32>,
+}
+
+impl Engine {
+    /// An engine over `home`, which puts the static guest agent `agent` into its machines.
+    pub fn new(home: Home, agent: PathBuf, abort_at: AbortAt) -> Engine {
+        Engine {
+            home,
+            agent,
+            kill: Killpoints::new(abort_at.engine),
+            monitor_abort_at: abort_at.monitor,
+        }
+    }
+
+    /// The state it works on.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// One machine, by name, id or unique prefix of its id.
+    ///
+    /// # Errors
+    /// When there is none, or its state can not be read.
+    pub fn machine(&self, name: &str) -> Result<Machine, Failure> {
+        Machine::load(&self.home, &catalog::find(&self.home, name)?)
+    }
+
+    /// All machines, oldest first; for one whose state can not be read, its id and why.
+    ///
+    /// # Errors
+    /// When the folder of machines can not be read.
+    pub fn machines(&self) -> Result<Vec<Result<Machine, (String, Failure)>>, Failure> {
+        let load = |id: String| Machine::load(&self.home, &id).map_err(|failure| (id, failure));
+        let mut all: Vec<_> = catalog::ids(&self.home)?.into_iter().map(load).collect();
+        all.sort_by_key(|m| m.as_ref().map_or(jiff::Timestamp::MIN, |m| m.state.created_at));
+        Ok(all)
+    }
+
+    /// Waits until the machine's monitor is gone; the last state then.
+    ///
+    /// # Errors
+    /// When the machine does not exist; `Ok(None)` when it was removed while waiting.
+    pub fn wait(&self, name: &str) -> Result<Option<State>, Failure> {
+        let machine = self.machine(name)?;
+        let path = machine.lock_path();
+        if !machine.dir.exists() {
+            return Ok(None);
+        }
+        // Taking the lock is waiting for the monitor; it is given back at once.
+        match machine.state.phase.is_active() || FileLock::is_held(&path)? {
+            true => drop(FileLock::exclusive(&path)?),
+            false => return Ok(Some(machine.state)),
+        }
+        self.reconcile()?;
+        match catalog::load_state(&machine.dir) {
+            Ok(state) => Ok(Some(state)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn networks(&self) -> Result<Networks, Failure> {
+        Ok(Networks::open(self.home.data())?)
+    }
+
+    /// Runs a future of the network crate to its end.
+    fn block_on<T>(&self, future: impl Future<Output = T>) -> Result<T, Failure> {
+        Ok(tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(future))
+    }
+}
+
+/// Gives back the addresses of all machines that `is_gone` names.
+pub(crate) fn release_leases(networks: &Networks, is_gone: impl Fn(&str) -> bool) -> Result<(), Failure> {
+    for network in networks.list()? {
+        for (_, machine) in networks.leases(network.name())? {
+            if is_gone(&machine) {
+                networks.release(network.name(), &machine)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! Reconciling: what the files say against what is alive.
+
+use zmachine_sys::host::boot_id;
+use zmachine_sys::lock::FileLock;
+
+use super::{Engine, release_leases};
+use crate::catalog::{self, Machine};
+use crate::failure::{Class, Failure};
+use crate::journal::Journal;
+use crate::log::{LogWriter, Source};
+use crate::state::Phase;
+
+impl Engine {
+    /// Finds machines whose monitor died, undoes what they left on the host, and marks them failed. One line for the user
+    /// about each.
+    ///
+    /// # Errors
+    /// When the folder of machines can not be read. A machine that can not be reconciled is one of the lines.
+    pub fn reconcile(&self) -> Result<Vec<String>, Failure> {
+        let mut lines = Vec::new();
+        for id in catalog::ids(&self.home)? {
+            let Ok(state) = catalog::load_state(&self.home.machine(&id)) else {
+                continue;
+            };
+            if state.phase.is_active() {
+                match self.reconcile_one(&id) {
+                    Ok(line) => lines.extend(line),
+                    Err(failure) => lines.push(format!("machine {id} can not be cleaned up: {failure}")),
+                }
+            }
+        }
+        self.sweep()?;
+        Ok(lines)
+    }
+
+    fn reconcile_one(&self, id: &str) -> Result<Option<String>, Failure> {
+        let Some(lock) = FileLock::try_exclusive(&self.home.machine(id).join("lock"))? else {
+            return Ok(None);
+        };
+        let mut machine = Machine::load(&self.home, id)?;
+        if !machine.state.phase.is_active() {
+            return Ok(None);
+        }
+        let (step, message) = match machine.state.boot_id == boot_id() {
+            true => ("running", "its monitor ended without a word"),
+            false => ("running", "the host was restarted while it ran"),
+        };
+        let networks = self.networks()?;
+        let mut journal = Journal::open(&machine.dir)?;
+        self.kill.pass("reconcile: before undo");
+        self.block_on(journal.undo_all(&networks))??;
+        self.kill.pass("reconcile: undone");
+        let failure = Failure::new(Class::Failed, message);
+        machine.state.advance(
+            Phase::Failed {
+                step: step.to_owned(),
+                failure,
+            },
+            jiff::Timestamp::now(),
+        );
+        catalog::save_state(&machine.dir, &machine.state)?;
+        if let Ok(mut log) = LogWriter::open(&machine.dir) {
+            log.note(
+                Source::Monitor,
+                &format!("{message}; what it left on the host was removed"),
+            );
+        }
+        let name = &machine.spec.name;
+        let mut line = format!("machine '{name}' failed: {message}; what it left on the host was removed");
+        if machine.spec.auto_remove {
+            let _catalog = catalog::lock(&self.home)?;
+            release_leases(&networks, |m| m == id)?;
+            catalog::remove(&self.home, &machine, &self.kill)?;
+            line.push_str(", and the machine too (--rm)");
+        }
+        drop(lock);
+        Ok(Some(line))
+    }
+
+    /// Removes what an interrupted creation or removal left. Nothing happens while another command creates or removes.
+    fn sweep(&self) -> Result<(), Failure> {
+        let Some(_catalog) = FileLock::try_exclusive(&self.home.machines().join(".lock"))? else {
+            return Ok(());
+        };
+        catalog::sweep(&self.home)?;
+        let networks = self.networks()?;
+        release_leases(&networks, |id| !self.home.machine(id).is_dir())
+    }
+}

@@ -1,0 +1,157 @@
+//! Starting machines: spawning the monitor and following its report.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Stdio};
+
+use zmachine_sys::file::FileError;
+use zmachine_sys::lock::FileLock;
+use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
+
+use super::Engine;
+use crate::catalog::Machine;
+use crate::control::Report;
+use crate::failure::{Class, Failure};
+use crate::monitor::own_program;
+
+/// A start in progress.
+#[derive(Debug)]
+pub struct Starting {
+    machine: Machine,
+    monitor: Child,
+    report: BufReader<File>,
+}
+
+impl Engine {
+    /// Starts a machine: spawns its monitor. With `wait_for_owner` the entrypoint waits for [`Engine::attach`] as owner.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`], or [`Class::Conflict`] when it runs already.
+    pub fn start(&self, name: &str, wait_for_owner: bool) -> Result<Starting, Failure> {
+        let machine = self.machine(name)?;
+        if machine.state.phase.is_active() || FileLock::is_held(&machine.lock_path())? {
+            let message = format!(
+                "machine '{}' is {} already",
+                machine.spec.name,
+                machine.state.phase.word()
+            );
+            return Err(Failure::new(Class::Conflict, message));
+        }
+        self.kill.pass("start: before the monitor");
+        let (reader, writer) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
+        let mut command = own_program("monitor");
+        command
+            .arg("--data")
+            .arg(self.home.data())
+            .arg("--run")
+            .arg(self.home.run());
+        command
+            .arg("--id")
+            .arg(&machine.id)
+            .arg("--report-fd")
+            .arg(writer.as_raw_fd().to_string());
+        if wait_for_owner {
+            command.arg("--wait-for-owner");
+        }
+        if let Some(n) = self.monitor_abort_at {
+            command.arg("--abort-at").arg(n.to_string());
+        }
+        command
+            .arg0("zmachine")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr_file(&machine)?);
+        let setup = ChildSetup {
+            keep: vec![writer.as_raw_fd()],
+            die_with_parent: false,
+            new_session: true,
+        };
+        prepare_child(&mut command, setup);
+        let monitor = command
+            .spawn()
+            .map_err(|e| Failure::from(e).context("can not start the machine's monitor"))?;
+        drop(writer);
+        self.kill.pass("start: monitor spawned");
+        Ok(Starting {
+            machine,
+            monitor,
+            report: BufReader::new(File::from(reader)),
+        })
+    }
+}
+
+/// Where a monitor's panic would be found.
+fn stderr_file(machine: &Machine) -> Result<File, Failure> {
+    let path = machine.dir.join("logs").join("monitor.stderr");
+    zmachine_sys::file::make_dirs(&machine.dir.join("logs"))?;
+    let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+    Ok(opened.map_err(|e| FileError::io("open", &path, e))?)
+}
+
+impl Starting {
+    /// Waits until clients can attach.
+    ///
+    /// # Errors
+    /// When the start failed before that.
+    pub fn wait_listening(&mut self) -> Result<(), Failure> {
+        match self.next()? {
+            Report::Failed(failure) => Err(self.failed(failure)),
+            Report::Listening | Report::Ready => Ok(()),
+        }
+    }
+
+    /// Waits until the entrypoint runs.
+    ///
+    /// # Errors
+    /// When the start failed; everything is undone then.
+    pub fn wait_ready(&mut self) -> Result<(), Failure> {
+        loop {
+            match self.next()? {
+                Report::Listening => {}
+                Report::Ready => return Ok(()),
+                Report::Failed(failure) => return Err(self.failed(failure)),
+            }
+        }
+    }
+
+    /// The monitor's process; `None` when it has ended already.
+    pub fn monitor_id(&self) -> Option<ProcessId> {
+        ProcessId::of(self.monitor.id())
+    }
+
+    /// Waits until the monitor is gone, and with it everything the machine had on the host.
+    pub fn wait_gone(&mut self) {
+        let _ = self.monitor.wait();
+    }
+
+    fn failed(&mut self, failure: Failure) -> Failure {
+        // The report is the monitor's last word but one: it ends, and with that releases the machine, right after.
+        let _ = self.monitor.wait();
+        failure
+    }
+
+    fn next(&mut self) -> Result<Report, Failure> {
+        let mut line = String::new();
+        let n = self.report.read_line(&mut line)?;
+        if n == 0 {
+            let status = self.monitor.wait()?;
+            let name = &self.machine.spec.name;
+            // Stopped before it was ready, by another command.
+            if status.success() {
+                return Err(Failure::new(
+                    Class::Conflict,
+                    format!("machine '{name}' was stopped while it started"),
+                ));
+            }
+            let message = format!("the monitor of machine '{name}' ended without a word ({status})");
+            return Err(Failure::new(Class::Failed, message)
+                .hint(format!("'zmachine logs --source monitor {name}' may tell more")));
+        }
+        serde_json::from_str(&line)
+            .map_err(|e| Failure::from_error(Class::Failed, &e).context("the monitor's report can not be read"))
+    }
+}

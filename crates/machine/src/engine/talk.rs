@@ -1,0 +1,149 @@
+//! Talking to a running machine's monitor.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use zmachine_agent_protocol::{Frame, Process};
+use zmachine_sys::lock::FileLock;
+
+use super::Engine;
+use crate::attach::{self, ProcessInput, ProcessOutput};
+use crate::catalog::Machine;
+use crate::control::{Reply, Request};
+use crate::failure::{Class, Failure};
+
+/// How long the end of a monitor may take after its machine ended: undoing takes a moment.
+const END_PATIENCE: Duration = Duration::from_secs(60);
+
+impl Engine {
+    /// Stops a machine in an orderly way, and waits until it has stopped. One that does not run is fine.
+    ///
+    /// # Errors
+    /// When it does not exist, or does not stop.
+    pub fn stop(&self, name: &str, grace: Option<Duration>) -> Result<(), Failure> {
+        let grace_ms = grace.map(|g| g.as_millis() as u64);
+        self.end(&self.machine(name)?, &Request::Stop { grace_ms })
+    }
+
+    /// Ends a machine at once, as a power cut would, and waits until it has ended.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when it does not run.
+    pub fn kill(&self, name: &str) -> Result<(), Failure> {
+        let machine = self.machine(name)?;
+        require_active(&machine)?;
+        self.end(&machine, &Request::Kill)
+    }
+
+    fn end(&self, machine: &Machine, request: &Request) -> Result<(), Failure> {
+        if !machine.state.phase.is_active() {
+            return Ok(());
+        }
+        match self.ask(machine, request) {
+            // The monitor ended between our look and our request: that is what we wanted.
+            Err(failure) if failure.class != Class::Conflict => return Err(failure),
+            _ => {}
+        }
+        match FileLock::exclusive_within(&machine.lock_path(), END_PATIENCE) {
+            Ok(None) => Err(Failure::new(
+                Class::Failed,
+                format!("the monitor of machine '{}' does not end", machine.spec.name),
+            )),
+            Err(e) if e.is_not_found() => Ok(()),
+            other => Ok(drop(other?)),
+        }
+    }
+
+    /// Sends a Linux signal number to the entrypoint.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when it does not run.
+    pub fn signal(&self, name: &str, signal: i32) -> Result<(), Failure> {
+        self.command(name, &Request::Signal(signal))
+    }
+
+    /// Halts the virtual CPUs.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when it does not run.
+    pub fn pause(&self, name: &str) -> Result<(), Failure> {
+        self.command(name, &Request::Pause)
+    }
+
+    /// Lets the virtual CPUs run again.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when it does not run.
+    pub fn resume(&self, name: &str) -> Result<(), Failure> {
+        self.command(name, &Request::Resume)
+    }
+
+    fn command(&self, name: &str, request: &Request) -> Result<(), Failure> {
+        let machine = self.machine(name)?;
+        require_active(&machine)?;
+        self.ask(&machine, request)
+    }
+
+    /// Follows the entrypoint of a machine. `owner` is for the client that started it.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when it does not run.
+    pub fn attach(&self, name: &str, stdin: bool, owner: bool) -> Result<(ProcessInput, ProcessOutput), Failure> {
+        let machine = self.machine(name)?;
+        require_active(&machine)?;
+        self.stream(&machine, &Request::Attach { stdin, owner })
+    }
+
+    /// Starts one more process in a machine. Its environment is over the machine's.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when the machine does not run.
+    pub fn exec(&self, name: &str, process: Process) -> Result<(ProcessInput, ProcessOutput), Failure> {
+        let machine = self.machine(name)?;
+        require_active(&machine)?;
+        self.stream(&machine, &Request::Exec(process))
+    }
+
+    fn stream(&self, machine: &Machine, request: &Request) -> Result<(ProcessInput, ProcessOutput), Failure> {
+        let stream = self.connect(machine)?;
+        let (mut input, output) = attach::split(stream)?;
+        input.send(&Frame::message(request))?;
+        Ok((input, output))
+    }
+
+    fn ask(&self, machine: &Machine, request: &Request) -> Result<(), Failure> {
+        let (_input, mut output) = self.stream(machine, request)?;
+        let Some(frame) = output.next_frame()? else {
+            return Err(not_running(machine));
+        };
+        match frame
+            .parse::<Reply>()
+            .map_err(|e| Failure::from_error(Class::Failed, &e))?
+        {
+            Reply::Done => Ok(()),
+            Reply::Failed(failure) => Err(failure),
+        }
+    }
+
+    fn connect(&self, machine: &Machine) -> Result<UnixStream, Failure> {
+        let path = self.home.control_socket(&machine.id);
+        UnixStream::connect(&path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => not_running(machine),
+            _ => Failure::from(e).context(format!("can not reach the monitor at {}", path.display())),
+        })
+    }
+}
+
+fn require_active(machine: &Machine) -> Result<(), Failure> {
+    match machine.state.phase.is_active() {
+        true => Ok(()),
+        false => Err(not_running(machine)),
+    }
+}
+
+fn not_running(machine: &Machine) -> Failure {
+    let name = &machine.spec.name;
+    let message = format!("machine '{name}' is not running (it is {})", machine.state.phase.word());
+    Failure::new(Class::Conflict, message).hint(format!("'zmachine start {name}' starts it"))
+}

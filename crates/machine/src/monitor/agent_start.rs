@@ -1,0 +1,155 @@
+//! From a booting guest to a running entrypoint: configure, wait for the owner, run. Watches everything else meanwhile.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use zmachine_agent_protocol::{ErrorKind, Reply as AgentReply, Request as AgentRequest};
+use zmachine_hypervisor::{ExitReason, VmEvent};
+
+use super::Event;
+use super::entry::{self, Entry};
+use super::launch::Running;
+use super::run::{Monitor, Started, at, describe};
+use super::session::SessionError;
+use crate::control::{Reply, Request};
+use crate::failure::{Class, Failure};
+use crate::log::Source;
+use crate::state::Exit;
+
+/// How long the owner may take to attach. It does so at once, or it is gone.
+const OWNER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What interrupted a step of the start.
+enum Interrupt {
+    Timeout,
+    VmEnded(ExitReason),
+    Killed,
+    Rootfs(String, Failure),
+}
+
+impl Monitor {
+    /// Brings the guest up and starts the entrypoint. `Ok(Some(exit))` when the machine was stopped meanwhile.
+    pub(super) async fn start_entrypoint(
+        &mut self,
+        running: &mut Running,
+        mut entry: Entry,
+        stream_sender: oneshot::Sender<entry::Started>,
+        inbox: &mut mpsc::Receiver<Event>,
+    ) -> Started {
+        let session = running.session.clone();
+        let boot = AgentRequest::Configure(Box::new(self.plan.boot.clone()));
+        let configured = match self.during(running, inbox, session.ask(&boot)).await {
+            Ok(answer) => answer.map_err(at("guest set-up"))?,
+            Err(interrupt) => return self.interrupted(interrupt, "guest boot"),
+        };
+        if let AgentReply::Configured {
+            kernel,
+            phases,
+            warnings,
+            ..
+        } = configured
+        {
+            let phases: Vec<String> = phases.iter().map(|p| format!("{} {} us", p.name, p.micros)).collect();
+            self.log
+                .note(Source::Agent, &format!("configured: {}", phases.join(", ")));
+            self.machine.state.guest_kernel = Some(kernel);
+            warnings.into_iter().for_each(|w| self.machine.state.warn(w));
+        }
+        self.kill.pass("start: guest configured");
+        if self.wait_for_owner {
+            let _ = tokio::time::timeout(OWNER_PATIENCE, entry.owner_attached()).await;
+        }
+        let run = AgentRequest::Run(self.plan.process.clone());
+        let started = async {
+            let mut stream = session.open(&run).await?;
+            match stream.reader.reply().await? {
+                AgentReply::Started { pid } => Ok((stream, pid)),
+                _ => Err(SessionError::Unexpected),
+            }
+        };
+        let stream = match self.during(running, inbox, started).await {
+            Ok(started) => started.map_err(at("entrypoint"))?,
+            Err(interrupt) => return self.interrupted(interrupt, "entrypoint"),
+        };
+        let _ = stream_sender.send(stream);
+        Ok(None)
+    }
+
+    /// Runs `step` within the start's time limit, while the rest of the machine is watched.
+    async fn during<T>(
+        &mut self,
+        running: &mut Running,
+        inbox: &mut mpsc::Receiver<Event>,
+        step: impl Future<Output = T>,
+    ) -> Result<T, Interrupt> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(self.plan.start_timeout_s);
+        tokio::pin!(step);
+        loop {
+            tokio::select! {
+                done = &mut step => return Ok(done),
+                event = running.vm.next_event() => match event {
+                    VmEvent::Exited(reason) => return Err(Interrupt::VmEnded(reason)),
+                    other => self.log.note(Source::Hypervisor, &format!("{other:?}")),
+                },
+                Some(event) = inbox.recv() => if let Event::Command(request, answer) = event {
+                    match request {
+                        Request::Stop { .. } | Request::Kill => {
+                            self.wait_for_end(answer);
+                            return Err(Interrupt::Killed);
+                        }
+                        _ => {
+                            let failure = Failure::new(Class::Conflict, "the machine is still starting").hint("try again when it runs");
+                            let _ = answer.send(Reply::Failed(failure));
+                        }
+                    }
+                },
+                event = running.rootfs.next_event() => {
+                    self.rootfs_event(running, event).map_err(|(step, failure)| Interrupt::Rootfs(step, failure))?;
+                }
+                () = self.terminated() => return Err(Interrupt::Killed),
+                () = tokio::time::sleep_until(deadline) => return Err(Interrupt::Timeout),
+            }
+        }
+    }
+
+    fn interrupted(&self, interrupt: Interrupt, step: &str) -> Started {
+        let name = &self.machine.spec.name;
+        let console = format!("'zmachine logs --source console,hypervisor {name}' shows how far it came");
+        let failure = match interrupt {
+            // Nothing of the user's ran yet, so nothing is lost by not asking the guest.
+            Interrupt::Killed => return Ok(Some(Exit::Killed)),
+            Interrupt::Rootfs(step, failure) => return Err((step, failure)),
+            Interrupt::Timeout => {
+                let message = format!("the guest was not up within {} s", self.plan.start_timeout_s);
+                Failure::new(Class::Failed, message).hint(console)
+            }
+            Interrupt::VmEnded(reason) => Failure::new(
+                Class::Failed,
+                format!("the virtual machine ended while it started: {}", describe(&reason)),
+            )
+            .hint(console),
+        };
+        Err((step.to_owned(), failure))
+    }
+}
+
+/// A failure of the agent as the user sees it.
+pub(super) fn session_failure(error: &SessionError) -> Failure {
+    let SessionError::Agent(agent) = error else {
+        return Failure::from_error(Class::Failed, error);
+    };
+    let (class, hint) = match agent.kind {
+        ErrorKind::CommandNotFound => (
+            Class::CommandNotFound,
+            "the command must be in the image; 'zmachine flist ls' lists its files",
+        ),
+        ErrorKind::CommandNotExecutable => (
+            Class::CommandNotExecutable,
+            "the file needs execute permission and a format the guest can run",
+        ),
+        ErrorKind::UnknownUser => (Class::Failed, "use a user of the image's /etc/passwd, or a number"),
+        ErrorKind::WorkingDirectory => (Class::Failed, "choose a directory of the image with -w"),
+        _ => (Class::Failed, ""),
+    };
+    Failure::new(class, agent.message.clone()).hint(hint)
+}

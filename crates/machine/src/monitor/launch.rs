@@ -1,0 +1,191 @@
+//! The launch chain: each step takes what the step before made.
+//!
+//! ```text
+//! Resourced (taps) ─> Backed (rootfs server, writable disk) ─> Running (hypervisor, agent session)
+//! ```
+//! Nothing here undoes: every resource is in the journal before it is made, and children die with their handles.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use zmachine_hypervisor::{Driver, LogLines, Resources, RunDir, Vm, qemu};
+use zmachine_network::Made;
+use zmachine_sys::process::ProcessId;
+
+use super::rootfs_child::RootfsServer;
+use super::run::{AbortOnDrop, Monitor, at};
+use super::session::Session;
+use super::{Event, SharedLog};
+use crate::failure::{Class, Failure};
+use crate::journal::Resource;
+use crate::log::Source;
+
+/// Networks are attached.
+struct Resourced {
+    taps: HashMap<String, OwnedFd>,
+    ports: Vec<OwnedFd>,
+}
+
+/// The disks are there.
+struct Backed {
+    taps: HashMap<String, OwnedFd>,
+    ports: Vec<OwnedFd>,
+    rootfs: RootfsServer,
+}
+
+/// The hypervisor runs the guest; dropping it ends both children.
+pub(super) struct Running {
+    pub(super) vm: Box<dyn Vm>,
+    pub(super) session: Session,
+    pub(super) rootfs: RootfsServer,
+    console: Option<JoinHandle<()>>,
+    /// Hold the published host ports, so that nobody else takes one.
+    _ports: Vec<OwnedFd>,
+    _hypervisor_log: Option<AbortOnDrop>,
+}
+
+impl Running {
+    /// Ends what still runs, and waits for it.
+    pub(super) async fn end(mut self) {
+        self.vm.kill();
+        // The event loop may have left before the hypervisor was gone; undo needs it gone.
+        let gone = async { while !matches!(self.vm.next_event().await, zmachine_hypervisor::VmEvent::Exited(_)) {} };
+        let _ = tokio::time::timeout(Duration::from_secs(10), gone).await;
+        self.rootfs.kill().await;
+        if let Some(console) = self.console.take() {
+            console.abort();
+        }
+    }
+
+    /// Waits until the console is at its end, for at most `patience`.
+    pub(super) async fn drain_console(&mut self, patience: Duration) {
+        if let Some(console) = &mut self.console
+            && tokio::time::timeout(patience, console).await.is_ok()
+        {
+            self.console = None;
+        }
+    }
+}
+
+impl Monitor {
+    /// From nothing to a guest whose agent can be asked.
+    pub(super) async fn launch(&mut self, _inbox: &mut mpsc::Receiver<Event>) -> Result<Running, (String, Failure)> {
+        let disk = self.make_writable_disk();
+        let resourced = self.attach_networks().await.map_err(at("network"))?;
+        let backed = self.start_rootfs(resourced).map_err(at("rootfs server"))?;
+        let made = disk
+            .await
+            .unwrap_or_else(|_| Err(Failure::new(Class::Failed, "the disk's thread ended early")));
+        self.plan.boot.first_start = made.map_err(at("writable disk"))?;
+        self.boot(backed).await.map_err(at("hypervisor"))
+    }
+
+    async fn attach_networks(&mut self) -> Result<Resourced, Failure> {
+        let mut taps = HashMap::new();
+        let mut ports = Vec::new();
+        for attachment in self.plan.attachments.clone() {
+            for resource in attachment.resources() {
+                // The address belongs to the machine until it is removed, so no run may give it back.
+                if !resource.outlives_stop() {
+                    self.journal.claim(Resource::Network(resource.clone()))?;
+                }
+                self.kill.pass("start: network resource claimed");
+                match resource.make(&self.networks).await? {
+                    Made::Nothing => {}
+                    Made::Tap(tap) => drop(taps.insert(attachment.interface.clone(), tap)),
+                    Made::Ports(held) => ports.extend(held),
+                }
+                self.kill.pass("start: network resource made");
+            }
+        }
+        Ok(Resourced { taps, ports })
+    }
+
+    /// Makes the writable disk when it is not there, in a thread: it takes as long as everything else before boot.
+    /// Whether it is new.
+    fn make_writable_disk(&self) -> oneshot::Receiver<Result<bool, Failure>> {
+        let (sender, receiver) = oneshot::channel();
+        let path = self.machine.dir.join("root.img");
+        let wanted = self.plan.upper_bytes.filter(|_| !path.exists());
+        match wanted {
+            None => drop(sender.send(Ok(self.plan.upper_bytes.is_none()))),
+            Some(bytes) => drop(std::thread::spawn(move || sender.send(create_upper(path, bytes)))),
+        }
+        receiver
+    }
+
+    fn start_rootfs(&mut self, resourced: Resourced) -> Result<Backed, Failure> {
+        let socket = self.home.run_dir(&self.machine.id).join("rootfs.sock");
+        let image = self.home.data().join("images").join(&self.plan.image);
+        let blocks = self.home.data().join("blocks");
+        let rootfs = RootfsServer::start(&socket, image, blocks, self.plan.stores.clone())?;
+        self.kill.pass("start: rootfs server started");
+        self.claim_rootfs(rootfs.id())?;
+        Ok(Backed {
+            taps: resourced.taps,
+            ports: resourced.ports,
+            rootfs,
+        })
+    }
+
+    async fn boot(&mut self, backed: Backed) -> Result<Running, Failure> {
+        let driver = qemu::probe(None).map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))?;
+        let run = RunDir::new(self.home.run_dir(&self.machine.id));
+        let resources = Resources { taps: backed.taps };
+        self.kill.pass("start: before the hypervisor");
+        let launched = driver.launch(&self.plan.vm, resources, &run).await;
+        let mut vm = launched.map_err(|e| Failure::from_error(Class::Failed, &e))?;
+        self.kill.pass("start: hypervisor started");
+        if let Some(id) = ProcessId::of(vm.pid()) {
+            self.machine.state.hypervisor = Some(id);
+            self.journal.claim(Resource::Process {
+                role: "hypervisor".to_owned(),
+                id,
+            })?;
+        }
+        let console = vm
+            .take_console()
+            .map(|stream| tokio::spawn(copy_to_log(stream, self.log.clone(), Source::Console)));
+        let messages = vm
+            .take_log()
+            .map(|lines| tokio::spawn(note_lines(lines, self.log.clone())));
+        let agent = vm
+            .take_agent()
+            .ok_or_else(|| Failure::new(Class::Failed, "the hypervisor gave no channel to the agent"))?;
+        Ok(Running {
+            vm,
+            session: Session::start(agent),
+            rootfs: backed.rootfs,
+            console,
+            _ports: backed.ports,
+            _hypervisor_log: messages.map(AbortOnDrop),
+        })
+    }
+}
+
+fn create_upper(path: PathBuf, bytes: u64) -> Result<bool, Failure> {
+    zmachine_rootfs::create_upper(&path, bytes).map_err(|e| Failure::from_error(Class::Failed, &e))?;
+    Ok(true)
+}
+
+async fn copy_to_log(mut stream: impl AsyncRead + Unpin, log: SharedLog, source: Source) {
+    let mut buffer = vec![0; 8 * 1024];
+    while let Ok(n) = stream.read(&mut buffer).await {
+        if n == 0 {
+            break;
+        }
+        log.write(source, &buffer[..n], Timestamp::now());
+    }
+}
+
+async fn note_lines(mut lines: LogLines, log: SharedLog) {
+    while let Some(line) = lines.recv().await {
+        log.note(Source::Hypervisor, &line);
+    }
+}

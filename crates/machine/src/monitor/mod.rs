@@ -1,0 +1,123 @@
+//! The monitor: one process per running machine, which owns all of it.
+//!
+//! ```text
+//! lock ─> journal undone (if a run crashed) ─> starting ─> launch ─> running ─> event loop ─> teardown ─> stopped
+//!           launch:  run folder, network, rootfs server, disk | hypervisor | agent configured | entrypoint started
+//! ```
+//! # Invariants
+//! It holds `machines/<id>/lock` for its whole life. One task, [`Monitor::run`], writes `state.json`. Every resource is
+//! claimed in the journal before it is made; teardown undoes the journal in reverse, whatever happened. Its children die
+//! with it. It has one thread (but for making the disk), closes what it inherits, and leads a session of its own.
+
+mod agent_start;
+mod entry;
+mod launch;
+mod rootfs_child;
+mod run;
+mod server;
+mod session;
+
+use std::os::fd::OwnedFd;
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+use zmachine_agent_protocol::ExitStatus;
+
+use self::session::SessionError;
+use crate::control::{Reply, Report, Request};
+use crate::failure::Failure;
+use crate::home::Home;
+use crate::log::{LogWriter, Source};
+
+/// What a monitor is started with.
+#[derive(Debug)]
+pub struct MonitorArgs {
+    /// The state it works on.
+    pub home: Home,
+    /// The machine.
+    pub id: String,
+    /// Where [`Report`] lines go.
+    pub report: OwnedFd,
+    /// The entrypoint starts only when the starting client is attached.
+    pub wait_for_owner: bool,
+    /// See [`crate::killpoint`].
+    pub abort_at: Option<u32>,
+}
+
+/// Runs one machine from start to end.
+///
+/// # Errors
+/// When the machine could not be started; the failure is in its state, and reported, as well.
+pub fn run(args: MonitorArgs) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run::Monitor::run(args))
+}
+
+/// What reaches the monitor's loop from its other tasks.
+#[derive(Debug)]
+enum Event {
+    /// A command of a client, and where its answer goes.
+    Command(Request, oneshot::Sender<Reply>),
+    /// The entrypoint ended, or the channel to it did.
+    EntryEnded(Result<ExitStatus, SessionError>),
+}
+
+/// The log, shared by the tasks of the monitor.
+#[derive(Debug, Clone)]
+struct SharedLog(Arc<Mutex<LogWriter>>);
+
+impl SharedLog {
+    fn new(writer: LogWriter) -> SharedLog {
+        SharedLog(Arc::new(Mutex::new(writer)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LogWriter> {
+        // A panic while writing leaves at worst half an entry, which readers pass over.
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Appends bytes of a source. A full disk must not stop the machine, so the bytes are dropped then.
+    fn write(&self, source: Source, bytes: &[u8], at: Timestamp) {
+        let _ = self.lock().write(source, bytes, at);
+    }
+
+    /// Appends one line of ours.
+    fn note(&self, source: Source, line: &str) {
+        self.lock().note(source, line);
+    }
+}
+
+/// Where the roles find QEMU, nft and mkfs, whatever the user's own environment is.
+const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// This very program in another role, even when its file was replaced since it was started.
+pub(crate) fn own_program(role: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(role).env_clear().env("PATH", SEARCH_PATH).current_dir("/");
+    command
+}
+
+/// The pipe to the command that started us.
+#[derive(Debug)]
+struct ReportPipe(Option<std::fs::File>);
+
+impl ReportPipe {
+    fn new(fd: OwnedFd) -> ReportPipe {
+        ReportPipe(Some(fd.into()))
+    }
+
+    /// Writes a line. The starter may be gone; that is its right.
+    fn send(&mut self, report: &Report) {
+        use std::io::Write;
+        if let (Some(pipe), Ok(mut line)) = (&mut self.0, serde_json::to_vec(report)) {
+            line.push(b'\n');
+            let _ = pipe.write_all(&line);
+        }
+    }
+
+    fn close(&mut self) {
+        self.0 = None;
+    }
+}

@@ -1,0 +1,125 @@
+//! The rootfs server of a machine: a child process that serves the image's blocks as a disk.
+//!
+//! The listening socket belongs to the monitor and is inherited, so a server that dies is started again on the same
+//! socket, and the hypervisor reconnects to it: the guest sees a pause, no error.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
+
+use crate::failure::{Class, Failure};
+use crate::plan;
+
+/// What the server is started with.
+#[derive(Debug)]
+pub(super) struct RootfsServer {
+    listener: UnixListener,
+    image: PathBuf,
+    blocks: PathBuf,
+    stores: Vec<String>,
+    child: Child,
+    events: Lines<BufReader<UnixStream>>,
+}
+
+impl RootfsServer {
+    /// Binds `socket` and starts the server on it.
+    ///
+    /// # Errors
+    /// When the socket can not be bound or the process not started.
+    pub(super) fn start(
+        socket: &Path,
+        image: PathBuf,
+        blocks: PathBuf,
+        stores: Vec<String>,
+    ) -> Result<RootfsServer, Failure> {
+        let bound = UnixListener::bind(socket);
+        let listener =
+            bound.map_err(|e| Failure::from(e).context(format!("can not listen on {}", socket.display())))?;
+        let (child, events) = spawn(&listener, &image, &blocks, &stores).map_err(not_started)?;
+        Ok(RootfsServer {
+            listener,
+            image,
+            blocks,
+            stores,
+            child,
+            events,
+        })
+    }
+
+    /// Starts a new server in place of one that ended.
+    ///
+    /// # Errors
+    /// When the process can not be started.
+    pub(super) fn restart(&mut self) -> Result<(), Failure> {
+        (self.child, self.events) =
+            spawn(&self.listener, &self.image, &self.blocks, &self.stores).map_err(not_started)?;
+        Ok(())
+    }
+
+    /// Which process it is; `None` when it has ended.
+    pub(super) fn id(&self) -> Option<ProcessId> {
+        self.child.id().and_then(ProcessId::of)
+    }
+
+    /// The next line of its events; `Err` with how it ended when there are no more. Dropping the future loses nothing.
+    pub(super) async fn next_event(&mut self) -> Result<String, String> {
+        if let Ok(Some(line)) = self.events.next_line().await {
+            return Ok(line);
+        }
+        Err(match self.child.wait().await {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        })
+    }
+
+    /// Ends it.
+    pub(super) async fn kill(mut self) {
+        let _ = self.child.kill().await;
+    }
+}
+
+fn not_started(error: io::Error) -> Failure {
+    Failure::from_error(Class::Failed, &error).context("can not start the rootfs server")
+}
+
+fn spawn(
+    listener: &UnixListener,
+    image: &Path,
+    blocks: &Path,
+    stores: &[String],
+) -> io::Result<(Child, Lines<BufReader<UnixStream>>)> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let theirs = OwnedFd::from(theirs);
+    let mut command = super::own_program("rootfs");
+    command.arg("--image-dir").arg(image).arg("--blocks-dir").arg(blocks);
+    command.args(["--serial", plan::ROOT_SERIAL, "--queues", "1"]);
+    command.arg("--listener-fd").arg(listener.as_raw_fd().to_string());
+    command.arg("--events-fd").arg(theirs.as_raw_fd().to_string());
+    for store in stores {
+        command.arg("--store").arg(store);
+    }
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(theirs.try_clone()?);
+    prepare_child(
+        &mut command,
+        ChildSetup {
+            keep: vec![listener.as_raw_fd(), theirs.as_raw_fd()],
+            die_with_parent: true,
+            new_session: false,
+        },
+    );
+    command.arg0("zmachine");
+    let child = Command::from(command).kill_on_drop(true).spawn()?;
+    Ok((child, BufReader::new(UnixStream::from_std(ours)?).lines()))
+}

@@ -1,0 +1,159 @@
+//! The control socket's server: one task per connection.
+//!
+//! `attach` and `exec` are carried out here, beside the monitor's own loop, since they only move bytes. Everything that
+//! changes the machine goes to the loop as an [`Event`].
+
+use std::sync::Arc;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use zmachine_agent_protocol::{self as protocol, AgentError, ErrorKind, Frame, Process};
+
+use super::Event;
+use super::entry::{Client, Entry, client_queue};
+use super::session::{AgentStream, FrameReader, FrameWriter, Session};
+use crate::control::{Reply, Request};
+use crate::failure::{Class, Failure};
+
+/// What connections need.
+#[derive(Debug, Clone)]
+pub(super) struct Shared {
+    /// The entrypoint's hub.
+    pub(super) entry: Entry,
+    /// The session with the agent, once the entrypoint runs.
+    pub(super) session: watch::Receiver<Option<Session>>,
+    /// The monitor's loop.
+    pub(super) events: mpsc::Sender<Event>,
+    /// The environment that an exec starts from.
+    pub(super) env: Arc<Vec<(String, String)>>,
+}
+
+/// Accepts connections until the task is aborted.
+pub(super) async fn serve(listener: UnixListener, shared: Shared) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(connection(stream, shared.clone()))),
+            // Out of descriptors, most likely: give those that are in use time to end.
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn connection(stream: UnixStream, shared: Shared) {
+    let (read, write) = stream.into_split();
+    let mut reader = FrameReader::new(read);
+    let mut writer = FrameWriter(write);
+    let Ok(Some(frame)) = reader.next().await else { return };
+    let request = match frame.parse::<Request>() {
+        Ok(request) => request,
+        Err(error) => {
+            let failure = Failure::from_error(Class::Usage, &error).context("the monitor does not know this request");
+            let _ = writer.send(&Frame::message(&Reply::Failed(failure))).await;
+            return;
+        }
+    };
+    match request {
+        Request::Attach { stdin, owner } => attach(reader, writer, shared.entry, stdin, owner).await,
+        Request::Exec(process) => exec(reader, writer, shared, process).await,
+        command => {
+            let (answer, reply) = oneshot::channel();
+            let sent = shared.events.send(Event::Command(command, answer)).await;
+            let reply = match sent {
+                Ok(()) => reply.await.unwrap_or_else(|_| Reply::Failed(ended())),
+                Err(_) => Reply::Failed(ended()),
+            };
+            let _ = writer.send(&Frame::message(&reply)).await;
+        }
+    }
+}
+
+fn ended() -> Failure {
+    Failure::new(Class::Conflict, "the machine has ended")
+}
+
+type Reader = FrameReader<tokio::net::unix::OwnedReadHalf>;
+type Writer = FrameWriter<tokio::net::unix::OwnedWriteHalf>;
+
+async fn attach(mut reader: Reader, mut writer: Writer, entry: Entry, stdin: bool, owner: bool) {
+    let (frames, mut queue) = client_queue();
+    entry.attach(Client { frames, owner }).await;
+    let input = async {
+        while let Ok(Some(frame)) = reader.next().await {
+            if stdin || matches!(frame, Frame::Message(_)) {
+                entry.input(frame).await;
+            }
+        }
+        if stdin && owner {
+            // As with docker's `-i`: when the client that opened the input goes, the input ends.
+            entry.input(Frame::StdinEof).await;
+        }
+    };
+    let output = async {
+        while let Some(frame) = queue.recv().await {
+            if writer.send(&frame).await.is_err() {
+                break;
+            }
+        }
+        writer.close().await;
+    };
+    // A client may close its sending side and go on reading; when it can not be written to, it is gone.
+    tokio::select! {
+        () = output => {}
+        () = async { input.await; std::future::pending::<()>().await } => {}
+    }
+}
+
+async fn exec(mut reader: Reader, mut writer: Writer, shared: Shared, mut process: Process) {
+    let mut env = shared.env.as_ref().clone();
+    for (key, value) in std::mem::take(&mut process.env) {
+        match env.iter_mut().find(|(k, _)| *k == key) {
+            Some(entry) => entry.1 = value,
+            None => env.push((key, value)),
+        }
+    }
+    process.env = env;
+    let session = shared.session.borrow().clone();
+    let opened = match session {
+        Some(session) => session
+            .open(&protocol::Request::Exec(process))
+            .await
+            .map_err(|e| e.to_string()),
+        None => Err("the machine is not running yet".to_owned()),
+    };
+    let AgentStream {
+        reader: mut from_guest,
+        writer: mut to_guest,
+    } = match opened {
+        Ok(stream) => stream,
+        Err(message) => {
+            let error = AgentError {
+                kind: ErrorKind::Internal,
+                message,
+            };
+            let _ = writer.send(&Frame::message(&protocol::Reply::Error(error))).await;
+            return;
+        }
+    };
+    let input = async {
+        while let Ok(Some(frame)) = reader.next().await {
+            if to_guest.send(&frame).await.is_err() {
+                break;
+            }
+        }
+        // The client is gone: the end of the stream tells the agent.
+        to_guest.close().await;
+    };
+    let output = async {
+        while let Ok(Some(frame)) = from_guest.next().await {
+            if writer.send(&frame).await.is_err() {
+                break;
+            }
+        }
+        let _ = writer.0.shutdown().await;
+    };
+    tokio::select! {
+        () = output => {}
+        () = async { input.await; std::future::pending::<()>().await } => {}
+    }
+}

@@ -1,0 +1,218 @@
+//! What the user asked for: one machine, as a value. Written once, at creation; a start never changes it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Class, Failure};
+
+/// Version of `spec.json`.
+pub const SPEC_VERSION: u32 = 1;
+
+/// Memory a machine gets when nothing else is said, in bytes.
+pub const DEFAULT_MEMORY: u64 = 512 << 20;
+
+/// Time between the stop signal and SIGKILL when nothing else is said, in seconds.
+pub const DEFAULT_STOP_TIMEOUT_S: u64 = 10;
+
+/// One machine as its user wants it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineSpec {
+    /// [`SPEC_VERSION`].
+    pub version: u32,
+    /// Unique among the machines of one home.
+    pub name: String,
+    /// The flist as the user named it; a path is absolute.
+    pub flist: String,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// Wanted size of the writable root in bytes; 0 leaves it to the rule of [`crate::plan::root_size`].
+    pub size_bytes: u64,
+    /// Environment, over the image's; later entries win.
+    pub env: Vec<(String, String)>,
+    /// Program and first arguments, in place of the image's.
+    pub entrypoint: Option<Vec<String>>,
+    /// Arguments after the entrypoint; with neither entrypoint nor image entrypoint, the command itself.
+    pub command: Vec<String>,
+    /// Working directory, in place of the image's.
+    pub workdir: Option<String>,
+    /// `user[:group]`, names or numbers.
+    pub user: Option<String>,
+    /// Host name; the machine's name when `None`.
+    pub hostname: Option<String>,
+    /// Networks it joins, in order; empty is none.
+    pub networks: Vec<String>,
+    /// Published ports, as `-p` takes them.
+    pub publish: Vec<String>,
+    /// Name servers in place of the host's.
+    pub dns: Vec<String>,
+    /// The entrypoint gets a terminal.
+    pub terminal: bool,
+    /// The entrypoint's standard input stays open for attached clients.
+    pub stdin: bool,
+    /// Removed when it stops.
+    pub auto_remove: bool,
+    /// The root is not writable.
+    pub read_only: bool,
+    /// Name of the guest kernel; the default one when `None`.
+    pub kernel: Option<String>,
+    /// `auto`, `kvm` or `tcg`.
+    pub accel: String,
+    /// Signal that asks the entrypoint to stop (`SIGTERM`).
+    pub stop_signal: String,
+    /// Seconds between that signal and SIGKILL.
+    pub stop_timeout_s: u64,
+    /// Block stores in place of the flist's routes.
+    pub stores: Vec<String>,
+    /// The user's own words.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl MachineSpec {
+    /// A machine with every default.
+    pub fn new(name: impl Into<String>, flist: impl Into<String>) -> MachineSpec {
+        MachineSpec {
+            version: SPEC_VERSION,
+            name: name.into(),
+            flist: flist.into(),
+            cpus: 1,
+            memory_bytes: DEFAULT_MEMORY,
+            size_bytes: 0,
+            env: Vec::new(),
+            entrypoint: None,
+            command: Vec::new(),
+            workdir: None,
+            user: None,
+            hostname: None,
+            networks: vec!["default".to_owned()],
+            publish: Vec::new(),
+            dns: Vec::new(),
+            terminal: false,
+            stdin: false,
+            auto_remove: false,
+            read_only: false,
+            kernel: None,
+            accel: "auto".to_owned(),
+            stop_signal: "SIGTERM".to_owned(),
+            stop_timeout_s: DEFAULT_STOP_TIMEOUT_S,
+            stores: Vec::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    /// Where the spec of a machine is, in the machine's folder.
+    pub fn path(machine: &std::path::Path) -> PathBuf {
+        machine.join("spec.json")
+    }
+}
+
+/// Checks a machine's name: letters, digits, `_`, `.`, `-`; starts with a letter or digit; at most 63 bytes.
+///
+/// # Errors
+/// [`Class::Usage`] that says which rule is broken.
+pub fn check_name(name: &str) -> Result<(), Failure> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    if first && name.len() <= 63 && name.chars().all(legal) {
+        return Ok(());
+    }
+    Err(
+        Failure::new(Class::Usage, format!("'{name}' can not be a machine's name"))
+            .hint("use letters, digits, '_', '.' and '-', starting with a letter or digit, at most 63 characters"),
+    )
+}
+
+/// Reads a signal as `kill` does: a number, or a name with or without `SIG`.
+///
+/// # Errors
+/// [`Class::Usage`] when there is no such signal.
+pub fn parse_signal(text: &str) -> Result<i32, Failure> {
+    const NAMES: [(&str, i32); 22] = [
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("ILL", 4),
+        ("TRAP", 5),
+        ("ABRT", 6),
+        ("BUS", 7),
+        ("FPE", 8),
+        ("KILL", 9),
+        ("USR1", 10),
+        ("SEGV", 11),
+        ("USR2", 12),
+        ("PIPE", 13),
+        ("ALRM", 14),
+        ("TERM", 15),
+        ("CHLD", 17),
+        ("CONT", 18),
+        ("STOP", 19),
+        ("TSTP", 20),
+        ("WINCH", 28),
+        ("IO", 29),
+        ("PWR", 30),
+    ];
+    let upper = text.to_ascii_uppercase();
+    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some((_, number)) = NAMES.iter().find(|(name, _)| *name == bare) {
+        return Ok(*number);
+    }
+    // Real-time signals as the guest's libc counts them: SIGRTMIN is 34 (systemd's stop signal is SIGRTMIN+3).
+    let realtime = bare.strip_prefix("RTMIN").map(|rest| {
+        if rest.is_empty() {
+            Some(0)
+        } else {
+            rest.strip_prefix('+')?.parse().ok()
+        }
+    });
+    let number = match realtime {
+        Some(offset) => offset.map(|n: i32| 34 + n),
+        None => bare.parse::<i32>().ok(),
+    };
+    number.filter(|n| (1..=64).contains(n)).ok_or_else(|| {
+        Failure::new(Class::Usage, format!("'{text}' is not a signal"))
+            .hint("use a name such as SIGTERM, or a number from 1 to 64")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_spec_has_its_golden_form() {
+        let mut spec = MachineSpec::new("web", "/images/web.fl");
+        spec.env.push(("A".into(), "b".into()));
+        let text = serde_json::to_string(&spec).unwrap();
+        let golden = include_str!("../tests/golden/spec-v1.json").trim();
+        assert_eq!(text, golden);
+        assert_eq!(serde_json::from_str::<MachineSpec>(golden).unwrap(), spec);
+    }
+
+    #[test]
+    fn names_that_could_be_paths_or_flags_are_refused() {
+        for bad in ["", "-a", ".a", "a/b", "a b", "ä", &"a".repeat(64)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+        check_name("web-1.prod_x").unwrap();
+    }
+
+    #[test]
+    fn signals_are_read_by_name_and_number() {
+        for (text, number) in [
+            ("TERM", 15),
+            ("sigkill", 9),
+            ("2", 2),
+            ("SIGRTMIN+3", 37),
+            ("RTMIN", 34),
+        ] {
+            assert_eq!(parse_signal(text).unwrap(), number);
+        }
+        for bad in ["", "SIGFOO", "0", "65", "RTMIN+99", "RTMIN-1"] {
+            assert!(parse_signal(bad).is_err(), "{bad}");
+        }
+    }
+}

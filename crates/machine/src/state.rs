@@ -1,0 +1,268 @@
+//! The state of a machine: its phase and the facts of its last run. One task of the monitor writes it.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use zmachine_agent_protocol::ExitStatus;
+use zmachine_sys::process::ProcessId;
+
+use crate::failure::Failure;
+
+/// Version of `state.json`.
+pub const STATE_VERSION: u32 = 1;
+
+/// Where a machine is in its life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+pub enum Phase {
+    /// Made, never started.
+    Created,
+    /// Its monitor is bringing it up.
+    Starting,
+    /// Its entrypoint runs.
+    Running,
+    /// Its CPUs are halted.
+    Paused,
+    /// It was asked to end.
+    Stopping,
+    /// Its last run ended.
+    Stopped {
+        /// How.
+        exit: Exit,
+    },
+    /// Its last run could not start, or ended in a way nobody asked for.
+    Failed {
+        /// What it was doing.
+        step: String,
+        /// What went wrong.
+        failure: Failure,
+    },
+}
+
+impl Phase {
+    /// Whether a monitor must be alive in this phase.
+    pub fn is_active(&self) -> bool {
+        matches!(self, Phase::Starting | Phase::Running | Phase::Paused | Phase::Stopping)
+    }
+
+    /// The phase in one word, as listings show it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Phase::Created => "created",
+            Phase::Starting => "starting",
+            Phase::Running => "running",
+            Phase::Paused => "paused",
+            Phase::Stopping => "stopping",
+            Phase::Stopped { .. } => "stopped",
+            Phase::Failed { .. } => "failed",
+        }
+    }
+
+    /// Whether the life of a machine may go from here to `next`.
+    pub fn may_become(&self, next: &Phase) -> bool {
+        use Phase::{Created, Failed, Paused, Running, Starting, Stopped, Stopping};
+        matches!(
+            (self, next),
+            (Created | Stopped { .. } | Failed { .. }, Starting)
+                | (Starting, Running | Stopping | Stopped { .. } | Failed { .. })
+                | (Running, Paused | Stopping | Stopped { .. } | Failed { .. })
+                | (Paused, Running | Stopping | Stopped { .. } | Failed { .. })
+                | (Stopping, Stopped { .. } | Failed { .. })
+        )
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    /// The entrypoint returned this code.
+    Code(u8),
+    /// The entrypoint was ended by this Linux signal.
+    Signal(i32),
+    /// The machine was killed: its entrypoint had no say.
+    Killed,
+    /// The guest powered off or reset by itself, without word from its entrypoint.
+    PoweredOff,
+}
+
+impl Exit {
+    /// The status that `run` and `wait` show.
+    pub fn shell_code(self) -> u8 {
+        match self {
+            Exit::Code(code) => code,
+            Exit::Signal(signal) => ExitStatus::Signal(signal).shell_code(),
+            Exit::Killed => 137,
+            Exit::PoweredOff => 0,
+        }
+    }
+}
+
+impl From<ExitStatus> for Exit {
+    fn from(status: ExitStatus) -> Exit {
+        match status {
+            ExitStatus::Code(code) => Exit::Code(code),
+            ExitStatus::Signal(signal) => Exit::Signal(signal),
+        }
+    }
+}
+
+/// What the rootfs server of the current or last run fetched and served; the numbers of its statistics lines.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RootfsCounters {
+    /// Requests of the guest that were answered.
+    pub requests: u64,
+    /// Those answered with an error.
+    pub request_errors: u64,
+    /// Bytes given to the guest.
+    pub bytes_read: u64,
+    /// Blocks that came from a store.
+    pub blocks_fetched: u64,
+    /// Their bytes as stored (compressed).
+    pub bytes_fetched_stored: u64,
+    /// Their plain bytes.
+    pub bytes_fetched: u64,
+    /// Blocks that no store delivered.
+    pub blocks_failed: u64,
+}
+
+/// Everything in `state.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// [`STATE_VERSION`].
+    pub version: u32,
+    /// Where it is.
+    #[serde(flatten)]
+    pub phase: Phase,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When its last start began.
+    pub started_at: Option<Timestamp>,
+    /// When its entrypoint began to run.
+    pub ready_at: Option<Timestamp>,
+    /// When its last run ended.
+    pub finished_at: Option<Timestamp>,
+    /// Its addresses on its networks, from creation to removal.
+    pub addresses: Vec<IpAddr>,
+    /// How often it was started.
+    pub starts: u64,
+    /// The host's boot in which the last start happened.
+    pub boot_id: String,
+    /// The monitor of the last run.
+    pub monitor: Option<ProcessId>,
+    /// The hypervisor of the current run.
+    pub hypervisor: Option<ProcessId>,
+    /// The rootfs server of the current run.
+    pub rootfs: Option<ProcessId>,
+    /// What the rootfs server did.
+    pub rootfs_counters: RootfsCounters,
+    /// Release of the guest kernel that last ran.
+    pub guest_kernel: Option<String>,
+    /// What happened and did not end the run, newest last; at most [`State::MAX_WARNINGS`].
+    pub warnings: Vec<String>,
+}
+
+impl State {
+    /// How many warnings are kept.
+    pub const MAX_WARNINGS: usize = 32;
+
+    /// The state of a new machine.
+    pub fn created(at: Timestamp, addresses: Vec<IpAddr>) -> State {
+        State {
+            version: STATE_VERSION,
+            phase: Phase::Created,
+            created_at: at,
+            started_at: None,
+            ready_at: None,
+            finished_at: None,
+            addresses,
+            starts: 0,
+            boot_id: String::new(),
+            monitor: None,
+            hypervisor: None,
+            rootfs: None,
+            rootfs_counters: RootfsCounters::default(),
+            guest_kernel: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// The state when a start begins.
+    pub fn starting(mut self, at: Timestamp, boot_id: String, monitor: ProcessId) -> State {
+        self.phase = Phase::Starting;
+        self.started_at = Some(at);
+        self.ready_at = None;
+        self.finished_at = None;
+        self.starts += 1;
+        self.boot_id = boot_id;
+        self.monitor = Some(monitor);
+        self.hypervisor = None;
+        self.rootfs = None;
+        self.rootfs_counters = RootfsCounters::default();
+        self.warnings.clear();
+        self
+    }
+
+    /// Goes to `next`; `false` and no change when a machine's life does not go that way.
+    pub fn advance(&mut self, next: Phase, at: Timestamp) -> bool {
+        if !self.phase.may_become(&next) {
+            return false;
+        }
+        match next {
+            Phase::Running if self.ready_at.is_none() => self.ready_at = Some(at),
+            Phase::Stopped { .. } | Phase::Failed { .. } => {
+                self.finished_at = Some(at);
+                self.hypervisor = None;
+                self.rootfs = None;
+            }
+            _ => {}
+        }
+        self.phase = next;
+        true
+    }
+
+    /// Remembers a warning.
+    pub fn warn(&mut self, text: String) {
+        if self.warnings.len() == State::MAX_WARNINGS {
+            self.warnings.remove(0);
+        }
+        self.warnings.push(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn the_state_has_its_golden_form() {
+        let mut state =
+            State::created(time(0), vec![]).starting(time(1), "boot".into(), ProcessId { pid: 7, start_ticks: 9 });
+        assert!(state.advance(Phase::Running, time(2)));
+        assert!(state.advance(Phase::Stopped { exit: Exit::Code(3) }, time(3)));
+        let golden = include_str!("../tests/golden/state-v1.json").trim();
+        assert_eq!(serde_json::to_string(&state).unwrap(), golden);
+        assert_eq!(serde_json::from_str::<State>(golden).unwrap(), state);
+    }
+
+    #[test]
+    fn a_stopped_machine_does_not_run_without_a_start() {
+        let mut state = State::created(time(0), vec![]);
+        assert!(!state.advance(Phase::Running, time(1)));
+        assert_eq!(state.phase, Phase::Created);
+    }
+
+    #[test]
+    fn warnings_are_bounded_and_the_newest_stay() {
+        let mut state = State::created(time(0), vec![]);
+        (0..100).for_each(|n| state.warn(n.to_string()));
+        assert_eq!(state.warnings.len(), State::MAX_WARNINGS);
+        assert_eq!(state.warnings.last().unwrap(), "99");
+    }
+}
