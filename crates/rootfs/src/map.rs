@@ -278,3 +278,85 @@ impl ExtentMap {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::erofs::layout;
+    use zmachine_flist::{Metadata, Node, NodeId, NodeKind, Tree, TreeBuilder};
+
+    /// A tree of one-block files; digests of `digest_len` bytes.
+    fn tree(files: u64, digest_len: usize) -> Tree {
+        let mut tree = TreeBuilder::new(Metadata::default());
+        for number in 0..files {
+            let mut bytes = [7; 32];
+            bytes[..8].copy_from_slice(&number.to_le_bytes());
+            let digest = Digest::from_bytes(&bytes[..digest_len]).unwrap();
+            let len = 1 + (number * 3001 % 20_000) as u32;
+            let block = BlockRef {
+                id: BlockId(digest),
+                key: BlockKey(digest),
+                len,
+            };
+            let kind = NodeKind::Regular {
+                size: len.into(),
+                blocks: vec![block],
+            };
+            let metadata = Metadata::default();
+            tree.add(NodeId::ROOT, number.to_string().into(), Node { metadata, kind })
+                .unwrap();
+        }
+        tree.finish().unwrap()
+    }
+
+    fn written(tree: &Tree, dir: &Path) -> (PathBuf, Vec<Extent>) {
+        let image = layout(tree, [0; 16]).unwrap();
+        let mut bytes = Vec::new();
+        write_map(&image, &mut bytes).unwrap();
+        let path = dir.join("root.map");
+        std::fs::write(&path, bytes).unwrap();
+        (path, image.extents().to_vec())
+    }
+
+    #[test]
+    fn every_block_of_the_device_leads_to_its_extent() {
+        for (files, digest_len) in [(0, 32), (1, 32), (56, 32), (57, 32), (500, 32), (500, 16)] {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, extents) = written(&tree(files, digest_len), dir.path());
+            let map = ExtentMap::open(&path).unwrap();
+            for extent in &extents {
+                for block in extent.start..extent.start + extent.device_blocks() {
+                    assert_eq!(map.lookup(block).unwrap(), Some(*extent));
+                }
+            }
+            let (metadata, end) = (map.metadata_bytes() / BLOCK_SIZE, map.device_bytes() / BLOCK_SIZE);
+            for outside in [0, metadata - 1, end, u64::from(u32::MAX)] {
+                assert_eq!(map.lookup(outside as u32).unwrap(), None, "{outside} of {files}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_byte_or_a_cut_end_is_noticed_and_never_a_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, extents) = written(&tree(200, 32), dir.path());
+        let good = std::fs::read(&path).unwrap();
+        let reads_all = || {
+            let map = ExtentMap::open(&path)?;
+            extents
+                .iter()
+                .try_for_each(|extent| map.lookup(extent.start).map(|_| ()))
+        };
+        reads_all().unwrap();
+        for at in (0..good.len()).step_by(97) {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            std::fs::write(&path, bad).unwrap();
+            assert!(reads_all().is_err(), "byte {at}");
+        }
+        for len in [0, 100, 4096, good.len() - 1] {
+            std::fs::write(&path, &good[..len]).unwrap();
+            assert!(reads_all().is_err(), "length {len}");
+        }
+    }
+}

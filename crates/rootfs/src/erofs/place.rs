@@ -125,11 +125,12 @@ impl<'t> Pass<'t> {
                     directory::format(last_used),
                 )
             }
-            NodeKind::Symlink(target) => match target.len() {
-                len @ (0 | 4096..) => return Err(LayoutError::TargetLength { path: path(), len }),
-                len if len > INLINE_MAX => (len as u64, Format::Plain),
-                len => (len as u64, Format::Inline(len as u16)),
-            },
+            NodeKind::Symlink(target) if target.is_empty() || target.len() > TARGET_MAX => {
+                let len = target.len();
+                return Err(LayoutError::TargetLength { path: path(), len });
+            }
+            NodeKind::Symlink(target) if target.len() > INLINE_MAX => (target.len() as u64, Format::Plain),
+            NodeKind::Symlink(target) => (target.len() as u64, Format::Inline(target.len() as u16)),
             NodeKind::Regular { size, blocks } => (*size, chunk_format(*size, blocks, path)?),
             NodeKind::CharDevice { major, minor } | NodeKind::BlockDevice { major, minor } => {
                 if *major >= 1 << 12 || *minor >= 1 << 20 {
@@ -251,5 +252,3 @@ fn chunk_format(size: u64, blocks: &[BlockRef], path: impl Fn() -> PathBuf) -> R
     }
     Ok(Format::Chunks(first.len.ilog2() as u8))
 }
-
-const _: () = assert!(TARGET_MAX == 4095);

@@ -117,7 +117,7 @@ fn read(device: &Device, sector: u64, request: &Request<'_>, pinned: &Pinned) ->
     let len = request.data_len();
     let end = sector.checked_add(len / 512);
     let is_inside = end.is_some_and(|end| end <= device.disk.capacity_sectors());
-    if len == 0 || len % 512 != 0 || len > BYTES_MAX || !is_inside {
+    if len == 0 || !len.is_multiple_of(512) || len > BYTES_MAX || !is_inside {
         return Outcome::Failed;
     }
     device.disk.read_local(sector * 512, &request.data, pinned)

@@ -1,0 +1,155 @@
+//! The server under a real guest: QEMU boots a kernel that mounts the lazy disk and reads it.
+
+#[path = "support/guest.rs"]
+mod guest;
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use guest::{Guest, Kernel, Server};
+use support::{Blocks, builder, directory, flist, metadata, node, noise, stored_path};
+use zmachine_flist::{BlockRef, Flist, NodeId, NodeKind};
+use zmachine_rootfs::{files_of_block, prepare};
+
+/// Guests run one after another: each would starve the others.
+static ONE_GUEST: Mutex<()> = Mutex::new(());
+
+/// An image of `files` files of 1 MB with a file `sums` of their checksums, its blocks in a store, all below `dir`.
+fn image(dir: &Path, files: u64) -> (Flist, Blocks) {
+    let (mut tree, mut blocks) = (builder(), Blocks::default());
+    let data = tree.add(NodeId::ROOT, b"data".to_vec(), directory()).unwrap();
+    let mut sums = String::new();
+    for number in 0..files {
+        let content = noise(number + 1, 1_000_000 + number as usize);
+        let kind = blocks.regular(&content);
+        tree.add(data, format!("file{number}").into_bytes(), node(0o644, kind))
+            .unwrap();
+        sums += &format!("{}  /mnt/data/file{number}\n", checksum(dir, &content));
+    }
+    let kind = blocks.regular(sums.as_bytes());
+    tree.add(NodeId::ROOT, b"sums".to_vec(), node(0o644, kind)).unwrap();
+    let lonely = blocks.regular(b"a block that nobody else has\n");
+    tree.add(NodeId::ROOT, b"lonely".to_vec(), node(0o644, lonely)).unwrap();
+    let store = dir.join("store");
+    blocks.store_in(&store);
+    let flist = flist(tree.finish().unwrap(), &store);
+    fs::create_dir(dir.join("image")).unwrap();
+    prepare(&dir.join("image"), "test", &flist).unwrap();
+    (flist, blocks)
+}
+
+fn checksum(dir: &Path, content: &[u8]) -> String {
+    let path = dir.join("content");
+    fs::write(&path, content).unwrap();
+    let output = std::process::Command::new("md5sum").arg(path).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()[..32].to_owned()
+}
+
+#[test]
+fn a_guest_reads_every_file_lazily_and_a_killed_server_is_not_noticed() {
+    let Some(kernel) = Kernel::find() else { return };
+    let _one = ONE_GUEST.lock().unwrap_or_else(|e| e.into_inner());
+    let dir = tempfile::tempdir().unwrap();
+    let files = 60;
+    image(dir.path(), files);
+    let mut server = Server::start(dir.path(), &dir.path().join("image"), 1);
+    let mut guest = Guest::boot(&kernel, dir.path(), &server, 1);
+
+    assert!(
+        guest
+            .run("cat /sys/block/vda/serial /sys/block/vda/ro")
+            .starts_with("root-disk1")
+    );
+    let answer = guest.run("ls /mnt/data | wc -l");
+    assert!(answer.contains(&files.to_string()), "{answer}");
+    std::thread::sleep(Duration::from_millis(1100));
+    let events = server.events();
+    let of_stats = || events.lines().filter(|line| line.contains("stats"));
+    assert!(
+        of_stats().count() > 0 && of_stats().all(|line| line.contains("\"blocks_fetched\":0,")),
+        "{events}"
+    );
+
+    let check = "md5sum -c /mnt/sums > /sums.out; grep -c OK /sums.out";
+    for round in 0..3 {
+        guest.send(&format!("echo 3 > /proc/sys/vm/drop_caches; {check}"));
+        for _ in 0..round {
+            std::thread::sleep(Duration::from_millis(700));
+            println!("before kill -9: {}", server.memory());
+            server.kill_and_restart();
+        }
+        let answer = guest.answer();
+        assert!(
+            answer.starts_with(&files.to_string()),
+            "round {round}: {answer}; {}",
+            server.events()
+        );
+    }
+    println!("in use: {}", server.memory());
+    std::thread::sleep(Duration::from_millis(1100));
+    println!("{}", server.events());
+}
+
+#[test]
+fn a_missing_block_is_an_error_of_its_file_alone_and_passes() {
+    let Some(kernel) = Kernel::find() else { return };
+    let _one = ONE_GUEST.lock().unwrap_or_else(|e| e.into_inner());
+    let dir = tempfile::tempdir().unwrap();
+    let (flist, _) = image(dir.path(), 3);
+    let (lonely, _) = BlockRef::seal(b"a block that nobody else has\n");
+    let stored = stored_path(&dir.path().join("store"), &lonely);
+    let away = dir.path().join("away");
+    fs::rename(&stored, &away).unwrap();
+    let server = Server::start(dir.path(), &dir.path().join("image"), 2);
+    let mut guest = Guest::boot(&kernel, dir.path(), &server, 2);
+
+    let answer = guest.run("cat /mnt/lonely");
+    assert!(answer.contains("Input/output error"), "{answer}");
+    let answer = guest.run("md5sum -c /mnt/sums | grep -c OK");
+    assert!(answer.starts_with('3'), "{answer}");
+    let events = server.events();
+    assert!(
+        events.contains("block-failed") && events.contains(&lonely.id.0.to_hex()),
+        "{events}"
+    );
+    assert_eq!(files_of_block(&flist, &lonely.id), [Path::new("/lonely")]);
+
+    fs::rename(&away, &stored).unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let answer = guest.run("cat /mnt/lonely");
+    assert!(answer.starts_with("a block that nobody else has"), "{answer}");
+    let answer = guest.run("dd if=/mnt/lonely of=/dev/vda 2>&1");
+    assert!(answer.contains("not permitted"), "{answer}");
+}
+
+#[test]
+fn preparing_twice_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (flist, _) = image(dir.path(), 1);
+    let image = dir.path().join("image");
+    let read = || ["root.erofs", "root.map", "root.json"].map(|name| fs::read(image.join(name)).unwrap());
+    let before = read();
+    prepare(&image, "test", &flist).unwrap();
+    assert!(before == read());
+    fs::remove_file(image.join("root.json")).unwrap();
+    prepare(&image, "test", &flist).unwrap();
+    assert!(before == read(), "the same image was written differently");
+    assert_eq!(fs::read_dir(&image).unwrap().count(), 3);
+}
+
+#[test]
+fn a_tree_that_has_no_representation_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tree = builder();
+    let mut odd = node(0o644, NodeKind::Fifo);
+    odd.metadata = metadata(0o644);
+    odd.metadata.xattrs = vec![(b"odd.name".to_vec(), vec![])];
+    tree.add(NodeId::ROOT, b"odd".to_vec(), odd).unwrap();
+    let flist = flist(tree.finish().unwrap(), dir.path());
+    let error = prepare(dir.path(), "test", &flist).unwrap_err();
+    assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
