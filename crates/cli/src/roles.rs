@@ -12,8 +12,15 @@ use crate::args::{MonitorRole, RootfsRole};
 /// The longest a guest waits for one block, over all routes and retries, before its read fails.
 const BLOCK_DEADLINE: Duration = Duration::from_secs(60);
 
+/// The name that `ps` and `top` show for this process; the path it was started by is `/proc/self/exe`.
+fn show_as(name: &std::ffi::CStr) {
+    // Only cosmetic: nothing depends on it.
+    let _ = rustix::thread::set_name(name);
+}
+
 /// `zmachine monitor`: one machine's own process.
 pub(crate) fn monitor(role: MonitorRole) -> Result<u8, Failure> {
+    show_as(c"zm-monitor");
     let report = fd::take_inherited(role.report_fd)
         .map_err(|e| Failure::from_error(Class::Usage, &e).context("this role is started by 'zmachine start' alone"))?;
     let home = Home::open(&role.data, &role.run)?;
@@ -29,6 +36,7 @@ pub(crate) fn monitor(role: MonitorRole) -> Result<u8, Failure> {
 
 /// `zmachine rootfs`: the server of one machine's root disk.
 pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
+    show_as(c"zm-rootfs");
     let inherited = |number| {
         fd::take_inherited(number).map_err(|e| {
             Failure::from_error(Class::Usage, &e).context("this role is started by a machine's monitor alone")

@@ -21,7 +21,8 @@ pub enum Request {
         /// This client started the machine: the entrypoint waits for it, and its output is never dropped for it.
         owner: bool,
     },
-    /// Start one more process. `env` is over the machine's own environment.
+    /// Start one more process. `env` is over the entrypoint's environment; user and working directory are the entrypoint's
+    /// when `None`.
     Exec(Process),
     /// Stop in an orderly way; answered when the machine has stopped.
     Stop {

@@ -358,7 +358,8 @@ fn vm(spec: &MachineSpec, inputs: &Inputs<'_>, writable: bool) -> VmSpec {
         name: spec.name.clone(),
         uuid: uuid(inputs.id),
         cpus: spec.cpus,
-        memory_bytes: spec.memory_bytes,
+        // Hypervisors count in MiB; nobody gets less than asked for.
+        memory_bytes: spec.memory_bytes.next_multiple_of(1 << 20),
         accel: inputs.accel,
         boot: Boot::Kernel {
             kernel: inputs.kernel.vmlinux.clone(),

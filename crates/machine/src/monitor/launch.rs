@@ -77,13 +77,13 @@ impl Monitor {
     /// From nothing to a guest whose agent can be asked.
     pub(super) async fn launch(&mut self, _inbox: &mut mpsc::Receiver<Event>) -> Result<Running, (String, Failure)> {
         let disk = self.make_writable_disk();
+        let driver =
+            in_thread(|| qemu::probe(None).map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint())));
         let resourced = self.attach_networks().await.map_err(at("network"))?;
         let backed = self.start_rootfs(resourced).map_err(at("rootfs server"))?;
-        let made = disk
-            .await
-            .unwrap_or_else(|_| Err(Failure::new(Class::Failed, "the disk's thread ended early")));
-        self.plan.boot.first_start = made.map_err(at("writable disk"))?;
-        self.boot(backed).await.map_err(at("hypervisor"))
+        self.plan.boot.first_start = joined(disk).await.map_err(at("writable disk"))?;
+        let driver = joined(driver).await.map_err(at("hypervisor"))?;
+        self.boot(&driver, backed).await.map_err(at("hypervisor"))
     }
 
     async fn attach_networks(&mut self) -> Result<Resourced, Failure> {
@@ -109,15 +109,14 @@ impl Monitor {
 
     /// Makes the writable disk when it is not there, in a thread: it takes as long as everything else before boot.
     /// Whether it is new.
-    fn make_writable_disk(&self) -> oneshot::Receiver<Result<bool, Failure>> {
-        let (sender, receiver) = oneshot::channel();
+    fn make_writable_disk(&self) -> Working<bool> {
         let path = self.machine.dir.join("root.img");
-        let wanted = self.plan.upper_bytes.filter(|_| !path.exists());
-        match wanted {
-            None => drop(sender.send(Ok(self.plan.upper_bytes.is_none()))),
-            Some(bytes) => drop(std::thread::spawn(move || sender.send(create_upper(path, bytes)))),
-        }
-        receiver
+        let bytes = self.plan.upper_bytes;
+        in_thread(move || match bytes {
+            None => Ok(true),
+            Some(_) if path.exists() => Ok(false),
+            Some(bytes) => create_upper(path, bytes),
+        })
     }
 
     fn start_rootfs(&mut self, resourced: Resourced) -> Result<Backed, Failure> {
@@ -134,8 +133,7 @@ impl Monitor {
         })
     }
 
-    async fn boot(&mut self, backed: Backed) -> Result<Running, Failure> {
-        let driver = qemu::probe(None).map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))?;
+    async fn boot(&mut self, driver: &dyn Driver, backed: Backed) -> Result<Running, Failure> {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
         let resources = Resources { taps: backed.taps };
         self.kill.pass("start: before the hypervisor");
@@ -167,6 +165,21 @@ impl Monitor {
             _hypervisor_log: messages.map(AbortOnDrop),
         })
     }
+}
+
+/// What a thread is making.
+type Working<T> = oneshot::Receiver<Result<T, Failure>>;
+
+fn in_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Working<T> {
+    let (sender, receiver) = oneshot::channel();
+    std::thread::spawn(move || sender.send(work()));
+    receiver
+}
+
+async fn joined<T>(working: Working<T>) -> Result<T, Failure> {
+    working
+        .await
+        .unwrap_or_else(|_| Err(Failure::new(Class::Failed, "a thread of the monitor ended early")))
 }
 
 fn create_upper(path: PathBuf, bytes: u64) -> Result<bool, Failure> {

@@ -111,7 +111,7 @@ impl Monitor {
             entry: entry.clone(),
             session,
             events: events.clone(),
-            env: std::sync::Arc::new(self.plan.process.env.clone()),
+            entrypoint: std::sync::Arc::new(self.plan.process.clone()),
         };
         let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
         self.report.send(&Report::Listening);

@@ -25,8 +25,8 @@ pub(super) struct Shared {
     pub(super) session: watch::Receiver<Option<Session>>,
     /// The monitor's loop.
     pub(super) events: mpsc::Sender<Event>,
-    /// The environment that an exec starts from.
-    pub(super) env: Arc<Vec<(String, String)>>,
+    /// The entrypoint: an exec has its environment, user and working directory where it says nothing else.
+    pub(super) entrypoint: Arc<Process>,
 }
 
 /// Accepts connections until the task is aborted.
@@ -105,7 +105,7 @@ async fn attach(mut reader: Reader, mut writer: Writer, entry: Entry, stdin: boo
 }
 
 async fn exec(mut reader: Reader, mut writer: Writer, shared: Shared, mut process: Process) {
-    let mut env = shared.env.as_ref().clone();
+    let mut env = shared.entrypoint.env.clone();
     for (key, value) in std::mem::take(&mut process.env) {
         match env.iter_mut().find(|(k, _)| *k == key) {
             Some(entry) => entry.1 = value,
@@ -113,6 +113,8 @@ async fn exec(mut reader: Reader, mut writer: Writer, shared: Shared, mut proces
         }
     }
     process.env = env;
+    process.user = process.user.or_else(|| shared.entrypoint.user.clone());
+    process.cwd = process.cwd.or_else(|| shared.entrypoint.cwd.clone());
     let session = shared.session.borrow().clone();
     let opened = match session {
         Some(session) => session
