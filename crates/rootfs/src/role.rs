@@ -10,7 +10,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use std::{io, thread};
@@ -163,22 +163,6 @@ fn access(args: &RootfsArgs, fetcher: &Fetcher, image: &RootDescription) -> Acce
     let uses_network = urls.any(|url| !url.starts_with("dir:"));
     let mut read = fetcher.local_directories();
     read.push(args.image_dir.clone());
-    if uses_network {
-        // What resolving a name and checking a certificate read.
-        let network = [
-            "/etc/resolv.conf",
-            "/etc/hosts",
-            "/etc/nsswitch.conf",
-            "/etc/gai.conf",
-            "/etc/host.conf",
-            "/etc/ssl",
-            "/etc/pki",
-            "/usr/share/ca-certificates",
-            "/usr/local/share/ca-certificates",
-            "/run/systemd/resolve",
-        ];
-        read.extend(network.iter().map(|path| Path::new(path).to_owned()));
-    }
     Access {
         write: args.blocks_dir.clone(),
         read,

@@ -32,9 +32,23 @@ pub struct Access {
     pub write: PathBuf,
     /// Files and directories to read; those that do not exist are left out.
     pub read: Vec<PathBuf>,
-    /// Names will be resolved.
+    /// Blocks come over the network: names are resolved and certificates checked, with the files that needs.
     pub uses_network: bool,
 }
+
+/// What resolving a name and checking a certificate read.
+const NETWORK_FILES: [&str; 10] = [
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/host.conf",
+    "/etc/ssl",
+    "/etc/pki",
+    "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
+    "/run/systemd/resolve",
+];
 
 /// Why the process can not be locked in.
 #[derive(Debug, Error)]
@@ -125,12 +139,15 @@ fn restrict_files(access: &Access) -> Result<Vec<String>, RulesetError> {
         // Connecting is not handled, so it stays allowed: stores are reached by TCP.
         .handle_access(AccessNet::BindTcp)?
         .create()?;
-    let allowed = access
-        .read
+    let network: &[&str] = if access.uses_network { &NETWORK_FILES } else { &[] };
+    let read_only = network
         .iter()
+        .map(Path::new)
+        .chain(access.read.iter().map(PathBuf::as_path));
+    for (path, rights) in read_only
         .map(|path| (path, read))
-        .chain([(&access.write, write)]);
-    for (path, rights) in allowed {
+        .chain([(access.write.as_path(), write)])
+    {
         if let Some(rule) = beneath(path, rights) {
             rules = rules.add_rule(rule)?;
         }

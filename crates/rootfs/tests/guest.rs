@@ -126,6 +126,37 @@ fn a_missing_block_is_an_error_of_its_file_alone_and_passes() {
 }
 
 #[test]
+fn a_waiting_server_is_locked_in_and_ends_well_on_sigterm() {
+    let dir = tempfile::tempdir().unwrap();
+    image(dir.path(), 1);
+    let mut server = Server::start(dir.path(), &dir.path().join("image"), 1);
+    for _ in 0..100 {
+        if server.events().contains("ready") {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    println!("idle: {}", server.memory());
+    let pid = server.process.0.id();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    for line in [
+        "CapEff:\t0000000000000000",
+        "CapPrm:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    if rustix::process::geteuid().is_root() {
+        assert!(status.contains("CapBnd:\t0000000000000000"), "{status}");
+    }
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(server.process.0.wait().unwrap().success());
+    assert!(server.events().contains("\"event\":\"stats\""), "{}", server.events());
+}
+
+#[test]
 fn preparing_twice_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (flist, _) = image(dir.path(), 1);
