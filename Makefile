@@ -18,7 +18,7 @@ AGENT_FLAGS := -C target-feature=+crt-static -C strip=symbols
 AGENT_ARGS := --release --package zmachine-agent --target $(AGENT_TARGET)
 HOST_ARGS := --release --workspace --exclude zmachine-agent
 
-.PHONY: help setup build agent host demo test check install uninstall bench clean
+.PHONY: help setup build agent host demo test test-kernel check install uninstall bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,9 +40,14 @@ host: setup
 demo: build ## pack two file trees, run a container from each
 	@scripts/demo $(RELEASE)/zmachine
 
-test: build ## every test, the ones with guests included
+test: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
+test: build test-kernel ## every test, the ones with guests included
 	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) test $(AGENT_ARGS)
 	$(CARGO) test $(HOST_ARGS) --no-fail-fast
+
+# Tests that boot guests share one installed kernel.
+test-kernel: build
+	@test -e $(TARGET_DIR)/test-home/kernels/default || ZMACHINE_HOME=$(abspath $(TARGET_DIR))/test-home $(RELEASE)/zmachine kernel install
 
 check: setup ## format, lints, dependencies, layers, documentation, scripts
 	$(CARGO) fmt --all --check

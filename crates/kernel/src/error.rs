@@ -110,10 +110,10 @@ impl KernelError {
                 "use 1 to 64 of a-z, 0-9, '.', '_', '+' and '-', beginning with a letter or a digit; not 'default'"
                     .into(),
             ),
-            Self::NotFound { .. } => Some("'zmachine kernel list' shows what is installed".into()),
+            Self::NotFound { .. } => Some("'zmachine kernel ls' shows what is installed".into()),
             Self::NoDefault { .. } => Some("'zmachine kernel install' fetches Debian's cloud kernel".into()),
             Self::Exists { name } => Some(format!(
-                "remove it first ('zmachine kernel remove {name}'), or choose another name"
+                "remove it first ('zmachine kernel rm {name}'), or choose another name"
             )),
             Self::BadDescription { path, .. } => Some(format!(
                 "install that kernel again under another name; nothing below {} was touched",

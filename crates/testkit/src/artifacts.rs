@@ -63,15 +63,18 @@ fn find() -> Result<Artifacts, String> {
 }
 
 impl Artifacts {
-    /// The folder with the guest kernel for tests: `kernels/` of the home that `ZMACHINE_TEST_KERNEL` names, else of a
-    /// home below the target folder, where one is installed the first time.
+    /// The folder with the guest kernel for tests: the `kernels/` in which the kernel that `ZMACHINE_TEST_KERNEL` names
+    /// lies, else that of a home below the target folder, where one is installed the first time.
     ///
     /// # Panics
     /// When there is none and none can be installed.
     pub(crate) fn kernels(&self) -> PathBuf {
         let given = std::env::var_os("ZMACHINE_TEST_KERNEL").map(PathBuf::from);
-        let home = given.clone().unwrap_or_else(|| self.target.join("test-home"));
-        let kernels = home.join("kernels");
+        let home = self.target.join("test-home");
+        let kernels = match &given {
+            Some(kernel) => kernel.parent().unwrap_or(kernel).to_owned(),
+            None => home.join("kernels"),
+        };
         if !kernels.join("default").exists() {
             assert!(
                 given.is_none(),

@@ -1,6 +1,7 @@
 //! Boots a real guest with the agent of this build and talks to it as the host does.
 //!
-//! `ZMACHINE_TEST_KERNEL` names a kernel folder: `vmlinux` and `initramfs.cpio` (with the modules a machine needs).
+//! `ZMACHINE_TEST_KERNEL` names the folder of an installed kernel: `vmlinux` and `initramfs-*.cpio` (of which the modules
+//! count: the agent under test comes after the one in it).
 //! The agent under test is appended as one more cpio archive: the kernel unpacks both, and the later `/init` wins.
 
 use std::cell::RefCell;
@@ -99,7 +100,7 @@ impl Bench {
     }
 
     async fn boot(&self, disks: &Path) -> Machine {
-        let mut initramfs = fs::read(self.kernel.join("initramfs.cpio")).unwrap();
+        let mut initramfs = fs::read(installed_initramfs(&self.kernel)).unwrap();
         initramfs.extend(cpio_of_init(&fs::read(&self.agent).unwrap()));
         fs::write(disks.join("initramfs.cpio"), initramfs).unwrap();
         let socket = disks.join("agent.sock");
@@ -534,4 +535,14 @@ fn cpio_of_init(program: &[u8]) -> Vec<u8> {
         archive.resize(archive.len().next_multiple_of(4), 0);
     }
     archive
+}
+
+/// The initramfs that the kernel was installed with.
+fn installed_initramfs(kernel: &Path) -> PathBuf {
+    let entries = fs::read_dir(kernel).expect("the kernel folder can be read");
+    let mut paths = entries.map(|entry| entry.unwrap().path());
+    let is_initramfs = |path: &PathBuf| path.extension().is_some_and(|e| e == "cpio");
+    paths
+        .find(is_initramfs)
+        .expect("the kernel was installed with an initramfs")
 }

@@ -33,6 +33,11 @@ pub(crate) fn kernel(command: KernelCommand) -> Result<u8, Failure> {
                 (None, None) => KernelSource::Debian,
             };
             let kernel = library.install(&source, name.as_deref(), &mut tell)?;
+            // Made here, so that the first machine need not wait for it; a missing agent is what `doctor` reports.
+            let agent = context::agent_path();
+            if agent.is_file() {
+                library.initramfs(&kernel, &agent)?;
+            }
             output::print(&format!("{}\n", kernel.name()))?;
             Ok(0)
         }

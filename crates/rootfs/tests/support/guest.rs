@@ -22,8 +22,8 @@ const MODULES: [&str; 6] = [
     "erofs",
 ];
 
-/// A kernel and its modules from the folder that `ZMACHINE_TEST_KERNEL` names (an unpacked kernel package: `boot/` and
-/// `lib/modules/`); `None`, with the reason printed, without one.
+/// A kernel and its modules from the folder that `ZMACHINE_TEST_KERNEL` names (an installed kernel: `vmlinux` and
+/// `modules/`); `None`, with the reason printed, without one.
 pub struct Kernel {
     image: PathBuf,
     modules: Vec<PathBuf>,
@@ -32,25 +32,19 @@ pub struct Kernel {
 impl Kernel {
     pub fn find() -> Option<Kernel> {
         let Some(folder) = std::env::var_os("ZMACHINE_TEST_KERNEL").map(PathBuf::from) else {
-            println!("skipped: ZMACHINE_TEST_KERNEL names no folder with an unpacked kernel package");
+            println!("skipped: ZMACHINE_TEST_KERNEL names no folder of an installed kernel");
             return None;
         };
         if !has_tools() {
-            println!("skipped: qemu-system-x86_64, a static busybox and xz are needed");
+            println!("skipped: qemu-system-x86_64, and a static busybox are needed");
             return None;
         }
-        let image = files_below(&folder.join("boot"))
-            .into_iter()
-            .find(|p| name(p).starts_with("vmlinuz"));
-        let all = files_below(&folder.join("lib/modules"));
-        let find = |module: &&str| {
-            all.iter()
-                .find(|p| name(p).split(".ko").next() == Some(module))
-                .cloned()
-        };
+        let image = folder.join("vmlinux");
+        assert!(image.is_file(), "{} is not there", image.display());
+        let file = |module: &&str| folder.join("modules").join(format!("{module}.ko"));
         Some(Kernel {
-            image: image.expect("the kernel folder has boot/vmlinuz-*"),
-            modules: MODULES.iter().filter_map(find).collect(),
+            image,
+            modules: MODULES.iter().map(file).filter(|path| path.is_file()).collect(),
         })
     }
 
@@ -64,14 +58,8 @@ impl Kernel {
         let mut init = String::from("#!/bin/busybox sh\n/bin/busybox --install /bin\nexport PATH=/bin\n");
         init += "mount -t devtmpfs d /dev; mount -t proc p /proc; mount -t sysfs s /sys\n";
         for module in &self.modules {
-            let plain = Command::new("xz").arg("-dc").arg(module).output().unwrap();
-            let bytes = if name(module).ends_with(".xz") {
-                plain.stdout
-            } else {
-                fs::read(module).unwrap()
-            };
-            let target = format!("modules/{}", name(module).trim_end_matches(".xz"));
-            cpio.add(&target, 0o100_644, &bytes);
+            let target = format!("modules/{}", name(module));
+            cpio.add(&target, 0o100_644, &fs::read(module).unwrap());
             init += &format!("insmod /{target}\n");
         }
         init +=
@@ -91,25 +79,11 @@ fn has_tools() -> bool {
             .status()
             .is_ok()
     };
-    runs("qemu-system-x86_64") && runs("xz") && Path::new("/bin/busybox").exists()
+    runs("qemu-system-x86_64") && Path::new("/bin/busybox").exists()
 }
 
 fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-fn files_below(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let kind = entry.file_type().unwrap();
-        if kind.is_dir() {
-            found.extend(files_below(&entry.path()));
-        } else if kind.is_file() {
-            found.push(entry.path());
-        }
-    }
-    found.sort();
-    found
 }
 
 /// A `newc` archive.
