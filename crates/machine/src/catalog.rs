@@ -275,3 +275,72 @@ pub fn sweep(home: &Home) -> Result<Vec<String>, Failure> {
     }
     Ok(gone)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn home() -> (tempfile::TempDir, Home) {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), &dir.path().join("run")).unwrap();
+        (dir, home)
+    }
+
+    fn put(home: &Home, id: &str, name: &str) {
+        let dir = home.machine(id);
+        file::make_dirs(&dir).unwrap();
+        file::replace_json(&MachineSpec::path(&dir), &MachineSpec::new(name, "/x.fl")).unwrap();
+        save_state(&dir, &State::created(jiff::Timestamp::UNIX_EPOCH, vec![])).unwrap();
+        symlink(Path::new("..").join(id), home.by_name().join(name)).unwrap();
+    }
+
+    #[test]
+    fn machines_are_found_by_name_id_and_unique_prefix() {
+        let (_dir, home) = home();
+        put(&home, "aaaabbbbcccc", "web");
+        put(&home, "aaaaddddeeee", "db");
+        for name in ["web", "aaaabbbbcccc", "aaaab"] {
+            assert_eq!(find(&home, name).unwrap(), "aaaabbbbcccc");
+        }
+        assert_eq!(find(&home, "aaaa").unwrap_err().class, Class::Conflict);
+        for name in ["", "nope", "../aaaabbbbcccc", ".lock", "by-name"] {
+            assert_eq!(find(&home, name).unwrap_err().class, Class::NotFound, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_sweep_removes_what_is_half_made_and_nothing_else() {
+        let (_dir, home) = home();
+        put(&home, "aaaabbbbcccc", "web");
+        file::make_dirs(&home.machines().join(".new-111111111111")).unwrap();
+        file::make_dirs(&home.machines().join(".gone-222222222222-77")).unwrap();
+        file::make_dirs(&home.machine("333333333333")).unwrap();
+        symlink("../444444444444", home.by_name().join("ghost")).unwrap();
+        std::fs::write(home.machines().join("notes.txt"), "mine").unwrap();
+        let mut gone = sweep(&home).unwrap();
+        gone.sort();
+        assert_eq!(gone, ["111111111111", "222222222222", "333333333333"]);
+        assert!(Machine::load(&home, "aaaabbbbcccc").is_ok() && home.machines().join("notes.txt").exists());
+        assert_eq!(std::fs::read_dir(home.by_name()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_whose_monitor_lives_is_not_swept() {
+        let (_dir, home) = home();
+        let dir = home.machine("333333333333");
+        file::make_dirs(&dir).unwrap();
+        let _held = FileLock::exclusive(&dir.join("lock")).unwrap();
+        assert!(sweep(&home).unwrap().is_empty() && dir.exists());
+    }
+
+    #[test]
+    fn a_damaged_state_is_reported_and_kept() {
+        let (_dir, home) = home();
+        put(&home, "aaaabbbbcccc", "web");
+        let path = home.machine("aaaabbbbcccc").join("state.json");
+        std::fs::write(&path, "{").unwrap();
+        let failure = Machine::load(&home, "aaaabbbbcccc").unwrap_err();
+        assert!(failure.hint.unwrap().contains("nothing was changed"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{");
+    }
+}

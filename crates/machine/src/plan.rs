@@ -460,3 +460,165 @@ fn ssh_keys(env: &[(String, String)]) -> Vec<String> {
     }
     keys
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> HostFacts {
+        HostFacts {
+            cpus: 4,
+            memory_total_bytes: 8 << 30,
+            memory_available_bytes: 4 << 30,
+            boot_id: "boot".into(),
+            kernel: "6.1".into(),
+            is_root: true,
+            cgroup_v2: true,
+        }
+    }
+
+    fn plan_of(spec: &MachineSpec, image: &ImageFacts) -> Result<Plan, PlanError> {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), &dir.path().join("run")).unwrap();
+        let kernel = KernelChoice {
+            name: "k".into(),
+            vmlinux: "/k/vmlinux".into(),
+            initramfs: "/k/initramfs".into(),
+        };
+        let inputs = Inputs {
+            id: "0123456789ab",
+            home: &home,
+            image,
+            host: &host(),
+            accel: Accel::Tcg,
+            kernel: &kernel,
+            attachments: vec![],
+            host_dns: &HostDns {
+                nameservers: vec![],
+                search: vec![],
+            },
+        };
+        Plan::new(spec, inputs)
+    }
+
+    fn plan(change: impl FnOnce(&mut MachineSpec)) -> Result<Plan, PlanError> {
+        let mut spec = MachineSpec::new("web", "/x.fl");
+        spec.networks.clear();
+        change(&mut spec);
+        plan_of(&spec, &ImageFacts::default())
+    }
+
+    fn image() -> ImageFacts {
+        ImageFacts {
+            digest: "d".into(),
+            entrypoint: Some(vec!["/bin/server".into(), "-v".into()]),
+            env: vec![("LANG".into(), "C".into()), ("MODE".into(), "image".into())],
+            workdir: Some("/srv".into()),
+        }
+    }
+
+    #[test]
+    fn the_root_is_sized_by_the_rule_of_zero_os() {
+        assert_eq!(root_size(1, 512 << 20, 0), 500 << 20);
+        assert_eq!(root_size(4, 2 << 30, 0), 2 << 30);
+        assert_eq!(root_size(1, 512 << 20, 10 << 30), 10 << 30);
+        assert_eq!(
+            root_size(1, 512 << 20, 100 << 20),
+            500 << 20,
+            "a smaller wish gives the minimum"
+        );
+    }
+
+    #[test]
+    fn the_images_entrypoint_environment_and_directory_are_used() {
+        let mut spec = MachineSpec::new("web", "/x.fl");
+        spec.networks.clear();
+        spec.env.push(("MODE".into(), "mine".into()));
+        let process = plan_of(&spec, &image()).unwrap().process;
+        assert_eq!(process.args, ["/bin/server", "-v"]);
+        assert_eq!(process.cwd.as_deref(), Some("/srv"));
+        let get = |key: &str| process.env.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
+        assert_eq!(
+            (get("LANG"), get("MODE"), get("PATH")),
+            (Some("C"), Some("mine"), Some(DEFAULT_PATH))
+        );
+    }
+
+    #[test]
+    fn a_command_replaces_the_images_and_follows_a_given_entrypoint() {
+        let mut spec = MachineSpec::new("web", "/x.fl");
+        spec.networks.clear();
+        spec.command = vec!["ls".into(), "/".into()];
+        assert_eq!(plan_of(&spec, &image()).unwrap().process.args, ["ls", "/"]);
+        spec.entrypoint = Some(vec!["env".into(), "-i".into()]);
+        assert_eq!(plan_of(&spec, &image()).unwrap().process.args, ["env", "-i", "ls", "/"]);
+    }
+
+    #[test]
+    fn without_any_entrypoint_an_init_runs_in_its_own_pid_namespace() {
+        let process = plan(|_| ()).unwrap().process;
+        assert_eq!(
+            (process.args, process.pid_namespace),
+            (vec!["/sbin/init".to_owned()], true)
+        );
+        assert!(
+            !plan(|spec| spec.command = vec!["/bin/initdb".into()])
+                .unwrap()
+                .process
+                .pid_namespace
+        );
+    }
+
+    #[test]
+    fn what_this_host_or_nobody_can_give_is_refused() {
+        type Change = fn(&mut MachineSpec);
+        let cases: [(Change, Class); 9] = [
+            (|s| s.cpus = 0, Class::Usage),
+            (|s| s.cpus = 5, Class::Unsupported),
+            (|s| s.memory_bytes = 1, Class::Usage),
+            (|s| s.memory_bytes = 9 << 30, Class::Unsupported),
+            (|s| s.size_bytes = 4096, Class::Usage),
+            (|s| s.hostname = Some("a b".into()), Class::Usage),
+            (|s| s.workdir = Some("relative".into()), Class::Usage),
+            (|s| s.stop_signal = "SIGNOPE".into(), Class::Usage),
+            (|s| s.publish = vec!["80:80".into()], Class::Usage),
+        ];
+        for (index, (change, class)) in cases.into_iter().enumerate() {
+            let failure = Failure::from(plan(change).unwrap_err());
+            assert_eq!(failure.class, class, "case {index}");
+            assert!(failure.hint.is_some(), "case {index}");
+        }
+    }
+
+    #[test]
+    fn memory_is_rounded_up_to_what_a_hypervisor_counts_in() {
+        assert_eq!(
+            plan(|s| s.memory_bytes = (200 << 20) + 1).unwrap().vm.memory_bytes,
+            201 << 20
+        );
+    }
+
+    #[test]
+    fn a_read_only_machine_has_no_writable_disk() {
+        let plan = plan(|s| s.read_only = true).unwrap();
+        assert_eq!(
+            (plan.upper_bytes, plan.boot.root.upper, plan.vm.disks.len()),
+            (None, Upper::ReadOnly, 1)
+        );
+    }
+
+    #[test]
+    fn ssh_keys_are_split_and_each_is_kept_once() {
+        let env = vec![("SSH_KEY".to_owned(), "a k1\n\n b k2 ,a k1".to_owned())];
+        assert_eq!(ssh_keys(&env), ["a k1", "b k2"]);
+    }
+
+    #[test]
+    fn a_plan_survives_its_file() {
+        let plan = plan(|s| s.env.push(("A".into(), "ü\n".into()))).unwrap();
+        assert_eq!(
+            serde_json::from_str::<Plan>(&serde_json::to_string(&plan).unwrap()).unwrap(),
+            plan
+        );
+    }
+}
