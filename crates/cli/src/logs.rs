@@ -59,20 +59,35 @@ pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
         }
     }
     tail.iter().try_for_each(|entry| printer.print(entry))?;
-    while args.follow {
-        match next(&mut reader)? {
-            Some(entry) if wanted(&entry) => printer.print(&entry)?,
-            Some(_) => {}
-            None if is_over(engine, &machine) => break,
-            None => {
-                std::thread::sleep(POLL);
-                if reader.is_none() {
-                    reader = LogReader::open(&machine.dir)?;
-                }
-            }
-        }
+    if args.follow {
+        follow(engine, &machine, reader, |entry| {
+            if wanted(entry) { printer.print(entry) } else { Ok(()) }
+        })?;
     }
     Ok(0)
+}
+
+/// Passes on what comes until the machine has ended.
+fn follow(
+    engine: &Engine,
+    machine: &Machine,
+    mut reader: Option<LogReader>,
+    mut show: impl FnMut(&Entry) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    loop {
+        // Asked before reading: whatever was written before the end is read after this.
+        let over = is_over(engine, machine);
+        if reader.is_none() {
+            reader = LogReader::open(&machine.dir)?;
+        }
+        while let Some(entry) = next(&mut reader)? {
+            show(&entry)?;
+        }
+        if over {
+            return Ok(());
+        }
+        std::thread::sleep(POLL);
+    }
 }
 
 /// A machine that has ended writes no more; one that is removed neither.

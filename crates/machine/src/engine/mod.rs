@@ -34,6 +34,9 @@ pub struct Engine {
     monitor_abort_at: Option<u32>,
 }
 
+/// One machine of a listing; for one whose state can not be read, its id and why.
+pub type Listed = Result<Machine, (String, Failure)>;
+
 /// Where a test wants a process to end; see [`crate::killpoint`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AbortAt {
@@ -71,7 +74,7 @@ impl Engine {
     ///
     /// # Errors
     /// When the folder of machines can not be read.
-    pub fn machines(&self) -> Result<Vec<Result<Machine, (String, Failure)>>, Failure> {
+    pub fn machines(&self) -> Result<Vec<Listed>, Failure> {
         let load = |id: String| Machine::load(&self.home, &id).map_err(|failure| (id, failure));
         let mut all: Vec<_> = catalog::ids(&self.home)?.into_iter().map(load).collect();
         all.sort_by_key(|m| m.as_ref().map_or(jiff::Timestamp::MIN, |m| m.state.created_at));

@@ -46,12 +46,14 @@ impl Engine {
             _ => {}
         }
         match FileLock::exclusive_within(&machine.lock_path(), END_PATIENCE) {
-            Ok(None) => Err(Failure::new(
-                Class::Failed,
-                format!("the monitor of machine '{}' does not end", machine.spec.name),
-            )),
+            Ok(Some(_gone)) => Ok(()),
+            Ok(None) => {
+                let message = format!("the monitor of machine '{}' does not end", machine.spec.name);
+                Err(Failure::new(Class::Failed, message))
+            }
+            // Made with --rm, and gone with its folder.
             Err(e) if e.is_not_found() => Ok(()),
-            other => Ok(drop(other?)),
+            Err(e) => Err(e.into()),
         }
     }
 
