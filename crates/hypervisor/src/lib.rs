@@ -17,7 +17,6 @@
 pub mod accel;
 mod cmdline;
 mod driver;
-#[cfg(feature = "fake")]
 pub mod fake;
 pub mod qemu;
 mod spec;
