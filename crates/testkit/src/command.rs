@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use crate::terminal::Terminal;
+
 /// Guests boot in seconds under emulation; a busy machine may need many times that.
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(180);
 
@@ -101,6 +103,14 @@ impl Invocation {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         self.command.spawn().unwrap_or_else(|e| panic!("{}: {e}", self.line))
+    }
+
+    /// Starts it on a terminal of its own, for tests of what a user at a keyboard sees.
+    ///
+    /// # Panics
+    /// When it can not be started.
+    pub fn on_terminal(self) -> Terminal {
+        Terminal::start(&self.command, &self.line)
     }
 
     /// Runs it to its end.

@@ -21,6 +21,7 @@ mod home;
 mod leftovers;
 mod needs;
 mod netns;
+mod terminal;
 mod tree;
 
 pub use artifacts::{Artifacts, artifacts, is_static};
@@ -28,4 +29,5 @@ pub use command::{Finished, Invocation};
 pub use home::TestHome;
 pub use needs::{Need, lacking, skip};
 pub use netns::NetworkNamespace;
+pub use terminal::Terminal;
 pub use tree::Tree;

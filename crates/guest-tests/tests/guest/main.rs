@@ -1,0 +1,17 @@
+//! Every test here starts the built `zmachine` as a user would, in a home of its own, and boots real guests.
+//!
+//! A boot takes seconds, so one boot serves many checks ([`support::Checks`] tells each by name) and the tests run one
+//! after the other: a home holds a lock, whatever number of threads the runner uses. At the end of every test the home
+//! must leave no process, mount, interface, rule, lease or socket (see `zmachine-testkit`).
+
+mod blocks;
+mod crashes;
+mod errors;
+mod killpoints;
+mod life;
+mod network;
+mod recorded;
+mod root;
+mod streams;
+mod support;
+mod terminal;
