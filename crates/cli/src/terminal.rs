@@ -101,7 +101,11 @@ fn pump(
         }
     }
     match detached.load(Ordering::Relaxed) {
-        true => Ok(Followed::Detached),
+        true => {
+            // The guest's cursor is where it is; the user's prompt begins a line of its own.
+            eprint!("\r\n");
+            Ok(Followed::Detached)
+        }
         false => Ok(Followed::Cut),
     }
 }

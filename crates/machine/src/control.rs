@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::Process;
 
 use crate::failure::Failure;
+use crate::state::Exit;
 
 /// What a command asks the monitor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +34,8 @@ pub enum Request {
     Kill,
     /// Send a Linux signal number to the entrypoint.
     Signal(i32),
+    /// Wait until the machine has ended; answered with [`Reply::Ended`].
+    Wait,
     /// Halt the virtual CPUs.
     Pause,
     /// Let them run again.
@@ -45,6 +48,8 @@ pub enum Request {
 pub enum Reply {
     /// It is done.
     Done,
+    /// The machine has ended: so, or for this reason.
+    Ended(Result<Exit, Failure>),
     /// It is not.
     Failed(Failure),
 }

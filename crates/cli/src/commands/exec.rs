@@ -3,7 +3,7 @@
 use std::env;
 
 use zmachine_agent_protocol::{ExitStatus, Process, WindowSize};
-use zmachine_machine::{Class, Engine, Failure, Phase};
+use zmachine_machine::{Class, Engine, Failure};
 
 use crate::args::run::{texts, variable};
 use crate::args::{AttachArgs, ExecArgs};
@@ -60,10 +60,9 @@ pub(crate) fn attach(engine: &Engine, args: &AttachArgs) -> Result<u8, Failure> 
     match terminal::follow(input, output, follow, || std::process::exit(130))? {
         Followed::Exited(status) => Ok(status.shell_code()),
         Followed::Detached => Ok(0),
-        Followed::Cut => match engine.wait(&machine.id)?.map(|state| state.phase) {
-            Some(Phase::Stopped { exit }) => Ok(exit.shell_code()),
-            Some(Phase::Failed { failure, .. }) => Err(failure),
-            _ => Err(Failure::new(Class::Failed, format!("machine '{}' ended", args.name))),
+        Followed::Cut => match engine.wait(&machine.id)? {
+            Some(exit) => Ok(exit.shell_code()),
+            None => Err(Failure::new(Class::Failed, format!("machine '{}' ended", args.name))),
         },
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use zmachine_machine::{Engine, Exit, Failure, Phase, spec};
+use zmachine_machine::{Class, Engine, Exit, Failure, spec};
 
 use crate::args::{KillArgs, RmArgs, StopArgs};
 use crate::{failure, output};
@@ -54,14 +54,10 @@ pub(crate) fn rm(engine: &Engine, args: &RmArgs) -> Result<u8, Failure> {
 /// Prints one exit status per machine, as docker does; the machine's failure is a failure here.
 pub(crate) fn wait(engine: &Engine, names: &[String]) -> Result<u8, Failure> {
     for name in names {
-        let status = match engine.wait(name)?.map(|state| state.phase) {
-            Some(Phase::Stopped { exit }) => exit.shell_code(),
-            Some(Phase::Failed { failure, .. }) => return Err(failure.context(format!("machine '{name}' failed"))),
-            Some(_) => 0,
-            // Made with --rm and gone, with its status.
-            None => Exit::PoweredOff.shell_code(),
-        };
-        output::print(&format!("{status}\n"))?;
+        let exit = engine
+            .wait(name)
+            .map_err(|failure| failure.context(format!("machine '{name}' failed")))?;
+        output::print(&format!("{}\n", exit.map_or(0, Exit::shell_code)))?;
     }
     Ok(0)
 }

@@ -15,7 +15,6 @@ mod talk;
 use std::path::PathBuf;
 
 use zmachine_network::Networks;
-use zmachine_sys::lock::FileLock;
 
 pub use self::create::CreateOptions;
 pub use self::start::Starting;
@@ -23,7 +22,6 @@ use crate::catalog::{self, Machine};
 use crate::failure::Failure;
 use crate::home::Home;
 use crate::killpoint::Killpoints;
-use crate::state::State;
 
 /// The engine over one home.
 #[derive(Debug)]
@@ -79,29 +77,6 @@ impl Engine {
         let mut all: Vec<_> = catalog::ids(&self.home)?.into_iter().map(load).collect();
         all.sort_by_key(|m| m.as_ref().map_or(jiff::Timestamp::MIN, |m| m.state.created_at));
         Ok(all)
-    }
-
-    /// Waits until the machine's monitor is gone; the last state then.
-    ///
-    /// # Errors
-    /// When the machine does not exist; `Ok(None)` when it was removed while waiting.
-    pub fn wait(&self, name: &str) -> Result<Option<State>, Failure> {
-        let machine = self.machine(name)?;
-        let path = machine.lock_path();
-        if !machine.dir.exists() {
-            return Ok(None);
-        }
-        // Taking the lock is waiting for the monitor; it is given back at once.
-        match machine.state.phase.is_active() || FileLock::is_held(&path)? {
-            true => drop(FileLock::exclusive(&path)?),
-            false => return Ok(Some(machine.state)),
-        }
-        self.reconcile()?;
-        match catalog::load_state(&machine.dir) {
-            Ok(state) => Ok(Some(state)),
-            Err(e) if e.is_not_found() => Ok(None),
-            Err(e) => Err(e.into()),
-        }
     }
 
     fn networks(&self) -> Result<Networks, Failure> {

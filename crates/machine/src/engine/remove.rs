@@ -29,20 +29,24 @@ impl Engine {
                 _ => {}
             }
         }
+        // The machine's lock before the catalog's, as its monitor takes them: one made with --rm removes itself.
+        let lock = match FileLock::exclusive_within(&machine.lock_path(), END_PATIENCE) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => {
+                let message = format!("the monitor of machine '{}' does not end", machine.spec.name);
+                return Err(Failure::new(Class::Conflict, message).hint("'zmachine ps' shows its state"));
+            }
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e.into()),
+        };
         let _catalog = catalog::lock(&self.home)?;
-        // It may have been made with --rm, and be gone by now.
+        // Somebody may have removed it while we waited.
         if !machine.dir.exists() {
             return Ok(());
         }
-        let Some(lock) = FileLock::exclusive_within(&machine.lock_path(), END_PATIENCE)? else {
-            let message = format!("the monitor of machine '{}' does not end", machine.spec.name);
-            return Err(Failure::new(Class::Conflict, message).hint("'zmachine ps' shows its state"));
-        };
         let networks = self.networks()?;
-        if machine.dir.exists() {
-            let mut journal = Journal::open(&machine.dir)?;
-            self.block_on(journal.undo_all(&networks))??;
-        }
+        let mut journal = Journal::open(&machine.dir)?;
+        self.block_on(journal.undo_all(&networks))??;
         release_leases(&networks, |id| id == machine.id)?;
         catalog::remove(&self.home, &machine, &self.kill)?;
         drop(lock);

@@ -12,6 +12,7 @@ use crate::attach::{self, ProcessInput, ProcessOutput};
 use crate::catalog::Machine;
 use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
+use crate::state::{Exit, Phase};
 
 /// How long the end of a monitor may take after its machine ended: undoing takes a moment.
 const END_PATIENCE: Duration = Duration::from_secs(60);
@@ -81,6 +82,32 @@ impl Engine {
         self.command(name, &Request::Resume)
     }
 
+    /// Waits until a machine has ended, and tells how; at once for one that does not run. `None`: it never ran.
+    ///
+    /// # Errors
+    /// The machine's own failure, or that it does not exist.
+    pub fn wait(&self, name: &str) -> Result<Option<Exit>, Failure> {
+        let machine = self.machine(name)?;
+        if machine.state.phase.is_active() {
+            let asked = self
+                .stream(&machine, &Request::Wait)
+                .and_then(|(_input, mut output)| output.next_frame());
+            if let Ok(Some(frame)) = asked
+                && let Ok(Reply::Ended(ended)) = frame.parse::<Reply>()
+            {
+                return ended.map(Some);
+            }
+            // The monitor went without an answer: the state on disk tells, after what it left is put right.
+            drop(FileLock::exclusive_within(&machine.lock_path(), END_PATIENCE));
+            self.reconcile()?;
+        }
+        match Machine::load(&self.home, &machine.id)?.state.phase {
+            Phase::Stopped { exit } => Ok(Some(exit)),
+            Phase::Failed { failure, .. } => Err(failure),
+            _ => Ok(None),
+        }
+    }
+
     fn command(&self, name: &str, request: &Request) -> Result<(), Failure> {
         let machine = self.machine(name)?;
         require_active(&machine)?;
@@ -123,7 +150,8 @@ impl Engine {
             .parse::<Reply>()
             .map_err(|e| Failure::from_error(Class::Failed, &e))?
         {
-            Reply::Done => Ok(()),
+            // Whatever its end was: that it ended is what was asked for.
+            Reply::Done | Reply::Ended(_) => Ok(()),
             Reply::Failed(failure) => Err(failure),
         }
     }

@@ -97,6 +97,7 @@ impl Monitor {
                             self.wait_for_end(answer);
                             return Err(Interrupt::Killed);
                         }
+                        Request::Wait => self.wait_for_end(answer),
                         _ => {
                             let failure = Failure::new(Class::Conflict, "the machine is still starting").hint("try again when it runs");
                             let _ = answer.send(Reply::Failed(failure));

@@ -203,6 +203,10 @@ impl Monitor {
                         .await,
                 );
             }
+            Request::Wait => {
+                self.waiters.push(answer);
+                return None;
+            }
             Request::Kill => {
                 *killed = true;
                 self.waiters.push(answer);
@@ -410,7 +414,7 @@ impl Monitor {
                 )
             }
         };
-        self.machine.state.advance(phase, Timestamp::now());
+        self.machine.state.advance(phase.clone(), Timestamp::now());
         let saved = self.save();
         self.kill.pass("end: state written");
         if self.machine.spec.auto_remove && undone.is_ok() {
@@ -421,8 +425,24 @@ impl Monitor {
         }
         self.report.close();
         drop(lock);
-        self.waiters.drain(..).for_each(|waiter| drop(waiter.send(Reply::Done)));
+        self.answer_waiters(&phase).await;
         saved.and(result)
+    }
+
+    /// Tells those who wait how the machine ended.
+    async fn answer_waiters(&mut self, phase: &Phase) {
+        let ended = match phase {
+            Phase::Failed { failure, .. } => Err(failure.clone()),
+            Phase::Stopped { exit } => Ok(*exit),
+            _ => Ok(Exit::PoweredOff),
+        };
+        for waiter in self.waiters.drain(..) {
+            let _ = waiter.send(Reply::Ended(ended.clone()));
+        }
+        // The connections' tasks write the answers; this process ends right after.
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
     }
 
     fn remove(&mut self) -> Result<(), Failure> {
