@@ -54,9 +54,10 @@ pub(crate) fn rm(engine: &Engine, args: &RmArgs) -> Result<u8, Failure> {
 /// Prints one exit status per machine, as docker does; the machine's failure is a failure here.
 pub(crate) fn wait(engine: &Engine, names: &[String]) -> Result<u8, Failure> {
     for name in names {
-        let exit = engine
-            .wait(name)
-            .map_err(|failure| failure.context(format!("machine '{name}' failed")))?;
+        let exit = engine.wait(name).map_err(|failure| match failure.class {
+            Class::NotFound => failure,
+            _ => failure.context(format!("machine '{name}' failed")),
+        })?;
         output::print(&format!("{}\n", exit.map_or(0, Exit::shell_code)))?;
     }
     Ok(0)
