@@ -211,6 +211,21 @@ impl Plan {
         })
     }
 
+    /// Boots `kernel` from now on, whose initramfs has the agent of this program.
+    pub fn use_kernel(&mut self, kernel: KernelChoice) {
+        if let Boot::Kernel {
+            kernel: vmlinux,
+            initrd,
+            ..
+        } = &mut self.vm.boot
+        {
+            vmlinux.clone_from(&kernel.vmlinux);
+            *initrd = Some(kernel.initramfs.clone());
+        }
+        self.kernel = kernel;
+        self.boot.protocol = PROTOCOL_VERSION;
+    }
+
     /// The refusals for which spec and host are enough; made before an image is fetched.
     ///
     /// # Errors
@@ -605,6 +620,19 @@ mod tests {
             (plan.upper_bytes, plan.boot.root.upper, plan.vm.disks.len()),
             (None, Upper::ReadOnly, 1)
         );
+    }
+
+    #[test]
+    fn another_kernel_is_booted_once_it_is_chosen() {
+        let mut plan = plan(|_| ()).unwrap();
+        let kernel = KernelChoice {
+            name: "k".into(),
+            vmlinux: "/k/vmlinux".into(),
+            initramfs: "/k/newer".into(),
+        };
+        plan.use_kernel(kernel.clone());
+        assert_eq!(plan.kernel, kernel);
+        assert!(matches!(plan.vm.boot, Boot::Kernel { initrd: Some(path), .. } if path == kernel.initramfs));
     }
 
     #[test]

@@ -153,7 +153,7 @@ impl Engine {
         })
     }
 
-    fn kernel(&self, name: Option<&str>) -> Result<KernelChoice, Failure> {
+    pub(super) fn kernel(&self, name: Option<&str>) -> Result<KernelChoice, Failure> {
         let library = KernelLibrary::open(self.home.data())?;
         let kernel = match name {
             Some(name) => library.get(name)?,

@@ -5,8 +5,10 @@ use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Stdio};
 
+use zmachine_agent_protocol::PROTOCOL_VERSION;
 use zmachine_sys::file::FileError;
 use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
@@ -40,6 +42,7 @@ impl Engine {
             );
             return Err(Failure::new(Class::Conflict, message));
         }
+        self.renew_initramfs(&machine)?;
         self.kill.pass("start: before the monitor");
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
@@ -81,6 +84,25 @@ impl Engine {
             monitor,
             report: BufReader::new(File::from(reader)),
         })
+    }
+}
+
+impl Engine {
+    /// Puts today's agent into a machine that was planned with an older one: an upgrade counts at the next start.
+    fn renew_initramfs(&self, machine: &Machine) -> Result<(), Failure> {
+        let path = machine.dir.join("plan.json");
+        let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
+        let mut plan = machine.plan()?;
+        let is_current = modified(&self.agent).is_some_and(|agent| modified(&path).is_some_and(|plan| plan > agent));
+        if is_current && plan.kernel.initramfs.is_file() {
+            return Ok(());
+        }
+        let choice = self.kernel(Some(&plan.kernel.name))?;
+        if choice != plan.kernel || plan.boot.protocol != PROTOCOL_VERSION {
+            plan.use_kernel(choice);
+            zmachine_sys::file::replace_json(&path, &plan)?;
+        }
+        Ok(())
     }
 }
 
