@@ -8,9 +8,9 @@ use std::thread;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
-use zmachine_agent_protocol::{ErrorKind, ExitStatus, Frame, Input, MAX_DATA, Reply, WindowSize};
+use zmachine_agent_protocol::{ExitStatus, Frame, Input, MAX_DATA, Reply, WindowSize};
+use zmachine_machine::Failure;
 use zmachine_machine::attach::{ProcessInput, ProcessOutput};
-use zmachine_machine::{Class, Failure};
 use zmachine_sys::tty::{self, RawMode};
 
 /// SIGPIPE: what a process gets whose output nobody reads.
@@ -94,7 +94,7 @@ fn pump(
             Frame::Message(_) => match frame.parse::<Reply>() {
                 Ok(Reply::Exited(status)) => return Ok(Followed::Exited(status)),
                 Ok(Reply::Started { .. }) => started.store(true, Ordering::Relaxed),
-                Ok(Reply::Error(error)) => return Err(refused(error.kind, error.message)),
+                Ok(Reply::Error(error)) => return Err(error.into()),
                 _ => {}
             },
             _ => {}
@@ -108,23 +108,6 @@ fn pump(
         }
         false => Ok(Followed::Cut),
     }
-}
-
-fn refused(kind: ErrorKind, message: String) -> Failure {
-    let (class, hint) = match kind {
-        ErrorKind::CommandNotFound => (
-            Class::CommandNotFound,
-            "'zmachine exec NAME ls /bin' shows what there is",
-        ),
-        ErrorKind::CommandNotExecutable => (
-            Class::CommandNotExecutable,
-            "the file needs execute permission and a format the guest can run",
-        ),
-        ErrorKind::UnknownUser => (Class::Failed, "use a user of the image's /etc/passwd, or a number"),
-        ErrorKind::WorkingDirectory => (Class::Failed, "choose a directory of the machine with -w"),
-        _ => (Class::Failed, ""),
-    };
-    Failure::new(class, message).hint(hint)
 }
 
 fn send_size(input: &mut ProcessInput) {

@@ -6,6 +6,7 @@ use std::error::Error;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use zmachine_agent_protocol::{AgentError, ErrorKind};
 
 /// What kind of failure, as the exit codes of the command line tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +122,25 @@ impl From<zmachine_network::NetworkError> for Failure {
             ErrorKind::Failed => Class::Failed,
         };
         Failure::from_error(class, &error).hint(error.hint().unwrap_or_default())
+    }
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Failure {
+        let (class, hint) = match error.kind {
+            ErrorKind::CommandNotFound => (
+                Class::CommandNotFound,
+                "the command must be in the image; 'zmachine flist ls' lists its files",
+            ),
+            ErrorKind::CommandNotExecutable => (
+                Class::CommandNotExecutable,
+                "the file needs execute permission and a format the guest can run",
+            ),
+            ErrorKind::UnknownUser => (Class::Failed, "use a user of the image's /etc/passwd, or a number"),
+            ErrorKind::WorkingDirectory => (Class::Failed, "choose a directory of the machine with -w"),
+            ErrorKind::Setup | ErrorKind::BadRequest | ErrorKind::Internal => (Class::Failed, ""),
+        };
+        Failure::new(class, error.message).hint(hint)
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::ExitStatus;
+use zmachine_rootfs::report::Stats;
 use zmachine_sys::process::ProcessId;
 
 use crate::failure::Failure;
@@ -108,26 +109,6 @@ impl From<ExitStatus> for Exit {
     }
 }
 
-/// What the rootfs server of the current or last run fetched and served; the numbers of its statistics lines.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RootfsCounters {
-    /// Requests of the guest that were answered.
-    pub requests: u64,
-    /// Those answered with an error.
-    pub request_errors: u64,
-    /// Bytes given to the guest.
-    pub bytes_read: u64,
-    /// Blocks that came from a store.
-    pub blocks_fetched: u64,
-    /// Their bytes as stored (compressed).
-    pub bytes_fetched_stored: u64,
-    /// Their plain bytes.
-    pub bytes_fetched: u64,
-    /// Blocks that no store delivered.
-    pub blocks_failed: u64,
-}
-
 /// Everything in `state.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
@@ -156,8 +137,8 @@ pub struct State {
     pub hypervisor: Option<ProcessId>,
     /// The rootfs server of the current run.
     pub rootfs: Option<ProcessId>,
-    /// What the rootfs server did.
-    pub rootfs_counters: RootfsCounters,
+    /// What the rootfs server of the current or last run served and fetched.
+    pub rootfs_counters: Stats,
     /// Release of the guest kernel that last ran.
     pub guest_kernel: Option<String>,
     /// What happened and did not end the run, newest last; at most [`State::MAX_WARNINGS`].
@@ -183,7 +164,7 @@ impl State {
             monitor: None,
             hypervisor: None,
             rootfs: None,
-            rootfs_counters: RootfsCounters::default(),
+            rootfs_counters: Stats::default(),
             guest_kernel: None,
             warnings: Vec::new(),
         }
@@ -200,7 +181,7 @@ impl State {
         self.monitor = Some(monitor);
         self.hypervisor = None;
         self.rootfs = None;
-        self.rootfs_counters = RootfsCounters::default();
+        self.rootfs_counters = Stats::default();
         self.warnings.clear();
         self
     }

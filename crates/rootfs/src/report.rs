@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use zmachine_image::fetch::FetchStats;
 
 use crate::erofs::{BLOCK_SIZE, Extent};
@@ -58,7 +58,8 @@ impl Counters {
 }
 
 /// What was done since the process started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Stats {
     /// Requests of the guest that were answered.
     pub requests: u64,

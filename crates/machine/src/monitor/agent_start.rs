@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use zmachine_agent_protocol::{ErrorKind, Reply as AgentReply, Request as AgentRequest};
+use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest};
 use zmachine_hypervisor::{ExitReason, VmEvent};
 
 use super::Event;
@@ -18,6 +18,9 @@ use crate::state::Exit;
 
 /// How long the owner may take to attach. It does so at once, or it is gone.
 const OWNER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the end of a hypervisor may come after the end of its channels.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What interrupted a step of the start.
 enum Interrupt {
@@ -39,7 +42,8 @@ impl Monitor {
         let session = running.session.clone();
         let boot = AgentRequest::Configure(Box::new(self.plan.boot.clone()));
         let configured = match self.during(running, inbox, session.ask(&boot)).await {
-            Ok(answer) => answer.map_err(at("guest set-up"))?,
+            Ok(Err(error)) => return Err(self.cut_off(running, error, "guest set-up").await),
+            Ok(Ok(answer)) => answer,
             Err(interrupt) => return self.interrupted(interrupt, "guest boot"),
         };
         if let AgentReply::Configured {
@@ -68,7 +72,8 @@ impl Monitor {
             }
         };
         let stream = match self.during(running, inbox, started).await {
-            Ok(started) => started.map_err(at("entrypoint"))?,
+            Ok(Err(error)) => return Err(self.cut_off(running, error, "entrypoint").await),
+            Ok(Ok(started)) => started,
             Err(interrupt) => return self.interrupted(interrupt, "entrypoint"),
         };
         let _ = stream_sender.send(stream);
@@ -113,6 +118,25 @@ impl Monitor {
         }
     }
 
+    /// A failed step. When the hypervisor is gone, that is the reason, though the end of its channel was seen first.
+    async fn cut_off(&self, running: &mut Running, error: SessionError, step: &str) -> (String, Failure) {
+        if !matches!(error, SessionError::Agent(_)) {
+            let ended = async {
+                loop {
+                    if let VmEvent::Exited(reason) = running.vm.next_event().await {
+                        return reason;
+                    }
+                }
+            };
+            if let Ok(reason) = tokio::time::timeout(END_PATIENCE, ended).await
+                && let Err(failure) = self.interrupted(Interrupt::VmEnded(reason), step)
+            {
+                return failure;
+            }
+        }
+        at(step)(error)
+    }
+
     fn interrupted(&self, interrupt: Interrupt, step: &str) -> Started {
         let name = &self.machine.spec.name;
         let console = format!("'zmachine logs --source console,hypervisor {name}' shows how far it came");
@@ -132,25 +156,4 @@ impl Monitor {
         };
         Err((step.to_owned(), failure))
     }
-}
-
-/// A failure of the agent as the user sees it.
-pub(super) fn session_failure(error: &SessionError) -> Failure {
-    let SessionError::Agent(agent) = error else {
-        return Failure::from_error(Class::Failed, error);
-    };
-    let (class, hint) = match agent.kind {
-        ErrorKind::CommandNotFound => (
-            Class::CommandNotFound,
-            "the command must be in the image; 'zmachine flist ls' lists its files",
-        ),
-        ErrorKind::CommandNotExecutable => (
-            Class::CommandNotExecutable,
-            "the file needs execute permission and a format the guest can run",
-        ),
-        ErrorKind::UnknownUser => (Class::Failed, "use a user of the image's /etc/passwd, or a number"),
-        ErrorKind::WorkingDirectory => (Class::Failed, "choose a directory of the image with -w"),
-        _ => (Class::Failed, ""),
-    };
-    Failure::new(class, agent.message.clone()).hint(hint)
 }

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use zmachine_agent_protocol::Request as AgentRequest;
 use zmachine_hypervisor::{ExitReason, VmEvent};
 use zmachine_network::Networks;
+use zmachine_rootfs::report::Stats;
 use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
@@ -27,7 +28,7 @@ use crate::journal::{Journal, Resource};
 use crate::killpoint::Killpoints;
 use crate::log::{LogWriter, Source};
 use crate::plan::Plan;
-use crate::state::{Exit, Phase, RootfsCounters};
+use crate::state::{Exit, Phase};
 
 /// Time the guest gets to power off after its entrypoint is gone, before it is killed.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(30);
@@ -38,6 +39,9 @@ const RESTART_WINDOW: Duration = Duration::from_secs(60);
 
 /// How often the counters of the rootfs server are written into the state, at the most.
 const COUNTERS_PERIOD: Duration = Duration::from_secs(5);
+
+/// How long the rootfs server may take to end by itself. It has nothing to do then but to write a line.
+const LAST_LINES_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a run ended: with an exit, or at a step with a failure.
 pub(super) type Outcome = Result<Exit, (String, Failure)>;
@@ -55,6 +59,8 @@ pub(super) struct Monitor {
     report: ReportPipe,
     terminate: Signal,
     counters_saved: Instant,
+    /// There are counters that are not in the state on disk.
+    counters_changed: bool,
     restarts: Vec<Instant>,
     /// Those who wait for the machine to end.
     waiters: Vec<oneshot::Sender<Reply>>,
@@ -86,6 +92,7 @@ impl Monitor {
             report,
             terminate: signal(SignalKind::terminate())?,
             counters_saved: Instant::now(),
+            counters_changed: false,
             restarts: Vec::new(),
             waiters: Vec::new(),
         };
@@ -132,6 +139,7 @@ impl Monitor {
             Err(failure) => Err(failure),
         };
         self.note_console_tail(&mut running).await;
+        self.last_rootfs_lines(&mut running).await;
         running.end().await;
         outcome
     }
@@ -148,6 +156,7 @@ impl Monitor {
         let mut killed = false;
         loop {
             let until = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let counters_due = self.counters_saved + COUNTERS_PERIOD;
             tokio::select! {
                 event = running.vm.next_event() => match event {
                     VmEvent::Exited(reason) => return self.ended(reason, exit, killed),
@@ -177,6 +186,7 @@ impl Monitor {
                     let grace = self.ask_to_stop(running, self.plan.stop_grace_ms).await;
                     deadline = Some(Instant::now() + grace + POWER_OFF_PATIENCE);
                 }
+                () = tokio::time::sleep_until(counters_due.into()), if self.counters_changed => self.save_counters(),
                 () = tokio::time::sleep_until(until.into()) => {
                     self.log.note(Source::Monitor, "the guest did not power off in time: killed");
                     killed = true;
@@ -320,18 +330,44 @@ impl Monitor {
         struct Line {
             event: String,
             #[serde(flatten)]
-            counters: RootfsCounters,
+            counters: Stats,
         }
         match serde_json::from_str::<Line>(line) {
             Ok(Line { event, counters }) if event == "stats" => {
                 self.machine.state.rootfs_counters = counters;
+                self.counters_changed = true;
                 if self.counters_saved.elapsed() >= COUNTERS_PERIOD {
-                    self.counters_saved = Instant::now();
-                    let _ = self.save();
+                    self.save_counters();
                 }
             }
             _ => self.log.note(Source::Monitor, &format!("rootfs: {line}")),
         }
+    }
+
+    fn save_counters(&mut self) {
+        self.counters_changed = false;
+        self.counters_saved = Instant::now();
+        let _ = self.save();
+    }
+
+    /// Asks the rootfs server to end and reads what it still has to say, its last counters among it.
+    async fn last_rootfs_lines(&mut self, running: &mut Running) {
+        if let Some(Err(error)) = running
+            .rootfs
+            .id()
+            .map(|id| id.signal(rustix::process::Signal::TERM.as_raw()))
+        {
+            self.log.note(
+                Source::Monitor,
+                &format!("the rootfs server was not asked to end: {error}"),
+            );
+        }
+        let lines = async {
+            while let Ok(line) = running.rootfs.next_event().await {
+                self.rootfs_line(&line);
+            }
+        };
+        let _ = tokio::time::timeout(LAST_LINES_PATIENCE, lines).await;
     }
 
     fn make_run_dir(&mut self) -> Result<UnixListener, Failure> {
@@ -499,7 +535,10 @@ pub(super) fn at<E: Into<Failure>>(step: &str) -> impl Fn(E) -> (String, Failure
 
 impl From<SessionError> for Failure {
     fn from(error: SessionError) -> Failure {
-        super::agent_start::session_failure(&error)
+        match error {
+            SessionError::Agent(error) => error.into(),
+            other => Failure::from_error(Class::Failed, &other),
+        }
     }
 }
 
