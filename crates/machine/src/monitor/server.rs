@@ -54,7 +54,17 @@ async fn connection(stream: UnixStream, shared: Shared) {
         }
     };
     match request {
-        Request::Attach { stdin, owner } => attach(reader, writer, shared.entry, stdin, owner).await,
+        Request::Attach { stdin, owner } => {
+            // As with docker's `-i`: when the client that opened the input goes, the input ends. Not so on a terminal,
+            // which its user may leave and find again.
+            let ends_input = stdin && owner && shared.entrypoint.terminal.is_none();
+            let how = Attached {
+                stdin,
+                owner,
+                ends_input,
+            };
+            attach(reader, writer, shared.entry, how).await;
+        }
         Request::Exec(process) => exec(reader, writer, shared, process).await,
         command => {
             let (answer, reply) = oneshot::channel();
@@ -75,17 +85,28 @@ fn ended() -> Failure {
 type Reader = FrameReader<tokio::net::unix::OwnedReadHalf>;
 type Writer = FrameWriter<tokio::net::unix::OwnedWriteHalf>;
 
-async fn attach(mut reader: Reader, mut writer: Writer, entry: Entry, stdin: bool, owner: bool) {
+/// What a client that attaches is to the entrypoint.
+#[derive(Debug, Clone, Copy)]
+struct Attached {
+    /// Its input goes to the entrypoint.
+    stdin: bool,
+    /// It started the machine.
+    owner: bool,
+    /// With it, the entrypoint's input ends.
+    ends_input: bool,
+}
+
+async fn attach(mut reader: Reader, mut writer: Writer, entry: Entry, how: Attached) {
     let (frames, mut queue) = client_queue();
+    let owner = how.owner;
     entry.attach(Client { frames, owner }).await;
     let input = async {
         while let Ok(Some(frame)) = reader.next().await {
-            if stdin || matches!(frame, Frame::Message(_)) {
+            if how.stdin || matches!(frame, Frame::Message(_)) {
                 entry.input(frame).await;
             }
         }
-        if stdin && owner {
-            // As with docker's `-i`: when the client that opened the input goes, the input ends.
+        if how.ends_input {
             entry.input(Frame::StdinEof).await;
         }
     };
