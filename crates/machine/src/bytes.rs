@@ -6,9 +6,16 @@ use thiserror::Error;
 
 /// A size that can not be read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("'{text}' is not a size: use a number of bytes, or a number with K, M, G or T (for example 512M)")]
+#[error("'{text}' is not a size")]
 pub struct SizeError {
     text: String,
+}
+
+impl SizeError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> &'static str {
+        "use a number of bytes, or a number with K, M, G or T (for example 512M)"
+    }
 }
 
 /// Reads a size in bytes. `K`, `M`, `G`, `T` (also `Ki`, `KiB`, `KB`, any case) are powers of 1024; fractions are allowed.

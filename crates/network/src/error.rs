@@ -239,6 +239,7 @@ impl NetworkError {
             E::NeedsRoot { .. } => "run it as root, or with --network none",
             E::NoNft { .. } => "install nftables (apt-get install nftables), or use --network none",
             E::Tap { source, .. } if source.kind() == io::ErrorKind::NotFound => "load the tun driver: modprobe tun",
+            E::NoSuchNetwork { .. } => "machines join the network 'default', or none: --network none",
             E::SubnetTaken { .. } => "remove the machines of this network and the network, and it gets another subnet",
             E::NoFreeSubnet { .. } => "name one yourself: zmachine network create NAME --subnet CIDR",
             E::NoFreeAddress { .. } => "remove machines that are no longer needed: zmachine ps -a",

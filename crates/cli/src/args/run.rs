@@ -156,7 +156,11 @@ fn absolute(flist: &str, cwd: &Path) -> String {
 }
 
 fn size(flag: &str, text: &str) -> Result<u64, Failure> {
-    bytes::parse(text).map_err(|e| Failure::from_error(Class::Usage, &e).context(format!("{flag} {text}")))
+    bytes::parse(text).map_err(|e| {
+        Failure::from_error(Class::Usage, &e)
+            .context(format!("{flag} {text}"))
+            .hint(e.hint())
+    })
 }
 
 fn split(text: &str) -> Result<Vec<String>, Failure> {

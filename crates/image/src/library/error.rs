@@ -130,6 +130,7 @@ impl ResolveError {
             self,
             ResolveError::Download { .. }
                 | ResolveError::Fetch { .. }
+                | ResolveError::NotAFlist { .. }
                 | ResolveError::BrokenFlist { .. }
                 | ResolveError::Altered { .. }
         )

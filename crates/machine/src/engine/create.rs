@@ -5,9 +5,13 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
-use zmachine_image::{FetchOptions, Image, ImageKind, Library, Progress, PullPolicy, Reference, ResolveError};
+use zmachine_image::{
+    FetchOptions, Image, ImageKind, Library, Progress, PullPolicy, Reference, ResolveError, Timeouts, open_store,
+};
 use zmachine_kernel::KernelLibrary;
-use zmachine_network::{Attachment, AttachmentRequest, DEFAULT_NETWORK, HostDns, Networks, Publish, host_nameservers};
+use zmachine_network::{
+    Attachment, AttachmentRequest, DEFAULT_NETWORK, HostDns, NetworkError, Networks, Publish, host_nameservers,
+};
 use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
 
@@ -83,6 +87,7 @@ impl Engine {
         catalog::require_free(&self.home, &spec.name)?;
         let publish = parse_publish(&spec.publish)?;
         Plan::check_request(spec, &HostFacts::gather())?;
+        check_stores(&spec.stores)?;
         let facts = self.facts(spec, options)?;
         let networks = self.networks()?;
         // From here on addresses are taken: nobody may sweep them away before the machine's folder is there.
@@ -202,8 +207,21 @@ impl Engine {
 }
 
 fn parse_publish(texts: &[String]) -> Result<Vec<Publish>, Failure> {
-    let parse = |text: &String| Publish::parse(text).map_err(|e| Failure::from_error(Class::Usage, &e));
+    let parse = |text: &String| Publish::parse(text).map_err(|e| Failure::from(NetworkError::from(e)));
     texts.iter().map(parse).collect()
+}
+
+/// That each is the URL of a store. Whether it answers shows when a block is asked for.
+fn check_stores(urls: &[String]) -> Result<(), Failure> {
+    for url in urls {
+        open_store(url, Timeouts::default()).map_err(|e| {
+            let hint = e
+                .hint()
+                .unwrap_or_else(|| "stores are dir:///PATH, http:// and https:// URLs".to_owned());
+            Failure::from_error(Class::Usage, &e).hint(hint)
+        })?;
+    }
+    Ok(())
 }
 
 fn require_container(image: &Image, flist: &str) -> Result<(), Failure> {
