@@ -76,7 +76,7 @@ fn what_can_be_refused_is_refused_before_anything_is_made() {
     checks.that("a missing name", || {
         refused(&home, &["no-such-image"], 3, "no-such-image")
     });
-    checks.that("a folder", || refused(&home, &[&folder], 2, &folder));
+    checks.that("a folder", || refused(&home, &[&folder], 5, &folder));
     checks.that("a truncated flist", || refused(&home, &[&truncated], 5, "truncated.fl"));
     checks.that("an empty flist", || refused(&home, &[&empty], 5, "empty.fl"));
     checks.that("garbage", || refused(&home, &[&garbage], 5, "garbage.fl"));
