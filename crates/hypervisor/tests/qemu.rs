@@ -169,7 +169,7 @@ async fn patiently<T>(what: impl Future<Output = T>) -> T {
         .expect("the guest takes too long")
 }
 
-/// An initramfs of busybox, the kernel's boot modules and the test guest's init.
+/// An initramfs of busybox, the kernel's boot modules, the power button's, and the test guest's init.
 fn pack_guest(dir: &Path, kernel: &Kernel, busybox: &str) -> PathBuf {
     let tree = dir.join("tree");
     for sub in ["bin", "dev", "proc", "sys", "lib/modules"] {
@@ -179,7 +179,13 @@ fn pack_guest(dir: &Path, kernel: &Kernel, busybox: &str) -> PathBuf {
     fs::write(tree.join("init"), include_str!("guest/init")).unwrap();
     fs::set_permissions(tree.join("init"), fs::Permissions::from_mode(0o755)).unwrap();
     let mut order = String::new();
-    for module in kernel.description.boot_modules() {
+    let mut modules: Vec<&str> = kernel.description.boot_modules().collect();
+    for module in ["button.ko", "evdev.ko"] {
+        if !modules.contains(&module) && kernel.dir.join("modules").join(module).exists() {
+            modules.push(module);
+        }
+    }
+    for module in modules {
         fs::copy(
             kernel.dir.join("modules").join(module),
             tree.join("lib/modules").join(module),

@@ -14,7 +14,8 @@ use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use zmachine_hypervisor::{Driver, LogLines, Resources, RunDir, Vm, qemu};
+use zmachine_hypervisor::qemu::{self, Qemu};
+use zmachine_hypervisor::{Driver, LaunchError, LogLines, Resources, RunDir, Vm};
 use zmachine_network::Made;
 use zmachine_sys::process::ProcessId;
 
@@ -77,13 +78,10 @@ impl Monitor {
     /// From nothing to a guest whose agent can be asked.
     pub(super) async fn launch(&mut self, _inbox: &mut mpsc::Receiver<Event>) -> Result<Running, (String, Failure)> {
         let disk = self.make_writable_disk();
-        let driver =
-            in_thread(|| qemu::probe(None).map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint())));
         let resourced = self.attach_networks().await.map_err(at("network"))?;
         let backed = self.start_rootfs(resourced).map_err(at("rootfs server"))?;
         self.plan.boot.first_start = joined(disk).await.map_err(at("writable disk"))?;
-        let driver = joined(driver).await.map_err(at("hypervisor"))?;
-        self.boot(&driver, backed).await.map_err(at("hypervisor"))
+        self.boot(&Qemu::unasked(None), backed).await.map_err(at("hypervisor"))
     }
 
     async fn attach_networks(&mut self) -> Result<Resourced, Failure> {
@@ -138,7 +136,7 @@ impl Monitor {
         let resources = Resources { taps: backed.taps };
         self.kill.pass("start: before the hypervisor");
         let launched = driver.launch(&self.plan.vm, resources, &run).await;
-        let mut vm = launched.map_err(|e| Failure::from_error(Class::Failed, &e))?;
+        let mut vm = launched.map_err(|e| not_launched(&e))?;
         self.kill.pass("start: hypervisor started");
         if let Some(id) = ProcessId::of(vm.pid()) {
             self.machine.state.hypervisor = Some(id);
@@ -164,6 +162,14 @@ impl Monitor {
             _ports: backed.ports,
             _hypervisor_log: messages.map(AbortOnDrop),
         })
+    }
+}
+
+/// Why the hypervisor did not start: what is wrong with the one installed, if that is it, or what it said itself.
+fn not_launched(error: &LaunchError) -> Failure {
+    match qemu::probe(None) {
+        Err(cause) => Failure::from_error(Class::Unsupported, &cause).hint(cause.hint()),
+        Ok(_) => Failure::from_error(Class::Failed, error),
     }
 }
 
