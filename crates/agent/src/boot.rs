@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountFlags, mount};
@@ -65,12 +65,15 @@ impl Phases {
     /// The step `name` ends here and the next one begins.
     pub(crate) fn end(&mut self, name: &str) {
         let now = Instant::now();
-        let micros = now.duration_since(self.last).as_micros() as u64;
+        self.add(name, now.duration_since(self.last));
+        self.last = now;
+    }
+
+    fn add(&mut self, name: &str, took: Duration) {
         self.done.push(Phase {
             name: name.into(),
-            micros,
+            micros: took.as_micros() as u64,
         });
-        self.last = now;
     }
 
     /// All steps in order.
@@ -85,6 +88,7 @@ impl Phases {
 /// [`BootError`]: the machine can not be used.
 pub(crate) fn boot(started: Instant) -> Result<Booted, BootError> {
     let mut phases = Phases::new(started);
+    phases.add("kernel", since_kernel_start());
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     early_mount("proc", "/proc", plain)?;
     early_mount("sysfs", "/sys", plain)?;
@@ -96,11 +100,16 @@ pub(crate) fn boot(started: Instant) -> Result<Booted, BootError> {
     })?;
     protect_init();
     phases.end("early");
-    modules::load_all(Path::new(modules::MODULES))?;
+    modules::load_all(Path::new(modules::ORDER))?;
     phases.end("modules");
     let port = port::open()?;
     phases.end("port");
     Ok(Booted { port, proc, phases })
+}
+
+/// How long the kernel's clock has been running: the kernel's own start, without the firmware and its very first steps.
+fn since_kernel_start() -> Duration {
+    Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Boottime)).unwrap_or_default()
 }
 
 fn early_mount(fstype: &'static str, target: &'static str, flags: MountFlags) -> Result<(), BootError> {

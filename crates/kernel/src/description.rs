@@ -1,6 +1,6 @@
 //! `kernel.json`: what an installed kernel is. Version 1; a reader refuses a version it does not know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +9,9 @@ use crate::KernelError;
 
 /// The version this code writes.
 pub(crate) const FORMAT_VERSION: u32 = 1;
+
+/// The driver of a machine's interfaces.
+const NETWORK: &str = "virtio_net.ko";
 
 /// The description of one installed kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +77,27 @@ impl Description {
     pub fn boot_modules(&self) -> impl Iterator<Item = &str> {
         self.modules.iter().filter(|m| m.boot).map(|m| m.file.as_str())
     }
+
+    /// Those of the boot's modules that only a machine with a network interface needs, in loading order: `virtio_net` and
+    /// what nothing but it needs.
+    pub fn network_modules(&self) -> Vec<&str> {
+        let boot = || self.modules.iter().filter(|m| m.boot);
+        let mut others = BTreeSet::new();
+        let mut network = Vec::new();
+        // Backwards: whoever needs a module comes after it.
+        for module in self.modules.iter().rev().filter(|m| m.boot) {
+            let file = module.file.as_str();
+            let needed_by_network =
+                boot().any(|m| network.contains(&m.file.as_str()) && m.needs.contains(&module.file));
+            if (file == NETWORK || needed_by_network) && !others.contains(file) {
+                network.push(file);
+            } else {
+                others.extend(module.needs.iter().map(String::as_str));
+            }
+        }
+        network.reverse();
+        network
+    }
 }
 
 #[cfg(test)]
@@ -90,6 +114,30 @@ mod tests {
             ["failover.ko", "virtio_net.ko"]
         );
         assert_eq!(serde_json::to_string_pretty(&read).unwrap() + "\n", GOLDEN);
+    }
+
+    fn module(file: &str, needs: &[&str]) -> Module {
+        Module {
+            file: file.into(),
+            needs: needs.iter().map(|m| (*m).into()).collect(),
+            boot: true,
+        }
+    }
+
+    #[test]
+    fn the_networks_modules_are_those_that_nothing_else_needs() {
+        let mut description = Description::parse(GOLDEN, Path::new("kernel.json")).unwrap();
+        description.modules = vec![
+            module("shared.ko", &[]),
+            module("failover.ko", &[]),
+            module("net_failover.ko", &["failover.ko"]),
+            module("virtio_net.ko", &["net_failover.ko", "shared.ko"]),
+            module("erofs.ko", &["shared.ko"]),
+        ];
+        assert_eq!(
+            description.network_modules(),
+            ["failover.ko", "net_failover.ko", "virtio_net.ko"]
+        );
     }
 
     #[test]

@@ -8,7 +8,9 @@
 //! /dev/console                        character device 5:1, so that init has a standard output from its first moment
 //! /init                               the agent, 0755
 //! /lib/modules/<file>.ko              the modules of the boot
-//! /lib/modules/order                  their file names, one per line, each after everything it needs
+//! /lib/modules/order                  the file names of those that every machine loads, one per line, each after
+//!                                     everything it needs
+//! /lib/modules/order.network          the same for those that a machine with a network interface loads besides
 //! ```
 
 use std::fs;
@@ -24,7 +26,7 @@ use crate::install::hex;
 use crate::{Kernel, KernelError, KernelLibrary};
 
 /// Changes when the layout changes, so that a cached file of an older program is not used.
-const LAYOUT: &str = "zmachine initramfs 1\n";
+const LAYOUT: &str = "zmachine initramfs 2\n";
 /// How many initramfs files are kept per kernel: the one in use, and what older programs on the same home use.
 const KEEP: usize = 3;
 
@@ -57,7 +59,9 @@ impl Kernel {
             boot.push((name, fs::read(&module).at("read", &module)?));
         }
         let new = NewFile::create(&self.dir, 0o644)?;
-        new.file().write_all(&archive(&init, &boot)).at("write", &path)?;
+        new.file()
+            .write_all(&archive(&init, &boot, &self.description.network_modules()))
+            .at("write", &path)?;
         new.publish_new(&path, true)?;
         self.prune_initramfs()?;
         Ok(path)
@@ -86,7 +90,7 @@ impl Kernel {
 }
 
 /// The whole archive. Pure and reproducible: no times, no owners.
-fn archive(init: &[u8], modules: &[(&str, Vec<u8>)]) -> Vec<u8> {
+fn archive(init: &[u8], modules: &[(&str, Vec<u8>)], network: &[&str]) -> Vec<u8> {
     const DIR: u32 = 0o040_755;
     const FILE: u32 = 0o100_644;
     let mut cpio = Cpio::default();
@@ -98,8 +102,12 @@ fn archive(init: &[u8], modules: &[(&str, Vec<u8>)]) -> Vec<u8> {
     for (name, content) in modules {
         cpio.entry(&format!("lib/modules/{name}"), FILE, (0, 0), content);
     }
-    let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
-    cpio.entry("lib/modules/order", FILE, (0, 0), order.as_bytes());
+    for (file, of_network) in [("order", false), ("order.network", true)] {
+        let names = modules.iter().map(|(name, _)| name);
+        let chosen = names.filter(|name| network.contains(name) == of_network);
+        let order: String = chosen.map(|name| format!("{name}\n")).collect();
+        cpio.entry(&format!("lib/modules/{file}"), FILE, (0, 0), order.as_bytes());
+    }
     cpio.finish()
 }
 
@@ -163,6 +171,7 @@ mod tests {
         let bytes = archive(
             b"#!agent",
             &[("failover.ko", vec![1; 5]), ("virtio_net.ko", vec![2; 7])],
+            &[],
         );
         let Ok(mut child) = Command::new("busybox")
             .args(["cpio", "-tv"])
@@ -187,13 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn the_order_file_names_the_modules_line_by_line() {
-        let bytes = archive(b"", &[("a.ko", vec![]), ("b.ko", vec![])]);
-        assert!(bytes.windows(10).any(|w| w == b"a.ko\nb.ko\n"));
+    fn the_order_files_name_the_modules_line_by_line() {
+        let bytes = archive(b"", &[("a.ko", vec![]), ("b.ko", vec![]), ("c.ko", vec![])], &["c.ko"]);
+        assert!(bytes.windows(11).any(|w| w == b"a.ko\nb.ko\n\0"));
+        assert!(bytes.windows(6).any(|w| w == b"c.ko\n\0"));
     }
 
     #[test]
     fn the_same_input_gives_the_same_bytes() {
-        assert_eq!(archive(b"x", &[]), archive(b"x", &[]));
+        assert_eq!(archive(b"x", &[], &[]), archive(b"x", &[], &[]));
     }
 }

@@ -14,12 +14,14 @@ mod volumes;
 
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 
 use rustix::io::Errno;
 use thiserror::Error;
 use zmachine_agent_protocol::{BootConfig, Upper};
 
 use crate::boot::Phases;
+use crate::modules::{self, ModuleError};
 pub(crate) use etc::read_limited;
 pub(crate) use root::Writable;
 
@@ -62,6 +64,9 @@ pub(crate) enum SetupError {
         gateway: Option<IpAddr>,
         source: Errno,
     },
+    /// A driver is not loaded.
+    #[error(transparent)]
+    Module(#[from] ModuleError),
     /// No netlink socket.
     #[error("netlink socket: {source}")]
     Netlink { source: Errno },
@@ -85,6 +90,10 @@ pub(crate) struct Outcome {
 /// # Errors
 /// The first [`SetupError`]; the guest is then good for nothing but a power-off.
 pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut Outcome) -> Result<(), SetupError> {
+    if !config.interfaces.is_empty() {
+        modules::load_all(Path::new(modules::NETWORK_ORDER))?;
+        phases.end("network modules");
+    }
     root::assemble(&config.root, config.read_ahead_kib, &mut outcome.writable)?;
     phases.end("root");
     root::switch()?;
