@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Add;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -81,6 +82,25 @@ pub struct Stats {
     pub corrupt_answers: u64,
     /// Blocks that no store delivered.
     pub blocks_failed: u64,
+}
+
+impl Add for Stats {
+    type Output = Stats;
+
+    fn add(self, other: Stats) -> Stats {
+        Stats {
+            requests: self.requests + other.requests,
+            request_errors: self.request_errors + other.request_errors,
+            bytes_read: self.bytes_read + other.bytes_read,
+            blocks_fetched: self.blocks_fetched + other.blocks_fetched,
+            bytes_fetched_stored: self.bytes_fetched_stored + other.bytes_fetched_stored,
+            bytes_fetched: self.bytes_fetched + other.bytes_fetched,
+            cache_hits: self.cache_hits + other.cache_hits,
+            cache_failures: self.cache_failures + other.cache_failures,
+            corrupt_answers: self.corrupt_answers + other.corrupt_answers,
+            blocks_failed: self.blocks_failed + other.blocks_failed,
+        }
+    }
 }
 
 #[derive(Serialize)]

@@ -13,6 +13,7 @@ mod agent_start;
 mod entry;
 mod launch;
 mod rootfs_child;
+mod rootfs_watch;
 mod run;
 mod server;
 mod session;

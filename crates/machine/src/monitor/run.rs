@@ -10,13 +10,13 @@ use tokio::task::JoinHandle;
 use zmachine_agent_protocol::Request as AgentRequest;
 use zmachine_hypervisor::{ExitReason, VmEvent};
 use zmachine_network::Networks;
-use zmachine_rootfs::report::Stats;
 use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::ProcessId;
 
 use super::launch::Running;
+use super::rootfs_watch::RootfsWatch;
 use super::server::{self, Shared};
 use super::session::SessionError;
 use super::{Event, MonitorArgs, ReportPipe, SharedLog, entry};
@@ -33,16 +33,6 @@ use crate::state::{Exit, Phase};
 /// Time the guest gets to power off after its entrypoint is gone, before it is killed.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often a rootfs server may be started again within [`RESTART_WINDOW`] before the machine fails.
-const RESTARTS: usize = 5;
-const RESTART_WINDOW: Duration = Duration::from_secs(60);
-
-/// How often the counters of the rootfs server are written into the state, at the most.
-const COUNTERS_PERIOD: Duration = Duration::from_secs(5);
-
-/// How long the rootfs server may take to end by itself. It has nothing to do then but to write a line.
-const LAST_LINES_PATIENCE: Duration = Duration::from_secs(1);
-
 /// How a run ended: with an exit, or at a step with a failure.
 pub(super) type Outcome = Result<Exit, (String, Failure)>;
 
@@ -58,10 +48,7 @@ pub(super) struct Monitor {
     pub(super) wait_for_owner: bool,
     report: ReportPipe,
     terminate: Signal,
-    counters_saved: Instant,
-    /// There are counters that are not in the state on disk.
-    counters_changed: bool,
-    restarts: Vec<Instant>,
+    pub(super) watch: RootfsWatch,
     /// Those who wait for the machine to end.
     waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -91,9 +78,7 @@ impl Monitor {
             wait_for_owner: args.wait_for_owner,
             report,
             terminate: signal(SignalKind::terminate())?,
-            counters_saved: Instant::now(),
-            counters_changed: false,
-            restarts: Vec::new(),
+            watch: RootfsWatch::new(),
             waiters: Vec::new(),
         };
         let result = monitor.life().await;
@@ -133,7 +118,7 @@ impl Monitor {
         let outcome = match started {
             Ok(None) => {
                 session_sender.send_replace(Some(running.session.clone()));
-                self.watch(&mut running, &mut inbox).await
+                self.follow(&mut running, &mut inbox).await
             }
             Ok(Some(exit)) => Ok(exit),
             Err(failure) => Err(failure),
@@ -145,7 +130,7 @@ impl Monitor {
     }
 
     /// The event loop of a machine whose entrypoint runs.
-    async fn watch(&mut self, running: &mut Running, inbox: &mut mpsc::Receiver<Event>) -> Outcome {
+    async fn follow(&mut self, running: &mut Running, inbox: &mut mpsc::Receiver<Event>) -> Outcome {
         self.machine.state.hypervisor = ProcessId::of(running.vm.pid());
         self.advance(Phase::Running).map_err(at("state"))?;
         self.kill.pass("start: state is running");
@@ -156,7 +141,8 @@ impl Monitor {
         let mut killed = false;
         loop {
             let until = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-            let counters_due = self.counters_saved + COUNTERS_PERIOD;
+            let counters_due = self.watch.counters_due();
+            let counters_at = counters_due.unwrap_or_else(Instant::now);
             tokio::select! {
                 event = running.vm.next_event() => match event {
                     VmEvent::Exited(reason) => return self.ended(reason, exit, killed),
@@ -186,7 +172,7 @@ impl Monitor {
                     let grace = self.ask_to_stop(running, self.plan.stop_grace_ms).await;
                     deadline = Some(Instant::now() + grace + POWER_OFF_PATIENCE);
                 }
-                () = tokio::time::sleep_until(counters_due.into()), if self.counters_changed => self.save_counters(),
+                () = tokio::time::sleep_until(counters_at.into()), if counters_due.is_some() => self.save_counters(),
                 () = tokio::time::sleep_until(until.into()) => {
                     self.log.note(Source::Monitor, "the guest did not power off in time: killed");
                     killed = true;
@@ -295,81 +281,6 @@ impl Monitor {
         }
     }
 
-    pub(super) fn rootfs_event(
-        &mut self,
-        running: &mut Running,
-        event: Result<String, String>,
-    ) -> Result<(), (String, Failure)> {
-        match event {
-            Ok(line) => {
-                self.rootfs_line(&line);
-                Ok(())
-            }
-            Err(status) => {
-                let text = format!("the rootfs server ended ({status}); it is started again");
-                self.log.note(Source::Monitor, &text);
-                self.machine.state.warn(text);
-                self.restarts.retain(|at| at.elapsed() < RESTART_WINDOW);
-                if self.restarts.len() >= RESTARTS {
-                    let failure = Failure::new(
-                        Class::Failed,
-                        format!("the rootfs server ended {} times in a minute", RESTARTS + 1),
-                    );
-                    return Err(("running".to_owned(), failure));
-                }
-                self.restarts.push(Instant::now());
-                running.rootfs.restart().map_err(at("rootfs server"))?;
-                self.claim_rootfs(running.rootfs.id()).map_err(at("rootfs server"))
-            }
-        }
-    }
-
-    /// One line of the rootfs server: counters, or something to log.
-    pub(super) fn rootfs_line(&mut self, line: &str) {
-        #[derive(serde::Deserialize)]
-        struct Line {
-            event: String,
-            #[serde(flatten)]
-            counters: Stats,
-        }
-        match serde_json::from_str::<Line>(line) {
-            Ok(Line { event, counters }) if event == "stats" => {
-                self.machine.state.rootfs_counters = counters;
-                self.counters_changed = true;
-                if self.counters_saved.elapsed() >= COUNTERS_PERIOD {
-                    self.save_counters();
-                }
-            }
-            _ => self.log.note(Source::Monitor, &format!("rootfs: {line}")),
-        }
-    }
-
-    fn save_counters(&mut self) {
-        self.counters_changed = false;
-        self.counters_saved = Instant::now();
-        let _ = self.save();
-    }
-
-    /// Asks the rootfs server to end and reads what it still has to say, its last counters among it.
-    async fn last_rootfs_lines(&mut self, running: &mut Running) {
-        if let Some(Err(error)) = running
-            .rootfs
-            .id()
-            .map(|id| id.signal(rustix::process::Signal::TERM.as_raw()))
-        {
-            self.log.note(
-                Source::Monitor,
-                &format!("the rootfs server was not asked to end: {error}"),
-            );
-        }
-        let lines = async {
-            while let Ok(line) = running.rootfs.next_event().await {
-                self.rootfs_line(&line);
-            }
-        };
-        let _ = tokio::time::timeout(LAST_LINES_PATIENCE, lines).await;
-    }
-
     fn make_run_dir(&mut self) -> Result<UnixListener, Failure> {
         let path = self.home.run_dir(&self.machine.id);
         self.journal.claim(Resource::RunDir { path: path.clone() })?;
@@ -381,19 +292,7 @@ impl Monitor {
             .map_err(|e| Failure::from(e).context(format!("can not listen on {}", socket.display())))
     }
 
-    /// Claims the rootfs server's process, so that another command can end it should this monitor die.
-    pub(super) fn claim_rootfs(&mut self, id: Option<ProcessId>) -> Result<(), Failure> {
-        self.machine.state.rootfs = id;
-        if let Some(id) = id {
-            self.journal.claim(Resource::Process {
-                role: "rootfs".to_owned(),
-                id,
-            })?;
-        }
-        Ok(())
-    }
-
-    fn save(&self) -> Result<(), Failure> {
+    pub(super) fn save(&self) -> Result<(), Failure> {
         Ok(catalog::save_state(&self.machine.dir, &self.machine.state)?)
     }
 
