@@ -22,6 +22,16 @@ const OWNER_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the end of a hypervisor may come after the end of its channels.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
+/// What the end of the rootfs server means for a step of the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RootfsEnd {
+    /// The guest may not use the disk yet, and then QEMU 7.2 does not notice that its device is gone (it forgets to
+    /// reconnect one that was never started; mended in QEMU 8.2): the guest would wait for its root for ever.
+    IsFatal,
+    /// The guest has mounted the disk: a new server takes over.
+    IsMended,
+}
+
 /// What interrupted a step of the start.
 enum Interrupt {
     Timeout,
@@ -41,7 +51,10 @@ impl Monitor {
     ) -> Started {
         let session = running.session.clone();
         let boot = AgentRequest::Configure(Box::new(self.plan.boot.clone()));
-        let configured = match self.during(running, inbox, session.ask(&boot)).await {
+        let configured = match self
+            .during(running, inbox, RootfsEnd::IsFatal, session.ask(&boot))
+            .await
+        {
             Ok(Err(error)) => return Err(self.cut_off(running, error, "guest set-up").await),
             Ok(Ok(answer)) => answer,
             Err(interrupt) => return self.interrupted(interrupt, "guest boot"),
@@ -71,7 +84,7 @@ impl Monitor {
                 _ => Err(SessionError::Unexpected),
             }
         };
-        let stream = match self.during(running, inbox, started).await {
+        let stream = match self.during(running, inbox, RootfsEnd::IsMended, started).await {
             Ok(Err(error)) => return Err(self.cut_off(running, error, "entrypoint").await),
             Ok(Ok(started)) => started,
             Err(interrupt) => return self.interrupted(interrupt, "entrypoint"),
@@ -85,6 +98,7 @@ impl Monitor {
         &mut self,
         running: &mut Running,
         inbox: &mut mpsc::Receiver<Event>,
+        rootfs_end: RootfsEnd,
         step: impl Future<Output = T>,
     ) -> Result<T, Interrupt> {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(self.plan.start_timeout_s);
@@ -110,6 +124,10 @@ impl Monitor {
                     }
                 },
                 event = running.rootfs.next_event() => {
+                    if let (Err(status), RootfsEnd::IsFatal) = (&event, rootfs_end) {
+                        let failure = Failure::new(Class::Failed, format!("the rootfs server ended while the guest started ({status})"));
+                        return Err(Interrupt::Rootfs("guest boot".to_owned(), failure.hint("start the machine again")));
+                    }
                     self.rootfs_event(running, event).map_err(|(step, failure)| Interrupt::Rootfs(step, failure))?;
                 }
                 () = self.terminated() => return Err(Interrupt::Killed),
