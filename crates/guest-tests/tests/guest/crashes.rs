@@ -1,13 +1,12 @@
 //! Sudden deaths of the processes a machine is made of, at every time of its life.
 
 use std::path::PathBuf;
-use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use zmachine_testkit::{TestHome, Tree};
 
-use crate::life::fsck;
+use crate::life::{fsck, in_background};
 use crate::support::{Checks, home, inspect, noise, phase, told, until, zmachine};
 
 const SIZE: usize = 6_000_000;
@@ -38,10 +37,7 @@ fn whatever_dies_the_host_is_clean_and_the_machine_starts_again() {
         intact(&home, "all");
     });
     checks.that("a monitor that dies while the machine starts", || {
-        let start = thread::spawn({
-            let start = home.zmachine(["start", "m"]);
-            move || start.finish()
-        });
+        let start = in_background(home.zmachine(["start", "m"]));
         claimed(&home, "hypervisor");
         kill(process(&home, "monitor"));
         let start = start.join().expect("start");
@@ -50,10 +46,7 @@ fn whatever_dies_the_host_is_clean_and_the_machine_starts_again() {
         intact(&home, "all");
     });
     checks.that("a hypervisor that dies while the machine starts", || {
-        let start = thread::spawn({
-            let start = home.zmachine(["start", "m"]);
-            move || start.finish()
-        });
+        let start = in_background(home.zmachine(["start", "m"]));
         kill(claimed(&home, "hypervisor"));
         let start = start.join().expect("start");
         assert!(
@@ -63,22 +56,25 @@ fn whatever_dies_the_host_is_clean_and_the_machine_starts_again() {
         assert_eq!(phase(&home, "m"), "failed");
         home.assert_host_clean();
     });
-    checks.that("a rootfs server that dies while the machine starts is replaced", || {
-        let start = thread::spawn({
-            let start = home.zmachine(["start", "m"]);
-            move || start.finish()
-        });
+    checks.that("a rootfs server that dies while the machine starts", || {
+        let start = in_background(home.zmachine(["start", "m"]));
         claimed(&home, "hypervisor");
         kill(claimed(&home, "rootfs"));
-        start.join().expect("start").expect_success();
+        let start = start.join().expect("start");
+        let text = start.expect_code(1).stderr();
+        assert!(
+            text.contains("the rootfs server ended while the guest started"),
+            "{start}"
+        );
+        assert!(start.took < Duration::from_secs(10), "{start}");
+        assert_eq!(phase(&home, "m"), "failed");
+        home.assert_host_clean();
+        zmachine(&home, &["start", "m"]).expect_success();
         assert_eq!(told(&home, "m", "cat /all"), "all");
     });
     checks.that("a monitor that dies while the machine stops", || {
         // `sleep` as the entrypoint ends at once; a paused guest takes its time.
-        let stop = thread::spawn({
-            let stop = home.zmachine(["stop", "m"]);
-            move || stop.finish()
-        });
+        let stop = in_background(home.zmachine(["stop", "m"]));
         let monitor = process(&home, "monitor");
         until("the machine is stopping", Duration::from_secs(20), || {
             let state = std::fs::read_to_string(folder(&home).join("state.json")).ok()?;

@@ -218,7 +218,8 @@ fn exec_checks(checks: &mut Checks, home: &TestHome) {
     });
 }
 
-fn in_background(run: Invocation) -> JoinHandle<Finished> {
+/// A command on its way.
+pub(crate) fn in_background(run: Invocation) -> JoinHandle<Finished> {
     thread::spawn(move || run.finish())
 }
 
