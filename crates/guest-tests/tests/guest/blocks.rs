@@ -76,6 +76,10 @@ fn unreadable(home: &TestHome, name: &str, block: &Path) {
         .into_owned();
     let log = zmachine(home, &["logs", "--source", "monitor", "m"]).stdout();
     assert!(log.contains(&id), "no block {id} in the monitor's log:\n{log}");
+    assert!(
+        log.contains(&format!("/{name}.bin")),
+        "no /{name}.bin in the monitor's log:\n{log}"
+    );
 }
 
 /// Stores a file's only block alone, to know which one it is.
