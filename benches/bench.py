@@ -4,6 +4,8 @@
     bench.py start  ZMACHINE FLIST [--rounds N] [--network NAME ...]   exec to the entrypoint's first byte, against bare QEMU
     bench.py cold   ZMACHINE FLIST STORE [--rounds N]                  the same with no block in the cache
     bench.py memory ZMACHINE FLIST COMMAND...                          memory of the processes of one machine
+    bench.py pack   ZMACHINE TREE STORE [--rounds N]               packing a tree whose blocks are in the store already
+    bench.py command ZMACHINE FLIST [--rounds N] -- COMMAND...     a whole run of a command that prints nothing
     bench.py list   ZMACHINE [--machines N] [--rounds N]               CPU time of `ps -a` with N stopped machines
 
 ZMACHINE_HOME names the state to work on. The variants of a figure take turns, round by round, so that whatever else the
@@ -64,19 +66,9 @@ def zmachine(program, *args):
     return subprocess.run([program, *args], check=True, capture_output=True, text=True).stdout
 
 
-def children(pid):
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def arguments(pid):
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
-
-
 def processes(program, name):
     """Process ids of a running machine: its monitor, its rootfs server, its hypervisor."""
-    machine = json.loads(zmachine(program, "inspect", name))
-    machine = machine[0] if isinstance(machine, list) else machine
-    state = machine["state"]
+    state = json.loads(zmachine(program, "inspect", name))[0]["state"]
     return {role: state[role]["pid"] for role in ("monitor", "rootfs", "hypervisor")}
 
 
@@ -178,6 +170,29 @@ def cold(args):
         report(name, values, samples["all blocks in the cache"])
 
 
+def timed(title, command, rounds):
+    samples = []
+    for _ in range(rounds):
+        begin = time.monotonic()
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+        samples.append(time.monotonic() - begin)
+    print(f"# {title}, {rounds} rounds")
+    heading()
+    report("wall", samples)
+
+
+def pack(args):
+    with tempfile.TemporaryDirectory() as folder:
+        target = os.path.join(folder, "packed.fl")
+        command = [args.program, "flist", "pack", args.tree, "-o", target, "--store", args.store]
+        timed(f"zmachine flist pack {args.tree}", command, args.rounds)
+
+
+def whole_run(args):
+    command = [args.program, "run", "--rm", "--network", "none", args.flist, *args.command]
+    timed(f"zmachine run {' '.join(args.command)}", command, args.rounds)
+
+
 def status(pid, key):
     for file in ("status", "smaps_rollup"):
         for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
@@ -207,7 +222,7 @@ def list_machines(args):
     home = Path(os.environ["ZMACHINE_HOME"])
     zmachine(args.program, "create", "--name", "bench-list", "--network", "none", args.flist)
     machines = home / "machines"
-    model = machines / json.loads(zmachine(args.program, "inspect", "bench-list"))["id"]
+    model = machines / json.loads(zmachine(args.program, "inspect", "bench-list"))[0]["id"]
     made = [f"{number:012x}" for number in range(0xbe0000000000, 0xbe0000000000 + args.machines - 1)]
     try:
         for number, machine_id in enumerate(made):
@@ -250,6 +265,8 @@ def main():
 
     command("start", start, "program", "flist").add_argument("--network", action="append")
     command("cold", cold, "program", "flist", "store")
+    command("pack", pack, "program", "tree", "store")
+    command("command", whole_run, "program", "flist", "command")
     command("memory", memory, "program", "flist", "command")
     command("list", list_machines, "program", "flist").add_argument("--machines", type=int, default=1000)
     args = parser.parse_args()
