@@ -97,7 +97,10 @@ impl Monitor {
         }
         restarts.push(Instant::now());
         running.rootfs.restart().map_err(at("rootfs server"))?;
-        self.claim_rootfs(running.rootfs.id()).map_err(at("rootfs server"))
+        self.claim_rootfs(running.rootfs.id()).map_err(at("rootfs server"))?;
+        // Now: the state names a process that is gone.
+        self.save_counters();
+        Ok(())
     }
 
     /// One line of the server: counters, a block that could not be had, or something to log.
