@@ -74,11 +74,15 @@ fn unreadable(home: &TestHome, name: &str, block: &Path) {
         .expect("a block's name")
         .to_string_lossy()
         .into_owned();
-    let log = zmachine(home, &["logs", "--source", "monitor", "m"]).stdout();
-    assert!(log.contains(&id), "no block {id} in the monitor's log:\n{log}");
-    assert!(
-        log.contains(&format!("/{name}.bin")),
-        "no /{name}.bin in the monitor's log:\n{log}"
+    // The files are looked up in the background.
+    until(
+        &format!("/{name}.bin in the monitor's log"),
+        Duration::from_secs(20),
+        || {
+            let log = zmachine(home, &["logs", "--source", "monitor", "m"]).stdout();
+            assert!(log.contains(&id), "no block {id} in the monitor's log:\n{log}");
+            log.contains(&format!("/{name}.bin")).then_some(())
+        },
     );
 }
 
