@@ -109,13 +109,25 @@ fn make(tool: &Path, path: &Path, size_bytes: u64) -> Result<(), UpperError> {
     file.sync_all().map_err(|e| failed("sync", path, e))
 }
 
-/// Formats; `-F` because a file is no block device, `-m 0` because nobody needs a reserve there. A new sparse file reads
-/// as zeros, so neither the tool nor, in the background of the first hours, the guest has to write any (e2fsprogs 1.47,
-/// which every distribution with a QEMU new enough for us has).
+/// What e2fsprogs 1.47 is told: a new sparse file reads as zeros, so neither the tool nor, in the background of the first
+/// hours, the guest has to write any.
+const PREZEROED: &str = "assume_storage_prezeroed=1,nodiscard";
+/// The same for an older one, which knows only to leave the zeroing to the guest.
+const LAZY: &str = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";
+
 fn format(tool: &Path, path: &Path) -> Result<(), UpperError> {
+    match format_with(tool, path, PREZEROED) {
+        Err(UpperError::Tool { message, .. }) if message.contains("assume_storage_prezeroed") => {
+            format_with(tool, path, LAZY)
+        }
+        done => done,
+    }
+}
+
+/// Formats; `-F` because a file is no block device, `-m 0` because nobody needs a reserve there.
+fn format_with(tool: &Path, path: &Path, extended: &str) -> Result<(), UpperError> {
     let output = Command::new(tool)
-        .args(["-q", "-F", "-m", "0", "-L", LABEL])
-        .args(["-E", "assume_storage_prezeroed=1,nodiscard"])
+        .args(["-q", "-F", "-m", "0", "-L", LABEL, "-E", extended])
         .arg("--")
         .arg(path)
         .env_clear()
@@ -184,6 +196,23 @@ pub fn check(path: &Path) -> Result<(), UpperError> {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn an_older_mkfs_is_asked_in_its_own_words() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let tool = dir.path().join("mkfs.ext4");
+        let real = TOOL_PATHS.iter().find(|tool| Path::new(tool).exists()).unwrap();
+        // Says no as e2fsprogs 1.46 does.
+        let script = format!(
+            "#!/bin/sh\ncase \"$*\" in *prezeroed*) echo 'Bad option(s) specified: assume_storage_prezeroed' >&2; exit 1;; esac\nexec {real} \"$@\"\n"
+        );
+        fs::write(&tool, script).unwrap();
+        fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = dir.path().join("root.img");
+        make(&tool, &path, 64 << 20).unwrap();
+        check(&path).unwrap();
+    }
 
     #[test]
     fn a_new_layer_is_sparse_passes_the_check_and_leaves_no_other_file() {
