@@ -100,10 +100,17 @@ pub(crate) fn boot(started: Instant) -> Result<Booted, BootError> {
     })?;
     protect_init();
     phases.end("early");
+    // What the host has to say comes in while the modules load. Where the port itself needs one, it is opened after.
+    let early_port = port::open_if_there()?;
+    phases.end("port");
     modules::load_all(Path::new(modules::ORDER))?;
     phases.end("modules");
-    let port = port::open()?;
-    phases.end("port");
+    let port = match early_port {
+        Some(port) => port,
+        None => port::open()?,
+    };
+    port::wait_for_host(&port)?;
+    phases.end("connect");
     Ok(Booted { port, proc, phases })
 }
 

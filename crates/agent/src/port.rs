@@ -1,7 +1,7 @@
 //! The virtio-serial port to the host: found by its name, opened, and read and written without blocking.
 //!
 //! What the host sends before the port is open waits in the host's socket. A port whose host side is not connected
-//! reads as "at its end" and polls as hung up, so [`open`] waits for the host before the runtime sees the port; from
+//! reads as "at its end" and polls as hung up, so [`wait_for_host`] comes before the runtime sees the port; from
 //! then on an end means that the host is gone for good.
 
 use std::fs;
@@ -43,26 +43,37 @@ pub(crate) enum PortError {
     NoHost,
 }
 
-/// Waits for the agent's port and its host side, and opens it.
+/// Waits for the agent's port, and opens it.
 ///
 /// # Errors
-/// [`PortError`]: no port in 30 s, no host in 180 s, or the port is in use.
+/// [`PortError`]: no port in 30 s, or the port is in use.
 pub(crate) fn open() -> Result<OwnedFd, PortError> {
     let deadline = Instant::now() + APPEAR;
-    let device = loop {
-        if let Some(name) = find(Path::new("/sys/class/virtio-ports"), PORT_NAME) {
-            break Path::new("/dev").join(name);
+    loop {
+        if let Some(port) = open_if_there()? {
+            return Ok(port);
         }
         if Instant::now() > deadline {
             return Err(PortError::Missing);
         }
         sleep(PAUSE);
+    }
+}
+
+/// Opens the agent's port if the kernel knows it by now.
+///
+/// # Errors
+/// [`PortError::Open`] when it can not be opened.
+pub(crate) fn open_if_there() -> Result<Option<OwnedFd>, PortError> {
+    let Some(name) = find(Path::new("/sys/class/virtio-ports"), PORT_NAME) else {
+        return Ok(None);
     };
+    let device = Path::new("/dev").join(name);
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let port =
-        rustix::fs::open(&device, flags, Mode::empty()).map_err(|source| PortError::Open { path: device, source })?;
-    wait_for_host(&port)?;
-    Ok(port)
+    let opened = rustix::fs::open(&device, flags, Mode::empty());
+    opened
+        .map(Some)
+        .map_err(|source| PortError::Open { path: device, source })
 }
 
 /// The device name of the port called `wanted`: each port is a folder with a file `name`.
@@ -74,7 +85,11 @@ fn find(class: &Path, wanted: &str) -> Option<String> {
     })
 }
 
-fn wait_for_host(port: &OwnedFd) -> Result<(), PortError> {
+/// Waits until the host's side of the port is connected.
+///
+/// # Errors
+/// [`PortError::NoHost`] after 180 s.
+pub(crate) fn wait_for_host(port: &OwnedFd) -> Result<(), PortError> {
     let deadline = Instant::now() + CONNECT;
     loop {
         let mut fds = [PollFd::new(port, PollFlags::IN)];

@@ -49,6 +49,9 @@ enum State {
     Stopping,
 }
 
+/// How long a `Run` waits for its `Configure`. The host sends both at once, so this is for hosts that never will.
+const CONFIGURE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What all streams share.
 pub(crate) struct Agent {
     pub(crate) reaper: Rc<Reaper>,
@@ -64,6 +67,8 @@ pub(crate) struct Agent {
     /// The stream of the entrypoint, while it is served.
     serving: Cell<bool>,
     served: Notify,
+    /// The first `Configure` is done, well or not.
+    configured: Notify,
 }
 
 /// Serves the host until the machine has stopped; the power-off is the caller's.
@@ -121,6 +126,7 @@ impl Agent {
             stops,
             serving: Cell::new(false),
             served: Notify::new(),
+            configured: Notify::new(),
         }
     }
 
@@ -208,6 +214,7 @@ impl Agent {
         let mut outcome = Outcome::default();
         let result = setup::configure(config, &mut phases, &mut outcome);
         self.writable.replace(outcome.writable);
+        self.configured.notify_waiters();
         match result {
             Ok(()) => {
                 self.state.set(State::Configured);
@@ -238,7 +245,18 @@ impl Agent {
         }
     }
 
+    /// The host sends `Run` right behind `Configure`, to save a round trip; streams are not ordered among each other.
+    async fn wait_configured(&self) {
+        let done = async {
+            while self.state.get() == State::Fresh {
+                self.configured.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout(CONFIGURE_PATIENCE, done).await;
+    }
+
     async fn run(self: Rc<Self>, process: Process, stream: yamux::Stream, decoder: FrameDecoder) {
+        self.wait_configured().await;
         let refusal = match self.state.get() {
             State::Configured if !self.serving.get() => None,
             State::Configured | State::Running(_) => Some(bad_request("the entrypoint was started already")),

@@ -49,14 +49,22 @@ impl Monitor {
         stream_sender: oneshot::Sender<entry::Started>,
         inbox: &mut mpsc::Receiver<Event>,
     ) -> Started {
+        if self.wait_for_owner {
+            // Beside the guest's boot, so it costs nothing.
+            let _ = tokio::time::timeout(OWNER_PATIENCE, entry.owner_attached()).await;
+        }
         let session = running.session.clone();
         let boot = AgentRequest::Configure(Box::new(self.plan.boot.clone()));
-        let configured = match self
-            .during(running, inbox, RootfsEnd::IsFatal, session.ask(&boot))
-            .await
-        {
+        let run = AgentRequest::Run(self.plan.process.clone());
+        // Both at once, which saves a round trip through the guest: the agent runs nothing before it is configured.
+        let asked = async {
+            let mut boot = session.open(&boot).await?;
+            let run = session.open(&run).await?;
+            Ok((boot.reader.reply().await?, run))
+        };
+        let (configured, mut run) = match self.during(running, inbox, RootfsEnd::IsFatal, asked).await {
             Ok(Err(error)) => return Err(self.cut_off(running, error, "guest set-up").await),
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(answers)) => answers,
             Err(interrupt) => return self.interrupted(interrupt, "guest boot"),
         };
         if let AgentReply::Configured {
@@ -73,14 +81,9 @@ impl Monitor {
             warnings.into_iter().for_each(|w| self.machine.state.warn(w));
         }
         self.kill.pass("start: guest configured");
-        if self.wait_for_owner {
-            let _ = tokio::time::timeout(OWNER_PATIENCE, entry.owner_attached()).await;
-        }
-        let run = AgentRequest::Run(self.plan.process.clone());
         let started = async {
-            let mut stream = session.open(&run).await?;
-            match stream.reader.reply().await? {
-                AgentReply::Started { pid } => Ok((stream, pid)),
+            match run.reader.reply().await? {
+                AgentReply::Started { pid } => Ok((run, pid)),
                 _ => Err(SessionError::Unexpected),
             }
         };
