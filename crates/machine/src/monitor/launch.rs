@@ -1,8 +1,9 @@
 //! The launch chain: each step takes what the step before made.
 //!
 //! ```text
-//! Resourced (taps) ─> Backed (rootfs server, writable disk) ─> Running (hypervisor, agent session)
+//! Backed (rootfs server) ─> Connected (taps, published ports) ─> Running (hypervisor, agent session)
 //! ```
+//! The rootfs server comes first, and the writable disk is made in a thread: both get ready while the network is set up.
 //! Nothing here undoes: every resource is in the journal before it is made, and children die with their handles.
 
 use std::collections::HashMap;
@@ -12,32 +13,31 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use zmachine_hypervisor::qemu::{self, Qemu};
 use zmachine_hypervisor::{Driver, LaunchError, LogLines, Resources, RunDir, Vm};
 use zmachine_network::Made;
 use zmachine_sys::process::ProcessId;
 
+use super::SharedLog;
 use super::rootfs_child::RootfsServer;
 use super::run::{AbortOnDrop, Monitor, at};
 use super::session::Session;
-use super::{Event, SharedLog};
 use crate::failure::{Class, Failure};
 use crate::journal::Resource;
 use crate::log::Source;
 
-/// Networks are attached.
-struct Resourced {
-    taps: HashMap<String, OwnedFd>,
-    ports: Vec<OwnedFd>,
+/// The root disk is served.
+struct Backed {
+    rootfs: RootfsServer,
 }
 
-/// The disks are there.
-struct Backed {
+/// Networks are attached.
+struct Connected {
+    rootfs: RootfsServer,
     taps: HashMap<String, OwnedFd>,
     ports: Vec<OwnedFd>,
-    rootfs: RootfsServer,
 }
 
 /// The hypervisor runs the guest; dropping it ends both children.
@@ -76,15 +76,17 @@ impl Running {
 
 impl Monitor {
     /// From nothing to a guest whose agent can be asked.
-    pub(super) async fn launch(&mut self, _inbox: &mut mpsc::Receiver<Event>) -> Result<Running, (String, Failure)> {
+    pub(super) async fn launch(&mut self) -> Result<Running, (String, Failure)> {
         let disk = self.make_writable_disk();
-        let resourced = self.attach_networks().await.map_err(at("network"))?;
-        let backed = self.start_rootfs(resourced).map_err(at("rootfs server"))?;
+        let backed = self.start_rootfs().map_err(at("rootfs server"))?;
+        let connected = self.attach_networks(backed).await.map_err(at("network"))?;
         self.plan.boot.first_start = joined(disk).await.map_err(at("writable disk"))?;
-        self.boot(&Qemu::unasked(None), backed).await.map_err(at("hypervisor"))
+        self.boot(&Qemu::unasked(None), connected)
+            .await
+            .map_err(at("hypervisor"))
     }
 
-    async fn attach_networks(&mut self) -> Result<Resourced, Failure> {
+    async fn attach_networks(&mut self, backed: Backed) -> Result<Connected, Failure> {
         let mut taps = HashMap::new();
         let mut ports = Vec::new();
         for attachment in self.plan.attachments.clone() {
@@ -102,7 +104,8 @@ impl Monitor {
                 self.kill.pass("start: network resource made");
             }
         }
-        Ok(Resourced { taps, ports })
+        let rootfs = backed.rootfs;
+        Ok(Connected { rootfs, taps, ports })
     }
 
     /// Makes the writable disk when it is not there, in a thread: it takes as long as everything else before boot.
@@ -117,23 +120,19 @@ impl Monitor {
         })
     }
 
-    fn start_rootfs(&mut self, resourced: Resourced) -> Result<Backed, Failure> {
+    fn start_rootfs(&mut self) -> Result<Backed, Failure> {
         let socket = self.home.run_dir(&self.machine.id).join("rootfs.sock");
         let image = self.home.data().join("images").join(&self.plan.image);
         let blocks = self.home.data().join("blocks");
         let rootfs = RootfsServer::start(&socket, image, blocks, self.plan.stores.clone())?;
         self.kill.pass("start: rootfs server started");
         self.claim_rootfs(rootfs.id())?;
-        Ok(Backed {
-            taps: resourced.taps,
-            ports: resourced.ports,
-            rootfs,
-        })
+        Ok(Backed { rootfs })
     }
 
-    async fn boot(&mut self, driver: &dyn Driver, backed: Backed) -> Result<Running, Failure> {
+    async fn boot(&mut self, driver: &dyn Driver, connected: Connected) -> Result<Running, Failure> {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
-        let resources = Resources { taps: backed.taps };
+        let resources = Resources { taps: connected.taps };
         self.kill.pass("start: before the hypervisor");
         let launched = driver.launch(&self.plan.vm, resources, &run).await;
         let mut vm = launched.map_err(|e| not_launched(&e))?;
@@ -157,9 +156,9 @@ impl Monitor {
         Ok(Running {
             vm,
             session: Session::start(agent),
-            rootfs: backed.rootfs,
+            rootfs: connected.rootfs,
             console,
-            _ports: backed.ports,
+            _ports: connected.ports,
             _hypervisor_log: messages.map(AbortOnDrop),
         })
     }

@@ -108,7 +108,7 @@ impl Monitor {
         let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
         self.report.send(&Report::Listening);
 
-        let mut running = self.launch(&mut inbox).await?;
+        let mut running = self.launch().await?;
         let (stream_sender, stream) = oneshot::channel();
         let hub = entry::run(waiting, async move { stream.await.ok() }, self.log.clone(), events);
         let _hub = AbortOnDrop(tokio::spawn(hub));
