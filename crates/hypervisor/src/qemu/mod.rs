@@ -49,7 +49,7 @@ impl Qemu {
     }
 
     /// The QEMU at `binary`, or the one in the search path, with what can be seen here without running it. Its version
-    /// stays unknown: [`probe`] runs it twice for that, 25 ms of both CPUs of a small host, and what it finds out in
+    /// stays unknown: [`probe()`] runs it twice for that, 25 ms of both CPUs of a small host, and what it finds out in
     /// good time shows as a failed launch as well. So whoever starts machines asks only when a launch failed.
     pub fn unasked(binary: Option<&Path>) -> Self {
         Self {
