@@ -2,7 +2,7 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`reference`] | what a user writes: path, URL, name |
+//! | [`mod@reference`] | what a user writes: path, URL, name |
 //! | [`library`] | `images/` of a home: resolving, naming, listing and removing images |
 //! | [`facts`] | what an image is: its kind, what it starts, its sizes |
 //! | [`fetch`] | blocks: cache first, then the stores of the flist's routes |
