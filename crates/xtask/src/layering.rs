@@ -191,7 +191,8 @@ mod tests {
     /// The house as it is listed, plus `more` imports, as cargo would describe it.
     fn house_with(more: &[(&str, &str, Option<&str>)]) -> BTreeSet<Edge> {
         let listed = EDGES.iter().map(|(from, to)| (*from, *to, None));
-        let edges: Vec<_> = listed.chain(more.iter().copied()).collect();
+        let in_tests = TEST_EDGES.iter().map(|(from, to)| (*from, *to, Some("dev")));
+        let edges: Vec<_> = listed.chain(in_tests).chain(more.iter().copied()).collect();
         let names: BTreeSet<&str> = edges.iter().flat_map(|(from, to, _)| [*from, *to]).collect();
         let packages: Vec<Value> = names
             .iter()
