@@ -62,8 +62,12 @@ pub trait Vm: Send {
     /// The hypervisor's process id.
     fn pid(&self) -> u32;
 
-    /// The byte stream to the guest's agent, once; `None` when it was taken or the machine has none.
+    /// The byte stream to the guest's agent, once; `None` when it was taken, or the machine has none from the start.
     fn take_agent(&mut self) -> Option<UnixStream>;
+
+    /// A new byte stream to the guest's agent, for a machine of [`crate::Platform::Pc`] after [`VmEvent::AgentPort`] said
+    /// that the agent listens. It replaces the one before.
+    async fn connect_agent(&mut self) -> io::Result<UnixStream>;
 
     /// The guest's serial console, once. Whoever takes it must read it until its end: a full one stops the guest when
     /// it writes. Until it is taken, some 200 KB fit.
@@ -104,6 +108,13 @@ pub enum VmEvent {
     Exited(ExitReason),
     /// The guest's kernel panicked and stands still; the next call of [`Vm::next_event`] ends the machine.
     Panicked,
+    /// The guest restarted itself, and starts again. Only on [`crate::Platform::Pc`].
+    Rebooted,
+    /// The guest's agent began or ceased to listen. Only on [`crate::Platform::Pc`].
+    AgentPort {
+        /// It listens.
+        is_open: bool,
+    },
     /// The virtual CPUs stand still because they were told to.
     Paused,
     /// The virtual CPUs run again.
@@ -128,7 +139,7 @@ pub enum VmEvent {
 pub enum ExitReason {
     /// The guest switched itself off.
     GuestShutdown,
-    /// The guest restarted itself.
+    /// The guest restarted itself, on a [`crate::Platform::Lean`].
     GuestReset,
     /// The guest's kernel panicked.
     GuestPanic,

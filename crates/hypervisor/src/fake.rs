@@ -1,5 +1,6 @@
 //! A driver without a hypervisor, for the tests of the crates above: the test plays the guest.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -135,6 +136,10 @@ impl Vm for FakeVm {
 
     fn take_agent(&mut self) -> Option<UnixStream> {
         self.agent.take()
+    }
+
+    async fn connect_agent(&mut self) -> io::Result<UnixStream> {
+        self.agent.take().ok_or_else(|| io::ErrorKind::ConnectionRefused.into())
     }
 
     fn take_console(&mut self) -> Option<UnixStream> {

@@ -25,6 +25,28 @@ pub struct VmSpec {
     pub nics: Vec<Nic>,
     /// Whether it has the byte stream to the guest's agent.
     pub agent: bool,
+    /// What hardware it is built like.
+    #[serde(default, skip_serializing_if = "Platform::is_lean")]
+    pub platform: Platform,
+}
+
+/// What hardware a machine is built like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Platform {
+    /// For a guest whose kernel and agent are ours: nothing that they would only spend time probing. A reset of the guest
+    /// ends the machine, and the agent's byte stream is there from the start, once.
+    #[default]
+    Lean,
+    /// For whole operating systems: what a PC has and their kernels expect. A reset of the guest restarts it, and the
+    /// agent's byte stream can be connected whenever an agent has opened its end.
+    Pc,
+}
+
+impl Platform {
+    fn is_lean(&self) -> bool {
+        *self == Platform::Lean
+    }
 }
 
 /// What executes the guest's code.
@@ -53,12 +75,19 @@ impl std::fmt::Display for Accel {
 pub enum Boot {
     /// A kernel, entered directly.
     Kernel {
-        /// The kernel: an ELF with a PVH note, or a bzImage.
+        /// The kernel, or a firmware that is entered the same way: an ELF with a PVH note, or a bzImage.
         kernel: PathBuf,
         /// The initramfs.
         initrd: Option<PathBuf>,
         /// The kernel's whole command line.
         cmdline: String,
+    },
+    /// UEFI firmware, which starts the boot loader on the first disk.
+    Firmware {
+        /// The firmware's code, which is only read.
+        code: PathBuf,
+        /// The machine's own variables, which the firmware writes.
+        variables: PathBuf,
     },
 }
 

@@ -80,6 +80,7 @@ impl Bench {
             disks: Vec::new(),
             nics: Vec::new(),
             agent: true,
+            platform: zmachine_hypervisor::Platform::Lean,
         }
     }
 

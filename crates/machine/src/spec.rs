@@ -16,6 +16,9 @@ pub const DEFAULT_MEMORY: u64 = 512 << 20;
 /// Time between the stop signal and SIGKILL when nothing else is said, in seconds.
 pub const DEFAULT_STOP_TIMEOUT_S: u64 = 10;
 
+/// The same for a VM: an operating system stops its services first, and the common ones give each 90 s.
+pub const DEFAULT_VM_STOP_TIMEOUT_S: u64 = 90;
+
 /// One machine as its user wants it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -64,12 +67,47 @@ pub struct MachineSpec {
     pub accel: String,
     /// Signal that asks the entrypoint to stop (`SIGTERM`).
     pub stop_signal: String,
-    /// Seconds between that signal and SIGKILL.
-    pub stop_timeout_s: u64,
+    /// Seconds between that signal, or the power button of a VM, and the end by force. `None`:
+    /// [`DEFAULT_STOP_TIMEOUT_S`], or [`DEFAULT_VM_STOP_TIMEOUT_S`] for a VM.
+    pub stop_timeout_s: Option<u64>,
     /// Block stores in place of the flist's routes.
     pub stores: Vec<String>,
     /// The user's own words.
     pub labels: BTreeMap<String, String>,
+    /// What the image is taken for.
+    #[serde(default, skip_serializing_if = "ModeChoice::is_auto")]
+    pub mode: ModeChoice,
+    /// Volumes, as `-v` takes them, in order; paths of host directories are absolute.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
+    /// Public keys for root, one each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
+    /// User data for a VM's cloud-init, merged with ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
+    /// A VM's image is installed over whatever its boot volume holds, once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reinstall: bool,
+}
+
+/// What an image is taken for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModeChoice {
+    /// What its content says.
+    #[default]
+    Auto,
+    /// A container.
+    Container,
+    /// A VM.
+    Vm,
+}
+
+impl ModeChoice {
+    fn is_auto(&self) -> bool {
+        *self == ModeChoice::Auto
+    }
 }
 
 impl MachineSpec {
@@ -98,9 +136,14 @@ impl MachineSpec {
             kernel: None,
             accel: "auto".to_owned(),
             stop_signal: "SIGTERM".to_owned(),
-            stop_timeout_s: DEFAULT_STOP_TIMEOUT_S,
+            stop_timeout_s: None,
             stores: Vec::new(),
             labels: BTreeMap::new(),
+            mode: ModeChoice::Auto,
+            volumes: Vec::new(),
+            ssh_keys: Vec::new(),
+            user_data: None,
+            reinstall: false,
         }
     }
 
@@ -186,10 +229,26 @@ mod tests {
     fn the_spec_has_its_golden_form() {
         let mut spec = MachineSpec::new("web", "/images/web.fl");
         spec.env.push(("A".into(), "b".into()));
+        spec.stop_timeout_s = Some(10);
         let text = serde_json::to_string(&spec).unwrap();
         let golden = include_str!("../tests/golden/spec-v1.json").trim();
         assert_eq!(text, golden);
         assert_eq!(serde_json::from_str::<MachineSpec>(golden).unwrap(), spec);
+    }
+
+    #[test]
+    fn what_a_later_version_added_survives_the_file_and_is_absent_when_unused() {
+        let mut spec = MachineSpec::new("vm", "/images/vm.fl");
+        spec.mode = ModeChoice::Vm;
+        spec.volumes = vec!["boot:/:size=2G".into()];
+        spec.ssh_keys = vec!["ssh-ed25519 AAAA me".into()];
+        spec.user_data = Some("#cloud-config\n".into());
+        spec.reinstall = true;
+        let text = serde_json::to_string(&spec).unwrap();
+        assert!(text.contains(r#""mode":"vm","volumes":["boot:/:size=2G"]"#), "{text}");
+        assert_eq!(serde_json::from_str::<MachineSpec>(&text).unwrap(), spec);
+        let plain = serde_json::to_string(&MachineSpec::new("web", "/images/web.fl")).unwrap();
+        assert!(!plain.contains("volumes") && !plain.contains("mode"), "{plain}");
     }
 
     #[test]

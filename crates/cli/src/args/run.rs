@@ -85,9 +85,9 @@ pub(crate) struct CreateArgs {
     /// Signal that asks its entrypoint to stop
     #[arg(long, value_name = "SIGNAL", default_value = "SIGTERM")]
     stop_signal: String,
-    /// Seconds between that signal and SIGKILL
-    #[arg(long, value_name = "SECONDS", default_value_t = zmachine_machine::spec::DEFAULT_STOP_TIMEOUT_S)]
-    stop_timeout: u64,
+    /// Seconds between that signal and SIGKILL; 10 when not given, 90 for a VM's power button
+    #[arg(long, value_name = "SECONDS")]
+    stop_timeout: Option<u64>,
     /// Hardware acceleration
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto", value_parser = ["auto", "kvm", "tcg"])]
     accel: String,

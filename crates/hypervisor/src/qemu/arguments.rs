@@ -2,13 +2,20 @@
 
 use std::collections::HashMap;
 use std::os::fd::RawFd;
+use std::path::Path;
 
-use crate::{Accel, Boot, Disk, Nic, VmSpec};
+use crate::{Accel, Boot, Disk, Nic, Platform, VmSpec};
 
 use super::Qemu;
 
 /// The name of the guest's port to its agent: `/dev/virtio-ports/<name>`.
 pub const AGENT_PORT: &str = "org.zmachine.agent.0";
+
+/// Where a [`Platform::Pc`]'s agent is connected to, in the folder of its run.
+pub const AGENT_SOCKET: &str = "agent.sock";
+
+/// The device of the agent's port, as events name it.
+pub(super) const AGENT_DEVICE: &str = "agent-port";
 
 /// The numbers of the descriptors that QEMU inherits.
 #[derive(Clone, Debug, Default)]
@@ -17,7 +24,7 @@ pub struct Channels {
     pub qmp: RawFd,
     /// The serial console.
     pub console: RawFd,
-    /// The agent's byte stream.
+    /// The agent's byte stream on a [`Platform::Lean`].
     pub agent: Option<RawFd>,
     /// The tap of every interface, by the interface's id.
     pub taps: HashMap<String, RawFd>,
@@ -27,10 +34,11 @@ pub struct Channels {
 pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
     let mut args = Args::default();
     machine(&mut args, vm);
-    control(&mut args, channels);
+    control(&mut args, vm, channels);
     boot(&mut args, vm);
-    for disk in &vm.disks {
-        args.disk(disk, host);
+    let starts_from_disk = matches!(vm.boot, Boot::Firmware { .. });
+    for (index, disk) in vm.disks.iter().enumerate() {
+        args.disk(disk, host, starts_from_disk && index == 0);
     }
     for nic in &vm.nics {
         let fd = channels.taps.get(&nic.id).copied().unwrap_or(-1);
@@ -54,10 +62,14 @@ fn machine(args: &mut Args, vm: &VmSpec) {
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
-    // Legacy devices that a virtual machine's guest would only spend time probing.
     args.add(
         "-machine",
-        "q35,memory-backend=mem0,vmport=off,i8042=off,sata=off,smbus=off,hpet=off,graphics=off",
+        match vm.platform {
+            // Without legacy devices that the guest would only spend time probing.
+            Platform::Lean => "q35,memory-backend=mem0,vmport=off,i8042=off,sata=off,smbus=off,hpet=off,graphics=off",
+            // With the keyboard controller, which is how `reboot=k` resets; without what only a screen or a CD needs.
+            Platform::Pc => "q35,memory-backend=mem0,vmport=off,sata=off,graphics=off",
+        },
     );
     match vm.accel {
         Accel::Kvm => args.add("-accel", "kvm").add("-cpu", "host"),
@@ -73,37 +85,63 @@ fn machine(args: &mut Args, vm: &VmSpec) {
     );
     // The process stays when the guest ends, so that the reason can be read and is not lost with it.
     args.flag("-no-shutdown");
-    args.flag("-no-reboot");
+    if vm.platform == Platform::Lean {
+        args.flag("-no-reboot");
+    }
     args.add("-action", "panic=pause");
 }
 
-fn control(args: &mut Args, channels: &Channels) {
+fn control(args: &mut Args, vm: &VmSpec, channels: &Channels) {
     args.add("-chardev", format!("socket,id=qmp,fd={}", channels.qmp));
     args.add("-mon", "chardev=qmp,mode=control");
     args.add("-chardev", format!("socket,id=console,fd={}", channels.console));
     args.add("-serial", "chardev:console");
     args.device("pvpanic-pci".into());
-    if let Some(fd) = channels.agent {
-        args.add("-chardev", format!("socket,id=agent,fd={fd}"));
-        // One console that virtio always has, and the agent's port; each further one costs queues at boot.
-        args.device("virtio-serial-pci-non-transitional,id=serial0,max_ports=2".into());
-        args.device(format!("virtserialport,bus=serial0.0,chardev=agent,name={AGENT_PORT}"));
-    }
+    let (chardev, id) = match (vm.platform, channels.agent) {
+        (Platform::Lean, None) => return,
+        (Platform::Lean, Some(fd)) => (format!("socket,id=agent,fd={fd}"), String::new()),
+        (Platform::Pc, _) if !vm.agent => return,
+        // By name, so that each life of the guest's agent gets a connection of its own, and none reads what was meant for
+        // the one before it.
+        (Platform::Pc, _) => (
+            format!("socket,id=agent,path={AGENT_SOCKET},server=on,wait=off"),
+            format!(",id={AGENT_DEVICE}"),
+        ),
+    };
+    args.add("-chardev", chardev);
+    // One console that virtio always has, and the agent's port; each further one costs queues at boot.
+    args.device("virtio-serial-pci-non-transitional,id=serial0,max_ports=2".into());
+    args.device(format!(
+        "virtserialport,bus=serial0.0,chardev=agent,name={AGENT_PORT}{id}"
+    ));
 }
 
 fn boot(args: &mut Args, vm: &VmSpec) {
-    let Boot::Kernel {
-        kernel,
-        initrd,
-        cmdline,
-    } = &vm.boot;
-    // A minimal firmware that enters the kernel through PVH: 0.04 s less than the default one.
-    args.add("-bios", super::QBOOT);
-    args.add("-kernel", kernel.display().to_string());
-    if let Some(initrd) = initrd {
-        args.add("-initrd", initrd.display().to_string());
+    match &vm.boot {
+        Boot::Kernel {
+            kernel,
+            initrd,
+            cmdline,
+        } => {
+            if vm.platform == Platform::Lean {
+                // A minimal firmware that enters the kernel through PVH: 0.04 s less than the default one.
+                args.add("-bios", super::QBOOT);
+            }
+            args.add("-kernel", kernel.display().to_string());
+            if let Some(initrd) = initrd {
+                args.add("-initrd", initrd.display().to_string());
+            }
+            args.add("-append", cmdline.clone());
+        }
+        Boot::Firmware { code, variables } => {
+            let flash = |unit: u8, read_only: &str, file: &Path| {
+                let file = escape(&file.display().to_string());
+                format!("if=pflash,unit={unit},format=raw,readonly={read_only},file={file}")
+            };
+            args.add("-drive", flash(0, "on", code));
+            args.add("-drive", flash(1, "off", variables));
+        }
     }
-    args.add("-append", cmdline.clone());
 }
 
 /// The network device of an interface. No option ROM: nothing boots from the network.
@@ -132,14 +170,16 @@ impl Args {
         self.add("-device", value);
     }
 
-    fn disk(&mut self, disk: &Disk, host: &Qemu) {
+    fn disk(&mut self, disk: &Disk, host: &Qemu, is_started_from: bool) {
+        // The firmware would try the network before it.
+        let order = if is_started_from { ",bootindex=0" } else { "" };
         match disk {
             Disk::File {
                 id, serial, discard, ..
             } => {
                 self.add("-blockdev", file_node(disk, host).to_string());
                 self.device(format!(
-                    "virtio-blk-pci-non-transitional,id=dev-{id},drive={id},serial={},discard={}",
+                    "virtio-blk-pci-non-transitional,id=dev-{id},drive={id},serial={},discard={}{order}",
                     escape(serial),
                     on_off(*discard)
                 ));
@@ -149,7 +189,7 @@ impl Args {
                 let path = escape(&socket.display().to_string());
                 self.add("-chardev", format!("socket,id=chr-{id},path={path},reconnect=1"));
                 self.device(format!(
-                    "vhost-user-blk-pci-non-transitional,id=dev-{id},chardev=chr-{id},num-queues={queues}"
+                    "vhost-user-blk-pci-non-transitional,id=dev-{id},chardev=chr-{id},num-queues={queues}{order}"
                 ));
             }
         }
@@ -215,6 +255,53 @@ mod tests {
     fn the_command_line_of_a_container_machine() {
         let wanted = include_str!("../../tests/golden/qemu-arguments.txt").replace('\n', " ");
         assert_eq!(line(&vm()), wanted.trim_end());
+    }
+
+    fn pc() -> VmSpec {
+        VmSpec {
+            platform: Platform::Pc,
+            disks: vec![vm().disks[1].clone()],
+            ..vm()
+        }
+    }
+
+    #[test]
+    fn a_pc_restarts_when_its_guest_resets_and_has_what_that_takes() {
+        let line = line(&pc());
+        assert!(
+            !line.contains("-no-reboot") && !line.contains("i8042=off") && !line.contains("qboot"),
+            "{line}"
+        );
+        assert!(
+            line.contains("-no-shutdown") && line.contains("-action panic=pause"),
+            "{line}"
+        );
+        assert!(
+            line.contains("path=agent.sock,server=on,wait=off") && line.contains(",id=agent-port"),
+            "{line}"
+        );
+        assert!(line.contains("-kernel /k/vmlinux"), "{line}");
+    }
+
+    #[test]
+    fn a_disk_with_a_boot_loader_is_started_by_firmware() {
+        let boot = Boot::Firmware {
+            code: "/fw/CODE.fd".into(),
+            variables: "/m/a,b.fd".into(),
+        };
+        let line = line(&VmSpec { boot, ..pc() });
+        assert!(
+            line.contains("if=pflash,unit=0,format=raw,readonly=on,file=/fw/CODE.fd"),
+            "{line}"
+        );
+        assert!(
+            line.contains("if=pflash,unit=1,format=raw,readonly=off,file=/m/a,,b.fd"),
+            "{line}"
+        );
+        assert!(
+            line.contains("discard=on,bootindex=0") && !line.contains("-kernel"),
+            "{line}"
+        );
     }
 
     #[test]

@@ -17,9 +17,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use zmachine_sys::process::{ChildSetup, prepare_child};
 
-use crate::{Boot, ControlError, Disk, LaunchError, LogLines, Resources, RunDir, VmSpec};
+use crate::{Boot, ControlError, Disk, LaunchError, LogLines, Platform, Resources, RunDir, VmSpec};
 
-use super::arguments::{Channels, arguments};
+use super::arguments::{AGENT_SOCKET, Channels, arguments};
 use super::qmp::Qmp;
 use super::vm::QemuVm;
 use super::{BINARY, Qemu};
@@ -53,8 +53,7 @@ pub(super) async fn launch(
     let pairs = Pairs {
         qmp: StdStream::pair().map_err(channel("control channel"))?,
         console: StdStream::pair().map_err(channel("console"))?,
-        agent: vm
-            .agent
+        agent: (vm.agent && vm.platform == Platform::Lean)
             .then(StdStream::pair)
             .transpose()
             .map_err(channel("agent channel"))?,
@@ -77,7 +76,13 @@ pub(super) async fn launch(
         }
     };
     match greeted {
-        Ok(qmp) => Ok(QemuVm::new(child, qmp, console, agent, log)),
+        Ok(qmp) => Ok(QemuVm::new(
+            child,
+            qmp,
+            console,
+            (agent, run.path().join(AGENT_SOCKET)),
+            log,
+        )),
         Err(error) => Err(post_mortem(error, child, log).await),
     }
 }
@@ -88,10 +93,17 @@ fn check_files(vm: &VmSpec) -> Result<(), LaunchError> {
         let path = path.to_owned();
         move |source| LaunchError::Missing { what, path, source }
     };
-    let Boot::Kernel { kernel, initrd, .. } = &vm.boot;
-    File::open(kernel).map_err(missing("the kernel", kernel))?;
-    if let Some(initrd) = initrd {
-        File::open(initrd).map_err(missing("the initramfs", initrd))?;
+    match &vm.boot {
+        Boot::Kernel { kernel, initrd, .. } => {
+            File::open(kernel).map_err(missing("the kernel", kernel))?;
+            if let Some(initrd) = initrd {
+                File::open(initrd).map_err(missing("the initramfs", initrd))?;
+            }
+        }
+        Boot::Firmware { code, variables } => {
+            File::open(code).map_err(missing("the firmware", code))?;
+            File::open(variables).map_err(missing("the firmware's variables", variables))?;
+        }
     }
     for disk in &vm.disks {
         if let Disk::VhostUser { socket, .. } = disk {

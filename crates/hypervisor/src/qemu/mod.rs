@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{Boot, Disk, Driver, LaunchError, Resources, RunDir, Unsupported, Vm, VmSpec};
+use crate::{Boot, Disk, Driver, LaunchError, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
 
-pub use arguments::{AGENT_PORT, Channels, arguments};
+pub use arguments::{AGENT_PORT, AGENT_SOCKET, Channels, arguments};
 pub use probe::{ProbeError, probe};
 
 /// The firmware for kernels entered directly, found by QEMU in its data folders.
@@ -73,7 +73,9 @@ impl Driver for Qemu {
     }
 
     fn supports(&self, vm: &VmSpec) -> Result<(), Unsupported> {
-        let Boot::Kernel { .. } = &vm.boot;
+        if matches!(vm.boot, Boot::Firmware { .. }) && (vm.platform != Platform::Pc || vm.disks.is_empty()) {
+            return Err(Self::unsupported("firmware starts a PC with a disk, and nothing else"));
+        }
         if vm.cpus == 0 || vm.cpus > 255 {
             return Err(Self::unsupported(format!("{} CPUs (1 to 255 are possible)", vm.cpus)));
         }
@@ -117,7 +119,7 @@ impl Driver for Qemu {
 
 /// Also keeps ids from being mistaken for our own (`mem0`, `qmp`, ...), which are never user's devices.
 fn is_id(id: &str) -> bool {
-    let ours = ["qmp", "console", "agent", "mem0", "serial0"];
+    let ours = ["qmp", "console", "agent", "agent-port", "mem0", "serial0"];
     id.starts_with(|c: char| c.is_ascii_alphabetic())
         && id.len() <= 24
         && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
@@ -142,6 +144,15 @@ mod tests {
         assert!(refusal(|vm| vm.cpus = 0).contains("0 CPUs"));
         assert!(refusal(|vm| vm.memory_bytes += 1).contains("not whole MiB"));
         assert!(refusal(|vm| vm.nics[0].id = "data".into()).contains("two devices"));
+        assert!(
+            refusal(|vm| {
+                vm.boot = Boot::Firmware {
+                    code: "/c".into(),
+                    variables: "/v".into(),
+                }
+            })
+            .contains("firmware")
+        );
         assert!(refusal(|vm| vm.nics[0].id = "a,b".into()).contains("'a,b' cannot be the id"));
     }
 }

@@ -4,7 +4,9 @@
 //! `GUEST_PANICKED` and, when there is neither, from how the process died. With `-no-shutdown` QEMU stays after the guest
 //! ended; it is told to quit then.
 
+use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use tokio::process::Child;
 
 use crate::{ControlError, ExitReason, LogLines, Vm, VmEvent};
 
+use super::arguments::AGENT_DEVICE;
 use super::launch::Log;
 use super::qmp::{Event, Qmp};
 
@@ -54,12 +57,20 @@ pub(super) struct QemuVm {
     deaf: bool,
     console: Option<UnixStream>,
     agent: Option<UnixStream>,
+    agent_socket: PathBuf,
     log: Log,
     end: End,
 }
 
 impl QemuVm {
-    pub(super) fn new(child: Child, qmp: Qmp, console: UnixStream, agent: Option<UnixStream>, log: Log) -> Self {
+    /// `agent` is the stream that is there already, and where others can be connected.
+    pub(super) fn new(
+        child: Child,
+        qmp: Qmp,
+        console: UnixStream,
+        (agent, agent_socket): (Option<UnixStream>, PathBuf),
+        log: Log,
+    ) -> Self {
         let pid = child.id().unwrap_or_default();
         let console = Some(console);
         Self {
@@ -69,6 +80,7 @@ impl QemuVm {
             deaf: false,
             console,
             agent,
+            agent_socket,
             log,
             end: End::None,
         }
@@ -94,6 +106,12 @@ impl QemuVm {
                 self.end = End::Known(ExitReason::GuestPanic);
                 Some(VmEvent::Panicked)
             }
+            "RESET" if !ending && event.data.get("guest").and_then(Value::as_bool) == Some(true) => {
+                Some(VmEvent::Rebooted)
+            }
+            "VSERPORT_CHANGE" if text("id") == AGENT_DEVICE => Some(VmEvent::AgentPort {
+                is_open: event.data.get("open").and_then(Value::as_bool).unwrap_or_default(),
+            }),
             // A machine that ends is stopped too, but that is not a pause.
             "STOP" if !ending => Some(VmEvent::Paused),
             "RESUME" if !ending => Some(VmEvent::Resumed),
@@ -213,6 +231,10 @@ impl Vm for QemuVm {
 
     fn take_agent(&mut self) -> Option<UnixStream> {
         self.agent.take()
+    }
+
+    async fn connect_agent(&mut self) -> io::Result<UnixStream> {
+        UnixStream::connect(&self.agent_socket).await
     }
 
     fn take_console(&mut self) -> Option<UnixStream> {

@@ -18,7 +18,7 @@ use zmachine_sys::host::HostFacts;
 use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
-use crate::plan::{ImageFacts, Inputs, KernelChoice, Plan};
+use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan};
 use crate::spec::{self, MachineSpec};
 use crate::state::State;
 
@@ -49,7 +49,7 @@ impl Engine {
     pub fn create(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Machine, Failure> {
         self.planned(spec, options, |id, plan| {
             let addresses = plan
-                .attachments
+                .attachments()
                 .iter()
                 .flat_map(|a| &a.addresses)
                 .map(|net| net.addr())
@@ -99,14 +99,16 @@ impl Engine {
                 let inputs = Inputs {
                     id: &id,
                     home: &self.home,
-                    image: &facts.image,
                     host: &facts.host,
                     accel: facts.accel.accel,
-                    kernel: &facts.kernel,
                     attachments,
                     host_dns: &facts.dns,
                 };
-                then(&id, Plan::new(spec, inputs)?)
+                let content = Content::Container {
+                    image: &facts.image,
+                    kernel: &facts.kernel,
+                };
+                then(&id, Plan::new(spec, content, inputs)?)
             });
         if result.is_err() {
             release_leases(&networks, |machine| machine == id)?;

@@ -18,6 +18,7 @@ use crate::catalog::Machine;
 use crate::control::Report;
 use crate::failure::{Class, Failure};
 use crate::monitor::own_program;
+use crate::plan::Plan;
 
 /// A start in progress.
 #[derive(Debug)]
@@ -92,7 +93,7 @@ impl Engine {
     fn renew_initramfs(&self, machine: &Machine) -> Result<(), Failure> {
         let path = machine.dir.join("plan.json");
         let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
-        let mut plan = machine.plan()?;
+        let Plan::Container(mut plan) = machine.plan()?;
         let is_current = modified(&self.agent).is_some_and(|agent| modified(&path).is_some_and(|plan| plan > agent));
         if is_current && plan.kernel.initramfs.is_file() {
             return Ok(());
@@ -100,7 +101,7 @@ impl Engine {
         let choice = self.kernel(Some(&plan.kernel.name))?;
         if choice != plan.kernel || plan.boot.protocol != PROTOCOL_VERSION {
             plan.use_kernel(choice);
-            zmachine_sys::file::replace_json(&path, &plan)?;
+            zmachine_sys::file::replace_json(&path, &Plan::Container(plan))?;
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use super::session::SessionError;
 use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
+use crate::plan::ContainerPlan;
 use crate::state::Exit;
 
 /// How long the owner may take to attach. It does so at once, or it is gone.
@@ -40,7 +41,7 @@ enum Interrupt {
     Rootfs(String, Failure),
 }
 
-impl Monitor {
+impl Monitor<ContainerPlan> {
     /// Brings the guest up and starts the entrypoint. `Ok(Some(exit))` when the machine was stopped meanwhile.
     pub(super) async fn start_entrypoint(
         &mut self,

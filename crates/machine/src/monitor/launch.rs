@@ -17,16 +17,16 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use zmachine_hypervisor::qemu::{self, Qemu};
 use zmachine_hypervisor::{Driver, LaunchError, LogLines, Resources, RunDir, Vm};
-use zmachine_network::Made;
 use zmachine_sys::process::ProcessId;
 
 use super::SharedLog;
 use super::rootfs_child::RootfsServer;
-use super::run::{AbortOnDrop, Monitor, at};
+use super::run::{AbortOnDrop, Attached, Monitor, at};
 use super::session::Session;
 use crate::failure::{Class, Failure};
 use crate::journal::Resource;
 use crate::log::Source;
+use crate::plan::ContainerPlan;
 
 /// The root disk is served.
 struct Backed {
@@ -74,7 +74,7 @@ impl Running {
     }
 }
 
-impl Monitor {
+impl Monitor<ContainerPlan> {
     /// From nothing to a guest whose agent can be asked.
     pub(super) async fn launch(&mut self) -> Result<Running, (String, Failure)> {
         let disk = self.make_writable_disk();
@@ -87,23 +87,8 @@ impl Monitor {
     }
 
     async fn attach_networks(&mut self, backed: Backed) -> Result<Connected, Failure> {
-        let mut taps = HashMap::new();
-        let mut ports = Vec::new();
-        for attachment in self.plan.attachments.clone() {
-            for resource in attachment.resources() {
-                // The address belongs to the machine until it is removed, so no run may give it back.
-                if !resource.outlives_stop() {
-                    self.journal.claim(Resource::Network(resource.clone()))?;
-                }
-                self.kill.pass("start: network resource claimed");
-                match resource.make(&self.networks).await? {
-                    Made::Nothing => {}
-                    Made::Tap(tap) => drop(taps.insert(attachment.interface.clone(), tap)),
-                    Made::Ports(held) => ports.extend(held),
-                }
-                self.kill.pass("start: network resource made");
-            }
-        }
+        let attachments = self.plan.attachments.clone();
+        let Attached { taps, ports } = self.attach(&attachments).await?;
         let rootfs = backed.rootfs;
         Ok(Connected { rootfs, taps, ports })
     }

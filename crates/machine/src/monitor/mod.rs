@@ -5,11 +5,12 @@
 //!           launch:  run folder, network, rootfs server, disk | hypervisor | agent configured | entrypoint started
 //! ```
 //! # Invariants
-//! It holds `machines/<id>/lock` for its whole life. One task, `run::Monitor::run`, writes `state.json`. Every resource is
+//! It holds `machines/<id>/lock` for its whole life. One task, [`run::run`], writes `state.json`. Every resource is
 //! claimed in the journal before it is made; teardown undoes the journal in reverse, whatever happened. Its children die
 //! with it. It has one thread (but for making the disk), closes what it inherits, and leads a session of its own.
 
 mod agent_start;
+mod container;
 mod entry;
 mod launch;
 mod rootfs_child;
@@ -53,7 +54,7 @@ pub struct MonitorArgs {
 /// When the machine could not be started; the failure is in its state, and reported, as well.
 pub fn run(args: MonitorArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run::Monitor::run(args))
+    runtime.block_on(run::run(args))
 }
 
 /// What reaches the monitor's loop from its other tasks.

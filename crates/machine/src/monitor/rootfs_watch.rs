@@ -14,6 +14,7 @@ use super::run::{Monitor, at};
 use crate::failure::{Class, Failure};
 use crate::journal::Resource;
 use crate::log::Source;
+use crate::plan::ContainerPlan;
 
 /// How often a rootfs server may be started again within [`RESTART_WINDOW`] before the machine fails.
 const RESTARTS: usize = 5;
@@ -71,7 +72,7 @@ enum Line {
     Other,
 }
 
-impl Monitor {
+impl Monitor<ContainerPlan> {
     /// A line of the server, or its end, after which it is started again.
     pub(super) fn rootfs_event(
         &mut self,

@@ -1,27 +1,25 @@
 //! The monitor's life: from the lock to the last line of its state.
 
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use zmachine_agent_protocol::Request as AgentRequest;
-use zmachine_hypervisor::{ExitReason, VmEvent};
-use zmachine_network::Networks;
+use zmachine_hypervisor::ExitReason;
+use zmachine_network::{Attachment, Made, Networks};
 use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::ProcessId;
 
-use super::launch::Running;
 use super::rootfs_watch::RootfsWatch;
-use super::server::{self, Shared};
 use super::session::SessionError;
-use super::{Event, MonitorArgs, ReportPipe, SharedLog, entry};
+use super::{MonitorArgs, ReportPipe, SharedLog};
 use crate::catalog::{self, Machine};
-use crate::control::{Reply, Report, Request};
+use crate::control::{Reply, Report};
 use crate::failure::{Class, Failure};
 use crate::home::Home;
 use crate::journal::{Journal, Resource};
@@ -30,234 +28,95 @@ use crate::log::{LogWriter, Source};
 use crate::plan::Plan;
 use crate::state::{Exit, Phase};
 
-/// Time the guest gets to power off after its entrypoint is gone, before it is killed.
-const POWER_OFF_PATIENCE: Duration = Duration::from_secs(30);
-
 /// How a run ended: with an exit, or at a step with a failure.
 pub(super) type Outcome = Result<Exit, (String, Failure)>;
 
 /// The monitor's own data: everything about the machine that is not a running child.
-pub(super) struct Monitor {
+pub(super) struct Monitor<P> {
     pub(super) home: Home,
     pub(super) machine: Machine,
-    pub(super) plan: Plan,
+    pub(super) plan: P,
     pub(super) journal: Journal,
     pub(super) networks: Networks,
     pub(super) log: SharedLog,
     pub(super) kill: Killpoints,
     pub(super) wait_for_owner: bool,
-    report: ReportPipe,
-    terminate: Signal,
+    pub(super) report: ReportPipe,
+    pub(super) terminate: Signal,
     pub(super) watch: RootfsWatch,
     /// Those who wait for the machine to end.
-    waiters: Vec<oneshot::Sender<Reply>>,
+    pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
 
-impl Monitor {
-    /// Runs the machine of `args` from start to end.
-    pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
-        let mut report = ReportPipe::new(args.report);
-        let kill = Killpoints::new(args.abort_at);
-        let claimed = claim(&args.home, &args.id).await;
-        let (lock, machine, plan, journal, networks) = match claimed {
-            Ok(claimed) => claimed,
-            Err(failure) => {
-                report.send(&Report::Failed(failure.clone()));
-                return Err(failure);
-            }
-        };
-        let log = SharedLog::new(LogWriter::open(&machine.dir)?);
-        let mut monitor = Monitor {
-            home: args.home,
-            machine,
-            plan,
-            journal,
-            networks,
-            log,
-            kill,
-            wait_for_owner: args.wait_for_owner,
-            report,
-            terminate: signal(SignalKind::terminate())?,
-            watch: RootfsWatch::new(),
-            waiters: Vec::new(),
-        };
-        let result = monitor.life().await;
-        monitor.finish(lock, result).await
+/// Runs the machine of `args` from start to end.
+pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
+    let mut report = ReportPipe::new(args.report);
+    let kill = Killpoints::new(args.abort_at);
+    let claimed = claim(&args.home, &args.id).await;
+    let (lock, machine, plan, journal, networks) = match claimed {
+        Ok(claimed) => claimed,
+        Err(failure) => {
+            report.send(&Report::Failed(failure.clone()));
+            return Err(failure);
+        }
+    };
+    let log = SharedLog::new(LogWriter::open(&machine.dir)?);
+    let monitor = Monitor {
+        home: args.home,
+        machine,
+        plan: (),
+        journal,
+        networks,
+        log,
+        kill,
+        wait_for_owner: args.wait_for_owner,
+        report,
+        terminate: signal(SignalKind::terminate())?,
+        watch: RootfsWatch::new(),
+        waiters: Vec::new(),
+    };
+    match plan {
+        Plan::Container(plan) => {
+            let mut monitor = monitor.of(*plan);
+            let outcome = monitor.life().await;
+            monitor.finish(lock, outcome).await
+        }
     }
+}
 
-    async fn life(&mut self) -> Outcome {
+impl Monitor<()> {
+    /// The monitor of a machine of a certain kind.
+    fn of<P>(self, plan: P) -> Monitor<P> {
+        Monitor {
+            home: self.home,
+            machine: self.machine,
+            plan,
+            journal: self.journal,
+            networks: self.networks,
+            log: self.log,
+            kill: self.kill,
+            wait_for_owner: self.wait_for_owner,
+            report: self.report,
+            terminate: self.terminate,
+            watch: self.watch,
+            waiters: self.waiters,
+        }
+    }
+}
+
+impl<P> Monitor<P> {
+    /// The state when a start begins.
+    pub(super) fn begin(&mut self, warnings: &[String]) -> Result<(), Failure> {
         let state = self.machine.state.clone();
         self.machine.state = state.starting(Timestamp::now(), boot_id(), ProcessId::current());
-        self.plan
-            .warnings
-            .clone()
-            .into_iter()
-            .for_each(|w| self.machine.state.warn(w));
-        self.save().map_err(at("state"))?;
+        warnings.iter().for_each(|w| self.machine.state.warn(w.clone()));
+        self.save()?;
         self.kill.pass("start: state is starting");
-        let listener = self.make_run_dir().map_err(at("run folder"))?;
-        let (events, mut inbox) = mpsc::channel(64);
-        let (session_sender, session) = watch::channel(None);
-        let (entry, waiting) = entry::new();
-        let shared = Shared {
-            entry: entry.clone(),
-            session,
-            events: events.clone(),
-            entrypoint: std::sync::Arc::new(self.plan.process.clone()),
-        };
-        let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
-        self.report.send(&Report::Listening);
-
-        let mut running = self.launch().await?;
-        let (stream_sender, stream) = oneshot::channel();
-        let hub = entry::run(waiting, async move { stream.await.ok() }, self.log.clone(), events);
-        let _hub = AbortOnDrop(tokio::spawn(hub));
-        let started = self
-            .start_entrypoint(&mut running, entry, stream_sender, &mut inbox)
-            .await;
-        let outcome = match started {
-            Ok(None) => {
-                session_sender.send_replace(Some(running.session.clone()));
-                self.follow(&mut running, &mut inbox).await
-            }
-            Ok(Some(exit)) => Ok(exit),
-            Err(failure) => Err(failure),
-        };
-        self.note_console_tail(&mut running).await;
-        self.last_rootfs_lines(&mut running).await;
-        running.end().await;
-        outcome
+        Ok(())
     }
 
-    /// The event loop of a machine whose entrypoint runs.
-    async fn follow(&mut self, running: &mut Running, inbox: &mut mpsc::Receiver<Event>) -> Outcome {
-        self.machine.state.hypervisor = ProcessId::of(running.vm.pid());
-        self.advance(Phase::Running).map_err(at("state"))?;
-        self.kill.pass("start: state is running");
-        self.report.send(&Report::Ready);
-        self.report.close();
-        let mut exit: Option<Exit> = None;
-        let mut deadline: Option<Instant> = None;
-        let mut killed = false;
-        loop {
-            let until = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-            let counters_due = self.watch.counters_due();
-            let counters_at = counters_due.unwrap_or_else(Instant::now);
-            tokio::select! {
-                event = running.vm.next_event() => match event {
-                    VmEvent::Exited(reason) => return self.ended(reason, exit, killed),
-                    VmEvent::Paused => self.advance(Phase::Paused).map_err(at("state"))?,
-                    VmEvent::Resumed => self.advance(Phase::Running).map_err(at("state"))?,
-                    other => self.log.note(Source::Hypervisor, &format!("{other:?}")),
-                },
-                Some(event) = inbox.recv() => match event {
-                    Event::EntryEnded(Ok(status)) => {
-                        exit = Some(status.into());
-                        self.advance_if_possible(Phase::Stopping);
-                        deadline = Some(Instant::now() + POWER_OFF_PATIENCE);
-                    }
-                    Event::EntryEnded(Err(error)) => {
-                        self.log.note(Source::Monitor, &format!("the channel to the entrypoint ended: {error}"));
-                        // A power-off that the guest decided on follows at once; a dead agent is killed.
-                        deadline.get_or_insert(Instant::now() + Duration::from_secs(10));
-                    }
-                    Event::Command(request, answer) => {
-                        if let Some(grace) = self.command(running, request, answer, &mut killed).await {
-                            deadline = Some(Instant::now() + grace + POWER_OFF_PATIENCE);
-                        }
-                    }
-                },
-                event = running.rootfs.next_event() => self.rootfs_event(running, event)?,
-                _ = self.terminate.recv() => {
-                    let grace = self.ask_to_stop(running, self.plan.stop_grace_ms).await;
-                    deadline = Some(Instant::now() + grace + POWER_OFF_PATIENCE);
-                }
-                () = tokio::time::sleep_until(counters_at.into()), if counters_due.is_some() => self.save_counters(),
-                () = tokio::time::sleep_until(until.into()) => {
-                    self.log.note(Source::Monitor, "the guest did not power off in time: killed");
-                    killed = true;
-                    running.vm.kill();
-                    deadline = None;
-                }
-            }
-        }
-    }
-
-    /// Carries a command out; the grace period when it was a request to stop.
-    async fn command(
-        &mut self,
-        running: &mut Running,
-        request: Request,
-        answer: oneshot::Sender<Reply>,
-        killed: &mut bool,
-    ) -> Option<Duration> {
-        let result = match request {
-            Request::Stop { grace_ms } => {
-                self.waiters.push(answer);
-                return Some(
-                    self.ask_to_stop(running, grace_ms.unwrap_or(self.plan.stop_grace_ms))
-                        .await,
-                );
-            }
-            Request::Wait => {
-                self.waiters.push(answer);
-                return None;
-            }
-            Request::Kill => {
-                *killed = true;
-                self.waiters.push(answer);
-                running.vm.kill();
-                return None;
-            }
-            Request::Signal(signal) => match running.session.ask(&AgentRequest::Signal { signal }).await {
-                Ok(_) => Ok(()),
-                Err(e) => {
-                    Err(Failure::from_error(Class::Failed, &e).context(format!("signal {signal} was not delivered")))
-                }
-            },
-            Request::Pause => running
-                .vm
-                .pause()
-                .await
-                .map_err(|e| Failure::from_error(Class::Failed, &e)),
-            Request::Resume => running
-                .vm
-                .resume()
-                .await
-                .map_err(|e| Failure::from_error(Class::Failed, &e)),
-            Request::Attach { .. } | Request::Exec(_) => {
-                Err(Failure::new(Class::Usage, "not a command for the monitor"))
-            }
-        };
-        let _ = answer.send(result.map_or_else(Reply::Failed, |()| Reply::Done));
-        None
-    }
-
-    /// Asks the agent to shut down; how long it was given.
-    async fn ask_to_stop(&mut self, running: &mut Running, grace_ms: u64) -> Duration {
-        if matches!(self.machine.state.phase, Phase::Paused) {
-            let _ = running.vm.resume().await;
-        }
-        self.advance_if_possible(Phase::Stopping);
-        let request = AgentRequest::Shutdown {
-            signal: self.plan.stop_signal,
-            grace_ms,
-        };
-        let asked = tokio::time::timeout(Duration::from_secs(5), running.session.ask(&request)).await;
-        match asked {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => self
-                .log
-                .note(Source::Monitor, &format!("the agent was not asked to stop: {error}")),
-            Err(_) => self
-                .log
-                .note(Source::Monitor, "the agent did not answer the request to stop"),
-        }
-        Duration::from_millis(grace_ms)
-    }
-
-    /// What the end of the hypervisor means for the machine.
-    fn ended(&mut self, reason: ExitReason, exit: Option<Exit>, killed: bool) -> Outcome {
+    /// What the end of the hypervisor means for the machine. `exit` is what is known of its entrypoint.
+    pub(super) fn ended(&mut self, reason: ExitReason, exit: Option<Exit>, killed: bool) -> Outcome {
         self.log.note(
             Source::Monitor,
             &format!("the virtual machine ended: {}", describe(&reason)),
@@ -281,7 +140,28 @@ impl Monitor {
         }
     }
 
-    fn make_run_dir(&mut self) -> Result<UnixListener, Failure> {
+    /// Makes every resource of the machine's networks, each claimed before.
+    pub(super) async fn attach(&mut self, attachments: &[Attachment]) -> Result<Attached, Failure> {
+        let mut attached = Attached::default();
+        for attachment in attachments {
+            for resource in attachment.resources() {
+                // The address belongs to the machine until it is removed, so no run may give it back.
+                if !resource.outlives_stop() {
+                    self.journal.claim(Resource::Network(resource.clone()))?;
+                }
+                self.kill.pass("start: network resource claimed");
+                match resource.make(&self.networks).await? {
+                    Made::Nothing => {}
+                    Made::Tap(tap) => drop(attached.taps.insert(attachment.interface.clone(), tap)),
+                    Made::Ports(held) => attached.ports.extend(held),
+                }
+                self.kill.pass("start: network resource made");
+            }
+        }
+        Ok(attached)
+    }
+
+    pub(super) fn make_run_dir(&mut self) -> Result<UnixListener, Failure> {
         let path = self.home.run_dir(&self.machine.id);
         self.journal.claim(Resource::RunDir { path: path.clone() })?;
         self.kill.pass("start: run folder claimed");
@@ -296,14 +176,14 @@ impl Monitor {
         Ok(catalog::save_state(&self.machine.dir, &self.machine.state)?)
     }
 
-    fn advance(&mut self, phase: Phase) -> Result<(), Failure> {
+    pub(super) fn advance(&mut self, phase: Phase) -> Result<(), Failure> {
         if self.machine.state.advance(phase, Timestamp::now()) {
             self.save()?;
         }
         Ok(())
     }
 
-    fn advance_if_possible(&mut self, phase: Phase) {
+    pub(super) fn advance_if_possible(&mut self, phase: Phase) {
         if let Err(failure) = self.advance(phase) {
             self.log.note(Source::Monitor, &format!("{failure}"));
         }
@@ -319,13 +199,8 @@ impl Monitor {
         let _ = self.terminate.recv().await;
     }
 
-    /// Lets the last console output arrive, so that a panic's text is in the log.
-    async fn note_console_tail(&mut self, running: &mut Running) {
-        running.drain_console(Duration::from_millis(200)).await;
-    }
-
     /// Undoes everything, writes the last state, tells everybody, and removes the machine when it was made so.
-    async fn finish(mut self, lock: FileLock, outcome: Outcome) -> Result<(), Failure> {
+    pub(super) async fn finish(mut self, lock: FileLock, outcome: Outcome) -> Result<(), Failure> {
         self.kill.pass("end: before undo");
         let undone = self.journal.undo_all(&self.networks).await;
         self.kill.pass("end: undone");
@@ -385,6 +260,15 @@ impl Monitor {
         crate::engine::release_leases(&self.networks, |id| id == self.machine.id)?;
         catalog::remove(&self.home, &self.machine, &self.kill)
     }
+}
+
+/// What a machine holds of its networks while it runs.
+#[derive(Debug, Default)]
+pub(super) struct Attached {
+    /// The open tap of each interface.
+    pub(super) taps: HashMap<String, OwnedFd>,
+    /// The published host ports, held so that nobody else takes one.
+    pub(super) ports: Vec<OwnedFd>,
 }
 
 type Claimed = (FileLock, Machine, Plan, Journal, Networks);

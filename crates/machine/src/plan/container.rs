@@ -1,30 +1,16 @@
-//! The plan: everything a start needs, decided once from spec, image and host. A pure function; it makes every refusal.
-//!
-//! `plan.json` is this value. A start executes it; nothing after this module decides anything about the machine.
-
-use std::net::IpAddr;
-use std::path::PathBuf;
+//! The plan of a container: a root disk from the image's blocks with a writable one above, what the guest's agent is told,
+//! and the entrypoint it starts.
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
-use zmachine_agent_protocol::{BootConfig, HostEntry, Interface, PROTOCOL_VERSION, Process, Root, Route, Upper};
-use zmachine_hypervisor::{Accel, Boot, Disk, Nic, VmSpec};
-use zmachine_network::{Attachment, HostDns};
-use zmachine_sys::host::HostFacts;
+use zmachine_agent_protocol::{BootConfig, HostEntry, PROTOCOL_VERSION, Process, Root, Upper};
+use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
+use zmachine_network::Attachment;
 
-use crate::bytes::Human;
-use crate::failure::{Class, Failure};
-use crate::home::Home;
+use super::{
+    ImageFacts, Inputs, KernelChoice, PLAN_VERSION, PlanError, dns, grace_ms, hostname, interface, nics, routes,
+    ssh_keys, start_timeout_s, uuid, warnings,
+};
 use crate::spec::{self, MachineSpec};
-
-/// Version of `plan.json`.
-pub const PLAN_VERSION: u32 = 1;
-
-/// Smallest guest memory in bytes. Debian's kernel needs 73 MB to reach its init; below this nothing useful runs.
-pub const MIN_MEMORY: u64 = 96 << 20;
-
-/// Smallest writable root in bytes that a `--size` may ask for.
-const MIN_SIZE: u64 = 16 << 20;
 
 /// virtio serial of the EROFS disk.
 pub const ROOT_SERIAL: &str = "zm-root";
@@ -33,54 +19,9 @@ pub const UPPER_SERIAL: &str = "zm-upper";
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What the image says about how to run it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ImageFacts {
-    /// Hex digest of the flist.
-    pub digest: String,
-    /// Program and arguments of `.startup.toml`.
-    pub entrypoint: Option<Vec<String>>,
-    /// Environment of `.startup.toml`.
-    pub env: Vec<(String, String)>,
-    /// Working directory of `.startup.toml`.
-    pub workdir: Option<String>,
-}
-
-/// The guest kernel that was chosen.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KernelChoice {
-    /// Its name in the kernel library.
-    pub name: String,
-    /// The uncompressed ELF image.
-    pub vmlinux: PathBuf,
-    /// The initramfs with agent and modules.
-    pub initramfs: PathBuf,
-}
-
-/// What else the planner is told: facts, none of which it looks up itself.
-#[derive(Debug, Clone)]
-pub struct Inputs<'a> {
-    /// Twelve hex digits.
-    pub id: &'a str,
-    /// Where sockets and disks of the machine will be.
-    pub home: &'a Home,
-    /// The image.
-    pub image: &'a ImageFacts,
-    /// The host.
-    pub host: &'a HostFacts,
-    /// The accelerator that fits the host and the request.
-    pub accel: Accel,
-    /// The guest kernel.
-    pub kernel: &'a KernelChoice,
-    /// One per network of the spec, in its order.
-    pub attachments: Vec<Attachment>,
-    /// Name servers and search domains of the host.
-    pub host_dns: &'a HostDns,
-}
-
-/// Everything a start needs.
+/// Everything a container's start needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct ContainerPlan {
     /// [`PLAN_VERSION`].
     pub version: u32,
     /// Twelve hex digits.
@@ -111,64 +52,6 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
-/// Why a machine can not be planned.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[allow(missing_docs)]
-pub enum PlanError {
-    #[error("{cpus} CPUs are more than the {available} of this host")]
-    Cpus { cpus: u32, available: u32 },
-    #[error("a machine needs at least one CPU")]
-    NoCpu,
-    #[error("{} of memory are below the {} that a machine needs", Human(*bytes), Human(MIN_MEMORY))]
-    MemoryTooSmall { bytes: u64 },
-    #[error("{} of memory are more than the {} of this host", Human(*bytes), Human(*available))]
-    MemoryTooLarge { bytes: u64, available: u64 },
-    #[error("a root of {} is below the {} that a file system needs", Human(*bytes), Human(MIN_SIZE))]
-    SizeTooSmall { bytes: u64 },
-    #[error("'{key}' can not be the name of an environment variable")]
-    EnvName { key: String },
-    #[error("the working directory '{dir}' is not an absolute path")]
-    WorkdirRelative { dir: String },
-    #[error("'{hostname}' can not be a host name")]
-    Hostname { hostname: String },
-    #[error("'{text}' is not an IP address of a name server")]
-    Dns { text: String },
-    #[error("{0}")]
-    Signal(String),
-    #[error("ports are published, but the machine is on no network")]
-    PublishWithoutNetwork,
-}
-
-impl PlanError {
-    fn class(&self) -> Class {
-        match self {
-            PlanError::Cpus { .. } | PlanError::MemoryTooLarge { .. } => Class::Unsupported,
-            _ => Class::Usage,
-        }
-    }
-
-    fn hint(&self) -> &'static str {
-        match self {
-            PlanError::Cpus { .. } | PlanError::NoCpu => "choose --cpus from 1 to the number of CPUs of this host",
-            PlanError::MemoryTooSmall { .. } => "sizes without a unit are bytes; for example --memory 512M",
-            PlanError::MemoryTooLarge { .. } => "choose a smaller --memory",
-            PlanError::SizeTooSmall { .. } => "sizes without a unit are bytes; for example --size 2G",
-            PlanError::EnvName { .. } => "use -e NAME=VALUE, with a name that is not empty",
-            PlanError::WorkdirRelative { .. } => "give -w a path that starts with '/'",
-            PlanError::Hostname { .. } => "use letters, digits, '-' and '.', at most 64 characters",
-            PlanError::Dns { .. } => "for example --dns 9.9.9.9",
-            PlanError::Signal(_) => "use a name such as SIGTERM, or a number from 1 to 64",
-            PlanError::PublishWithoutNetwork => "leave out -p, or use --network default",
-        }
-    }
-}
-
-impl From<PlanError> for Failure {
-    fn from(error: PlanError) -> Failure {
-        Failure::from_error(error.class(), &error).hint(error.hint())
-    }
-}
-
 /// Size of the writable root in bytes by the rule of Zero-OS: `cpus * memory / 8 GiB` in whole numbers; 0 gives
 /// 500 MiB, anything else 2 GiB; at least that, or `wanted` when it is more.
 pub fn root_size(cpus: u32, memory_bytes: u64, wanted: u64) -> u64 {
@@ -179,34 +62,34 @@ pub fn root_size(cpus: u32, memory_bytes: u64, wanted: u64) -> u64 {
     wanted.max(minimum)
 }
 
-impl Plan {
+impl ContainerPlan {
     /// Plans a container.
     ///
     /// # Errors
     /// Everything about the request that can be refused without trying.
-    pub fn new(spec: &MachineSpec, inputs: Inputs<'_>) -> Result<Plan, PlanError> {
-        Plan::check_request(spec, inputs.host)?;
-        let process = process(spec, inputs.image)?;
+    pub(super) fn new(
+        spec: &MachineSpec,
+        image: &ImageFacts,
+        kernel: &KernelChoice,
+        inputs: Inputs<'_>,
+    ) -> Result<ContainerPlan, PlanError> {
+        let process = process(spec, image)?;
         let stop_signal = stop_signal(spec)?;
         let upper_bytes = (!spec.read_only).then(|| root_size(spec.cpus, spec.memory_bytes, spec.size_bytes));
-        Ok(Plan {
+        Ok(ContainerPlan {
             version: PLAN_VERSION,
             id: inputs.id.to_owned(),
-            image: inputs.image.digest.clone(),
-            kernel: inputs.kernel.clone(),
-            vm: vm(spec, &inputs, upper_bytes.is_some()),
+            image: image.digest.clone(),
+            kernel: kernel.clone(),
+            vm: vm(spec, kernel, &inputs, upper_bytes.is_some()),
             upper_bytes,
             boot: boot(spec, &inputs, upper_bytes.is_some())?,
             process,
             attachments: inputs.attachments,
             stores: spec.stores.clone(),
             stop_signal,
-            stop_grace_ms: spec.stop_timeout_s.saturating_mul(1000),
-            start_timeout_s: match inputs.accel {
-                Accel::Kvm => 60,
-                // An emulated guest on a loaded host was seen to take two minutes.
-                Accel::Tcg => 300,
-            },
+            stop_grace_ms: grace_ms(spec, spec::DEFAULT_STOP_TIMEOUT_S),
+            start_timeout_s: start_timeout_s(inputs.accel),
             warnings: warnings(inputs.host),
         })
     }
@@ -225,76 +108,10 @@ impl Plan {
         self.kernel = kernel;
         self.boot.protocol = PROTOCOL_VERSION;
     }
-
-    /// The refusals for which spec and host are enough; made before an image is fetched.
-    ///
-    /// # Errors
-    /// As [`Plan::new`].
-    pub fn check_request(spec: &MachineSpec, host: &HostFacts) -> Result<(), PlanError> {
-        check_capacity(spec, host)?;
-        stop_signal(spec)?;
-        check_hostname(&hostname(spec))?;
-        if spec.networks.is_empty() && !spec.publish.is_empty() {
-            return Err(PlanError::PublishWithoutNetwork);
-        }
-        Ok(())
-    }
 }
 
-fn stop_signal(spec: &MachineSpec) -> Result<i32, PlanError> {
+pub(super) fn stop_signal(spec: &MachineSpec) -> Result<i32, PlanError> {
     spec::parse_signal(&spec.stop_signal).map_err(|f| PlanError::Signal(f.message))
-}
-
-fn hostname(spec: &MachineSpec) -> String {
-    spec.hostname.clone().unwrap_or_else(|| spec.name.clone())
-}
-
-fn check_hostname(hostname: &str) -> Result<(), PlanError> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    if hostname.is_empty() || hostname.len() > 64 || !hostname.chars().all(legal) || hostname.starts_with(['-', '.']) {
-        return Err(PlanError::Hostname {
-            hostname: hostname.to_owned(),
-        });
-    }
-    Ok(())
-}
-
-fn warnings(host: &HostFacts) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if !host.cgroup_v2 {
-        warnings.push(
-            "this host offers no cgroup v2 cpu and memory controllers: the hypervisor itself runs without limits"
-                .to_owned(),
-        );
-    }
-    warnings
-}
-
-fn check_capacity(spec: &MachineSpec, host: &HostFacts) -> Result<(), PlanError> {
-    if spec.cpus == 0 {
-        return Err(PlanError::NoCpu);
-    }
-    if spec.cpus > host.cpus {
-        return Err(PlanError::Cpus {
-            cpus: spec.cpus,
-            available: host.cpus,
-        });
-    }
-    if spec.memory_bytes < MIN_MEMORY {
-        return Err(PlanError::MemoryTooSmall {
-            bytes: spec.memory_bytes,
-        });
-    }
-    if spec.memory_bytes > host.memory_total_bytes {
-        return Err(PlanError::MemoryTooLarge {
-            bytes: spec.memory_bytes,
-            available: host.memory_total_bytes,
-        });
-    }
-    if spec.size_bytes != 0 && spec.size_bytes < MIN_SIZE {
-        return Err(PlanError::SizeTooSmall { bytes: spec.size_bytes });
-    }
-    Ok(())
 }
 
 fn process(spec: &MachineSpec, image: &ImageFacts) -> Result<Process, PlanError> {
@@ -349,7 +166,7 @@ fn environment(spec: &MachineSpec, image: &ImageFacts) -> Result<Vec<(String, St
     Ok(env)
 }
 
-fn vm(spec: &MachineSpec, inputs: &Inputs<'_>, writable: bool) -> VmSpec {
+fn vm(spec: &MachineSpec, kernel: &KernelChoice, inputs: &Inputs<'_>, writable: bool) -> VmSpec {
     let mut disks = vec![Disk::VhostUser {
         id: "root".to_owned(),
         socket: inputs.home.run_dir(inputs.id).join("rootfs.sock"),
@@ -364,11 +181,6 @@ fn vm(spec: &MachineSpec, inputs: &Inputs<'_>, writable: bool) -> VmSpec {
             discard: true,
         });
     }
-    let nic = |a: &Attachment| Nic {
-        id: a.interface.clone(),
-        mac: a.mac.to_string(),
-        mtu: Some(a.mtu),
-    };
     VmSpec {
         name: spec.name.clone(),
         uuid: uuid(inputs.id),
@@ -377,19 +189,15 @@ fn vm(spec: &MachineSpec, inputs: &Inputs<'_>, writable: bool) -> VmSpec {
         memory_bytes: spec.memory_bytes.next_multiple_of(1 << 20),
         accel: inputs.accel,
         boot: Boot::Kernel {
-            kernel: inputs.kernel.vmlinux.clone(),
-            initrd: Some(inputs.kernel.initramfs.clone()),
+            kernel: kernel.vmlinux.clone(),
+            initrd: Some(kernel.initramfs.clone()),
             cmdline: zmachine_hypervisor::kernel_cmdline(inputs.accel, spec.cpus),
         },
         disks,
-        nics: inputs.attachments.iter().map(nic).collect(),
+        nics: nics(&inputs.attachments),
         agent: true,
+        platform: Platform::Lean,
     }
-}
-
-/// A UUID (version 8, all ours) that starts with the machine's id.
-fn uuid(id: &str) -> String {
-    format!("{}-{}-8000-8000-000000000000", &id[..8], &id[8..12])
 }
 
 fn boot(spec: &MachineSpec, inputs: &Inputs<'_>, writable: bool) -> Result<BootConfig, PlanError> {
@@ -424,61 +232,23 @@ fn boot(spec: &MachineSpec, inputs: &Inputs<'_>, writable: bool) -> Result<BootC
         search,
         hosts: hosts.into_iter().collect(),
         mounts: Vec::new(),
-        ssh_keys: ssh_keys(&spec.env),
+        ssh_keys: ssh_keys(spec),
         first_start: true,
         // One flist block: halves the requests of a cold start against the kernel's own 128 KiB.
         read_ahead_kib: 512,
     })
 }
 
-fn interface(attachment: &Attachment) -> Interface {
-    Interface {
-        name: attachment.interface.clone(),
-        mac: attachment.mac.to_string(),
-        addresses: attachment.addresses.iter().map(ToString::to_string).collect(),
-        mtu: Some(attachment.mtu),
-    }
-}
-
-fn routes(attachments: &[Attachment]) -> Vec<Route> {
-    let route = |a: &Attachment, r: &zmachine_network::Route| Route {
-        destination: r.destination.to_string(),
-        gateway: Some(r.gateway),
-        interface: a.interface.clone(),
-    };
-    attachments
-        .iter()
-        .flat_map(|a| a.routes.iter().map(move |r| route(a, r)))
-        .collect()
-}
-
-fn dns(spec: &MachineSpec, inputs: &Inputs<'_>) -> Result<(Vec<IpAddr>, Vec<String>), PlanError> {
-    if spec.dns.is_empty() {
-        return Ok(match inputs.attachments.is_empty() {
-            true => Default::default(),
-            false => (inputs.host_dns.nameservers.clone(), inputs.host_dns.search.clone()),
-        });
-    }
-    let parse = |text: &String| text.parse().map_err(|_| PlanError::Dns { text: text.clone() });
-    Ok((spec.dns.iter().map(parse).collect::<Result<_, _>>()?, Vec::new()))
-}
-
-/// The keys of `SSH_KEY`: separated by newlines or commas, blanks dropped, each once.
-fn ssh_keys(env: &[(String, String)]) -> Vec<String> {
-    let mut keys: Vec<String> = Vec::new();
-    for (_, value) in env.iter().filter(|(key, _)| key == "SSH_KEY") {
-        for key in value.split(['\n', ',']).map(str::trim).filter(|key| !key.is_empty()) {
-            if !keys.iter().any(|k| k == key) {
-                keys.push(key.to_owned());
-            }
-        }
-    }
-    keys
-}
-
 #[cfg(test)]
 mod tests {
+    use zmachine_hypervisor::Accel;
+    use zmachine_network::HostDns;
+    use zmachine_sys::host::HostFacts;
+
+    use super::super::{Content, Plan};
     use super::*;
+    use crate::failure::{Class, Failure};
+    use crate::home::Home;
 
     fn host() -> HostFacts {
         HostFacts {
@@ -492,7 +262,7 @@ mod tests {
         }
     }
 
-    fn plan_of(spec: &MachineSpec, image: &ImageFacts) -> Result<Plan, PlanError> {
+    fn plan_of(spec: &MachineSpec, image: &ImageFacts) -> Result<ContainerPlan, PlanError> {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), &dir.path().join("run")).unwrap();
         let kernel = KernelChoice {
@@ -503,20 +273,21 @@ mod tests {
         let inputs = Inputs {
             id: "0123456789ab",
             home: &home,
-            image,
             host: &host(),
             accel: Accel::Tcg,
-            kernel: &kernel,
             attachments: vec![],
             host_dns: &HostDns {
                 nameservers: vec![],
                 search: vec![],
             },
         };
-        Plan::new(spec, inputs)
+        let content = Content::Container { image, kernel: &kernel };
+        match Plan::new(spec, content, inputs)? {
+            Plan::Container(plan) => Ok(*plan),
+        }
     }
 
-    fn plan(change: impl FnOnce(&mut MachineSpec)) -> Result<Plan, PlanError> {
+    fn plan(change: impl FnOnce(&mut MachineSpec)) -> Result<ContainerPlan, PlanError> {
         let mut spec = MachineSpec::new("web", "/x.fl");
         spec.networks.clear();
         change(&mut spec);
@@ -637,16 +408,27 @@ mod tests {
 
     #[test]
     fn ssh_keys_are_split_and_each_is_kept_once() {
-        let env = vec![("SSH_KEY".to_owned(), "a k1\n\n b k2 ,a k1".to_owned())];
-        assert_eq!(ssh_keys(&env), ["a k1", "b k2"]);
+        let mut spec = MachineSpec::new("web", "/x.fl");
+        spec.env = vec![("SSH_KEY".to_owned(), "a k1\n\n b k2 ,a k1".to_owned())];
+        spec.ssh_keys = vec!["c k3\nb k2".to_owned()];
+        assert_eq!(ssh_keys(&spec), ["a k1", "b k2", "c k3"]);
     }
 
     #[test]
     fn a_plan_survives_its_file() {
-        let plan = plan(|s| s.env.push(("A".into(), "ü\n".into()))).unwrap();
+        let plan = Plan::Container(Box::new(plan(|s| s.env.push(("A".into(), "ü\n".into()))).unwrap()));
         assert_eq!(
             serde_json::from_str::<Plan>(&serde_json::to_string(&plan).unwrap()).unwrap(),
             plan
         );
+    }
+
+    #[test]
+    fn a_plan_written_by_the_first_version_is_read() {
+        let Plan::Container(plan) = serde_json::from_str(include_str!("../../tests/golden/plan-v1.json")).unwrap();
+        assert_eq!((plan.id.as_str(), plan.upper_bytes), ("5c28ffaff6fe", Some(500 << 20)));
+        let again = serde_json::to_value(&plan).unwrap();
+        let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/golden/plan-v1.json")).unwrap();
+        assert_eq!(again, golden);
     }
 }

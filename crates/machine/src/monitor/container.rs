@@ -1,0 +1,193 @@
+//! The life of a container's monitor: from the first state to the end of the hypervisor.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use zmachine_agent_protocol::Request as AgentRequest;
+use zmachine_hypervisor::VmEvent;
+use zmachine_sys::process::ProcessId;
+
+use super::launch::Running;
+use super::run::{AbortOnDrop, Monitor, Outcome, at};
+use super::server::{self, Shared};
+use super::{Event, entry};
+use crate::control::{Reply, Report, Request};
+use crate::failure::{Class, Failure};
+use crate::log::Source;
+use crate::plan::ContainerPlan;
+use crate::state::{Exit, Phase};
+
+/// Time the guest gets to power off after its entrypoint is gone, before it is killed.
+const POWER_OFF_PATIENCE: Duration = Duration::from_secs(30);
+
+impl Monitor<ContainerPlan> {
+    /// From the first state to the end of the hypervisor.
+    pub(super) async fn life(&mut self) -> Outcome {
+        let warnings = self.plan.warnings.clone();
+        self.begin(&warnings).map_err(at("state"))?;
+        let listener = self.make_run_dir().map_err(at("run folder"))?;
+        let (events, mut inbox) = mpsc::channel(64);
+        let (session_sender, session) = watch::channel(None);
+        let (entry, waiting) = entry::new();
+        let shared = Shared {
+            entry: entry.clone(),
+            session,
+            events: events.clone(),
+            entrypoint: std::sync::Arc::new(self.plan.process.clone()),
+        };
+        let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
+        self.report.send(&Report::Listening);
+
+        let mut running = self.launch().await?;
+        let (stream_sender, stream) = oneshot::channel();
+        let hub = entry::run(waiting, async move { stream.await.ok() }, self.log.clone(), events);
+        let _hub = AbortOnDrop(tokio::spawn(hub));
+        let started = self
+            .start_entrypoint(&mut running, entry, stream_sender, &mut inbox)
+            .await;
+        let outcome = match started {
+            Ok(None) => {
+                session_sender.send_replace(Some(running.session.clone()));
+                self.follow(&mut running, &mut inbox).await
+            }
+            Ok(Some(exit)) => Ok(exit),
+            Err(failure) => Err(failure),
+        };
+        self.note_console_tail(&mut running).await;
+        self.last_rootfs_lines(&mut running).await;
+        running.end().await;
+        outcome
+    }
+
+    /// The event loop of a machine whose entrypoint runs.
+    async fn follow(&mut self, running: &mut Running, inbox: &mut mpsc::Receiver<Event>) -> Outcome {
+        self.machine.state.hypervisor = ProcessId::of(running.vm.pid());
+        self.advance(Phase::Running).map_err(at("state"))?;
+        self.kill.pass("start: state is running");
+        self.report.send(&Report::Ready);
+        self.report.close();
+        let mut exit: Option<Exit> = None;
+        let mut deadline: Option<Instant> = None;
+        let mut killed = false;
+        loop {
+            let until = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let counters_due = self.watch.counters_due();
+            let counters_at = counters_due.unwrap_or_else(Instant::now);
+            tokio::select! {
+                event = running.vm.next_event() => match event {
+                    VmEvent::Exited(reason) => return self.ended(reason, exit, killed),
+                    VmEvent::Paused => self.advance(Phase::Paused).map_err(at("state"))?,
+                    VmEvent::Resumed => self.advance(Phase::Running).map_err(at("state"))?,
+                    other => self.log.note(Source::Hypervisor, &format!("{other:?}")),
+                },
+                Some(event) = inbox.recv() => match event {
+                    Event::EntryEnded(Ok(status)) => {
+                        exit = Some(status.into());
+                        self.advance_if_possible(Phase::Stopping);
+                        deadline = Some(Instant::now() + POWER_OFF_PATIENCE);
+                    }
+                    Event::EntryEnded(Err(error)) => {
+                        self.log.note(Source::Monitor, &format!("the channel to the entrypoint ended: {error}"));
+                        // A power-off that the guest decided on follows at once; a dead agent is killed.
+                        deadline.get_or_insert(Instant::now() + Duration::from_secs(10));
+                    }
+                    Event::Command(request, answer) => {
+                        if let Some(grace) = self.command(running, request, answer, &mut killed).await {
+                            deadline = Some(Instant::now() + grace + POWER_OFF_PATIENCE);
+                        }
+                    }
+                },
+                event = running.rootfs.next_event() => self.rootfs_event(running, event)?,
+                _ = self.terminate.recv() => {
+                    let grace = self.ask_to_stop(running, self.plan.stop_grace_ms).await;
+                    deadline = Some(Instant::now() + grace + POWER_OFF_PATIENCE);
+                }
+                () = tokio::time::sleep_until(counters_at.into()), if counters_due.is_some() => self.save_counters(),
+                () = tokio::time::sleep_until(until.into()) => {
+                    self.log.note(Source::Monitor, "the guest did not power off in time: killed");
+                    killed = true;
+                    running.vm.kill();
+                    deadline = None;
+                }
+            }
+        }
+    }
+
+    /// Carries a command out; the grace period when it was a request to stop.
+    async fn command(
+        &mut self,
+        running: &mut Running,
+        request: Request,
+        answer: oneshot::Sender<Reply>,
+        killed: &mut bool,
+    ) -> Option<Duration> {
+        let result = match request {
+            Request::Stop { grace_ms } => {
+                self.waiters.push(answer);
+                return Some(
+                    self.ask_to_stop(running, grace_ms.unwrap_or(self.plan.stop_grace_ms))
+                        .await,
+                );
+            }
+            Request::Wait => {
+                self.waiters.push(answer);
+                return None;
+            }
+            Request::Kill => {
+                *killed = true;
+                self.waiters.push(answer);
+                running.vm.kill();
+                return None;
+            }
+            Request::Signal(signal) => match running.session.ask(&AgentRequest::Signal { signal }).await {
+                Ok(_) => Ok(()),
+                Err(e) => {
+                    Err(Failure::from_error(Class::Failed, &e).context(format!("signal {signal} was not delivered")))
+                }
+            },
+            Request::Pause => running
+                .vm
+                .pause()
+                .await
+                .map_err(|e| Failure::from_error(Class::Failed, &e)),
+            Request::Resume => running
+                .vm
+                .resume()
+                .await
+                .map_err(|e| Failure::from_error(Class::Failed, &e)),
+            Request::Attach { .. } | Request::Exec(_) => {
+                Err(Failure::new(Class::Usage, "not a command for the monitor"))
+            }
+        };
+        let _ = answer.send(result.map_or_else(Reply::Failed, |()| Reply::Done));
+        None
+    }
+
+    /// Asks the agent to shut down; how long it was given.
+    async fn ask_to_stop(&mut self, running: &mut Running, grace_ms: u64) -> Duration {
+        if matches!(self.machine.state.phase, Phase::Paused) {
+            let _ = running.vm.resume().await;
+        }
+        self.advance_if_possible(Phase::Stopping);
+        let request = AgentRequest::Shutdown {
+            signal: self.plan.stop_signal,
+            grace_ms,
+        };
+        let asked = tokio::time::timeout(Duration::from_secs(5), running.session.ask(&request)).await;
+        match asked {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => self
+                .log
+                .note(Source::Monitor, &format!("the agent was not asked to stop: {error}")),
+            Err(_) => self
+                .log
+                .note(Source::Monitor, "the agent did not answer the request to stop"),
+        }
+        Duration::from_millis(grace_ms)
+    }
+
+    /// Lets the last console output arrive, so that a panic's text is in the log.
+    async fn note_console_tail(&mut self, running: &mut Running) {
+        running.drain_console(Duration::from_millis(200)).await;
+    }
+}

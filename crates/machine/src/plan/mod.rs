@@ -1,0 +1,272 @@
+//! The plan: everything a start needs, decided once from spec, image and host. A pure function; it makes every refusal.
+//!
+//! `plan.json` is this value. A start executes it; nothing after this module decides anything about the machine.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`container`] | the plan of a container: root disk, what the guest's agent is told, the entrypoint |
+//! | [`error`] | every refusal |
+//!
+//! # Format
+//! The object of a container has no `kind`.
+
+pub mod container;
+pub mod error;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use zmachine_agent_protocol::{Interface, Route};
+use zmachine_hypervisor::{Accel, Nic, VmSpec};
+use zmachine_network::{Attachment, HostDns};
+use zmachine_sys::host::HostFacts;
+
+pub use container::{ContainerPlan, ROOT_SERIAL, UPPER_SERIAL, root_size};
+pub use error::PlanError;
+
+use crate::home::Home;
+use crate::spec::MachineSpec;
+
+/// Version of `plan.json`.
+pub const PLAN_VERSION: u32 = 1;
+
+/// Smallest guest memory in bytes. Debian's kernel needs 73 MB to reach its init; below this nothing useful runs.
+pub const MIN_MEMORY: u64 = 96 << 20;
+
+/// Smallest writable root in bytes that a `--size` may ask for.
+const MIN_SIZE: u64 = 16 << 20;
+
+/// Everything a start needs, by the kind of machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Plan {
+    /// A container.
+    Container(Box<ContainerPlan>),
+}
+
+impl Plan {
+    /// Plans a machine.
+    ///
+    /// # Errors
+    /// Everything about the request that can be refused without trying.
+    pub fn new(spec: &MachineSpec, content: Content<'_>, inputs: Inputs<'_>) -> Result<Plan, PlanError> {
+        Plan::check_request(spec, inputs.host)?;
+        match content {
+            Content::Container { image, kernel } => {
+                ContainerPlan::new(spec, image, kernel, inputs).map(|plan| Plan::Container(Box::new(plan)))
+            }
+        }
+    }
+
+    /// The refusals for which spec and host are enough; made before an image is fetched.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn check_request(spec: &MachineSpec, host: &HostFacts) -> Result<(), PlanError> {
+        check_capacity(spec, host)?;
+        container::stop_signal(spec)?;
+        check_hostname(&hostname(spec))?;
+        if spec.networks.is_empty() && !spec.publish.is_empty() {
+            return Err(PlanError::PublishWithoutNetwork);
+        }
+        Ok(())
+    }
+
+    /// Its networks.
+    pub fn attachments(&self) -> &[Attachment] {
+        match self {
+            Plan::Container(plan) => &plan.attachments,
+        }
+    }
+
+    /// The virtual machine.
+    pub fn vm(&self) -> &VmSpec {
+        match self {
+            Plan::Container(plan) => &plan.vm,
+        }
+    }
+}
+
+/// What the image says about how to run it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageFacts {
+    /// Hex digest of the flist.
+    pub digest: String,
+    /// Program and arguments of `.startup.toml`.
+    pub entrypoint: Option<Vec<String>>,
+    /// Environment of `.startup.toml`.
+    pub env: Vec<(String, String)>,
+    /// Working directory of `.startup.toml`.
+    pub workdir: Option<String>,
+}
+
+/// The guest kernel that was chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelChoice {
+    /// Its name in the kernel library.
+    pub name: String,
+    /// The uncompressed ELF image.
+    pub vmlinux: PathBuf,
+    /// The initramfs with agent and modules.
+    pub initramfs: PathBuf,
+}
+
+/// What the image makes of the machine.
+#[derive(Debug, Clone, Copy)]
+pub enum Content<'a> {
+    /// A container, with the guest kernel that was chosen.
+    Container {
+        /// The image.
+        image: &'a ImageFacts,
+        /// The guest kernel.
+        kernel: &'a KernelChoice,
+    },
+}
+
+/// What else the planner is told: facts, none of which it looks up itself.
+#[derive(Debug, Clone)]
+pub struct Inputs<'a> {
+    /// Twelve hex digits.
+    pub id: &'a str,
+    /// Where sockets and disks of the machine will be.
+    pub home: &'a Home,
+    /// The host.
+    pub host: &'a HostFacts,
+    /// The accelerator that fits the host and the request.
+    pub accel: Accel,
+    /// One per network of the spec, in its order.
+    pub attachments: Vec<Attachment>,
+    /// Name servers and search domains of the host.
+    pub host_dns: &'a HostDns,
+}
+
+fn hostname(spec: &MachineSpec) -> String {
+    spec.hostname.clone().unwrap_or_else(|| spec.name.clone())
+}
+
+fn check_hostname(hostname: &str) -> Result<(), PlanError> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if hostname.is_empty() || hostname.len() > 64 || !hostname.chars().all(legal) || hostname.starts_with(['-', '.']) {
+        return Err(PlanError::Hostname {
+            hostname: hostname.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn warnings(host: &HostFacts) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !host.cgroup_v2 {
+        warnings.push(
+            "this host offers no cgroup v2 cpu and memory controllers: the hypervisor itself runs without limits"
+                .to_owned(),
+        );
+    }
+    warnings
+}
+
+fn check_capacity(spec: &MachineSpec, host: &HostFacts) -> Result<(), PlanError> {
+    if spec.cpus == 0 {
+        return Err(PlanError::NoCpu);
+    }
+    if spec.cpus > host.cpus {
+        return Err(PlanError::Cpus {
+            cpus: spec.cpus,
+            available: host.cpus,
+        });
+    }
+    if spec.memory_bytes < MIN_MEMORY {
+        return Err(PlanError::MemoryTooSmall {
+            bytes: spec.memory_bytes,
+        });
+    }
+    if spec.memory_bytes > host.memory_total_bytes {
+        return Err(PlanError::MemoryTooLarge {
+            bytes: spec.memory_bytes,
+            available: host.memory_total_bytes,
+        });
+    }
+    if spec.size_bytes != 0 && spec.size_bytes < MIN_SIZE {
+        return Err(PlanError::SizeTooSmall { bytes: spec.size_bytes });
+    }
+    Ok(())
+}
+
+/// A UUID (version 8, all ours) that starts with the machine's id.
+fn uuid(id: &str) -> String {
+    format!("{}-{}-8000-8000-000000000000", &id[..8], &id[8..12])
+}
+
+fn interface(attachment: &Attachment) -> Interface {
+    Interface {
+        name: attachment.interface.clone(),
+        mac: attachment.mac.to_string(),
+        addresses: attachment.addresses.iter().map(ToString::to_string).collect(),
+        mtu: Some(attachment.mtu),
+    }
+}
+
+fn routes(attachments: &[Attachment]) -> Vec<Route> {
+    let route = |a: &Attachment, r: &zmachine_network::Route| Route {
+        destination: r.destination.to_string(),
+        gateway: Some(r.gateway),
+        interface: a.interface.clone(),
+    };
+    attachments
+        .iter()
+        .flat_map(|a| a.routes.iter().map(move |r| route(a, r)))
+        .collect()
+}
+
+fn dns(spec: &MachineSpec, inputs: &Inputs<'_>) -> Result<(Vec<IpAddr>, Vec<String>), PlanError> {
+    if spec.dns.is_empty() {
+        return Ok(match inputs.attachments.is_empty() {
+            true => Default::default(),
+            false => (inputs.host_dns.nameservers.clone(), inputs.host_dns.search.clone()),
+        });
+    }
+    let parse = |text: &String| text.parse().map_err(|_| PlanError::Dns { text: text.clone() });
+    Ok((spec.dns.iter().map(parse).collect::<Result<_, _>>()?, Vec::new()))
+}
+
+/// The keys of `SSH_KEY`, separated by newlines or commas, and those asked for; blanks dropped, each once.
+fn ssh_keys(spec: &MachineSpec) -> Vec<String> {
+    let mut keys: Vec<String> = Vec::new();
+    let of_env = spec
+        .env
+        .iter()
+        .filter(|(key, _)| key == "SSH_KEY")
+        .map(|(_, value)| value);
+    for value in of_env.chain(&spec.ssh_keys) {
+        for key in value.split(['\n', ',']).map(str::trim).filter(|key| !key.is_empty()) {
+            if !keys.iter().any(|k| k == key) {
+                keys.push(key.to_owned());
+            }
+        }
+    }
+    keys
+}
+
+fn nics(attachments: &[Attachment]) -> Vec<Nic> {
+    let nic = |a: &Attachment| Nic {
+        id: a.interface.clone(),
+        mac: a.mac.to_string(),
+        mtu: Some(a.mtu),
+    };
+    attachments.iter().map(nic).collect()
+}
+
+/// Milliseconds between the request to stop and the end by force.
+fn grace_ms(spec: &MachineSpec, default_s: u64) -> u64 {
+    spec.stop_timeout_s.unwrap_or(default_s).saturating_mul(1000)
+}
+
+/// Seconds within which a guest must be up.
+fn start_timeout_s(accel: Accel) -> u64 {
+    match accel {
+        Accel::Kvm => 60,
+        // An emulated guest on a loaded host was seen to take two minutes.
+        Accel::Tcg => 300,
+    }
+}
