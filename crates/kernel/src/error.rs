@@ -81,7 +81,7 @@ pub enum KernelError {
         pattern: String,
     },
     /// A tool that is needed is not there.
-    #[error("cannot run '{tool}'")]
+    #[error("'{tool}' is needed here")]
     NoTool {
         /// The command.
         tool: String,
