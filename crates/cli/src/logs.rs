@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use zmachine_machine::catalog::Machine;
-use zmachine_machine::log::{Entry, LogReader, Source};
+use zmachine_machine::log::{Entry, LogReader, Position, Source};
 use zmachine_machine::{Class, Engine, Failure};
 
 use crate::args::{LogFormat, LogsArgs};
@@ -28,61 +29,122 @@ struct Printer {
     format: LogFormat,
     /// Whether the last entry of stdout and of stderr ended its line.
     at_line_start: [bool; 2],
+    /// What is not written yet, and whether it goes to stderr.
+    pending: (bool, Vec<u8>),
+}
+
+/// Bytes that are written at once.
+const BATCH: usize = 64 * 1024;
+
+/// Which entries are shown.
+struct Wanted {
+    sources: Vec<Source>,
+    since: Option<Timestamp>,
+    until: Option<Timestamp>,
+}
+
+impl Wanted {
+    fn has(&self, entry: &Entry) -> bool {
+        self.sources.contains(&entry.source)
+            && self.since.is_none_or(|since| entry.at >= since)
+            && self.until.is_none_or(|until| entry.at <= until)
+    }
 }
 
 /// Shows a machine's log.
 pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
     let parse = |name: &String| name.parse::<Source>().map_err(|e| Failure::new(Class::Usage, e));
-    let sources: Vec<Source> = args.source.iter().map(parse).collect::<Result<_, _>>()?;
-    let since = args.since.as_deref().map(parse_since).transpose()?;
+    let wanted = Wanted {
+        sources: args.source.iter().map(parse).collect::<Result<_, _>>()?,
+        since: args
+            .since
+            .as_deref()
+            .map(|text| parse_time("--since", text))
+            .transpose()?,
+        until: args
+            .until
+            .as_deref()
+            .map(|text| parse_time("--until", text))
+            .transpose()?,
+    };
     let machine = engine.machine(&args.name)?;
     let mut printer = Printer {
         timestamps: args.timestamps,
         format: args.output,
         at_line_start: [true; 2],
+        pending: (false, Vec::new()),
     };
-    let wanted = |entry: &Entry| sources.contains(&entry.source) && since.is_none_or(|since| entry.at >= since);
-    let mut reader = LogReader::open(&machine.dir)?;
-    let mut tail = VecDeque::new();
-    while let Some(entry) = next(&mut reader)? {
-        if !wanted(&entry) {
-            continue;
+    let mut reader = match (args.tail, wanted.since) {
+        (Some(lines), _) => {
+            let (entries, reader) = tail(&machine.dir, lines, &wanted)?;
+            entries.iter().try_for_each(|entry| printer.print(entry))?;
+            reader
         }
-        match args.tail {
-            None => printer.print(&entry)?,
-            Some(lines) => {
-                tail.push_back(entry);
-                while tail.iter().filter(|e| e.ends_line).count() > lines || (lines == 0 && !tail.is_empty()) {
-                    tail.pop_front();
-                }
-            }
+        (None, Some(since)) => LogReader::open_since(&machine.dir, since),
+        (None, None) => LogReader::open(&machine.dir),
+    };
+    while let Some(entry) = reader.next_entry()? {
+        if wanted.has(&entry) {
+            printer.print(&entry)?;
         }
     }
-    tail.iter().try_for_each(|entry| printer.print(entry))?;
+    printer.flush()?;
     if args.follow {
-        follow(engine, &machine, reader, |entry| {
-            if wanted(entry) { printer.print(entry) } else { Ok(()) }
-        })?;
+        follow(engine, &machine, reader, &wanted, &mut printer)?;
     }
     Ok(0)
+}
+
+/// The last lines of a log, and a reader behind them. Files are read from the newest, and no more than it takes.
+fn tail(machine: &Path, lines: usize, wanted: &Wanted) -> Result<(VecDeque<Entry>, LogReader), Failure> {
+    let mut found: VecDeque<Entry> = VecDeque::new();
+    let mut missing = lines;
+    let mut behind = None;
+    for number in LogReader::numbers(machine).into_iter().rev() {
+        let mut of_file = VecDeque::new();
+        let mut whole = 0;
+        let mut reader = LogReader::open_at(machine, Position { number, offset: 0 });
+        while let Some(entry) = reader.next_entry()? {
+            if behind.is_some() && reader.position().number != number {
+                break;
+            }
+            if !wanted.has(&entry) {
+                continue;
+            }
+            whole += usize::from(entry.ends_line);
+            of_file.push_back(entry);
+            while whole > missing || (missing == 0 && !of_file.is_empty()) {
+                whole -= usize::from(of_file.pop_front().is_some_and(|e| e.ends_line));
+            }
+        }
+        behind.get_or_insert(reader);
+        missing -= whole;
+        of_file.append(&mut found);
+        found = of_file;
+        if missing == 0 {
+            break;
+        }
+    }
+    Ok((found, behind.unwrap_or_else(|| LogReader::open(machine))))
 }
 
 /// Passes on what comes until the machine has ended.
 fn follow(
     engine: &Engine,
     machine: &Machine,
-    mut reader: Option<LogReader>,
-    mut show: impl FnMut(&Entry) -> Result<(), Failure>,
+    mut reader: LogReader,
+    wanted: &Wanted,
+    printer: &mut Printer,
 ) -> Result<(), Failure> {
     loop {
         // Asked before reading: whatever was written before the end is read after this.
-        let over = is_over(engine, machine);
-        if reader.is_none() {
-            reader = LogReader::open(&machine.dir)?;
+        let over = is_over(engine, machine) || wanted.until.is_some_and(|until| Timestamp::now() > until);
+        while let Some(entry) = reader.next_entry()? {
+            if wanted.has(&entry) {
+                printer.print(&entry)?;
+            }
         }
-        while let Some(entry) = next(&mut reader)? {
-            show(&entry)?;
-        }
+        printer.flush()?;
         if over {
             return Ok(());
         }
@@ -97,14 +159,8 @@ fn is_over(engine: &Engine, machine: &Machine) -> bool {
     })
 }
 
-fn next(reader: &mut Option<LogReader>) -> Result<Option<Entry>, Failure> {
-    Ok(match reader {
-        Some(reader) => reader.next_entry()?,
-        None => None,
-    })
-}
-
-fn parse_since(text: &str) -> Result<Timestamp, Failure> {
+/// A date, or an age before now.
+pub(crate) fn parse_time(flag: &str, text: &str) -> Result<Timestamp, Failure> {
     if let Ok(at) = text.parse::<Timestamp>() {
         return Ok(at);
     }
@@ -123,14 +179,19 @@ fn parse_since(text: &str) -> Result<Timestamp, Failure> {
             .ok()
     })
     .ok_or_else(|| {
-        Failure::new(Class::Usage, format!("--since {text} is no time"))
+        Failure::new(Class::Usage, format!("{flag} {text} is no time"))
             .hint("use RFC 3339 (2026-11-23T03:05:00Z) or an age (10m, 2h)")
     })
 }
 
 impl Printer {
     fn print(&mut self, entry: &Entry) -> Result<(), Failure> {
-        let mut bytes = Vec::with_capacity(entry.bytes.len() + 32);
+        let to_stderr = entry.source == Source::Stderr && self.format == LogFormat::Text;
+        if self.pending.0 != to_stderr || self.pending.1.len() >= BATCH {
+            self.flush()?;
+        }
+        self.pending.0 = to_stderr;
+        let bytes = &mut self.pending.1;
         match self.format {
             LogFormat::Json => {
                 let text = String::from_utf8_lossy(&entry.bytes).into_owned();
@@ -140,7 +201,7 @@ impl Printer {
                     partial: !entry.ends_line,
                     text,
                 };
-                serde_json::to_writer(&mut bytes, &line).map_err(std::io::Error::from)?;
+                serde_json::to_writer(&mut *bytes, &line).map_err(std::io::Error::from)?;
                 bytes.push(b'\n');
             }
             LogFormat::Text => {
@@ -153,9 +214,15 @@ impl Printer {
                 *at_start = entry.ends_line;
             }
         }
-        match entry.source {
-            Source::Stderr if self.format == LogFormat::Text => Ok(std::io::stderr().lock().write_all(&bytes)?),
-            _ => crate::output::write_bytes(&bytes),
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Failure> {
+        let bytes = std::mem::take(&mut self.pending.1);
+        match self.pending.0 {
+            _ if bytes.is_empty() => Ok(()),
+            true => Ok(std::io::stderr().lock().write_all(&bytes)?),
+            false => crate::output::write_bytes(&bytes),
         }
     }
 }
@@ -166,11 +233,14 @@ mod tests {
 
     #[test]
     fn times_are_read_as_dates_and_as_ages() {
-        assert_eq!(parse_since("2026-11-23T03:05:00Z").unwrap().as_second(), 1_795_403_100);
-        let ago = Timestamp::now().as_second() - parse_since("2h").unwrap().as_second();
+        assert_eq!(
+            parse_time("--since", "2026-11-23T03:05:00Z").unwrap().as_second(),
+            1_795_403_100
+        );
+        let ago = Timestamp::now().as_second() - parse_time("--since", "2h").unwrap().as_second();
         assert!((7199..=7201).contains(&ago));
         for bad in ["", "h", "10", "10x", "yesterday", "ä"] {
-            assert!(parse_since(bad).is_err(), "{bad}");
+            assert!(parse_time("--since", bad).is_err(), "{bad}");
         }
     }
 }

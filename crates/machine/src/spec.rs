@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Class, Failure};
+use crate::log::Limits;
 
 /// Version of `spec.json`.
 pub const SPEC_VERSION: u32 = 1;
@@ -89,6 +90,12 @@ pub struct MachineSpec {
     /// A VM's image is installed over whatever its boot volume holds, once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reinstall: bool,
+    /// How much of its log is kept.
+    #[serde(default, skip_serializing_if = "Limits::is_default")]
+    pub log_limits: Limits,
+    /// Where its log is sent as well, as `--log-to` takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_to: Option<String>,
 }
 
 /// What an image is taken for.
@@ -144,6 +151,8 @@ impl MachineSpec {
             ssh_keys: Vec::new(),
             user_data: None,
             reinstall: false,
+            log_limits: Limits::default(),
+            log_to: None,
         }
     }
 

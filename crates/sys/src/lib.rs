@@ -1,5 +1,5 @@
 //! All unsafe of the host, and the few primitives that every crate above needs: durable files, locks, child
-//! processes, descriptors, taps, terminals, host facts.
+//! processes, descriptors, sockets, taps, terminals, host facts.
 //!
 //! # Invariants
 //! Every `unsafe` block of the host program is in this crate, each with its reason. Nothing here knows what a machine
@@ -15,5 +15,6 @@ pub mod io;
 pub mod lock;
 pub mod process;
 pub mod signal;
+pub mod socket;
 pub mod tap;
 pub mod tty;

@@ -136,6 +136,9 @@ pub(crate) struct LogsArgs {
     /// Begin at this time (RFC 3339), or so long ago (10m, 2h)
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<String>,
+    /// End at this time (RFC 3339), or so long ago (10m, 2h)
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<String>,
     /// Only the last lines
     #[arg(short = 'n', long, value_name = "LINES")]
     pub(crate) tail: Option<usize>,

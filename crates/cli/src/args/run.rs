@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use zmachine_machine::log::Target;
 use zmachine_machine::{Class, Failure, MachineSpec, bytes};
 
 /// `run`
@@ -100,6 +101,13 @@ pub(crate) struct CreateArgs {
     /// Block stores in place of those in the flist
     #[arg(long, value_name = "URL")]
     store: Vec<String>,
+    /// Send its log there as well: tcp://HOST:PORT, unix:///PATH, file:///PATH, ws://HOST:PORT/PATH,
+    /// syslog://HOST:PORT, or syslog
+    #[arg(long, value_name = "URL")]
+    log_to: Option<String>,
+    /// How much of its log is kept: max-size=64M, max-files=16, rotate-after=1d, max-age=30d
+    #[arg(long, value_name = "KEY=VALUE")]
+    log_opt: Vec<String>,
     /// A word of your own about it
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
@@ -141,6 +149,11 @@ impl CreateArgs {
         spec.stop_timeout_s = self.stop_timeout;
         spec.stores = self.store.clone();
         spec.labels = labels(&self.label);
+        spec.log_to = self.log_to.clone();
+        if let Some(url) = &self.log_to {
+            url.parse::<Target>()?;
+        }
+        self.log_opt.iter().try_for_each(|option| spec.log_limits.set(option))?;
         Ok(spec)
     }
 }

@@ -59,7 +59,7 @@ impl Engine {
             jiff::Timestamp::now(),
         );
         catalog::save_state(&machine.dir, &machine.state)?;
-        if let Ok(mut log) = LogWriter::open(&machine.dir) {
+        if let Ok(mut log) = LogWriter::open(&machine.dir, machine.spec.log_limits.clone()) {
             log.note(
                 Source::Monitor,
                 &format!("{message}; what it left on the host was removed"),

@@ -7,11 +7,12 @@
 //! # Invariants
 //! It holds `machines/<id>/lock` for its whole life. One task, [`run::run`], writes `state.json`. Every resource is
 //! claimed in the journal before it is made; teardown undoes the journal in reverse, whatever happened. Its children die
-//! with it. It has one thread (but for making the disk), closes what it inherits, and leads a session of its own.
+//! with it. It has one thread (but for making the disk and forwarding the log), closes what it inherits, and leads a session of its own.
 
 mod agent_start;
 mod container;
 mod entry;
+mod forwarding;
 mod launch;
 mod rootfs_child;
 mod rootfs_watch;

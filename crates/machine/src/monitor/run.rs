@@ -24,7 +24,7 @@ use crate::failure::{Class, Failure};
 use crate::home::Home;
 use crate::journal::{Journal, Resource};
 use crate::killpoint::Killpoints;
-use crate::log::{LogWriter, Source};
+use crate::log::{Forwarder, LogWriter, Source};
 use crate::plan::Plan;
 use crate::state::{Exit, Phase};
 
@@ -44,6 +44,7 @@ pub(super) struct Monitor<P> {
     pub(super) report: ReportPipe,
     pub(super) terminate: Signal,
     pub(super) watch: RootfsWatch,
+    pub(super) forwarder: Option<Forwarder>,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -60,7 +61,8 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
             return Err(failure);
         }
     };
-    let log = SharedLog::new(LogWriter::open(&machine.dir)?);
+    let log = SharedLog::new(LogWriter::open(&machine.dir, machine.spec.log_limits.clone())?);
+    let forwarder = super::forwarding::start(&machine, &log);
     let monitor = Monitor {
         home: args.home,
         machine,
@@ -73,6 +75,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
         report,
         terminate: signal(SignalKind::terminate())?,
         watch: RootfsWatch::new(),
+        forwarder,
         waiters: Vec::new(),
     };
     match plan {
@@ -99,6 +102,7 @@ impl Monitor<()> {
             report: self.report,
             terminate: self.terminate,
             watch: self.watch,
+            forwarder: self.forwarder,
             waiters: self.waiters,
         }
     }
@@ -224,6 +228,8 @@ impl<P> Monitor<P> {
                 )
             }
         };
+        // Before the last state: whoever sees it may remove the files that are still to be sent.
+        super::forwarding::finish(self.forwarder.take());
         self.machine.state.advance(phase.clone(), Timestamp::now());
         let saved = self.save();
         self.kill.pass("end: state written");

@@ -1,6 +1,6 @@
-//! Logs of a machine: one file, every line with its time and source.
+//! Logs of a machine: every line with its time and source, in files of a bounded size.
 //!
-//! # Format (`logs/machine.log`)
+//! # Format (`logs/machine.log`, and `logs/machine.log.000001` and so on, the older the lower)
 //! The log format of the Kubernetes container runtime interface, with more sources:
 //! ```text
 //! 2026-11-23T03:05:01.123456789Z stdout F a whole line
@@ -9,17 +9,31 @@
 //! `F` ends a line, `P` does not, so the bytes of a source come back exactly: pieces joined, `\n` after each `F`.
 //! Sources are kept apart by name; nothing is escaped, since the only byte with a meaning, `\n`, ends the entry.
 //!
+//! # Rotation
+//! The file that is written has no number; rotation renames it to the next one. So a file's number never changes, and
+//! (number, offset) is a [`Position`] for as long as the file is kept. A file is full at [`Limits::file_bytes`] or after
+//! [`Limits::file_age`]; the oldest go when there are more than [`Limits::files`] or they are older than
+//! [`Limits::keep`]. The newest numbered file is emptied rather than removed, which keeps the count.
+//!
 //! # Invariants
-//! An entry is written by one `write` to a file opened for appending: entries of several writers never mix.
+//! Whoever writes holds the machine's lock. Entries are whole: a write that fails is taken back, and the bytes it lost
+//! are told in the log as soon as it can be written again.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt;
+mod forward;
+mod limits;
+mod read;
+mod write;
+
+pub(crate) use self::forward::Sender;
+pub use self::forward::{Forwarder, Target};
+pub use self::limits::Limits;
+pub use self::read::{LogReader, Position};
+pub use self::write::LogWriter;
+
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use jiff::Timestamp;
-use zmachine_sys::file::FileError;
 
 /// Where an entry comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,56 +92,28 @@ pub fn path(machine: &Path) -> PathBuf {
     machine.join("logs").join("machine.log")
 }
 
-/// Appends to a log.
-#[derive(Debug)]
-pub struct LogWriter {
-    file: File,
-    buffer: Vec<u8>,
+/// The numbered files beside the one that is written, oldest first.
+fn numbered(machine: &Path) -> Vec<(u64, PathBuf)> {
+    let active = path(machine);
+    let Some(dir) = active.parent() else { return Vec::new() };
+    let number = |entry: &std::fs::DirEntry| -> Option<u64> {
+        let name = entry.file_name();
+        name.to_str()?.strip_prefix("machine.log.")?.parse().ok()
+    };
+    let mut files: Vec<(u64, PathBuf)> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Some((number(&entry)?, entry.path())))
+        .collect();
+    files.sort();
+    files
 }
 
-impl LogWriter {
-    /// Opens the log of a machine's folder, and makes it when missing.
-    ///
-    /// # Errors
-    /// When it can not be made or opened.
-    pub fn open(machine: &Path) -> Result<LogWriter, FileError> {
-        let path = path(machine);
-        zmachine_sys::file::make_dirs(path.parent().unwrap_or(machine))?;
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| FileError::io("open log", &path, e))?;
-        Ok(LogWriter {
-            file,
-            buffer: Vec::new(),
-        })
-    }
-
-    /// Appends bytes of one source, cut into lines.
-    ///
-    /// # Errors
-    /// When the disk is full; what did not fit is lost, the log stays readable.
-    pub fn write(&mut self, source: Source, bytes: &[u8], at: Timestamp) -> io::Result<()> {
-        self.buffer.clear();
-        for piece in bytes.split_inclusive(|b| *b == b'\n') {
-            let (mark, text) = match piece.strip_suffix(b"\n") {
-                Some(line) => ('F', line),
-                None => ('P', piece),
-            };
-            write!(self.buffer, "{at:.9} {} {mark} ", source.name())?;
-            self.buffer.extend_from_slice(text);
-            self.buffer.push(b'\n');
-        }
-        self.file.write_all(&self.buffer)
-    }
-
-    /// Appends one line of ours.
-    pub fn note(&mut self, source: Source, line: &str) {
-        // A log that can not be written must not stop the machine it is about.
-        let _ = self.write(source, format!("{}\n", line.trim_end()).as_bytes(), Timestamp::now());
-    }
+fn numbered_path(machine: &Path, number: u64) -> PathBuf {
+    let mut name = path(machine).into_os_string();
+    name.push(format!(".{number:06}"));
+    name.into()
 }
 
 /// One entry of a log.
@@ -163,47 +149,6 @@ impl Entry {
     }
 }
 
-/// Reads a log from its beginning; at the end it can be asked again for what came since.
-#[derive(Debug)]
-pub struct LogReader {
-    reader: BufReader<File>,
-    partial: Vec<u8>,
-}
-
-impl LogReader {
-    /// Opens the log of a machine's folder; `None` when nothing was ever logged.
-    ///
-    /// # Errors
-    /// When it is there and can not be opened.
-    pub fn open(machine: &Path) -> Result<Option<LogReader>, FileError> {
-        let path = path(machine);
-        match File::open(&path) {
-            Ok(file) => Ok(Some(LogReader {
-                reader: BufReader::new(file),
-                partial: Vec::new(),
-            })),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(FileError::io("open log", &path, e)),
-        }
-    }
-
-    /// The next entry, or `None` at the end for now. Lines that are no entries are passed over.
-    ///
-    /// # Errors
-    /// When the file can not be read.
-    pub fn next_entry(&mut self) -> io::Result<Option<Entry>> {
-        loop {
-            if self.reader.read_until(b'\n', &mut self.partial)? == 0 || self.partial.last() != Some(&b'\n') {
-                return Ok(None);
-            }
-            let line = std::mem::take(&mut self.partial);
-            if let Some(entry) = Entry::parse(&line[..line.len() - 1]) {
-                return Ok(Some(entry));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,7 +156,7 @@ mod tests {
     #[test]
     fn the_bytes_of_a_source_come_back_exactly() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogWriter::open(dir.path()).unwrap();
+        let mut log = LogWriter::open(dir.path(), Limits::default()).unwrap();
         let pieces: [&[u8]; 5] = [
             b"one\ntw",
             b"o\n\n",
@@ -223,7 +168,7 @@ mod tests {
             log.write(Source::Stdout, piece, Timestamp::now()).unwrap();
             log.write(Source::Stderr, b"noise\n", Timestamp::now()).unwrap();
         }
-        let mut reader = LogReader::open(dir.path()).unwrap().unwrap();
+        let mut reader = LogReader::open(dir.path());
         let mut got = Vec::new();
         while let Some(entry) = reader.next_entry().unwrap() {
             if entry.source == Source::Stdout {
@@ -238,7 +183,7 @@ mod tests {
     fn an_entry_has_its_golden_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let at: Timestamp = "2026-11-23T03:05:01.123456789Z".parse().unwrap();
-        LogWriter::open(dir.path())
+        LogWriter::open(dir.path(), Limits::default())
             .unwrap()
             .write(Source::Console, b"boot\nok", at)
             .unwrap();
@@ -252,8 +197,8 @@ mod tests {
     #[test]
     fn a_reader_at_the_end_sees_what_is_appended() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogWriter::open(dir.path()).unwrap();
-        let mut reader = LogReader::open(dir.path()).unwrap().unwrap();
+        let mut log = LogWriter::open(dir.path(), Limits::default()).unwrap();
+        let mut reader = LogReader::open(dir.path());
         assert!(reader.next_entry().unwrap().is_none());
         log.note(Source::Agent, "hello");
         assert_eq!(reader.next_entry().unwrap().unwrap().bytes, b"hello");

@@ -1,0 +1,29 @@
+//! The thread that forwards the machine's log, when its user wants that.
+
+use super::SharedLog;
+use crate::catalog::Machine;
+use crate::log::{Forwarder, Sender, Source, Target};
+
+/// Begins to forward. A receiver that can not be had never stops the machine, so neither does this.
+pub(super) fn start(machine: &Machine, log: &SharedLog) -> Option<Forwarder> {
+    let to = machine.spec.log_to.as_ref()?;
+    let sender = Sender {
+        machine: machine.dir.clone(),
+        name: machine.spec.name.clone(),
+        id: machine.id.clone(),
+    };
+    let teller = log.clone();
+    let started = to.parse::<Target>().map_err(|e| e.to_string()).and_then(|target| {
+        Forwarder::start(sender, target, move |line| teller.note(Source::Monitor, &line)).map_err(|e| e.to_string())
+    });
+    started
+        .inspect_err(|why| log.note(Source::Monitor, &format!("the log is not sent to {to}: {why}")))
+        .ok()
+}
+
+/// Sends what is left, as far as the receiver takes it.
+pub(super) fn finish(forwarder: Option<Forwarder>) {
+    if let Some(forwarder) = forwarder {
+        forwarder.finish();
+    }
+}
