@@ -18,6 +18,7 @@ use crate::killpoint::Killpoints;
 use crate::plan::Plan;
 use crate::spec::MachineSpec;
 use crate::state::State;
+use crate::volume::{Origin, VolumeArgument};
 
 /// A machine's folder with its spec and state.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +54,14 @@ impl Machine {
             dir,
             spec,
             state,
+        })
+    }
+
+    /// Whether it is made to use the volume `name`.
+    pub fn uses_volume(&self, name: &str) -> bool {
+        self.spec.volumes.iter().any(|text| {
+            let argument = VolumeArgument::parse(text, Path::new("/"));
+            argument.is_ok_and(|argument| argument.origin == Origin::Named(name.to_owned()))
         })
     }
 

@@ -25,6 +25,7 @@ pub mod monitor;
 pub mod plan;
 pub mod spec;
 pub mod state;
+pub mod volume;
 
 pub use engine::Engine;
 pub use failure::{Class, Failure};

@@ -58,6 +58,19 @@ impl FileLock {
         }
     }
 
+    /// Takes the lock together with others who take it so; `None` when somebody holds it exclusively.
+    ///
+    /// # Errors
+    /// As [`FileLock::try_exclusive`].
+    pub fn try_shared(path: &Path) -> Result<Option<FileLock>, FileError> {
+        let file = open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(Some(FileLock { file })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(FileError::io("lock", path, e.into())),
+        }
+    }
+
     /// Takes the lock, trying for `patience`; `None` when somebody still holds it then.
     ///
     /// # Errors
@@ -110,7 +123,14 @@ mod tests {
         let held = FileLock::exclusive(&path).unwrap();
         assert!(FileLock::is_held(&path).unwrap());
         assert!(FileLock::try_exclusive(&path).unwrap().is_none());
+        assert!(FileLock::try_shared(&path).unwrap().is_none());
         drop(held);
         assert!(FileLock::try_exclusive(&path).unwrap().is_some());
+        let readers = [
+            FileLock::try_shared(&path).unwrap(),
+            FileLock::try_shared(&path).unwrap(),
+        ];
+        assert!(readers.iter().all(Option::is_some));
+        assert!(FileLock::try_exclusive(&path).unwrap().is_none());
     }
 }

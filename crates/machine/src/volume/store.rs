@@ -1,0 +1,512 @@
+//! The volumes of a home: made, found, grown, removed, locked.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rustix::fs::FallocateFlags;
+use zmachine_sys::file;
+use zmachine_sys::lock::FileLock;
+
+use super::record::{Content, Fs, RECORD_VERSION, Record};
+use super::{check_name, format};
+use crate::catalog::{self, Machine};
+use crate::failure::{Class, Failure};
+use crate::home::Home;
+
+/// Size of a volume that is made at need and has no `size=`, in bytes. It is a limit, not a reservation: the file is sparse.
+pub const DEFAULT_SIZE: u64 = 10 << 30;
+
+/// Sectors of 512 bytes and pages of 4 KiB both divide it, and so does what partition tools align to.
+const GRAIN: u64 = 1 << 20;
+
+/// The volumes of a home.
+#[derive(Debug, Clone)]
+pub struct Volumes {
+    home: Home,
+}
+
+/// A volume to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewVolume {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes; rounded up to whole MiB.
+    pub size_bytes: u64,
+    /// The file system it gets at its first use.
+    pub fs: Fs,
+    /// Id of the machine it belongs to, when it has no name of the user's.
+    pub anonymous_of: Option<String>,
+}
+
+impl NewVolume {
+    /// Everything about the request that can be refused without trying.
+    ///
+    /// # Errors
+    /// [`Class::Usage`] for name and size, [`Class::Unsupported`] when its file system can not be made here.
+    pub fn check(&self) -> Result<(), Failure> {
+        check_name(&self.name)?;
+        let least = self.fs.least_bytes();
+        if self.size_bytes < least {
+            let (size, least) = (crate::bytes::Human(self.size_bytes), crate::bytes::Human(least));
+            let what = match self.fs {
+                Fs::None => "is below the".to_owned(),
+                fs => format!("is too small for {fs}, which needs"),
+            };
+            let message = format!("{size} for the volume '{}' {what} {least}", self.name);
+            return Err(
+                Failure::new(Class::Usage, message).hint("sizes without a unit are bytes; for example size=10G")
+            );
+        }
+        format::check(self.fs)
+    }
+}
+
+/// A volume that is there.
+#[derive(Debug, Clone)]
+pub struct Volume {
+    /// Its name.
+    pub name: String,
+    /// Its description.
+    pub record: Record,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// What it takes of the host's disk in bytes.
+    pub used_bytes: u64,
+    dir: PathBuf,
+}
+
+/// A volume that this process may use; nobody else may write to it until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    /// The volume, as it was when it was locked or last recorded.
+    pub volume: Volume,
+    _lock: FileLock,
+}
+
+impl Volumes {
+    /// The volumes below `home`.
+    pub fn new(home: &Home) -> Volumes {
+        Volumes { home: home.clone() }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.home.data().join("volumes")
+    }
+
+    /// Makes a volume that is all zeros.
+    ///
+    /// # Errors
+    /// As [`NewVolume::check`]; [`Class::Conflict`] when the name is taken. Nothing is left then.
+    pub fn create(&self, new: &NewVolume) -> Result<Volume, Failure> {
+        new.check()?;
+        let _catalog = self.lock()?;
+        let dir = self.root().join(&new.name);
+        if dir.exists() {
+            let message = format!("there is a volume '{}' already", new.name);
+            return Err(Failure::new(Class::Conflict, message).hint("'zmachine volume ls' lists them"));
+        }
+        let staging = self.root().join(format!(".new-{}", new.name));
+        file::remove_dir_all(&staging)?;
+        let made = self.make(new, &staging).and_then(|()| {
+            fs::rename(&staging, &dir)
+                .and_then(|()| file::sync_dir(&self.root()).map_err(io::Error::other))
+                .map_err(Failure::from)
+        });
+        if let Err(failure) = made {
+            let _ = file::remove_dir_all(&staging);
+            return Err(failure.context(format!("the volume '{}' can not be made", new.name)));
+        }
+        self.get(&new.name)
+    }
+
+    fn make(&self, new: &NewVolume, dir: &Path) -> Result<(), Failure> {
+        file::make_dirs(dir)?;
+        let record = Record {
+            version: RECORD_VERSION,
+            fs: new.fs,
+            anonymous_of: new.anonymous_of.clone(),
+            created_at: Timestamp::now(),
+            content: Content::Empty,
+        };
+        let mut options = OpenOptions::new();
+        let data = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(dir.join("data.img"))?;
+        data.set_len(new.size_bytes.next_multiple_of(GRAIN))?;
+        data.sync_all()?;
+        Ok(file::replace_json(&dir.join("volume.json"), &record)?)
+    }
+
+    /// The volume `name`.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`]; a description that can not be read is reported, never replaced.
+    pub fn get(&self, name: &str) -> Result<Volume, Failure> {
+        self.find(name)?.ok_or_else(|| {
+            let message = format!("there is no volume '{name}'");
+            Failure::new(Class::NotFound, message).hint("'zmachine volume ls' lists them")
+        })
+    }
+
+    /// The volume `name` if there is one.
+    ///
+    /// # Errors
+    /// As [`Volumes::get`], less that it is not there.
+    pub fn find(&self, name: &str) -> Result<Option<Volume>, Failure> {
+        check_name(name)?;
+        let dir = self.root().join(name);
+        let damaged = |failure: Failure| failure.context(format!("the volume '{name}' can not be read"));
+        let record = match file::read_json::<Record>(&dir.join("volume.json")) {
+            Ok(record) => record,
+            Err(e) if e.is_not_found() && !dir.exists() => return Ok(None),
+            Err(e) => return Err(damaged(e.into())),
+        };
+        if record.version != RECORD_VERSION {
+            let message = format!("the volume '{name}' has format version {}", record.version);
+            return Err(
+                Failure::new(Class::Unsupported, message).hint("use the zmachine that wrote it, or a newer one")
+            );
+        }
+        let data = fs::metadata(dir.join("data.img")).map_err(|e| damaged(e.into()))?;
+        Ok(Some(Volume {
+            name: name.to_owned(),
+            record,
+            size_bytes: data.len(),
+            used_bytes: data.blocks() * 512,
+            dir,
+        }))
+    }
+
+    /// All volumes by name; one that can not be read is its failure.
+    ///
+    /// # Errors
+    /// When the folder can not be read.
+    pub fn list(&self) -> Result<Vec<Result<Volume, Failure>>, Failure> {
+        let entries = match fs::read_dir(self.root()) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e.into()),
+        };
+        let mut names: Vec<String> = entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| !name.starts_with('.'))
+            .collect();
+        names.sort();
+        Ok(names.iter().filter_map(|name| self.find(name).transpose()).collect())
+    }
+
+    /// Removes a volume with all its data.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`], or [`Class::Conflict`] while a machine is made to use it.
+    pub fn remove(&self, name: &str) -> Result<(), Failure> {
+        let _catalog = self.lock()?;
+        let volume = self.get(name)?;
+        if let Some(user) = self.users(name)?.first() {
+            let message = format!("the volume '{name}' belongs to the machine '{user}'");
+            return Err(
+                Failure::new(Class::Conflict, message).hint(format!("remove the machine first: zmachine rm {user}"))
+            );
+        }
+        let _held = self.exclusive(&volume)?;
+        Ok(file::remove_dir_all(&volume.dir)?)
+    }
+
+    /// Removes the volumes without a name of the user's that were made for the machine `id`. Nobody may use them any more.
+    ///
+    /// # Errors
+    /// When one can not be removed.
+    pub fn remove_anonymous(&self, id: &str) -> Result<(), Failure> {
+        let _catalog = self.lock()?;
+        for volume in self.list()?.into_iter().flatten() {
+            if volume.record.anonymous_of.as_deref() == Some(id) {
+                file::remove_dir_all(&volume.dir)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the disk larger; what is on it grows at the next start, or at once when its guest is told.
+    ///
+    /// # Errors
+    /// [`Class::Usage`] for a size that is not larger: a volume never shrinks, as that destroys data.
+    pub fn grow(&self, name: &str, size_bytes: u64) -> Result<Volume, Failure> {
+        let _catalog = self.lock()?;
+        let volume = self.get(name)?;
+        let size_bytes = size_bytes.checked_next_multiple_of(GRAIN).unwrap_or(u64::MAX);
+        if size_bytes <= volume.size_bytes {
+            let (has, wanted) = (crate::bytes::Human(volume.size_bytes), crate::bytes::Human(size_bytes));
+            let message = format!("the volume '{name}' has {has} already; it can not become {wanted}");
+            return Err(Failure::new(Class::Usage, message).hint("volumes only grow; give a larger size"));
+        }
+        let data = OpenOptions::new().write(true).open(volume.data())?;
+        data.set_len(size_bytes)
+            .and_then(|()| data.sync_all())
+            .map_err(|e| Failure::from(e).context(format!("the volume '{name}' can not grow")))?;
+        self.get(name)
+    }
+
+    /// Takes the volume for this process, alone unless `read_only`.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`], or [`Class::Conflict`] that names the machine which has it.
+    pub fn hold(&self, name: &str, read_only: bool) -> Result<Held, Failure> {
+        let volume = self.get(name)?;
+        let lock = match read_only {
+            true => FileLock::try_shared(&volume.lock_path())?,
+            false => FileLock::try_exclusive(&volume.lock_path())?,
+        };
+        let Some(lock) = lock else {
+            return Err(self.in_use(name)?);
+        };
+        // Read again: whoever had it until now may have changed it.
+        let volume = self.get(name)?;
+        Ok(Held { volume, _lock: lock })
+    }
+
+    fn exclusive(&self, volume: &Volume) -> Result<FileLock, Failure> {
+        match FileLock::try_exclusive(&volume.lock_path())? {
+            Some(lock) => Ok(lock),
+            None => Err(self.in_use(&volume.name)?),
+        }
+    }
+
+    fn in_use(&self, name: &str) -> Result<Failure, Failure> {
+        let running = |machine: &Machine| FileLock::is_held(&machine.lock_path()).unwrap_or(true);
+        let holder = self.machines_of(name)?.into_iter().find(running);
+        let failure = match holder {
+            Some(machine) => {
+                let holder = machine.spec.name;
+                let message = format!("the volume '{name}' is in use by the machine '{holder}'");
+                Failure::new(Class::Conflict, message).hint(format!("stop it first: zmachine stop {holder}"))
+            }
+            None => Failure::new(Class::Conflict, format!("the volume '{name}' is in use"))
+                .hint("'zmachine ps' shows which machines run"),
+        };
+        Ok(failure)
+    }
+
+    /// Names of the machines that are made to use the volume `name`, running or not.
+    ///
+    /// # Errors
+    /// When the machines can not be listed.
+    pub fn users(&self, name: &str) -> Result<Vec<String>, Failure> {
+        Ok(self
+            .machines_of(name)?
+            .into_iter()
+            .map(|machine| machine.spec.name)
+            .collect())
+    }
+
+    fn machines_of(&self, name: &str) -> Result<Vec<Machine>, Failure> {
+        let machines = catalog::ids(&self.home)?
+            .into_iter()
+            .filter_map(|id| Machine::load(&self.home, &id).ok());
+        Ok(machines.filter(|machine| machine.uses_volume(name)).collect())
+    }
+
+    fn lock(&self) -> Result<FileLock, Failure> {
+        file::make_dirs(&self.root())?;
+        Ok(FileLock::exclusive(&self.root().join(".lock"))?)
+    }
+}
+
+impl Volume {
+    /// The disk image.
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data.img")
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.dir.join("lock")
+    }
+}
+
+impl Held {
+    /// Writes down what the volume holds, before it does.
+    ///
+    /// # Errors
+    /// When it can not be written; the volume is to be left as it is then.
+    pub fn set_content(&mut self, content: Content) -> Result<(), Failure> {
+        let record = Record {
+            content,
+            ..self.volume.record.clone()
+        };
+        file::replace_json(&self.volume.dir.join("volume.json"), &record)?;
+        self.volume.record = record;
+        Ok(())
+    }
+
+    /// Makes the whole disk zeros again, which gives its space back. Everything on it is lost.
+    ///
+    /// # Errors
+    /// When the host's file system can not do it.
+    pub fn clear(&self) -> Result<(), Failure> {
+        let data = OpenOptions::new().write(true).open(self.volume.data())?;
+        punch(&data, self.volume.size_bytes)
+            .and_then(|()| data.sync_all())
+            .map_err(|e| Failure::from(e).context(format!("the volume '{}' can not be cleared", self.volume.name)))
+    }
+
+    /// A file system for a container: made now when the volume is fresh, or when making it was interrupted.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when the volume holds something else, [`Class::Usage`] when it is to have no file system.
+    pub fn ensure_formatted(&mut self) -> Result<(), Failure> {
+        let name = self.volume.name.clone();
+        match &self.volume.record.content {
+            Content::Formatted => return Ok(()),
+            Content::Empty | Content::Formatting => {}
+            Content::Installing { .. } | Content::Installed { .. } => {
+                let message =
+                    format!("the volume '{name}' is the boot disk of a VM and can not be mounted in a container");
+                return Err(Failure::new(Class::Conflict, message).hint("use another volume"));
+            }
+            Content::Raw => {
+                let message = format!("the volume '{name}' is a bare disk that a VM has used");
+                return Err(Failure::new(Class::Conflict, message).hint("use another volume"));
+            }
+        }
+        let fs = self.volume.record.fs;
+        if fs == Fs::None {
+            let message = format!("the volume '{name}' has no file system and can not be mounted in a container");
+            return Err(Failure::new(Class::Usage, message).hint("make one with --fs ext4, btrfs or xfs"));
+        }
+        self.set_content(Content::Formatting)?;
+        self.clear()?;
+        format::make(fs, &self.volume.data(), &name)?;
+        self.set_content(Content::Formatted)
+    }
+}
+
+/// Turns `bytes` of a file into a hole; where the file system has none, into written zeros.
+fn punch(file: &File, bytes: u64) -> io::Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(file, flags, 0, bytes) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::OPNOTSUPP) => {
+            let zeros = vec![0; 1 << 20];
+            let mut at = 0;
+            while at < bytes {
+                let n = (bytes - at).min(zeros.len() as u64);
+                file.write_all_at(&zeros[..n as usize], at)?;
+                at += n;
+            }
+            Ok(())
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volumes() -> (tempfile::TempDir, Volumes) {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path(), &dir.path().join("run")).unwrap();
+        (dir, Volumes::new(&home))
+    }
+
+    fn new(name: &str, size_bytes: u64, fs: Fs) -> NewVolume {
+        NewVolume {
+            name: name.into(),
+            size_bytes,
+            fs,
+            anonymous_of: None,
+        }
+    }
+
+    #[test]
+    fn a_volume_is_made_sparse_found_grown_and_removed() {
+        let (_dir, volumes) = volumes();
+        let made = volumes.create(&new("data", (64 << 20) + 1, Fs::Ext4)).unwrap();
+        assert_eq!(made.size_bytes, 65 << 20);
+        assert!(made.used_bytes < 1 << 20);
+        assert_eq!(
+            volumes.create(&new("data", 64 << 20, Fs::Ext4)).unwrap_err().class,
+            Class::Conflict
+        );
+        assert_eq!(volumes.grow("data", 128 << 20).unwrap().size_bytes, 128 << 20);
+        assert_eq!(volumes.grow("data", 64 << 20).unwrap_err().class, Class::Usage);
+        assert_eq!(volumes.list().unwrap().len(), 1);
+        volumes.remove("data").unwrap();
+        assert_eq!(volumes.get("data").unwrap_err().class, Class::NotFound);
+    }
+
+    #[test]
+    fn one_writer_or_many_readers() {
+        let (_dir, volumes) = volumes();
+        volumes.create(&new("data", 64 << 20, Fs::Ext4)).unwrap();
+        let writer = volumes.hold("data", false).unwrap();
+        for read_only in [false, true] {
+            assert_eq!(volumes.hold("data", read_only).unwrap_err().class, Class::Conflict);
+        }
+        assert_eq!(volumes.remove("data").unwrap_err().class, Class::Conflict);
+        drop(writer);
+        let _one = volumes.hold("data", true).unwrap();
+        let _two = volumes.hold("data", true).unwrap();
+        assert_eq!(volumes.hold("data", false).unwrap_err().class, Class::Conflict);
+    }
+
+    #[test]
+    fn an_interrupted_format_is_done_again_and_a_finished_one_never() {
+        let (_dir, volumes) = volumes();
+        volumes.create(&new("data", 64 << 20, Fs::Ext4)).unwrap();
+        let mut held = volumes.hold("data", false).unwrap();
+        held.set_content(Content::Formatting).unwrap();
+        let data = OpenOptions::new().write(true).open(held.volume.data()).unwrap();
+        data.write_all_at(b"half a file system", 4096).unwrap();
+        held.ensure_formatted().unwrap();
+        assert_eq!(volumes.get("data").unwrap().record.content, Content::Formatted);
+        let magic = |held: &Held| {
+            let mut magic = [0; 2];
+            File::open(held.volume.data())
+                .unwrap()
+                .read_exact_at(&mut magic, 1080)
+                .unwrap();
+            magic
+        };
+        assert_eq!(magic(&held), [0x53, 0xef]);
+        data.write_all_at(b"user data", 40 << 20).unwrap();
+        held.ensure_formatted().unwrap();
+        let mut kept = [0; 9];
+        File::open(held.volume.data())
+            .unwrap()
+            .read_exact_at(&mut kept, 40 << 20)
+            .unwrap();
+        assert_eq!(&kept, b"user data");
+    }
+
+    #[test]
+    fn a_boot_disk_and_a_bare_disk_are_not_mounted() {
+        let (_dir, volumes) = volumes();
+        volumes.create(&new("boot", 64 << 20, Fs::Ext4)).unwrap();
+        let mut held = volumes.hold("boot", false).unwrap();
+        held.set_content(Content::Installed { digest: "ab".into() }).unwrap();
+        assert_eq!(held.ensure_formatted().unwrap_err().class, Class::Conflict);
+        drop(held);
+        volumes.create(&new("bare", 64 << 20, Fs::None)).unwrap();
+        let mut held = volumes.hold("bare", false).unwrap();
+        assert_eq!(held.ensure_formatted().unwrap_err().class, Class::Usage);
+    }
+
+    #[test]
+    fn sizes_below_what_a_file_system_needs_are_refused_and_nothing_is_left() {
+        let (_dir, volumes) = volumes();
+        for (fs, size) in [
+            (Fs::Ext4, 1 << 20),
+            (Fs::Btrfs, 64 << 20),
+            (Fs::Xfs, 64 << 20),
+            (Fs::None, 1),
+        ] {
+            assert_eq!(volumes.create(&new("v", size, fs)).unwrap_err().class, Class::Usage);
+        }
+        assert!(volumes.list().unwrap().is_empty());
+    }
+}
