@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
-use zmachine_machine::catalog::Machine;
 use zmachine_machine::log::{Entry, LogReader, Position, Source};
 use zmachine_machine::{Class, Engine, Failure};
 
@@ -67,7 +66,7 @@ pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
             .map(|text| parse_time("--until", text))
             .transpose()?,
     };
-    let machine = engine.machine(&args.name)?;
+    let history = engine.history(&args.name)?;
     let mut printer = Printer {
         timestamps: args.timestamps,
         format: args.output,
@@ -76,12 +75,12 @@ pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
     };
     let mut reader = match (args.tail, wanted.since) {
         (Some(lines), _) => {
-            let (entries, reader) = tail(&machine.dir, lines, &wanted)?;
+            let (entries, reader) = tail(&history.dir, lines, &wanted)?;
             entries.iter().try_for_each(|entry| printer.print(entry))?;
             reader
         }
-        (None, Some(since)) => LogReader::open_since(&machine.dir, since),
-        (None, None) => LogReader::open(&machine.dir),
+        (None, Some(since)) => LogReader::open_since(&history.dir, since),
+        (None, None) => LogReader::open(&history.dir),
     };
     while let Some(entry) = reader.next_entry()? {
         if wanted.has(&entry) {
@@ -89,8 +88,8 @@ pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
         }
     }
     printer.flush()?;
-    if args.follow {
-        follow(engine, &machine, reader, &wanted, &mut printer)?;
+    if args.follow && history.removed_at.is_none() {
+        follow(engine, &history.id, reader, &wanted, &mut printer)?;
     }
     Ok(0)
 }
@@ -131,14 +130,14 @@ fn tail(machine: &Path, lines: usize, wanted: &Wanted) -> Result<(VecDeque<Entry
 /// Passes on what comes until the machine has ended.
 fn follow(
     engine: &Engine,
-    machine: &Machine,
+    id: &str,
     mut reader: LogReader,
     wanted: &Wanted,
     printer: &mut Printer,
 ) -> Result<(), Failure> {
     loop {
         // Asked before reading: whatever was written before the end is read after this.
-        let over = is_over(engine, machine) || wanted.until.is_some_and(|until| Timestamp::now() > until);
+        let over = is_over(engine, id) || wanted.until.is_some_and(|until| Timestamp::now() > until);
         while let Some(entry) = reader.next_entry()? {
             if wanted.has(&entry) {
                 printer.print(&entry)?;
@@ -153,8 +152,8 @@ fn follow(
 }
 
 /// A machine that has ended writes no more; one that is removed neither.
-fn is_over(engine: &Engine, machine: &Machine) -> bool {
-    engine.machine(&machine.id).map_or(true, |m| {
+fn is_over(engine: &Engine, id: &str) -> bool {
+    engine.machine(id).map_or(true, |m| {
         !m.state.phase.is_active() && !zmachine_sys::lock::FileLock::is_held(&m.lock_path()).unwrap_or(false)
     })
 }

@@ -62,6 +62,9 @@ pub trait Vm: Send {
     /// The hypervisor's process id.
     fn pid(&self) -> u32;
 
+    /// Its name and version, for people: `qemu 7.2.22 (Debian 1:7.2+dfsg-7+deb12u13)`.
+    fn version(&self) -> String;
+
     /// The byte stream to the guest's agent, once; `None` when it was taken, or the machine has none from the start.
     fn take_agent(&mut self) -> Option<UnixStream>;
 

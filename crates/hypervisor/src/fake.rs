@@ -134,6 +134,10 @@ impl Vm for FakeVm {
         0
     }
 
+    fn version(&self) -> String {
+        "fake 1.0".to_owned()
+    }
+
     fn take_agent(&mut self) -> Option<UnixStream> {
         self.agent.take()
     }

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use zmachine_sys::file::{self, FileError};
 use zmachine_sys::lock::FileLock;
 
+use crate::events;
 use crate::failure::{Class, Failure};
+use crate::graveyard;
 use crate::home::Home;
 use crate::killpoint::Killpoints;
 use crate::plan::Plan;
@@ -224,6 +226,7 @@ pub fn add(
     symlink(Path::new("..").join(id), &link).map_err(|e| FileError::io("create", &link, e))?;
     file::sync_dir(&home.machines())?;
     file::sync_dir(&home.by_name())?;
+    events::record(home, &events::Event::new(id, &spec.name, "created"));
     kill.pass("create: done");
     Ok(())
 }
@@ -236,7 +239,12 @@ pub fn remove(home: &Home, machine: &Machine, kill: &Killpoints) -> Result<(), F
     kill.pass("remove: before the name");
     file::remove_if_there(&home.by_name().join(&machine.spec.name))?;
     kill.pass("remove: before the folder");
+    // What happened stays known for a while; a disk too full for that is no reason to keep the machine.
+    let _ = graveyard::bury(home, &machine.dir, &machine.id);
+    kill.pass("remove: buried");
     file::remove_dir_all(&machine.dir)?;
+    let name = &machine.spec.name;
+    events::record(home, &events::Event::new(&machine.id, name, "removed"));
     kill.pass("remove: done");
     Ok(())
 }

@@ -3,9 +3,10 @@
 //! ```text
 //! data/format                 {"version":1}; a version or feature flag we do not know is refused
 //! data/blocks/ data/images/ data/kernels/ data/networks/      see the crates image, kernel, network
+//! data/removed/ data/events.jsonl                             what is left of removed machines; what happened
 //! data/machines/.lock         held while a machine is created or removed
 //! data/machines/by-name/<name> -> ../<id>
-//! data/machines/<id>/{spec,plan,state}.json resources.jsonl lock root.img logs/
+//! data/machines/<id>/{spec,plan,state}.json resources.jsonl lock root.img logs/ attempts/
 //! run/<id>/{ctl.sock,rootfs.sock}       gone after a reboot, and with the machine's run
 //! ```
 

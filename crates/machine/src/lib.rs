@@ -12,17 +12,21 @@
 //! One task of the monitor writes `state.json`. Nothing here prints, or reads the environment.
 
 pub mod attach;
+pub mod attempt;
 pub mod bytes;
 pub mod catalog;
 pub mod control;
 pub mod engine;
+pub mod events;
 pub mod failure;
+pub mod graveyard;
 pub mod home;
 pub mod journal;
 pub mod killpoint;
 pub mod log;
 pub mod monitor;
 pub mod plan;
+pub mod restart;
 pub mod spec;
 pub mod state;
 pub mod volume;
@@ -31,5 +35,6 @@ pub use engine::Engine;
 pub use failure::{Class, Failure};
 pub use home::Home;
 pub use plan::{Plan, PlanError};
+pub use restart::RestartPolicy;
 pub use spec::MachineSpec;
 pub use state::{Exit, Phase, State};

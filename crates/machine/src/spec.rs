@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Class, Failure};
 use crate::log::Limits;
+use crate::restart::RestartPolicy;
 
 /// Version of `spec.json`.
 pub const SPEC_VERSION: u32 = 1;
@@ -90,6 +91,9 @@ pub struct MachineSpec {
     /// A VM's image is installed over whatever its boot volume holds, once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reinstall: bool,
+    /// What happens when a run ends without anybody's asking.
+    #[serde(default, skip_serializing_if = "RestartPolicy::is_no")]
+    pub restart: RestartPolicy,
     /// How much of its log is kept.
     #[serde(default, skip_serializing_if = "Limits::is_default")]
     pub log_limits: Limits,
@@ -151,6 +155,7 @@ impl MachineSpec {
             ssh_keys: Vec::new(),
             user_data: None,
             reinstall: false,
+            restart: RestartPolicy::No,
             log_limits: Limits::default(),
             log_to: None,
         }

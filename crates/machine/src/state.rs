@@ -27,6 +27,13 @@ pub enum Phase {
     Paused,
     /// It was asked to end.
     Stopping,
+    /// Its last run ended, and its monitor waits to start it again.
+    Restarting {
+        /// How the last run ended, in words.
+        after: String,
+        /// When it starts again.
+        at: Timestamp,
+    },
     /// Its last run ended.
     Stopped {
         /// How.
@@ -44,7 +51,10 @@ pub enum Phase {
 impl Phase {
     /// Whether a monitor must be alive in this phase.
     pub fn is_active(&self) -> bool {
-        matches!(self, Phase::Starting | Phase::Running | Phase::Paused | Phase::Stopping)
+        matches!(
+            self,
+            Phase::Starting | Phase::Running | Phase::Paused | Phase::Stopping | Phase::Restarting { .. }
+        )
     }
 
     /// The phase in one word, as listings show it.
@@ -55,6 +65,7 @@ impl Phase {
             Phase::Running => "running",
             Phase::Paused => "paused",
             Phase::Stopping => "stopping",
+            Phase::Restarting { .. } => "restarting",
             Phase::Stopped { .. } => "stopped",
             Phase::Failed { .. } => "failed",
         }
@@ -62,10 +73,12 @@ impl Phase {
 
     /// Whether the life of a machine may go from here to `next`.
     pub fn may_become(&self, next: &Phase) -> bool {
-        use Phase::{Created, Failed, Paused, Running, Starting, Stopped, Stopping};
+        use Phase::{Created, Failed, Paused, Restarting, Running, Starting, Stopped, Stopping};
         matches!(
             (self, next),
-            (Created | Stopped { .. } | Failed { .. }, Starting)
+            (Created | Stopped { .. } | Failed { .. } | Restarting { .. }, Starting)
+                | (Starting | Running | Paused | Stopping, Restarting { .. })
+                | (Restarting { .. }, Stopped { .. } | Failed { .. })
                 | (Starting, Running | Stopping | Stopped { .. } | Failed { .. })
                 | (Running, Paused | Stopping | Stopped { .. } | Failed { .. })
                 | (Paused, Running | Stopping | Stopped { .. } | Failed { .. })
@@ -143,6 +156,16 @@ pub struct State {
     pub guest_kernel: Option<String>,
     /// What happened and did not end the run, newest last; at most [`State::MAX_WARNINGS`].
     pub warnings: Vec<String>,
+    /// Automatic restarts since a user started it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restarts: u64,
+    /// Its last run ended because a user wanted that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped_by_user: bool,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl State {
@@ -167,6 +190,8 @@ impl State {
             rootfs_counters: Stats::default(),
             guest_kernel: None,
             warnings: Vec::new(),
+            restarts: 0,
+            stopped_by_user: false,
         }
     }
 
@@ -193,7 +218,7 @@ impl State {
         }
         match next {
             Phase::Running if self.ready_at.is_none() => self.ready_at = Some(at),
-            Phase::Stopped { .. } | Phase::Failed { .. } => {
+            Phase::Stopped { .. } | Phase::Failed { .. } | Phase::Restarting { .. } => {
                 self.finished_at = Some(at);
                 self.hypervisor = None;
                 self.rootfs = None;

@@ -24,7 +24,7 @@ pub(crate) enum Command {
     /// Create a machine and print its name
     Create(Box<CreateArgs>),
     /// Start machines that were created or have stopped
-    Start(NamesArgs),
+    Start(StartArgs),
     /// Stop machines in an orderly way
     Stop(StopArgs),
     /// Stop machines and start them again
@@ -44,6 +44,10 @@ pub(crate) enum Command {
     Ps(PsArgs),
     /// Show everything about machines, as JSON
     Inspect(NamesArgs),
+    /// Tell why machines ended as they did, also those removed in the last seven days
+    Why(WhyArgs),
+    /// Show what happened to all machines
+    Events(EventsArgs),
     /// Show what a machine wrote
     Logs(LogsArgs),
     /// Run a command in a running machine; exits with its status
@@ -59,6 +63,8 @@ pub(crate) enum Command {
     /// Guest kernels
     #[command(subcommand)]
     Kernel(KernelCommand),
+    /// Write systemd units that start machines at boot
+    InstallUnits(InstallUnitsArgs),
     /// Check what this host offers to machines
     Doctor(DoctorArgs),
     /// A machine's own process
@@ -81,6 +87,45 @@ pub(crate) struct NamesArgs {
     /// Names, ids, or unique beginnings of ids
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// All machines whose --restart policy wants them to run, as at boot
+    #[arg(long, conflicts_with = "names", required_unless_present = "names")]
+    pub(crate) all_enabled: bool,
+    /// Names, ids, or unique beginnings of ids
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WhyArgs {
+    /// Number of start attempts to tell of, newest first
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
+    pub(crate) attempts: usize,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Go on with what comes
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Begin at this time (RFC 3339), or so long ago (10m, 2h)
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstallUnitsArgs {
+    /// Where units go
+    #[arg(long, value_name = "DIR", default_value = "/etc/systemd/system")]
+    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use zmachine_machine::log::Target;
-use zmachine_machine::{Class, Failure, MachineSpec, bytes};
+use zmachine_machine::{Class, Failure, MachineSpec, RestartPolicy, bytes};
 
 /// `run`
 #[derive(Debug, Args)]
@@ -101,6 +101,9 @@ pub(crate) struct CreateArgs {
     /// Block stores in place of those in the flist
     #[arg(long, value_name = "URL")]
     store: Vec<String>,
+    /// What happens when it ends by itself: no, on-failure[:N], always, unless-stopped
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    restart: RestartPolicy,
     /// Send its log there as well: tcp://HOST:PORT, unix:///PATH, file:///PATH, ws://HOST:PORT/PATH,
     /// syslog://HOST:PORT, or syslog
     #[arg(long, value_name = "URL")]
@@ -149,6 +152,7 @@ impl CreateArgs {
         spec.stop_timeout_s = self.stop_timeout;
         spec.stores = self.store.clone();
         spec.labels = labels(&self.label);
+        spec.restart = self.restart;
         spec.log_to = self.log_to.clone();
         if let Some(url) = &self.log_to {
             url.parse::<Target>()?;

@@ -16,6 +16,8 @@ struct Row<'a> {
     kind: &'a str,
     state: &'a str,
     exit_code: Option<u8>,
+    restarts: u64,
+    restart_at: Option<Timestamp>,
     flist: &'a str,
     cpus: u32,
     memory_bytes: u64,
@@ -34,6 +36,11 @@ impl Row<'_> {
                 Phase::Stopped { exit } => Some(exit.shell_code()),
                 _ => None,
             },
+            restarts: machine.state.restarts,
+            restart_at: match &machine.state.phase {
+                Phase::Restarting { at, .. } => Some(*at),
+                _ => None,
+            },
             flist: &machine.spec.flist,
             cpus: machine.spec.cpus,
             memory_bytes: machine.spec.memory_bytes,
@@ -46,6 +53,11 @@ impl Row<'_> {
         let state = self
             .exit_code
             .map_or(self.state.to_owned(), |code| format!("{} ({code})", self.state));
+        let state = match self.restarts {
+            0 => state,
+            1 => format!("{state}, 1 restart"),
+            n => format!("{state}, {n} restarts"),
+        };
         vec![
             self.name.to_owned(),
             self.kind.to_owned(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use zmachine_machine::{Class, Engine, Exit, Failure, spec};
 
-use crate::args::{KillArgs, RmArgs, StopArgs};
+use crate::args::{KillArgs, RmArgs, StartArgs, StopArgs};
 use crate::{failure, output};
 
 /// Does `f` for every name, prints the names done, and goes on after a failure.
@@ -22,8 +22,12 @@ pub(crate) fn each(names: &[String], f: impl Fn(&str) -> Result<(), Failure>) ->
     Ok(first.unwrap_or(0))
 }
 
-pub(crate) fn start(engine: &Engine, names: &[String]) -> Result<u8, Failure> {
-    each(names, |name| engine.start(name, false)?.wait_ready())
+pub(crate) fn start(engine: &Engine, args: &StartArgs) -> Result<u8, Failure> {
+    let names = match args.all_enabled {
+        true => engine.enabled()?,
+        false => args.names.clone(),
+    };
+    each(&names, |name| engine.start(name, false)?.wait_ready())
 }
 
 pub(crate) fn stop(engine: &Engine, args: &StopArgs) -> Result<u8, Failure> {

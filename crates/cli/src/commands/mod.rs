@@ -1,6 +1,7 @@
 //! The commands: each calls the engine or a library and says what came of it.
 
 mod doctor;
+mod events;
 mod exec;
 mod flist;
 mod image;
@@ -8,6 +9,8 @@ mod kernel;
 mod list;
 mod machines;
 mod run;
+mod units;
+mod why;
 
 use zmachine_machine::Failure;
 
@@ -19,7 +22,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Command::Run(args) => run::run(&context::engine()?, &args),
         Command::Create(args) => run::create(&context::engine()?, &args),
-        Command::Start(args) => machines::start(&context::engine()?, &args.names),
+        Command::Start(args) => machines::start(&context::engine()?, &args),
         Command::Stop(args) => machines::stop(&context::engine()?, &args),
         Command::Restart(args) => machines::restart(&context::engine()?, &args),
         Command::Kill(args) => machines::kill(&context::engine()?, &args),
@@ -29,6 +32,9 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Rm(args) => machines::rm(&context::engine()?, &args),
         Command::Ps(args) => list::ps(&context::engine()?, &args),
         Command::Inspect(args) => list::inspect(&context::engine()?, &args.names),
+        Command::Why(args) => why::why(&context::engine()?, &args),
+        Command::Events(args) => events::events(&context::engine()?, &args),
+        Command::InstallUnits(args) => units::install(&args),
         Command::Logs(args) => logs::logs(&context::engine()?, &args),
         Command::Exec(args) => exec::exec(&context::engine()?, &args),
         Command::Attach(args) => exec::attach(&context::engine()?, &args),

@@ -4,7 +4,7 @@ use std::env;
 
 use zmachine_image::PullPolicy;
 use zmachine_machine::engine::{CreateOptions, Starting};
-use zmachine_machine::{Class, Engine, Exit, Failure, MachineSpec, Phase, catalog};
+use zmachine_machine::{Class, Engine, Exit, Failure, MachineSpec, Phase, RestartPolicy, catalog};
 
 use crate::args::run::Pull;
 use crate::args::{CreateArgs, RunArgs};
@@ -25,6 +25,9 @@ pub(crate) fn create(engine: &Engine, args: &CreateArgs) -> Result<u8, Failure> 
 pub(crate) fn run(engine: &Engine, args: &RunArgs) -> Result<u8, Failure> {
     let mut spec = spec(engine, &args.machine)?;
     spec.auto_remove = args.rm;
+    if args.rm && spec.restart != RestartPolicy::No {
+        return Err(Failure::new(Class::Usage, "--rm and --restart contradict each other").hint("use one of them"));
+    }
     if args.dry_run {
         let plan = with_options(&args.machine, |options| engine.plan(&spec, options))?;
         output::json(&plan)?;
@@ -78,7 +81,10 @@ fn attached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
     let abort = move || drop(monitor.map(|id| id.signal(15)));
     match terminal::follow(input, output, follow, abort)? {
         Followed::Exited(status) => {
-            starting.wait_gone();
+            // With a restart policy the monitor goes on after this run.
+            if spec.restart == RestartPolicy::No {
+                starting.wait_gone();
+            }
             Ok(status.shell_code())
         }
         Followed::Detached => Ok(0),

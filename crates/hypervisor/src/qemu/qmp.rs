@@ -34,6 +34,7 @@ pub(crate) struct Qmp {
     buffer: Vec<u8>,
     events: VecDeque<Event>,
     next_id: u64,
+    version: String,
 }
 
 impl Qmp {
@@ -44,13 +45,20 @@ impl Qmp {
             buffer: Vec::new(),
             events: VecDeque::new(),
             next_id: 1,
+            version: String::new(),
         };
         let greeting = qmp.read_message().await?;
         if !greeting.contains_key("QMP") {
             return Err(garbled(&Value::Object(greeting).to_string()));
         }
+        qmp.version = version(&greeting["QMP"]);
         qmp.execute("qmp_capabilities", json!({})).await?;
         Ok(qmp)
+    }
+
+    /// The version of QEMU, for people.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
     }
 
     /// Gives an order and waits for its answer. Events that come meanwhile are kept.
@@ -135,6 +143,18 @@ fn gone(error: io::Error) -> ControlError {
     match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ControlError::Gone,
         _ => ControlError::Io(error),
+    }
+}
+
+/// From the greeting's `{"version":{"qemu":{"major":7,"minor":2,"micro":22},"package":"Debian ..."}}`.
+fn version(greeting: &Value) -> String {
+    let version = &greeting["version"];
+    let part = |name: &str| version["qemu"][name].as_u64().unwrap_or(0);
+    let package = version["package"].as_str().unwrap_or_default().trim();
+    let numbers = format!("qemu {}.{}.{}", part("major"), part("minor"), part("micro"));
+    match package.is_empty() {
+        true => numbers,
+        false => format!("{numbers} ({package})"),
     }
 }
 

@@ -229,6 +229,10 @@ impl Vm for QemuVm {
         self.pid
     }
 
+    fn version(&self) -> String {
+        self.qmp.version().to_owned()
+    }
+
     fn take_agent(&mut self) -> Option<UnixStream> {
         self.agent.take()
     }

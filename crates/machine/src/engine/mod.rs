@@ -7,6 +7,7 @@
 //! a resource that such a machine left.
 
 mod create;
+mod history;
 mod reconcile;
 mod remove;
 mod start;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use zmachine_network::Networks;
 
 pub use self::create::CreateOptions;
+pub use self::history::History;
 pub use self::start::Starting;
 use crate::catalog::{self, Machine};
 use crate::failure::Failure;

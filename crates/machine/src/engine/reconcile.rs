@@ -4,8 +4,11 @@ use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
 
 use super::{Engine, release_leases};
+use crate::attempt::{Attempt, Outcome};
 use crate::catalog::{self, Machine};
+use crate::events;
 use crate::failure::{Class, Failure};
+use crate::graveyard;
 use crate::journal::Journal;
 use crate::log::{LogWriter, Source};
 use crate::state::Phase;
@@ -59,6 +62,11 @@ impl Engine {
             jiff::Timestamp::now(),
         );
         catalog::save_state(&machine.dir, &machine.state)?;
+        events::record(
+            &self.home,
+            &events::Event::of_phase(id, &machine.spec.name, &machine.state),
+        );
+        close_attempt(&machine);
         if let Ok(mut log) = LogWriter::open(&machine.dir, machine.spec.log_limits.clone()) {
             log.note(
                 Source::Monitor,
@@ -83,7 +91,26 @@ impl Engine {
             return Ok(());
         };
         catalog::sweep(&self.home)?;
+        graveyard::sweep(&self.home)?;
         let networks = self.networks()?;
         release_leases(&networks, |id| !self.home.machine(id).is_dir())
+    }
+}
+
+/// Gives the record of the run that was cut off an end.
+fn close_attempt(machine: &Machine) {
+    let Some(mut attempt) = Attempt::all(&machine.dir).pop() else {
+        return;
+    };
+    if let (None, Phase::Failed { step, failure }) = (&attempt.outcome, &machine.state.phase) {
+        attempt.ended_at = machine.state.finished_at;
+        attempt.rootfs = machine.state.rootfs_counters;
+        attempt.warnings.clone_from(&machine.state.warnings);
+        attempt.outcome = Some(Outcome::Failed {
+            step: step.clone(),
+            failure: failure.clone(),
+        });
+        // The state tells the same, only shorter.
+        let _ = attempt.save(&machine.dir);
     }
 }

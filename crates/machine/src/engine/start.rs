@@ -43,7 +43,8 @@ impl Engine {
             );
             return Err(Failure::new(Class::Conflict, message));
         }
-        self.renew_initramfs(&machine)?;
+        self.renew_initramfs(&machine)
+            .inspect_err(|failure| self.record_failed_start(&machine, failure))?;
         self.kill.pass("start: before the monitor");
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;

@@ -9,6 +9,7 @@ use zmachine_hypervisor::{ExitReason, VmEvent};
 use super::Event;
 use super::entry::{self, Entry};
 use super::launch::Running;
+use super::restart::Asked;
 use super::run::{Monitor, Started, at, describe};
 use super::session::SessionError;
 use crate::control::{Reply, Request};
@@ -70,14 +71,23 @@ impl Monitor<ContainerPlan> {
         };
         if let AgentReply::Configured {
             kernel,
-            phases,
+            phases: guest_phases,
             warnings,
             ..
         } = configured
         {
-            let phases: Vec<String> = phases.iter().map(|p| format!("{} {} us", p.name, p.micros)).collect();
+            let phases: Vec<String> = guest_phases
+                .iter()
+                .map(|p| format!("{} {} us", p.name, p.micros))
+                .collect();
             self.log
                 .note(Source::Agent, &format!("configured: {}", phases.join(", ")));
+            self.phase("guest boot");
+            if let Some(recorder) = &mut self.recorder {
+                for phase in &guest_phases {
+                    recorder.timed(&format!("guest: {}", phase.name), phase.micros as f64 / 1000.0);
+                }
+            }
             self.machine.state.guest_kernel = Some(kernel);
             warnings.into_iter().for_each(|w| self.machine.state.warn(w));
         }
@@ -93,6 +103,7 @@ impl Monitor<ContainerPlan> {
             Ok(Ok(started)) => started,
             Err(interrupt) => return self.interrupted(interrupt, "entrypoint"),
         };
+        self.phase("entrypoint");
         let _ = stream_sender.send(stream);
         Ok(None)
     }
@@ -117,6 +128,7 @@ impl Monitor<ContainerPlan> {
                 Some(event) = inbox.recv() => if let Event::Command(request, answer) = event {
                     match request {
                         Request::Stop { .. } | Request::Kill => {
+                            self.asked(Asked::ByUser);
                             self.wait_for_end(answer);
                             return Err(Interrupt::Killed);
                         }
@@ -134,7 +146,10 @@ impl Monitor<ContainerPlan> {
                     }
                     self.rootfs_event(running, event).map_err(|(step, failure)| Interrupt::Rootfs(step, failure))?;
                 }
-                () = self.terminated() => return Err(Interrupt::Killed),
+                () = self.terminated() => {
+                    self.asked(Asked::ByHost);
+                    return Err(Interrupt::Killed);
+                }
                 () = tokio::time::sleep_until(deadline) => return Err(Interrupt::Timeout),
             }
         }

@@ -8,6 +8,7 @@ use zmachine_hypervisor::VmEvent;
 use zmachine_sys::process::ProcessId;
 
 use super::launch::Running;
+use super::restart::Asked;
 use super::run::{AbortOnDrop, Monitor, Outcome, at};
 use super::server::{self, Shared};
 use super::{Event, entry};
@@ -63,6 +64,7 @@ impl Monitor<ContainerPlan> {
     async fn follow(&mut self, running: &mut Running, inbox: &mut mpsc::Receiver<Event>) -> Outcome {
         self.machine.state.hypervisor = ProcessId::of(running.vm.pid());
         self.advance(Phase::Running).map_err(at("state"))?;
+        self.ready();
         self.kill.pass("start: state is running");
         self.report.send(&Report::Ready);
         self.report.close();
@@ -99,6 +101,7 @@ impl Monitor<ContainerPlan> {
                 },
                 event = running.rootfs.next_event() => self.rootfs_event(running, event)?,
                 _ = self.terminate.recv() => {
+                    self.asked(Asked::ByHost);
                     let grace = self.ask_to_stop(running, self.plan.stop_grace_ms).await;
                     deadline = Some(Instant::now() + grace + POWER_OFF_PATIENCE);
                 }
@@ -123,6 +126,7 @@ impl Monitor<ContainerPlan> {
     ) -> Option<Duration> {
         let result = match request {
             Request::Stop { grace_ms } => {
+                self.asked(Asked::ByUser);
                 self.waiters.push(answer);
                 return Some(
                     self.ask_to_stop(running, grace_ms.unwrap_or(self.plan.stop_grace_ms))
@@ -134,6 +138,7 @@ impl Monitor<ContainerPlan> {
                 return None;
             }
             Request::Kill => {
+                self.asked(Asked::ByUser);
                 *killed = true;
                 self.waiters.push(answer);
                 running.vm.kill();

@@ -79,8 +79,11 @@ impl Monitor<ContainerPlan> {
     pub(super) async fn launch(&mut self) -> Result<Running, (String, Failure)> {
         let disk = self.make_writable_disk();
         let backed = self.start_rootfs().map_err(at("rootfs server"))?;
+        self.phase("rootfs server");
         let connected = self.attach_networks(backed).await.map_err(at("network"))?;
+        self.phase("network");
         self.plan.boot.first_start = joined(disk).await.map_err(at("writable disk"))?;
+        self.phase("writable disk");
         self.boot(&Qemu::unasked(None), connected)
             .await
             .map_err(at("hypervisor"))
@@ -122,6 +125,10 @@ impl Monitor<ContainerPlan> {
         let launched = driver.launch(&self.plan.vm, resources, &run).await;
         let mut vm = launched.map_err(|e| not_launched(&e))?;
         self.kill.pass("start: hypervisor started");
+        self.phase("hypervisor");
+        if let Some(recorder) = &mut self.recorder {
+            recorder.hypervisor(vm.version());
+        }
         if let Some(id) = ProcessId::of(vm.pid()) {
             self.machine.state.hypervisor = Some(id);
             self.journal.claim(Resource::Process {

@@ -14,6 +14,7 @@ mod container;
 mod entry;
 mod forwarding;
 mod launch;
+mod restart;
 mod rootfs_child;
 mod rootfs_watch;
 mod run;
@@ -29,6 +30,7 @@ use tokio::sync::oneshot;
 use zmachine_agent_protocol::ExitStatus;
 
 use self::session::SessionError;
+use crate::attempt::ConsoleTail;
 use crate::control::{Reply, Report, Request};
 use crate::failure::Failure;
 use crate::home::Home;
@@ -67,28 +69,46 @@ enum Event {
     EntryEnded(Result<ExitStatus, SessionError>),
 }
 
-/// The log, shared by the tasks of the monitor.
+/// The log, shared by the tasks of the monitor, and the end of the console for the record of the attempt.
 #[derive(Debug, Clone)]
-struct SharedLog(Arc<Mutex<LogWriter>>);
+struct SharedLog(Arc<Mutex<Written>>);
+
+#[derive(Debug)]
+struct Written {
+    log: LogWriter,
+    console: ConsoleTail,
+}
 
 impl SharedLog {
     fn new(writer: LogWriter) -> SharedLog {
-        SharedLog(Arc::new(Mutex::new(writer)))
+        SharedLog(Arc::new(Mutex::new(Written {
+            log: writer,
+            console: ConsoleTail::default(),
+        })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, LogWriter> {
+    fn lock(&self) -> MutexGuard<'_, Written> {
         // A panic while writing leaves at worst half an entry, which readers pass over.
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Appends bytes of a source. A full disk must not stop the machine, so the bytes are dropped then.
     fn write(&self, source: Source, bytes: &[u8], at: Timestamp) {
-        let _ = self.lock().write(source, bytes, at);
+        let mut written = self.lock();
+        if source == Source::Console {
+            written.console.push(bytes);
+        }
+        let _ = written.log.write(source, bytes, at);
     }
 
     /// Appends one line of ours.
     fn note(&self, source: Source, line: &str) {
-        self.lock().note(source, line);
+        self.lock().log.note(source, line);
+    }
+
+    /// The end of the console since the last call.
+    fn take_console(&self) -> ConsoleTail {
+        std::mem::take(&mut self.lock().console)
     }
 }
 

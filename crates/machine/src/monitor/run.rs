@@ -15,11 +15,14 @@ use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::ProcessId;
 
+use super::restart::{Asked, Row};
 use super::rootfs_watch::RootfsWatch;
 use super::session::SessionError;
 use super::{MonitorArgs, ReportPipe, SharedLog};
+use crate::attempt::{self, Recorder};
 use crate::catalog::{self, Machine};
 use crate::control::{Reply, Report};
+use crate::events;
 use crate::failure::{Class, Failure};
 use crate::home::Home;
 use crate::journal::{Journal, Resource};
@@ -45,6 +48,8 @@ pub(super) struct Monitor<P> {
     pub(super) terminate: Signal,
     pub(super) watch: RootfsWatch,
     pub(super) forwarder: Option<Forwarder>,
+    pub(super) recorder: Option<Recorder>,
+    pub(super) row: Row,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -63,7 +68,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     };
     let log = SharedLog::new(LogWriter::open(&machine.dir, machine.spec.log_limits.clone())?);
     let forwarder = super::forwarding::start(&machine, &log);
-    let monitor = Monitor {
+    let mut monitor = Monitor {
         home: args.home,
         machine,
         plan: (),
@@ -76,18 +81,51 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
         terminate: signal(SignalKind::terminate())?,
         watch: RootfsWatch::new(),
         forwarder,
+        recorder: None,
+        row: Row::default(),
         waiters: Vec::new(),
     };
-    match plan {
-        Plan::Container(plan) => {
-            let mut monitor = monitor.of(*plan);
-            let outcome = monitor.life().await;
-            monitor.finish(lock, outcome).await
+    monitor.machine.state.restarts = 0;
+    loop {
+        let outcome;
+        (monitor, outcome) = monitor.live(&plan).await;
+        let (phase, settled) = monitor.settle(outcome).await;
+        let (phase, wait) = match settled.undone {
+            true => monitor.decide(phase),
+            // What is left over would be in the way of the next run.
+            false => (phase, None),
+        };
+        match wait {
+            Some(wait) if monitor.wait_to_restart(&phase, wait).await => {
+                monitor.machine.state.restarts += 1;
+                monitor.wait_for_owner = false;
+                monitor.watch = RootfsWatch::new();
+            }
+            _ => return monitor.finish(lock, phase, &settled).await,
         }
     }
 }
 
+/// What is known of a run that has ended.
+pub(super) struct Settled {
+    /// Nothing of it is left on the host.
+    undone: bool,
+}
+
 impl Monitor<()> {
+    /// One run, as the machine's kind does it.
+    async fn live(self, plan: &Plan) -> (Monitor<()>, Outcome) {
+        match plan {
+            Plan::Container(plan) => {
+                let mut monitor = self.of((**plan).clone());
+                let outcome = monitor.life().await;
+                (monitor.of(()), outcome)
+            }
+        }
+    }
+}
+
+impl<Q> Monitor<Q> {
     /// The monitor of a machine of a certain kind.
     fn of<P>(self, plan: P) -> Monitor<P> {
         Monitor {
@@ -103,6 +141,8 @@ impl Monitor<()> {
             terminate: self.terminate,
             watch: self.watch,
             forwarder: self.forwarder,
+            recorder: self.recorder,
+            row: self.row,
             waiters: self.waiters,
         }
     }
@@ -114,7 +154,11 @@ impl<P> Monitor<P> {
         let state = self.machine.state.clone();
         self.machine.state = state.starting(Timestamp::now(), boot_id(), ProcessId::current());
         warnings.iter().for_each(|w| self.machine.state.warn(w.clone()));
+        self.machine.state.stopped_by_user = false;
         self.save()?;
+        let plan = file::read_json(&self.machine.dir.join("plan.json")).unwrap_or_default();
+        self.recorder = Some(Recorder::begin(&self.machine, plan));
+        self.tell();
         self.kill.pass("start: state is starting");
         Ok(())
     }
@@ -125,6 +169,9 @@ impl<P> Monitor<P> {
             Source::Monitor,
             &format!("the virtual machine ended: {}", describe(&reason)),
         );
+        if let Some(recorder) = &mut self.recorder {
+            recorder.vm_ended(reason.clone());
+        }
         match (exit, reason) {
             (Some(exit), ExitReason::GuestShutdown | ExitReason::GuestReset) => Ok(exit),
             (Some(exit), _) if killed => Ok(exit),
@@ -183,6 +230,7 @@ impl<P> Monitor<P> {
     pub(super) fn advance(&mut self, phase: Phase) -> Result<(), Failure> {
         if self.machine.state.advance(phase, Timestamp::now()) {
             self.save()?;
+            self.tell();
         }
         Ok(())
     }
@@ -203,8 +251,34 @@ impl<P> Monitor<P> {
         let _ = self.terminate.recv().await;
     }
 
-    /// Undoes everything, writes the last state, tells everybody, and removes the machine when it was made so.
-    pub(super) async fn finish(mut self, lock: FileLock, outcome: Outcome) -> Result<(), Failure> {
+    /// Somebody wants the machine to end.
+    pub(super) fn asked(&mut self, by: Asked) {
+        self.row.asked.get_or_insert(by);
+    }
+
+    /// A step of the start is done.
+    pub(super) fn phase(&mut self, name: &str) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.phase(name);
+        }
+    }
+
+    /// The entrypoint, or the guest of a VM, runs.
+    pub(super) fn ready(&mut self) {
+        self.row.ready = Some(std::time::Instant::now());
+        if let Some(recorder) = &mut self.recorder {
+            recorder.ready();
+        }
+    }
+
+    /// Writes the phase down among the events.
+    fn tell(&self) {
+        let (id, name) = (&self.machine.id, &self.machine.spec.name);
+        events::record(&self.home, &events::Event::of_phase(id, name, &self.machine.state));
+    }
+
+    /// Undoes everything a run had on the host, and ends its record. The phase it ended in.
+    async fn settle(&mut self, outcome: Outcome) -> (Phase, Settled) {
         self.kill.pass("end: before undo");
         let undone = self.journal.undo_all(&self.networks).await;
         self.kill.pass("end: undone");
@@ -215,25 +289,41 @@ impl<P> Monitor<P> {
                 .state
                 .warn(format!("not everything could be undone: {failure}"));
         }
-        let (phase, result) = match outcome {
-            Ok(exit) => (Phase::Stopped { exit }, Ok(())),
+        let (phase, ended) = match outcome {
+            Ok(exit) => {
+                let asked = self.row.asked.is_some();
+                (Phase::Stopped { exit }, attempt::Outcome::Stopped { exit, asked })
+            }
             Err((step, failure)) => {
                 self.log.note(Source::Monitor, &format!("failed at {step}: {failure}"));
-                (
-                    Phase::Failed {
-                        step,
-                        failure: failure.clone(),
-                    },
-                    Err(failure),
-                )
+                let phase = Phase::Failed {
+                    step: step.clone(),
+                    failure: failure.clone(),
+                };
+                (phase, attempt::Outcome::Failed { step, failure })
             }
         };
+        let console = self.log.take_console();
+        if let Some(recorder) = self.recorder.take() {
+            recorder.end(ended, &self.machine.state, &console);
+        }
+        (phase, Settled { undone: undone.is_ok() })
+    }
+
+    /// Writes the last state, tells everybody, and removes the machine when it was made so.
+    async fn finish(mut self, lock: FileLock, phase: Phase, settled: &Settled) -> Result<(), Failure> {
         // Before the last state: whoever sees it may remove the files that are still to be sent.
         super::forwarding::finish(self.forwarder.take());
+        let result = match &phase {
+            Phase::Failed { failure, .. } => Err(failure.clone()),
+            _ => Ok(()),
+        };
+        self.machine.state.stopped_by_user = self.row.asked == Some(Asked::ByUser);
         self.machine.state.advance(phase.clone(), Timestamp::now());
         let saved = self.save();
+        self.tell();
         self.kill.pass("end: state written");
-        if self.machine.spec.auto_remove && undone.is_ok() {
+        if self.machine.spec.auto_remove && settled.undone {
             self.remove()?;
         }
         if let Err(failure) = &result {

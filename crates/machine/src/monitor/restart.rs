@@ -1,0 +1,156 @@
+//! Between two runs: whether there is another one, and the wait for it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{mpsc, watch};
+use zmachine_agent_protocol::Process;
+
+use super::run::{AbortOnDrop, Monitor};
+use super::server::{self, Shared};
+use super::{Event, entry};
+use crate::control::{Reply, Request};
+use crate::failure::{Class, Failure};
+use crate::log::Source;
+use crate::restart::{Ended, Next};
+use crate::state::Phase;
+
+/// Who wants a run to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// A user, by a command.
+    ByUser,
+    /// The host, by SIGTERM to the monitor.
+    ByHost,
+}
+
+/// What the restart policy needs to know beyond the state.
+#[derive(Debug, Default)]
+pub(super) struct Row {
+    /// Restarts in a row without a healthy run.
+    pub(super) restarts: u32,
+    /// Since when the entrypoint runs, by the clock that never jumps.
+    pub(super) ready: Option<Instant>,
+    /// Who wants the run to end.
+    pub(super) asked: Option<Asked>,
+}
+
+impl Monitor<()> {
+    /// What follows a run that ended in `phase`. The phase tells when it was restarted as often as it may be.
+    pub(super) fn decide(&mut self, phase: Phase) -> (Phase, Option<Duration>) {
+        let ended = Ended {
+            failed: Ended::is_failure(&phase),
+            ran: self.row.ready.take().map(|since| since.elapsed()),
+        };
+        if self.row.asked.is_some() {
+            return (phase, None);
+        }
+        let policy = self.machine.spec.restart;
+        match policy.after(ended, self.row.restarts) {
+            Next::End => (phase, None),
+            Next::Restart { wait, restarts } => {
+                self.row.restarts = restarts;
+                (phase, Some(wait))
+            }
+            Next::GiveUp => {
+                let restarts = self.row.restarts;
+                let message = format!("{}, after {restarts} restarts in a row", in_words(&phase));
+                let failure = match &phase {
+                    Phase::Failed { failure, .. } => Failure {
+                        message,
+                        ..failure.clone()
+                    },
+                    _ => Failure::new(Class::Failed, message),
+                };
+                let name = &self.machine.spec.name;
+                let failure = failure.hint(format!(
+                    "'--restart {policy}' allows no more; 'zmachine why {name}' tells of each run"
+                ));
+                let step = "running".to_owned();
+                (Phase::Failed { step, failure }, None)
+            }
+        }
+    }
+
+    /// Waits in the phase `restarting`; `false` when somebody wants the machine to end meanwhile.
+    pub(super) async fn wait_to_restart(&mut self, ended: &Phase, wait: Duration) -> bool {
+        let at = Timestamp::now()
+            .checked_add(SignedDuration::try_from(wait).unwrap_or_default())
+            .unwrap_or(Timestamp::MAX);
+        let after = in_words(ended);
+        self.log.note(
+            Source::Monitor,
+            &format!("{after}; it is started again in {} s", wait.as_secs()),
+        );
+        self.advance_if_possible(Phase::Restarting { after, at });
+        let until = tokio::time::Instant::now() + wait;
+        let (events, mut inbox) = mpsc::channel(64);
+        // Clients that attach now are let go at once: there is nothing to attach to.
+        let (entry, _) = entry::new();
+        let nothing = Process {
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: None,
+            user: None,
+            terminal: None,
+            stdin: false,
+            pid_namespace: false,
+        };
+        let shared = Shared {
+            entry,
+            session: watch::channel(None).1,
+            events,
+            entrypoint: Arc::new(nothing),
+        };
+        let _server = match self.make_run_dir() {
+            Ok(listener) => Some(AbortOnDrop(tokio::spawn(server::serve(listener, shared)))),
+            Err(failure) => {
+                self.log
+                    .note(Source::Monitor, &format!("no commands are taken now: {failure}"));
+                None
+            }
+        };
+        let goes_on = loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => break true,
+                () = self.terminated() => {
+                    self.row.asked = Some(Asked::ByHost);
+                    break false;
+                }
+                Some(Event::Command(request, answer)) = inbox.recv() => match request {
+                    Request::Stop { .. } | Request::Kill => {
+                        self.row.asked = Some(Asked::ByUser);
+                        self.wait_for_end(answer);
+                        break false;
+                    }
+                    Request::Wait => self.wait_for_end(answer),
+                    _ => {
+                        let failure = Failure::new(Class::Conflict, "the machine waits to be started again");
+                        let _ = answer.send(Reply::Failed(failure.hint("try again when it runs")));
+                    }
+                },
+            }
+        };
+        if let Err(failure) = self.journal.undo_all(&self.networks).await {
+            self.log
+                .note(Source::Monitor, &format!("not everything could be undone: {failure}"));
+        }
+        goes_on
+    }
+}
+
+/// How a run ended, in words.
+fn in_words(phase: &Phase) -> String {
+    use crate::state::Exit;
+    match phase {
+        Phase::Stopped { exit: Exit::Code(code) } => format!("the entrypoint ended with code {code}"),
+        Phase::Stopped {
+            exit: Exit::Signal(signal),
+        } => format!("the entrypoint was ended by signal {signal}"),
+        Phase::Stopped { exit: Exit::Killed } => "the guest was killed".to_owned(),
+        Phase::Stopped { exit: Exit::PoweredOff } => "the guest powered off".to_owned(),
+        Phase::Failed { step, failure } => format!("it failed at {step}: {failure}"),
+        other => format!("it was {}", other.word()),
+    }
+}
