@@ -9,6 +9,7 @@ mod commands;
 mod context;
 mod failure;
 mod logs;
+mod machine_file;
 mod output;
 mod progress;
 mod roles;
@@ -16,15 +17,18 @@ mod terminal;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
 
-use crate::args::{Cli, Command};
+use crate::args::{Command, Refused};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match args::parse(std::env::args_os().collect()) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(Refused::Words(error)) => return usage(&error),
+        Err(Refused::File(error)) => {
+            failure::print(&error);
+            return ExitCode::from(failure::exit_code(error.class, is_guests_code()));
+        }
     };
     let covers_guest = matches!(cli.command, Command::Run(_) | Command::Exec(_));
     match commands::dispatch(cli) {
@@ -42,12 +46,13 @@ fn usage(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-        _ if std::env::args()
-            .nth(1)
-            .is_some_and(|word| word == "run" || word == "exec") =>
-        {
-            ExitCode::from(125)
-        }
+        _ if is_guests_code() => ExitCode::from(125),
         _ => ExitCode::from(2),
     }
+}
+
+/// Whether the exit code is otherwise that of a program in the guest.
+fn is_guests_code() -> bool {
+    let word = std::env::args().nth(1);
+    word.is_some_and(|word| word == "run" || word == "exec")
 }

@@ -1,11 +1,13 @@
 //! The command line as values. Nothing is looked up here; the one conversion to a spec is in [`run`].
 
+pub(crate) mod file;
 pub(crate) mod run;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use zmachine_machine::Failure;
 
 pub(crate) use run::{CreateArgs, RunArgs};
 
@@ -15,6 +17,31 @@ pub(crate) use run::{CreateArgs, RunArgs};
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Why a command line was not understood.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// Its words, or a wish for help.
+    Words(clap::Error),
+    /// The machine file it names.
+    File(Failure),
+}
+
+impl From<clap::Error> for Refused {
+    fn from(error: clap::Error) -> Refused {
+        Refused::Words(error)
+    }
+}
+
+/// Reads a command line, its program's name first, and the machine file it names.
+pub(crate) fn parse(words: Vec<OsString>) -> Result<Cli, Refused> {
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(&words)?;
+    match file::expanded(&words, &mut command, &matches).map_err(Refused::File)? {
+        Some(words) => Ok(Cli::try_parse_from(words)?),
+        None => Ok(Cli::from_arg_matches(&matches)?),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -43,7 +70,7 @@ pub(crate) enum Command {
     #[command(alias = "ls")]
     Ps(PsArgs),
     /// Show everything about machines, as JSON
-    Inspect(NamesArgs),
+    Inspect(InspectArgs),
     /// Tell why machines ended as they did, also those removed in the last seven days
     Why(WhyArgs),
     /// Show what happened to all machines
@@ -168,6 +195,15 @@ pub(crate) struct PsArgs {
     pub(crate) quiet: bool,
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Print the machine file that asks for the same ('zmachine run -f')
+    #[arg(long)]
+    pub(crate) spec: bool,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
 }
 
 #[derive(Debug, Args)]

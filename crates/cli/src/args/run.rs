@@ -14,9 +14,6 @@ pub(crate) struct RunArgs {
     /// Do not follow it; print its name
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Remove it when it has stopped
-    #[arg(long)]
-    pub(crate) rm: bool,
     /// Print the plan as JSON; start nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -35,6 +32,12 @@ pub(crate) enum Pull {
 /// `create`, and what `run` has in common with it
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
+    /// Read a TOML file in which every long flag may be a key; flags given here override it
+    #[arg(short, long, value_name = "FILE.toml")]
+    file: Option<PathBuf>,
+    /// Remove it when it has stopped
+    #[arg(long)]
+    pub(crate) rm: bool,
     /// Its name; two words when not given
     #[arg(long)]
     name: Option<String>,
@@ -115,7 +118,8 @@ pub(crate) struct CreateArgs {
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
     /// The image: a path, a URL, or the name of a pulled one
-    flist: String,
+    #[arg(required_unless_present = "file")]
+    flist: Option<String>,
     /// Command and arguments in place of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -130,7 +134,10 @@ impl CreateArgs {
         environment: impl Fn(&str) -> Option<String>,
     ) -> Result<MachineSpec, Failure> {
         let name = self.name.clone().unwrap_or_else(free_name);
-        let mut spec = MachineSpec::new(name, absolute(&self.flist, cwd));
+        // A machine file without one was refused before.
+        let flist = self.flist.as_deref().unwrap_or_default();
+        let mut spec = MachineSpec::new(name, absolute(flist, cwd));
+        spec.auto_remove = self.rm;
         spec.cpus = self.cpus;
         spec.memory_bytes = size("--memory", &self.memory)?;
         spec.size_bytes = self.size.as_deref().map_or(Ok(0), |text| size("--size", text))?;
@@ -163,13 +170,20 @@ impl CreateArgs {
 }
 
 /// A path as it must be kept: the machine may be started from another folder.
-fn absolute(flist: &str, cwd: &Path) -> String {
+pub(super) fn absolute(flist: &str, cwd: &Path) -> String {
     let is_relative_path =
         !flist.contains("://") && (flist.contains('/') || flist.ends_with(".fl") || cwd.join(flist).is_file());
     match is_relative_path {
         true => cwd.join(flist).to_string_lossy().into_owned(),
         false => flist.to_owned(),
     }
+}
+
+/// Whether the value of a flag that names a file is the file's content itself, as a machine file may have it.
+pub(super) fn is_content(value: &str) -> bool {
+    value.contains('\n')
+        || value.starts_with('#')
+        || ["ssh-", "ecdsa-", "sk-"].iter().any(|kind| value.starts_with(kind))
 }
 
 fn size(flag: &str, text: &str) -> Result<u64, Failure> {

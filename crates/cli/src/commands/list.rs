@@ -6,8 +6,8 @@ use zmachine_machine::bytes::Human;
 use zmachine_machine::catalog::Machine;
 use zmachine_machine::{Engine, Failure, MachineSpec, Phase, Plan, State, log};
 
-use crate::args::{Format, PsArgs};
-use crate::output;
+use crate::args::{Format, InspectArgs, PsArgs};
+use crate::{machine_file, output};
 
 #[derive(Serialize)]
 struct Row<'a> {
@@ -108,10 +108,14 @@ struct Inspection {
 }
 
 /// Shows everything about machines.
-pub(crate) fn inspect(engine: &Engine, names: &[String]) -> Result<u8, Failure> {
+pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure> {
     let mut all = Vec::new();
-    for name in names {
+    for name in &args.names.names {
         let machine = engine.machine(name)?;
+        if args.spec {
+            output::print(&machine_file::text(&machine.spec)?)?;
+            continue;
+        }
         all.push(Inspection {
             id: machine.id.clone(),
             name: machine.spec.name.clone(),
@@ -123,6 +127,8 @@ pub(crate) fn inspect(engine: &Engine, names: &[String]) -> Result<u8, Failure> 
             spec: machine.spec,
         });
     }
-    output::json(&all)?;
+    if !args.spec {
+        output::json(&all)?;
+    }
     Ok(0)
 }

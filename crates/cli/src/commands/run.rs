@@ -23,11 +23,7 @@ pub(crate) fn create(engine: &Engine, args: &CreateArgs) -> Result<u8, Failure> 
 /// Creates a machine, starts it, and follows it. One that never ran its entrypoint is removed again, so that a mistake
 /// on the command line leaves nothing to tidy up.
 pub(crate) fn run(engine: &Engine, args: &RunArgs) -> Result<u8, Failure> {
-    let mut spec = spec(engine, &args.machine)?;
-    spec.auto_remove = args.rm;
-    if args.rm && spec.restart != RestartPolicy::No {
-        return Err(Failure::new(Class::Usage, "--rm and --restart contradict each other").hint("use one of them"));
-    }
+    let spec = spec(engine, &args.machine)?;
     if args.dry_run {
         let plan = with_options(&args.machine, |options| engine.plan(&spec, options))?;
         output::json(&plan)?;
@@ -44,7 +40,11 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs) -> Result<u8, Failure> {
 
 fn spec(engine: &Engine, args: &CreateArgs) -> Result<MachineSpec, Failure> {
     let cwd = env::current_dir()?;
-    args.spec(&cwd, || catalog::free_name(engine.home()), |name| env::var(name).ok())
+    let spec = args.spec(&cwd, || catalog::free_name(engine.home()), |name| env::var(name).ok())?;
+    if spec.auto_remove && spec.restart != RestartPolicy::No {
+        return Err(Failure::new(Class::Usage, "--rm and --restart contradict each other").hint("use one of them"));
+    }
+    Ok(spec)
 }
 
 fn with_options<T>(args: &CreateArgs, f: impl FnOnce(&CreateOptions<'_>) -> Result<T, Failure>) -> Result<T, Failure> {

@@ -1,0 +1,185 @@
+//! A spec as the machine file (see [`crate::args::file`]) that asks for it: `inspect --spec`.
+
+use std::fmt::Write as _;
+
+use toml::Value;
+use zmachine_machine::log::Limits;
+use zmachine_machine::spec::ModeChoice;
+use zmachine_machine::{Class, Failure, MachineSpec};
+
+/// The file, with what differs from the defaults, in the order of the spec.
+///
+/// # Errors
+/// When an entrypoint has a NUL byte, which no command line can hold.
+pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
+    // Every field by name: a new one does not compile until it has its key.
+    let MachineSpec {
+        version: _,
+        name,
+        flist,
+        cpus,
+        memory_bytes,
+        size_bytes,
+        env,
+        entrypoint,
+        command,
+        workdir,
+        user,
+        hostname,
+        networks,
+        publish,
+        dns,
+        terminal,
+        stdin,
+        auto_remove,
+        read_only,
+        kernel,
+        accel,
+        stop_signal,
+        stop_timeout_s,
+        stores,
+        labels,
+        mode,
+        volumes,
+        ssh_keys,
+        user_data,
+        reinstall,
+        restart,
+        log_limits,
+        log_to,
+    } = spec;
+    let default = MachineSpec::new(name, flist);
+    let mut file = File(String::new());
+    file.text("name", Some(name));
+    file.text("flist", Some(flist));
+    file.list("command", command);
+    file.number("cpus", (*cpus != default.cpus).then_some(u64::from(*cpus)));
+    file.text(
+        "memory",
+        (*memory_bytes != default.memory_bytes).then(|| size(*memory_bytes)),
+    );
+    file.text("size", (*size_bytes != default.size_bytes).then(|| size(*size_bytes)));
+    file.list("env", env.iter().map(|(name, value)| format!("{name}={value}")));
+    file.text("entrypoint", entrypoint.as_deref().map(joined).transpose()?);
+    file.text("workdir", workdir.as_ref());
+    file.text("user", user.as_ref());
+    file.text("hostname", hostname.as_ref());
+    match networks.as_slice() {
+        [] => file.list("network", ["none"]),
+        networks if *networks != default.networks => file.list("network", networks),
+        _ => {}
+    }
+    file.list("publish", publish);
+    file.list("dns", dns);
+    file.flag("tty", *terminal);
+    file.flag("interactive", *stdin);
+    file.flag("rm", *auto_remove);
+    file.flag("read-only", *read_only);
+    file.text("kernel", kernel.as_ref());
+    file.text("accel", Some(accel).filter(|accel| **accel != default.accel));
+    file.text(
+        "stop-signal",
+        Some(stop_signal).filter(|signal| **signal != default.stop_signal),
+    );
+    file.number("stop-timeout", *stop_timeout_s);
+    file.list("store", stores);
+    file.list("label", labels.iter().map(|(name, value)| format!("{name}={value}")));
+    file.text("mode", mode_text(*mode));
+    file.list("volume", volumes);
+    file.list("ssh-key", ssh_keys);
+    file.text("user-data", user_data.as_ref());
+    file.flag("reinstall", *reinstall);
+    file.text(
+        "restart",
+        Some(restart)
+            .filter(|restart| **restart != default.restart)
+            .map(ToString::to_string),
+    );
+    file.list("log-opt", log_options(log_limits));
+    file.text("log-to", log_to.as_ref());
+    Ok(file.0)
+}
+
+struct File(String);
+
+impl File {
+    fn line(&mut self, key: &str, value: Value) {
+        let _ = writeln!(self.0, "{key} = {value}");
+    }
+
+    fn text(&mut self, key: &str, text: Option<impl Into<String>>) {
+        if let Some(text) = text {
+            self.line(key, Value::String(text.into()));
+        }
+    }
+
+    fn number(&mut self, key: &str, number: Option<u64>) {
+        match number.map(i64::try_from) {
+            Some(Ok(number)) => self.line(key, Value::Integer(number)),
+            // Beyond what TOML's integers hold.
+            Some(Err(_)) => self.text(key, number.map(|n| n.to_string())),
+            None => {}
+        }
+    }
+
+    fn flag(&mut self, key: &str, is_set: bool) {
+        if is_set {
+            self.line(key, Value::Boolean(true));
+        }
+    }
+
+    fn list(&mut self, key: &str, texts: impl IntoIterator<Item = impl Into<String>>) {
+        let values: Vec<Value> = texts.into_iter().map(|text| Value::String(text.into())).collect();
+        if !values.is_empty() {
+            self.line(key, Value::Array(values));
+        }
+    }
+}
+
+/// In the largest unit that says it exactly.
+fn size(bytes: u64) -> String {
+    let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+    let exact = units.iter().find(|(shift, _)| bytes > 0 && bytes % (1 << shift) == 0);
+    exact.map_or_else(
+        || bytes.to_string(),
+        |(shift, unit)| format!("{}{unit}", bytes >> shift),
+    )
+}
+
+fn joined(words: &[String]) -> Result<String, Failure> {
+    shlex::try_join(words.iter().map(String::as_str)).map_err(|_| {
+        Failure::new(
+            Class::Failed,
+            "the entrypoint holds a NUL byte, which no command line can hold",
+        )
+    })
+}
+
+fn mode_text(mode: ModeChoice) -> Option<&'static str> {
+    match mode {
+        ModeChoice::Auto => None,
+        ModeChoice::Container => Some("container"),
+        ModeChoice::Vm => Some("vm"),
+    }
+}
+
+fn log_options(limits: &Limits) -> Vec<String> {
+    if *limits == Limits::default() {
+        return Vec::new();
+    }
+    let Limits {
+        file_bytes,
+        files,
+        file_age_s,
+        keep_s,
+    } = limits;
+    vec![
+        format!("max-size={}", size(*file_bytes)),
+        format!("max-files={files}"),
+        format!("rotate-after={file_age_s}s"),
+        format!("max-age={keep_s}s"),
+    ]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+//! Files and flags say the same, for every flag there is.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::CommandFactory;
+
+use super::text;
+use crate::args::{self, Cli, Command, Refused};
+use zmachine_machine::{Class, Failure, MachineSpec};
+
+/// A value for every flag of `run`, none of them the default; and whether the spec remembers it.
+const SAMPLES: &[(&str, &str, bool)] = &[
+    ("detach", "true", false),
+    ("pull", "\"always\"", false),
+    ("rm", "true", true),
+    ("name", "\"web\"", true),
+    ("cpus", "2", true),
+    ("memory", "\"1G\"", true),
+    ("size", "3000000000", true),
+    ("env", "{ A = \"b=c d\", B = 3 }", true),
+    // Becomes variables, so it is not written again.
+    ("env-file", "\"variables\"", false),
+    ("entrypoint", "\"sh -c 'exit 3'\"", true),
+    ("workdir", "\"/srv\"", true),
+    ("user", "\"me:us\"", true),
+    ("hostname", "\"host\"", true),
+    ("network", "[\"default\", \"inner\"]", true),
+    ("publish", "[\"8080:80\", \"53:53/udp\"]", true),
+    ("dns", "[\"9.9.9.9\"]", true),
+    ("interactive", "true", true),
+    ("tty", "true", true),
+    ("read-only", "true", true),
+    ("stop-signal", "\"SIGINT\"", true),
+    ("stop-timeout", "7", true),
+    ("accel", "\"tcg\"", true),
+    ("kernel", "\"own\"", true),
+    ("store", "[\"dir:///srv/store\"]", true),
+    ("restart", "\"on-failure:3\"", true),
+    ("log-to", "\"tcp://logs:99\"", true),
+    ("log-opt", "{ max-size = \"2M\", max-files = 3 }", true),
+    ("label", "[\"tier=front\", \"bare\"]", true),
+];
+
+/// A folder with `machine.toml` of `content` and what the samples refer to.
+fn folder(content: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("variables"), "FROM_FILE=1\n").unwrap();
+    std::fs::write(folder.path().join("machine.toml"), content).unwrap();
+    folder
+}
+
+/// The spec of `run -f machine.toml WORDS...`.
+fn run(folder: &Path, words: &[&str]) -> Result<MachineSpec, Failure> {
+    let file = folder.join("machine.toml");
+    let words = ["zmachine", "run", "-f", file.to_str().unwrap()]
+        .into_iter()
+        .chain(words.iter().copied());
+    let cli = match args::parse(words.map(OsString::from).collect()) {
+        Ok(cli) => cli,
+        Err(Refused::File(failure)) => return Err(failure),
+        Err(Refused::Words(error)) => panic!("{error}"),
+    };
+    let Command::Run(run) = cli.command else {
+        panic!("not run")
+    };
+    run.machine
+        .spec(Path::new("/elsewhere"), || "calm-otter-01".into(), |_| None)
+}
+
+fn samples() -> String {
+    let line = |(key, value, _): &(&str, &str, bool)| format!("{key} = {value}\n");
+    SAMPLES.iter().map(line).collect()
+}
+
+#[test]
+fn every_flag_of_run_has_its_key_and_survives_the_round_trip() {
+    let mut command = Cli::command();
+    command.build();
+    let run_command = command.find_subcommand("run").unwrap();
+    let flags: Vec<&str> = run_command.get_arguments().filter_map(|arg| arg.get_long()).collect();
+    for flag in flags.iter().filter(|flag| !["file", "help", "dry-run"].contains(flag)) {
+        assert!(
+            SAMPLES.iter().any(|(key, ..)| key == flag),
+            "--{flag} has no sample here: add one, and its key to machine_file::text"
+        );
+    }
+    assert!(SAMPLES.iter().all(|(key, ..)| flags.contains(key)));
+
+    let asked = folder(&format!("flist = \"x.fl\"\ncommand = [\"ls\", \"-l\"]\n{}", samples()));
+    let spec = run(asked.path(), &[]).unwrap();
+    assert_eq!(spec.flist, asked.path().join("x.fl").to_str().unwrap());
+    assert_eq!(spec.command, ["ls", "-l"]);
+    let printed = text(&spec).unwrap();
+    for (key, ..) in SAMPLES.iter().filter(|(.., is_kept)| *is_kept) {
+        assert!(
+            printed.lines().any(|line| line.starts_with(&format!("{key} = "))),
+            "{key} is not in\n{printed}"
+        );
+    }
+    assert_eq!(run(folder(&printed).path(), &[]).unwrap(), spec, "{printed}");
+}
+
+#[test]
+fn each_sample_alone_changes_what_is_asked_for() {
+    let plain = run(folder("flist = \"/x.fl\"\n").path(), &[]).unwrap();
+    for (key, value, is_kept) in SAMPLES {
+        let spec = run(folder(&format!("flist = \"/x.fl\"\n{key} = {value}\n")).path(), &[]).unwrap();
+        assert!(!is_kept || spec != plain, "{key}");
+    }
+}
+
+#[test]
+fn a_machine_of_defaults_prints_nothing_but_its_name_and_image() {
+    let spec = MachineSpec::new("web", "/x.fl");
+    assert_eq!(text(&spec).unwrap(), "name = \"web\"\nflist = \"/x.fl\"\n");
+}
+
+#[test]
+fn odd_words_survive() {
+    let mut spec = MachineSpec::new("web", "/x.fl");
+    spec.entrypoint = Some(vec!["a b".into(), "it's \"so\"".into(), "\\".into()]);
+    spec.command = vec!["--name".into(), "--".into(), "ü\n\t".into()];
+    spec.env = vec![("A".into(), "\"quoted\"\n$x".into()), ("A".into(), "again".into())];
+    spec.networks = Vec::new();
+    spec.labels.insert("-x".into(), "'''".into());
+    let printed = text(&spec).unwrap();
+    assert_eq!(run(folder(&printed).path(), &[]).unwrap(), spec, "{printed}");
+}
+
+#[test]
+fn flags_override_the_file_and_pairs_are_merged() {
+    let file = folder(
+        "flist = \"x.fl\"\ncommand = [\"a\"]\nmemory = \"1G\"\nnetwork = [\"inner\"]\nrm = true\nenv = { A = \"1\", B = \"2\" }\n",
+    );
+    let spec = run(
+        file.path(),
+        &[
+            "--memory",
+            "2G",
+            "-e",
+            "A=9",
+            "--network",
+            "none",
+            "/y.fl",
+            "b",
+            "--cpus",
+        ],
+    )
+    .unwrap();
+    assert_eq!((spec.memory_bytes, spec.flist.as_str()), (2 << 30, "/y.fl"));
+    assert_eq!(spec.command, ["b", "--cpus"]);
+    assert!(spec.networks.is_empty() && spec.auto_remove);
+    let last = |name| spec.env.iter().rfind(|(n, _)| n == name).unwrap().1.as_str();
+    assert_eq!((last("A"), last("B")), ("9", "2"));
+    assert_eq!(run(file.path(), &["/y.fl"]).unwrap().command, ["a"]);
+}
+
+#[test]
+fn what_is_wrong_in_a_file_is_named() {
+    for (content, wanted, hint) in [
+        ("colour = 1", "colour: there is no such key", "flist, command"),
+        (
+            "stop_timeout = 1",
+            "stop_timeout: there is no such key",
+            "'stop-timeout'",
+        ),
+        ("volumes_ = 1", "there is no such key", ""),
+        ("dry-run = true", "there is no such key", ""),
+        ("file = \"x\"", "there is no such key", ""),
+        ("memory = [1]", "memory: it has one value", ""),
+        ("rm = \"yes\"", "rm: it is either true or false", ""),
+        ("dns = { a = 1 }", "dns: a table can not", ""),
+        ("command = \"ls\"", "command: it must be a list", "[\"sh\""),
+        ("flist = 3", "flist: it must be a text", ""),
+        ("cpus = 1\ncpus = 2", "line 2", "TOML"),
+    ] {
+        let content = match content.starts_with("flist") {
+            true => content.to_owned(),
+            false => format!("{content}\nflist = \"x.fl\""),
+        };
+        let failure = run(folder(&content).path(), &[]).unwrap_err();
+        assert_eq!(failure.class, Class::Usage, "{content}");
+        assert!(failure.message.contains(wanted), "{content}: {}", failure.message);
+        assert!(failure.hint.unwrap_or_default().contains(hint), "{content}");
+    }
+    assert!(
+        run(folder("memory = \"1G\"").path(), &[])
+            .unwrap_err()
+            .message
+            .contains("flist")
+    );
+    let absent = tempfile::tempdir().unwrap();
+    assert_eq!(run(absent.path(), &[]).unwrap_err().class, Class::NotFound);
+}
