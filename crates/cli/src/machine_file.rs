@@ -139,7 +139,9 @@ impl File {
 /// In the largest unit that says it exactly.
 fn size(bytes: u64) -> String {
     let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
-    let exact = units.iter().find(|(shift, _)| bytes > 0 && bytes % (1 << shift) == 0);
+    let exact = units
+        .iter()
+        .find(|(shift, _)| bytes > 0 && bytes.is_multiple_of(1u64 << shift));
     exact.map_or_else(
         || bytes.to_string(),
         |(shift, unit)| format!("{}{unit}", bytes >> shift),
