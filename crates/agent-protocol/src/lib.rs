@@ -6,7 +6,7 @@
 //!   └─ yamux: the host is the client and opens every stream
 //!        └─ frames (this crate): u8 kind, u32 LE payload length, payload
 //!             ├─ first frame of a stream: Message = one `Request`
-//!             └─ then by request: one `Reply`, or a process stream (`Run`, `Exec`)
+//!             └─ then by request: one `Reply`, or a process stream (`Run`, `Exec`, `Transfer`)
 //! ```
 //! A process stream carries `Stdin`/`StdinEof`/`Message(Input)` to the process and
 //! `Message(Reply::Started)`, `Stdout`, `Stderr`, finally `Message(Reply::Exited)` or
@@ -26,7 +26,7 @@ mod message;
 pub use frame::{Frame, FrameDecoder, FrameError, HEADER_LEN, MAX_DATA, MAX_PAYLOAD};
 pub use message::{
     AgentError, BootConfig, Capacity, ErrorKind, ExitStatus, HostEntry, Input, Interface, Mount, Phase, Process, Reply,
-    Request, Root, Route, Upper, WindowSize,
+    Request, Root, Route, Transfer, Upper, WindowSize,
 };
 
 /// Version of the messages. Host and agent come from one build, so a difference is a broken installation.

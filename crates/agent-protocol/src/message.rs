@@ -15,6 +15,10 @@ pub enum Request {
     Run(Process),
     /// Start one more process, any number of times. The stream becomes its process stream.
     Exec(Process),
+    /// Copy files. The stream becomes the process stream of a process that does it: its standard output or input is the
+    /// stream of files, its standard error tells what was left out and what went wrong, and it ends with 0, or 3 when
+    /// the path is not there, or 1.
+    Transfer(Transfer),
     /// Send a signal to the entrypoint. Answer: [`Reply::Done`].
     Signal {
         /// Linux signal number.
@@ -192,6 +196,28 @@ pub struct Process {
     pub stdin: bool,
     /// Run it as PID 1 of a PID namespace of its own: an init system insists on that. Exec then joins the namespace.
     pub pid_namespace: bool,
+}
+
+/// Files to or from the guest, as a tar stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transfer {
+    /// From the guest.
+    Send {
+        /// Absolute path of a file, link or directory.
+        path: String,
+    },
+    /// To the guest.
+    Receive {
+        /// Absolute path: a directory that is there, or the new place.
+        target: String,
+        /// Name of the source, for a target that is a directory.
+        name: String,
+        /// What is in the source directory goes into the target.
+        contents: bool,
+        /// Owners and groups are kept as numbers; otherwise all belongs to root.
+        keep_owner: bool,
+    },
 }
 
 /// Size of a terminal in characters.

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{LocalSet, spawn_local};
 use yamux::{Config, Connection, Mode};
 use zmachine_agent_protocol::{
-    AgentError, BootConfig, ErrorKind, Frame, FrameDecoder, PROTOCOL_VERSION, Process, Reply, Request,
+    AgentError, BootConfig, ErrorKind, Frame, FrameDecoder, PROTOCOL_VERSION, Process, Reply, Request, Transfer,
 };
 
 use crate::boot::{Booted, Phases};
@@ -178,6 +178,7 @@ impl Agent {
             }
             Request::Run(process) => self.run(process, stream, decoder).await,
             Request::Exec(process) => self.exec(process, stream, decoder).await,
+            Request::Transfer(transfer) => self.transfer(transfer, stream, decoder).await,
             Request::Signal { signal } => answer(stream, self.signal(signal)).await,
             Request::Shutdown { signal, grace_ms } => {
                 answer(stream, Reply::Done).await;
@@ -294,15 +295,41 @@ impl Agent {
     }
 
     async fn exec(self: Rc<Self>, process: Process, stream: yamux::Stream, decoder: FrameDecoder) {
-        let namespaces = match self.state.get() {
-            State::Running(pid) if self.private.get() => Namespaces::Join(pid),
-            State::Running(_) | State::Configured => Namespaces::Shared,
-            State::Fresh | State::Broken => return answer(stream, bad_request("the machine is not configured")).await,
-            State::Stopping => return answer(stream, bad_request("the machine is stopping")).await,
+        let namespaces = match self.namespaces() {
+            Ok(namespaces) => namespaces,
+            Err(refusal) => return answer(stream, refusal).await,
         };
         match self.start(&process, &namespaces, false).await {
             Ok(started) => self.session(started, stream, decoder).await,
             Err(error) => answer(stream, failure(error.kind(), error)).await,
+        }
+    }
+
+    async fn transfer(self: Rc<Self>, transfer: Transfer, stream: yamux::Stream, decoder: FrameDecoder) {
+        let namespaces = match self.namespaces() {
+            Ok(namespaces) => namespaces,
+            Err(refusal) => return answer(stream, refusal).await,
+        };
+        let started = async {
+            let identity = users::root();
+            let takes_input = matches!(transfer, Transfer::Receive { .. });
+            let (child, side) = open_stdio(None, takes_input, &identity)?;
+            let plan = Plan::transfer(transfer, identity);
+            Ok::<_, StartError>((start(&plan, child, &namespaces, &self.proc, &self.reaper).await?, side))
+        };
+        match started.await {
+            Ok(started) => self.session(started, stream, decoder).await,
+            Err(error) => answer(stream, failure(error.kind(), error)).await,
+        }
+    }
+
+    /// Where one more process lives, or why there may be none.
+    fn namespaces(&self) -> Result<Namespaces, Reply> {
+        match self.state.get() {
+            State::Running(pid) if self.private.get() => Ok(Namespaces::Join(pid)),
+            State::Running(_) | State::Configured => Ok(Namespaces::Shared),
+            State::Fresh | State::Broken => Err(bad_request("the machine is not configured")),
+            State::Stopping => Err(bad_request("the machine is stopping")),
         }
     }
 

@@ -22,6 +22,16 @@ pub(crate) struct Identity {
     pub(crate) home: String,
 }
 
+/// The superuser, whatever the image's passwd says.
+pub(crate) fn root() -> Identity {
+    Identity {
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+        home: "/root".to_owned(),
+    }
+}
+
 /// Why there is nobody to run as.
 #[derive(Debug, Error)]
 pub(crate) enum UserError {

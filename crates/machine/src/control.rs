@@ -1,11 +1,11 @@
 //! The monitor's control socket (`ctl.sock`): what a command asks a running machine.
 //!
 //! The bytes are the frames of `zmachine-agent-protocol`. The first frame of a connection is a [`Request`] in JSON. It is
-//! answered with one [`Reply`], after which the connection ends; or, for `attach` and `exec`, it becomes a process stream,
+//! answered with one [`Reply`], after which the connection ends; or, for `attach`, `exec` and transfers, it becomes a process stream,
 //! exactly as between host and agent.
 
 use serde::{Deserialize, Serialize};
-use zmachine_agent_protocol::Process;
+use zmachine_agent_protocol::{Process, Transfer};
 
 use crate::failure::Failure;
 use crate::state::Exit;
@@ -25,6 +25,8 @@ pub enum Request {
     /// Start one more process. `env` is over the entrypoint's environment; user and working directory are the entrypoint's
     /// when `None`.
     Exec(Process),
+    /// Copy files to or from the machine.
+    Transfer(Transfer),
     /// Stop in an orderly way; answered when the machine has stopped.
     Stop {
         /// Time between the stop signal and SIGKILL in milliseconds; the spec's when `None`.

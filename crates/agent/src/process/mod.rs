@@ -11,6 +11,7 @@ mod plan;
 mod pump;
 mod spawn;
 mod stdio;
+mod transfer;
 
 use rustix::io::Errno;
 use thiserror::Error;

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use zmachine_agent_protocol::Process;
+use zmachine_agent_protocol::{Process, Transfer};
 
 use super::StartError;
 use crate::users::Identity;
@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     /// Make the directory when it is missing.
     pub(super) make_directory: bool,
     pub(super) identity: Identity,
+    /// Done by the child itself, in place of a program.
+    pub(super) transfer: Option<Transfer>,
 }
 
 impl Plan {
@@ -53,7 +55,21 @@ impl Plan {
             directory: c_string(process.cwd.as_deref().filter(|cwd| !cwd.is_empty()).unwrap_or("/"))?,
             make_directory: entrypoint,
             identity,
+            transfer: None,
         })
+    }
+
+    /// A child that copies files, as root.
+    pub(crate) fn transfer(transfer: Transfer, identity: Identity) -> Plan {
+        Plan {
+            candidates: Vec::new(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            directory: c"/".to_owned(),
+            make_directory: false,
+            identity,
+            transfer: Some(transfer),
+        }
     }
 
     /// The program as the user wrote it.

@@ -1,7 +1,8 @@
 //! Fork and exec.
 //!
 //! # Invariants
-//! The agent has one thread, so the child may run any code; it still allocates nothing and only makes system calls.
+//! The agent has one thread, so the child may run any code; on the way to a program it still allocates nothing and only
+//! makes system calls. A child that copies files stays what it is and may allocate.
 //! A pipe that closes on exec carries the step and errno of a failure: a process that could not become its program is
 //! reported as an error, never as an exit status.
 
@@ -233,6 +234,14 @@ impl Child<'_> {
         }
         self.drop_privileges()?;
         rustix::process::chdir(self.plan.directory.as_c_str()).map_err(|errno| (Step::Directory, errno))?;
+        if let Some(transfer) = &self.plan.transfer {
+            // SAFETY: everything but the standard streams is closed, the error pipe with it, which tells the agent that all
+            // went well; nothing of what was open is used again before _exit ends the child.
+            unsafe {
+                libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0);
+                libc::_exit(super::transfer::run(transfer))
+            }
+        }
         // SAFETY: marks descriptors to be closed by exec; none is used by number after it but the report pipe, which is
         // open until then.
         unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };

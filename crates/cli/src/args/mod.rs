@@ -79,6 +79,8 @@ pub(crate) enum Command {
     Logs(LogsArgs),
     /// Run a command in a running machine; exits with its status
     Exec(ExecArgs),
+    /// Copy files and directories to or from a running machine
+    Cp(CpArgs),
     /// Follow a running machine's entrypoint (detach with ctrl-p ctrl-q on a terminal)
     Attach(AttachArgs),
     /// Pack directories into flists and look into flists
@@ -262,6 +264,19 @@ pub(crate) struct ExecArgs {
         value_name = "COMMAND"
     )]
     pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CpArgs {
+    /// Keep owners and groups, as numbers
+    #[arg(short, long)]
+    pub(crate) archive: bool,
+    /// What to copy: a path of this host, or NAME:PATH; 'DIR/.' is what is in DIR
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: String,
+    /// Where to: a directory that is there, or the new place
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: String,
 }
 
 #[derive(Debug, Args)]

@@ -73,6 +73,15 @@ fn tell(text: &mut String, history: &History, attempt: &Attempt) {
     if let Some(hint) = &explanation.hint {
         let _ = writeln!(text, "  hint: {hint}");
     }
+    // Such as that it was restarted as often as it may be.
+    if let (true, Some(Phase::Failed { failure, .. })) = (is_newest, history.state.as_ref().map(|s| &s.phase))
+        && matches!(attempt.outcome, Some(Outcome::Stopped { .. }))
+    {
+        let _ = writeln!(text, "  then: {}", failure.message);
+        if let Some(hint) = &failure.hint {
+            let _ = writeln!(text, "  hint: {hint}");
+        }
+    }
     let _ = writeln!(
         text,
         "\nstarted   {:.3}{}",

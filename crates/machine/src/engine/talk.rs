@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use zmachine_agent_protocol::{Frame, Process};
+use zmachine_agent_protocol::{Frame, Process, Transfer};
 use zmachine_sys::lock::FileLock;
 
 use super::Engine;
@@ -132,6 +132,16 @@ impl Engine {
         let machine = self.machine(name)?;
         require_active(&machine)?;
         self.stream(&machine, &Request::Exec(process))
+    }
+
+    /// Copies files to or from a machine. The stream is that of a process; see [`zmachine_agent_protocol::Request::Transfer`].
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when the machine does not run.
+    pub fn transfer(&self, name: &str, transfer: Transfer) -> Result<(ProcessInput, ProcessOutput), Failure> {
+        let machine = self.machine(name)?;
+        require_active(&machine)?;
+        self.stream(&machine, &Request::Transfer(transfer))
     }
 
     fn stream(&self, machine: &Machine, request: &Request) -> Result<(ProcessInput, ProcessOutput), Failure> {

@@ -66,6 +66,7 @@ async fn connection(stream: UnixStream, shared: Shared) {
             attach(reader, writer, shared.entry, how).await;
         }
         Request::Exec(process) => exec(reader, writer, shared, process).await,
+        Request::Transfer(transfer) => pass(reader, writer, shared, protocol::Request::Transfer(transfer)).await,
         command => {
             let (answer, reply) = oneshot::channel();
             let sent = shared.events.send(Event::Command(command, answer)).await;
@@ -125,7 +126,7 @@ async fn attach(mut reader: Reader, mut writer: Writer, entry: Entry, how: Attac
     }
 }
 
-async fn exec(mut reader: Reader, mut writer: Writer, shared: Shared, mut process: Process) {
+async fn exec(reader: Reader, writer: Writer, shared: Shared, mut process: Process) {
     let mut env = shared.entrypoint.env.clone();
     for (key, value) in std::mem::take(&mut process.env) {
         match env.iter_mut().find(|(k, _)| *k == key) {
@@ -136,12 +137,14 @@ async fn exec(mut reader: Reader, mut writer: Writer, shared: Shared, mut proces
     process.env = env;
     process.user = process.user.or_else(|| shared.entrypoint.user.clone());
     process.cwd = process.cwd.or_else(|| shared.entrypoint.cwd.clone());
+    pass(reader, writer, shared, protocol::Request::Exec(process)).await;
+}
+
+/// Asks the agent for a process, and passes its stream on byte by byte.
+async fn pass(mut reader: Reader, mut writer: Writer, shared: Shared, request: protocol::Request) {
     let session = shared.session.borrow().clone();
     let opened = match session {
-        Some(session) => session
-            .open(&protocol::Request::Exec(process))
-            .await
-            .map_err(|e| e.to_string()),
+        Some(session) => session.open(&request).await.map_err(|e| e.to_string()),
         None => Err("the machine is not running yet".to_owned()),
     };
     let AgentStream {

@@ -1,0 +1,276 @@
+//! `cp`: files and directories between this host and a machine, streamed.
+
+use std::ffi::OsString;
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use zmachine_agent_protocol::{ExitStatus, Frame, MAX_DATA, Reply, Transfer};
+use zmachine_machine::attach::{ProcessInput, ProcessOutput};
+use zmachine_machine::{Class, Engine, Failure};
+use zmachine_transfer::{Keep, TransferError};
+
+use crate::args::CpArgs;
+
+/// Where one side of a copy is.
+#[derive(Debug, PartialEq, Eq)]
+enum Side {
+    Host(PathBuf),
+    Machine { name: String, path: String },
+}
+
+/// Copies one way or the other.
+pub(crate) fn cp(engine: &Engine, args: &CpArgs) -> Result<u8, Failure> {
+    match (side(&args.source), side(&args.target)) {
+        (Side::Machine { name, path }, Side::Host(target)) => from_machine(engine, &name, path, &target, args.archive)?,
+        (Side::Host(source), Side::Machine { name, path }) => to_machine(engine, &source, &name, path, args.archive)?,
+        _ => {
+            return Err(
+                Failure::new(Class::Usage, "exactly one side of a copy is in a machine").hint(
+                    "zmachine cp ./file NAME:/path, or zmachine cp NAME:/path ./file; './a:b' is a path of this host",
+                ),
+            );
+        }
+    }
+    Ok(0)
+}
+
+fn side(text: &str) -> Side {
+    match text.split_once(':') {
+        Some((name, path)) if !name.is_empty() && !name.starts_with('.') && !name.contains('/') => {
+            let path = if path.starts_with('/') {
+                path.to_owned()
+            } else {
+                format!("/{path}")
+            };
+            Side::Machine {
+                name: name.to_owned(),
+                path,
+            }
+        }
+        _ => Side::Host(PathBuf::from(text)),
+    }
+}
+
+/// The last name of a source, and whether only what is in it is meant.
+fn named(source: &str) -> (OsString, bool) {
+    let contents = source.ends_with("/.") || source == "." || source.ends_with("/..") || source == "..";
+    let name = Path::new(source).file_name().filter(|_| !contents);
+    // The root has no name: what is in it is all there is.
+    name.map_or(("root".into(), true), |name| (name.to_owned(), false))
+}
+
+fn from_machine(engine: &Engine, machine: &str, path: String, target: &Path, archive: bool) -> Result<(), Failure> {
+    let (name, contents) = named(&path);
+    let (_input, output) = engine.transfer(machine, Transfer::Send { path: path.clone() })?;
+    let mut stream = FromGuest::new(output);
+    let keep = Keep {
+        owner: archive,
+        // A program of the guest must not become a set-user-id program of this host.
+        special_bits: false,
+    };
+    let received = zmachine_transfer::receive(&mut stream, target, &name, contents, keep, warn);
+    let here = |e: TransferError| failure(&e).context(format!("can not copy to {}", target.display()));
+    match received {
+        // The guest's own words say more than that its stream broke.
+        Ok(()) | Err(TransferError::Stream(_)) => {
+            let told = stream.end();
+            told.map_err(|f| f.context(format!("can not copy {machine}:{path}")))?;
+            received.map_err(here)
+        }
+        Err(error) => Err(here(error)),
+    }
+}
+
+fn to_machine(engine: &Engine, source: &Path, machine: &str, path: String, archive: bool) -> Result<(), Failure> {
+    let (name, contents) = named(&source.to_string_lossy());
+    let name = name.into_string().map_err(|name| {
+        Failure::new(Class::Usage, format!("the name {name:?} is not UTF-8")).hint("copy the directory it is in")
+    })?;
+    // Looked at first: a mistyped path must not reach the machine.
+    std::fs::symlink_metadata(source)
+        .map_err(|e| Failure::from_error(Class::NotFound, &e).context(format!("can not copy {}", source.display())))?;
+    let transfer = Transfer::Receive {
+        target: path.clone(),
+        name,
+        contents,
+        keep_owner: archive,
+    };
+    let (input, output) = engine.transfer(machine, transfer)?;
+    let ended = Arc::new(AtomicBool::new(false));
+    let told = {
+        let ended = ended.clone();
+        thread::spawn(move || {
+            let told = FromGuest::new(output).end();
+            ended.store(true, Ordering::Release);
+            told
+        })
+    };
+    let mut eof = input.try_clone()?;
+    let writer = BufWriter::with_capacity(MAX_DATA, ToGuest { input, ended });
+    let sent = zmachine_transfer::send(source, writer, warn);
+    let result = match sent {
+        Ok(()) => {
+            eof.send(&Frame::StdinEof)?;
+            Ok(())
+        }
+        // The guest's own words say why its end of the stream is gone.
+        Err(TransferError::Stream(error)) => Err(Failure::from(error)),
+        Err(error) => {
+            eof.close();
+            return Err(failure(&error).context(format!("can not copy {}", source.display())));
+        }
+    };
+    let told = told
+        .join()
+        .unwrap_or_else(|_| Err(Failure::new(Class::Failed, "the copying thread ended early")));
+    told.and(result)
+        .map_err(|f| f.context(format!("can not copy to {machine}:{path}")))
+}
+
+fn warn(text: String) {
+    eprintln!("warning: {text}");
+}
+
+fn failure(error: &TransferError) -> Failure {
+    let class = match error {
+        TransferError::NotFound { .. } | TransferError::NoDirectory { .. } => Class::NotFound,
+        _ => Class::Failed,
+    };
+    Failure::from_error(class, error)
+}
+
+/// The bytes that a process in the guest writes, and how it ends.
+struct FromGuest {
+    output: ProcessOutput,
+    bytes: Vec<u8>,
+    at: usize,
+    errors: Vec<u8>,
+    ended: Option<Result<ExitStatus, Failure>>,
+}
+
+impl FromGuest {
+    fn new(output: ProcessOutput) -> FromGuest {
+        FromGuest {
+            output,
+            bytes: Vec::new(),
+            at: 0,
+            errors: Vec::new(),
+            ended: None,
+        }
+    }
+
+    /// Takes one frame; `false` at the end.
+    fn step(&mut self) -> Result<bool, Failure> {
+        if self.ended.is_some() {
+            return Ok(false);
+        }
+        match self.output.next_frame()? {
+            Some(Frame::Stdout(bytes)) => {
+                self.bytes = bytes;
+                self.at = 0;
+            }
+            // Warnings for many files would fill the memory otherwise.
+            Some(Frame::Stderr(bytes)) if self.errors.len() < MAX_DATA => self.errors.extend_from_slice(&bytes),
+            Some(frame @ Frame::Message(_)) => match frame.parse::<Reply>() {
+                Ok(Reply::Exited(status)) => self.ended = Some(Ok(status)),
+                Ok(Reply::Error(error)) => self.ended = Some(Err(error.into())),
+                _ => {}
+            },
+            Some(_) => {}
+            None => self.ended = Some(Err(Failure::new(Class::Failed, "the machine ended meanwhile"))),
+        }
+        Ok(true)
+    }
+
+    /// Reads to the end, shows the guest's warnings, and tells whether all went well.
+    fn end(mut self) -> Result<(), Failure> {
+        while self.step()? {}
+        let text = String::from_utf8_lossy(&self.errors).into_owned();
+        let mut message = String::new();
+        for line in text.lines() {
+            match line.strip_prefix("warning: ") {
+                Some(text) => warn(text.to_owned()),
+                None => message = line.to_owned(),
+            }
+        }
+        match self.ended {
+            Some(Ok(ExitStatus::Code(0))) => Ok(()),
+            Some(Ok(ExitStatus::Code(3))) => Err(Failure::new(Class::NotFound, message)),
+            Some(Ok(status)) => Err(Failure::new(
+                Class::Failed,
+                if message.is_empty() {
+                    format!("the copying process in the guest ended with {status:?}")
+                } else {
+                    message
+                },
+            )),
+            Some(Err(failure)) => Err(failure),
+            None => Err(Failure::new(Class::Failed, "the machine ended meanwhile")),
+        }
+    }
+}
+
+impl Read for &mut FromGuest {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.bytes.len() {
+            if !self.step().map_err(io::Error::other)? {
+                return Ok(0);
+            }
+        }
+        let count = buffer.len().min(self.bytes.len() - self.at);
+        buffer[..count].copy_from_slice(&self.bytes[self.at..self.at + count]);
+        self.at += count;
+        Ok(count)
+    }
+}
+
+/// The standard input of a process in the guest.
+struct ToGuest {
+    input: ProcessInput,
+    ended: Arc<AtomicBool>,
+}
+
+impl Write for ToGuest {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.ended.load(Ordering::Acquire) {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
+        }
+        let count = bytes.len().min(MAX_DATA);
+        self.input.send(&Frame::Stdin(bytes[..count].to_vec()))?;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sides_are_told_apart() {
+        let machine = |name: &str, path: &str| Side::Machine {
+            name: name.into(),
+            path: path.into(),
+        };
+        assert_eq!(side("web:/etc/x"), machine("web", "/etc/x"));
+        assert_eq!(side("web:x"), machine("web", "/x"));
+        for host in ["x", "./web:x", "/a:b", ":x", "a/b:c"] {
+            assert_eq!(side(host), Side::Host(host.into()));
+        }
+    }
+
+    #[test]
+    fn sources_have_names_or_only_contents() {
+        assert_eq!(named("/etc/hosts"), ("hosts".into(), false));
+        assert_eq!(named("dir/"), ("dir".into(), false));
+        for contents in ["/", ".", "dir/.", "..", "a/.."] {
+            assert!(named(contents).1, "{contents}");
+        }
+    }
+}

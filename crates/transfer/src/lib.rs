@@ -1,0 +1,75 @@
+//! Files and directories as tar streams: what `cp` sends between host and guest. Both sides run this code.
+//!
+//! # The stream
+//! A tar archive whose entries are `tree` (the file or directory itself) and `tree/...` (what is below a directory):
+//! regular files, directories and symbolic links, with modes and times. Sockets, pipes and devices are left out.
+//!
+//! # Invariants
+//! A receiver believes nothing: a path with `..`, a path through a symbolic link that leads out of the target, a hard
+//! link or a device ends the transfer or is left out. An existing symbolic link is replaced, never written through.
+//! Memory is bounded by the depth of the tree and the number of directories.
+
+mod receive;
+mod send;
+
+pub use receive::{Keep, receive};
+pub use send::send;
+
+use std::io;
+use std::path::PathBuf;
+
+/// First component of every path in the stream.
+const ROOT: &str = "tree";
+
+/// Why a transfer ended early.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// The source is not there.
+    #[error("{} is not there", path.display())]
+    NotFound {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The place for the target is not there, or no directory.
+    #[error("{} is no directory", path.display())]
+    NoDirectory {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A directory can not be put in the place of a file.
+    #[error("{} is a file, and a directory can not take its place", path.display())]
+    NotADirectory {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The stream would write outside of the target.
+    #[error("the stream leads out of the target: {}", path.display())]
+    Escape {
+        /// The path in the stream.
+        path: PathBuf,
+    },
+    /// Something can not be read or written.
+    #[error("can not {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The stream itself broke.
+    #[error("the stream broke: {0}")]
+    Stream(io::Error),
+}
+
+impl TransferError {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> TransferError {
+        let path = path.into();
+        move |source| TransferError::Io { action, path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! From files to a stream.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use tar::{Builder, EntryType, Header};
+
+use crate::{ROOT, TransferError};
+
+/// Writes the file, link or directory at `source` as a stream. `warn` is told of what is left out.
+///
+/// # Errors
+/// When the source is not there or can not be read, or nobody reads the stream.
+pub fn send(source: &Path, stream: impl Write, mut warn: impl FnMut(String)) -> Result<(), TransferError> {
+    let metadata = fs::symlink_metadata(source).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => TransferError::NotFound {
+            path: source.to_owned(),
+        },
+        _ => TransferError::io("look at", source)(error),
+    })?;
+    // A path that ends in `/` or `/.` names what a link leads to.
+    let wants_target =
+        source.as_os_str().as_encoded_bytes().ends_with(b"/") || source.as_os_str().as_encoded_bytes().ends_with(b"/.");
+    let metadata = match metadata.is_symlink() && wants_target {
+        true => fs::metadata(source).map_err(TransferError::io("look at", source))?,
+        false => metadata,
+    };
+    let mut builder = Builder::new(stream);
+    let mut waiting = vec![(source.to_owned(), PathBuf::from(ROOT), metadata)];
+    while let Some((path, name, metadata)) = waiting.pop() {
+        entry(&mut builder, &path, &name, &metadata, &mut warn)?;
+        if !metadata.is_dir() {
+            continue;
+        }
+        let mut children: Vec<PathBuf> = fs::read_dir(&path)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+            .map_err(TransferError::io("read", &path))?;
+        children.sort_unstable_by(|a, b| b.cmp(a));
+        for child in children {
+            let Some(child_name) = child.file_name() else { continue };
+            let inner = name.join(child_name);
+            match fs::symlink_metadata(&child) {
+                Ok(metadata) => waiting.push((child, inner, metadata)),
+                // Gone since the directory was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(TransferError::io("look at", child)(error)),
+            }
+        }
+    }
+    let mut stream = builder.into_inner().map_err(TransferError::Stream)?;
+    stream.flush().map_err(TransferError::Stream)
+}
+
+fn entry(
+    builder: &mut Builder<impl Write>,
+    path: &Path,
+    name: &Path,
+    metadata: &Metadata,
+    warn: &mut impl FnMut(String),
+) -> Result<(), TransferError> {
+    let mut header = Header::new_gnu();
+    header.set_mode(metadata.mode() & 0o7777);
+    header.set_uid(u64::from(metadata.uid()));
+    header.set_gid(u64::from(metadata.gid()));
+    header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
+    header.set_size(0);
+    let kind = metadata.file_type();
+    if kind.is_symlink() {
+        let target = fs::read_link(path).map_err(TransferError::io("read the link", path))?;
+        header.set_entry_type(EntryType::Symlink);
+        return builder
+            .append_link(&mut header, name, target)
+            .map_err(TransferError::Stream);
+    }
+    if kind.is_dir() {
+        header.set_entry_type(EntryType::Directory);
+        return builder
+            .append_data(&mut header, name, io::empty())
+            .map_err(TransferError::Stream);
+    }
+    if !kind.is_file() {
+        warn(format!(
+            "{} is no file, directory or link, and is left out",
+            path.display()
+        ));
+        return Ok(());
+    }
+    let file = File::open(path).map_err(TransferError::io("open", path))?;
+    let size = metadata.len();
+    header.set_entry_type(EntryType::Regular);
+    header.set_size(size);
+    let mut content = Exactly { file, left: size };
+    let sent = builder.append_data(&mut header, name, &mut content);
+    sent.map_err(|error| match content.left {
+        0 => TransferError::Stream(error),
+        _ => TransferError::io("read", path)(error),
+    })?;
+    if content.left > 0 {
+        return Err(TransferError::io("read", path)(io::Error::other(
+            "it shrank while it was copied",
+        )));
+    }
+    Ok(())
+}
+
+/// The bytes a file had when its header was written: one that grows meanwhile is cut off there.
+struct Exactly {
+    file: File,
+    left: u64,
+}
+
+impl Read for Exactly {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let count = self.file.read(&mut buffer[..most])?;
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
