@@ -5,7 +5,7 @@
 //! exactly as between host and agent.
 
 use serde::{Deserialize, Serialize};
-use zmachine_agent_protocol::{Process, Transfer};
+use zmachine_agent_protocol::{Capacity, Process, Transfer};
 
 use crate::failure::Failure;
 use crate::state::Exit;
@@ -38,6 +38,8 @@ pub enum Request {
     Signal(i32),
     /// Wait until the machine has ended; answered with [`Reply::Ended`].
     Wait,
+    /// Memory and load of the guest; answered with [`Reply::Capacity`].
+    Capacity,
     /// Halt the virtual CPUs.
     Pause,
     /// Let them run again.
@@ -52,6 +54,8 @@ pub enum Reply {
     Done,
     /// The machine has ended: so, or for this reason.
     Ended(Result<Exit, Failure>),
+    /// What the guest's agent says of its memory and load.
+    Capacity(Capacity),
     /// It is not.
     Failed(Failure),
 }

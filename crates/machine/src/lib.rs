@@ -29,6 +29,7 @@ pub mod plan;
 pub mod restart;
 pub mod spec;
 pub mod state;
+pub mod stats;
 pub mod volume;
 
 pub use engine::Engine;

@@ -91,11 +91,15 @@ fn entry(
     let size = metadata.len();
     header.set_entry_type(EntryType::Regular);
     header.set_size(size);
-    let mut content = Exactly { file, left: size };
+    let mut content = Exactly {
+        file,
+        left: size,
+        failed: false,
+    };
     let sent = builder.append_data(&mut header, name, &mut content);
-    sent.map_err(|error| match content.left {
-        0 => TransferError::Stream(error),
-        _ => TransferError::io("read", path)(error),
+    sent.map_err(|error| match content.failed {
+        true => TransferError::io("read", path)(error),
+        false => TransferError::Stream(error),
     })?;
     if content.left > 0 {
         return Err(TransferError::io("read", path)(io::Error::other(
@@ -109,12 +113,16 @@ fn entry(
 struct Exactly {
     file: File,
     left: u64,
+    failed: bool,
 }
 
 impl Read for Exactly {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        let count = self.file.read(&mut buffer[..most])?;
+        let count = self
+            .file
+            .read(&mut buffer[..most])
+            .inspect_err(|_| self.failed = true)?;
         self.left -= count as u64;
         Ok(count)
     }

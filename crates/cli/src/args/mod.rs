@@ -75,6 +75,10 @@ pub(crate) enum Command {
     Why(WhyArgs),
     /// Show what happened to all machines
     Events(EventsArgs),
+    /// Show what running machines use: CPU, memory, disks, networks
+    Stats(StatsArgs),
+    /// Print the figures of all machines for Prometheus, or serve them
+    Metrics(MetricsArgs),
     /// Show what a machine wrote
     Logs(LogsArgs),
     /// Run a command in a running machine; exits with its status
@@ -136,6 +140,25 @@ pub(crate) struct WhyArgs {
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Format,
     pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    /// Once, not again and again
+    #[arg(long)]
+    pub(crate) no_stream: bool,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+    /// Names, ids, or unique beginnings of ids; all that run when none is given
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MetricsArgs {
+    /// Serve them over HTTP, at /metrics
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,9 @@ mod image;
 mod kernel;
 mod list;
 mod machines;
+mod metrics;
 mod run;
+mod stats;
 mod units;
 mod why;
 
@@ -36,6 +38,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Why(args) => why::why(&context::engine()?, &args),
         Command::Events(args) => events::events(&context::engine()?, &args),
         Command::InstallUnits(args) => units::install(&args),
+        Command::Stats(args) => stats::stats(&context::engine()?, &args),
+        Command::Metrics(args) => metrics::metrics(&context::engine()?, &args),
         Command::Logs(args) => logs::logs(&context::engine()?, &args),
         Command::Exec(args) => exec::exec(&context::engine()?, &args),
         Command::Cp(args) => cp::cp(&context::engine()?, &args),

@@ -9,6 +9,7 @@ mod crashes;
 mod errors;
 mod killpoints;
 mod life;
+mod lifecycle;
 mod network;
 mod recorded;
 mod root;

@@ -11,6 +11,7 @@ mod history;
 mod reconcile;
 mod remove;
 mod start;
+mod stats;
 mod talk;
 
 use std::path::PathBuf;

@@ -151,6 +151,15 @@ impl Engine {
         Ok((input, output))
     }
 
+    /// Sends a command, and reads its reply; `None` when the monitor went without one.
+    pub(super) fn reply(&self, machine: &Machine, request: &Request) -> Result<Option<Reply>, Failure> {
+        let (_input, mut output) = self.stream(machine, request)?;
+        let Some(frame) = output.next_frame()? else {
+            return Ok(None);
+        };
+        Ok(frame.parse().ok())
+    }
+
     fn ask(&self, machine: &Machine, request: &Request) -> Result<(), Failure> {
         let (_input, mut output) = self.stream(machine, request)?;
         let Some(frame) = output.next_frame()? else {
@@ -161,7 +170,7 @@ impl Engine {
             .map_err(|e| Failure::from_error(Class::Failed, &e))?
         {
             // Whatever its end was: that it ended is what was asked for.
-            Reply::Done | Reply::Ended(_) => Ok(()),
+            Reply::Done | Reply::Ended(_) | Reply::Capacity(_) => Ok(()),
             Reply::Failed(failure) => Err(failure),
         }
     }

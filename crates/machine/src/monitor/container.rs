@@ -160,7 +160,7 @@ impl Monitor<ContainerPlan> {
                 .resume()
                 .await
                 .map_err(|e| Failure::from_error(Class::Failed, &e)),
-            Request::Attach { .. } | Request::Exec(_) | Request::Transfer(_) => {
+            Request::Attach { .. } | Request::Exec(_) | Request::Transfer(_) | Request::Capacity => {
                 Err(Failure::new(Class::Usage, "not a command for the monitor"))
             }
         };

@@ -16,6 +16,9 @@ use super::session::{AgentStream, FrameReader, FrameWriter, Session};
 use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
 
+/// How long the agent may take to tell its capacity.
+const CAPACITY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// What connections need.
 #[derive(Debug, Clone)]
 pub(super) struct Shared {
@@ -67,6 +70,10 @@ async fn connection(stream: UnixStream, shared: Shared) {
         }
         Request::Exec(process) => exec(reader, writer, shared, process).await,
         Request::Transfer(transfer) => pass(reader, writer, shared, protocol::Request::Transfer(transfer)).await,
+        Request::Capacity => {
+            let reply = capacity(&shared).await.map_or_else(Reply::Failed, Reply::Capacity);
+            let _ = writer.send(&Frame::message(&reply)).await;
+        }
         command => {
             let (answer, reply) = oneshot::channel();
             let sent = shared.events.send(Event::Command(command, answer)).await;
@@ -76,6 +83,21 @@ async fn connection(stream: UnixStream, shared: Shared) {
             };
             let _ = writer.send(&Frame::message(&reply)).await;
         }
+    }
+}
+
+/// Asks the agent. One that is busy is not waited for.
+async fn capacity(shared: &Shared) -> Result<protocol::Capacity, Failure> {
+    let session = shared.session.borrow().clone();
+    let session = session.ok_or_else(|| Failure::new(Class::Conflict, "the machine is not running yet"))?;
+    match tokio::time::timeout(CAPACITY_PATIENCE, session.ask(&protocol::Request::Capacity)).await {
+        Ok(Ok(protocol::Reply::Capacity(capacity))) => Ok(capacity),
+        Ok(Ok(_)) => Err(Failure::new(
+            Class::Failed,
+            "the agent gave an answer that does not fit",
+        )),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(Failure::new(Class::Failed, "the agent did not answer in time")),
     }
 }
 

@@ -1,0 +1,31 @@
+//! Samples of running machines.
+
+use super::Engine;
+use crate::catalog::Machine;
+use crate::control::{Reply, Request};
+use crate::failure::Failure;
+use crate::state::Phase;
+use crate::stats::Sample;
+
+impl Engine {
+    /// What a running machine uses now; `None` for one that does not run.
+    ///
+    /// # Errors
+    /// When its plan can not be read.
+    pub fn sample(&self, machine: &Machine) -> Result<Option<Sample>, Failure> {
+        if !machine.state.phase.is_active() {
+            return Ok(None);
+        }
+        let plan = machine.plan()?;
+        let taps: Vec<String> = plan.attachments().iter().map(|a| a.tap.clone()).collect();
+        // A paused guest does not answer, and one that starts or stops has other things to do.
+        let guest = match machine.state.phase {
+            Phase::Running => match self.reply(machine, &Request::Capacity) {
+                Ok(Some(Reply::Capacity(capacity))) => Some(capacity),
+                _ => None,
+            },
+            _ => None,
+        };
+        Ok(Some(Sample::take(&machine.state, &taps, guest)))
+    }
+}

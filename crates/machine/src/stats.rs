@@ -1,0 +1,215 @@
+//! What a running machine uses, as seen from the host and from its guest.
+//!
+//! The host's figures are those of the machine's processes in `/proc` and of its interfaces in `/proc/net/dev`; the guest's
+//! come from its agent. Everything is a total since the start, so a rate is the difference of two samples.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use zmachine_agent_protocol::Capacity;
+use zmachine_sys::file;
+use zmachine_sys::process::{ProcessId, cpu_time};
+
+use crate::state::State;
+
+/// A sample of one running machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// CPU time of all its processes on the host, in milliseconds.
+    pub cpu_ms: u64,
+    /// Memory of all its processes on the host, in bytes.
+    pub resident_bytes: u64,
+    /// The part of it that is no guest memory.
+    pub overhead_bytes: u64,
+    /// Memory the guest has, in bytes; `None` when its agent does not answer.
+    pub guest_total_bytes: Option<u64>,
+    /// Memory the guest uses and can not give up, in bytes.
+    pub guest_used_bytes: Option<u64>,
+    /// Time all CPUs of the guest were busy, in milliseconds.
+    pub guest_cpu_ms: Option<u64>,
+    /// Bytes its processes read from the host's disks; 0 when the host does not tell.
+    pub block_read_bytes: u64,
+    /// Bytes its processes wrote to the host's disks.
+    pub block_written_bytes: u64,
+    /// Bytes of the image the guest read.
+    pub image_read_bytes: u64,
+    /// Bytes of the image that were fetched from stores.
+    pub image_fetched_bytes: u64,
+    /// Bytes the guest received.
+    pub network_received_bytes: u64,
+    /// Bytes the guest sent.
+    pub network_sent_bytes: u64,
+    /// Packets the guest received.
+    pub network_received_packets: u64,
+    /// Packets the guest sent.
+    pub network_sent_packets: u64,
+}
+
+impl Sample {
+    /// Reads the host's side for a machine in `state` with these taps, and adds the guest's.
+    pub fn take(state: &State, taps: &[String], guest: Option<Capacity>) -> Sample {
+        let processes: Vec<u32> = [state.monitor, state.hypervisor, state.rootfs]
+            .into_iter()
+            .flatten()
+            .filter(|id| id.is_alive())
+            .map(|id: ProcessId| id.pid)
+            .collect();
+        let mut sample = Sample {
+            cpu_ms: 0,
+            resident_bytes: 0,
+            overhead_bytes: 0,
+            guest_total_bytes: guest.as_ref().map(|g| g.memory_total_bytes),
+            guest_used_bytes: guest
+                .as_ref()
+                .map(|g| g.memory_total_bytes.saturating_sub(g.memory_available_bytes)),
+            guest_cpu_ms: guest.as_ref().map(|g| g.cpu_busy_ms),
+            block_read_bytes: 0,
+            block_written_bytes: 0,
+            image_read_bytes: state.rootfs_counters.bytes_read,
+            image_fetched_bytes: state.rootfs_counters.bytes_fetched,
+            network_received_bytes: 0,
+            network_sent_bytes: 0,
+            network_received_packets: 0,
+            network_sent_packets: 0,
+        };
+        for pid in processes {
+            sample.cpu_ms += cpu_time(pid).unwrap_or(Duration::ZERO).as_millis() as u64;
+            let proc =
+                |name: &str| file::read_text(Path::new(&format!("/proc/{pid}/{name}")), 64 * 1024).unwrap_or_default();
+            let memory = Memory::parse(&proc("status"));
+            sample.resident_bytes += match Some(pid) == state.rootfs.map(|id| id.pid) {
+                // The guest's memory is shared with the hypervisor, where it is counted.
+                true => memory.private_bytes,
+                false => memory.private_bytes + memory.shared_bytes,
+            };
+            sample.overhead_bytes += memory.private_bytes;
+            let io = proc("io");
+            sample.block_read_bytes += field(&io, "read_bytes:").unwrap_or(0);
+            sample.block_written_bytes += field(&io, "write_bytes:").unwrap_or(0);
+        }
+        let devices = file::read_text(Path::new("/proc/net/dev"), 1 << 20).unwrap_or_default();
+        for tap in taps {
+            if let Some(traffic) = Traffic::parse(&devices, tap) {
+                // What the host's end sends is what the guest receives.
+                sample.network_received_bytes += traffic.sent_bytes;
+                sample.network_sent_bytes += traffic.received_bytes;
+                sample.network_received_packets += traffic.sent_packets;
+                sample.network_sent_packets += traffic.received_packets;
+            }
+        }
+        sample
+    }
+}
+
+/// The sum of samples: what all machines use together.
+pub fn total<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Sample {
+    let mut sum = Sample::take(&State::created(jiff::Timestamp::UNIX_EPOCH, Vec::new()), &[], None);
+    for sample in samples {
+        sum.cpu_ms += sample.cpu_ms;
+        sum.resident_bytes += sample.resident_bytes;
+        sum.overhead_bytes += sample.overhead_bytes;
+        for (sum, part) in [
+            (&mut sum.guest_total_bytes, sample.guest_total_bytes),
+            (&mut sum.guest_used_bytes, sample.guest_used_bytes),
+            (&mut sum.guest_cpu_ms, sample.guest_cpu_ms),
+        ] {
+            if let Some(part) = part {
+                *sum = Some(sum.unwrap_or(0) + part);
+            }
+        }
+        sum.block_read_bytes += sample.block_read_bytes;
+        sum.block_written_bytes += sample.block_written_bytes;
+        sum.image_read_bytes += sample.image_read_bytes;
+        sum.image_fetched_bytes += sample.image_fetched_bytes;
+        sum.network_received_bytes += sample.network_received_bytes;
+        sum.network_sent_bytes += sample.network_sent_bytes;
+        sum.network_received_packets += sample.network_received_packets;
+        sum.network_sent_packets += sample.network_sent_packets;
+    }
+    sum
+}
+
+/// Resident memory of a process by kind. Guest memory is shared (a memfd), all else is not.
+struct Memory {
+    private_bytes: u64,
+    shared_bytes: u64,
+}
+
+impl Memory {
+    fn parse(status: &str) -> Memory {
+        let kib = |name: &str| field(status, name).unwrap_or(0) * 1024;
+        Memory {
+            private_bytes: kib("RssAnon:") + kib("RssFile:"),
+            shared_bytes: kib("RssShmem:"),
+        }
+    }
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+struct Traffic {
+    received_bytes: u64,
+    received_packets: u64,
+    sent_bytes: u64,
+    sent_packets: u64,
+}
+
+impl Traffic {
+    /// From `/proc/net/dev`: eight columns of receiving, eight of sending.
+    fn parse(devices: &str, interface: &str) -> Option<Traffic> {
+        let line = devices
+            .lines()
+            .find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'))?;
+        let columns: Vec<u64> = line
+            .split_whitespace()
+            .filter_map(|column| column.parse().ok())
+            .collect();
+        Some(Traffic {
+            received_bytes: *columns.first()?,
+            received_packets: *columns.get(1)?,
+            sent_bytes: *columns.get(8)?,
+            sent_packets: *columns.get(9)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_device_table_is_read() {
+        let text = "Inter-|   Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n zt0a: 100 2 0 0 0 0 0 0 300 4 0 0 0 0 0 0\n";
+        let traffic = Traffic::parse(text, "zt0a").unwrap();
+        assert_eq!(
+            (traffic.received_bytes, traffic.sent_bytes, traffic.sent_packets),
+            (100, 300, 4)
+        );
+        assert!(Traffic::parse(text, "zt0").is_none());
+    }
+
+    #[test]
+    fn this_process_uses_memory_and_samples_add_up() {
+        let mut state = State::created(jiff::Timestamp::UNIX_EPOCH, Vec::new());
+        state.monitor = Some(ProcessId::current());
+        let guest = Capacity {
+            memory_total_bytes: 100,
+            memory_available_bytes: 60,
+            cpu_busy_ms: 5,
+            uptime_ms: 9,
+            cpus: 1,
+        };
+        let sample = Sample::take(&state, &[], Some(guest));
+        assert!(
+            sample.resident_bytes >= sample.overhead_bytes && sample.overhead_bytes > 1 << 20,
+            "{sample:?}"
+        );
+        let sum = total([&sample, &sample]);
+        assert_eq!(sum.resident_bytes, 2 * sample.resident_bytes);
+        assert_eq!((sum.guest_used_bytes, sum.guest_total_bytes), (Some(80), Some(200)));
+    }
+}
