@@ -26,6 +26,7 @@ pub mod killpoint;
 pub mod log;
 pub mod monitor;
 pub mod plan;
+pub mod reservation;
 pub mod restart;
 pub mod spec;
 pub mod state;

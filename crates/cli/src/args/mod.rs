@@ -85,6 +85,8 @@ pub(crate) enum Command {
     Exec(ExecArgs),
     /// Copy files and directories to or from a running machine
     Cp(CpArgs),
+    /// Create and start the machine a Zero-OS reservation asks for; prints its result object
+    Deploy(DeployArgs),
     /// Follow a running machine's entrypoint (detach with ctrl-p ctrl-q on a terminal)
     Attach(AttachArgs),
     /// Pack directories into flists and look into flists
@@ -300,6 +302,19 @@ pub(crate) struct CpArgs {
     /// Where to: a directory that is there, or the new place
     #[arg(value_name = "TARGET")]
     pub(crate) target: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeployArgs {
+    /// Its name; two words when not given
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Print what each field does on this host; create nothing
+    #[arg(long)]
+    pub(crate) explain: bool,
+    /// The data of a zmachine workload, as JSON; '-' for standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, Args)]

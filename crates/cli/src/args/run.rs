@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use zmachine_machine::log::Target;
+use zmachine_machine::spec::parse_network;
 use zmachine_machine::{Class, Failure, MachineSpec, RestartPolicy, bytes};
 
 /// `run`
@@ -68,8 +69,8 @@ pub(crate) struct CreateArgs {
     /// Host name; its name when not given
     #[arg(long)]
     hostname: Option<String>,
-    /// Network to join; 'none' for none
-    #[arg(long, value_name = "NAME", default_value = "default")]
+    /// Network to join, and the address wanted in it; 'none' for none
+    #[arg(long, value_name = "NAME[:ip=ADDRESS]", default_value = "default")]
     network: Vec<String>,
     /// Publish a port of the machine on this host
     #[arg(short, long, value_name = "[IP:]HOST:GUEST[/tcp|udp]")]
@@ -262,7 +263,10 @@ fn networks(names: &[String]) -> Result<Vec<String>, Failure> {
             Class::Usage,
             "--network none does not go with other networks",
         )),
-        names => Ok(names.to_vec()),
+        names => {
+            names.iter().try_for_each(|name| parse_network(name).map(drop))?;
+            Ok(names.to_vec())
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The commands: each calls the engine or a library and says what came of it.
 
 mod cp;
+mod deploy;
 mod doctor;
 mod events;
 mod exec;
@@ -43,6 +44,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Logs(args) => logs::logs(&context::engine()?, &args),
         Command::Exec(args) => exec::exec(&context::engine()?, &args),
         Command::Cp(args) => cp::cp(&context::engine()?, &args),
+        Command::Deploy(args) => deploy::deploy(&args),
         Command::Attach(args) => exec::attach(&context::engine()?, &args),
         Command::Flist(command) => flist::flist(command),
         Command::Image(command) => image::image(command),

@@ -113,7 +113,7 @@ fn ended(engine: &Engine, spec: &MachineSpec, mut starting: Starting) -> Result<
     }
 }
 
-fn remove_if_it_never_ran(engine: &Engine, name: &str) {
+pub(super) fn remove_if_it_never_ran(engine: &Engine, name: &str) {
     if let Ok(machine) = engine.machine(name)
         && machine.state.ready_at.is_none()
         && !machine.state.phase.is_active()

@@ -185,13 +185,14 @@ impl Engine {
         networks.check_publish(id, publish)?;
         let dns_servers: &[IpAddr] = &dns.nameservers;
         let mut attachments = Vec::new();
-        for (index, name) in spec.networks.iter().enumerate() {
+        for (index, text) in spec.networks.iter().enumerate() {
+            let (name, want) = spec::parse_network(text)?;
             let attachment = self.block_on(async {
-                let network = match name.as_str() {
+                let network = match name {
                     DEFAULT_NETWORK => networks.default_network().await?,
                     name => networks.get(name)?,
                 };
-                let ipv4 = networks.lease(&network, id, None).await?;
+                let ipv4 = networks.lease(&network, id, want).await?;
                 let request = AttachmentRequest {
                     machine: id,
                     ipv4,
