@@ -32,6 +32,17 @@ pub enum Request {
         /// Time between the signal and SIGKILL, in milliseconds.
         grace_ms: u64,
     },
+    /// Grow a file system to the size of its disk, mounted or not. Answer: [`Reply::Done`].
+    Grow {
+        /// virtio serial of the disk.
+        serial: String,
+        /// Number of the partition that has it; `None`: the bare disk has.
+        partition: Option<u32>,
+        /// Its type, as `mount -t` names it: `ext4`, `btrfs` or `xfs`.
+        fstype: String,
+        /// Size of the whole disk in bytes, which the guest may still have to be told of: it is waited for.
+        disk_bytes: u64,
+    },
     /// Is the agent alive? Answer: [`Reply::Done`].
     Ping,
     /// Memory and load of the guest. Answer: [`Reply::Capacity`].

@@ -2,8 +2,9 @@
 //!
 //! # Layout
 //! `/lib/modules/order` names the files beside it that every machine needs, one per line, in load order; `order.network`
-//! those that a machine with interfaces needs besides, since loading them costs a tenth of the set-up. The host computed
-//! the order and unpacked the files: here is no dependency logic and no decompression.
+//! those that a machine with interfaces needs besides, since loading them costs a tenth of the set-up, `order.btrfs` and
+//! `order.xfs` those of a file system, which are there only in a machine that has one. The host computed the order and
+//! unpacked the files: here is no dependency logic and no decompression.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,6 +17,15 @@ use thiserror::Error;
 pub(crate) const ORDER: &str = "/lib/modules/order";
 /// What a machine with interfaces loads besides; gone with the initramfs when the roots are switched.
 pub(crate) const NETWORK_ORDER: &str = "/lib/modules/order.network";
+
+/// The list of what the file system `fstype` needs, if it needs anything. As [`NETWORK_ORDER`], only before the switch.
+pub(crate) fn order_of(fstype: &str) -> Option<&'static Path> {
+    match fstype {
+        "btrfs" => Some(Path::new("/lib/modules/order.btrfs")),
+        "xfs" => Some(Path::new("/lib/modules/order.xfs")),
+        _ => None,
+    }
+}
 
 /// Why a module is not loaded.
 #[derive(Debug, Error)]

@@ -187,6 +187,16 @@ impl Agent {
                     grace: Duration::from_millis(grace_ms),
                 });
             }
+            Request::Grow {
+                serial,
+                partition,
+                fstype,
+                disk_bytes,
+            } => {
+                let grown = setup::grow(&self.proc, &serial, partition, &fstype, disk_bytes);
+                let reply = grown.map_or_else(|error| failure(ErrorKind::Setup, error), |()| Reply::Done);
+                answer(stream, reply).await;
+            }
             Request::Ping => answer(stream, Reply::Done).await,
             Request::Capacity => {
                 let measured = capacity::measure(&self.proc);

@@ -52,6 +52,9 @@ pub trait Vm: Send {
     /// Lets the virtual CPUs run on. [`VmEvent::Resumed`] follows.
     async fn resume(&mut self) -> Result<(), ControlError>;
 
+    /// Tells the guest that the file behind the disk `id` has become `bytes` long.
+    async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), ControlError>;
+
     /// Ends the machine at once, as by pulling the plug, but lets the hypervisor write what it holds for disks.
     /// [`VmEvent::Exited`] follows.
     async fn quit(&mut self) -> Result<(), ControlError>;

@@ -122,6 +122,10 @@ impl Vm for FakeVm {
         self.order("resume", Some(VmEvent::Resumed))
     }
 
+    async fn resize_disk(&mut self, _id: &str, _bytes: u64) -> Result<(), ControlError> {
+        self.order("resize_disk", None)
+    }
+
     async fn quit(&mut self) -> Result<(), ControlError> {
         self.order("quit", Some(VmEvent::Exited(ExitReason::HostQuit)))
     }

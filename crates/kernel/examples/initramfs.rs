@@ -12,7 +12,9 @@ fn main() -> Result<(), KernelError> {
     };
     println!(
         "{}",
-        Kernel::read(Path::new(kernel))?.initramfs(Path::new(init))?.display()
+        Kernel::read(Path::new(kernel))?
+            .initramfs(Path::new(init), &[])?
+            .display()
     );
     Ok(())
 }

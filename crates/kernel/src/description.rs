@@ -100,6 +100,61 @@ impl Description {
     }
 }
 
+/// A file system whose driver a kernel has as a module, which only machines that mount one carry into their boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FsDriver {
+    /// btrfs.
+    Btrfs,
+    /// XFS.
+    Xfs,
+}
+
+impl FsDriver {
+    /// The driver of the file system that `mount -t` calls `fstype`, if it is one that is not there anyway.
+    pub fn of(fstype: &str) -> Option<FsDriver> {
+        [FsDriver::Btrfs, FsDriver::Xfs]
+            .into_iter()
+            .find(|driver| driver.name() == fstype)
+    }
+
+    /// As `mount -t` names the file system.
+    pub fn name(self) -> &'static str {
+        match self {
+            FsDriver::Btrfs => "btrfs",
+            FsDriver::Xfs => "xfs",
+        }
+    }
+
+    /// The modules, the last one being the driver itself. The first ones of btrfs are asked for by name when it is loaded,
+    /// which finds nothing in a guest without modprobe.
+    fn modules(self) -> &'static [&'static str] {
+        match self {
+            FsDriver::Btrfs => &[
+                "blake2b_generic.ko",
+                "sha256_generic.ko",
+                "xxhash_generic.ko",
+                "btrfs.ko",
+            ],
+            FsDriver::Xfs => &["xfs.ko"],
+        }
+    }
+}
+
+impl Description {
+    /// The files that `driver` needs beyond the boot's, in loading order; empty when the kernel has it built in.
+    pub fn driver_modules(&self, driver: FsDriver) -> Vec<&str> {
+        let mut wanted: BTreeSet<&str> = driver.modules().iter().copied().collect();
+        // Backwards: whoever needs a module comes after it.
+        for module in self.modules.iter().rev() {
+            if wanted.contains(module.file.as_str()) {
+                wanted.extend(module.needs.iter().map(String::as_str));
+            }
+        }
+        let needed = self.modules.iter().filter(|m| wanted.contains(m.file.as_str()));
+        needed.filter(|m| !m.boot).map(|m| m.file.as_str()).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +193,26 @@ mod tests {
             description.network_modules(),
             ["failover.ko", "net_failover.ko", "virtio_net.ko"]
         );
+    }
+
+    #[test]
+    fn a_driver_brings_what_it_needs_and_the_boot_does_not_have() {
+        let later = |file, needs| Module {
+            boot: false,
+            ..module(file, needs)
+        };
+        let mut description = Description::parse(GOLDEN, Path::new("kernel.json")).unwrap();
+        description.modules = vec![
+            module("libcrc32c.ko", &[]),
+            later("raid6_pq.ko", &[]),
+            later("xor.ko", &[]),
+            later("xxhash_generic.ko", &[]),
+            later("tun.ko", &[]),
+            later("btrfs.ko", &["libcrc32c.ko", "raid6_pq.ko", "xor.ko"]),
+        ];
+        let files = description.driver_modules(FsDriver::Btrfs);
+        assert_eq!(files, ["raid6_pq.ko", "xor.ko", "xxhash_generic.ko", "btrfs.ko"]);
+        assert!(description.driver_modules(FsDriver::Xfs).is_empty());
     }
 
     #[test]

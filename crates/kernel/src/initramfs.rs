@@ -11,8 +11,10 @@
 //! /lib/modules/order                  the file names of those that every machine loads, one per line, each after
 //!                                     everything it needs
 //! /lib/modules/order.network          the same for those that a machine with a network interface loads besides
+//! /lib/modules/order.<file system>    the same for a file system's driver, in the archives that are made with it
 //! ```
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,23 +23,25 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 use zmachine_sys::file::{self, NewFile};
 
+use crate::description::FsDriver;
 use crate::error::AtPath;
 use crate::install::hex;
 use crate::{Kernel, KernelError, KernelLibrary};
 
 /// Changes when the layout changes, so that a cached file of an older program is not used.
-const LAYOUT: &str = "zmachine initramfs 2\n";
-/// How many initramfs files are kept per kernel: the one in use, and what older programs on the same home use.
-const KEEP: usize = 3;
+const LAYOUT: &str = "zmachine initramfs 3\n";
+/// How many initramfs files are kept per kernel: those in use, by their drivers, and what older programs on the same home
+/// use.
+const KEEP: usize = 8;
 
 impl KernelLibrary {
-    /// The initramfs of `kernel` with the agent binary `agent`: made when it is not there yet. Its name has the first 12 hex
-    /// digits of the SHA-256 over the layout's version and the agent.
+    /// The initramfs of `kernel` with the agent binary `agent` and the `drivers` of further file systems: made when it is not
+    /// there yet. Its name has the first 12 hex digits of the SHA-256 over the layout's version, the drivers and the agent.
     ///
     /// # Errors
     /// When the agent or a module cannot be read, or the file cannot be written.
-    pub fn initramfs(&self, kernel: &Kernel, agent: &Path) -> Result<PathBuf, KernelError> {
-        kernel.initramfs(agent)
+    pub fn initramfs(&self, kernel: &Kernel, agent: &Path, drivers: &[FsDriver]) -> Result<PathBuf, KernelError> {
+        kernel.initramfs(agent, drivers)
     }
 }
 
@@ -46,21 +50,38 @@ impl Kernel {
     ///
     /// # Errors
     /// When the agent or a module cannot be read, or the file cannot be written.
-    pub fn initramfs(&self, agent: &Path) -> Result<PathBuf, KernelError> {
+    pub fn initramfs(&self, agent: &Path, drivers: &[FsDriver]) -> Result<PathBuf, KernelError> {
+        let drivers: BTreeSet<FsDriver> = drivers.iter().copied().collect();
         let init = fs::read(agent).at("read", agent)?;
-        let digest = hex(&Sha256::new().chain_update(LAYOUT).chain_update(&init).finalize());
+        let mut digest = Sha256::new().chain_update(LAYOUT);
+        for driver in &drivers {
+            digest.update(format!("{}\n", driver.name()));
+        }
+        let digest = hex(&digest.chain_update(&init).finalize());
         let path = self.dir.join(format!("initramfs-{}.cpio", &digest[..12]));
         if path.try_exists().at("read", &path)? {
             return Ok(path);
         }
-        let mut boot = Vec::new();
-        for name in self.description.boot_modules() {
+        let network = self.description.network_modules();
+        let plain = self.description.boot_modules().filter(|name| !network.contains(name));
+        let mut orders = vec![
+            ("order".to_owned(), plain.collect()),
+            ("order.network".to_owned(), network.clone()),
+        ];
+        for driver in drivers {
+            orders.push((
+                format!("order.{}", driver.name()),
+                self.description.driver_modules(driver),
+            ));
+        }
+        let mut modules = BTreeMap::new();
+        for name in orders.iter().flat_map(|(_, names)| names) {
             let module = self.dir.join("modules").join(name);
-            boot.push((name, fs::read(&module).at("read", &module)?));
+            modules.insert(*name, fs::read(&module).at("read", &module)?);
         }
         let new = NewFile::create(&self.dir, 0o644)?;
         new.file()
-            .write_all(&archive(&init, &boot, &self.description.network_modules()))
+            .write_all(&archive(&init, &modules, &orders))
             .at("write", &path)?;
         new.publish_new(&path, true)?;
         self.prune_initramfs()?;
@@ -90,7 +111,7 @@ impl Kernel {
 }
 
 /// The whole archive. Pure and reproducible: no times, no owners.
-fn archive(init: &[u8], modules: &[(&str, Vec<u8>)], network: &[&str]) -> Vec<u8> {
+fn archive(init: &[u8], modules: &BTreeMap<&str, Vec<u8>>, orders: &[(String, Vec<&str>)]) -> Vec<u8> {
     const DIR: u32 = 0o040_755;
     const FILE: u32 = 0o100_644;
     let mut cpio = Cpio::default();
@@ -102,10 +123,8 @@ fn archive(init: &[u8], modules: &[(&str, Vec<u8>)], network: &[&str]) -> Vec<u8
     for (name, content) in modules {
         cpio.entry(&format!("lib/modules/{name}"), FILE, (0, 0), content);
     }
-    for (file, of_network) in [("order", false), ("order.network", true)] {
-        let names = modules.iter().map(|(name, _)| name);
-        let chosen = names.filter(|name| network.contains(name) == of_network);
-        let order: String = chosen.map(|name| format!("{name}\n")).collect();
+    for (file, names) in orders {
+        let order: String = names.iter().map(|name| format!("{name}\n")).collect();
         cpio.entry(&format!("lib/modules/{file}"), FILE, (0, 0), order.as_bytes());
     }
     cpio.finish()
@@ -168,10 +187,11 @@ mod tests {
 
     #[test]
     fn an_independent_cpio_lists_what_was_written() {
+        let modules = BTreeMap::from([("failover.ko", vec![1; 5]), ("virtio_net.ko", vec![2; 7])]);
         let bytes = archive(
             b"#!agent",
-            &[("failover.ko", vec![1; 5]), ("virtio_net.ko", vec![2; 7])],
-            &[],
+            &modules,
+            &[("order".into(), vec!["failover.ko", "virtio_net.ko"])],
         );
         let Ok(mut child) = Command::new("busybox")
             .args(["cpio", "-tv"])
@@ -197,13 +217,20 @@ mod tests {
 
     #[test]
     fn the_order_files_name_the_modules_line_by_line() {
-        let bytes = archive(b"", &[("a.ko", vec![]), ("b.ko", vec![]), ("c.ko", vec![])], &["c.ko"]);
-        assert!(bytes.windows(11).any(|w| w == b"a.ko\nb.ko\n\0"));
+        let orders = [
+            ("order".into(), vec!["b.ko", "a.ko"]),
+            ("order.network".into(), vec!["c.ko"]),
+        ];
+        let bytes = archive(b"", &BTreeMap::new(), &orders);
+        assert!(bytes.windows(11).any(|w| w == b"b.ko\na.ko\n\0"));
         assert!(bytes.windows(6).any(|w| w == b"c.ko\n\0"));
     }
 
     #[test]
     fn the_same_input_gives_the_same_bytes() {
-        assert_eq!(archive(b"x", &[], &[]), archive(b"x", &[], &[]));
+        assert_eq!(
+            archive(b"x", &BTreeMap::new(), &[]),
+            archive(b"x", &BTreeMap::new(), &[])
+        );
     }
 }

@@ -30,7 +30,7 @@ mod library;
 mod modules;
 
 pub use build::{BuildSource, DEFAULT_FRAGMENT};
-pub use description::{Description, Module, Package};
+pub use description::{Description, FsDriver, Module, Package};
 pub use error::KernelError;
 pub use install::{KernelSource, Progress};
 pub use library::{Kernel, KernelLibrary};

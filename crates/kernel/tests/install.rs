@@ -43,11 +43,11 @@ fn the_debian_kernel_is_treated_and_becomes_the_default() {
     assert!(matches!(again, Err(KernelError::Exists { .. })), "{again:?}");
     let agent = home.path().join("agent");
     std::fs::write(&agent, "first").unwrap();
-    let first = library.initramfs(&kernel, &agent).unwrap();
-    assert_eq!(library.initramfs(&kernel, &agent).unwrap(), first);
-    for n in 0..4 {
+    let first = library.initramfs(&kernel, &agent, &[]).unwrap();
+    assert_eq!(library.initramfs(&kernel, &agent, &[]).unwrap(), first);
+    for n in 0..9 {
         std::fs::write(&agent, format!("another {n}")).unwrap();
-        library.initramfs(&kernel, &agent).unwrap();
+        library.initramfs(&kernel, &agent, &[]).unwrap();
     }
     assert!(!first.exists());
     library.remove(kernel.name()).unwrap();

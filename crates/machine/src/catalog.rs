@@ -20,7 +20,7 @@ use crate::killpoint::Killpoints;
 use crate::plan::Plan;
 use crate::spec::MachineSpec;
 use crate::state::State;
-use crate::volume::{Origin, VolumeArgument};
+use crate::volume::{self, Origin, VolumeArgument};
 
 /// A machine's folder with its spec and state.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,10 +61,25 @@ impl Machine {
 
     /// Whether it is made to use the volume `name`.
     pub fn uses_volume(&self, name: &str) -> bool {
-        self.spec.volumes.iter().any(|text| {
-            let argument = VolumeArgument::parse(text, Path::new("/"));
-            argument.is_ok_and(|argument| argument.origin == Origin::Named(name.to_owned()))
-        })
+        self.volume_uses(name).next().is_some()
+    }
+
+    /// Whether it is made to write to the volume `name`.
+    pub fn writes_volume(&self, name: &str) -> bool {
+        self.volume_uses(name).any(|argument| !argument.read_only)
+    }
+
+    fn volume_uses(&self, name: &str) -> impl Iterator<Item = VolumeArgument> {
+        let arguments = self.spec.volumes.iter().enumerate().filter_map(|(index, text)| {
+            let argument = VolumeArgument::parse(text, Path::new("/")).ok()?;
+            let is_it = match &argument.origin {
+                Origin::Named(named) => named == name,
+                Origin::Anonymous => name == volume::anonymous(&self.id, index),
+                Origin::Directory(_) => false,
+            };
+            is_it.then_some(argument)
+        });
+        arguments.collect::<Vec<_>>().into_iter()
     }
 
     /// The plan it was created with.

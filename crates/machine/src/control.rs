@@ -44,6 +44,13 @@ pub enum Request {
     Pause,
     /// Let them run again.
     Resume,
+    /// Make a volume that the machine writes to larger, and the file system on it.
+    GrowVolume {
+        /// The volume's name.
+        name: String,
+        /// Its new size in bytes.
+        size_bytes: u64,
+    },
 }
 
 /// What the monitor answers to everything but `attach` and `exec`.

@@ -44,6 +44,11 @@ impl Disk {
         Path::new("/dev").join(&self.name)
     }
 
+    /// The device node of its partition `number`.
+    pub(super) fn partition(&self, number: u32) -> PathBuf {
+        Path::new("/dev").join(format!("{}{number}", self.name))
+    }
+
     /// Sets how far the kernel reads ahead. A kernel that refuses is slower, not broken.
     pub(super) fn set_read_ahead(&self, kib: u32) {
         let _ = fs::write(format!("/sys/block/{}/queue/read_ahead_kb", self.name), kib.to_string());

@@ -6,6 +6,7 @@
 
 mod disks;
 mod etc;
+mod grow;
 mod netlink;
 mod network;
 mod root;
@@ -23,6 +24,7 @@ use zmachine_agent_protocol::{BootConfig, Upper};
 use crate::boot::Phases;
 use crate::modules::{self, ModuleError};
 pub(crate) use etc::read_limited;
+pub(crate) use grow::grow;
 pub(crate) use root::Writable;
 
 /// Why the guest can not be set up; every text names the thing concerned.
@@ -67,6 +69,16 @@ pub(crate) enum SetupError {
     /// A driver is not loaded.
     #[error(transparent)]
     Module(#[from] ModuleError),
+    /// A file system can not be grown.
+    #[error("grow {fstype} on {device}: {source}")]
+    Grow {
+        device: String,
+        fstype: String,
+        source: Errno,
+    },
+    /// Not one that can be grown.
+    #[error("no way to grow a file system of type {fstype:?} is known")]
+    NotGrowable { fstype: String },
     /// No netlink socket.
     #[error("netlink socket: {source}")]
     Netlink { source: Errno },
@@ -93,6 +105,13 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
     if !config.interfaces.is_empty() {
         modules::load_all(Path::new(modules::NETWORK_ORDER))?;
         phases.end("network modules");
+    }
+    for order in config
+        .mounts
+        .iter()
+        .filter_map(|mount| modules::order_of(&mount.fstype))
+    {
+        modules::load_all(order)?;
     }
     root::assemble(&config.root, config.read_ahead_kib, &mut outcome.writable)?;
     phases.end("root");

@@ -7,6 +7,7 @@ use zmachine_agent_protocol::Mount;
 
 use super::SetupError;
 use super::disks::Disk;
+use super::grow;
 use super::root::{Writable, mount_at};
 
 /// Mounts all; targets are made when missing. Runs inside the new root, so links of the image stay in it.
@@ -27,6 +28,8 @@ pub(super) fn mount_all(mounts: &[Mount], writable: &mut Vec<Writable>) -> Resul
         };
         mount_at(&disk.device(), &mount.target, &mount.fstype, flags, "")?;
         if !mount.read_only {
+            // The disk may have grown since the file system was made; one that fits is left alone.
+            grow::grow_mounted(&disk.device(), &mount.target, &mount.fstype)?;
             let held = Writable::hold(&mount.serial, &mount.target);
             writable.push(held.map_err(|source| SetupError::Mount {
                 what: mount.serial.clone(),

@@ -95,6 +95,9 @@ pub(crate) enum Command {
     /// Local images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Disks with a life of their own
+    #[command(subcommand)]
+    Volume(VolumeCommand),
     /// Guest kernels
     #[command(subcommand)]
     Kernel(KernelCommand),
@@ -389,6 +392,43 @@ pub(crate) enum ImageCommand {
     /// Remove a name
     Rm {
         #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// Make a volume; it takes space only for what is written to it
+    Create {
+        name: String,
+        /// Its size; 10G when nothing is said
+        #[arg(long)]
+        size: Option<String>,
+        /// The file system it gets at its first use by a container: ext4, btrfs, xfs or none
+        #[arg(long, default_value = "ext4")]
+        fs: zmachine_machine::volume::Fs,
+    },
+    /// List volumes
+    Ls {
+        #[arg(short, long)]
+        quiet: bool,
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
+    /// Show everything about volumes, as JSON
+    Inspect {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Make a volume larger, with the file system on it if it is in use by a machine that runs our agent
+    Grow {
+        name: String,
+        /// Its new size
+        size: String,
+    },
+    /// Remove volumes with all their data
+    Rm {
+        #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
 }

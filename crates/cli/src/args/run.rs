@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use zmachine_machine::log::Target;
 use zmachine_machine::spec::parse_network;
+use zmachine_machine::volume::VolumeArgument;
 use zmachine_machine::{Class, Failure, MachineSpec, RestartPolicy, bytes};
 
 /// `run`
@@ -69,6 +70,9 @@ pub(crate) struct CreateArgs {
     /// Host name; its name when not given
     #[arg(long)]
     hostname: Option<String>,
+    /// Attach a volume: NAME:/PATH, or /PATH for one of its own; options size=10G, fs=ext4|btrfs|xfs|none, ro
+    #[arg(short = 'v', long, value_name = "NAME:/PATH[:OPTION,...]")]
+    volume: Vec<String>,
     /// Network to join, and the address wanted in it; 'none' for none
     #[arg(long, value_name = "NAME[:ip=ADDRESS]", default_value = "default")]
     network: Vec<String>,
@@ -148,6 +152,8 @@ impl CreateArgs {
         spec.workdir = self.workdir.clone();
         spec.user = self.user.clone();
         spec.hostname = self.hostname.clone();
+        let volume = |text: &String| Ok(VolumeArgument::parse(text, cwd)?.to_string());
+        spec.volumes = self.volume.iter().map(volume).collect::<Result<_, Failure>>()?;
         spec.networks = networks(&self.network)?;
         spec.publish = self.publish.clone();
         spec.dns = self.dns.clone();

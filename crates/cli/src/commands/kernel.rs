@@ -36,7 +36,7 @@ pub(crate) fn kernel(command: KernelCommand) -> Result<u8, Failure> {
             // Made here, so that the first machine need not wait for it; a missing agent is what `doctor` reports.
             let agent = context::agent_path();
             if agent.is_file() {
-                library.initramfs(&kernel, &agent)?;
+                library.initramfs(&kernel, &agent, &[])?;
             }
             output::print(&format!("{}\n", kernel.name()))?;
             Ok(0)

@@ -52,7 +52,7 @@ pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> Result<u8, Failure> {
 }
 
 pub(crate) fn rm(engine: &Engine, args: &RmArgs) -> Result<u8, Failure> {
-    each(&args.names.names, |name| engine.remove(name, args.force))
+    each(&args.names.names, |name| engine.remove(name, args.force, args.volumes))
 }
 
 /// Prints one exit status per machine, as docker does; the machine's failure is a failure here.

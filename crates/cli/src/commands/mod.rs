@@ -14,6 +14,7 @@ mod metrics;
 mod run;
 mod stats;
 mod units;
+mod volume;
 mod why;
 
 use zmachine_machine::Failure;
@@ -49,6 +50,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Flist(command) => flist::flist(command),
         Command::Image(command) => image::image(command),
         Command::Kernel(command) => kernel::kernel(command),
+        Command::Volume(command) => volume::volume(command),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Monitor(role) => roles::monitor(role),
         Command::Rootfs(role) => roles::rootfs(role),

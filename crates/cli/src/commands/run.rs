@@ -99,7 +99,7 @@ fn ended(engine: &Engine, spec: &MachineSpec, mut starting: Starting) -> Result<
     engine.reconcile()?.iter().for_each(|line| eprintln!("warning: {line}"));
     if let Err(failure) = started {
         // Stopped by a signal or another command while it started.
-        return if failure.class == Class::Conflict {
+        return if starting.was_stopped() {
             Ok(Exit::Killed.shell_code())
         } else {
             Err(failure)
@@ -118,6 +118,6 @@ pub(super) fn remove_if_it_never_ran(engine: &Engine, name: &str) {
         && machine.state.ready_at.is_none()
         && !machine.state.phase.is_active()
     {
-        let _ = engine.remove(name, false);
+        let _ = engine.remove(name, false, true);
     }
 }

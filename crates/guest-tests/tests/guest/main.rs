@@ -16,3 +16,4 @@ mod root;
 mod streams;
 mod support;
 mod terminal;
+mod volumes;

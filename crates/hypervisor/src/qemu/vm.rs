@@ -213,6 +213,11 @@ impl Vm for QemuVm {
         self.order("cont", json!({})).await.map(drop)
     }
 
+    async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), ControlError> {
+        let arguments = json!({ "node-name": id, "size": bytes });
+        self.order("block_resize", arguments).await.map(drop)
+    }
+
     async fn quit(&mut self) -> Result<(), ControlError> {
         match self.order("quit", json!({})).await {
             // It may be gone before its answer is read.

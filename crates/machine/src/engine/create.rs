@@ -8,7 +8,7 @@ use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
 use zmachine_image::{
     FetchOptions, Image, ImageKind, Library, Progress, PullPolicy, Reference, ResolveError, Timeouts, open_store,
 };
-use zmachine_kernel::KernelLibrary;
+use zmachine_kernel::{FsDriver, KernelLibrary};
 use zmachine_network::{
     Attachment, AttachmentRequest, DEFAULT_NETWORK, HostDns, NetworkError, Networks, Publish, host_nameservers,
 };
@@ -21,6 +21,7 @@ use crate::failure::{Class, Failure};
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan};
 use crate::spec::{self, MachineSpec};
 use crate::state::State;
+use crate::volume::Wanted;
 
 /// How an image is found.
 pub struct CreateOptions<'a> {
@@ -47,7 +48,7 @@ impl Engine {
     /// # Errors
     /// Whatever is wrong with the request, the image or the host; nothing is left then.
     pub fn create(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Machine, Failure> {
-        self.planned(spec, options, |id, plan| {
+        self.planned(spec, options, |id, plan, wanted| {
             let addresses = plan
                 .attachments()
                 .iter()
@@ -55,7 +56,13 @@ impl Engine {
                 .map(|net| net.addr())
                 .collect();
             let state = State::created(Timestamp::now(), addresses);
-            catalog::add(&self.home, id, spec, &plan, &state, &self.kill)?;
+            let volumes = self.volumes();
+            let made = volumes.make(wanted)?;
+            self.kill.pass("create: volumes made");
+            if let Err(failure) = catalog::add(&self.home, id, spec, &plan, &state, &self.kill) {
+                volumes.unmake(&made);
+                return Err(failure);
+            }
             Ok(Machine {
                 id: id.to_owned(),
                 dir: self.home.machine(id),
@@ -71,7 +78,7 @@ impl Engine {
     /// As [`Engine::create`].
     pub fn plan(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Plan, Failure> {
         let networks = self.networks()?;
-        self.planned(spec, options, |id, plan| {
+        self.planned(spec, options, |id, plan, _| {
             release_leases(&networks, |machine| machine == id)?;
             Ok(plan)
         })
@@ -81,18 +88,20 @@ impl Engine {
         &self,
         spec: &MachineSpec,
         options: &CreateOptions<'_>,
-        then: impl FnOnce(&str, Plan) -> Result<T, Failure>,
+        then: impl FnOnce(&str, Plan, &[Wanted]) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         spec::check_name(&spec.name)?;
         catalog::require_free(&self.home, &spec.name)?;
         let publish = parse_publish(&spec.publish)?;
         Plan::check_request(spec, &HostFacts::gather())?;
         check_stores(&spec.stores)?;
-        let facts = self.facts(spec, options)?;
+        let id = catalog::new_id();
+        let wanted = self.volumes().wanted(&spec.volumes, &id)?;
+        wanted.iter().try_for_each(Wanted::check_mountable)?;
+        let facts = self.facts(spec, options, &wanted)?;
         let networks = self.networks()?;
         // From here on addresses are taken: nobody may sweep them away before the machine's folder is there.
         let _catalog = catalog::lock(&self.home)?;
-        let id = catalog::new_id();
         let result = self
             .attachments(spec, &id, &publish, &facts.dns, &networks)
             .and_then(|attachments| {
@@ -107,8 +116,9 @@ impl Engine {
                 let content = Content::Container {
                     image: &facts.image,
                     kernel: &facts.kernel,
+                    volumes: &wanted,
                 };
-                then(&id, Plan::new(spec, content, inputs)?)
+                then(&id, Plan::new(spec, content, inputs)?, &wanted)
             });
         if result.is_err() {
             release_leases(&networks, |machine| machine == id)?;
@@ -116,7 +126,7 @@ impl Engine {
         result
     }
 
-    fn facts(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Facts, Failure> {
+    fn facts(&self, spec: &MachineSpec, options: &CreateOptions<'_>, wanted: &[Wanted]) -> Result<Facts, Failure> {
         let requested = match spec.accel.as_str() {
             "kvm" => Requested::Kvm,
             "tcg" => Requested::Tcg,
@@ -128,7 +138,10 @@ impl Engine {
             image: self.image(spec, options)?,
             host: HostFacts::gather(),
             accel,
-            kernel: self.kernel(spec.kernel.as_deref())?,
+            kernel: {
+                let drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
+                self.kernel(spec.kernel.as_deref(), &drivers)?
+            },
             dns: host_nameservers(),
         })
     }
@@ -160,13 +173,13 @@ impl Engine {
         })
     }
 
-    pub(super) fn kernel(&self, name: Option<&str>) -> Result<KernelChoice, Failure> {
+    pub(super) fn kernel(&self, name: Option<&str>, drivers: &[FsDriver]) -> Result<KernelChoice, Failure> {
         let library = KernelLibrary::open(self.home.data())?;
         let kernel = match name {
             Some(name) => library.get(name)?,
             None => library.default()?,
         };
-        let initramfs = library.initramfs(&kernel, &self.agent)?;
+        let initramfs = library.initramfs(&kernel, &self.agent, drivers)?;
         Ok(KernelChoice {
             name: kernel.name().to_owned(),
             vmlinux: kernel.vmlinux(),

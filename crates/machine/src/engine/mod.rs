@@ -25,6 +25,7 @@ use crate::catalog::{self, Machine};
 use crate::failure::Failure;
 use crate::home::Home;
 use crate::killpoint::Killpoints;
+use crate::volume::Volumes;
 
 /// The engine over one home.
 #[derive(Debug)]
@@ -84,6 +85,11 @@ impl Engine {
 
     fn networks(&self) -> Result<Networks, Failure> {
         Ok(Networks::open(self.home.data())?)
+    }
+
+    /// The volumes of its home.
+    pub fn volumes(&self) -> Volumes {
+        Volumes::new(&self.home)
     }
 
     /// Runs a future of the network crate to its end.

@@ -13,11 +13,12 @@ use crate::journal::Journal;
 const END_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Engine {
-    /// Removes a machine with its writable disk and logs; one that runs only with `force`, which kills it first.
+    /// Removes a machine with its writable disk and logs, with `volumes` also those that were made for it without a name; one
+    /// that runs only with `force`, which kills it first.
     ///
     /// # Errors
     /// [`Class::NotFound`], or [`Class::Conflict`] for a machine that runs.
-    pub fn remove(&self, name: &str, force: bool) -> Result<(), Failure> {
+    pub fn remove(&self, name: &str, force: bool, volumes: bool) -> Result<(), Failure> {
         let machine = self.machine(name)?;
         if machine.state.phase.is_active() {
             if !force {
@@ -48,6 +49,9 @@ impl Engine {
         let mut journal = Journal::open(&machine.dir)?;
         self.block_on(journal.undo_all(&networks))??;
         release_leases(&networks, |id| id == machine.id)?;
+        if volumes {
+            self.volumes().remove_anonymous(&machine.id)?;
+        }
         catalog::remove(&self.home, &machine, &self.kill)?;
         drop(lock);
         Ok(())

@@ -26,6 +26,7 @@ pub struct Starting {
     machine: Machine,
     monitor: Child,
     report: BufReader<File>,
+    was_stopped: bool,
 }
 
 impl Engine {
@@ -85,6 +86,7 @@ impl Engine {
             machine,
             monitor,
             report: BufReader::new(File::from(reader)),
+            was_stopped: false,
         })
     }
 }
@@ -99,7 +101,7 @@ impl Engine {
         if is_current && plan.kernel.initramfs.is_file() {
             return Ok(());
         }
-        let choice = self.kernel(Some(&plan.kernel.name))?;
+        let choice = self.kernel(Some(&plan.kernel.name), &plan.fs_drivers())?;
         if choice != plan.kernel || plan.boot.protocol != PROTOCOL_VERSION {
             plan.use_kernel(choice);
             zmachine_sys::file::replace_json(&path, &Plan::Container(plan))?;
@@ -152,6 +154,11 @@ impl Starting {
         let _ = self.monitor.wait();
     }
 
+    /// Whether the start came to nothing because another command stopped the machine.
+    pub fn was_stopped(&self) -> bool {
+        self.was_stopped
+    }
+
     fn failed(&mut self, failure: Failure) -> Failure {
         // The report is the monitor's last word but one: it ends, and with that releases the machine, right after.
         let _ = self.monitor.wait();
@@ -164,8 +171,8 @@ impl Starting {
         if n == 0 {
             let status = self.monitor.wait()?;
             let name = &self.machine.spec.name;
-            // Stopped before it was ready, by another command.
             if status.success() {
+                self.was_stopped = true;
                 return Err(Failure::new(
                     Class::Conflict,
                     format!("machine '{name}' was stopped while it started"),

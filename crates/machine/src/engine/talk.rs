@@ -13,6 +13,7 @@ use crate::catalog::Machine;
 use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
 use crate::state::{Exit, Phase};
+use crate::volume::Volume;
 
 /// How long the end of a monitor may take after its machine ended: undoing takes a moment.
 const END_PATIENCE: Duration = Duration::from_secs(60);
@@ -106,6 +107,24 @@ impl Engine {
             Phase::Failed { failure, .. } => Err(failure),
             _ => Ok(None),
         }
+    }
+
+    /// Makes a volume larger. A running machine that writes to it sees that at once, and the file system grows as well where
+    /// its agent can; otherwise both happen at the next start.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`], [`Class::Usage`] for a size that is not larger.
+    pub fn grow_volume(&self, name: &str, size_bytes: u64) -> Result<Volume, Failure> {
+        let volumes = self.volumes();
+        let request = Request::GrowVolume {
+            name: name.to_owned(),
+            size_bytes,
+        };
+        match volumes.writer(name)? {
+            Some(machine) => self.ask(&machine, &request)?,
+            None => drop(volumes.grow(name, size_bytes)?),
+        }
+        volumes.get(name)
     }
 
     fn command(&self, name: &str, request: &Request) -> Result<(), Failure> {

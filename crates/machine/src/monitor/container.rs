@@ -16,7 +16,9 @@ use crate::control::{Reply, Report, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
 use crate::plan::ContainerPlan;
+use crate::plan::container::{VolumeUse, volume_disk};
 use crate::state::{Exit, Phase};
+use crate::volume::Volumes;
 
 /// Time the guest gets to power off after its entrypoint is gone, before it is killed.
 const POWER_OFF_PATIENCE: Duration = Duration::from_secs(30);
@@ -160,12 +162,39 @@ impl Monitor<ContainerPlan> {
                 .resume()
                 .await
                 .map_err(|e| Failure::from_error(Class::Failed, &e)),
+            Request::GrowVolume { name, size_bytes } => self.grow_volume(running, &name, size_bytes).await,
             Request::Attach { .. } | Request::Exec(_) | Request::Transfer(_) | Request::Capacity => {
                 Err(Failure::new(Class::Usage, "not a command for the monitor"))
             }
         };
         let _ = answer.send(result.map_or_else(Reply::Failed, |()| Reply::Done));
         None
+    }
+
+    /// Makes a volume larger: its file, the disk that the guest sees, the file system on it.
+    async fn grow_volume(&mut self, running: &mut Running, name: &str, size_bytes: u64) -> Result<(), Failure> {
+        let writable = |volume: &VolumeUse| volume.name == name && !volume.read_only;
+        let Some(index) = self.plan.volumes.iter().position(writable) else {
+            let message = format!("the machine does not write to a volume '{name}'");
+            return Err(Failure::new(Class::Conflict, message));
+        };
+        let volume = Volumes::new(&self.home).grow(name, size_bytes)?;
+        let told = running.vm.resize_disk(&volume_disk(index), volume.size_bytes).await;
+        let later = "the volume is larger; the machine sees it at its next start";
+        told.map_err(|e| {
+            Failure::from_error(Class::Failed, &e)
+                .context("the guest was not told")
+                .hint(later)
+        })?;
+        let mount = &self.plan.boot.mounts[index];
+        let request = AgentRequest::Grow {
+            serial: mount.serial.clone(),
+            partition: None,
+            fstype: mount.fstype.clone(),
+            disk_bytes: volume.size_bytes,
+        };
+        let grown = running.session.ask(&request).await;
+        grown.map(drop).map_err(|e| Failure::from(e).hint(later))
     }
 
     /// Asks the agent to shut down; how long it was given.

@@ -27,6 +27,8 @@ use crate::failure::{Class, Failure};
 use crate::journal::Resource;
 use crate::log::Source;
 use crate::plan::ContainerPlan;
+use crate::plan::container::VolumeUse;
+use crate::volume::{Held, Volumes};
 
 /// The root disk is served.
 struct Backed {
@@ -78,12 +80,16 @@ impl Monitor<ContainerPlan> {
     /// From nothing to a guest whose agent can be asked.
     pub(super) async fn launch(&mut self) -> Result<Running, (String, Failure)> {
         let disk = self.make_writable_disk();
+        let volumes = self.prepare_volumes();
         let backed = self.start_rootfs().map_err(at("rootfs server"))?;
         self.phase("rootfs server");
         let connected = self.attach_networks(backed).await.map_err(at("network"))?;
         self.phase("network");
         self.plan.boot.first_start = joined(disk).await.map_err(at("writable disk"))?;
         self.phase("writable disk");
+        self.volumes = joined(volumes).await.map_err(at("volumes"))?;
+        self.phase("volumes");
+        self.kill.pass("start: volumes ready");
         self.boot(&Qemu::unasked(None), connected)
             .await
             .map_err(at("hypervisor"))
@@ -105,6 +111,24 @@ impl Monitor<ContainerPlan> {
             None => Ok(true),
             Some(_) if path.exists() => Ok(false),
             Some(bytes) => create_upper(path, bytes),
+        })
+    }
+
+    /// Takes the volumes for this machine and makes file systems on fresh ones, in a thread.
+    fn prepare_volumes(&mut self) -> Working<Vec<Held>> {
+        // Those of an earlier run: a lock is not taken twice, even by its holder.
+        self.volumes.clear();
+        let (volumes, uses) = (Volumes::new(&self.home), self.plan.volumes.clone());
+        in_thread(move || {
+            let ready = |volume: &VolumeUse| {
+                let mut held = volumes.hold(&volume.name, volume.read_only)?;
+                match volume.read_only {
+                    true => held.require_formatted()?,
+                    false => held.ensure_formatted()?,
+                }
+                Ok(held)
+            };
+            uses.iter().map(ready).collect()
         })
     }
 

@@ -30,6 +30,7 @@ use crate::killpoint::Killpoints;
 use crate::log::{Forwarder, LogWriter, Source};
 use crate::plan::Plan;
 use crate::state::{Exit, Phase};
+use crate::volume::{Held, Volumes};
 
 /// How a run ended: with an exit, or at a step with a failure.
 pub(super) type Outcome = Result<Exit, (String, Failure)>;
@@ -50,6 +51,8 @@ pub(super) struct Monitor<P> {
     pub(super) forwarder: Option<Forwarder>,
     pub(super) recorder: Option<Recorder>,
     pub(super) row: Row,
+    /// The volumes it uses; nobody else writes to them until this is gone, after the hypervisor.
+    pub(super) volumes: Vec<Held>,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -83,6 +86,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
         forwarder,
         recorder: None,
         row: Row::default(),
+        volumes: Vec::new(),
         waiters: Vec::new(),
     };
     monitor.machine.state.restarts = 0;
@@ -143,6 +147,7 @@ impl<Q> Monitor<Q> {
             forwarder: self.forwarder,
             recorder: self.recorder,
             row: self.row,
+            volumes: self.volumes,
             waiters: self.waiters,
         }
     }
@@ -354,6 +359,7 @@ impl<P> Monitor<P> {
     fn remove(&mut self) -> Result<(), Failure> {
         let _catalog = catalog::lock(&self.home)?;
         crate::engine::release_leases(&self.networks, |id| id == self.machine.id)?;
+        Volumes::new(&self.home).remove_anonymous(&self.machine.id)?;
         catalog::remove(&self.home, &self.machine, &self.kill)
     }
 }

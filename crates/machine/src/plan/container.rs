@@ -2,8 +2,9 @@
 //! and the entrypoint it starts.
 
 use serde::{Deserialize, Serialize};
-use zmachine_agent_protocol::{BootConfig, HostEntry, PROTOCOL_VERSION, Process, Root, Upper};
+use zmachine_agent_protocol::{BootConfig, HostEntry, Mount, PROTOCOL_VERSION, Process, Root, Upper};
 use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
+use zmachine_kernel::FsDriver;
 use zmachine_network::Attachment;
 
 use super::{
@@ -11,6 +12,7 @@ use super::{
     ssh_keys, start_timeout_s, uuid, warnings,
 };
 use crate::spec::{self, MachineSpec};
+use crate::volume::Wanted;
 
 /// virtio serial of the EROFS disk.
 pub const ROOT_SERIAL: &str = "zm-root";
@@ -40,6 +42,9 @@ pub struct ContainerPlan {
     pub process: Process,
     /// Its networks.
     pub attachments: Vec<Attachment>,
+    /// Its volumes, in the order of their disks and mounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeUse>,
     /// Block stores in place of the flist's routes.
     pub stores: Vec<String>,
     /// Linux number of the stop signal.
@@ -50,6 +55,29 @@ pub struct ContainerPlan {
     pub start_timeout_s: u64,
     /// What the user asked for and does not get in full.
     pub warnings: Vec<String>,
+}
+
+/// A volume of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeUse {
+    /// Its name.
+    pub name: String,
+    /// The guest can only read it.
+    pub read_only: bool,
+}
+
+impl VolumeUse {
+    fn of(volume: &Wanted) -> VolumeUse {
+        VolumeUse {
+            name: volume.name.clone(),
+            read_only: volume.read_only,
+        }
+    }
+}
+
+/// Id of the disk of a machine's volume number `index`, counted from 0.
+pub fn volume_disk(index: usize) -> String {
+    format!("volume{index}")
 }
 
 /// Size of the writable root in bytes by the rule of Zero-OS: `cpus * memory / 8 GiB` in whole numbers; 0 gives
@@ -71,6 +99,7 @@ impl ContainerPlan {
         spec: &MachineSpec,
         image: &ImageFacts,
         kernel: &KernelChoice,
+        volumes: &[Wanted],
         inputs: Inputs<'_>,
     ) -> Result<ContainerPlan, PlanError> {
         let process = process(spec, image)?;
@@ -81,17 +110,27 @@ impl ContainerPlan {
             id: inputs.id.to_owned(),
             image: image.digest.clone(),
             kernel: kernel.clone(),
-            vm: vm(spec, kernel, &inputs, upper_bytes.is_some()),
+            vm: vm(spec, kernel, volumes, &inputs, upper_bytes.is_some()),
             upper_bytes,
-            boot: boot(spec, &inputs, upper_bytes.is_some())?,
+            boot: boot(spec, volumes, &inputs, upper_bytes.is_some())?,
             process,
             attachments: inputs.attachments,
+            volumes: volumes.iter().map(VolumeUse::of).collect(),
             stores: spec.stores.clone(),
             stop_signal,
             stop_grace_ms: grace_ms(spec, spec::DEFAULT_STOP_TIMEOUT_S),
             start_timeout_s: start_timeout_s(inputs.accel),
             warnings: warnings(inputs.host),
         })
+    }
+
+    /// The drivers of file systems that its initramfs must bring.
+    pub fn fs_drivers(&self) -> Vec<FsDriver> {
+        self.boot
+            .mounts
+            .iter()
+            .filter_map(|mount| FsDriver::of(&mount.fstype))
+            .collect()
     }
 
     /// Boots `kernel` from now on, whose initramfs has the agent of this program.
@@ -166,7 +205,7 @@ fn environment(spec: &MachineSpec, image: &ImageFacts) -> Result<Vec<(String, St
     Ok(env)
 }
 
-fn vm(spec: &MachineSpec, kernel: &KernelChoice, inputs: &Inputs<'_>, writable: bool) -> VmSpec {
+fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &Inputs<'_>, writable: bool) -> VmSpec {
     let mut disks = vec![Disk::VhostUser {
         id: "root".to_owned(),
         socket: inputs.home.run_dir(inputs.id).join("rootfs.sock"),
@@ -181,6 +220,13 @@ fn vm(spec: &MachineSpec, kernel: &KernelChoice, inputs: &Inputs<'_>, writable: 
             discard: true,
         });
     }
+    disks.extend(volumes.iter().enumerate().map(|(index, volume)| Disk::File {
+        id: volume_disk(index),
+        path: volume.path.clone(),
+        serial: volume.serial.clone(),
+        read_only: volume.read_only,
+        discard: !volume.read_only,
+    }));
     VmSpec {
         name: spec.name.clone(),
         uuid: uuid(inputs.id),
@@ -200,7 +246,7 @@ fn vm(spec: &MachineSpec, kernel: &KernelChoice, inputs: &Inputs<'_>, writable: 
     }
 }
 
-fn boot(spec: &MachineSpec, inputs: &Inputs<'_>, writable: bool) -> Result<BootConfig, PlanError> {
+fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, writable: bool) -> Result<BootConfig, PlanError> {
     let hostname = hostname(spec);
     let (nameservers, search) = dns(spec, inputs)?;
     let first_address = inputs
@@ -231,12 +277,21 @@ fn boot(spec: &MachineSpec, inputs: &Inputs<'_>, writable: bool) -> Result<BootC
         nameservers,
         search,
         hosts: hosts.into_iter().collect(),
-        mounts: Vec::new(),
+        mounts: volumes.iter().map(mount).collect(),
         ssh_keys: ssh_keys(spec),
         first_start: true,
         // One flist block: halves the requests of a cold start against the kernel's own 128 KiB.
         read_ahead_kib: 512,
     })
+}
+
+fn mount(volume: &Wanted) -> Mount {
+    Mount {
+        serial: volume.serial.clone(),
+        fstype: volume.fs.name().to_owned(),
+        target: volume.target.clone(),
+        read_only: volume.read_only,
+    }
 }
 
 #[cfg(test)]
@@ -281,7 +336,11 @@ mod tests {
                 search: vec![],
             },
         };
-        let content = Content::Container { image, kernel: &kernel };
+        let content = Content::Container {
+            image,
+            kernel: &kernel,
+            volumes: &[],
+        };
         match Plan::new(spec, content, inputs)? {
             Plan::Container(plan) => Ok(*plan),
         }

@@ -27,6 +27,7 @@ pub use error::PlanError;
 
 use crate::home::Home;
 use crate::spec::MachineSpec;
+use crate::volume::Wanted;
 
 /// Version of `plan.json`.
 pub const PLAN_VERSION: u32 = 1;
@@ -53,8 +54,8 @@ impl Plan {
     pub fn new(spec: &MachineSpec, content: Content<'_>, inputs: Inputs<'_>) -> Result<Plan, PlanError> {
         Plan::check_request(spec, inputs.host)?;
         match content {
-            Content::Container { image, kernel } => {
-                ContainerPlan::new(spec, image, kernel, inputs).map(|plan| Plan::Container(Box::new(plan)))
+            Content::Container { image, kernel, volumes } => {
+                ContainerPlan::new(spec, image, kernel, volumes, inputs).map(|plan| Plan::Container(Box::new(plan)))
             }
         }
     }
@@ -121,6 +122,8 @@ pub enum Content<'a> {
         image: &'a ImageFacts,
         /// The guest kernel.
         kernel: &'a KernelChoice,
+        /// Its volumes.
+        volumes: &'a [Wanted],
     },
 }
 

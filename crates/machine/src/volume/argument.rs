@@ -9,6 +9,7 @@
 //! Options: `size=10G`, `fs=ext4|btrfs|xfs|none` (both for a volume that is not there yet, or to insist on what it is),
 //! `ro`, `rw`.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::record::Fs;
@@ -109,6 +110,25 @@ impl VolumeArgument {
     }
 }
 
+/// As [`VolumeArgument::parse`] reads it, the same from any folder.
+impl fmt::Display for VolumeArgument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Origin::Named(name) => write!(f, "{name}:{}", self.target)?,
+            Origin::Anonymous => f.write_str(&self.target)?,
+            Origin::Directory(path) => write!(f, "{}:{}", path.display(), self.target)?,
+        }
+        let size = self.size_bytes.map(|bytes| format!("size={bytes}"));
+        let fs = self.fs.map(|fs| format!("fs={fs}"));
+        let read_only = self.read_only.then(|| "ro".to_owned());
+        let options: Vec<String> = [size, fs, read_only].into_iter().flatten().collect();
+        match options.is_empty() {
+            true => Ok(()),
+            false => write!(f, ":{}", options.join(",")),
+        }
+    }
+}
+
 fn origin(text: &str, cwd: &Path) -> Result<Origin, Failure> {
     if text.starts_with('/') || text == "." || text == ".." || text.starts_with("./") || text.starts_with("../") {
         return Ok(Origin::Directory(cwd.join(text)));
@@ -164,6 +184,15 @@ mod tests {
         );
         assert_eq!(parse("/srv:/srv:ro").unwrap().origin, Origin::Directory("/srv".into()));
         assert_eq!(parse("boot:/").unwrap().target, "/");
+    }
+
+    #[test]
+    fn it_is_written_as_it_is_read() {
+        for text in ["data:/d", "data:/d:size=2G,fs=xfs,ro", "/d", "/d:size=1G", "./x:/d:ro"] {
+            let argument = parse(text).unwrap();
+            let again = VolumeArgument::parse(&argument.to_string(), Path::new("/elsewhere")).unwrap();
+            assert_eq!(again, argument, "{text}");
+        }
     }
 
     #[test]

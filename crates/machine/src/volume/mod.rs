@@ -18,16 +18,19 @@
 //! | [`argument`] | `-v` as the user writes it |
 //! | [`record`] | `volume.json` |
 //! | [`store`] | making, finding, growing, removing, locking |
+//! | [`wanted`] | what the `-v`s of a machine stand for, before anything is made |
 //! | [`format`] | the file systems that are made on a fresh volume |
 
 pub mod argument;
 pub mod format;
 pub mod record;
 pub mod store;
+pub mod wanted;
 
 pub use argument::{Origin, VolumeArgument};
 pub use record::{Content, Fs, Record};
 pub use store::{DEFAULT_SIZE, Held, NewVolume, Volume, Volumes};
+pub use wanted::Wanted;
 
 use sha2::{Digest, Sha256};
 
@@ -38,6 +41,11 @@ const SERIAL_BYTES: usize = 20;
 
 /// Serial numbers that begin so belong to the disks of the machine itself.
 const RESERVED: &str = "zm-";
+
+/// Name of the volume that the machine `id` has for its `-v` number `index`, when the user gives it none.
+pub fn anonymous(id: &str, index: usize) -> String {
+    format!("{id}-{index}")
+}
 
 /// The serial number by which a guest finds the volume `name` (`/sys/block/vd*/serial`): the name, or its first eleven
 /// bytes and a digest when it is longer than the 20 bytes of a serial number.

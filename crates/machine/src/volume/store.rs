@@ -96,6 +96,11 @@ impl Volumes {
         self.home.data().join("volumes")
     }
 
+    /// The disk image of the volume `name`, whether it is there or not.
+    pub fn data(&self, name: &str) -> PathBuf {
+        self.root().join(name).join("data.img")
+    }
+
     /// Makes a volume that is all zeros.
     ///
     /// # Errors
@@ -110,7 +115,7 @@ impl Volumes {
         }
         let staging = self.root().join(format!(".new-{}", new.name));
         file::remove_dir_all(&staging)?;
-        let made = self.make(new, &staging).and_then(|()| {
+        let made = self.fill(new, &staging).and_then(|()| {
             fs::rename(&staging, &dir)
                 .and_then(|()| file::sync_dir(&self.root()).map_err(io::Error::other))
                 .map_err(Failure::from)
@@ -122,7 +127,7 @@ impl Volumes {
         self.get(&new.name)
     }
 
-    fn make(&self, new: &NewVolume, dir: &Path) -> Result<(), Failure> {
+    fn fill(&self, new: &NewVolume, dir: &Path) -> Result<(), Failure> {
         file::make_dirs(dir)?;
         let record = Record {
             version: RECORD_VERSION,
@@ -303,6 +308,17 @@ impl Volumes {
             .collect())
     }
 
+    /// The running machine that may write to the volume `name`.
+    ///
+    /// # Errors
+    /// When the machines can not be listed.
+    pub fn writer(&self, name: &str) -> Result<Option<Machine>, Failure> {
+        let machines = self.machines_of(name)?.into_iter();
+        Ok(machines
+            .filter(|machine| machine.writes_volume(name))
+            .find(|machine| FileLock::is_held(&machine.lock_path()).unwrap_or(false)))
+    }
+
     fn machines_of(&self, name: &str) -> Result<Vec<Machine>, Failure> {
         let machines = catalog::ids(&self.home)?
             .into_iter()
@@ -351,6 +367,23 @@ impl Held {
         punch(&data, self.volume.size_bytes)
             .and_then(|()| data.sync_all())
             .map_err(|e| Failure::from(e).context(format!("the volume '{}' can not be cleared", self.volume.name)))
+    }
+
+    /// That a container finds a file system, which it may only read.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when there is none, or another machine's disk.
+    pub fn require_formatted(&self) -> Result<(), Failure> {
+        match &self.volume.record.content {
+            Content::Formatted => Ok(()),
+            other => {
+                let message = format!(
+                    "the volume '{}' is {other}: there is nothing to read on it",
+                    self.volume.name
+                );
+                Err(Failure::new(Class::Conflict, message).hint("use it without ':ro' first"))
+            }
+        }
     }
 
     /// A file system for a container: made now when the volume is fresh, or when making it was interrupted.

@@ -1,0 +1,112 @@
+//! `zmachine volume`.
+
+use serde::Serialize;
+use zmachine_machine::bytes::{self, Human};
+use zmachine_machine::volume::{Content, DEFAULT_SIZE, Fs, NewVolume, Volume, Volumes};
+use zmachine_machine::{Class, Failure};
+
+use crate::args::{Format, VolumeCommand};
+use crate::commands::machines::each;
+use crate::{context, output};
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    state: String,
+    fs: Fs,
+    size_bytes: u64,
+    used_bytes: u64,
+    image: Option<String>,
+    created_at: String,
+    machines: Vec<String>,
+    anonymous: bool,
+    path: String,
+}
+
+/// Makes, lists, shows, grows and removes volumes.
+pub(crate) fn volume(command: VolumeCommand) -> Result<u8, Failure> {
+    let volumes = Volumes::new(&context::home()?);
+    match command {
+        VolumeCommand::Create { name, size, fs } => {
+            let volume = volumes.create(&NewVolume {
+                name,
+                size_bytes: size.as_deref().map_or(Ok(DEFAULT_SIZE), parse_size)?,
+                fs,
+                anonymous_of: None,
+            })?;
+            output::print(&format!("{}\n", volume.name))?;
+            Ok(0)
+        }
+        VolumeCommand::Ls { quiet, output } => list(&volumes, quiet, output),
+        VolumeCommand::Inspect { names } => {
+            let rows = names.iter().map(|name| row(&volumes, &volumes.get(name)?));
+            output::json(&rows.collect::<Result<Vec<_>, Failure>>()?)?;
+            Ok(0)
+        }
+        VolumeCommand::Grow { name, size } => {
+            let grown = context::engine()?.grow_volume(&name, parse_size(&size)?)?;
+            output::print(&format!("{name} {}\n", Human(grown.size_bytes)))?;
+            Ok(0)
+        }
+        VolumeCommand::Rm { names } => each(&names, |name| volumes.remove(name)),
+    }
+}
+
+fn parse_size(text: &str) -> Result<u64, Failure> {
+    bytes::parse(text).map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))
+}
+
+fn list(volumes: &Volumes, quiet: bool, format: Format) -> Result<u8, Failure> {
+    let mut rows = Vec::new();
+    for volume in volumes.list()? {
+        match volume {
+            Ok(volume) => rows.push(row(volumes, &volume)?),
+            Err(failure) => crate::failure::print(&failure),
+        }
+    }
+    if quiet {
+        rows.iter()
+            .try_for_each(|row| output::print(&format!("{}\n", row.name)))?;
+    } else if format == Format::Json {
+        output::json(&rows)?;
+    } else {
+        let cells = |row: &Row| {
+            vec![
+                row.name.clone(),
+                row.fs.to_string(),
+                row.state.clone(),
+                Human(row.size_bytes).to_string(),
+                Human(row.used_bytes).to_string(),
+                if row.machines.is_empty() {
+                    "-".to_owned()
+                } else {
+                    row.machines.join(", ")
+                },
+            ]
+        };
+        output::table(
+            &["NAME", "FS", "STATE", "SIZE", "USED", "MACHINES"],
+            &rows.iter().map(cells).collect::<Vec<_>>(),
+        )?;
+    }
+    Ok(0)
+}
+
+fn row(volumes: &Volumes, volume: &Volume) -> Result<Row, Failure> {
+    let image = match &volume.record.content {
+        Content::Installing { digest } | Content::Installed { digest } => Some(digest.clone()),
+        Content::Empty | Content::Formatting | Content::Formatted | Content::Raw => None,
+    };
+    Ok(Row {
+        name: volume.name.clone(),
+        state: volume.record.content.to_string(),
+        fs: volume.record.fs,
+        size_bytes: volume.size_bytes,
+        used_bytes: volume.used_bytes,
+        image,
+        created_at: volume.record.created_at.to_string(),
+        machines: volumes.users(&volume.name)?,
+        anonymous: volume.record.anonymous_of.is_some(),
+        path: volume.data().display().to_string(),
+    })
+}

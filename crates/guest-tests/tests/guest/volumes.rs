@@ -1,0 +1,247 @@
+//! Volumes of containers: made at need, one writer, grown under a running guest and behind a stopped one, kept.
+
+use crate::support::{Checks, home_with_box, inspect, told, zmachine};
+use serde_json::Value;
+use zmachine_testkit::TestHome;
+
+/// Each file system with a size that it can be made on.
+const VOLUMES: [(&str, &str); 3] = [("e", "ext4"), ("b", "btrfs"), ("x", "xfs")];
+
+#[test]
+fn volumes_of_every_file_system_are_mounted_grown_and_kept() {
+    let Some((home, image)) = home_with_box() else { return };
+    let mut checks = Checks::default();
+    checks.that("what makes no sense is refused and nothing is made", || {
+        refusals(&home, &image)
+    });
+    zmachine(&home, &["volume", "create", "e", "--size", "64M"]).expect_success();
+    let long = "a-volume-with-a-long-name";
+    let words = [
+        "run",
+        "-d",
+        "--name",
+        "v",
+        "--network",
+        "none",
+        "-v",
+        "e:/deep/er/e",
+        "-v",
+        "b:/b:size=256M,fs=btrfs",
+        "-v",
+        "x:/x:size=320M,fs=xfs",
+        "-v",
+        "/own:size=32M",
+        "-v",
+        &format!("{long}:/long:size=16M"),
+        &image,
+        "sleep",
+        "10000",
+    ];
+    zmachine(&home, &words).expect_success();
+    checks.that("each is mounted with its file system on a path that was made", || {
+        for (target, fstype) in [
+            ("/deep/er/e", "ext4"),
+            ("/b", "btrfs"),
+            ("/x", "xfs"),
+            ("/own", "ext4"),
+            ("/long", "ext4"),
+        ] {
+            let line = told(&home, "v", &format!("grep ' {target} ' /proc/mounts"));
+            assert_eq!(line.split(' ').nth(2), Some(fstype), "{line}");
+        }
+        told(
+            &home,
+            "v",
+            "for d in /deep/er/e /b /x /own; do echo kept > $d/file; done; sync",
+        );
+    });
+    checks.that(
+        "the serial number of the disk is the volume's name, or a short form of it",
+        || {
+            let serials = told(&home, "v", "for f in /sys/block/vd*/serial; do cat $f; echo; done");
+            let serials: Vec<&str> = serials.lines().collect();
+            assert!(["e", "b", "x"].iter().all(|name| serials.contains(name)), "{serials:?}");
+            assert!(
+                serials.iter().any(|s| s.starts_with("a-volume-wi-") && s.len() == 20),
+                "{serials:?}"
+            );
+        },
+    );
+    checks.that("a second machine does not get it, and is told who has it", || {
+        let second = zmachine(
+            &home,
+            &["run", "--rm", "--network", "none", "-v", "e:/e", &image, "true"],
+        );
+        assert!(
+            second.expect_code(125).stderr().contains("in use by the machine 'v'"),
+            "{}",
+            second.stderr()
+        );
+        zmachine(
+            &home,
+            &[
+                "create",
+                "--name",
+                "w",
+                "--network",
+                "none",
+                "-v",
+                "e:/e",
+                &image,
+                "true",
+            ],
+        )
+        .expect_success();
+        let second = zmachine(&home, &["start", "w"]);
+        assert!(
+            second.expect_code(4).stderr().contains("zmachine stop v"),
+            "{}",
+            second.stderr()
+        );
+        let removed = zmachine(&home, &["volume", "rm", "e"]);
+        assert!(
+            removed.expect_code(4).stderr().contains("belongs to the machine"),
+            "{}",
+            removed.stderr()
+        );
+        zmachine(&home, &["rm", "w"]).expect_success();
+    });
+    checks.that("what is deleted in the guest is given back to the host", || {
+        let used = || volume(&home, "e")["used_bytes"].as_u64().unwrap();
+        told(
+            &home,
+            "v",
+            "dd if=/dev/urandom of=/deep/er/e/big bs=1M count=30 2>/dev/null; sync",
+        );
+        let full = used();
+        told(&home, "v", "rm /deep/er/e/big; sync");
+        let trimmed = zmachine(&home, &["exec", "v", "fstrim", "/deep/er/e"]);
+        if trimmed.code == 0 {
+            assert!(used() + (25 << 20) < full, "{} of {full}", used());
+        } else {
+            println!("  (this busybox has no fstrim)");
+        }
+    });
+    checks.that("it grows under the guest", || {
+        for (name, _) in VOLUMES {
+            zmachine(&home, &["volume", "grow", name, "700M"]).expect_success();
+            assert!(
+                size_kib(&home, name) > 580 << 10,
+                "{name} has {} KiB",
+                size_kib(&home, name)
+            );
+        }
+        zmachine(&home, &["volume", "grow", "e", "100M"]).expect_code(2);
+    });
+    zmachine(&home, &["kill", "v"]).expect_success();
+    for (name, _) in VOLUMES {
+        zmachine(&home, &["volume", "grow", name, "1G"]).expect_success();
+    }
+    zmachine(&home, &["start", "v"]).expect_success();
+    checks.that(
+        "it grew while the machine was off, and a power cut lost nothing that was synced",
+        || {
+            for (name, _) in VOLUMES {
+                assert!(
+                    size_kib(&home, name) > 900 << 10,
+                    "{name} has {} KiB",
+                    size_kib(&home, name)
+                );
+            }
+            assert_eq!(
+                told(&home, "v", "cat /deep/er/e/file /b/file /x/file /own/file"),
+                "kept\n".repeat(4).trim_end()
+            );
+        },
+    );
+    zmachine(&home, &["stop", "-t", "1", "v"]).expect_success();
+    checks.that("two machines read one volume, and can not write to it", || {
+        let words = ["run", "-d", "--network", "none", "-v", "e:/e:ro"];
+        for name in ["r1", "r2"] {
+            zmachine(
+                &home,
+                &[&words[..], &["--name", name, &image, "sleep", "10000"]].concat(),
+            )
+            .expect_success();
+            assert_eq!(
+                told(&home, name, "cat /e/file; touch /e/no 2>/dev/null || echo refused"),
+                "kept\nrefused"
+            );
+        }
+        let writer = zmachine(&home, &["start", "v"]);
+        assert!(
+            writer.expect_code(4).stderr().contains("in use by the machine 'r"),
+            "{}",
+            writer.stderr()
+        );
+        zmachine(&home, &["rm", "-f", "r1", "r2"]).expect_success();
+    });
+    checks.that("a machine's own volume goes with rm -v, named ones stay", || {
+        let id = inspect(&home, "v")["id"].as_str().unwrap().to_owned();
+        assert!(names(&home).contains(&format!("{id}-3")));
+        zmachine(&home, &["rm", "-v", "v"]).expect_success();
+        assert_eq!(names(&home), [long, "b", "e", "x"]);
+        zmachine(&home, &["volume", "rm", long, "b", "e", "x"]).expect_success();
+        zmachine(&home, &["volume", "rm", "e"]).expect_code(3);
+    });
+}
+
+fn refusals(home: &TestHome, image: &str) {
+    for (argument, code, word) in [
+        ("data", 2, "where"),
+        ("data:rel", 2, "absolute"),
+        ("data:/a/../b", 2, ".."),
+        ("data:/", 2, "root"),
+        ("data:/proc/x", 2, "/proc"),
+        ("da ta:/a", 2, "da ta"),
+        ("zm-root:/a", 2, "zm-"),
+        ("data:/a:size=1M", 2, "1 MiB"),
+        ("data:/a:size=lots", 2, "lots"),
+        ("data:/a:size=64M,fs=btrfs", 2, "btrfs"),
+        ("data:/a:fs=ntfs", 2, "ntfs"),
+        ("data:/a:soft", 2, "soft"),
+        ("data:/a:fs=none", 2, "file system"),
+        ("data:/a:ro", 3, "data"),
+        ("data:/a:ro:x", 2, "too many"),
+        ("./dir:/a", 6, "directories"),
+    ] {
+        let made = zmachine(home, &["create", "--network", "none", "-v", argument, image]);
+        assert!(
+            made.expect_code(code).stderr().contains(word),
+            "{argument}: {}",
+            made.stderr()
+        );
+        assert!(made.stderr().contains("hint: "), "{argument}: {}", made.stderr());
+    }
+    let twice = zmachine(
+        home,
+        &["create", "--network", "none", "-v", "d:/a", "-v", "d:/b", image],
+    );
+    assert!(twice.expect_code(2).stderr().contains("twice"));
+    zmachine(home, &["volume", "inspect", "data"]).expect_code(3);
+    zmachine(home, &["volume", "grow", "data", "1G"]).expect_code(3);
+    assert!(names(home).is_empty());
+    assert_eq!(zmachine(home, &["ps", "-a", "-q"]).stdout(), "");
+}
+
+fn names(home: &TestHome) -> Vec<String> {
+    let listed = zmachine(home, &["volume", "ls", "-q"]);
+    listed.expect_success().stdout().lines().map(str::to_owned).collect()
+}
+
+fn volume(home: &TestHome, name: &str) -> Value {
+    let shown = zmachine(home, &["volume", "inspect", name]);
+    let all: Value = serde_json::from_str(&shown.expect_success().stdout()).expect("JSON");
+    all[0].clone()
+}
+
+/// Size of the mounted file system of a volume in KiB.
+fn size_kib(home: &TestHome, name: &str) -> u64 {
+    let target = if name == "e" {
+        "/deep/er/e".to_owned()
+    } else {
+        format!("/{name}")
+    };
+    let told = told(home, "v", &format!("df -k {target} | tail -n 1"));
+    told.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("df")
+}

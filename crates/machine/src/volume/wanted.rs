@@ -1,0 +1,231 @@
+//! What the `-v`s of a machine stand for, found out before anything is made.
+
+use std::path::{Path, PathBuf};
+
+use super::argument::{Origin, VolumeArgument};
+use super::record::{Content, Fs};
+use super::store::{DEFAULT_SIZE, NewVolume, Volumes};
+use super::{anonymous, format, serial};
+use crate::bytes::Human;
+use crate::failure::{Class, Failure};
+
+/// A volume that a machine is to use: one that is there, or one to make with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name.
+    pub name: String,
+    /// Absolute path in the guest; `/` for the boot disk of a VM.
+    pub target: String,
+    /// Its disk image.
+    pub path: PathBuf,
+    /// The serial number the guest sees.
+    pub serial: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The file system that a container finds on it.
+    pub fs: Fs,
+    /// What it holds now.
+    pub content: Content,
+    /// The guest can only read it.
+    pub read_only: bool,
+    /// It is not there yet and has to be made.
+    pub new: Option<NewVolume>,
+}
+
+impl Volumes {
+    /// What the `-v` arguments `texts` of the machine `id` stand for. Makes nothing.
+    ///
+    /// # Errors
+    /// [`Class::Usage`] for an argument that makes no sense or contradicts the volume that is there,
+    /// [`Class::Unsupported`] for what this host can not do.
+    pub fn wanted(&self, texts: &[String], id: &str) -> Result<Vec<Wanted>, Failure> {
+        let mut all: Vec<Wanted> = Vec::new();
+        for (index, text) in texts.iter().enumerate() {
+            let argument = VolumeArgument::parse(text, Path::new("/"))?;
+            let wanted = self.one(text, &argument, id, index)?;
+            if let Some(other) = all.iter().find(|other| other.target == wanted.target) {
+                let message = format!(
+                    "-v {text}: '{}' is the place of '{}' already",
+                    wanted.target, other.name
+                );
+                return Err(Failure::new(Class::Usage, message).hint("give each volume a path of its own"));
+            }
+            if all.iter().any(|other| other.name == wanted.name) {
+                let message = format!("-v {text}: the volume '{}' is attached twice", wanted.name);
+                return Err(Failure::new(Class::Usage, message).hint("name each volume once"));
+            }
+            all.push(wanted);
+        }
+        Ok(all)
+    }
+
+    fn one(&self, text: &str, argument: &VolumeArgument, id: &str, index: usize) -> Result<Wanted, Failure> {
+        let (name, anonymous_of) = match &argument.origin {
+            Origin::Named(name) => (name.clone(), None),
+            Origin::Anonymous => (anonymous(id, index), Some(id.to_owned())),
+            Origin::Directory(_) => {
+                let message = format!("-v {text}: directories of the host can not be shared with a machine yet");
+                return Err(Failure::new(Class::Unsupported, message).hint("use a volume: -v NAME:/path"));
+            }
+        };
+        let known = self.find(&name)?;
+        let new = match &known {
+            Some(_) => None,
+            None if argument.read_only => {
+                let message = format!("-v {text}: there is no volume '{name}' to read");
+                return Err(Failure::new(Class::NotFound, message).hint("leave out ':ro' to make it"));
+            }
+            None => Some(NewVolume {
+                name: name.clone(),
+                size_bytes: argument.size_bytes.unwrap_or(DEFAULT_SIZE),
+                fs: argument.fs.unwrap_or_default(),
+                anonymous_of,
+            }),
+        };
+        if let Some(new) = &new {
+            new.check()?;
+        }
+        if let Some(volume) = &known {
+            let size = argument.size_bytes.filter(|size| *size > volume.size_bytes);
+            if let Some(size) = size {
+                let (has, wanted) = (Human(volume.size_bytes), Human(size));
+                let message = format!("-v {text}: the volume has {has}, not {wanted}");
+                return Err(Failure::new(Class::Usage, message)
+                    .hint(format!("make it larger first: zmachine volume grow {name} {wanted}")));
+            }
+            if let Some(fs) = argument.fs.filter(|fs| *fs != volume.record.fs) {
+                let message = format!("-v {text}: the volume is one for {}, not {fs}", volume.record.fs);
+                return Err(Failure::new(Class::Usage, message).hint("leave out 'fs=', or use another volume"));
+            }
+        }
+        let size_bytes = known.as_ref().map(|volume| volume.size_bytes);
+        Ok(Wanted {
+            target: argument.target.clone(),
+            path: self.data(&name),
+            serial: serial(&name),
+            size_bytes: size_bytes
+                .or(new.as_ref().map(|new| new.size_bytes))
+                .unwrap_or_default(),
+            fs: known
+                .as_ref()
+                .map_or(argument.fs.unwrap_or_default(), |volume| volume.record.fs),
+            content: known.map_or(Content::Empty, |volume| volume.record.content),
+            read_only: argument.read_only,
+            new,
+            name,
+        })
+    }
+
+    /// Makes those that are not there; none is left when one can not be made. The names of those made.
+    ///
+    /// # Errors
+    /// As [`Volumes::create`].
+    pub fn make(&self, wanted: &[Wanted]) -> Result<Vec<String>, Failure> {
+        let mut made = Vec::new();
+        for new in wanted.iter().filter_map(|wanted| wanted.new.as_ref()) {
+            if let Err(failure) = self.create(new) {
+                self.unmake(&made);
+                return Err(failure);
+            }
+            made.push(new.name.clone());
+        }
+        Ok(made)
+    }
+
+    /// Takes back what [`Volumes::make`] made for a machine that did not come to be.
+    pub fn unmake(&self, made: &[String]) {
+        for name in made {
+            // One that can not be removed is listed, and empty.
+            let _ = self.remove(name);
+        }
+    }
+}
+
+impl Wanted {
+    /// Whether a container can mount it.
+    ///
+    /// # Errors
+    /// [`Class::Usage`] for its path or a volume without file system, [`Class::Conflict`] for one that holds something else,
+    /// [`Class::Unsupported`] when its file system has to be made and the host has no tool for it.
+    pub fn check_mountable(&self) -> Result<(), Failure> {
+        const OF_KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
+        if self.target == "/" {
+            let message = format!("the volume '{}' can not be the root of a container", self.name);
+            return Err(Failure::new(Class::Usage, message)
+                .hint("give it a path of its own, or the container a larger root with --size"));
+        }
+        let is_below = |of: &&str| self.target == *of || self.target.starts_with(&format!("{of}/"));
+        if let Some(of) = OF_KERNEL.into_iter().find(is_below) {
+            let message = format!(
+                "the volume '{}' can not be at '{}': {of} is the kernel's",
+                self.name, self.target
+            );
+            return Err(Failure::new(Class::Usage, message).hint("choose another path"));
+        }
+        match (&self.content, self.fs) {
+            (Content::Installing { .. } | Content::Installed { .. } | Content::Raw, _) => {
+                let message = format!(
+                    "the volume '{}' is the disk of a VM and can not be mounted in a container",
+                    self.name
+                );
+                Err(Failure::new(Class::Conflict, message).hint("use another volume"))
+            }
+            (_, Fs::None) => {
+                let message = format!(
+                    "the volume '{}' has no file system and can not be mounted in a container",
+                    self.name
+                );
+                Err(Failure::new(Class::Usage, message).hint("use one made with fs=ext4, btrfs or xfs"))
+            }
+            (Content::Formatted, _) => Ok(()),
+            (Content::Empty | Content::Formatting, _) if self.read_only => {
+                let message = format!("the volume '{}' has nothing on it to read yet", self.name);
+                Err(Failure::new(Class::Conflict, message).hint("leave out ':ro' for its first use"))
+            }
+            (Content::Empty | Content::Formatting, fs) => format::check(fs),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::home::Home;
+
+    #[test]
+    fn what_is_wrong_is_told_before_anything_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Volumes::new(&Home::open(dir.path(), &dir.path().join("run")).unwrap());
+        let wanted = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            let wanted = volumes.wanted(&texts, "0123456789ab")?;
+            wanted.iter().try_for_each(Wanted::check_mountable)?;
+            Ok::<_, Failure>(wanted)
+        };
+        let both = wanted(&["data:/data:size=64M", "/cache"]).unwrap();
+        assert_eq!(both[1].name, "0123456789ab-1");
+        assert!(volumes.list().unwrap().is_empty());
+        assert_eq!(volumes.make(&both).unwrap().len(), 2);
+        for (texts, class) in [
+            (&["data:/a", "data:/b"][..], Class::Usage),
+            (&["data:/a", "other:/a"], Class::Usage),
+            (&["data:/"], Class::Usage),
+            (&["data:/proc/x"], Class::Usage),
+            (&["data:/a:size=1G"], Class::Usage),
+            (&["data:/a:fs=xfs"], Class::Usage),
+            (&["data:/a:ro"], Class::Conflict),
+            (&["gone:/a:ro"], Class::NotFound),
+            (&["tiny:/a:size=1M"], Class::Usage),
+            (&["bare:/a:fs=none"], Class::Usage),
+            (&["./x:/a"], Class::Unsupported),
+        ] {
+            assert_eq!(wanted(texts).expect_err(texts[0]).class, class, "{texts:?}");
+        }
+        let mut held = volumes.hold("data", false).unwrap();
+        held.set_content(Content::Installed { digest: "d".into() }).unwrap();
+        assert_eq!(wanted(&["data:/a"]).unwrap_err().class, Class::Conflict);
+        drop(held);
+        volumes.remove_anonymous("0123456789ab").unwrap();
+        assert_eq!(volumes.list().unwrap().len(), 1);
+    }
+}
