@@ -76,10 +76,10 @@ fn remove_if_there(home: &TestHome, name: &str) {
 #[test]
 fn creating_and_removing_survive_a_power_cut_at_every_point() {
     let Some((home, image)) = home_with_box() else { return };
-    let create = ["create", "--name", "c", image.as_str()];
+    let create = ["create", "--name", "c", "-v", "/own:size=16M", image.as_str()];
     let points = at_every_point(&home, &create, |_| remove_if_there(&home, "c"));
     assert!(points >= 4, "only {points} points in create");
-    let points = at_every_point(&home, &["rm", "c"], |_| {
+    let points = at_every_point(&home, &["rm", "-v", "c"], |_| {
         // Removed halfway is removed: the name may be used again.
         remove_if_there(&home, "c");
         zmachine(&home, &create).expect_success();
@@ -95,7 +95,20 @@ fn starting_and_stopping_survive_a_power_cut_at_every_point() {
     let Some((home, image)) = home_with_box() else { return };
     zmachine(
         &home,
-        &["create", "--name", "k", "-p", "18081:80", &image, "sleep", "1000"],
+        &[
+            "create",
+            "--name",
+            "k",
+            "-p",
+            "18081:80",
+            "-v",
+            "kept:/kept:size=16M",
+            "-v",
+            "/own:size=16M",
+            &image,
+            "sleep",
+            "1000",
+        ],
     )
     .expect_success();
     let passed = (0..ENOUGH).find(|point| !start_and_stop_cut_at(&home, *point));

@@ -119,9 +119,10 @@ impl Monitor<ContainerPlan> {
         // Those of an earlier run: a lock is not taken twice, even by its holder.
         self.volumes.clear();
         let (volumes, uses) = (Volumes::new(&self.home), self.plan.volumes.clone());
+        let id = self.machine.id.clone();
         in_thread(move || {
             let ready = |volume: &VolumeUse| {
-                let mut held = volumes.hold(&volume.name, volume.read_only)?;
+                let mut held = volumes.hold(&volume.name, volume.read_only, &id)?;
                 match volume.read_only {
                     true => held.require_formatted()?,
                     false => held.ensure_formatted()?,

@@ -256,18 +256,18 @@ impl Volumes {
         self.get(name)
     }
 
-    /// Takes the volume for this process, alone unless `read_only`.
+    /// Takes the volume for the machine `id`, alone unless `read_only`.
     ///
     /// # Errors
     /// [`Class::NotFound`], or [`Class::Conflict`] that names the machine which has it.
-    pub fn hold(&self, name: &str, read_only: bool) -> Result<Held, Failure> {
+    pub fn hold(&self, name: &str, read_only: bool, id: &str) -> Result<Held, Failure> {
         let volume = self.get(name)?;
         let lock = match read_only {
             true => FileLock::try_shared(&volume.lock_path())?,
             false => FileLock::try_exclusive(&volume.lock_path())?,
         };
         let Some(lock) = lock else {
-            return Err(self.in_use(name)?);
+            return Err(self.in_use(name, id)?);
         };
         // Read again: whoever had it until now may have changed it.
         let volume = self.get(name)?;
@@ -277,12 +277,13 @@ impl Volumes {
     fn exclusive(&self, volume: &Volume) -> Result<FileLock, Failure> {
         match FileLock::try_exclusive(&volume.lock_path())? {
             Some(lock) => Ok(lock),
-            None => Err(self.in_use(&volume.name)?),
+            None => Err(self.in_use(&volume.name, "")?),
         }
     }
 
-    fn in_use(&self, name: &str) -> Result<Failure, Failure> {
-        let running = |machine: &Machine| FileLock::is_held(&machine.lock_path()).unwrap_or(true);
+    fn in_use(&self, name: &str, asker: &str) -> Result<Failure, Failure> {
+        let running =
+            |machine: &Machine| machine.id != asker && FileLock::is_held(&machine.lock_path()).unwrap_or(true);
         let holder = self.machines_of(name)?.into_iter().find(running);
         let failure = match holder {
             Some(machine) => {
@@ -476,22 +477,28 @@ mod tests {
     fn one_writer_or_many_readers() {
         let (_dir, volumes) = volumes();
         volumes.create(&new("data", 64 << 20, Fs::Ext4)).unwrap();
-        let writer = volumes.hold("data", false).unwrap();
+        let writer = volumes.hold("data", false, "0123456789ab").unwrap();
         for read_only in [false, true] {
-            assert_eq!(volumes.hold("data", read_only).unwrap_err().class, Class::Conflict);
+            assert_eq!(
+                volumes.hold("data", read_only, "0123456789ab").unwrap_err().class,
+                Class::Conflict
+            );
         }
         assert_eq!(volumes.remove("data").unwrap_err().class, Class::Conflict);
         drop(writer);
-        let _one = volumes.hold("data", true).unwrap();
-        let _two = volumes.hold("data", true).unwrap();
-        assert_eq!(volumes.hold("data", false).unwrap_err().class, Class::Conflict);
+        let _one = volumes.hold("data", true, "0123456789ab").unwrap();
+        let _two = volumes.hold("data", true, "0123456789ab").unwrap();
+        assert_eq!(
+            volumes.hold("data", false, "0123456789ab").unwrap_err().class,
+            Class::Conflict
+        );
     }
 
     #[test]
     fn an_interrupted_format_is_done_again_and_a_finished_one_never() {
         let (_dir, volumes) = volumes();
         volumes.create(&new("data", 64 << 20, Fs::Ext4)).unwrap();
-        let mut held = volumes.hold("data", false).unwrap();
+        let mut held = volumes.hold("data", false, "0123456789ab").unwrap();
         held.set_content(Content::Formatting).unwrap();
         let data = OpenOptions::new().write(true).open(held.volume.data()).unwrap();
         data.write_all_at(b"half a file system", 4096).unwrap();
@@ -520,12 +527,12 @@ mod tests {
     fn a_boot_disk_and_a_bare_disk_are_not_mounted() {
         let (_dir, volumes) = volumes();
         volumes.create(&new("boot", 64 << 20, Fs::Ext4)).unwrap();
-        let mut held = volumes.hold("boot", false).unwrap();
+        let mut held = volumes.hold("boot", false, "0123456789ab").unwrap();
         held.set_content(Content::Installed { digest: "ab".into() }).unwrap();
         assert_eq!(held.ensure_formatted().unwrap_err().class, Class::Conflict);
         drop(held);
         volumes.create(&new("bare", 64 << 20, Fs::None)).unwrap();
-        let mut held = volumes.hold("bare", false).unwrap();
+        let mut held = volumes.hold("bare", false, "0123456789ab").unwrap();
         assert_eq!(held.ensure_formatted().unwrap_err().class, Class::Usage);
     }
 

@@ -221,7 +221,7 @@ mod tests {
         ] {
             assert_eq!(wanted(texts).expect_err(texts[0]).class, class, "{texts:?}");
         }
-        let mut held = volumes.hold("data", false).unwrap();
+        let mut held = volumes.hold("data", false, "0123456789ab").unwrap();
         held.set_content(Content::Installed { digest: "d".into() }).unwrap();
         assert_eq!(wanted(&["data:/a"]).unwrap_err().class, Class::Conflict);
         drop(held);
