@@ -41,6 +41,11 @@ pub enum Resource {
         /// Which process.
         id: ProcessId,
     },
+    /// The control group of its processes.
+    ControlGroup {
+        /// Absolute path.
+        path: PathBuf,
+    },
     /// A part of its network.
     Network(zmachine_network::Resource),
 }
@@ -171,6 +176,7 @@ async fn undo(resource: &Resource, networks: &Networks) -> Result<(), Failure> {
                 format!("the {role} process {} does not end after SIGKILL", id.pid),
             ))
         }
+        Resource::ControlGroup { path } => Ok(crate::cgroup::remove(path)?),
         Resource::Network(resource) => Ok(resource.undo(networks).await?),
     }
 }

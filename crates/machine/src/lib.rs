@@ -15,6 +15,7 @@ pub mod attach;
 pub mod attempt;
 pub mod bytes;
 pub mod catalog;
+pub mod cgroup;
 pub mod control;
 pub mod engine;
 pub mod events;

@@ -4,8 +4,7 @@ use serde::Serialize;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
 use zmachine_hypervisor::{Accel, qemu};
 use zmachine_kernel::KernelLibrary;
-use zmachine_machine::Failure;
-use zmachine_sys::host::HostFacts;
+use zmachine_machine::{Failure, cgroup};
 
 use crate::args::{DoctorArgs, Format};
 use crate::{context, output};
@@ -140,17 +139,16 @@ fn mkfs() -> Check {
 }
 
 fn cgroups() -> Check {
-    let found = if HostFacts::gather().cgroup_v2 {
-        Ok("cpu, memory".to_owned())
-    } else {
-        Err(String::new())
+    let found = match cgroup::lacking(std::path::Path::new(cgroup::ROOT)) {
+        None => Ok("cpu, memory, pids".to_owned()),
+        Some(reason) => Err(reason),
     };
     check(
         "cgroup v2 controllers",
         false,
         found,
         "hypervisors run without limits of the host",
-        "boot with systemd.unified_cgroup_hierarchy=1",
+        "run as root, on a host booted with systemd.unified_cgroup_hierarchy=1",
     )
 }
 

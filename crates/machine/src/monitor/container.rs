@@ -28,6 +28,8 @@ impl Monitor<ContainerPlan> {
     pub(super) async fn life(&mut self) -> Outcome {
         let warnings = self.plan.warnings.clone();
         self.begin(&warnings).map_err(at("state"))?;
+        let vm = self.plan.vm.clone();
+        self.make_group(&vm);
         let listener = self.make_run_dir().map_err(at("run folder"))?;
         let (events, mut inbox) = mpsc::channel(64);
         let (session_sender, session) = watch::channel(None);

@@ -150,6 +150,7 @@ impl Monitor<ContainerPlan> {
         let launched = driver.launch(&self.plan.vm, resources, &run).await;
         let mut vm = launched.map_err(|e| not_launched(&e))?;
         self.kill.pass("start: hypervisor started");
+        self.confine(vm.pid());
         self.phase("hypervisor");
         if let Some(recorder) = &mut self.recorder {
             recorder.hypervisor(vm.version());

@@ -10,6 +10,7 @@
 //! with it. It has one thread (but for making the disk and forwarding the log), closes what it inherits, and leads a session of its own.
 
 mod agent_start;
+mod confine;
 mod container;
 mod entry;
 mod forwarding;

@@ -176,6 +176,7 @@ impl Monitor<ContainerPlan> {
         if let Some(id) = id {
             let role = "rootfs".to_owned();
             self.journal.claim(Resource::Process { role, id })?;
+            self.confine(id.pid);
         }
         Ok(())
     }
