@@ -128,9 +128,12 @@ impl Journal {
             source,
         })?;
         bytes.push(b'\n');
-        self.file
-            .write_all(&bytes)
-            .map_err(|e| FileError::io("write", &self.path, e))
+        let before = self.file.metadata().map_or(0, |m| m.len());
+        self.file.write_all(&bytes).map_err(|e| {
+            // Half a line would be glued to the next one.
+            let _ = self.file.set_len(before);
+            FileError::io("write", &self.path, e)
+        })
     }
 
     /// Undoes everything claimed, newest first. A resource that can not be undone stays claimed and is reported; the
@@ -142,7 +145,8 @@ impl Journal {
         let mut first = None;
         for (claim, resource) in std::mem::take(&mut self.claims).into_iter().rev() {
             match undo(&resource, networks).await {
-                Ok(()) => self.append(&Line::Release { release: claim })?,
+                // One that a full disk does not take is undone again at worst, which is fine.
+                Ok(()) => drop(self.append(&Line::Release { release: claim })),
                 Err(failure) => {
                     self.claims.insert(0, (claim, resource));
                     first.get_or_insert(failure);
@@ -237,6 +241,21 @@ mod tests {
             .claim(run_dir(Path::new("/b")))
             .unwrap();
         assert_eq!(Journal::open(dir.path()).unwrap().claims().count(), 2);
+    }
+
+    #[tokio::test]
+    async fn on_a_full_disk_everything_is_undone_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let networks = Networks::open(dir.path()).unwrap();
+        let made = ["a", "b", "c"].map(|name| dir.path().join(name));
+        let mut journal = Journal::open(dir.path()).unwrap();
+        for path in &made {
+            journal.claim(run_dir(path)).unwrap();
+            std::fs::create_dir(path).unwrap();
+        }
+        journal.file = OpenOptions::new().append(true).open("/dev/full").unwrap();
+        let _ = journal.undo_all(&networks).await;
+        assert!(made.iter().all(|path| !path.exists()));
     }
 
     #[test]

@@ -30,11 +30,9 @@ pub(crate) fn metrics(engine: &Engine, args: &MetricsArgs) -> Result<u8, Failure
             .hint("choose another --listen address")
     })?;
     eprintln!("http://{}/metrics", listener.local_addr()?);
-    for stream in listener.incoming() {
-        // One at a time: gathering is quick, and a slow client is let go.
-        if let Ok(stream) = stream {
-            let _ = serve(engine, stream);
-        }
+    // One at a time: gathering is quick, and a slow client is let go.
+    for stream in listener.incoming().flatten() {
+        let _ = serve(engine, stream);
     }
     Ok(0)
 }

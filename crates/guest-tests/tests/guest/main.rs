@@ -7,6 +7,7 @@
 mod blocks;
 mod crashes;
 mod errors;
+mod full_disk;
 mod killpoints;
 mod life;
 mod lifecycle;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zmachine_agent_protocol::{Frame, Process, Transfer};
 use zmachine_sys::lock::FileLock;
@@ -17,6 +17,9 @@ use crate::volume::Volume;
 
 /// How long the end of a monitor may take after its machine ended: undoing takes a moment.
 const END_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a monitor may be deaf between the end of a run and the wait for the next one.
+const BETWEEN_RUNS: Duration = Duration::from_millis(200);
 
 impl Engine {
     /// Stops a machine in an orderly way, and waits until it has stopped. One that does not run is fine.
@@ -42,20 +45,25 @@ impl Engine {
         if !machine.state.phase.is_active() {
             return Ok(());
         }
-        match self.ask(machine, request) {
-            // The monitor ended between our look and our request: that is what we wanted.
-            Err(failure) if failure.class != Class::Conflict => return Err(failure),
-            _ => {}
-        }
-        match FileLock::exclusive_within(&machine.lock_path(), END_PATIENCE) {
-            Ok(Some(_gone)) => Ok(()),
-            Ok(None) => {
-                let message = format!("the monitor of machine '{}' does not end", machine.spec.name);
-                Err(Failure::new(Class::Failed, message))
+        let deadline = Instant::now() + END_PATIENCE;
+        loop {
+            let patience = match self.ask(machine, request) {
+                Ok(()) => END_PATIENCE,
+                // The monitor is ending, which is what we want; or it is between two runs, and is asked again.
+                Err(failure) if failure.class == Class::Conflict => BETWEEN_RUNS,
+                Err(failure) => return Err(failure),
+            };
+            match FileLock::exclusive_within(&machine.lock_path(), patience) {
+                Ok(Some(_gone)) => return Ok(()),
+                Ok(None) if patience == BETWEEN_RUNS && Instant::now() < deadline => {}
+                Ok(None) => {
+                    let message = format!("the monitor of machine '{}' does not end", machine.spec.name);
+                    return Err(Failure::new(Class::Failed, message));
+                }
+                // Made with --rm, and gone with its folder.
+                Err(e) if e.is_not_found() => return Ok(()),
+                Err(e) => return Err(e.into()),
             }
-            // Made with --rm, and gone with its folder.
-            Err(e) if e.is_not_found() => Ok(()),
-            Err(e) => Err(e.into()),
         }
     }
 
@@ -88,8 +96,8 @@ impl Engine {
     /// # Errors
     /// The machine's own failure, or that it does not exist.
     pub fn wait(&self, name: &str) -> Result<Option<Exit>, Failure> {
-        let machine = self.machine(name)?;
-        if machine.state.phase.is_active() {
+        let mut machine = self.machine(name)?;
+        while machine.state.phase.is_active() {
             let asked = self
                 .stream(&machine, &Request::Wait)
                 .and_then(|(_input, mut output)| output.next_frame());
@@ -98,9 +106,11 @@ impl Engine {
             {
                 return ended.map(Some);
             }
-            // The monitor went without an answer: the state on disk tells, after what it left is put right.
-            drop(FileLock::exclusive_within(&machine.lock_path(), END_PATIENCE));
+            // The monitor went without an answer: the state on disk tells, after what it left is put right. Or it is
+            // between two runs, and is asked again.
+            drop(FileLock::exclusive_within(&machine.lock_path(), BETWEEN_RUNS));
             self.reconcile()?;
+            machine = Machine::load(&self.home, &machine.id)?;
         }
         match Machine::load(&self.home, &machine.id)?.state.phase {
             Phase::Stopped { exit } => Ok(Some(exit)),

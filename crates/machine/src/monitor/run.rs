@@ -69,7 +69,14 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
             return Err(failure);
         }
     };
-    let log = SharedLog::new(LogWriter::open(&machine.dir, machine.spec.log_limits.clone())?);
+    let log = match LogWriter::open(&machine.dir, machine.spec.log_limits.clone()) {
+        Ok(writer) => SharedLog::new(writer),
+        Err(error) => {
+            let failure = Failure::from(error);
+            report.send(&Report::Failed(failure.clone()));
+            return Err(failure);
+        }
+    };
     let forwarder = super::forwarding::start(&machine, &log);
     let mut monitor = Monitor {
         home: args.home,
