@@ -24,7 +24,7 @@ pub struct Guest {
     pub spec: VmSpec,
     /// Makes things happen to the machine; it exits with [`ExitReason::GuestShutdown`] when this is dropped.
     pub events: mpsc::UnboundedSender<VmEvent>,
-    /// The orders the machine was given: `power_button`, `pause`, `resume`, `quit`, `kill`.
+    /// The orders the machine was given: `power_button`, `resize_disk`, `pause`, `resume`, `quit`, `kill`.
     pub orders: Arc<Mutex<Vec<&'static str>>>,
     /// The guest's end of the agent's byte stream.
     pub agent: UnixStream,

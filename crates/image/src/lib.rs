@@ -8,6 +8,7 @@
 //! | [`fetch`] | blocks: cache first, then the stores of the flist's routes |
 //! | [`cache`] | `blocks/` of a home: verified plaintext blocks |
 //! | [`store`] | block stores: directories, web servers |
+//! | `reader` | a file of an image, read at any place |
 //! | [`progress`] | how long operations report |
 //!
 //! Everything blocks the calling thread: the users are the threads of the vhost-user server, the packer and the command
@@ -21,6 +22,7 @@ pub mod fetch;
 pub mod library;
 pub mod pack;
 pub mod progress;
+mod reader;
 pub mod reference;
 pub mod store;
 
@@ -29,5 +31,6 @@ pub use facts::{ImageFacts, ImageKind, Mode};
 pub use fetch::{FetchError, FetchOptions, Fetched, Fetcher};
 pub use library::{Image, Library, PullPolicy, ResolveError};
 pub use progress::{Progress, Silent};
+pub use reader::FileReader;
 pub use reference::{ImageName, Reference};
 pub use store::{BlockStore, StoreError, Timeouts, open_store};

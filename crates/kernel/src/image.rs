@@ -26,6 +26,42 @@ pub(crate) fn vmlinux(file: &[u8], what: &str) -> Result<Vec<u8>, KernelError> {
     Ok(elf)
 }
 
+/// Checks that `file` is a kernel or firmware that a hypervisor can start: an ELF for x86-64 with a PVH entry and all its
+/// segments, or a bzImage with all its parts. `what` names it in errors.
+///
+/// # Errors
+/// [`KernelError::BadInput`] or [`KernelError::NoPvhEntry`].
+pub fn check_bootable(file: &[u8], what: &str) -> Result<(), KernelError> {
+    let bad = |reason: &str| Err(KernelError::bad_input(what, reason));
+    if file.starts_with(b"\x7fELF") {
+        if !has_pvh_entry(file, what)? {
+            return Err(KernelError::NoPvhEntry { what: what.into() });
+        }
+        let read = |e: object::read::Error| KernelError::bad_input(what, e);
+        let header = FileHeader64::<Endianness>::parse(file).map_err(read)?;
+        let endian = header.endian().map_err(read)?;
+        for segment in header.program_headers(endian, file).map_err(read)? {
+            if segment.data(endian, file).is_err() {
+                return bad("a segment is cut off");
+            }
+        }
+        return Ok(());
+    }
+    if file.get(0x202..0x206) != Some(b"HdrS") {
+        return bad("neither an ELF file nor a bzImage");
+    }
+    // `syssize` at 0x1f4 counts the part after the setup sectors in 16 bytes.
+    let word = |at: usize| Some(u32::from_le_bytes(*file.get(at..at + 4)?.first_chunk()?) as usize);
+    let setup = match file[0x1f1] {
+        0 => 4,
+        n => usize::from(n),
+    };
+    match word(0x1f4) {
+        Some(paragraphs) if file.len() >= (setup + 1) * 512 + paragraphs.saturating_sub(1) * 16 => Ok(()),
+        _ => bad("it is cut off"),
+    }
+}
+
 fn from_bzimage(file: &[u8], what: &str) -> Result<Vec<u8>, KernelError> {
     let bad = |reason: &str| KernelError::bad_input(what, reason);
     if file.get(0x202..0x206) != Some(b"HdrS") {
@@ -104,6 +140,20 @@ mod tests {
         elf[20] = 1;
         elf[52] = 64;
         assert!(matches!(vmlinux(&elf, "plain"), Err(KernelError::NoPvhEntry { .. })));
+    }
+
+    #[test]
+    fn a_guest_kernel_that_is_cut_anywhere_is_refused() {
+        let mut file = vec![0; 5 * 512 + 4096];
+        file[0x202..0x206].copy_from_slice(b"HdrS");
+        file[0x1f4..0x1f8].copy_from_slice(&256u32.to_le_bytes());
+        check_bootable(&file, "k").unwrap();
+        for cut in [0, 10, 0x203, 0x300, 5 * 512, file.len() - 17] {
+            assert!(
+                matches!(check_bootable(&file[..cut], "k"), Err(KernelError::BadInput { .. })),
+                "{cut}"
+            );
+        }
     }
 
     #[test]

@@ -32,5 +32,6 @@ mod modules;
 pub use build::{BuildSource, DEFAULT_FRAGMENT};
 pub use description::{Description, FsDriver, Module, Package};
 pub use error::KernelError;
+pub use image::check_bootable;
 pub use install::{KernelSource, Progress};
 pub use library::{Kernel, KernelLibrary};

@@ -22,6 +22,11 @@ pub enum Request {
         /// This client started the machine: the entrypoint waits for it, and its output is never dropped for it.
         owner: bool,
     },
+    /// Follow the serial console, from its last few lines on.
+    Console {
+        /// This client types.
+        stdin: bool,
+    },
     /// Start one more process. `env` is over the entrypoint's environment; user and working directory are the entrypoint's
     /// when `None`.
     Exec(Process),
@@ -73,7 +78,16 @@ pub enum Reply {
 pub enum Report {
     /// The control socket accepts connections.
     Listening,
-    /// The entrypoint runs.
+    /// Work that takes its time before the machine can run.
+    Progress {
+        /// What is done, for people.
+        what: String,
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The entrypoint, or the VM, runs.
     Ready,
     /// The start failed; everything is undone.
     Failed(Failure),

@@ -40,4 +40,4 @@ pub use home::Home;
 pub use plan::{Plan, PlanError};
 pub use restart::RestartPolicy;
 pub use spec::MachineSpec;
-pub use state::{Exit, Phase, State};
+pub use state::{Exit, Kind, Phase, State};

@@ -122,11 +122,42 @@ impl From<ExitStatus> for Exit {
     }
 }
 
+/// What kind of machine it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A container.
+    #[default]
+    Container,
+    /// A VM.
+    Vm,
+}
+
+impl Kind {
+    /// The kind in one word, as listings show it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Container => "container",
+            Kind::Vm => "vm",
+        }
+    }
+
+    fn is_container(&self) -> bool {
+        *self == Kind::Container
+    }
+}
+
 /// Everything in `state.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// [`STATE_VERSION`].
     pub version: u32,
+    /// What it is; never changes.
+    #[serde(default, skip_serializing_if = "Kind::is_container")]
+    pub kind: Kind,
+    /// A VM's image was installed over its volume because its user asked for that; not again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reinstalled: bool,
     /// Where it is.
     #[serde(flatten)]
     pub phase: Phase,
@@ -172,10 +203,12 @@ impl State {
     /// How many warnings are kept.
     pub const MAX_WARNINGS: usize = 32;
 
-    /// The state of a new machine.
+    /// The state of a new container.
     pub fn created(at: Timestamp, addresses: Vec<IpAddr>) -> State {
         State {
             version: STATE_VERSION,
+            kind: Kind::Container,
+            reinstalled: false,
             phase: Phase::Created,
             created_at: at,
             started_at: None,
@@ -262,6 +295,15 @@ mod tests {
         let mut state = State::created(time(0), vec![]);
         assert!(!state.advance(Phase::Running, time(1)));
         assert_eq!(state.phase, Phase::Created);
+    }
+
+    #[test]
+    fn a_vm_is_told_from_a_container() {
+        let mut state = State::created(time(0), vec![]);
+        state.kind = Kind::Vm;
+        let text = serde_json::to_string(&state).unwrap();
+        assert!(text.contains(r#""kind":"vm""#), "{text}");
+        assert_eq!(serde_json::from_str::<State>(&text).unwrap().kind, Kind::Vm);
     }
 
     #[test]

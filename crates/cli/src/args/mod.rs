@@ -89,6 +89,8 @@ pub(crate) enum Command {
     Deploy(DeployArgs),
     /// Follow a running machine's entrypoint (detach with ctrl-p ctrl-q on a terminal)
     Attach(AttachArgs),
+    /// Use a machine's serial console (leave with ctrl-p ctrl-q on a terminal)
+    Console(ConsoleArgs),
     /// Pack directories into flists and look into flists
     #[command(subcommand)]
     Flist(FlistCommand),
@@ -322,6 +324,14 @@ pub(crate) struct DeployArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
+    /// Do not pass standard input on
+    #[arg(long)]
+    pub(crate) no_stdin: bool,
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConsoleArgs {
     /// Do not pass standard input on
     #[arg(long)]
     pub(crate) no_stdin: bool,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use zmachine_machine::log::Target;
-use zmachine_machine::spec::parse_network;
+use zmachine_machine::spec::{ModeChoice, parse_network};
 use zmachine_machine::volume::VolumeArgument;
 use zmachine_machine::{Class, Failure, MachineSpec, RestartPolicy, bytes};
 
@@ -119,6 +119,18 @@ pub(crate) struct CreateArgs {
     /// How much of its log is kept: max-size=64M, max-files=16, rotate-after=1d, max-age=30d
     #[arg(long, value_name = "KEY=VALUE")]
     log_opt: Vec<String>,
+    /// What the image is taken for, whatever it holds
+    #[arg(long, value_name = "auto|container|vm", default_value = "auto", value_parser = ["auto", "container", "vm"])]
+    mode: String,
+    /// Public keys for root, one a line
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Vec<PathBuf>,
+    /// User data for the cloud-init of a VM, merged with what zmachine tells it
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
+    /// Install the VM's image over whatever its volume holds
+    #[arg(long)]
+    reinstall: bool,
     /// A word of your own about it
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
@@ -172,6 +184,18 @@ impl CreateArgs {
             url.parse::<Target>()?;
         }
         self.log_opt.iter().try_for_each(|option| spec.log_limits.set(option))?;
+        spec.mode = match self.mode.as_str() {
+            "container" => ModeChoice::Container,
+            "vm" => ModeChoice::Vm,
+            _ => ModeChoice::Auto,
+        };
+        spec.ssh_keys = ssh_keys(&self.ssh_key)?;
+        spec.user_data = self
+            .user_data
+            .as_deref()
+            .map(|file| read("--user-data", file))
+            .transpose()?;
+        spec.reinstall = self.reinstall;
         Ok(spec)
     }
 }
@@ -245,9 +269,7 @@ fn variables(
 ) -> Result<Vec<(String, String)>, Failure> {
     let mut all = Vec::new();
     for file in files {
-        let text = std::fs::read_to_string(file).map_err(|e| {
-            Failure::from_error(Class::NotFound, &e).context(format!("can not read --env-file {}", file.display()))
-        })?;
+        let text = read("--env-file", file)?;
         let lines = text
             .lines()
             .map(str::trim_start)
@@ -260,6 +282,31 @@ fn variables(
         all.extend(variable(flag, &environment)?);
     }
     Ok(all)
+}
+
+fn read(flag: &str, file: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(file).map_err(|e| {
+        Failure::from_error(Class::NotFound, &e).context(format!("can not read {flag} {}", file.display()))
+    })
+}
+
+/// The keys in files, each on a line; comments and empty lines are left out.
+fn ssh_keys(files: &[PathBuf]) -> Result<Vec<String>, Failure> {
+    let mut keys = Vec::new();
+    for file in files {
+        let text = read("--ssh-key", file)?;
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let before = keys.len();
+        keys.extend(lines.map(str::to_owned));
+        if keys.len() == before || keys.iter().any(|key| key.contains("PRIVATE KEY")) {
+            let message = format!("--ssh-key {} holds no public key", file.display());
+            return Err(Failure::new(Class::Usage, message).hint("name the file that ends in .pub"));
+        }
+    }
+    Ok(keys)
 }
 
 fn networks(names: &[String]) -> Result<Vec<String>, Failure> {
@@ -345,6 +392,38 @@ mod tests {
         ] {
             assert_eq!(spec(words).unwrap_err().class, Class::Usage, "{words:?}");
         }
+    }
+
+    #[test]
+    fn keys_and_user_data_are_read_from_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let (keys, data) = (dir.path().join("id.pub"), dir.path().join("data"));
+        std::fs::write(&keys, "# mine\nssh-ed25519 AAAA me\n\nssh-rsa BBBB you\n").unwrap();
+        std::fs::write(&data, "#cloud-config\n").unwrap();
+        let (keys, data) = (keys.to_str().unwrap(), data.to_str().unwrap());
+        let words = [
+            "--ssh-key",
+            keys,
+            "--user-data",
+            data,
+            "--mode",
+            "vm",
+            "--reinstall",
+            "x.fl",
+        ];
+        let found = spec(&words).unwrap();
+        assert_eq!(found.ssh_keys, ["ssh-ed25519 AAAA me", "ssh-rsa BBBB you"]);
+        assert_eq!(
+            (found.user_data.as_deref(), found.mode),
+            (Some("#cloud-config\n"), ModeChoice::Vm)
+        );
+        assert!(found.reinstall);
+        std::fs::write(keys, "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
+        assert_eq!(spec(&["--ssh-key", keys, "x.fl"]).unwrap_err().class, Class::Usage);
+        assert_eq!(
+            spec(&["--user-data", "/nonexistent", "x.fl"]).unwrap_err().class,
+            Class::NotFound
+        );
     }
 
     #[test]

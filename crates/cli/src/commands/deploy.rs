@@ -49,7 +49,7 @@ fn deployed(engine: &Engine, reservation: &Reservation, name: Option<&str>) -> R
     engine.create(&reservation.spec(&name), &options)?;
     let started = engine
         .start(&name, false)
-        .and_then(|mut starting| starting.wait_ready());
+        .and_then(|mut starting| starting.wait_ready(&crate::progress::Bars::bytes()));
     started.inspect_err(|_| remove_if_it_never_ran(engine, &name))?;
     Ok(Deployed::new(&engine.machine(&name)?))
 }

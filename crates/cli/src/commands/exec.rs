@@ -1,4 +1,4 @@
-//! `exec` and `attach`.
+//! `exec`, `attach` and `console`.
 
 use std::env;
 
@@ -6,7 +6,7 @@ use zmachine_agent_protocol::{ExitStatus, Process, WindowSize};
 use zmachine_machine::{Class, Engine, Failure};
 
 use crate::args::run::{texts, variable};
-use crate::args::{AttachArgs, ExecArgs};
+use crate::args::{AttachArgs, ConsoleArgs, ExecArgs};
 use crate::terminal::{self, Follow, Followed};
 
 /// Runs a command in a machine; its status is ours.
@@ -65,4 +65,16 @@ pub(crate) fn attach(engine: &Engine, args: &AttachArgs) -> Result<u8, Failure> 
             None => Err(Failure::new(Class::Failed, format!("machine '{}' ended", args.name))),
         },
     }
+}
+
+/// Shows a machine's serial console and types on it, until the machine ends or the user leaves.
+pub(crate) fn console(engine: &Engine, args: &ConsoleArgs) -> Result<u8, Failure> {
+    let (input, output) = engine.console(&args.name, !args.no_stdin)?;
+    let follow = Follow {
+        stdin: !args.no_stdin,
+        terminal: true,
+        detachable: true,
+    };
+    terminal::follow(input, output, follow, || std::process::exit(130))?;
+    Ok(0)
 }

@@ -30,7 +30,7 @@ impl Row<'_> {
         Row {
             id: &machine.id,
             name: &machine.spec.name,
-            kind: "container",
+            kind: machine.state.kind.word(),
             state: machine.state.phase.word(),
             exit_code: match &machine.state.phase {
                 Phase::Stopped { exit } => Some(exit.shell_code()),
@@ -119,7 +119,7 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure
         all.push(Inspection {
             id: machine.id.clone(),
             name: machine.spec.name.clone(),
-            kind: "container",
+            kind: machine.state.kind.word(),
             directory: machine.dir.display().to_string(),
             log: log::path(&machine.dir).display().to_string(),
             plan: machine.plan()?,

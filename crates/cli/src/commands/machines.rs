@@ -5,6 +5,7 @@ use std::time::Duration;
 use zmachine_machine::{Class, Engine, Exit, Failure, spec};
 
 use crate::args::{KillArgs, RmArgs, StartArgs, StopArgs};
+use crate::progress::Bars;
 use crate::{failure, output};
 
 /// Does `f` for every name, prints the names done, and goes on after a failure.
@@ -27,7 +28,7 @@ pub(crate) fn start(engine: &Engine, args: &StartArgs) -> Result<u8, Failure> {
         true => engine.enabled()?,
         false => args.names.clone(),
     };
-    each(&names, |name| engine.start(name, false)?.wait_ready())
+    each(&names, |name| engine.start(name, false)?.wait_ready(&Bars::bytes()))
 }
 
 pub(crate) fn stop(engine: &Engine, args: &StopArgs) -> Result<u8, Failure> {
@@ -39,7 +40,7 @@ pub(crate) fn stop(engine: &Engine, args: &StopArgs) -> Result<u8, Failure> {
 pub(crate) fn restart(engine: &Engine, args: &StopArgs) -> Result<u8, Failure> {
     each(&args.names.names, |name| {
         engine.stop(name, args.time.map(Duration::from_secs))?;
-        engine.start(name, false)?.wait_ready()
+        engine.start(name, false)?.wait_ready(&Bars::bytes())
     })
 }
 

@@ -47,6 +47,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Cp(args) => cp::cp(&context::engine()?, &args),
         Command::Deploy(args) => deploy::deploy(&args),
         Command::Attach(args) => exec::attach(&context::engine()?, &args),
+        Command::Console(args) => exec::console(&context::engine()?, &args),
         Command::Flist(command) => flist::flist(command),
         Command::Image(command) => image::image(command),
         Command::Kernel(command) => kernel::kernel(command),

@@ -1,6 +1,7 @@
 //! `run` and `create`.
 
 use std::env;
+use std::thread;
 
 use zmachine_image::PullPolicy;
 use zmachine_machine::engine::{CreateOptions, Starting};
@@ -62,7 +63,7 @@ fn with_options<T>(args: &CreateArgs, f: impl FnOnce(&CreateOptions<'_>) -> Resu
 }
 
 fn detached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
-    engine.start(&spec.name, false)?.wait_ready()?;
+    engine.start(&spec.name, false)?.wait_ready(&Bars::bytes())?;
     output::print(&format!("{}\n", spec.name))?;
     Ok(0)
 }
@@ -79,7 +80,22 @@ fn attached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
     let monitor = starting.monitor_id();
     // The monitor takes SIGTERM as a request to stop, also before its guest is up.
     let abort = move || drop(monitor.map(|id| id.signal(15)));
-    match terminal::follow(input, output, follow, abort)? {
+    // Beside following: an image that is installed before the machine can run shows a bar meanwhile.
+    let watched = thread::spawn(move || {
+        let started = starting.wait_ready(&Bars::bytes());
+        (starting, started)
+    });
+    let followed = terminal::follow(input, output, follow, abort)?;
+    if let Followed::Detached = followed {
+        return Ok(0);
+    }
+    let Ok((mut starting, started)) = watched.join() else {
+        return Err(Failure::new(
+            Class::Failed,
+            "the thread that watched the start ended early",
+        ));
+    };
+    match followed {
         Followed::Exited(status) => {
             // With a restart policy the monitor goes on after this run.
             if spec.restart == RestartPolicy::No {
@@ -87,15 +103,20 @@ fn attached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
             }
             Ok(status.shell_code())
         }
-        Followed::Detached => Ok(0),
-        Followed::Cut => ended(engine, spec, starting),
+        _ => {
+            starting.wait_gone();
+            ended(engine, spec, &starting, started)
+        }
     }
 }
 
 /// The machine ended without its entrypoint's status: it never started, was killed, or failed.
-fn ended(engine: &Engine, spec: &MachineSpec, mut starting: Starting) -> Result<u8, Failure> {
-    let started = starting.wait_ready();
-    starting.wait_gone();
+fn ended(
+    engine: &Engine,
+    spec: &MachineSpec,
+    starting: &Starting,
+    started: Result<(), Failure>,
+) -> Result<u8, Failure> {
     engine.reconcile()?.iter().for_each(|line| eprintln!("warning: {line}"));
     if let Err(failure) = started {
         // Stopped by a signal or another command while it started.

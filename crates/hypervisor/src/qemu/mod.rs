@@ -4,6 +4,7 @@
 //! interfaces. It dies with the launching thread (parent-death signal), so that no guest outlives its monitor.
 
 mod arguments;
+mod firmware;
 mod launch;
 mod probe;
 mod qmp;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Boot, Disk, Driver, LaunchError, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
 
 pub use arguments::{AGENT_PORT, AGENT_SOCKET, Channels, arguments};
+pub use firmware::Firmware;
 pub use probe::{ProbeError, probe};
 
 /// The firmware for kernels entered directly, found by QEMU in its data folders.

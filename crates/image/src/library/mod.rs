@@ -3,6 +3,7 @@
 //! ```text
 //! images/<digest>/image.fl        the flist; <digest> = 64 hex digits of BLAKE2b-256 of its bytes
 //! images/<digest>/image.json      what was found out about it (module `record`)
+//! images/<digest>/files/<name>    files of the image that the host uses: a VM's kernel and initrd
 //! images/<digest>/...             what `rootfs` derives from it
 //! images/refs/<name>              symbolic link to ../<digest>
 //! images/urls/<hex>.json          which image a URL led to (module `origin`)
@@ -29,9 +30,10 @@ use zmachine_flist::{Digest, Flist, RouteTable, Startup, startup};
 use zmachine_sys::file::{self, FileError};
 
 use crate::cache::BlockCache;
-use crate::facts::{ImageFacts, Mode};
+use crate::facts::{ImageFacts, KindError, Mode};
 use crate::fetch::{FetchError, FetchOptions, Fetcher};
 use crate::progress::Progress;
+use crate::reader::FileReader;
 use crate::reference::{ImageName, Reference};
 use crate::store::{StoreError, agent, classify, redact};
 pub use error::ResolveError;
@@ -217,6 +219,80 @@ impl Library {
                 file: file_with_block(&flist, &source),
                 source,
             })
+    }
+
+    /// A file of the image as a file of this host, `images/<digest>/files/<name>`, made when it is not there. `check` is shown
+    /// its bytes first.
+    ///
+    /// # Errors
+    /// When the file is not one, a block can not be fetched, or `check` refuses it; nothing is left then.
+    pub fn host_file<E: From<ResolveError>>(
+        &self,
+        image: &Image,
+        path: &str,
+        name: &str,
+        check: impl FnOnce(&[u8]) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
+        let folder = image.directory.join("files");
+        let place = folder.join(name);
+        if place.is_file() {
+            return Ok(place);
+        }
+        let bytes = self.file_bytes(image, path)?;
+        check(&bytes)?;
+        let write = || -> Result<(), FileError> {
+            file::make_dirs(&folder)?;
+            file::replace(&place, &bytes)
+        };
+        write().map_err(ResolveError::from)?;
+        Ok(place)
+    }
+
+    /// A file of the image `digest`, read at any place.
+    ///
+    /// # Errors
+    /// When there is no such image, or no regular file at `path`.
+    pub fn read_file(&self, digest: &Digest, path: &str) -> Result<FileReader, ResolveError> {
+        let reference = digest.to_string();
+        let image = self.image(digest, Mode::Auto, &reference)?;
+        let flist = image.open_flist()?;
+        let fetcher = self.fetcher(flist.routes.clone());
+        FileReader::new(&flist, path, fetcher).ok_or_else(|| ResolveError::Kind {
+            reference,
+            source: KindError::Unusable {
+                path: path.to_owned(),
+                found: "no regular file".to_owned(),
+            },
+        })
+    }
+
+    /// The content of a file of the image; links are followed inside of it.
+    fn file_bytes(&self, image: &Image, path: &str) -> Result<Vec<u8>, ResolveError> {
+        let reference = image.digest.to_string();
+        let flist = image.open_flist()?;
+        let content = flist.tree.resolve(path.as_bytes()).ok();
+        let Some((size, blocks)) = content.and_then(|node| flist.tree.get(node).content()) else {
+            return Err(ResolveError::Kind {
+                reference,
+                source: KindError::Unusable {
+                    path: path.to_owned(),
+                    found: "no regular file".to_owned(),
+                },
+            });
+        };
+        let fetcher = self.fetcher(flist.routes.clone());
+        let mut bytes = Vec::with_capacity(size as usize);
+        for block in blocks {
+            let fetched = fetcher.fetch(block).map_err(|source| ResolveError::Fetch {
+                reference: reference.clone(),
+                file: path.to_owned(),
+                source,
+            })?;
+            let cached = self.cache.path_of(block);
+            let plain = fetched.into_bytes(block.len);
+            bytes.extend(plain.map_err(|e| FileError::io("read", &cached, e))?);
+        }
+        Ok(bytes)
     }
 
     /// Lets `name` lead to an image of the library, whatever it led to before.

@@ -6,7 +6,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
 use zmachine_image::{
-    FetchOptions, Image, ImageKind, Library, Progress, PullPolicy, Reference, ResolveError, Timeouts, open_store,
+    FetchOptions, Image, ImageKind, Library, Mode, Progress, PullPolicy, Reference, ResolveError, Timeouts, open_store,
 };
 use zmachine_kernel::{FsDriver, KernelLibrary};
 use zmachine_network::{
@@ -15,11 +15,12 @@ use zmachine_network::{
 use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
 
+use super::vm::host_disk;
 use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
-use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan};
-use crate::spec::{self, MachineSpec};
+use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, VmFacts};
+use crate::spec::{self, MachineSpec, ModeChoice};
 use crate::state::State;
 use crate::volume::Wanted;
 
@@ -35,11 +36,25 @@ pub struct CreateOptions<'a> {
 
 /// What a plan needs and does not change until the machine has its folder.
 struct Facts {
-    image: ImageFacts,
+    makes: Makes,
     host: HostFacts,
     accel: accel::Choice,
-    kernel: KernelChoice,
     dns: HostDns,
+}
+
+/// What the image makes of the machine.
+enum Makes {
+    Container { image: ImageFacts, kernel: KernelChoice },
+    Vm(Box<VmFacts>),
+}
+
+impl Makes {
+    fn content<'a>(&'a self, volumes: &'a [Wanted]) -> Content<'a> {
+        match self {
+            Makes::Container { image, kernel } => Content::Container { image, kernel, volumes },
+            Makes::Vm(facts) => Content::Vm(facts),
+        }
+    }
 }
 
 impl Engine {
@@ -55,7 +70,8 @@ impl Engine {
                 .flat_map(|a| &a.addresses)
                 .map(|net| net.addr())
                 .collect();
-            let state = State::created(Timestamp::now(), addresses);
+            let mut state = State::created(Timestamp::now(), addresses);
+            state.kind = plan.kind();
             let volumes = self.volumes();
             let made = volumes.make(wanted)?;
             self.kill.pass("create: volumes made");
@@ -97,7 +113,6 @@ impl Engine {
         check_stores(&spec.stores)?;
         let id = catalog::new_id();
         let wanted = self.volumes().wanted(&spec.volumes, &id)?;
-        wanted.iter().try_for_each(Wanted::check_mountable)?;
         let facts = self.facts(spec, options, &wanted)?;
         let networks = self.networks()?;
         // From here on addresses are taken: nobody may sweep them away before the machine's folder is there.
@@ -113,12 +128,7 @@ impl Engine {
                     attachments,
                     host_dns: &facts.dns,
                 };
-                let content = Content::Container {
-                    image: &facts.image,
-                    kernel: &facts.kernel,
-                    volumes: &wanted,
-                };
-                then(&id, Plan::new(spec, content, inputs)?, &wanted)
+                then(&id, Plan::new(spec, facts.makes.content(&wanted), inputs)?, &wanted)
             });
         if result.is_err() {
             release_leases(&networks, |machine| machine == id)?;
@@ -135,18 +145,19 @@ impl Engine {
         let accel = accel::choose(requested, &AccelFacts::gather())
             .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))?;
         Ok(Facts {
-            image: self.image(spec, options)?,
+            makes: self.makes(spec, options, wanted)?,
             host: HostFacts::gather(),
             accel,
-            kernel: {
-                let drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
-                self.kernel(spec.kernel.as_deref(), &drivers)?
-            },
             dns: host_nameservers(),
         })
     }
 
-    fn image(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<ImageFacts, Failure> {
+    fn makes(&self, spec: &MachineSpec, options: &CreateOptions<'_>, wanted: &[Wanted]) -> Result<Makes, Failure> {
+        if let Some(path) = host_disk(spec, options.cwd)? {
+            return self
+                .host_disk_facts(&path, wanted)
+                .map(|facts| Makes::Vm(Box::new(facts)));
+        }
         let reference = Reference::parse(&spec.flist, options.cwd)
             .map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))?;
         let fetch = FetchOptions {
@@ -154,22 +165,21 @@ impl Engine {
             ..FetchOptions::default()
         };
         let library = Library::open(self.home.data())?.with_fetch_options(fetch);
-        let image = library.resolve(&reference, options.pull, options.progress)?;
-        require_container(&image, &spec.flist)?;
-        let digest = image.digest.to_string();
-        // Opening a large flist takes longer than all else here, so it is done once per image.
-        if RootDescription::read(&image.directory).is_err() {
-            let flist = image.open_flist()?;
-            zmachine_rootfs::prepare(&image.directory, &digest, &flist).map_err(|e| {
-                Failure::from_error(Class::Failed, &e).context(format!("no root disk can be made of {}", spec.flist))
-            })?;
+        let mode = match spec.mode {
+            ModeChoice::Auto => Mode::Auto,
+            ModeChoice::Container => Mode::Container,
+            ModeChoice::Vm => Mode::Vm,
+        };
+        let image = library.resolve_as(&reference, options.pull, mode, options.progress)?;
+        if let Some(facts) = self.flist_facts(&library, &image, spec, wanted)? {
+            return Ok(Makes::Vm(Box::new(facts)));
         }
-        let startup = image.facts.startup.unwrap_or_default();
-        Ok(ImageFacts {
-            digest,
-            entrypoint: startup.program.map(|program| [vec![program], startup.args].concat()),
-            env: startup.env.into_iter().collect(),
-            workdir: startup.dir,
+        refuse_own_kernel(&image, &spec.flist)?;
+        wanted.iter().try_for_each(Wanted::check_mountable)?;
+        let drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
+        Ok(Makes::Container {
+            image: container_facts(image, &spec.flist)?,
+            kernel: self.kernel(spec.kernel.as_deref(), &drivers)?,
         })
     }
 
@@ -240,15 +250,31 @@ fn check_stores(urls: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn require_container(image: &Image, flist: &str) -> Result<(), Failure> {
-    if image.facts.kind == ImageKind::Container {
+/// What the planner needs of a container's image, whose root disk is prepared.
+fn container_facts(image: Image, flist: &str) -> Result<ImageFacts, Failure> {
+    let digest = image.digest.to_string();
+    // Opening a large flist takes longer than all else here, so it is done once per image.
+    if RootDescription::read(&image.directory).is_err() {
+        let content = image.open_flist()?;
+        zmachine_rootfs::prepare(&image.directory, &digest, &content).map_err(|e| {
+            Failure::from_error(Class::Failed, &e).context(format!("no root disk can be made of {flist}"))
+        })?;
+    }
+    let startup = image.facts.startup.unwrap_or_default();
+    Ok(ImageFacts {
+        digest,
+        entrypoint: startup.program.map(|program| [vec![program], startup.args].concat()),
+        env: startup.env.into_iter().collect(),
+        workdir: startup.dir,
+    })
+}
+
+fn refuse_own_kernel(image: &Image, flist: &str) -> Result<(), Failure> {
+    if !matches!(image.facts.kind, ImageKind::OwnKernel { .. }) {
         return Ok(());
     }
-    let message = format!(
-        "{flist} holds an operating system of its own, and virtual machines with their own kernel can not be run yet"
-    );
-    Err(Failure::new(Class::Unsupported, message)
-        .hint("pack a tree without /kernel, /image.raw and /boot/vmlinuz to run it as a container"))
+    let message = format!("{flist} is a container with its own kernel (/boot/vmlinuz), which can not be run yet");
+    Err(Failure::new(Class::Unsupported, message).hint("pack its tree without /boot/vmlinuz to run it with our kernel"))
 }
 
 impl From<ResolveError> for Failure {

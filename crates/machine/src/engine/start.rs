@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 use zmachine_agent_protocol::PROTOCOL_VERSION;
+use zmachine_image::Progress;
 use zmachine_sys::file::FileError;
 use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
@@ -96,7 +97,17 @@ impl Engine {
     fn renew_initramfs(&self, machine: &Machine) -> Result<(), Failure> {
         let path = machine.dir.join("plan.json");
         let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
-        let Plan::Container(mut plan) = machine.plan()?;
+        let mut plan = match machine.plan()? {
+            Plan::Container(plan) => plan,
+            Plan::Vm(mut plan) => {
+                let kernel = self.appliance_kernel();
+                if plan.appliance != kernel {
+                    plan.appliance = kernel;
+                    zmachine_sys::file::replace_json(&path, &Plan::Vm(plan))?;
+                }
+                return Ok(());
+            }
+        };
         let is_current = modified(&self.agent).is_some_and(|agent| modified(&path).is_some_and(|plan| plan > agent));
         if is_current && plan.kernel.initramfs.is_file() {
             return Ok(());
@@ -126,18 +137,30 @@ impl Starting {
     pub fn wait_listening(&mut self) -> Result<(), Failure> {
         match self.next()? {
             Report::Failed(failure) => Err(self.failed(failure)),
-            Report::Listening | Report::Ready => Ok(()),
+            Report::Listening | Report::Ready | Report::Progress { .. } => Ok(()),
         }
     }
 
-    /// Waits until the entrypoint runs.
+    /// Waits until the entrypoint, or the VM, runs. `progress` is told of work that takes its time before.
     ///
     /// # Errors
     /// When the start failed; everything is undone then.
-    pub fn wait_ready(&mut self) -> Result<(), Failure> {
+    pub fn wait_ready(&mut self, progress: &dyn Progress) -> Result<(), Failure> {
+        let mut step: Option<(String, u64)> = None;
         loop {
             match self.next()? {
                 Report::Listening => {}
+                Report::Progress { what, done, total } => {
+                    let before = match &step {
+                        Some((same, before)) if *same == what => *before,
+                        _ => {
+                            progress.begin(Some(total), &what);
+                            0
+                        }
+                    };
+                    progress.advance(done.saturating_sub(before));
+                    step = Some((what, done));
+                }
                 Report::Ready => return Ok(()),
                 Report::Failed(failure) => return Err(self.failed(failure)),
             }

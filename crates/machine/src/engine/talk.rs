@@ -153,6 +153,16 @@ impl Engine {
         self.stream(&machine, &Request::Attach { stdin, owner })
     }
 
+    /// Follows the serial console of a machine, and types on it with `stdin`.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when it does not run.
+    pub fn console(&self, name: &str, stdin: bool) -> Result<(ProcessInput, ProcessOutput), Failure> {
+        let machine = self.machine(name)?;
+        require_active(&machine)?;
+        self.stream(&machine, &Request::Console { stdin })
+    }
+
     /// Starts one more process in a machine. Its environment is over the machine's.
     ///
     /// # Errors

@@ -10,8 +10,8 @@ use zmachine_sys::process::ProcessId;
 use super::launch::Running;
 use super::restart::Asked;
 use super::run::{AbortOnDrop, Monitor, Outcome, at};
-use super::server::{self, Shared};
-use super::{Event, entry};
+use super::server::{self, Attachable, Shared};
+use super::{Event, console, entry};
 use crate::control::{Reply, Report, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
@@ -34,16 +34,18 @@ impl Monitor<ContainerPlan> {
         let (events, mut inbox) = mpsc::channel(64);
         let (session_sender, session) = watch::channel(None);
         let (entry, waiting) = entry::new();
+        let (console, console_waiting) = console::new();
         let shared = Shared {
-            entry: entry.clone(),
+            attachable: Attachable::Entrypoint(entry.clone()),
+            console,
             session,
             events: events.clone(),
-            entrypoint: std::sync::Arc::new(self.plan.process.clone()),
+            exec_base: std::sync::Arc::new(self.plan.process.clone()),
         };
         let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
         self.report.send(&Report::Listening);
 
-        let mut running = self.launch().await?;
+        let mut running = self.launch(console_waiting).await?;
         let (stream_sender, stream) = oneshot::channel();
         let hub = entry::run(waiting, async move { stream.await.ok() }, self.log.clone(), events);
         let _hub = AbortOnDrop(tokio::spawn(hub));
@@ -165,9 +167,11 @@ impl Monitor<ContainerPlan> {
                 .await
                 .map_err(|e| Failure::from_error(Class::Failed, &e)),
             Request::GrowVolume { name, size_bytes } => self.grow_volume(running, &name, size_bytes).await,
-            Request::Attach { .. } | Request::Exec(_) | Request::Transfer(_) | Request::Capacity => {
-                Err(Failure::new(Class::Usage, "not a command for the monitor"))
-            }
+            Request::Attach { .. }
+            | Request::Console { .. }
+            | Request::Exec(_)
+            | Request::Transfer(_)
+            | Request::Capacity => Err(Failure::new(Class::Usage, "not a command for the monitor")),
         };
         let _ = answer.send(result.map_or_else(Reply::Failed, |()| Reply::Done));
         None

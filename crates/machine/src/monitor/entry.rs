@@ -181,7 +181,8 @@ fn end_of(frame: &Frame) -> Option<Result<ExitStatus, SessionError>> {
     }
 }
 
-async fn hand_out(frame: &Frame, clients: &mut Vec<Client>) {
+/// Sends `frame` to all, and lets those go that are gone or do not read.
+pub(super) async fn hand_out(frame: &Frame, clients: &mut Vec<Client>) {
     let mut kept = Vec::with_capacity(clients.len());
     for client in clients.drain(..) {
         let sent = match client.owner {

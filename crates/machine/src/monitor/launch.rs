@@ -11,20 +11,16 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use zmachine_hypervisor::qemu::{self, Qemu};
 use zmachine_hypervisor::{Driver, LaunchError, LogLines, Resources, RunDir, Vm};
-use zmachine_sys::process::ProcessId;
 
-use super::SharedLog;
 use super::rootfs_child::RootfsServer;
 use super::run::{AbortOnDrop, Attached, Monitor, at};
 use super::session::Session;
+use super::{SharedLog, console};
 use crate::failure::{Class, Failure};
-use crate::journal::Resource;
 use crate::log::Source;
 use crate::plan::ContainerPlan;
 use crate::plan::container::VolumeUse;
@@ -78,7 +74,7 @@ impl Running {
 
 impl Monitor<ContainerPlan> {
     /// From nothing to a guest whose agent can be asked.
-    pub(super) async fn launch(&mut self) -> Result<Running, (String, Failure)> {
+    pub(super) async fn launch(&mut self, console: console::Waiting) -> Result<Running, (String, Failure)> {
         let disk = self.make_writable_disk();
         let volumes = self.prepare_volumes();
         let backed = self.start_rootfs().map_err(at("rootfs server"))?;
@@ -90,7 +86,7 @@ impl Monitor<ContainerPlan> {
         self.volumes = joined(volumes).await.map_err(at("volumes"))?;
         self.phase("volumes");
         self.kill.pass("start: volumes ready");
-        self.boot(&Qemu::unasked(None), connected)
+        self.boot(&Qemu::unasked(None), connected, console)
             .await
             .map_err(at("hypervisor"))
     }
@@ -143,7 +139,12 @@ impl Monitor<ContainerPlan> {
         Ok(Backed { rootfs })
     }
 
-    async fn boot(&mut self, driver: &dyn Driver, connected: Connected) -> Result<Running, Failure> {
+    async fn boot(
+        &mut self,
+        driver: &dyn Driver,
+        connected: Connected,
+        console: console::Waiting,
+    ) -> Result<Running, Failure> {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
         let resources = Resources { taps: connected.taps };
         self.kill.pass("start: before the hypervisor");
@@ -155,16 +156,10 @@ impl Monitor<ContainerPlan> {
         if let Some(recorder) = &mut self.recorder {
             recorder.hypervisor(vm.version());
         }
-        if let Some(id) = ProcessId::of(vm.pid()) {
-            self.machine.state.hypervisor = Some(id);
-            self.journal.claim(Resource::Process {
-                role: "hypervisor".to_owned(),
-                id,
-            })?;
-        }
+        self.claim_hypervisor(vm.pid())?;
         let console = vm
             .take_console()
-            .map(|stream| tokio::spawn(copy_to_log(stream, self.log.clone(), Source::Console)));
+            .map(|stream| tokio::spawn(console::run(console, stream, self.log.clone(), false)));
         let messages = vm
             .take_log()
             .map(|lines| tokio::spawn(note_lines(lines, self.log.clone())));
@@ -183,7 +178,7 @@ impl Monitor<ContainerPlan> {
 }
 
 /// Why the hypervisor did not start: what is wrong with the one installed, if that is it, or what it said itself.
-fn not_launched(error: &LaunchError) -> Failure {
+pub(super) fn not_launched(error: &LaunchError) -> Failure {
     match qemu::probe(None) {
         Err(cause) => Failure::from_error(Class::Unsupported, &cause).hint(cause.hint()),
         Ok(_) => Failure::from_error(Class::Failed, error),
@@ -191,15 +186,15 @@ fn not_launched(error: &LaunchError) -> Failure {
 }
 
 /// What a thread is making.
-type Working<T> = oneshot::Receiver<Result<T, Failure>>;
+pub(super) type Working<T> = oneshot::Receiver<Result<T, Failure>>;
 
-fn in_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Working<T> {
+pub(super) fn in_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Working<T> {
     let (sender, receiver) = oneshot::channel();
     std::thread::spawn(move || sender.send(work()));
     receiver
 }
 
-async fn joined<T>(working: Working<T>) -> Result<T, Failure> {
+pub(super) async fn joined<T>(working: Working<T>) -> Result<T, Failure> {
     working
         .await
         .unwrap_or_else(|_| Err(Failure::new(Class::Failed, "a thread of the monitor ended early")))
@@ -210,17 +205,7 @@ fn create_upper(path: PathBuf, bytes: u64) -> Result<bool, Failure> {
     Ok(true)
 }
 
-async fn copy_to_log(mut stream: impl AsyncRead + Unpin, log: SharedLog, source: Source) {
-    let mut buffer = vec![0; 8 * 1024];
-    while let Ok(n) = stream.read(&mut buffer).await {
-        if n == 0 {
-            break;
-        }
-        log.write(source, &buffer[..n], Timestamp::now());
-    }
-}
-
-async fn note_lines(mut lines: LogLines, log: SharedLog) {
+pub(super) async fn note_lines(mut lines: LogLines, log: SharedLog) {
     while let Some(line) = lines.recv().await {
         log.note(Source::Hypervisor, &line);
     }

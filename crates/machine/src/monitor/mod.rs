@@ -10,7 +10,9 @@
 //! with it. It has one thread (but for making the disk and forwarding the log), closes what it inherits, and leads a session of its own.
 
 mod agent_start;
+mod appliance;
 mod confine;
+mod console;
 mod container;
 mod entry;
 mod forwarding;
@@ -21,6 +23,7 @@ mod rootfs_watch;
 mod run;
 mod server;
 mod session;
+mod vm;
 
 use std::os::fd::OwnedFd;
 use std::process::Command;
@@ -31,6 +34,7 @@ use tokio::sync::oneshot;
 use zmachine_agent_protocol::ExitStatus;
 
 use self::session::SessionError;
+pub(crate) use self::vm::open_source;
 use crate::attempt::ConsoleTail;
 use crate::control::{Reply, Report, Request};
 use crate::failure::Failure;
@@ -138,6 +142,18 @@ impl ReportPipe {
         if let (Some(pipe), Ok(mut line)) = (&mut self.0, serde_json::to_vec(report)) {
             line.push(b'\n');
             let _ = pipe.write_all(&line);
+        }
+    }
+
+    /// As [`ReportPipe::send`], but nothing when the starter is slow to read: more of the kind follows.
+    fn send_if_read(&mut self, report: &Report) {
+        let is_writable = |pipe: &std::fs::File| {
+            let mut polled = [rustix::event::PollFd::new(pipe, rustix::event::PollFlags::OUT)];
+            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
+        };
+        if self.0.as_ref().is_some_and(is_writable) {
+            self.send(report);
         }
     }
 

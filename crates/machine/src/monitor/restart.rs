@@ -8,8 +8,8 @@ use tokio::sync::{mpsc, watch};
 use zmachine_agent_protocol::Process;
 
 use super::run::{AbortOnDrop, Monitor};
-use super::server::{self, Shared};
-use super::{Event, entry};
+use super::server::{self, Attachable, Shared};
+use super::{Event, console, entry};
 use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
@@ -88,6 +88,7 @@ impl Monitor<()> {
         let (events, mut inbox) = mpsc::channel(64);
         // Clients that attach now are let go at once: there is nothing to attach to.
         let (entry, _) = entry::new();
+        let (console, _) = console::new();
         let nothing = Process {
             args: Vec::new(),
             env: Vec::new(),
@@ -98,10 +99,11 @@ impl Monitor<()> {
             pid_namespace: false,
         };
         let shared = Shared {
-            entry,
+            attachable: Attachable::Entrypoint(entry),
+            console,
             session: watch::channel(None).1,
             events,
-            entrypoint: Arc::new(nothing),
+            exec_base: Arc::new(nothing),
         };
         let _server = match self.make_run_dir() {
             Ok(listener) => Some(AbortOnDrop(tokio::spawn(server::serve(listener, shared)))),

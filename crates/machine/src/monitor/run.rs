@@ -132,6 +132,11 @@ impl Monitor<()> {
                 let outcome = monitor.life().await;
                 (monitor.of(()), outcome)
             }
+            Plan::Vm(plan) => {
+                let mut monitor = self.of((**plan).clone());
+                let outcome = monitor.life().await;
+                (monitor.of(()), outcome)
+            }
         }
     }
 }
@@ -222,6 +227,16 @@ impl<P> Monitor<P> {
             }
         }
         Ok(attached)
+    }
+
+    /// Claims the hypervisor's process, so that another command can end it should this monitor die.
+    pub(super) fn claim_hypervisor(&mut self, pid: u32) -> Result<(), Failure> {
+        if let Some(id) = ProcessId::of(pid) {
+            self.machine.state.hypervisor = Some(id);
+            let role = "hypervisor".to_owned();
+            self.journal.claim(Resource::Process { role, id })?;
+        }
+        Ok(())
     }
 
     pub(super) fn make_run_dir(&mut self) -> Result<UnixListener, Failure> {

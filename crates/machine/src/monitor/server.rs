@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use zmachine_agent_protocol::{self as protocol, AgentError, ErrorKind, Frame, Process};
 
 use super::Event;
+use super::console::Console;
 use super::entry::{Client, Entry, client_queue};
 use super::session::{AgentStream, FrameReader, FrameWriter, Session};
 use crate::control::{Reply, Request};
@@ -22,14 +23,25 @@ const CAPACITY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2)
 /// What connections need.
 #[derive(Debug, Clone)]
 pub(super) struct Shared {
-    /// The entrypoint's hub.
-    pub(super) entry: Entry,
-    /// The session with the agent, once the entrypoint runs.
+    /// What a client follows that attaches.
+    pub(super) attachable: Attachable,
+    /// The serial console's hub.
+    pub(super) console: Console,
+    /// The session with the agent, while there is one.
     pub(super) session: watch::Receiver<Option<Session>>,
     /// The monitor's loop.
     pub(super) events: mpsc::Sender<Event>,
-    /// The entrypoint: an exec has its environment, user and working directory where it says nothing else.
-    pub(super) entrypoint: Arc<Process>,
+    /// An exec has its environment, user and working directory where it says nothing else.
+    pub(super) exec_base: Arc<Process>,
+}
+
+/// What `attach` follows.
+#[derive(Debug, Clone)]
+pub(super) enum Attachable {
+    /// The entrypoint of a container.
+    Entrypoint(Entry),
+    /// The console of a VM.
+    Console,
 }
 
 /// Accepts connections until the task is aborted.
@@ -60,14 +72,18 @@ async fn connection(stream: UnixStream, shared: Shared) {
         Request::Attach { stdin, owner } => {
             // As with docker's `-i`: when the client that opened the input goes, the input ends. Not so on a terminal,
             // which its user may leave and find again.
-            let ends_input = stdin && owner && shared.entrypoint.terminal.is_none();
+            let ends_input = stdin && owner && shared.exec_base.terminal.is_none();
             let how = Attached {
                 stdin,
                 owner,
                 ends_input,
             };
-            attach(reader, writer, shared.entry, how).await;
+            match shared.attachable.clone() {
+                Attachable::Entrypoint(entry) => attach(reader, writer, entry, how).await,
+                Attachable::Console => console(reader, writer, &shared, stdin, owner).await,
+            }
         }
+        Request::Console { stdin } => console(reader, writer, &shared, stdin, false).await,
         Request::Exec(process) => exec(reader, writer, shared, process).await,
         Request::Transfer(transfer) => pass(reader, writer, shared, protocol::Request::Transfer(transfer)).await,
         Request::Capacity => {
@@ -148,8 +164,45 @@ async fn attach(mut reader: Reader, mut writer: Writer, entry: Entry, how: Attac
     }
 }
 
+/// A client at the console. A signal from the one that started the machine asks it to stop, as it would a program of this
+/// host; any other client goes by one.
+async fn console(mut reader: Reader, mut writer: Writer, shared: &Shared, stdin: bool, owner: bool) {
+    let (frames, mut queue) = client_queue();
+    shared.console.attach(Client { frames, owner }).await;
+    let input = async {
+        while let Ok(Some(frame)) = reader.next().await {
+            match frame {
+                Frame::Stdin(bytes) if stdin => shared.console.input(bytes).await,
+                message if matches!(message.parse(), Ok(protocol::Input::Signal(_))) => {
+                    if !owner {
+                        return;
+                    }
+                    let (answer, _) = oneshot::channel();
+                    let stop = Event::Command(Request::Stop { grace_ms: None }, answer);
+                    let _ = shared.events.send(stop).await;
+                }
+                _ => {}
+            }
+        }
+        // A client may close its sending side and go on reading.
+        std::future::pending::<()>().await
+    };
+    let output = async {
+        while let Some(frame) = queue.recv().await {
+            if writer.send(&frame).await.is_err() {
+                break;
+            }
+        }
+        writer.close().await;
+    };
+    tokio::select! {
+        () = output => {}
+        () = input => {}
+    }
+}
+
 async fn exec(reader: Reader, writer: Writer, shared: Shared, mut process: Process) {
-    let mut env = shared.entrypoint.env.clone();
+    let mut env = shared.exec_base.env.clone();
     for (key, value) in std::mem::take(&mut process.env) {
         match env.iter_mut().find(|(k, _)| *k == key) {
             Some(entry) => entry.1 = value,
@@ -157,8 +210,8 @@ async fn exec(reader: Reader, writer: Writer, shared: Shared, mut process: Proce
         }
     }
     process.env = env;
-    process.user = process.user.or_else(|| shared.entrypoint.user.clone());
-    process.cwd = process.cwd.or_else(|| shared.entrypoint.cwd.clone());
+    process.user = process.user.or_else(|| shared.exec_base.user.clone());
+    process.cwd = process.cwd.or_else(|| shared.exec_base.cwd.clone());
     pass(reader, writer, shared, protocol::Request::Exec(process)).await;
 }
 
@@ -167,7 +220,10 @@ async fn pass(mut reader: Reader, mut writer: Writer, shared: Shared, request: p
     let session = shared.session.borrow().clone();
     let opened = match session {
         Some(session) => session.open(&request).await.map_err(|e| e.to_string()),
-        None => Err("the machine is not running yet".to_owned()),
+        None => Err(match shared.attachable {
+            Attachable::Entrypoint(_) => "the machine is not running yet".to_owned(),
+            Attachable::Console => "no zmachine agent answers in this VM: install zmachine-agent in it".to_owned(),
+        }),
     };
     let AgentStream {
         reader: mut from_guest,

@@ -8,8 +8,8 @@ use zmachine_kernel::FsDriver;
 use zmachine_network::Attachment;
 
 use super::{
-    ImageFacts, Inputs, KernelChoice, PLAN_VERSION, PlanError, dns, grace_ms, hostname, interface, nics, routes,
-    ssh_keys, start_timeout_s, uuid, warnings,
+    ImageFacts, Inputs, KernelChoice, PLAN_VERSION, PlanError, dns, grace_ms, hostname, interface, merged_env, nics,
+    routes, ssh_keys, start_timeout_s, uuid, warnings,
 };
 use crate::spec::{self, MachineSpec};
 use crate::volume::Wanted;
@@ -19,7 +19,8 @@ pub const ROOT_SERIAL: &str = "zm-root";
 /// virtio serial of the writable layer's disk.
 pub const UPPER_SERIAL: &str = "zm-upper";
 
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// `PATH` where nothing else is said.
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Everything a container's start needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,7 +68,7 @@ pub struct VolumeUse {
 }
 
 impl VolumeUse {
-    fn of(volume: &Wanted) -> VolumeUse {
+    pub(super) fn of(volume: &Wanted) -> VolumeUse {
         VolumeUse {
             name: volume.name.clone(),
             read_only: volume.read_only,
@@ -102,6 +103,7 @@ impl ContainerPlan {
         volumes: &[Wanted],
         inputs: Inputs<'_>,
     ) -> Result<ContainerPlan, PlanError> {
+        refuse_vm_flags(spec)?;
         let process = process(spec, image)?;
         let stop_signal = stop_signal(spec)?;
         let upper_bytes = (!spec.read_only).then(|| root_size(spec.cpus, spec.memory_bytes, spec.size_bytes));
@@ -149,6 +151,17 @@ impl ContainerPlan {
     }
 }
 
+fn refuse_vm_flags(spec: &MachineSpec) -> Result<(), PlanError> {
+    let used = [
+        ("--user-data", spec.user_data.is_some()),
+        ("--reinstall", spec.reinstall),
+    ];
+    match used.into_iter().find(|(_, is_used)| *is_used) {
+        Some((flag, _)) => Err(PlanError::OnlyForVms { flag }),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn stop_signal(spec: &MachineSpec) -> Result<i32, PlanError> {
     spec::parse_signal(&spec.stop_signal).map_err(|f| PlanError::Signal(f.message))
 }
@@ -193,16 +206,7 @@ fn environment(spec: &MachineSpec, image: &ImageFacts) -> Result<Vec<(String, St
     if spec.terminal {
         env.push(("TERM".to_owned(), "xterm".to_owned()));
     }
-    for (key, value) in image.env.iter().chain(&spec.env) {
-        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-            return Err(PlanError::EnvName { key: key.clone() });
-        }
-        match env.iter_mut().find(|(k, _)| k == key) {
-            Some(entry) => entry.1.clone_from(value),
-            None => env.push((key.clone(), value.clone())),
-        }
-    }
-    Ok(env)
+    merged_env(env, image.env.iter().chain(&spec.env))
 }
 
 fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &Inputs<'_>, writable: bool) -> VmSpec {
@@ -343,6 +347,7 @@ mod tests {
         };
         match Plan::new(spec, content, inputs)? {
             Plan::Container(plan) => Ok(*plan),
+            Plan::Vm(_) => panic!("a VM"),
         }
     }
 
@@ -417,7 +422,9 @@ mod tests {
     #[test]
     fn what_this_host_or_nobody_can_give_is_refused() {
         type Change = fn(&mut MachineSpec);
-        let cases: [(Change, Class); 9] = [
+        let cases: [(Change, Class); 11] = [
+            (|s| s.user_data = Some("x".into()), Class::Usage),
+            (|s| s.reinstall = true, Class::Usage),
             (|s| s.cpus = 0, Class::Usage),
             (|s| s.cpus = 5, Class::Unsupported),
             (|s| s.memory_bytes = 1, Class::Usage),
@@ -484,7 +491,10 @@ mod tests {
 
     #[test]
     fn a_plan_written_by_the_first_version_is_read() {
-        let Plan::Container(plan) = serde_json::from_str(include_str!("../../tests/golden/plan-v1.json")).unwrap();
+        let Plan::Container(plan) = serde_json::from_str(include_str!("../../tests/golden/plan-v1.json")).unwrap()
+        else {
+            panic!("not a container");
+        };
         assert_eq!((plan.id.as_str(), plan.upper_bytes), ("5c28ffaff6fe", Some(500 << 20)));
         let again = serde_json::to_value(&plan).unwrap();
         let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/golden/plan-v1.json")).unwrap();

@@ -30,6 +30,32 @@ pub enum PlanError {
     Dns { text: String },
     #[error("{0}")]
     Signal(String),
+    #[error("a VM needs a volume for its operating system, of {} or more", Human(*image))]
+    NoBootVolume { image: u64 },
+    #[error("the boot volume '{volume}' can only be read")]
+    BootVolumeReadOnly { volume: String },
+    #[error("the volume '{volume}' of {} is smaller than the image of {}", Human(*bytes), Human(*image))]
+    VolumeTooSmall { volume: String, bytes: u64, image: u64 },
+    #[error("the volume '{volume}' holds {holds}, not this image")]
+    VolumeOccupied { volume: String, holds: String },
+    #[error("firmware can not start this disk image: it holds {holds}")]
+    Unbootable { holds: String },
+    #[error("this host has no UEFI firmware for virtual machines")]
+    NoFirmware,
+    #[error("{flag} does not go with a VM: its operating system decides that itself")]
+    NotForVms { flag: &'static str },
+    #[error("--size does not go with a VM: its root is as large as its volume")]
+    SizeOfVm,
+    #[error("{flag} goes with VMs, and this image makes a container")]
+    OnlyForVms { flag: &'static str },
+    #[error("the environment variable '{key}' would decide how the VM's kernel boots")]
+    ProtectedKey { key: String },
+    #[error("the value of the environment variable '{key}' can not be written on a kernel command line")]
+    EnvNotOnCommandLine { key: String },
+    #[error("the kernel command line has {bytes} bytes, and a kernel reads at most 2047")]
+    CommandLineTooLong { bytes: usize },
+    #[error("a VM with its own kernel can be told of 6 networks, not of {wanted}")]
+    TooManyInterfaces { wanted: usize },
     #[error("ports are published, but the machine is on no network")]
     PublishWithoutNetwork,
 }
@@ -37,7 +63,8 @@ pub enum PlanError {
 impl PlanError {
     fn class(&self) -> Class {
         match self {
-            PlanError::Cpus { .. } | PlanError::MemoryTooLarge { .. } => Class::Unsupported,
+            PlanError::Cpus { .. } | PlanError::MemoryTooLarge { .. } | PlanError::NoFirmware => Class::Unsupported,
+            PlanError::VolumeOccupied { .. } => Class::Conflict,
             _ => Class::Usage,
         }
     }
@@ -53,6 +80,25 @@ impl PlanError {
             PlanError::Hostname { .. } => "use letters, digits, '-' and '.', at most 64 characters",
             PlanError::Dns { .. } => "for example --dns 9.9.9.9",
             PlanError::Signal(_) => "use a name such as SIGTERM, or a number from 1 to 64",
+            PlanError::NoBootVolume { .. } => "for example -v boot:/:size=10G",
+            PlanError::BootVolumeReadOnly { .. } => "leave out ':ro' of the first -v",
+            PlanError::VolumeTooSmall { .. } => "make it larger with 'zmachine volume grow', or take another volume",
+            PlanError::VolumeOccupied { .. } => {
+                "take another volume, or give up what it holds and install over it with --reinstall"
+            }
+            PlanError::Unbootable { .. } => {
+                "give a whole disk with a GPT and an EFI system partition, or put the system's /kernel beside /image.raw"
+            }
+            PlanError::NoFirmware => "apt-get install ovmf",
+            PlanError::NotForVms { .. } => "leave it out, or use --mode container",
+            PlanError::SizeOfVm => "give the size to its first volume: -v NAME:/:size=10G",
+            PlanError::OnlyForVms { .. } => "leave it out",
+            PlanError::ProtectedKey { .. } => "choose another name, or pass it in --user-data",
+            PlanError::EnvNotOnCommandLine { .. } => "leave out line ends and double quotes, or pass it in --user-data",
+            PlanError::CommandLineTooLong { .. } => {
+                "pass fewer or shorter environment variables; --user-data has room for more"
+            }
+            PlanError::TooManyInterfaces { .. } => "leave out a --network",
             PlanError::PublishWithoutNetwork => "leave out -p, or use --network default",
         }
     }

@@ -5,18 +5,22 @@
 //! | module | owns |
 //! |---|---|
 //! | [`container`] | the plan of a container: root disk, what the guest's agent is told, the entrypoint |
+//! | [`vm`] | the plan of a VM: volumes, boot, seed |
 //! | [`error`] | every refusal |
 //!
 //! # Format
-//! The object of a container has no `kind`.
+//! The object of a container has no `kind`, that of a VM has `"kind": "vm"`.
 
+mod cmdline;
 pub mod container;
 pub mod error;
+pub mod vm;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use zmachine_agent_protocol::{Interface, Route};
 use zmachine_hypervisor::{Accel, Nic, VmSpec};
 use zmachine_network::{Attachment, HostDns};
@@ -24,9 +28,11 @@ use zmachine_sys::host::HostFacts;
 
 pub use container::{ContainerPlan, ROOT_SERIAL, UPPER_SERIAL, root_size};
 pub use error::PlanError;
+pub use vm::{VmFacts, VmPlan};
 
 use crate::home::Home;
 use crate::spec::MachineSpec;
+use crate::state::Kind;
 use crate::volume::Wanted;
 
 /// Version of `plan.json`.
@@ -39,11 +45,25 @@ pub const MIN_MEMORY: u64 = 96 << 20;
 const MIN_SIZE: u64 = 16 << 20;
 
 /// Everything a start needs, by the kind of machine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Plan {
     /// A container.
     Container(Box<ContainerPlan>),
+    /// A VM.
+    Vm(Box<VmPlan>),
+}
+
+impl<'de> Deserialize<'de> for Plan {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Plan, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let plan = match value.get("kind").map(|kind| kind.as_str().unwrap_or_default()) {
+            None => serde_json::from_value(value).map(Plan::Container),
+            Some("vm") => serde_json::from_value(value).map(Plan::Vm),
+            Some(other) => return Err(D::Error::custom(format!("'{other}' is no kind of machine"))),
+        };
+        plan.map_err(D::Error::custom)
+    }
 }
 
 impl Plan {
@@ -57,6 +77,7 @@ impl Plan {
             Content::Container { image, kernel, volumes } => {
                 ContainerPlan::new(spec, image, kernel, volumes, inputs).map(|plan| Plan::Container(Box::new(plan)))
             }
+            Content::Vm(facts) => VmPlan::new(spec, facts, inputs).map(|plan| Plan::Vm(Box::new(plan))),
         }
     }
 
@@ -78,6 +99,7 @@ impl Plan {
     pub fn attachments(&self) -> &[Attachment] {
         match self {
             Plan::Container(plan) => &plan.attachments,
+            Plan::Vm(plan) => &plan.attachments,
         }
     }
 
@@ -85,6 +107,15 @@ impl Plan {
     pub fn vm(&self) -> &VmSpec {
         match self {
             Plan::Container(plan) => &plan.vm,
+            Plan::Vm(plan) => &plan.vm,
+        }
+    }
+
+    /// What kind of machine it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Plan::Container(_) => Kind::Container,
+            Plan::Vm(_) => Kind::Vm,
         }
     }
 }
@@ -125,6 +156,8 @@ pub enum Content<'a> {
         /// Its volumes.
         volumes: &'a [Wanted],
     },
+    /// A VM.
+    Vm(&'a VmFacts),
 }
 
 /// What else the planner is told: facts, none of which it looks up itself.
@@ -272,4 +305,21 @@ fn start_timeout_s(accel: Accel) -> u64 {
         // An emulated guest on a loaded host was seen to take two minutes.
         Accel::Tcg => 300,
     }
+}
+
+/// `added` over `env`, later entries of a name in the place of the first.
+fn merged_env<'a>(
+    mut env: Vec<(String, String)>,
+    added: impl IntoIterator<Item = &'a (String, String)>,
+) -> Result<Vec<(String, String)>, PlanError> {
+    for (key, value) in added {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            return Err(PlanError::EnvName { key: key.clone() });
+        }
+        match env.iter_mut().find(|(k, _)| k == key) {
+            Some(entry) => entry.1.clone_from(value),
+            None => env.push((key.clone(), value.clone())),
+        }
+    }
+    Ok(env)
 }

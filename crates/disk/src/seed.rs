@@ -1,0 +1,285 @@
+//! The seed: a small FAT disk labelled `cidata` that tells a guest's cloud-init who it is (data source NoCloud).
+//!
+//! ```text
+//! meta-data        instance-id, local-hostname
+//! network-config   version 2, one entry per interface, found by its MAC
+//! user-data        #cloud-config with the keys of root; with the user's own as a second part, when there is one
+//! zosrc            export K='v' ..., init='<first word>', set -- '<arg>' ...: the environment and the entrypoint for a shell
+//! ```
+//! Everything but `zosrc` is JSON, which is YAML too. The same seed gives the same bytes. Sources: cloud-init's NoCloud and
+//! networking version 2 documentation; `zosrc` is Zero-OS's.
+
+use std::io::{Cursor, Write};
+use std::net::IpAddr;
+
+use serde_json::{Map, Value, json};
+
+/// Smallest seed in bytes.
+const SIZE: usize = 2 << 20;
+
+/// What a guest is told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seed {
+    /// Another one makes cloud-init begin from the start.
+    pub instance_id: String,
+    /// Host name.
+    pub hostname: String,
+    /// Network interfaces, in the guest's order.
+    pub interfaces: Vec<SeedInterface>,
+    /// Public keys for root.
+    pub ssh_keys: Vec<String>,
+    /// Environment.
+    pub env: Vec<(String, String)>,
+    /// Entrypoint and arguments; empty for none.
+    pub command: Vec<String>,
+    /// The user's own user data.
+    pub user_data: Option<String>,
+}
+
+/// One network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeedInterface {
+    /// Its name, as `eth0`.
+    pub name: String,
+    /// Its MAC, as `02:00:00:00:00:01`.
+    pub mac: String,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Addresses in CIDR form.
+    pub addresses: Vec<String>,
+    /// Destination in CIDR form, gateway.
+    pub routes: Vec<(String, IpAddr)>,
+    /// Name servers.
+    pub nameservers: Vec<IpAddr>,
+    /// Search domains.
+    pub search: Vec<String>,
+}
+
+/// The bytes of the disk.
+///
+/// # Errors
+/// When the file system can not be made, which is no fault of the seed.
+pub fn image(seed: &Seed) -> std::io::Result<Vec<u8>> {
+    let files = [
+        ("meta-data", meta_data(seed)),
+        ("network-config", network_config(seed)),
+        ("user-data", user_data(seed)),
+        ("zosrc", zosrc(seed)),
+    ];
+    let content: usize = files.iter().map(|(_, text)| text.len()).sum();
+    // Room for the tables and for the unused end of each cluster.
+    let size = SIZE.max((content * 2 + (1 << 20)).next_multiple_of(1 << 20));
+    let mut disk = Cursor::new(vec![0; size]);
+    let options = fatfs::FormatVolumeOptions::new()
+        .volume_label(*b"cidata     ")
+        .volume_id(0x5a4d_5eed);
+    fatfs::format_volume(&mut disk, options)?;
+    {
+        let fs = fatfs::FileSystem::new(&mut disk, fatfs::FsOptions::new())?;
+        for (name, text) in &files {
+            let mut file = fs.root_dir().create_file(name)?;
+            file.truncate()?;
+            file.write_all(text.as_bytes())?;
+        }
+        fs.unmount()?;
+    }
+    Ok(disk.into_inner())
+}
+
+fn meta_data(seed: &Seed) -> String {
+    pretty(&json!({"instance-id": seed.instance_id, "local-hostname": seed.hostname}))
+}
+
+fn network_config(seed: &Seed) -> String {
+    let ethernets: Map<String, Value> = seed.interfaces.iter().map(ethernet).collect();
+    pretty(&json!({"version": 2, "ethernets": ethernets}))
+}
+
+fn ethernet(interface: &SeedInterface) -> (String, Value) {
+    let route = |(to, via): &(String, IpAddr)| json!({"to": to, "via": via});
+    let mut value = json!({
+        "match": {"macaddress": interface.mac},
+        "set-name": interface.name,
+        "dhcp4": false,
+        "dhcp6": false,
+        "addresses": interface.addresses,
+        "routes": interface.routes.iter().map(route).collect::<Vec<_>>(),
+        "nameservers": {"addresses": interface.nameservers, "search": interface.search},
+    });
+    if let Some(mtu) = interface.mtu {
+        value["mtu"] = json!(mtu);
+    }
+    (interface.name.clone(), value)
+}
+
+/// Ours alone, or both as the parts of a MIME message, whose kinds cloud-init tells by their first line.
+fn user_data(seed: &Seed) -> String {
+    let mut config = json!({});
+    if !seed.ssh_keys.is_empty() {
+        config = json!({
+            "disable_root": false,
+            "users": ["default", {"name": "root", "ssh_authorized_keys": seed.ssh_keys}],
+        });
+    }
+    let ours = format!("#cloud-config\n{}", pretty(&config));
+    let Some(theirs) = seed.user_data.as_ref().filter(|text| !text.trim().is_empty()) else {
+        return ours;
+    };
+    if config.as_object().is_some_and(Map::is_empty) {
+        return theirs.clone();
+    }
+    let mut boundary = "==zmachine==".to_owned();
+    while theirs.contains(&boundary) || ours.contains(&boundary) {
+        boundary.push('=');
+    }
+    let part = |text: &str| format!("--{boundary}\nContent-Type: text/plain; charset=\"utf-8\"\n\n{text}\n");
+    format!(
+        "Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n\n{}{}--{boundary}--\n",
+        part(&ours),
+        part(theirs)
+    )
+}
+
+fn zosrc(seed: &Seed) -> String {
+    let mut text = String::new();
+    let is_name = |key: &str| {
+        !key.starts_with(|c: char| c.is_ascii_digit()) && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    for (key, value) in seed.env.iter().filter(|(key, _)| is_name(key)) {
+        text.push_str(&format!("export {key}={}\n", quoted(value)));
+    }
+    if let Some((init, arguments)) = seed.command.split_first() {
+        let arguments: String = arguments.iter().map(|word| format!(" {}", quoted(word))).collect();
+        text.push_str(&format!("init={}\nset --{arguments}\n", quoted(init)));
+    }
+    text
+}
+
+/// A word for a shell, whatever is in it.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+fn pretty(value: &Value) -> String {
+    // A value of ours always has a text.
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::process::Command;
+
+    use super::*;
+
+    fn seed() -> Seed {
+        Seed {
+            instance_id: "0123456789ab".into(),
+            hostname: "box".into(),
+            interfaces: vec![SeedInterface {
+                name: "eth0".into(),
+                mac: "02:00:00:00:00:01".into(),
+                mtu: Some(1400),
+                addresses: vec!["10.1.1.3/24".into(), "fd00::3/64".into()],
+                routes: vec![("0.0.0.0/0".into(), "10.1.1.1".parse().unwrap())],
+                nameservers: vec!["9.9.9.9".parse().unwrap()],
+                search: vec![],
+            }],
+            ssh_keys: vec!["ssh-ed25519 AAAA me".into()],
+            env: vec![("A".into(), "it's b".into()), ("not a name".into(), "x".into())],
+            command: vec!["/sbin/init".into(), "two words".into()],
+            user_data: None,
+        }
+    }
+
+    fn files(seed: &Seed) -> Vec<(String, String)> {
+        let fs = fatfs::FileSystem::new(Cursor::new(image(seed).unwrap()), fatfs::FsOptions::new()).unwrap();
+        assert_eq!(fs.volume_label(), "cidata");
+        let read = |entry: fatfs::DirEntry<'_, _>| {
+            let mut text = String::new();
+            entry.to_file().read_to_string(&mut text).unwrap();
+            (entry.file_name(), text)
+        };
+        fs.root_dir().iter().map(|e| read(e.unwrap())).collect()
+    }
+
+    fn file(seed: &Seed, name: &str) -> String {
+        files(seed).into_iter().find(|(n, _)| n == name).unwrap().1
+    }
+
+    #[test]
+    fn the_disk_has_its_four_files_and_the_same_bytes_every_time() {
+        let names: Vec<String> = files(&seed()).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["meta-data", "network-config", "user-data", "zosrc"]);
+        assert!(image(&seed()).unwrap() == image(&seed()).unwrap());
+        assert_eq!(image(&seed()).unwrap().len(), SIZE);
+        let big = Seed {
+            user_data: Some("#!/bin/sh\n".to_owned() + &"x".repeat(5 << 20)),
+            ..seed()
+        };
+        assert!(file(&big, "user-data").len() > 5 << 20);
+    }
+
+    #[test]
+    fn other_programs_find_the_disk_whole() {
+        let disk = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(disk.path(), image(&seed()).unwrap()).unwrap();
+        let Ok(checked) = Command::new("/usr/sbin/fsck.vfat").arg("-n").arg(disk.path()).output() else {
+            return eprintln!("skipped: fsck.vfat is not here");
+        };
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+        let Ok(blkid) = Command::new("/usr/sbin/blkid")
+            .args(["-p", "-o", "export"])
+            .arg(disk.path())
+            .output()
+        else {
+            return eprintln!("skipped: blkid is not here");
+        };
+        let said = String::from_utf8_lossy(&blkid.stdout).into_owned();
+        assert!(
+            said.contains("LABEL=cidata") && said.contains("TYPE=vfat") && !said.contains("PTTYPE"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn the_network_is_told_by_mac() {
+        let config: Value = serde_json::from_str(&file(&seed(), "network-config")).unwrap();
+        let eth0 = &config["ethernets"]["eth0"];
+        assert_eq!(
+            (&config["version"], &eth0["match"]["macaddress"]),
+            (&json!(2), &json!("02:00:00:00:00:01"))
+        );
+        assert_eq!(eth0["addresses"], json!(["10.1.1.3/24", "fd00::3/64"]));
+        assert_eq!(eth0["routes"], json!([{"to": "0.0.0.0/0", "via": "10.1.1.1"}]));
+        assert_eq!((&eth0["mtu"], &eth0["dhcp4"]), (&json!(1400), &json!(false)));
+    }
+
+    #[test]
+    fn the_users_own_user_data_is_the_second_part() {
+        let with = |data: &str| {
+            let user_data = Some(data.to_owned());
+            file(&Seed { user_data, ..seed() }, "user-data")
+        };
+        let merged = with("#!/bin/sh\necho ==zmachine==\n");
+        assert!(
+            merged.starts_with("Content-Type: multipart/mixed; boundary=\"==zmachine===\""),
+            "{merged}"
+        );
+        assert!(merged.find("ssh-ed25519").unwrap() < merged.find("#!/bin/sh").unwrap());
+        let bare = Seed {
+            ssh_keys: vec![],
+            user_data: Some("#!/bin/sh\n".into()),
+            ..seed()
+        };
+        assert_eq!(file(&bare, "user-data"), "#!/bin/sh\n");
+        assert!(file(&seed(), "user-data").starts_with("#cloud-config\n"));
+    }
+
+    #[test]
+    fn a_shell_reads_the_environment_and_the_command_back() {
+        let text = file(&seed(), "zosrc") + "printf '%s|' \"$A\" \"$init\" \"$@\"";
+        let said = Command::new("/bin/sh").arg("-c").arg(text).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&said.stdout), "it's b|/sbin/init|two words|");
+    }
+}

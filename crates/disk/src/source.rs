@@ -1,0 +1,140 @@
+//! Where the bytes of an image come from.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{SeekFrom, seek};
+use thiserror::Error;
+
+use crate::qcow2::Qcow2;
+
+/// An image that can be read at any place.
+#[allow(clippy::len_without_is_empty)] // a disk without bytes is nothing special here
+pub trait Source {
+    /// Length of the disk in bytes.
+    fn len(&self) -> u64;
+
+    /// Fills `buffer` from `offset` on; both are inside of the disk.
+    ///
+    /// # Errors
+    /// When it can not be read.
+    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Where, from `offset` on, the next byte is that may be other than zero; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it can not be read.
+    fn next_data(&mut self, offset: u64) -> io::Result<Option<u64>> {
+        Ok((offset < self.len()).then_some(offset))
+    }
+}
+
+/// How the bytes of a disk lie in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// One after the other.
+    Raw,
+    /// As QEMU's copy-on-write format has them.
+    Qcow2,
+}
+
+/// Why a file is no image that can be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// It can not be read.
+    #[error("can not read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Its header asks for something that is not done here, or makes no sense.
+    #[error("{} can not be used: {problem}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// Opens a disk image of this host, whichever format it has.
+///
+/// # Errors
+/// [`SourceError`].
+pub fn open(path: &Path) -> Result<(ImageFormat, Box<dyn Source + Send>), SourceError> {
+    let failed = |source| SourceError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(failed)?;
+    let mut magic = [0; 4];
+    let n = file.read_at(&mut magic, 0).map_err(failed)?;
+    if n == 4 && magic == *b"QFI\xfb" {
+        let qcow2 = Qcow2::new(file).map_err(|problem| SourceError::Unusable {
+            path: path.to_owned(),
+            problem,
+        })?;
+        return Ok((ImageFormat::Qcow2, Box::new(qcow2)));
+    }
+    Ok((ImageFormat::Raw, Box::new(RawFile::new(file).map_err(failed)?)))
+}
+
+/// A file that is the disk, byte by byte.
+#[derive(Debug)]
+pub struct RawFile {
+    file: File,
+    len: u64,
+}
+
+impl RawFile {
+    /// The disk in `file`.
+    ///
+    /// # Errors
+    /// When its length can not be had.
+    pub fn new(file: File) -> io::Result<RawFile> {
+        let len = file.metadata()?.len();
+        Ok(RawFile { file, len })
+    }
+}
+
+impl Source for RawFile {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn next_data(&mut self, offset: u64) -> io::Result<Option<u64>> {
+        if offset >= self.len {
+            return Ok(None);
+        }
+        match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(at) => Ok(Some(at)),
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            // A file system without holes.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(Some(offset)),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// A disk in memory, for tests and small things.
+impl Source for Vec<u8> {
+    fn len(&self) -> u64 {
+        Vec::len(self) as u64
+    }
+
+    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let at = offset as usize;
+        let bytes = self.get(at..at + buffer.len());
+        buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,206 @@
+//! An image onto the boot volume, once, and the file system on it as large as the volume.
+//!
+//! ```text
+//! empty ─> installing{digest} ─copy, verify, sync─> installed{digest}
+//! ```
+//! What is `installing` is never booted: the copy is done again from its beginning. What is `installed` belongs to the guest.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use zmachine_disk::{self as disk, CopyError, Source as DiskBytes};
+use zmachine_image::{FetchOptions, FileReader, Library};
+
+use super::super::Event;
+use super::super::launch::{in_thread, joined};
+use super::super::restart::Asked;
+use super::super::run::Monitor;
+use crate::control::{Reply, Report, Request};
+use crate::failure::{Class, Failure};
+use crate::home::Home;
+use crate::log::Source;
+use crate::plan::VmPlan;
+use crate::plan::vm::DiskSource;
+use crate::state::Exit;
+use crate::volume::{Content, Held};
+
+/// How often progress is told.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+
+impl Monitor<VmPlan> {
+    /// Sees to it that the boot volume holds the machine's image. `Some` when the machine was stopped meanwhile.
+    pub(super) async fn install(&mut self, inbox: &mut mpsc::Receiver<Event>) -> Result<Option<Exit>, Failure> {
+        let mut volumes = std::mem::take(&mut self.volumes);
+        let result = match volumes.first_mut() {
+            Some(boot) => self.install_on(boot, inbox).await,
+            None => Ok(None),
+        };
+        self.volumes = volumes;
+        result
+    }
+
+    async fn install_on(
+        &mut self,
+        held: &mut Held,
+        inbox: &mut mpsc::Receiver<Event>,
+    ) -> Result<Option<Exit>, Failure> {
+        let install = self.plan.install.clone();
+        let over = install.reinstall && !self.machine.state.reinstalled;
+        match &held.volume.record.content {
+            Content::Installed { digest } if *digest == install.digest && !over => return Ok(None),
+            Content::Empty | Content::Formatting => {}
+            Content::Installing { digest } if *digest == install.digest => {}
+            _ if over => {}
+            other => return Err(occupied(&held.volume.name, other)),
+        }
+        if held.volume.size_bytes < install.bytes {
+            let message = format!("the volume '{}' is smaller than the image", held.volume.name);
+            return Err(Failure::new(Class::Conflict, message));
+        }
+        held.set_content(Content::Installing {
+            digest: install.digest.clone(),
+        })?;
+        self.kill.pass("install: the volume is marked");
+        if over {
+            // From here on the volume's own state tells that the copy is to be done.
+            self.machine.state.reinstalled = true;
+            self.save()?;
+        }
+        let started = Instant::now();
+        if let Some(exit) = self.copy(&install.source, held.volume.data(), inbox).await? {
+            return Ok(Some(exit));
+        }
+        self.kill.pass("install: copied");
+        held.set_content(Content::Installed { digest: install.digest })?;
+        let text = format!("the image was installed in {:.1} s", started.elapsed().as_secs_f64());
+        self.log.note(Source::Monitor, &text);
+        self.kill.pass("install: done");
+        Ok(None)
+    }
+
+    /// Copies in a thread; commands are answered meanwhile, and a request to stop stops it.
+    async fn copy(
+        &mut self,
+        source: &DiskSource,
+        target: PathBuf,
+        inbox: &mut mpsc::Receiver<Event>,
+    ) -> Result<Option<Exit>, Failure> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (progress, mut steps) = mpsc::unbounded_channel();
+        let (home, source, stopped) = (self.home.clone(), source.clone(), stop.clone());
+        let copying = joined(in_thread(move || copy_all(&home, &source, &target, &stopped, progress)));
+        tokio::pin!(copying);
+        let total = self.plan.install.bytes;
+        let what = "installing the image".to_owned();
+        loop {
+            tokio::select! {
+                done = &mut copying => match done {
+                    Err(_) if stop.load(Ordering::Relaxed) => return Ok(Some(Exit::Killed)),
+                    other => return other.map(|()| None),
+                },
+                Some(done) = steps.recv() => {
+                    self.report.send_if_read(&Report::Progress { what: what.clone(), done, total });
+                }
+                Some(event) = inbox.recv() => if let Event::Command(request, answer) = event {
+                    match request {
+                        Request::Stop { .. } | Request::Kill => {
+                            self.asked(Asked::ByUser);
+                            self.wait_for_end(answer);
+                            stop.store(true, Ordering::Relaxed);
+                        }
+                        Request::Wait => self.wait_for_end(answer),
+                        _ => {
+                            let failure = Failure::new(Class::Conflict, "the machine's image is still being installed");
+                            let _ = answer.send(Reply::Failed(failure.hint("try again when it runs")));
+                        }
+                    }
+                },
+                () = self.terminated() => {
+                    self.asked(Asked::ByHost);
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+fn occupied(volume: &str, content: &Content) -> Failure {
+    let holds = match content {
+        Content::Formatted => "a file system".to_owned(),
+        Content::Raw => "what another VM put there".to_owned(),
+        _ => "another image".to_owned(),
+    };
+    Failure::new(
+        Class::Conflict,
+        format!("the volume '{volume}' holds {holds}, not this machine's image"),
+    )
+    .hint("make the machine anew with another volume, or with --reinstall to give up what it holds")
+}
+
+fn copy_all(
+    home: &Home,
+    source: &DiskSource,
+    target: &Path,
+    stop: &AtomicBool,
+    progress: mpsc::UnboundedSender<u64>,
+) -> Result<(), Failure> {
+    let mut source = open_source(home, source)?;
+    let file = OpenOptions::new().read(true).write(true).open(target);
+    let file = file.map_err(|e| Failure::from(e).context(format!("can not open {}", target.display())))?;
+    let mut told = Instant::now();
+    let mut tell = |done| {
+        if told.elapsed() >= PROGRESS_PERIOD {
+            told = Instant::now();
+            let _ = progress.send(done);
+        }
+    };
+    disk::copy(source.as_mut(), &file, stop, &mut tell).map_err(|e: CopyError| {
+        let class = match e {
+            CopyError::Read { .. } => Class::Fetch,
+            _ => Class::Failed,
+        };
+        let failure = Failure::from_error(class, &e).context("the image could not be installed");
+        failure.hint(e.hint().unwrap_or("start the machine again; the copy begins anew"))
+    })
+}
+
+/// The bytes of a disk image.
+///
+/// # Errors
+/// When it is not there or can not be read.
+pub(crate) fn open_source(home: &Home, source: &DiskSource) -> Result<Box<dyn DiskBytes + Send>, Failure> {
+    match source {
+        DiskSource::Host { path } => {
+            let (_, bytes) = disk::open(path).map_err(|e| Failure::from_error(Class::NotFound, &e))?;
+            Ok(bytes)
+        }
+        DiskSource::Flist { image, file, stores } => {
+            let options = FetchOptions {
+                stores: stores.clone(),
+                ..FetchOptions::default()
+            };
+            let library = Library::open(home.data())?.with_fetch_options(options);
+            let digest = image
+                .parse()
+                .map_err(|_| Failure::new(Class::Failed, format!("'{image}' is no digest of an image")))?;
+            Ok(Box::new(FlistFile(library.read_file(&digest, file)?)))
+        }
+    }
+}
+
+struct FlistFile(FileReader);
+
+impl DiskBytes for FlistFile {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buffer, offset)
+    }
+}

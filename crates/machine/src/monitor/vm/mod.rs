@@ -1,0 +1,115 @@
+//! The life of a VM's monitor.
+//!
+//! ```text
+//! volumes locked ─> image installed (once) ─> file system grown ─> seed, firmware's variables ─> networks ─> hypervisor
+//! ```
+//! The guest is an operating system of its own: it is asked to stop by its power button, may restart as often as it likes,
+//! and ends the machine when it switches itself off. Its agent, when it runs ours, comes and goes with it.
+
+mod fit;
+mod follow;
+mod install;
+mod prepare;
+
+use std::os::fd::OwnedFd;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use zmachine_hypervisor::qemu::Qemu;
+use zmachine_hypervisor::{Driver, Resources, RunDir, Vm};
+
+pub(crate) use self::install::open_source;
+use super::console;
+use super::launch::{not_launched, note_lines};
+use super::run::{AbortOnDrop, Attached, Monitor, Outcome, at};
+use super::server::{self, Attachable, Shared};
+use super::session::Session;
+use crate::control::Report;
+use crate::failure::Failure;
+use crate::plan::VmPlan;
+
+/// The hypervisor runs the guest; dropping it ends it.
+struct Booted {
+    vm: Box<dyn Vm>,
+    console: JoinHandle<()>,
+    /// Hold the published host ports, so that nobody else takes one.
+    _ports: Vec<OwnedFd>,
+    _hypervisor_log: Option<AbortOnDrop>,
+}
+
+/// Where the session with the guest's agent is, when there is one.
+type SessionSlot = watch::Sender<Option<Session>>;
+
+impl Monitor<VmPlan> {
+    /// From the first state to the end of the hypervisor.
+    pub(super) async fn life(&mut self) -> Outcome {
+        let warnings = self.plan.warnings.clone();
+        self.begin(&warnings).map_err(at("state"))?;
+        let listener = self.make_run_dir().map_err(at("run folder"))?;
+        let vm = self.plan.vm.clone();
+        self.make_group(&vm);
+        let (events, mut inbox) = mpsc::channel(64);
+        let (session_slot, session) = watch::channel(None);
+        let (console, waiting) = console::new();
+        let shared = Shared {
+            attachable: Attachable::Console,
+            console,
+            session,
+            events,
+            exec_base: std::sync::Arc::new(self.exec_base()),
+        };
+        let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
+        self.report.send(&Report::Listening);
+
+        // A run before this one had them.
+        self.volumes.clear();
+        self.volumes = self.hold_volumes().map_err(at("volumes"))?;
+        if let Some(exit) = self.install(&mut inbox).await.map_err(at("install"))? {
+            return Ok(exit);
+        }
+        self.phase("image");
+        self.fit().await.map_err(at("grow"))?;
+        self.make_seed().map_err(at("seed"))?;
+        self.make_firmware_variables().map_err(at("firmware"))?;
+        self.phase("disks");
+        let attachments = self.plan.attachments.clone();
+        let attached = self.attach(&attachments).await.map_err(at("network"))?;
+        self.phase("network");
+        let mut booted = self.boot(attached, waiting).await.map_err(at("hypervisor"))?;
+        let outcome = self.follow(&mut booted, &mut inbox, &session_slot).await;
+        booted.end().await;
+        outcome
+    }
+
+    async fn boot(&mut self, attached: Attached, waiting: console::Waiting) -> Result<Booted, Failure> {
+        let run = RunDir::new(self.home.run_dir(&self.machine.id));
+        let Attached { taps, ports } = attached;
+        self.kill.pass("start: before the hypervisor");
+        let driver = Qemu::unasked(None);
+        let launched = driver.launch(&self.plan.vm, Resources { taps }, &run).await;
+        let mut vm = launched.map_err(|e| not_launched(&e))?;
+        self.kill.pass("start: hypervisor started");
+        self.confine(vm.pid());
+        self.phase("hypervisor");
+        if let Some(recorder) = &mut self.recorder {
+            recorder.hypervisor(vm.version());
+        }
+        self.claim_hypervisor(vm.pid())?;
+        let stream = vm.take_console();
+        let (log, wait_for_owner) = (self.log.clone(), self.wait_for_owner);
+        let console = tokio::spawn(async move {
+            if let Some(stream) = stream {
+                console::run(waiting, stream, log, wait_for_owner).await;
+            }
+        });
+        let messages = vm
+            .take_log()
+            .map(|lines| tokio::spawn(note_lines(lines, self.log.clone())));
+        Ok(Booted {
+            vm,
+            console,
+            _ports: ports,
+            _hypervisor_log: messages.map(AbortOnDrop),
+        })
+    }
+}
