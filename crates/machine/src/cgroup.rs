@@ -175,7 +175,11 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
 /// Control files exist before they are written, and are never truncated or replaced.
 fn write(path: &Path, content: &str) -> Result<(), FileError> {
     use std::io::Write;
-    let opened = fs::OpenOptions::new().write(true).create(cfg!(test)).open(path);
+    let opened = fs::OpenOptions::new()
+        .write(true)
+        .create(cfg!(test))
+        .truncate(false)
+        .open(path);
     opened
         .and_then(|mut file| file.write_all(content.as_bytes()))
         .map_err(|e| FileError::io("write", path, e))

@@ -215,7 +215,7 @@ fn signal_name(signal: i32) -> String {
 }
 
 /// What to do about a failure that says itself only what the system said.
-fn hint_for(class: Class, text: &str) -> Option<&'static str> {
+pub(crate) fn hint_for(class: Class, text: &str) -> Option<&'static str> {
     let has = |part: &str| text.contains(part);
     if has("No space left on device") || has("disk full") || has("Disk quota exceeded") {
         return Some(

@@ -21,6 +21,7 @@ use zmachine_rootfs::report::Stats;
 use zmachine_sys::file::{self, FileError};
 
 pub use self::console::ConsoleTail;
+pub(crate) use self::explain::hint_for;
 pub use self::explain::{Explanation, explain};
 use crate::failure::Failure;
 use crate::state::Exit;

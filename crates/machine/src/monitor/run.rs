@@ -321,7 +321,10 @@ impl<P> Monitor<P> {
                 let asked = self.row.asked.is_some();
                 (Phase::Stopped { exit }, attempt::Outcome::Stopped { exit, asked })
             }
-            Err((step, failure)) => {
+            Err((step, mut failure)) => {
+                if failure.hint.is_none() {
+                    failure.hint = attempt::hint_for(failure.class, &failure.to_string()).map(str::to_owned);
+                }
                 self.log.note(Source::Monitor, &format!("failed at {step}: {failure}"));
                 let phase = Phase::Failed {
                     step: step.clone(),
