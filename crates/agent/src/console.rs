@@ -1,4 +1,5 @@
-//! Diagnostics of the agent: short lines on the kernel log, and on the console when the agent itself breaks.
+//! Diagnostics of the agent: short lines on the kernel log, and on the console when the agent itself breaks. As a service
+//! it has a standard error, which the init keeps.
 //!
 //! The kernel log is the only place that exists from the first moment to the last; with `quiet` on the kernel command
 //! line only errors reach the serial console. Nothing of a user's process goes here.
@@ -30,6 +31,10 @@ pub(crate) fn report_panics() {
 }
 
 fn kernel_log(level: u8, text: &str) {
+    if std::process::id() != 1 {
+        // The level is what systemd's journal makes of it (sd-daemon(3)).
+        return eprintln!("<{level}>{text}");
+    }
     if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
         // One write is one record; the kernel takes at most about 1000 bytes of it.
         let mut line = format!("<{level}>zmachine-agent: {text}");

@@ -1,6 +1,7 @@
-//! PID 1 of container machines: sets the guest up as the host says, runs the entrypoint, and powers off cleanly.
+//! PID 1 of container machines: sets the guest up as the host says, runs the entrypoint, and powers off cleanly. Beside
+//! another init it is a service, for the host to run commands in a whole operating system; see [`service`].
 //!
-//! # Life
+//! # Life of PID 1
 //! ```text
 //! boot      early mounts, kernel modules, the virtio-serial port          (boot, modules, port)
 //! serve     one yamux connection, one task per stream                     (server)
@@ -24,17 +25,18 @@ mod port;
 mod process;
 mod reaper;
 mod server;
+mod service;
 mod setup;
 mod shutdown;
 mod users;
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 fn main() {
     let started = Instant::now();
     if std::process::id() != 1 {
-        eprintln!("zmachine-agent is the init of a machine and runs as PID 1 only");
-        std::process::exit(2);
+        std::process::exit(service::run(std::env::args_os().nth(1).map(PathBuf::from)));
     }
     console::report_panics();
     match boot::boot(started) {

@@ -65,15 +65,20 @@ pub(crate) fn open() -> Result<OwnedFd, PortError> {
 /// # Errors
 /// [`PortError::Open`] when it can not be opened.
 pub(crate) fn open_if_there() -> Result<Option<OwnedFd>, PortError> {
-    let Some(name) = find(Path::new("/sys/class/virtio-ports"), PORT_NAME) else {
-        return Ok(None);
-    };
-    let device = Path::new("/dev").join(name);
+    match find(Path::new("/sys/class/virtio-ports"), PORT_NAME) {
+        Some(name) => open_device(Path::new("/dev").join(name)).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Opens the port with this device node.
+///
+/// # Errors
+/// [`PortError::Open`] when it can not be opened.
+pub(crate) fn open_device(device: PathBuf) -> Result<OwnedFd, PortError> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let opened = rustix::fs::open(&device, flags, Mode::empty());
-    opened
-        .map(Some)
-        .map_err(|source| PortError::Open { path: device, source })
+    opened.map_err(|source| PortError::Open { path: device, source })
 }
 
 /// The device name of the port called `wanted`: each port is a folder with a file `name`.
@@ -92,9 +97,7 @@ fn find(class: &Path, wanted: &str) -> Option<String> {
 pub(crate) fn wait_for_host(port: &OwnedFd) -> Result<(), PortError> {
     let deadline = Instant::now() + CONNECT;
     loop {
-        let mut fds = [PollFd::new(port, PollFlags::IN)];
-        let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-        if !fds[0].revents().contains(PollFlags::HUP) {
+        if has_host(port) {
             return Ok(());
         }
         if Instant::now() > deadline {
@@ -102,6 +105,13 @@ pub(crate) fn wait_for_host(port: &OwnedFd) -> Result<(), PortError> {
         }
         sleep(PAUSE);
     }
+}
+
+/// Whether the host's side of the port is connected.
+pub(crate) fn has_host(port: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(port, PollFlags::IN)];
+    let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    !fds[0].revents().contains(PollFlags::HUP)
 }
 
 /// The open port as a byte stream.

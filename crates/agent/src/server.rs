@@ -1,10 +1,11 @@
 //! The agent at work: one yamux connection, one task per stream, and the state they share.
 //!
 //! # Invariants
-//! The state only goes forward: fresh, configured, running, stopping. A request that does not fit it is answered
-//! with `BadRequest` and changes nothing.
+//! The state only goes forward: fresh, configured, running, stopping. Beside another init there is only that one state. A
+//! request that does not fit it is answered with `BadRequest` and changes nothing.
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,7 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{LocalSet, spawn_local};
 use yamux::{Config, Connection, Mode};
@@ -27,7 +28,7 @@ use crate::process::{AgentSide, Namespaces, Plan, Session, StartError, Started, 
 use crate::reaper::Reaper;
 use crate::setup::{self, Outcome, Writable};
 use crate::shutdown::{self, Stop};
-use crate::{capacity, console, users};
+use crate::{capacity, console, service, users};
 
 /// Streams open at once; yamux gives up the connection beyond it.
 const STREAMS: usize = 4096;
@@ -38,6 +39,9 @@ const PIECE: usize = 32 * 1024;
 /// How long the host may take to send a request on a stream it opened.
 const REQUEST: Duration = Duration::from_secs(60);
 
+/// Why a guest that is not ours is not set up by us.
+const HAS_INIT: &str = "the guest has an init of its own";
+
 /// Where the machine is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -47,6 +51,8 @@ enum State {
     Running(i32),
     Broken,
     Stopping,
+    /// The guest has an init of its own, which it was set up and is stopped by.
+    Guest,
 }
 
 /// How long a `Run` waits for its `Configure`. The host sends both at once, so this is for hosts that never will.
@@ -73,21 +79,22 @@ pub(crate) struct Agent {
 
 /// Serves the host until the machine has stopped; the power-off is the caller's.
 pub(crate) fn serve(booted: Booted) {
-    let runtime = match Builder::new_current_thread().enable_io().enable_time().build() {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return console::error(&format!("start the runtime: {error}")),
     };
     LocalSet::new().block_on(&runtime, async {
         let (stops, mut stopped) = mpsc::unbounded_channel();
-        let agent = Rc::new(Agent::new(booted.proc, booted.phases, stops));
-        let reaper = Rc::clone(&agent.reaper);
-        spawn_local(async move {
-            if let Err(error) = reaper.run().await {
-                console::error(&format!("wait for children: {error}"));
-            }
-        });
+        let agent = Rc::new(Agent::new(booted.proc, State::Fresh, Some(booted.phases), stops));
+        agent.reap();
         match Pollable::new(booted.port) {
-            Ok(port) => drop(spawn_local(connection(Port(port), Rc::clone(&agent)))),
+            Ok(port) => {
+                let agent = Rc::clone(&agent);
+                spawn_local(async move {
+                    connection(Port(port), &agent).await;
+                    agent.request_stop(Stop::HostGone);
+                });
+            }
             Err(error) => return console::error(&format!("watch the port: {error}")),
         }
         let first = stopped.recv().await.unwrap_or(Stop::HostGone);
@@ -95,8 +102,33 @@ pub(crate) fn serve(booted: Booted) {
     });
 }
 
+/// Serves one host after the other on the ports that `next` waits for, in a guest with an init of its own: processes live on
+/// when their host is gone.
+///
+/// # Errors
+/// Why there is no port any more.
+pub(crate) fn serve_guest<E>(proc: OwnedFd, next: impl AsyncFn() -> Result<OwnedFd, E>) -> Result<Infallible, E>
+where
+    E: From<io::Error>,
+{
+    LocalSet::new().block_on(&runtime()?, async {
+        // The init stops the machine, so nobody waits for a stop.
+        let (stops, _) = mpsc::unbounded_channel();
+        let agent = Rc::new(Agent::new(proc, State::Guest, None, stops));
+        agent.reap();
+        loop {
+            let port = Pollable::new(next().await?)?;
+            connection(Port(port), &agent).await;
+        }
+    })
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_io().enable_time().build()
+}
+
 /// Accepts streams until the host is gone.
-async fn connection(port: Port, agent: Rc<Agent>) {
+async fn connection(port: Port, agent: &Rc<Agent>) {
     let mut config = Config::default();
     config.set_max_connection_receive_window(Some(STREAMS * WINDOW));
     config.set_max_num_streams(STREAMS);
@@ -104,30 +136,39 @@ async fn connection(port: Port, agent: Rc<Agent>) {
     let mut connection = Connection::new(port, config, Mode::Server);
     let reason = loop {
         match poll_fn(|cx| connection.poll_next_inbound(cx)).await {
-            Some(Ok(stream)) => drop(spawn_local(Rc::clone(&agent).stream(stream))),
+            Some(Ok(stream)) => drop(spawn_local(Rc::clone(agent).stream(stream))),
             Some(Err(error)) => break error.to_string(),
             None => break "closed".into(),
         }
     };
     console::info(&format!("the host is gone: {reason}"));
-    agent.request_stop(Stop::HostGone);
 }
 
 impl Agent {
-    fn new(proc: OwnedFd, phases: Phases, stops: mpsc::UnboundedSender<Stop>) -> Self {
+    fn new(proc: OwnedFd, state: State, phases: Option<Phases>, stops: mpsc::UnboundedSender<Stop>) -> Self {
         Agent {
             reaper: Rc::default(),
             proc,
-            state: Cell::new(State::Fresh),
+            state: Cell::new(state),
             private: Cell::new(false),
             terminals: RefCell::default(),
-            phases: RefCell::new(Some(phases)),
+            phases: RefCell::new(phases),
             writable: RefCell::default(),
             stops,
             serving: Cell::new(false),
             served: Notify::new(),
             configured: Notify::new(),
         }
+    }
+
+    /// Reaps children from here on.
+    fn reap(&self) {
+        let reaper = Rc::clone(&self.reaper);
+        spawn_local(async move {
+            if let Err(error) = reaper.run().await {
+                console::error(&format!("wait for children: {error}"));
+            }
+        });
     }
 
     fn request_stop(&self, stop: Stop) {
@@ -180,6 +221,11 @@ impl Agent {
             Request::Exec(process) => self.exec(process, stream, decoder).await,
             Request::Transfer(transfer) => self.transfer(transfer, stream, decoder).await,
             Request::Signal { signal } => answer(stream, self.signal(signal)).await,
+            Request::Shutdown { .. } if self.state.get() == State::Guest => {
+                let asked = service::ask_for_power_off();
+                let reply = asked.map_or_else(|error| failure(ErrorKind::Internal, error), |()| Reply::Done);
+                answer(stream, reply).await;
+            }
             Request::Shutdown { signal, grace_ms } => {
                 answer(stream, Reply::Done).await;
                 self.request_stop(Stop::Requested {
@@ -216,6 +262,9 @@ impl Agent {
                 config.protocol
             );
             return failure(ErrorKind::BadRequest, text);
+        }
+        if self.state.get() == State::Guest {
+            return bad_request(HAS_INIT);
         }
         let phases = self.phases.borrow_mut().take();
         let (State::Fresh, Some(mut phases)) = (self.state.get(), phases) else {
@@ -273,6 +322,7 @@ impl Agent {
             State::Configured | State::Running(_) => Some(bad_request("the entrypoint was started already")),
             State::Fresh | State::Broken => Some(bad_request("the machine is not configured")),
             State::Stopping => Some(bad_request("the machine is stopping")),
+            State::Guest => Some(bad_request(HAS_INIT)),
         };
         if let Some(refusal) = refusal {
             return answer(stream, refusal).await;
@@ -337,7 +387,7 @@ impl Agent {
     fn namespaces(&self) -> Result<Namespaces, Reply> {
         match self.state.get() {
             State::Running(pid) if self.private.get() => Ok(Namespaces::Join(pid)),
-            State::Running(_) | State::Configured => Ok(Namespaces::Shared),
+            State::Running(_) | State::Configured | State::Guest => Ok(Namespaces::Shared),
             State::Fresh | State::Broken => Err(bad_request("the machine is not configured")),
             State::Stopping => Err(bad_request("the machine is stopping")),
         }

@@ -3,6 +3,7 @@
 //! Skipped with a reason on a host without `ZMACHINE_TEST_KERNEL`, QEMU, or a statically linked agent.
 #![allow(missing_docs, clippy::missing_panics_doc)]
 
+mod service;
 mod support;
 
 use std::time::{Duration, Instant};

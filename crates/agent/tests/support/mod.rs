@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::fs;
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus as ProcessStatus, Stdio};
@@ -16,7 +17,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures::channel::oneshot;
-use futures::io::{AsyncReadExt, AsyncWriteExt};
+use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio_util::compat::TokioAsyncReadCompatExt;
@@ -113,9 +114,7 @@ impl Bench {
             .unwrap();
         let machine = Machine {
             qemu: RefCell::new(qemu),
-            wanted: Rc::default(),
-            waker: Rc::default(),
-            driver: RefCell::default(),
+            host: Host::default(),
         };
         let deadline = Instant::now() + PATIENCE;
         let stream = loop {
@@ -125,7 +124,7 @@ impl Bench {
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };
-        machine.drive(stream);
+        machine.drive(stream.compat());
         machine
     }
 }
@@ -191,18 +190,19 @@ fn qemu_arguments(kernel: &Path, disks: &Path, socket: &Path) -> Vec<String> {
 
 type Wanted = Rc<RefCell<Vec<oneshot::Sender<yamux::Stream>>>>;
 
-/// A running guest, and the host's side of its channel.
-pub(crate) struct Machine {
-    qemu: RefCell<Child>,
+/// The host's side of a channel to an agent.
+#[derive(Default)]
+pub(crate) struct Host {
     wanted: Wanted,
     waker: Rc<RefCell<Option<std::task::Waker>>>,
     driver: RefCell<Option<JoinHandle<()>>>,
 }
 
-impl Machine {
-    fn drive(&self, stream: UnixStream) {
+impl Host {
+    /// Speaks to the agent at the other end of `stream` from here on.
+    pub(crate) fn drive(&self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
         let (wanted, waker) = (Rc::clone(&self.wanted), Rc::clone(&self.waker));
-        let mut connection = Connection::new(stream.compat(), Config::default(), Mode::Client);
+        let mut connection = Connection::new(stream, Config::default(), Mode::Client);
         let driver = spawn_local(poll_fn(move |cx| {
             *waker.borrow_mut() = Some(cx.waker().clone());
             while !wanted.borrow().is_empty() {
@@ -286,7 +286,23 @@ impl Machine {
             driver.abort();
         }
     }
+}
 
+/// A running guest, and the host's side of its channel.
+pub(crate) struct Machine {
+    qemu: RefCell<Child>,
+    host: Host,
+}
+
+impl Deref for Machine {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
+}
+
+impl Machine {
     /// Waits for QEMU's end, which is the guest's power-off.
     async fn gone(&self, patience: Duration) -> ProcessStatus {
         let deadline = Instant::now() + patience;

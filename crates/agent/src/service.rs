@@ -1,0 +1,84 @@
+//! The agent beside another init: a service of a whole operating system.
+//!
+//! Here it sets nothing up and stops nothing. The host may start processes, ask for the guest's capacity, let mounted file
+//! systems grow, and ask for a power-off, which is passed on to the init. The service may be stopped, replaced or missing
+//! without harm to the guest.
+//!
+//! # The port
+//! A host that goes ends its session, not the service: the port is opened anew, which also throws away what was on its way,
+//! and the next host finds an agent that knows nothing of the one before.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::port::{self, PortError};
+use crate::server;
+
+/// Pause between two looks for a host: nothing announces one.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Why the service ends.
+#[derive(Debug, Error)]
+enum ServiceError {
+    /// No channel to a host.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// The guest has no `/proc`.
+    #[error("open /proc: {0}")]
+    Proc(Errno),
+    /// The runtime can not work.
+    #[error("watch the port: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Serves on `device`, or on the port with the agent's name, until something breaks; the exit status.
+pub(crate) fn run(device: Option<PathBuf>) -> i32 {
+    let served = open_proc().and_then(|proc| server::serve_guest(proc, async || next_port(device.as_ref()).await));
+    match served {
+        Ok(never) => match never {},
+        Err(error) => {
+            eprintln!("zmachine-agent: {error}");
+            1
+        }
+    }
+}
+
+fn open_proc() -> Result<OwnedFd, ServiceError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, "/proc", flags, Mode::empty()).map_err(ServiceError::Proc)
+}
+
+/// The port, opened, once a host is connected to it.
+async fn next_port(device: Option<&PathBuf>) -> Result<OwnedFd, ServiceError> {
+    let port = match device {
+        Some(device) => port::open_device(device.clone())?,
+        None => port::open()?,
+    };
+    while !port::has_host(&port) {
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(port)
+}
+
+/// Asks the init to switch the machine off; every init comes with this command.
+///
+/// # Errors
+/// When there is no such command.
+pub(crate) fn ask_for_power_off() -> io::Result<()> {
+    let mut command = Command::new("poweroff");
+    let quiet = command
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null());
+    // It is reaped with all other children.
+    quiet
+        .spawn()
+        .map(drop)
+        .map_err(|error| io::Error::new(error.kind(), format!("poweroff: {error}")))
+}
