@@ -58,8 +58,8 @@ struct XfsGrow {
 /// Where a file system is mounted while it grows, in the initramfs.
 const MOUNT_POINT: &str = "/grow";
 
-/// Grows the file system `fstype` on the disk with `serial`, or on its partition: where it is mounted, or mounted for the
-/// moment. `proc` is the agent's own `/proc`; the disk is given time to become `disk_bytes` long.
+/// Grows the file system `fstype` on the disk with `serial`, or on its partition: where it is mounted, or, by PID 1, mounted
+/// for the moment. `proc` is the agent's own `/proc`; the disk is given time to become `disk_bytes` long.
 ///
 /// # Errors
 /// [`SetupError`] naming the disk or the device.
@@ -78,6 +78,12 @@ pub(crate) fn grow(
     let device = partition.map_or_else(|| disk.device(), |number| disk.partition(number));
     if let Some(mounted) = mount_point(proc, &device) {
         return grow_mounted(&device, &mounted, fstype);
+    }
+    if std::process::id() != 1 {
+        // What an operating system of its own has not mounted, it may have for something else.
+        return Err(SetupError::NotMounted {
+            device: device.display().to_string(),
+        });
     }
     if let Some(order) = modules::order_of(fstype) {
         modules::load_all(order)?;

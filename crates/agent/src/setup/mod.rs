@@ -76,6 +76,9 @@ pub(crate) enum SetupError {
         fstype: String,
         source: Errno,
     },
+    /// Not in use, and not for us to use.
+    #[error("{device} is not mounted")]
+    NotMounted { device: String },
     /// Not one that can be grown.
     #[error("no way to grow a file system of type {fstype:?} is known")]
     NotGrowable { fstype: String },
