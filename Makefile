@@ -18,7 +18,7 @@ AGENT_FLAGS := -C target-feature=+crt-static -C strip=symbols
 AGENT_ARGS := --release --package zmachine-agent --target $(AGENT_TARGET)
 HOST_ARGS := --release --workspace --exclude zmachine-agent
 
-.PHONY: help setup build agent host demo test test-kernel check install uninstall bench clean
+.PHONY: help setup build agent agent-package host demo test test-kernel check install uninstall bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ agent: setup
 	@RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) build $(AGENT_ARGS)
 	@mkdir -p $(RELEASE)
 	@scripts/place $(TARGET_DIR)/$(AGENT_TARGET)/release/zmachine-agent $(RELEASE)/zmachine-agent
+
+agent-package: agent ## the guest agent as a Debian package for VMs, in $(TARGET_DIR)/release
+	@scripts/agent-package $(RELEASE)/zmachine-agent $$(sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml) $(RELEASE)
 
 # All members at once: built one by one they would ask the dependencies for different features and build them twice.
 host: setup

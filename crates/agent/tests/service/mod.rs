@@ -19,9 +19,9 @@ use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use tokio::io::unix::AsyncFd;
 use tokio::task::LocalSet;
-use zmachine_agent_protocol::{ErrorKind, ExitStatus, Reply, Request};
+use zmachine_agent_protocol::{ErrorKind, ExitStatus, PORT_NAME, Reply, Request};
 
-use crate::support::{Host, config, process};
+use crate::support::{Bench, Host, config, process};
 
 /// The service's process; it ends with the test.
 struct Service(Child);
@@ -163,4 +163,44 @@ fn a_port_that_can_not_be_opened_is_named() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("open /nowhere/port: No such file"), "{said}");
+}
+
+#[test]
+fn the_package_for_vms_has_program_service_and_rule_and_is_the_same_when_made_again() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/agent-package");
+    let agent = env!("CARGO_BIN_EXE_zmachine-agent");
+    let Some(_) = Bench::static_agent() else { return };
+    let make = || {
+        let folder = tempfile::tempdir().unwrap();
+        let output = Command::new(&script)
+            .args([agent, "1.2.3"])
+            .arg(folder.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let path = String::from_utf8(output.stdout).unwrap();
+        let tree = folder.path().join("tree");
+        let unpacked = Command::new("dpkg-deb")
+            .args(["-x", path.trim()])
+            .arg(&tree)
+            .status()
+            .unwrap();
+        assert!(unpacked.success());
+        (fs::read(path.trim()).unwrap(), folder, tree)
+    };
+    let (package, _folder, tree) = make();
+    assert_eq!(
+        fs::read(tree.join("usr/lib/zmachine/zmachine-agent")).unwrap(),
+        fs::read(agent).unwrap()
+    );
+    let unit = fs::read_to_string(tree.join("lib/systemd/system/zmachine-agent.service")).unwrap();
+    let port = PORT_NAME.replace('-', "\\x2d");
+    assert!(
+        unit.contains(&format!("BindsTo=dev-virtio\\x2dports-{port}.device\n")),
+        "{unit}"
+    );
+    let rule = fs::read_to_string(tree.join("lib/udev/rules.d/60-zmachine-agent.rules")).unwrap();
+    assert!(rule.contains(&format!("ATTR{{name}}==\"{PORT_NAME}\"")), "{rule}");
+    assert!(make().0 == package, "the same agent gives other bytes");
 }

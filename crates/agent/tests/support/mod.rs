@@ -56,16 +56,25 @@ impl Bench {
                 return skip(&format!("{tool} is not installed"));
             }
         }
-        let agent = PathBuf::from(env!("CARGO_BIN_EXE_zmachine-agent"));
-        if has_interpreter(&fs::read(&agent).expect("the agent is built")) {
-            return skip("the agent is dynamic: build with RUSTFLAGS='-C target-feature=+crt-static' and --target");
-        }
+        let agent = Bench::static_agent()?;
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         Some(Bench {
             kernel,
             agent,
             _turn: turn,
         })
+    }
+
+    /// The agent under test, if it is one that runs in any tree; else `None`, with the reason printed.
+    pub(crate) fn static_agent() -> Option<PathBuf> {
+        let agent = PathBuf::from(env!("CARGO_BIN_EXE_zmachine-agent"));
+        if has_interpreter(&fs::read(&agent).expect("the agent is built")) {
+            eprintln!(
+                "skipped: the agent is dynamic: build with RUSTFLAGS='-C target-feature=+crt-static' and --target"
+            );
+            return None;
+        }
+        Some(agent)
     }
 
     /// A folder with the disks of a machine: the busybox image, an empty writable layer and an empty volume.
