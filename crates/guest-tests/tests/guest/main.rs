@@ -14,6 +14,7 @@ mod lifecycle;
 mod network;
 mod recorded;
 mod root;
+mod safety;
 mod streams;
 mod support;
 mod terminal;
