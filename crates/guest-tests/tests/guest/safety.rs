@@ -31,7 +31,7 @@ struct SmallDisk {
 
 impl SmallDisk {
     /// Puts a small disk under the home; what was in it is copied there.
-    fn under(home: &TestHome) -> SmallDisk {
+    fn under(home: &mut TestHome) -> SmallDisk {
         let point = home.path();
         let beside = home.file("old-home");
         let run = |program: &str, args: &[&Path]| {
@@ -43,6 +43,7 @@ impl SmallDisk {
         let options = ["-ttmpfs", &size, "zmachine-test"].map(Path::new);
         run("mount", &[options[0], options[1], options[2], &point]);
         let disk = SmallDisk { point };
+        home.take_as_given();
         run("cp", &[Path::new("-a"), &beside.join("."), &disk.point]);
         disk
     }
@@ -106,11 +107,13 @@ fn rewrite(home: &TestHome, name: &str, fields: &[(&str, Value)]) {
 
 #[test]
 fn a_full_disk_fails_commands_with_its_name_and_leaves_nothing_half_done() {
-    let Some((home, image)) = home_with_box() else { return };
+    let Some((mut home, image)) = home_with_box() else {
+        return;
+    };
     // The image and all that is made from it once.
     zmachine(&home, &["create", "--name", "first", &image]).expect_success();
     zmachine(&home, &["rm", "first"]).expect_success();
-    let disk = SmallDisk::under(&home);
+    let disk = SmallDisk::under(&mut home);
     let mut checks = Checks::default();
     checks.that("create, with one page more each time", || {
         let create = ["create", "--name", "f", image.as_str(), "sleep", "1000"];
