@@ -140,11 +140,6 @@ impl TestHome {
         assert!(left.is_empty(), "left on this host:\n  {}", left.join("\n  "));
     }
 
-    /// Takes what is on this host now as there before: for what a test itself puts there, a mount for example.
-    pub fn take_as_given(&mut self) {
-        self.before = Surroundings::look(self.folder.path(), self.network.as_deref());
-    }
-
     /// What is left, given `patience` to go.
     fn left_after(&self, patience: Duration) -> Vec<String> {
         let deadline = std::time::Instant::now() + patience;

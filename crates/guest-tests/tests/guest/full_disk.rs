@@ -146,6 +146,29 @@ fn a_full_disk_at_every_write_is_told_and_leaves_nothing_half_made() {
         small.zmachine(&["stop", "-t", "0", "r"]).expect_success();
         small.zmachine(&["rm", "r"]).expect_success();
     });
+    checks.that("a guest that writes waits for room, and nothing is lost", || {
+        small
+            .zmachine(&["run", "-d", "--name", "w", &image, "sleep", "1000"])
+            .expect_success();
+        small.leave(64);
+        let script = "dd if=/dev/zero of=/big bs=1M count=8 conv=fsync && wc -c < /big";
+        let exec = home
+            .zmachine(["exec", "w", "sh", "-c", script])
+            .env("ZMACHINE_HOME", &small.path);
+        let writing = crate::life::in_background(exec);
+        std::thread::sleep(Duration::from_secs(8));
+        assert!(!writing.is_finished(), "it wrote more than there is");
+        assert!(small.zmachine(&["ps"]).expect_success().stdout().contains('w'));
+        small.make_room();
+        let written = writing.join().expect("exec");
+        assert_eq!(written.expect_success().stdout(), "8388608\n", "{written}");
+        let inspected = small.zmachine(&["inspect", "w"]);
+        assert!(
+            inspected.expect_success().stdout().contains("\"running\""),
+            "{inspected}"
+        );
+        small.zmachine(&["rm", "-f", "w"]).expect_success();
+    });
     checks.that("rm frees the disk when it is full", || {
         small.zmachine(&["create", "--name", "full", &image]).expect_success();
         small.leave(0);

@@ -321,16 +321,36 @@ fn cycles_leave_the_host_as_it_was() {
     home.assert_host_clean();
     let before = files(&home);
     let cycles = count("ZMACHINE_TEST_CYCLES", 5);
-    for _ in 0..cycles {
+    let started = std::time::Instant::now();
+    for number in 1..=cycles {
         cycle();
+        home.assert_host_clean();
+        assert_eq!(open_files(&home), 0, "after {number} cycles");
     }
-    home.assert_host_clean();
-    assert_eq!(files(&home), before);
-    println!("  {cycles} cycles of create, start, stop and rm");
+    let after = files(&home);
+    assert_eq!(after, before);
+    println!(
+        "  {cycles} cycles of create, start, stop and rm in {:.0} s; {} files with {} KiB before and after",
+        started.elapsed().as_secs_f64(),
+        after.len(),
+        after.iter().map(|(_, bytes)| bytes).sum::<u64>() / 1024
+    );
 }
 
-/// Everything in the home, but what is kept of removed machines on purpose.
-fn files(home: &TestHome) -> Vec<String> {
+/// Open files of all processes but this one that lie in the home.
+fn open_files(home: &TestHome) -> usize {
+    let entries = |path: std::path::PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let own = std::process::id().to_string();
+    entries("/proc".into())
+        .filter(|process| process.file_name().to_string_lossy() != own)
+        .flat_map(|process| entries(process.path().join("fd")))
+        .filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target.starts_with(home.path())))
+        .count()
+}
+
+/// Everything in the home with its disk use in bytes, but what is kept of removed machines and of events on purpose.
+fn files(home: &TestHome) -> Vec<(String, u64)> {
+    use std::os::unix::fs::MetadataExt;
     let mut found = Vec::new();
     let mut waiting = vec![home.path()];
     while let Some(dir) = waiting.pop() {
@@ -342,7 +362,9 @@ fn files(home: &TestHome) -> Vec<String> {
             if entry.file_type().expect("a type").is_dir() {
                 waiting.push(path.clone());
             }
-            found.push(path.display().to_string());
+            let is_record = entry.file_name().to_string_lossy().starts_with("events.jsonl");
+            let bytes = entry.metadata().expect("its size").blocks() * 512;
+            found.push((path.display().to_string(), if is_record { 0 } else { bytes }));
         }
     }
     found.sort();

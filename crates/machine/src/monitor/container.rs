@@ -81,12 +81,18 @@ impl Monitor<ContainerPlan> {
             let until = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             let counters_due = self.watch.counters_due();
             let counters_at = counters_due.unwrap_or_else(Instant::now);
+            let retry = self.space.next_try();
+            let retry_at = retry.unwrap_or_else(Instant::now);
             tokio::select! {
+                () = tokio::time::sleep_until(retry_at.into()), if retry.is_some() => {
+                    self.try_again(&mut *running.vm).await;
+                }
                 event = running.vm.next_event() => match event {
                     VmEvent::Exited(reason) => return self.ended(reason, exit, killed),
-                    VmEvent::Paused => self.advance(Phase::Paused).map_err(at("state"))?,
-                    VmEvent::Resumed => self.advance(Phase::Running).map_err(at("state"))?,
-                    other => self.log.note(Source::Hypervisor, &format!("{other:?}")),
+                    // A full disk stops the guest; that the state can not be written then must not end it.
+                    VmEvent::Paused => self.advance_if_possible(Phase::Paused),
+                    VmEvent::Resumed => self.advance_if_possible(Phase::Running),
+                    other => self.note_event(&other),
                 },
                 Some(event) = inbox.recv() => match event {
                     Event::EntryEnded(Ok(status)) => {
@@ -156,11 +162,11 @@ impl Monitor<ContainerPlan> {
                     Err(Failure::from_error(Class::Failed, &e).context(format!("signal {signal} was not delivered")))
                 }
             },
-            Request::Pause => running
-                .vm
-                .pause()
-                .await
-                .map_err(|e| Failure::from_error(Class::Failed, &e)),
+            Request::Pause => {
+                self.space.forget();
+                let paused = running.vm.pause().await;
+                paused.map_err(|e| Failure::from_error(Class::Failed, &e))
+            }
             Request::Resume => running
                 .vm
                 .resume()

@@ -200,7 +200,21 @@ pub(super) async fn joined<T>(working: Working<T>) -> Result<T, Failure> {
         .unwrap_or_else(|_| Err(Failure::new(Class::Failed, "a thread of the monitor ended early")))
 }
 
+/// Removes what a power cut left of a disk that was being made. Nobody else makes this machine's: its lock is ours.
+fn remove_unfinished(path: &std::path::Path) {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return;
+    };
+    let unfinished = format!("{}.new-", name.to_string_lossy());
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&unfinished) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn create_upper(path: PathBuf, bytes: u64) -> Result<bool, Failure> {
+    remove_unfinished(&path);
     zmachine_rootfs::create_upper(&path, bytes).map_err(|e| Failure::from_error(Class::Failed, &e))?;
     Ok(true)
 }

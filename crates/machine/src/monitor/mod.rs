@@ -23,6 +23,7 @@ mod rootfs_watch;
 mod run;
 mod server;
 mod session;
+mod space;
 mod vm;
 
 use std::os::fd::OwnedFd;

@@ -18,6 +18,7 @@ use zmachine_sys::process::ProcessId;
 use super::restart::{Asked, Row};
 use super::rootfs_watch::RootfsWatch;
 use super::session::SessionError;
+use super::space::Space;
 use super::{MonitorArgs, ReportPipe, SharedLog};
 use crate::attempt::{self, Recorder};
 use crate::catalog::{self, Machine};
@@ -53,6 +54,7 @@ pub(super) struct Monitor<P> {
     pub(super) row: Row,
     /// The volumes it uses; nobody else writes to them until this is gone, after the hypervisor.
     pub(super) volumes: Vec<Held>,
+    pub(super) space: Space,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -94,6 +96,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
         recorder: None,
         row: Row::default(),
         volumes: Vec::new(),
+        space: Space::default(),
         waiters: Vec::new(),
     };
     monitor.machine.state.restarts = 0;
@@ -160,6 +163,7 @@ impl<Q> Monitor<Q> {
             recorder: self.recorder,
             row: self.row,
             volumes: self.volumes,
+            space: self.space,
             waiters: self.waiters,
         }
     }

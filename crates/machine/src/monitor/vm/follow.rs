@@ -58,11 +58,17 @@ impl Monitor<VmPlan> {
             let until = ending
                 .deadline
                 .unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let retry = self.space.next_try();
+            let retry_at = retry.unwrap_or_else(Instant::now);
             tokio::select! {
+                () = tokio::time::sleep_until(retry_at.into()), if retry.is_some() => {
+                    self.try_again(&mut *booted.vm).await;
+                }
                 event = booted.vm.next_event() => match event {
                     VmEvent::Exited(reason) => return self.ended(reason, None, ending.killed),
-                    VmEvent::Paused => self.advance(Phase::Paused).map_err(at("state"))?,
-                    VmEvent::Resumed => self.advance(Phase::Running).map_err(at("state"))?,
+                    // A full disk stops the guest; that the state can not be written then must not end it.
+                    VmEvent::Paused => self.advance_if_possible(Phase::Paused),
+                    VmEvent::Resumed => self.advance_if_possible(Phase::Running),
                     VmEvent::Rebooted => {
                         // A kernel asks for its reset several times before it happens.
                         if ending.rebooted.is_none_or(|at| at.elapsed() > REBOOT_PERIOD) {
@@ -71,7 +77,7 @@ impl Monitor<VmPlan> {
                         ending.rebooted = Some(Instant::now());
                     }
                     VmEvent::AgentPort { is_open } => self.agent_port(booted, is_open, session).await,
-                    other => self.log.note(Source::Hypervisor, &format!("{other:?}")),
+                    other => self.note_event(&other),
                 },
                 Some(event) = inbox.recv() => if let Event::Command(request, answer) = event {
                     let (request, answer) = match request {
@@ -120,7 +126,10 @@ impl Monitor<VmPlan> {
                 return booted.vm.kill();
             }
             Request::Signal(signal) => Err(no_entrypoint(signal)),
-            Request::Pause => booted.vm.pause().await.map_err(control),
+            Request::Pause => {
+                self.space.forget();
+                booted.vm.pause().await.map_err(control)
+            }
             Request::Resume => booted.vm.resume().await.map_err(control),
             Request::Attach { .. }
             | Request::Console { .. }
