@@ -193,7 +193,7 @@ impl CreateArgs {
         spec.user_data = self
             .user_data
             .as_deref()
-            .map(|file| read("--user-data", file))
+            .map(|file| content("--user-data", file))
             .transpose()?;
         spec.reinstall = self.reinstall;
         Ok(spec)
@@ -290,11 +290,19 @@ fn read(flag: &str, file: &Path) -> Result<String, Failure> {
     })
 }
 
+/// What a flag that names a file stands for: the file's content, or, in a machine file, the content itself.
+fn content(flag: &str, file: &Path) -> Result<String, Failure> {
+    match file.to_str() {
+        Some(text) if is_content(text) => Ok(text.to_owned()),
+        _ => read(flag, file),
+    }
+}
+
 /// The keys in files, each on a line; comments and empty lines are left out.
 fn ssh_keys(files: &[PathBuf]) -> Result<Vec<String>, Failure> {
     let mut keys = Vec::new();
     for file in files {
-        let text = read("--ssh-key", file)?;
+        let text = content("--ssh-key", file)?;
         let lines = text
             .lines()
             .map(str::trim)

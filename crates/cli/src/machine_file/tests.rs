@@ -40,6 +40,11 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("log-to", "\"tcp://logs:99\"", true),
     ("log-opt", "{ max-size = \"2M\", max-files = 3 }", true),
     ("label", "[\"tier=front\", \"bare\"]", true),
+    ("volume", "[\"data:/srv:size=1G\"]", true),
+    ("mode", "\"vm\"", true),
+    ("ssh-key", "[\"ssh-ed25519 AAAA me\"]", true),
+    ("user-data", "\"#cloud-config\\n\"", true),
+    ("reinstall", "true", true),
 ];
 
 /// A folder with `machine.toml` of `content` and what the samples refer to.

@@ -61,7 +61,10 @@ impl Engine {
             meta.mtime_nsec()
         );
         let source = DiskSource::Host { path: path.to_owned() };
-        let (_, mut bytes) = disk::open(path).map_err(|e| Failure::from_error(Class::Usage, &e))?;
+        let (_, mut bytes) = disk::open(path).map_err(|e| {
+            Failure::from_error(Class::Usage, &e)
+                .hint("give a whole disk as a raw or qcow2 image, with all its data in that file")
+        })?;
         let found = identify(bytes.as_mut(), 0)?;
         Ok(VmFacts {
             start: VmStart::Firmware {
