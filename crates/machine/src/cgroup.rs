@@ -47,7 +47,7 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// `cpu.weight`: 100 for each virtual CPU, so that machines which compete share by what they were given.
     pub cpu_weight: u64,
-    /// CPU time in microseconds in each [`PERIOD_US`]: one CPU for each virtual one, and one for disks and emulation.
+    /// CPU time in microseconds in each `PERIOD_US`: one CPU for each virtual one, and one for disks and emulation.
     pub cpu_quota_us: u64,
     /// `pids.max`: threads. QEMU has one for each virtual CPU and up to 64 for I/O; this is far above and far below harm.
     pub pids: u64,

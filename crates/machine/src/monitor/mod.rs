@@ -5,7 +5,7 @@
 //!           launch:  run folder, network, rootfs server, disk | hypervisor | agent configured | entrypoint started
 //! ```
 //! # Invariants
-//! It holds `machines/<id>/lock` for its whole life. One task, [`run::run`], writes `state.json`. Every resource is
+//! It holds `machines/<id>/lock` for its whole life. One task, `run::run`, writes `state.json`. Every resource is
 //! claimed in the journal before it is made; teardown undoes the journal in reverse, whatever happened. Its children die
 //! with it. It has one thread (but for making the disk and forwarding the log), closes what it inherits, and leads a session of its own.
 

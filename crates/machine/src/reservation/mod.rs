@@ -15,7 +15,7 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`read`] | JSON objects whose keys are all accounted for |
+//! | `read` | JSON objects whose keys are all accounted for |
 //! | [`explain`] | each field's effect, for people |
 
 pub mod explain;

@@ -19,7 +19,7 @@
 //! | [`record`] | `volume.json` |
 //! | [`store`] | making, finding, growing, removing, locking |
 //! | [`wanted`] | what the `-v`s of a machine stand for, before anything is made |
-//! | [`format`] | the file systems that are made on a fresh volume |
+//! | [`mod@format`] | the file systems that are made on a fresh volume |
 
 pub mod argument;
 pub mod format;
