@@ -107,6 +107,11 @@ impl TestHome {
         self.command(&self.artifacts.zmachine, args)
     }
 
+    /// The program under test.
+    pub fn zmachine_path(&self) -> &Path {
+        &self.artifacts.zmachine
+    }
+
     /// Another program, in this home's network and with its environment.
     pub fn command(&self, program: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Invocation {
         let command = match &self.network {

@@ -23,6 +23,7 @@ mod needs;
 mod netns;
 mod terminal;
 mod tree;
+mod vm;
 
 pub use artifacts::{Artifacts, artifacts, is_static};
 pub use command::{Finished, Invocation};
@@ -31,3 +32,4 @@ pub use needs::{Need, lacking, skip};
 pub use netns::NetworkNamespace;
 pub use terminal::Terminal;
 pub use tree::Tree;
+pub use vm::VmImage;

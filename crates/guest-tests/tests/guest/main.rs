@@ -18,5 +18,6 @@ mod safety;
 mod streams;
 mod support;
 mod terminal;
+mod vms;
 mod volumes;
 mod why;

@@ -1,0 +1,264 @@
+//! Images of VMs, made without mounting anything: a small operating system of busybox on a bare file system, with a kernel and
+//! an initramfs beside it.
+//!
+//! The system tells the serial console what it finds, in lines that tests wait for:
+//! ```text
+//! CMDLINE <the kernel's command line>
+//! ROOT <size of / in KiB>
+//! ADDRESS <CIDR>            one per address of eth0
+//! NOISE <ok or damaged>     whether an 8 MB file is what it was when the image was made
+//! READY <n>                 its n-th boot; a shell follows on the console
+//! ```
+//! The power button remounts the root read-only and switches off.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::command::Invocation;
+use crate::home::TestHome;
+use crate::needs::command_path;
+
+/// The programs of the system; all are busybox.
+const APPLETS: [&str; 30] = [
+    "acpid",
+    "cat",
+    "cttyhack",
+    "cut",
+    "dd",
+    "df",
+    "echo",
+    "grep",
+    "ip",
+    "ls",
+    "mkdir",
+    "mount",
+    "mv",
+    "poweroff",
+    "reboot",
+    "rm",
+    "sed",
+    "setsid",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "stty",
+    "sync",
+    "tail",
+    "touch",
+    "tr",
+    "true",
+    "umount",
+    "uname",
+    "vi",
+];
+
+/// What every VM's initramfs loads, in this order.
+const MODULES: [&str; 8] = [
+    "virtio_blk",
+    "failover",
+    "net_failover",
+    "virtio_net",
+    "evdev",
+    "button",
+    "pvpanic",
+    "pvpanic_pci",
+];
+
+const INIT: &str = r#"export PATH=/bin HOME=/root
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev 2>/dev/null
+mount -o remount,rw /
+echo "CMDLINE $(cat /proc/cmdline)"
+boots=$(cat /boots 2>/dev/null || echo 0); boots=$((boots + 1)); echo $boots > /boots; sync
+ip link set lo up; ip link set eth0 up 2>/dev/null
+for word in $(cat /proc/cmdline); do
+  case $word in
+  net_eth0=*) for a in $(echo "${word#*=}" | tr ';' ' '); do ip addr add "$a" dev eth0; done ;;
+  esac
+done
+for word in $(cat /proc/cmdline); do
+  case $word in
+  net_r4=*|net_r6=*) for r in $(echo "${word#*=}" | tr ';' ' '); do ip route add "${r%,*}" via "${r#*,}" dev eth0; done ;;
+  net_dns=*) for d in $(echo "${word#*=}" | tr ';' ' '); do echo "nameserver $d"; done > /etc/resolv.conf ;;
+  esac
+done
+for a in $(ip addr show dev eth0 2>/dev/null | grep ' inet.* global' | sed 's/^ *//' | cut -d' ' -f2); do echo "ADDRESS $a"; done
+set -- $(df -k / | tail -n 1); echo "ROOT $2"
+cd /root; sha256sum -c noise.sha256 >/dev/null 2>&1 && echo "NOISE ok" || echo "NOISE damaged"
+acpid -f -c /etc/acpi >/dev/null 2>&1 &
+echo "READY $boots"
+while true; do setsid cttyhack sh; sleep 1; done"#;
+
+const POWER_BUTTON: &str = "echo POWER BUTTON > /dev/console\nsync\nmount -o remount,ro /\npoweroff -f";
+
+/// The files of an order-1 image: `/kernel`, `/initrd`, `/image.raw`.
+#[derive(Debug)]
+pub struct VmImage {
+    folder: PathBuf,
+}
+
+impl VmImage {
+    /// An image whose root is a bare `fstype` (`ext4`, `btrfs` or `xfs`) of `size` (as `truncate -s` takes it), in the folder
+    /// `name` of `home`.
+    ///
+    /// # Panics
+    /// When a tool or the test kernel is missing, or a file can not be made.
+    pub fn bare(home: &TestHome, name: &str, fstype: &str, size: &str) -> VmImage {
+        let folder = home.file(name);
+        must(&folder, fs::create_dir(&folder));
+        let kernel = home.path().join("kernels/default");
+        must(&folder, fs::copy(kernel.join("vmlinux"), folder.join("kernel")));
+        initramfs(home, &kernel.join("modules"), fstype, &folder.join("initrd"));
+        let system = system(home, name);
+        let image = folder.join("image.raw");
+        let file = must(&image, fs::File::create(&image));
+        let tool = |program: &str, args: &[&str]| run(program, args);
+        tool("truncate", &["-s", size, &text(&image)]);
+        match fstype {
+            "ext4" => tool("mke2fs", &["-q", "-t", "ext4", "-d", &text(&system), &text(&image)]),
+            "btrfs" => tool("mkfs.btrfs", &["-q", "--rootdir", &text(&system), &text(&image)]),
+            "xfs" => {
+                let list = home.file(&format!("{name}.proto"));
+                let mut content = "/dev/null\n0 0\nd--755 0 0\n".to_owned();
+                proto(&system, &mut content);
+                content.push_str("$\n");
+                must(&list, fs::write(&list, content));
+                tool("mkfs.xfs", &["-q", "-p", &text(&list), &text(&image)]);
+            }
+            other => panic!("no way to fill a {other} without mounting it is known"),
+        }
+        must(&image, file.sync_all());
+        VmImage { folder }
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Packs it into `home`'s store; the flist's path.
+    pub fn pack(&self, home: &TestHome, name: &str) -> String {
+        home.pack(&self.folder, name)
+    }
+}
+
+/// The tree of the system.
+fn system(home: &TestHome, name: &str) -> PathBuf {
+    let root = home.file(&format!("{name}-system"));
+    for folder in [
+        "bin",
+        "sbin",
+        "dev",
+        "etc/acpi/PWRF",
+        "mnt",
+        "proc",
+        "root",
+        "sys",
+        "tmp",
+        "var/log",
+        "var/run",
+    ] {
+        must(&root, fs::create_dir_all(root.join(folder)));
+    }
+    let busybox = command_path("busybox").expect("busybox: run scripts/setup");
+    must(&busybox, fs::copy(&busybox, root.join("bin/busybox")));
+    for applet in APPLETS {
+        must(&root, symlink("busybox", root.join("bin").join(applet)));
+    }
+    script(&root.join("sbin/init"), "/bin/sh", INIT);
+    script(&root.join("etc/acpi/PWRF/00000080"), "/bin/sh", POWER_BUTTON);
+    let noise: Vec<u8> = (0u64..1 << 20)
+        .flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+        .collect();
+    must(&root, fs::write(root.join("root/noise"), noise));
+    let sum = Invocation::new(&busybox, ["sha256sum", &text(&root.join("root/noise"))]).finish();
+    let sum = sum.expect_success().stdout();
+    let line = format!("{}  noise\n", sum.split(' ').next().unwrap_or_default());
+    must(&root, fs::write(root.join("root/noise.sha256"), line));
+    root
+}
+
+/// An initramfs that loads drivers, mounts `/dev/vda` and goes on there.
+fn initramfs(home: &TestHome, modules: &Path, fstype: &str, target: &Path) {
+    let root = home.file(&format!("{fstype}-initrd"));
+    if !root.exists() {
+        for folder in ["bin", "dev", "modules", "new", "proc", "sys"] {
+            must(&root, fs::create_dir_all(root.join(folder)));
+        }
+        let busybox = command_path("busybox").expect("busybox: run scripts/setup");
+        must(&busybox, fs::copy(&busybox, root.join("bin/busybox")));
+        let of_fs: &[&str] = match fstype {
+            "btrfs" => &[
+                "libcrc32c",
+                "xor",
+                "raid6_pq",
+                "blake2b_generic",
+                "xxhash_generic",
+                "btrfs",
+            ],
+            "xfs" => &["libcrc32c", "xfs"],
+            _ => &[],
+        };
+        let names: Vec<&str> = MODULES.iter().chain(of_fs).copied().collect();
+        // What the kernel has built in is no file.
+        let files = names.iter().filter(|name| modules.join(format!("{name}.ko")).exists());
+        for name in files {
+            let file = format!("{name}.ko");
+            must(&root, fs::copy(modules.join(&file), root.join("modules").join(&file)));
+        }
+        let body = format!(
+            "/bin/busybox --install -s /bin\nexport PATH=/bin\nmount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\nfor m in {}; do [ -e /modules/$m.ko ] && insmod /modules/$m.ko; done\nmount -t {fstype} /dev/vda /new || {{ echo NO ROOT; sleep 1; poweroff -f; }}\nexec switch_root /new /sbin/init",
+            names.join(" ")
+        );
+        script(&root.join("init"), "/bin/busybox sh", &body);
+    }
+    let archive = format!(
+        "cd '{}' && find . | busybox cpio -o -H newc > '{}'",
+        root.display(),
+        target.display()
+    );
+    run("sh", &["-c", &archive]);
+}
+
+/// The entries below `folder` as a prototype file of mkfs.xfs has them. Names have no white space.
+fn proto(folder: &Path, out: &mut String) {
+    let mut entries: Vec<_> = must(folder, fs::read_dir(folder))
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    entries.sort();
+    for path in entries {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let metadata = must(&path, fs::symlink_metadata(&path));
+        let mode = metadata.permissions().mode() & 0o777;
+        if metadata.is_symlink() {
+            let to = must(&path, fs::read_link(&path));
+            let _ = writeln!(out, "{name} l--777 0 0 {}", to.display());
+        } else if metadata.is_dir() {
+            let _ = writeln!(out, "{name} d--{mode:o} 0 0");
+            proto(&path, out);
+            out.push_str("$\n");
+        } else {
+            let _ = writeln!(out, "{name} ---{mode:o} 0 0 {}", path.display());
+        }
+    }
+}
+
+fn script(path: &Path, interpreter: &str, body: &str) {
+    must(path, fs::write(path, format!("#!{interpreter}\n{body}\n")));
+    must(path, fs::set_permissions(path, fs::Permissions::from_mode(0o755)));
+}
+
+fn run(program: &str, args: &[&str]) {
+    let path = command_path(program).unwrap_or_else(|| panic!("needs {program}: run scripts/setup"));
+    Invocation::new(&path, args).finish().expect_success();
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn must<T>(path: &Path, outcome: std::io::Result<T>) -> T {
+    outcome.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
