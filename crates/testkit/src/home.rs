@@ -107,6 +107,11 @@ impl TestHome {
         self.command(&self.artifacts.zmachine, args)
     }
 
+    /// A folder for what is downloaded for tests, shared by all tests of a checkout.
+    pub fn cache(&self) -> PathBuf {
+        self.artifacts.target.join("test-cache")
+    }
+
     /// The program under test.
     pub fn zmachine_path(&self) -> &Path {
         &self.artifacts.zmachine

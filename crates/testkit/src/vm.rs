@@ -7,6 +7,7 @@
 //! ROOT <size of / in KiB>
 //! ADDRESS <CIDR>            one per address of eth0
 //! NOISE <ok or damaged>     whether an 8 MB file is what it was when the image was made
+//! KERNEL <release>
 //! READY <n>                 its n-th boot; a shell follows on the console
 //! ```
 //! The power button remounts the root read-only and switches off.
@@ -21,9 +22,10 @@ use crate::home::TestHome;
 use crate::needs::command_path;
 
 /// The programs of the system; all are busybox.
-const APPLETS: [&str; 30] = [
+const APPLETS: [&str; 31] = [
     "acpid",
     "cat",
+    "cp",
     "cttyhack",
     "cut",
     "dd",
@@ -66,6 +68,21 @@ const MODULES: [&str; 8] = [
     "pvpanic_pci",
 ];
 
+/// The bus of Debian's 6.1 kernel; 6.12 has it built in.
+const VIRTIO: [&str; 5] = [
+    "virtio",
+    "virtio_ring",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "virtio_pci",
+];
+
+/// The file system of the EFI system partition.
+const VFAT: [&str; 4] = ["fat", "vfat", "nls_cp437", "nls_ascii"];
+
+/// From Debian's package systemd-boot-efi.
+const BOOT_LOADER: &str = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
+
 const INIT: &str = r#"export PATH=/bin HOME=/root
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev 2>/dev/null
 mount -o remount,rw /
@@ -87,6 +104,7 @@ for a in $(ip addr show dev eth0 2>/dev/null | grep ' inet.* global' | sed 's/^ 
 set -- $(df -k / | tail -n 1); echo "ROOT $2"
 cd /root; sha256sum -c noise.sha256 >/dev/null 2>&1 && echo "NOISE ok" || echo "NOISE damaged"
 acpid -f -c /etc/acpi >/dev/null 2>&1 &
+echo "KERNEL $(uname -r)"
 echo "READY $boots"
 while true; do setsid cttyhack sh; sleep 1; done"#;
 
@@ -109,7 +127,20 @@ impl VmImage {
         must(&folder, fs::create_dir(&folder));
         let kernel = home.path().join("kernels/default");
         must(&folder, fs::copy(kernel.join("vmlinux"), folder.join("kernel")));
-        initramfs(home, &kernel.join("modules"), fstype, &folder.join("initrd"));
+        let of_fs: &[&str] = match fstype {
+            "btrfs" => &[
+                "libcrc32c",
+                "xor",
+                "raid6_pq",
+                "blake2b_generic",
+                "xxhash_generic",
+                "btrfs",
+            ],
+            "xfs" => &["libcrc32c", "xfs"],
+            _ => &[],
+        };
+        let names = [&MODULES[..], of_fs].concat();
+        initramfs(home, &kernel.join("modules"), &names, fstype, &folder.join("initrd"));
         let system = system(home, name);
         let image = folder.join("image.raw");
         let file = must(&image, fs::File::create(&image));
@@ -129,6 +160,78 @@ impl VmImage {
             other => panic!("no way to fill a {other} without mounting it is known"),
         }
         must(&image, file.sync_all());
+        VmImage { folder }
+    }
+
+    /// A whole disk as `/image.raw`: a GPT with an EFI system partition, systemd-boot and Debian's 6.12 kernel on it, and an
+    /// ext4 root, whose folder `/boot` has Debian's 6.1 kernel and its initramfs, to be copied over the other. `/new-kernel`
+    /// does that.
+    ///
+    /// # Panics
+    /// As [`VmImage::bare`], and when Debian's packages can not be downloaded.
+    pub fn disk(home: &TestHome, name: &str) -> VmImage {
+        let folder = home.file(name);
+        must(&folder, fs::create_dir(&folder));
+        let (old, new) = (package(home, "linux-image-6.12"), package(home, "linux-image-6.1.0"));
+        let esp = home.file(&format!("{name}-esp"));
+        for part in ["EFI/BOOT", "loader/entries"] {
+            must(&esp, fs::create_dir_all(esp.join(part)));
+        }
+        must(&esp, fs::copy(BOOT_LOADER, esp.join("EFI/BOOT/BOOTX64.EFI")));
+        must(
+            &esp,
+            fs::write(esp.join("loader/loader.conf"), "timeout 0\ndefault own.conf\n"),
+        );
+        let entry = "title own\nlinux /vmlinuz\ninitrd /initrd\noptions root=/dev/vda2 rw console=ttyS0 panic=1 no_timer_check\n";
+        must(&esp, fs::write(esp.join("loader/entries/own.conf"), entry));
+        let names = [&VIRTIO[..], &MODULES[..], &["pvpanic-pci"], &VFAT[..]].concat();
+        must(&esp, fs::copy(vmlinuz(&old), esp.join("vmlinuz")));
+        initramfs(home, &old, &names, "ext4", &esp.join("initrd"));
+        let system = system(home, name);
+        must(&system, fs::create_dir_all(system.join("boot")));
+        must(&system, fs::copy(vmlinuz(&new), system.join("boot/vmlinuz")));
+        initramfs(home, &new, &names, "ext4", &system.join("boot/initrd"));
+        let copy = "mount -t vfat /dev/vda1 /mnt && cp /boot/vmlinuz /boot/initrd /mnt/ && umount /mnt && sync && echo REPLACED";
+        script(&system.join("bin/new-kernel"), "/bin/sh", copy);
+        let (image, root) = (folder.join("image.raw"), home.file(&format!("{name}-root")));
+        run("truncate", &["-s", "160M", &text(&root)]);
+        run("mke2fs", &["-q", "-t", "ext4", "-d", &text(&system), &text(&root)]);
+        let esp_image = home.file(&format!("{name}-esp.img"));
+        run("truncate", &["-s", "100M", &text(&esp_image)]);
+        run("mkfs.vfat", &["-F", "32", &text(&esp_image)]);
+        run(
+            "sh",
+            &[
+                "-c",
+                &format!("mcopy -s -i '{}' '{}'/* ::/", esp_image.display(), esp.display()),
+            ],
+        );
+        run("truncate", &["-s", "262M", &text(&image)]);
+        run(
+            "sgdisk",
+            &[
+                "-n",
+                "1:2048:+100M",
+                "-t",
+                "1:ef00",
+                "-n",
+                "2:0:+160M",
+                "-t",
+                "2:8300",
+                &text(&image),
+            ],
+        );
+        for (part, at_mib) in [(&esp_image, 1), (&root, 101)] {
+            let (from, to, seek) = (
+                format!("if={}", part.display()),
+                format!("of={}", image.display()),
+                format!("seek={at_mib}"),
+            );
+            run(
+                "dd",
+                &[&from, &to, &seek, "bs=1M", "conv=notrunc,sparse", "status=none"],
+            );
+        }
         VmImage { folder }
     }
 
@@ -179,46 +282,53 @@ fn system(home: &TestHome, name: &str) -> PathBuf {
     root
 }
 
-/// An initramfs that loads drivers, mounts `/dev/vda` and goes on there.
-fn initramfs(home: &TestHome, modules: &Path, fstype: &str, target: &Path) {
-    let root = home.file(&format!("{fstype}-initrd"));
-    if !root.exists() {
-        for folder in ["bin", "dev", "modules", "new", "proc", "sys"] {
-            must(&root, fs::create_dir_all(root.join(folder)));
-        }
-        let busybox = command_path("busybox").expect("busybox: run scripts/setup");
-        must(&busybox, fs::copy(&busybox, root.join("bin/busybox")));
-        let of_fs: &[&str] = match fstype {
-            "btrfs" => &[
-                "libcrc32c",
-                "xor",
-                "raid6_pq",
-                "blake2b_generic",
-                "xxhash_generic",
-                "btrfs",
-            ],
-            "xfs" => &["libcrc32c", "xfs"],
-            _ => &[],
-        };
-        let names: Vec<&str> = MODULES.iter().chain(of_fs).copied().collect();
-        // What the kernel has built in is no file.
-        let files = names.iter().filter(|name| modules.join(format!("{name}.ko")).exists());
-        for name in files {
-            let file = format!("{name}.ko");
-            must(&root, fs::copy(modules.join(&file), root.join("modules").join(&file)));
-        }
-        let body = format!(
-            "/bin/busybox --install -s /bin\nexport PATH=/bin\nmount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\nfor m in {}; do [ -e /modules/$m.ko ] && insmod /modules/$m.ko; done\nmount -t {fstype} /dev/vda /new || {{ echo NO ROOT; sleep 1; poweroff -f; }}\nexec switch_root /new /sbin/init",
-            names.join(" ")
-        );
-        script(&root.join("init"), "/bin/busybox sh", &body);
+/// An initramfs that loads the drivers `names` from the folder `modules`, mounts what `root=` names and goes on there.
+fn initramfs(home: &TestHome, modules: &Path, names: &[&str], fstype: &str, target: &Path) {
+    let root = home.file(&format!("initramfs-{}", target.display().to_string().replace('/', "-")));
+    for folder in ["bin", "dev", "modules", "new", "proc", "sys"] {
+        must(&root, fs::create_dir_all(root.join(folder)));
     }
+    let busybox = command_path("busybox").expect("busybox: run scripts/setup");
+    must(&busybox, fs::copy(&busybox, root.join("bin/busybox")));
+    for name in names {
+        let file = format!("{name}.ko");
+        // What the kernel has built in is no file.
+        if let Some(module) = find(modules, &file) {
+            must(&root, fs::copy(module, root.join("modules").join(&file)));
+        }
+    }
+    let body = format!(
+        "/bin/busybox --install -s /bin\nexport PATH=/bin\n\
+         mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
+         for m in {}; do [ -e /modules/$m.ko ] && insmod /modules/$m.ko; done\n\
+         for word in $(cat /proc/cmdline); do case $word in root=*) root=${{word#root=}} ;; esac; done\n\
+         mount -t {fstype} $root /new || {{ echo NO ROOT; sleep 1; poweroff -f; }}\n\
+         exec switch_root /new /sbin/init",
+        names.join(" ")
+    );
+    script(&root.join("init"), "/bin/busybox sh", &body);
     let archive = format!(
         "cd '{}' && find . | busybox cpio -o -H newc > '{}'",
         root.display(),
         target.display()
     );
     run("sh", &["-c", &archive]);
+}
+
+/// The file called `name` somewhere below `folder`.
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(path);
+            } else if entry.file_name() == name {
+                return Some(path);
+            }
+        }
+    }
+    None
 }
 
 /// The entries below `folder` as a prototype file of mkfs.xfs has them. Names have no white space.
@@ -243,6 +353,41 @@ fn proto(folder: &Path, out: &mut String) {
             let _ = writeln!(out, "{name} ---{mode:o} 0 0 {}", path.display());
         }
     }
+}
+
+/// Debian's newest cloud kernel package whose name begins so, unpacked; downloaded once for all tests of a checkout.
+fn package(home: &TestHome, prefix: &str) -> PathBuf {
+    let cache = home.cache().join(prefix);
+    if !cache.join("boot").exists() {
+        let staging = home.file(&format!("{prefix}-package"));
+        must(&staging, fs::create_dir_all(&staging));
+        let script = format!(
+            "cd '{}' && p=$(apt-cache --names-only search '^{prefix}[0-9a-z.+-]*-cloud-amd64$' | cut -d' ' -f1 | sort -V | tail -n 1) \
+             && apt-get -q download \"$p\" && dpkg-deb -x ./*.deb tree",
+            staging.display()
+        );
+        run("sh", &["-c", &script]);
+        must(&cache, fs::create_dir_all(home.cache()));
+        must(&cache, copy_tree(&staging.join("tree"), &cache));
+    }
+    cache
+}
+
+fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
+    run("cp", &["-a", &text(from), &text(to)]);
+    Ok(())
+}
+
+/// The kernel of an unpacked package.
+fn vmlinuz(package: &Path) -> PathBuf {
+    let boot = must(package, fs::read_dir(package.join("boot")));
+    let mut files = boot.flatten().map(|entry| entry.path());
+    files
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"))
+        })
+        .unwrap_or_else(|| panic!("no kernel in {}", package.display()))
 }
 
 fn script(path: &Path, interpreter: &str, body: &str) {

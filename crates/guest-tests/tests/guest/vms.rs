@@ -250,6 +250,74 @@ fn btrfs_and_xfs_roots_grow_and_stay_clean() {
 }
 
 #[test]
+fn a_whole_disk_boots_by_firmware_and_keeps_the_kernel_it_is_given() {
+    let Some(home) = vm_home() else { return };
+    let image = VmImage::disk(&home, "disk");
+    let flist = image.pack(&home, "disk");
+    let mut checks = Checks::default();
+    checks.that("a flist with nothing but the disk is one", || {
+        let plan = zmachine(&home, &["run", "--dry-run", "-v", "f:/:size=1G", &flist]);
+        let plan: Value = serde_json::from_str(&plan.expect_success().stdout()).expect("a plan");
+        assert!(
+            plan["vm"]["boot"].to_string().contains("OVMF_CODE"),
+            "{}",
+            plan["vm"]["boot"]
+        );
+    });
+    let (raw, qcow2) = (
+        image.folder().join("image.raw"),
+        home.file("disk.qcow2").display().to_string(),
+    );
+    let words = ["convert", "-O", "qcow2", &raw.display().to_string(), &qcow2];
+    home.command(Path::new("/usr/bin/qemu-img"), words)
+        .finish()
+        .expect_success();
+    zmachine(
+        &home,
+        &[
+            "run",
+            "-d",
+            "--name",
+            "d",
+            "--network",
+            "none",
+            "-v",
+            "boot:/:size=1G",
+            &qcow2,
+        ],
+    )
+    .expect_success();
+    let first = booted(&home, "d", 1);
+    let release = |boot: &str| told(boot, "KERNEL").join("");
+    checks.that("the last partition and its file system fill the volume", || {
+        assert!(root_kib(&first) > 800 << 10, "{first}");
+        assert_eq!(told(&first, "NOISE"), ["ok"]);
+        let disk = home.path().join("volumes/boot/data.img").display().to_string();
+        let table = Command::new("sgdisk").args(["-v", &disk]).output().expect("sgdisk");
+        assert!(
+            String::from_utf8_lossy(&table.stdout).contains("No problems found"),
+            "{table:?}"
+        );
+    });
+    checks.that("a kernel that is replaced from inside is the next one to boot", || {
+        let mut screen = home.zmachine(["console", "d"]).on_terminal();
+        screen.type_in("\rnew-kernel\r");
+        screen.expect("REPLACED");
+        screen.type_in("\x10\x11");
+        screen.finish();
+        zmachine(&home, &["stop", "d"]).expect_success();
+        zmachine(&home, &["start", "d"]).expect_success();
+        let second = booted(&home, "d", 2);
+        assert!(
+            release(&first).starts_with("6.12.") && release(&second).starts_with("6.1.0"),
+            "{first}\n{second}"
+        );
+    });
+    zmachine(&home, &["rm", "-f", "d"]).expect_success();
+    zmachine(&home, &["volume", "rm", "boot"]).expect_success();
+}
+
+#[test]
 fn an_interrupted_installation_is_done_again_and_never_booted() {
     let Some(home) = vm_home() else { return };
     let image = VmImage::bare(&home, "vm", "ext4", "96M");
