@@ -86,6 +86,7 @@ const BOOT_LOADER: &str = "/usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 const INIT: &str = r#"export PATH=/bin HOME=/root
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev 2>/dev/null
 mount -o remount,rw /
+mount -t tmpfs var /var; mkdir /var/run /var/log
 echo "CMDLINE $(cat /proc/cmdline)"
 boots=$(cat /boots 2>/dev/null || echo 0); boots=$((boots + 1)); echo $boots > /boots; sync
 ip link set lo up; ip link set eth0 up 2>/dev/null

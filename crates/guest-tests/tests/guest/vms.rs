@@ -127,7 +127,11 @@ fn a_bare_image_lives_from_its_installation_to_its_removal() {
                     .expect("mtype");
                 String::from_utf8_lossy(&out.stdout).into_owned()
             };
-            assert!(read("meta-data").contains("local-hostname: m"), "{}", read("meta-data"));
+            assert!(
+                read("meta-data").contains("\"local-hostname\": \"m\""),
+                "{}",
+                read("meta-data")
+            );
             assert!(
                 read("network-config").contains("ethernets"),
                 "{}",

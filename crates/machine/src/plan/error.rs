@@ -38,6 +38,8 @@ pub enum PlanError {
     VolumeTooSmall { volume: String, bytes: u64, image: u64 },
     #[error("the volume '{volume}' holds {holds}, not this image")]
     VolumeOccupied { volume: String, holds: String },
+    #[error("the disk image is empty")]
+    EmptyImage,
     #[error("firmware can not start this disk image: it holds {holds}")]
     Unbootable { holds: String },
     #[error("this host has no UEFI firmware for virtual machines")]
@@ -86,6 +88,7 @@ impl PlanError {
             PlanError::VolumeOccupied { .. } => {
                 "take another volume, or give up what it holds and install over it with --reinstall"
             }
+            PlanError::EmptyImage => "put the system's file system, or its whole disk, into /image.raw",
             PlanError::Unbootable { .. } => {
                 "give a whole disk with a GPT and an EFI system partition, or put the system's /kernel beside /image.raw"
             }

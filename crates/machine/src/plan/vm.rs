@@ -260,6 +260,9 @@ fn check_boot_volume(spec: &MachineSpec, facts: &VmFacts) -> Result<(), PlanErro
         return Err(PlanError::NoBootVolume { image: facts.bytes });
     };
     let name = volume.name.clone();
+    if facts.bytes == 0 {
+        return Err(PlanError::EmptyImage);
+    }
     if let Some(holds) = &facts.unbootable {
         return Err(PlanError::Unbootable { holds: holds.clone() });
     }
