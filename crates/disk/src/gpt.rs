@@ -2,14 +2,22 @@
 //!
 //! Everything is checked before anything is written. Source: UEFI specification 5.3.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 use gptman::GPT;
 use thiserror::Error;
 
 /// Partitions begin and end at multiples of this many bytes.
 const ALIGNMENT: u64 = 1 << 20;
+
+/// Bytes of an entry: the only size that tools write.
+const ENTRY: u64 = 128;
+
+/// Most entries that are read; tools write 128.
+const MAX_ENTRIES: u64 = 1024;
 
 /// A partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +37,9 @@ pub enum GptError {
     /// It can not be read or written, or is none.
     #[error("the partition table can not be used")]
     Table(#[source] gptman::Error),
+    /// Its header asks for something that no tool writes.
+    #[error("the header of the partition table is not usable: {0}")]
+    Header(&'static str),
     /// A partition is not where one can be.
     #[error("the partition {number} of the table is {problem}")]
     Partition {
@@ -50,13 +61,20 @@ pub enum GptError {
 /// # Errors
 /// [`GptError`]; when the table makes no sense, nothing was written.
 pub fn fit(disk: &mut File) -> Result<Partition, GptError> {
+    let len = disk.metadata().map_err(GptError::Io)?.len();
+    check_headers(disk, len)?;
     let mut table = GPT::find_from(disk).map_err(GptError::Table)?;
     let sector = table.sector_size;
-    let sectors = disk.metadata().map_err(GptError::Io)?.len() / sector;
-    let last = check(&table, sectors)?;
+    let sectors = len / sector;
+    let array = (u64::from(table.header.number_of_partition_entries) * ENTRY).div_ceil(sector);
+    if sectors < 2 * array + 4 {
+        return Err(GptError::Header("the disk is too small for it"));
+    }
+    let is_at_end = table.header.backup_lba == sectors - 1;
     table.header.update_from(disk, sector).map_err(GptError::Table)?;
+    let last = check(&table)?;
     let align = (ALIGNMENT / sector).max(1);
-    let end = (table.header.last_usable_lba + 1) / align * align - 1;
+    let end = ((table.header.last_usable_lba + 1) / align * align).saturating_sub(1);
     let entry = &mut table[last];
     let is_grown = end > entry.ending_lba;
     if is_grown {
@@ -67,7 +85,7 @@ pub fn fit(disk: &mut File) -> Result<Partition, GptError> {
         offset: entry.starting_lba * sector,
         bytes: (entry.ending_lba - entry.starting_lba + 1) * sector,
     };
-    if is_grown || table.header.backup_lba != sectors - 1 {
+    if is_grown || !is_at_end {
         GPT::write_protective_mbr_into(disk, sector).map_err(GptError::Table)?;
         table.write_into(disk).map_err(GptError::Table)?;
         disk.sync_all().map_err(GptError::Io)?;
@@ -75,16 +93,70 @@ pub fn fit(disk: &mut File) -> Result<Partition, GptError> {
     Ok(partition)
 }
 
-/// Checks the entries; the number of the last partition on the disk.
-fn check(table: &GPT, sectors: u64) -> Result<u32, GptError> {
+/// Checks, in every header that could be used, the fields that the library takes on trust: with other values it would read
+/// without end, stop the program, or write elsewhere on the disk.
+fn check_headers(disk: &File, len: u64) -> Result<(), GptError> {
+    for sector in [512, 4096] {
+        let sectors = len / sector;
+        for lba in [1, sectors.saturating_sub(1)] {
+            let mut head = [0; 92];
+            if sectors < 2 || disk.read_exact_at(&mut head, lba * sector).is_err() || !head.starts_with(b"EFI PART") {
+                continue;
+            }
+            check_header(disk, &head, lba, sector, sectors)?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks the header at `lba`, and that its entries begin behind it.
+fn check_header(disk: &File, head: &[u8; 92], lba: u64, sector: u64, sectors: u64) -> Result<(), GptError> {
+    let le32 = |at: usize| u64::from(u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
+    let le64 = |at: usize| le32(at) | le32(at + 4) << 32;
+    let (own, other, entries_at, entries) = (le64(24), le64(32), le64(72), le32(80));
+    if le32(84) != ENTRY || !(1..=MAX_ENTRIES).contains(&entries) {
+        return Err(GptError::Header("its number or size of entries"));
+    }
+    let array = (entries * ENTRY).div_ceil(sector);
+    let is_first = lba == 1;
+    if own != lba || (!is_first && other != 1) {
+        return Err(GptError::Header("it says that it is elsewhere"));
+    }
+    // The second table has its entries right before its header, but older ones may leave a gap.
+    let is_in_place = match is_first {
+        true => entries_at == 2,
+        false => entries_at > 2 && entries_at.checked_add(array).is_some_and(|end| end <= lba),
+    };
+    if !is_in_place || 2 + array >= sectors {
+        return Err(GptError::Header("its entries are not where they belong"));
+    }
+    let mut table = vec![0; (entries * ENTRY) as usize];
+    disk.read_exact_at(&mut table, entries_at * sector)
+        .map_err(GptError::Io)?;
+    for (index, entry) in table.chunks_exact(ENTRY as usize).enumerate() {
+        let is_used = entry[..16].iter().any(|b| *b != 0);
+        if is_used && entry[32..40].iter().all(|b| *b == 0) {
+            let (number, problem) = (index as u32 + 1, "outside of the disk");
+            return Err(GptError::Partition { number, problem });
+        }
+    }
+    Ok(())
+}
+
+/// Checks the entries against a header that fits the disk; the number of the last partition on the disk.
+fn check(table: &GPT) -> Result<u32, GptError> {
     let mut ranges: Vec<(u64, u64, u32)> = Vec::new();
+    let mut guids = HashSet::new();
     for (number, entry) in table.iter().filter(|(_, entry)| entry.is_used()) {
         let wrong = |problem| GptError::Partition { number, problem };
         if entry.starting_lba > entry.ending_lba {
             return Err(wrong("turned around"));
         }
-        if entry.starting_lba < table.header.first_usable_lba || entry.ending_lba >= sectors {
+        if entry.starting_lba < table.header.first_usable_lba || entry.ending_lba > table.header.last_usable_lba {
             return Err(wrong("outside of the disk"));
+        }
+        if !guids.insert(entry.unique_partition_guid) {
+            return Err(wrong("named like another one"));
         }
         ranges.push((entry.starting_lba, entry.ending_lba, number));
     }
@@ -103,7 +175,7 @@ fn check(table: &GPT, sectors: u64) -> Result<u32, GptError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
+    use std::process::Command;
 
     use super::*;
 
@@ -184,6 +256,157 @@ mod tests {
             disk.read_exact_at(&mut after, 0).unwrap();
             assert!(before == after);
         }
+    }
+
+    /// Puts `value` into the header at byte 512, its sum included.
+    fn patch_header(disk: &File, at: usize, value: &[u8]) {
+        let mut head = vec![0; 92];
+        disk.read_exact_at(&mut head, 512).unwrap();
+        head[at..at + value.len()].copy_from_slice(value);
+        head[16..20].fill(0);
+        let sum = crc32(&head);
+        head[16..20].copy_from_slice(&sum.to_le_bytes());
+        disk.write_all_at(&head, 512).unwrap();
+    }
+
+    #[test]
+    fn a_header_that_no_tool_writes_is_named_and_nothing_is_written() {
+        let long = u64::MAX.to_le_bytes();
+        let cases: [(usize, &[u8]); 10] = [
+            (24, &5u64.to_le_bytes()),           // it is elsewhere
+            (24, &long),                         //
+            (72, &0u64.to_le_bytes()),           // entries over the MBR
+            (72, &34u64.to_le_bytes()),          // entries later
+            (72, &long),                         //
+            (80, &0u32.to_le_bytes()),           // no entries
+            (80, &u32::MAX.to_le_bytes()),       // more than memory
+            (84, &256u32.to_le_bytes()),         // legal, and no tool writes it
+            (84, &0u32.to_le_bytes()),           //
+            (84, &0x8000_0000u32.to_le_bytes()), //
+        ];
+        for (at, value) in cases {
+            let mut disk = disk(&[(2048, 4095)], 256 << 20);
+            patch_header(&disk, at, value);
+            let before = sum(&disk);
+            let error = fit(&mut disk).unwrap_err();
+            assert!(matches!(error, GptError::Header(_)), "{at}: {error:?}");
+            assert_eq!(sum(&disk), before, "{at}");
+            assert_eq!(disk.metadata().unwrap().len(), 256 << 20);
+        }
+    }
+
+    /// A sum of the first MiB and the last one.
+    fn sum(disk: &File) -> u32 {
+        let mut bytes = vec![0; 2 << 20];
+        let (first, last) = bytes.split_at_mut(1 << 20);
+        disk.read_exact_at(first, 0).unwrap();
+        disk.read_exact_at(last, disk.metadata().unwrap().len() - (1 << 20))
+            .unwrap();
+        crc32(&bytes)
+    }
+
+    #[test]
+    fn a_partition_that_begins_nowhere_or_reaches_into_the_second_table_is_refused() {
+        let same_size = 64 << 20;
+        let sectors = same_size / 512;
+        for (start, end) in [(0, 100), (4096, sectors - 1), (4096, sectors - 20)] {
+            let mut disk = disk(&[(4096, 9999)], same_size);
+            patch(&disk, 1, start, end);
+            let before = sum(&disk);
+            let error = fit(&mut disk).unwrap_err();
+            assert!(matches!(error, GptError::Partition { number: 1, .. }), "{error:?}");
+            assert_eq!(sum(&disk), before);
+        }
+    }
+
+    #[test]
+    fn a_disk_below_one_mebibyte_keeps_its_partition() {
+        let small = 600 << 10;
+        let mut disk = tempfile::tempfile().unwrap();
+        disk.set_len(small).unwrap();
+        let mut table = GPT::new_from(&mut disk, 512, [7; 16]).unwrap();
+        table[1] = gptman::GPTPartitionEntry {
+            partition_type_guid: [1; 16],
+            unique_partition_guid: [1; 16],
+            starting_lba: 40,
+            ending_lba: 1000,
+            attribute_bits: 0,
+            partition_name: "p".into(),
+        };
+        table.write_into(&mut disk).unwrap();
+        let partition = fit(&mut disk).unwrap();
+        assert_eq!((partition.offset, partition.bytes), (40 * 512, 961 * 512));
+    }
+
+    #[test]
+    fn no_change_of_one_byte_stops_the_program_or_lengthens_the_disk() {
+        let bytes = 8 << 20;
+        for at in (512..604).chain(1024..1152) {
+            for value in [0u8, 1, 0xff] {
+                let mut disk = disk(&[(2048, 4095)], bytes);
+                let mut head = [0; 1];
+                head[0] = value;
+                if at < 604 {
+                    patch_header(&disk, at - 512, &head);
+                } else {
+                    disk.write_all_at(&head, at as u64).unwrap();
+                    let mut entries = vec![0; 128 * 128];
+                    disk.read_exact_at(&mut entries, 1024).unwrap();
+                    patch_header(&disk, 88, &crc32(&entries).to_le_bytes());
+                }
+                if let Ok(partition) = fit(&mut disk) {
+                    assert!(
+                        partition.offset + partition.bytes <= bytes,
+                        "{at} {value}: {partition:?}"
+                    );
+                }
+                assert_eq!(disk.metadata().unwrap().len(), bytes, "{at} {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_of_sgdisk_is_grown_and_sgdisk_finds_no_fault_in_it() {
+        let disk = tempfile::NamedTempFile::new().unwrap();
+        disk.as_file().set_len(64 << 20).unwrap();
+        let sgdisk = |args: &[&str]| {
+            let ran = Command::new("/usr/sbin/sgdisk")
+                .args(args)
+                .arg(disk.path())
+                .output()
+                .ok()?;
+            let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+            assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+            Some(said)
+        };
+        let made = sgdisk(&["-n", "1:2048:+8M", "-t", "1:ef00", "-n", "2:0:0", "-c", "2:root"]);
+        if made.is_none() {
+            return eprintln!("skipped: sgdisk is not here");
+        }
+        for size in [200u64 << 20, (300 << 20) + 512] {
+            disk.as_file().set_len(size).unwrap();
+            let mut file = File::options().read(true).write(true).open(disk.path()).unwrap();
+            let partition = fit(&mut file).unwrap();
+            assert_eq!(partition.number, 2);
+            assert!(partition.offset + partition.bytes > size - (2 << 20), "{partition:?}");
+            let said = sgdisk(&["-v"]).unwrap();
+            assert!(said.contains("No problems found"), "{said}");
+            let info = sgdisk(&["-i", "2"]).unwrap();
+            assert!(info.contains("'root'"), "{info}");
+        }
+    }
+
+    #[test]
+    fn a_lost_first_table_is_made_again_from_the_second() {
+        let bytes = 64 << 20;
+        let mut disk = disk(&[(2048, 4095), (4096, 9999)], bytes);
+        disk.write_all_at(&[0; 512], 512).unwrap();
+        let partition = fit(&mut disk).unwrap();
+        assert_eq!((partition.number, partition.offset), (2, 4096 * 512));
+        let mut head = [0; 8];
+        disk.read_exact_at(&mut head, 512).unwrap();
+        assert_eq!(&head, b"EFI PART");
+        assert_eq!(fit(&mut disk).unwrap(), partition);
     }
 
     #[test]

@@ -78,16 +78,18 @@ impl fmt::Display for Content {
 pub fn identify(source: &mut dyn Source, offset: u64) -> io::Result<Content> {
     let mut head = vec![0; 8192];
     let mut btrfs = vec![0; 4096];
-    let is_whole = read(source, offset, &mut head)? & read(source, offset + 65536, &mut btrfs)?;
+    let is_whole = read(source, offset, &mut head)? & read(source, offset.saturating_add(65536), &mut btrfs)?;
+    // A protective MBR is written last, so a superblock beside it is what an earlier use of the disk has left.
+    let is_protective = head[510..512] == [0x55, 0xaa] && head[446..510].chunks(16).any(|entry| entry[4] == 0xee);
+    if let (true, Some(sector_bytes)) = (is_protective, gpt_sector(&head)) {
+        return Ok(Content::Gpt { sector_bytes });
+    }
     let found = filesystem(&head, &btrfs);
     if let Some(fs) = found.filter(|fs| fs.size_bytes > 0) {
         return Ok(Content::Filesystem(fs));
     }
-    for sector in [512, 4096] {
-        if head[sector..].starts_with(b"EFI PART") {
-            let sector_bytes = sector as u64;
-            return Ok(Content::Gpt { sector_bytes });
-        }
+    if let Some(sector_bytes) = gpt_sector(&head) {
+        return Ok(Content::Gpt { sector_bytes });
     }
     let has_partition = head[446..510].chunks(16).any(|entry| entry[4] != 0);
     Ok(match head[510..512] == [0x55, 0xaa] {
@@ -95,6 +97,14 @@ pub fn identify(source: &mut dyn Source, offset: u64) -> io::Result<Content> {
         false if is_whole && head.iter().chain(&btrfs).all(|b| *b == 0) => Content::Empty,
         _ => Content::Unknown,
     })
+}
+
+/// Sector size of the GPT at the beginning of a disk, if there is one.
+fn gpt_sector(head: &[u8]) -> Option<u64> {
+    let sector = [512, 4096]
+        .into_iter()
+        .find(|sector| head[*sector..].starts_with(b"EFI PART"));
+    sector.map(|sector| sector as u64)
 }
 
 /// Reads what there is; whether that was all. The rest stays zero.
@@ -199,6 +209,27 @@ mod tests {
         assert_eq!(content(&mbr), Content::Mbr);
         mbr[512..520].copy_from_slice(b"EFI PART");
         assert_eq!(content(&mbr), Content::Gpt { sector_bytes: 512 });
+    }
+
+    #[test]
+    fn a_partition_table_counts_and_not_the_superblock_that_was_there_before() {
+        let mut disk = vec![0; 1 << 20];
+        disk[65536 + 64..65536 + 72].copy_from_slice(b"_BHRfS_M");
+        disk[65536 + 0x70] = 1;
+        assert!(matches!(identify(&mut disk, 0).unwrap(), Content::Filesystem(_)));
+        disk[450] = 0xee;
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk[512..520].copy_from_slice(b"EFI PART");
+        assert_eq!(identify(&mut disk, 0).unwrap(), Content::Gpt { sector_bytes: 512 });
+    }
+
+    #[test]
+    fn any_place_of_any_disk_can_be_asked_for() {
+        for offset in [1, 511, 8191, 1 << 20, u64::MAX - 1, u64::MAX] {
+            for byte in [0u8, 0x55, 0xff] {
+                identify(&mut vec![byte; 100_000], offset).unwrap();
+            }
+        }
     }
 
     #[test]

@@ -16,8 +16,10 @@ const INCOMPATIBLE_DIRTY: u64 = 1;
 const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
 const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
-/// Largest disk that is read: its first table is in memory, 8 bytes per 512 MiB.
+/// Largest disk that is read.
 const MAX_DISK: u64 = 1 << 47;
+/// Most entries of the first table, which is kept in memory: 32 MiB of it, QEMU's own limit.
+const MAX_L1: u64 = 4 << 20;
 
 /// A disk in a qcow2 file.
 #[derive(Debug)]
@@ -76,6 +78,9 @@ impl Qcow2 {
         }
         let per_l2 = 1u64 << (cluster_bits - 3);
         let entries = len.div_ceil(per_l2 << cluster_bits);
+        if entries > MAX_L1 {
+            return Err("its first table is larger than QEMU allows".into());
+        }
         if u64::from(be32(36)) < entries {
             return Err("its first table is too short for its size".into());
         }
@@ -172,7 +177,13 @@ impl Source for Qcow2 {
 
     fn next_data(&mut self, offset: u64) -> io::Result<Option<u64>> {
         let mut at = offset;
+        let covered = self.cluster_bytes() << (self.cluster_bits - 3);
         while at < self.len {
+            // Where there is no second table, nothing was ever written.
+            if self.l1[(at / covered) as usize] & OFFSET_MASK == 0 {
+                at = (at / covered + 1) * covered;
+                continue;
+            }
             let entry = self.entry(at)?;
             if entry & COMPRESSED != 0 || (entry & OFFSET_MASK != 0 && entry & ZERO == 0) {
                 return Ok(Some(at));
@@ -279,6 +290,42 @@ mod tests {
                 .unwrap_err()
                 .contains("another file")
         );
+    }
+
+    /// A version 2 header with these fields and nothing behind it.
+    fn header(cluster_bits: u32, len: u64, l1_entries: u32, l1_at: u64) -> File {
+        let mut head = vec![0; 112];
+        head[..4].copy_from_slice(b"QFI\xfb");
+        head[4..8].copy_from_slice(&2u32.to_be_bytes());
+        head[20..24].copy_from_slice(&cluster_bits.to_be_bytes());
+        head[24..32].copy_from_slice(&len.to_be_bytes());
+        head[36..40].copy_from_slice(&l1_entries.to_be_bytes());
+        head[40..48].copy_from_slice(&l1_at.to_be_bytes());
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&head, 0).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_header_can_not_ask_for_more_memory_than_qemu_allows() {
+        let error = Qcow2::new(header(9, 1 << 47, u32::MAX, 512)).unwrap_err();
+        assert!(error.contains("larger than QEMU allows"), "{error}");
+        for at in [1 << 40, u64::MAX, u64::MAX - 511] {
+            Qcow2::new(header(16, 1 << 30, 2, at)).unwrap_err();
+        }
+        for bits in [0, 8, 22, u32::MAX] {
+            Qcow2::new(header(bits, 1 << 20, 1, 512)).unwrap_err();
+        }
+        Qcow2::new(header(16, u64::MAX, u32::MAX, 512)).unwrap_err();
+    }
+
+    #[test]
+    fn a_huge_disk_without_data_is_looked_through_at_once() {
+        // 128 GiB of 512-byte clusters would be 2^28 steps, one by one.
+        let mut disk = Qcow2::new(header(9, 1 << 37, 4 << 20, 512)).unwrap();
+        assert_eq!(disk.next_data(0).unwrap(), None);
+        assert_eq!(disk.next_data(12345).unwrap(), None);
     }
 
     #[test]

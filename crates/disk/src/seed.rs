@@ -143,7 +143,9 @@ fn user_data(seed: &Seed) -> String {
 fn zosrc(seed: &Seed) -> String {
     let mut text = String::new();
     let is_name = |key: &str| {
-        !key.starts_with(|c: char| c.is_ascii_digit()) && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        !key.is_empty()
+            && !key.starts_with(|c: char| c.is_ascii_digit())
+            && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
     };
     for (key, value) in seed.env.iter().filter(|(key, _)| is_name(key)) {
         text.push_str(&format!("export {key}={}\n", quoted(value)));

@@ -71,6 +71,13 @@ pub fn open(path: &Path) -> Result<(ImageFormat, Box<dyn Source + Send>), Source
         path: path.to_owned(),
         source,
     };
+    // Opening a FIFO would wait for its other end.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(SourceError::Unusable {
+            path: path.to_owned(),
+            problem: "it is not a regular file".into(),
+        });
+    }
     let file = File::open(path).map_err(failed)?;
     let mut magic = [0; 4];
     let n = file.read_at(&mut magic, 0).map_err(failed)?;
@@ -116,7 +123,8 @@ impl Source for RawFile {
             return Ok(None);
         }
         match seek(&self.file, SeekFrom::Data(offset)) {
-            Ok(at) => Ok(Some(at)),
+            // A file that became longer meanwhile has nothing more for its reader.
+            Ok(at) => Ok((at < self.len).then_some(at)),
             Err(rustix::io::Errno::NXIO) => Ok(None),
             // A file system without holes.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => Ok(Some(offset)),
@@ -133,8 +141,39 @@ impl Source for Vec<u8> {
 
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let at = offset as usize;
-        let bytes = self.get(at..at + buffer.len());
+        let bytes = at.checked_add(buffer.len()).and_then(|end| self.get(at..end));
         buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_images() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).unwrap();
+        let socket = dir.path().join("socket");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        for path in [dir.path(), &fifo, &socket, Path::new("/dev/zero")] {
+            let error = open(path).err().unwrap().to_string();
+            assert!(error.contains("not a regular file"), "{error}");
+        }
+        let missing = open(&dir.path().join("missing")).err().unwrap();
+        assert!(matches!(missing, SourceError::Io { .. }));
+    }
+
+    #[test]
+    fn a_raw_file_that_becomes_longer_is_read_as_it_was() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let mut raw = RawFile::new(file.try_clone().unwrap()).unwrap();
+        file.write_all_at(&[1; 4096], 2 << 20).unwrap();
+        assert_eq!(raw.next_data(0).unwrap(), None);
     }
 }
