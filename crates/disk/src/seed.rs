@@ -97,15 +97,23 @@ fn network_config(seed: &Seed) -> String {
 
 fn ethernet(interface: &SeedInterface) -> (String, Value) {
     let route = |(to, via): &(String, IpAddr)| json!({"to": to, "via": via});
+    // cloud-init 22.4 (Debian 12) makes `::/64` of the destination `::/0`; the older key is right in all versions.
+    let is_gateway6 = |(to, via): &(String, IpAddr)| via.is_ipv6() && to.ends_with("/0");
+    let gateway6 = interface.routes.iter().position(is_gateway6);
+    let others = interface.routes.iter().enumerate();
+    let others = others.filter(|(index, _)| Some(*index) != gateway6);
     let mut value = json!({
         "match": {"macaddress": interface.mac},
         "set-name": interface.name,
         "dhcp4": false,
         "dhcp6": false,
         "addresses": interface.addresses,
-        "routes": interface.routes.iter().map(route).collect::<Vec<_>>(),
+        "routes": others.map(|(_, to)| route(to)).collect::<Vec<_>>(),
         "nameservers": {"addresses": interface.nameservers, "search": interface.search},
     });
+    if let Some(index) = gateway6 {
+        value["gateway6"] = json!(interface.routes[index].1);
+    }
     if let Some(mtu) = interface.mtu {
         value["mtu"] = json!(mtu);
     }
@@ -132,11 +140,15 @@ fn user_data(seed: &Seed) -> String {
     while theirs.contains(&boundary) || ours.contains(&boundary) {
         boundary.push('=');
     }
-    let part = |text: &str| format!("--{boundary}\nContent-Type: text/plain; charset=\"utf-8\"\n\n{text}\n");
+    // Without being told to append, cloud-init drops our list of users, and root's keys with it, when theirs has users too.
+    let append = "Merge-Type: list(append)+dict(recurse_array)+str()\n";
+    let part = |header: &str, text: &str| {
+        format!("--{boundary}\nContent-Type: text/plain; charset=\"utf-8\"\n{header}\n{text}\n")
+    };
     format!(
         "Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n\n{}{}--{boundary}--\n",
-        part(&ours),
-        part(theirs)
+        part("", &ours),
+        part(append, theirs)
     )
 }
 
@@ -183,7 +195,10 @@ mod tests {
                 mac: "02:00:00:00:00:01".into(),
                 mtu: Some(1400),
                 addresses: vec!["10.1.1.3/24".into(), "fd00::3/64".into()],
-                routes: vec![("0.0.0.0/0".into(), "10.1.1.1".parse().unwrap())],
+                routes: vec![
+                    ("0.0.0.0/0".into(), "10.1.1.1".parse().unwrap()),
+                    ("::/0".into(), "fd00::1".parse().unwrap()),
+                ],
                 nameservers: vec!["9.9.9.9".parse().unwrap()],
                 search: vec![],
             }],
@@ -254,6 +269,7 @@ mod tests {
         );
         assert_eq!(eth0["addresses"], json!(["10.1.1.3/24", "fd00::3/64"]));
         assert_eq!(eth0["routes"], json!([{"to": "0.0.0.0/0", "via": "10.1.1.1"}]));
+        assert_eq!(eth0["gateway6"], json!("fd00::1"));
         assert_eq!((&eth0["mtu"], &eth0["dhcp4"]), (&json!(1400), &json!(false)));
     }
 
@@ -269,6 +285,8 @@ mod tests {
             "{merged}"
         );
         assert!(merged.find("ssh-ed25519").unwrap() < merged.find("#!/bin/sh").unwrap());
+        let theirs = "Merge-Type: list(append)+dict(recurse_array)+str()\n\n#!/bin/sh";
+        assert!(merged.contains(theirs), "{merged}");
         let bare = Seed {
             ssh_keys: vec![],
             user_data: Some("#!/bin/sh\n".into()),
