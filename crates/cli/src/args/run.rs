@@ -109,7 +109,7 @@ pub(crate) struct CreateArgs {
     /// Block stores in place of those in the flist
     #[arg(long, value_name = "URL")]
     store: Vec<String>,
-    /// What happens when it ends by itself: no, on-failure[:N], always, unless-stopped
+    /// What happens when it ends by itself: no, on-failure or on-failure:N, always, unless-stopped
     #[arg(long, value_name = "POLICY", default_value = "no")]
     restart: RestartPolicy,
     /// Send its log there as well: tcp://HOST:PORT, unix:///PATH, file:///PATH, ws://HOST:PORT/PATH,
