@@ -1,7 +1,7 @@
 //! The session with the guest agent: yamux over the one byte stream to the guest.
 //!
 //! A task drives the connection; everybody else opens streams through a [`Session`]. When the connection ends, opening
-//! fails and open streams end.
+//! fails and open streams end. It ends with the last [`Session`], whatever streams there are.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -81,13 +81,14 @@ impl Session {
 
 async fn drive(mut connection: yamux::Connection<Compat<UnixStream>>, mut requests: mpsc::Receiver<Opened>) {
     let mut waiting: VecDeque<Opened> = VecDeque::new();
-    let mut accepting = true;
     poll_fn(|cx| {
         loop {
-            while accepting {
+            loop {
                 match requests.poll_recv(cx) {
                     Poll::Ready(Some(request)) => waiting.push_back(request),
-                    Poll::Ready(None) => accepting = false,
+                    // Nobody has the session any more. The channel must end as well: QEMU takes one host at a time, so the
+                    // session with an agent that was started again could not begin.
+                    Poll::Ready(None) => return Poll::Ready(()),
                     Poll::Pending => break,
                 }
             }
