@@ -5,10 +5,11 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use gptman::GPT;
 use thiserror::Error;
+
+use crate::source::{RawFile, Source};
 
 /// Partitions begin and end at multiples of this many bytes.
 const ALIGNMENT: u64 = 1 << 20;
@@ -56,13 +57,27 @@ pub enum GptError {
     Io(#[source] io::Error),
 }
 
+/// Checks the table of the disk in `source`, as [`fit`] does before it writes.
+///
+/// # Errors
+/// [`GptError`].
+pub fn check(source: &mut dyn Source) -> Result<(), GptError> {
+    let len = source.len();
+    check_headers(source, len)?;
+    let table = GPT::find_from(&mut Reader { source, at: 0 }).map_err(GptError::Table)?;
+    check_entries(&table).map(drop)
+}
+
 /// Fits the table in `disk` to the disk's length, and lets its last partition reach to the end. That partition.
 ///
 /// # Errors
 /// [`GptError`]; when the table makes no sense, nothing was written.
 pub fn fit(disk: &mut File) -> Result<Partition, GptError> {
     let len = disk.metadata().map_err(GptError::Io)?.len();
-    check_headers(disk, len)?;
+    check_headers(
+        &mut RawFile::new(disk.try_clone().map_err(GptError::Io)?).map_err(GptError::Io)?,
+        len,
+    )?;
     let mut table = GPT::find_from(disk).map_err(GptError::Table)?;
     let sector = table.sector_size;
     let sectors = len / sector;
@@ -72,7 +87,7 @@ pub fn fit(disk: &mut File) -> Result<Partition, GptError> {
     }
     let is_at_end = table.header.backup_lba == sectors - 1;
     table.header.update_from(disk, sector).map_err(GptError::Table)?;
-    let last = check(&table)?;
+    let last = check_entries(&table)?;
     let align = (ALIGNMENT / sector).max(1);
     let end = ((table.header.last_usable_lba + 1) / align * align).saturating_sub(1);
     let entry = &mut table[last];
@@ -93,14 +108,41 @@ pub fn fit(disk: &mut File) -> Result<Partition, GptError> {
     Ok(partition)
 }
 
+/// A source as the library reads one.
+struct Reader<'a> {
+    source: &'a mut dyn Source,
+    at: u64,
+}
+
+impl io::Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.source.len().saturating_sub(self.at).min(buffer.len() as u64) as usize;
+        self.source.read_at(&mut buffer[..n], self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl io::Seek for Reader<'_> {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            io::SeekFrom::Start(at) => Some(at),
+            io::SeekFrom::End(by) => self.source.len().checked_add_signed(by),
+            io::SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
 /// Checks, in every header that could be used, the fields that the library takes on trust: with other values it would read
 /// without end, stop the program, or write elsewhere on the disk.
-fn check_headers(disk: &File, len: u64) -> Result<(), GptError> {
+fn check_headers(disk: &mut dyn Source, len: u64) -> Result<(), GptError> {
     for sector in [512, 4096] {
         let sectors = len / sector;
         for lba in [1, sectors.saturating_sub(1)] {
             let mut head = [0; 92];
-            if sectors < 2 || disk.read_exact_at(&mut head, lba * sector).is_err() || !head.starts_with(b"EFI PART") {
+            if sectors < 2 || disk.read_at(&mut head, lba * sector).is_err() || !head.starts_with(b"EFI PART") {
                 continue;
             }
             check_header(disk, &head, lba, sector, sectors)?;
@@ -110,7 +152,7 @@ fn check_headers(disk: &File, len: u64) -> Result<(), GptError> {
 }
 
 /// Checks the header at `lba`, and that its entries begin behind it.
-fn check_header(disk: &File, head: &[u8; 92], lba: u64, sector: u64, sectors: u64) -> Result<(), GptError> {
+fn check_header(disk: &mut dyn Source, head: &[u8; 92], lba: u64, sector: u64, sectors: u64) -> Result<(), GptError> {
     let le32 = |at: usize| u64::from(u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
     let le64 = |at: usize| le32(at) | le32(at + 4) << 32;
     let (own, other, entries_at, entries) = (le64(24), le64(32), le64(72), le32(80));
@@ -131,8 +173,7 @@ fn check_header(disk: &File, head: &[u8; 92], lba: u64, sector: u64, sectors: u6
         return Err(GptError::Header("its entries are not where they belong"));
     }
     let mut table = vec![0; (entries * ENTRY) as usize];
-    disk.read_exact_at(&mut table, entries_at * sector)
-        .map_err(GptError::Io)?;
+    disk.read_at(&mut table, entries_at * sector).map_err(GptError::Io)?;
     for (index, entry) in table.chunks_exact(ENTRY as usize).enumerate() {
         let is_used = entry[..16].iter().any(|b| *b != 0);
         if is_used && entry[32..40].iter().all(|b| *b == 0) {
@@ -144,7 +185,7 @@ fn check_header(disk: &File, head: &[u8; 92], lba: u64, sector: u64, sectors: u6
 }
 
 /// Checks the entries against a header that fits the disk; the number of the last partition on the disk.
-fn check(table: &GPT) -> Result<u32, GptError> {
+fn check_entries(table: &GPT) -> Result<u32, GptError> {
     let mut ranges: Vec<(u64, u64, u32)> = Vec::new();
     let mut guids = HashSet::new();
     for (number, entry) in table.iter().filter(|(_, entry)| entry.is_used()) {
@@ -176,6 +217,8 @@ fn check(table: &GPT) -> Result<u32, GptError> {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+
+    use std::os::unix::fs::FileExt;
 
     use super::*;
 

@@ -283,7 +283,7 @@ fn system(home: &TestHome, name: &str) -> PathBuf {
     root
 }
 
-/// An initramfs that loads the drivers `names` from the folder `modules`, mounts what `root=` names and goes on there.
+/// An initramfs that loads the drivers `names` (twice, as their order is not the same in every kernel) from the folder `modules`, mounts what `root=` names and goes on there.
 fn initramfs(home: &TestHome, modules: &Path, names: &[&str], fstype: &str, target: &Path) {
     let root = home.file(&format!("initramfs-{}", target.display().to_string().replace('/', "-")));
     for folder in ["bin", "dev", "modules", "new", "proc", "sys"] {
@@ -293,15 +293,21 @@ fn initramfs(home: &TestHome, modules: &Path, names: &[&str], fstype: &str, targ
     must(&busybox, fs::copy(&busybox, root.join("bin/busybox")));
     for name in names {
         let file = format!("{name}.ko");
+        let target = root.join("modules").join(&file);
         // What the kernel has built in is no file.
         if let Some(module) = find(modules, &file) {
-            must(&root, fs::copy(module, root.join("modules").join(&file)));
+            must(&root, fs::copy(module, target));
+        } else if let Some(packed) = find(modules, &format!("{file}.xz")) {
+            run(
+                "sh",
+                &["-c", &format!("xz -dc '{}' > '{}'", text(&packed), text(&target))],
+            );
         }
     }
     let body = format!(
         "/bin/busybox --install -s /bin\nexport PATH=/bin\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n\
-         for m in {}; do [ -e /modules/$m.ko ] && insmod /modules/$m.ko; done\n\
+         for pass in 1 2; do for m in {}; do [ -e /modules/$m.ko ] && insmod /modules/$m.ko 2>/dev/null; done; done\n\
          for word in $(cat /proc/cmdline); do case $word in root=*) root=${{word#root=}} ;; esac; done\n\
          mount -t {fstype} $root /new || {{ echo NO ROOT; sleep 1; poweroff -f; }}\n\
          exec switch_root /new /sbin/init",

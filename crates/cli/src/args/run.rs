@@ -286,7 +286,9 @@ fn variables(
 
 fn read(flag: &str, file: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(file).map_err(|e| {
-        Failure::from_error(Class::NotFound, &e).context(format!("can not read {flag} {}", file.display()))
+        Failure::from_error(Class::NotFound, &e)
+            .context(format!("can not read {flag} {}", file.display()))
+            .hint("give the path of a file on this host that can be read")
     })
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use zmachine_disk::{self as disk, Content as OnDisk, RawFile, identify};
+use zmachine_disk::{self as disk, Content as OnDisk, RawFile, Source, identify};
 use zmachine_hypervisor::qemu::Firmware;
 use zmachine_image::{Image, ImageKind, Library, Reference};
 use zmachine_kernel::FsDriver;
@@ -72,7 +72,7 @@ impl Engine {
             },
             digest: zmachine_flist::Digest::blake2b_32(identity.as_bytes()).to_string(),
             bytes: bytes.len(),
-            unbootable: unbootable(&found),
+            unbootable: unbootable(&found, bytes.as_mut()),
             source,
             appliance: self.appliance_kernel(),
             volumes: boot_first(wanted),
@@ -124,9 +124,9 @@ impl Engine {
             VmStart::Firmware { .. } => {
                 let mut bytes = open_source(&self.home, &source)?;
                 let found = identify(bytes.as_mut(), 0);
-                unbootable(
-                    &found.map_err(|e| Failure::from_error(Class::Fetch, &e).context("the image can not be read"))?,
-                )
+                let found =
+                    found.map_err(|e| Failure::from_error(Class::Fetch, &e).context("the image can not be read"))?;
+                unbootable(&found, bytes.as_mut())
             }
         };
         Ok(Some(VmFacts {
@@ -141,10 +141,14 @@ impl Engine {
     }
 }
 
-/// What firmware can not start.
-fn unbootable(found: &OnDisk) -> Option<String> {
+/// What firmware can not start, or nobody can fit to a volume.
+fn unbootable(found: &OnDisk, bytes: &mut dyn Source) -> Option<String> {
     match found {
-        OnDisk::Gpt { .. } => None,
+        OnDisk::Gpt { .. } => {
+            let wrong = disk::gpt::check(bytes).err()?;
+            let cause = std::error::Error::source(&wrong).map_or_else(String::new, |cause| format!(": {cause}"));
+            Some(format!("a GPT, but {wrong}{cause}"))
+        }
         other => Some(other.to_string()),
     }
 }

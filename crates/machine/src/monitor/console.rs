@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use zmachine_agent_protocol::{Frame, Reply};
 
 use super::SharedLog;
@@ -25,6 +25,12 @@ const BACKLOG: usize = 4096;
 
 /// How long the client that started the machine may take to attach. It does so at once, or it is gone.
 const OWNER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the end of a line is waited for before its beginning is logged: a prompt has none.
+const LINE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Most bytes of a line without end that wait.
+const LONGEST_WAITING: usize = 8 * 1024;
 
 /// The handle to the task.
 #[derive(Debug, Clone)]
@@ -95,18 +101,20 @@ pub(super) async fn run(mut waiting: Waiting, stream: UnixStream, log: SharedLog
     };
     let showing = async {
         let mut backlog = VecDeque::with_capacity(BACKLOG);
+        let mut lines = Lines::new(log);
         let mut buffer = vec![0; 8 * 1024];
         loop {
             tokio::select! {
                 Some(client) = newcomers.recv() => greet(&mut clients, client, &backlog),
                 read = reader.read(&mut buffer) => match read {
                     Ok(n) if n > 0 => {
-                        log.write(Source::Console, &buffer[..n], Timestamp::now());
+                        lines.add(&buffer[..n]);
                         remember(&mut backlog, &buffer[..n]);
                         hand_out(&Frame::Stdout(buffer[..n].to_vec()), &mut clients).await;
                     }
                     _ => break,
                 },
+                () = lines.due() => lines.flush(),
             }
         }
     };
@@ -114,6 +122,66 @@ pub(super) async fn run(mut waiting: Waiting, stream: UnixStream, log: SharedLog
     tokio::select! {
         () = typing => {}
         () = showing => {}
+    }
+}
+
+/// The console's bytes on their way to the log: the end of a line that comes in pieces, as from an emulated serial port,
+/// is waited for a moment, and a line has the time of its first byte.
+struct Lines {
+    log: SharedLog,
+    /// The beginning of a line.
+    begun: Vec<u8>,
+    /// When it began.
+    at: Timestamp,
+    /// Until when its end is waited for.
+    until: Instant,
+}
+
+impl Lines {
+    fn new(log: SharedLog) -> Lines {
+        Lines {
+            log,
+            begun: Vec::new(),
+            at: Timestamp::now(),
+            until: Instant::now(),
+        }
+    }
+
+    fn add(&mut self, mut bytes: &[u8]) {
+        let now = Timestamp::now();
+        if !self.begun.is_empty() {
+            let end = bytes.iter().position(|b| *b == b'\n').map_or(bytes.len(), |at| at + 1);
+            self.begun.extend_from_slice(&bytes[..end]);
+            bytes = &bytes[end..];
+            if self.begun.ends_with(b"\n") || self.begun.len() >= LONGEST_WAITING {
+                self.flush();
+            }
+        }
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        self.log.write(Source::Console, &bytes[..whole], now);
+        if whole < bytes.len() {
+            self.begun.extend_from_slice(&bytes[whole..]);
+            (self.at, self.until) = (now, Instant::now() + LINE_PATIENCE);
+        }
+    }
+
+    /// Ends when the beginning of a line has waited long enough.
+    async fn due(&self) {
+        match self.begun.is_empty() {
+            true => std::future::pending().await,
+            false => sleep_until(self.until).await,
+        }
+    }
+
+    fn flush(&mut self) {
+        self.log.write(Source::Console, &self.begun, self.at);
+        self.begun.clear();
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.flush();
     }
 }
 
@@ -142,6 +210,32 @@ mod tests {
             Some(Frame::Stdout(bytes)) => bytes,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[tokio::test]
+    async fn a_line_in_pieces_is_one_entry_and_a_prompt_is_not_kept_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = SharedLog::new(LogWriter::open(dir.path(), Limits::default()).unwrap());
+        let mut lines = Lines::new(log);
+        for piece in ["[  0.", "1] b", "oot", "ing\nsecond\nlog", "in: "] {
+            lines.add(piece.as_bytes());
+        }
+        timeout(Duration::from_secs(10), lines.due()).await.unwrap();
+        lines.flush();
+        lines.add(b"the last");
+        drop(lines);
+        let mut reader = LogReader::open(dir.path());
+        let mut found = Vec::new();
+        while let Some(entry) = reader.next_entry().unwrap() {
+            found.push((String::from_utf8(entry.bytes).unwrap(), entry.ends_line));
+        }
+        let expected = [
+            ("[  0.1] booting", true),
+            ("second", true),
+            ("login: ", false),
+            ("the last", false),
+        ];
+        assert_eq!(found, expected.map(|(text, partial)| (text.to_owned(), partial)));
     }
 
     #[tokio::test]
