@@ -147,7 +147,7 @@ pub enum Upper {
 /// One more file system of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// virtio serial of the disk.
+    /// virtio serial of the disk; for `virtiofs` the tag of the shared directory.
     pub serial: String,
     /// File system type, as `mount -t` names it.
     pub fstype: String,

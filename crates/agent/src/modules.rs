@@ -2,8 +2,8 @@
 //!
 //! # Layout
 //! `/lib/modules/order` names the files beside it that every machine needs, one per line, in load order; `order.network`
-//! those that a machine with interfaces needs besides, since loading them costs a tenth of the set-up, `order.btrfs` and
-//! `order.xfs` those of a file system, which are there only in a machine that has one. The host computed the order and
+//! those that a machine with interfaces needs besides, since loading them costs a tenth of the set-up, `order.btrfs`,
+//! `order.xfs` and `order.virtiofs` those of a file system, which are there only in a machine that has one. The host computed the order and
 //! unpacked the files: here is no dependency logic and no decompression.
 
 use std::fs::{self, File};
@@ -23,6 +23,7 @@ pub(crate) fn order_of(fstype: &str) -> Option<&'static Path> {
     match fstype {
         "btrfs" => Some(Path::new("/lib/modules/order.btrfs")),
         "xfs" => Some(Path::new("/lib/modules/order.xfs")),
+        "virtiofs" => Some(Path::new("/lib/modules/order.virtiofs")),
         _ => None,
     }
 }

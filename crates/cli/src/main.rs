@@ -2,7 +2,7 @@
 //!
 //! This crate turns flags into values ([`args`]), calls the engine ([`commands`]), and turns what comes back into
 //! output and an exit code ([`failure`], [`output`]). It is the only place that reads the environment or prints. The
-//! hidden roles `monitor` and `rootfs` of this same program are in [`roles`].
+//! hidden roles `monitor`, `rootfs` and `share` of this same program are in [`roles`].
 
 mod args;
 mod commands;

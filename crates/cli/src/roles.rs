@@ -5,9 +5,10 @@ use std::time::Duration;
 use zmachine_machine::monitor::{self, MonitorArgs};
 use zmachine_machine::{Class, Failure, Home};
 use zmachine_rootfs::RootfsArgs;
+use zmachine_share::{ShareArgs, Tree};
 use zmachine_sys::fd;
 
-use crate::args::{MonitorRole, RootfsRole};
+use crate::args::{MonitorRole, RootfsRole, ShareRole};
 
 /// The longest a guest waits for one block, over all routes and retries, before its read fails.
 const BLOCK_DEADLINE: Duration = Duration::from_secs(60);
@@ -54,4 +55,28 @@ pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
     };
     zmachine_rootfs::serve(args).map_err(|e| Failure::from_error(Class::Failed, &e))?;
     Ok(0)
+}
+
+/// `zmachine share`: the server of one directory for one machine.
+pub(crate) fn share(role: ShareRole) -> Result<u8, Failure> {
+    show_as(c"zm-share");
+    let listener = fd::take_inherited(role.listener_fd).map_err(|e| {
+        Failure::from_error(Class::Usage, &e).context("this role is started by a machine's monitor alone")
+    })?;
+    let tree = match (role.directory, role.image) {
+        (_, Some(image)) => Tree::Image {
+            image,
+            layer: role.layer,
+        },
+        (path, None) => Tree::Directory {
+            path: path.unwrap_or_default(),
+            read_only: role.read_only,
+        },
+    };
+    let error = zmachine_share::become_server(&ShareArgs {
+        listener,
+        mount_point: role.mount_point,
+        tree,
+    });
+    Err(Failure::from_error(Class::Failed, &error))
 }

@@ -26,6 +26,8 @@ pub struct Seed {
     pub hostname: String,
     /// Network interfaces, in the guest's order.
     pub interfaces: Vec<SeedInterface>,
+    /// Shared directories, mounted at each boot.
+    pub shares: Vec<SeedShare>,
     /// Public keys for root.
     pub ssh_keys: Vec<String>,
     /// Environment.
@@ -53,6 +55,17 @@ pub struct SeedInterface {
     pub nameservers: Vec<IpAddr>,
     /// Search domains.
     pub search: Vec<String>,
+}
+
+/// A directory of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeedShare {
+    /// The tag of its virtio-fs device.
+    pub tag: String,
+    /// Where it is mounted; made when missing.
+    pub target: String,
+    /// It can only be read.
+    pub read_only: bool,
 }
 
 /// The bytes of the disk.
@@ -129,6 +142,10 @@ fn user_data(seed: &Seed) -> String {
             "users": ["default", {"name": "root", "ssh_authorized_keys": seed.ssh_keys}],
         });
     }
+    if !seed.shares.is_empty() {
+        // Not as `mounts`, which knows nothing but block devices and network file systems.
+        config["bootcmd"] = seed.shares.iter().map(mount_command).collect();
+    }
     let ours = format!("#cloud-config\n{}", pretty(&config));
     let Some(theirs) = seed.user_data.as_ref().filter(|text| !text.trim().is_empty()) else {
         return ours;
@@ -150,6 +167,14 @@ fn user_data(seed: &Seed) -> String {
         part("", &ours),
         part(append, theirs)
     )
+}
+
+fn mount_command(share: &SeedShare) -> Value {
+    let options = if share.read_only { "-o ro " } else { "" };
+    let (tag, target) = (quoted(&share.tag), quoted(&share.target));
+    let command =
+        format!("mountpoint -q {target} || {{ mkdir -p {target} && mount -t virtiofs {options}{tag} {target}; }}");
+    json!(["sh", "-c", command])
 }
 
 fn zosrc(seed: &Seed) -> String {
@@ -202,6 +227,7 @@ mod tests {
                 nameservers: vec!["9.9.9.9".parse().unwrap()],
                 search: vec![],
             }],
+            shares: vec![],
             ssh_keys: vec!["ssh-ed25519 AAAA me".into()],
             env: vec![("A".into(), "it's b".into()), ("not a name".into(), "x".into())],
             command: vec!["/sbin/init".into(), "two words".into()],
@@ -222,6 +248,26 @@ mod tests {
 
     fn file(seed: &Seed, name: &str) -> String {
         files(seed).into_iter().find(|(n, _)| n == name).unwrap().1
+    }
+
+    #[test]
+    fn a_shared_directory_is_mounted_at_each_boot() {
+        let seed = Seed {
+            shares: vec![SeedShare {
+                tag: "share0".into(),
+                target: "/it's".into(),
+                read_only: true,
+            }],
+            ..seed()
+        };
+        let text = file(&seed, "user-data");
+        let config: Value = serde_json::from_str(text.strip_prefix("#cloud-config\n").unwrap()).unwrap();
+        let command = config["bootcmd"][0][2].as_str().unwrap();
+        assert!(
+            command.ends_with(r"mkdir -p '/it'\''s' && mount -t virtiofs -o ro 'share0' '/it'\''s'; }"),
+            "{command}"
+        );
+        assert!(config["users"].is_array());
     }
 
     #[test]

@@ -21,6 +21,9 @@ pub struct VmSpec {
     pub boot: Boot,
     /// Its disks; the guest sees them in this order as `vda`, `vdb`, ...
     pub disks: Vec<Disk>,
+    /// Directories that other processes serve to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Share>,
     /// Its network interfaces, in the guest's order.
     pub nics: Vec<Nic>,
     /// Whether it has the byte stream to the guest's agent.
@@ -126,6 +129,17 @@ impl Disk {
             Self::File { id, .. } | Self::VhostUser { id, .. } => id,
         }
     }
+}
+
+/// A directory served by another process over vhost-user, which the guest mounts as `virtiofs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The share's id: letters, digits and `-`, beginning with a letter.
+    pub id: String,
+    /// The name by which the guest mounts it, at most 36 bytes.
+    pub tag: String,
+    /// The socket the other process listens on.
+    pub socket: PathBuf,
 }
 
 /// A network interface. Its tap comes in [`crate::Resources`], by the same id.

@@ -78,6 +78,7 @@ impl Bench {
                 cmdline: format!("{} test={test}", kernel_cmdline(Accel::Tcg, 1)),
             },
             disks: Vec::new(),
+            shares: Vec::new(),
             nics: Vec::new(),
             agent: true,
             platform: zmachine_hypervisor::Platform::Lean,

@@ -107,12 +107,14 @@ pub enum FsDriver {
     Btrfs,
     /// XFS.
     Xfs,
+    /// Directories of the host.
+    Virtiofs,
 }
 
 impl FsDriver {
     /// The driver of the file system that `mount -t` calls `fstype`, if it is one that is not there anyway.
     pub fn of(fstype: &str) -> Option<FsDriver> {
-        [FsDriver::Btrfs, FsDriver::Xfs]
+        [FsDriver::Btrfs, FsDriver::Xfs, FsDriver::Virtiofs]
             .into_iter()
             .find(|driver| driver.name() == fstype)
     }
@@ -122,6 +124,7 @@ impl FsDriver {
         match self {
             FsDriver::Btrfs => "btrfs",
             FsDriver::Xfs => "xfs",
+            FsDriver::Virtiofs => "virtiofs",
         }
     }
 
@@ -136,6 +139,7 @@ impl FsDriver {
                 "btrfs.ko",
             ],
             FsDriver::Xfs => &["xfs.ko"],
+            FsDriver::Virtiofs => &["virtiofs.ko"],
         }
     }
 }

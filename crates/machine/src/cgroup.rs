@@ -219,6 +219,7 @@ mod tests {
                 cmdline: String::new(),
             },
             disks: Vec::new(),
+            shares: Vec::new(),
             nics: Vec::new(),
             agent: true,
             platform: Default::default(),

@@ -20,6 +20,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("zmachine-image", 1),
     ("zmachine-kernel", 1),
     ("zmachine-network", 1),
+    ("zmachine-share", 1),
     ("zmachine-rootfs", 2),
     ("zmachine-machine", 3),
     ("zmachine", 4),
@@ -50,6 +51,7 @@ const EDGES: &[(&str, &str)] = &[
     ("zmachine", "zmachine-machine"),
     ("zmachine", "zmachine-network"),
     ("zmachine", "zmachine-rootfs"),
+    ("zmachine", "zmachine-share"),
     ("zmachine", "zmachine-sys"),
     ("zmachine", "zmachine-transfer"),
     ("zmachine-agent", "zmachine-agent-protocol"),
@@ -66,11 +68,13 @@ const EDGES: &[(&str, &str)] = &[
     ("zmachine-machine", "zmachine-kernel"),
     ("zmachine-machine", "zmachine-network"),
     ("zmachine-machine", "zmachine-rootfs"),
+    ("zmachine-machine", "zmachine-share"),
     ("zmachine-machine", "zmachine-sys"),
     ("zmachine-network", "zmachine-sys"),
     ("zmachine-rootfs", "zmachine-flist"),
     ("zmachine-rootfs", "zmachine-image"),
     ("zmachine-rootfs", "zmachine-sys"),
+    ("zmachine-share", "zmachine-sys"),
 ];
 
 /// Every import that only tests, examples and benches of a crate have, in the same order; the test kit and the crate

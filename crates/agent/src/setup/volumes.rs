@@ -1,6 +1,7 @@
 //! The container's further file systems, mounted in the order given.
 
 use std::fs;
+use std::path::Path;
 
 use rustix::mount::MountFlags;
 use zmachine_agent_protocol::Mount;
@@ -10,23 +11,23 @@ use super::disks::Disk;
 use super::grow;
 use super::root::{Writable, mount_at};
 
+/// A directory of the host, which is no disk.
+const SHARED: &str = "virtiofs";
+
 /// Mounts all; targets are made when missing. Runs inside the new root, so links of the image stay in it.
 ///
 /// # Errors
 /// [`SetupError`] naming the disk or the target.
 pub(super) fn mount_all(mounts: &[Mount], writable: &mut Vec<Writable>) -> Result<(), SetupError> {
     for mount in mounts {
+        if mount.fstype == SHARED {
+            make_target(&mount.target)?;
+            mount_at(Path::new(&mount.serial), &mount.target, SHARED, flags_of(mount), "")?;
+            continue;
+        }
         let disk = Disk::wait_for(&mount.serial)?;
-        fs::create_dir_all(&mount.target).map_err(|source| SetupError::File {
-            path: mount.target.clone(),
-            source,
-        })?;
-        let flags = if mount.read_only {
-            MountFlags::RDONLY
-        } else {
-            MountFlags::NOATIME
-        };
-        mount_at(&disk.device(), &mount.target, &mount.fstype, flags, "")?;
+        make_target(&mount.target)?;
+        mount_at(&disk.device(), &mount.target, &mount.fstype, flags_of(mount), "")?;
         if !mount.read_only {
             // The disk may have grown since the file system was made; one that fits is left alone.
             grow::grow_mounted(&disk.device(), &mount.target, &mount.fstype)?;
@@ -39,4 +40,18 @@ pub(super) fn mount_all(mounts: &[Mount], writable: &mut Vec<Writable>) -> Resul
         }
     }
     Ok(())
+}
+
+fn flags_of(mount: &Mount) -> MountFlags {
+    match mount.read_only {
+        true => MountFlags::RDONLY,
+        false => MountFlags::NOATIME,
+    }
+}
+
+fn make_target(target: &str) -> Result<(), SetupError> {
+    fs::create_dir_all(target).map_err(|source| SetupError::File {
+        path: target.to_owned(),
+        source,
+    })
 }

@@ -113,6 +113,9 @@ pub(crate) enum Command {
     /// The server of a machine's root disk
     #[command(hide = true)]
     Rootfs(RootfsRole),
+    /// The server of a directory for a machine
+    #[command(hide = true)]
+    Share(ShareRole),
 }
 
 /// How a listing is printed.
@@ -519,4 +522,20 @@ pub(crate) struct RootfsRole {
     pub(crate) queues: u16,
     #[arg(long)]
     pub(crate) store: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShareRole {
+    #[arg(long)]
+    pub(crate) listener_fd: i32,
+    #[arg(long)]
+    pub(crate) mount_point: PathBuf,
+    #[arg(long, conflicts_with = "image", required_unless_present = "image")]
+    pub(crate) directory: Option<PathBuf>,
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    #[arg(long)]
+    pub(crate) image: Option<PathBuf>,
+    #[arg(long)]
+    pub(crate) layer: Option<PathBuf>,
 }

@@ -70,8 +70,9 @@ pub(crate) struct CreateArgs {
     /// Host name; its name when not given
     #[arg(long)]
     hostname: Option<String>,
-    /// Attach a volume: NAME:/PATH, or /PATH for one of its own; options size=10G, fs=ext4|btrfs|xfs|none, ro
-    #[arg(short = 'v', long, value_name = "NAME:/PATH[:OPTION,...]")]
+    /// Attach a volume: NAME:/PATH, or /PATH for one of its own; options size=10G, fs=ext4|btrfs|xfs|none, ro. Or share
+    /// a directory of this host: ./DIR:/PATH or /DIR:/PATH; option ro
+    #[arg(short = 'v', long, value_name = "NAME|DIR:/PATH[:OPTION,...]")]
     volume: Vec<String>,
     /// Network to join, and the address wanted in it; 'none' for none
     #[arg(long, value_name = "NAME[:ip=ADDRESS]", default_value = "default")]

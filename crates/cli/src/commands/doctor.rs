@@ -22,7 +22,16 @@ struct Check {
 
 /// Checks this host; fails when something is missing without which no machine runs.
 pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, Failure> {
-    let mut checks = vec![state(), qemu(), acceleration(), kernel(), agent(), mkfs(), cgroups()];
+    let mut checks = vec![
+        state(),
+        qemu(),
+        acceleration(),
+        kernel(),
+        agent(),
+        mkfs(),
+        virtiofsd(),
+        cgroups(),
+    ];
     checks.extend(networks()?);
     let works = checks.iter().all(|check| check.met || !check.required);
     if args.output == Format::Json {
@@ -135,6 +144,19 @@ fn mkfs() -> Check {
         found.map(str::to_owned).ok_or_else(String::new),
         "no machine gets a writable root",
         "apt-get install e2fsprogs",
+    )
+}
+
+fn virtiofsd() -> Check {
+    let server = zmachine_share::Server::find();
+    let mend = server.as_ref().err().map_or("", |missing| missing.hint());
+    let found = server.map(|server| server.program().display().to_string());
+    check(
+        "virtiofsd",
+        false,
+        found.map_err(|_| String::new()),
+        "no directories of this host in guests, no containers with a kernel of their own",
+        mend,
     )
 }
 

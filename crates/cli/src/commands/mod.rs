@@ -55,5 +55,6 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Monitor(role) => roles::monitor(role),
         Command::Rootfs(role) => roles::rootfs(role),
+        Command::Share(role) => roles::share(role),
     }
 }

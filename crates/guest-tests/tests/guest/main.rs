@@ -15,6 +15,7 @@ mod network;
 mod recorded;
 mod root;
 mod safety;
+mod shares;
 mod streams;
 mod support;
 mod terminal;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use crate::{Accel, Boot, Disk, Nic, Platform, VmSpec};
+use crate::{Accel, Boot, Disk, Nic, Platform, Share, VmSpec};
 
 use super::Qemu;
 
@@ -39,6 +39,9 @@ pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
     let starts_from_disk = matches!(vm.boot, Boot::Firmware { .. });
     for (index, disk) in vm.disks.iter().enumerate() {
         args.disk(disk, host, starts_from_disk && index == 0);
+    }
+    for share in &vm.shares {
+        args.share(share);
     }
     for nic in &vm.nics {
         let fd = channels.taps.get(&nic.id).copied().unwrap_or(-1);
@@ -196,6 +199,19 @@ impl Args {
     }
 }
 
+impl Args {
+    /// Not connected again when its process ends: that has what the guest knows of the files.
+    fn share(&mut self, share: &Share) {
+        let Share { id, tag, socket } = share;
+        let path = escape(&socket.display().to_string());
+        self.add("-chardev", format!("socket,id=chr-{id},path={path}"));
+        self.device(format!(
+            "vhost-user-fs-pci,id=dev-{id},chardev=chr-{id},tag={},queue-size=1024",
+            escape(tag)
+        ));
+    }
+}
+
 /// The block node of a disk's file, as `-blockdev` and `blockdev-add` take it.
 fn file_node(disk: &Disk, host: &Qemu) -> serde_json::Value {
     let Disk::File {
@@ -263,6 +279,17 @@ mod tests {
             disks: vec![vm().disks[1].clone()],
             ..vm()
         }
+    }
+
+    #[test]
+    fn a_shared_directory_is_a_device_of_its_own() {
+        let shares = vec![crate::Share {
+            id: "share0".into(),
+            tag: "zm-share0".into(),
+            socket: "/run/a,b/share0.sock".into(),
+        }];
+        let line = line(&VmSpec { shares, ..vm() });
+        assert!(line.contains("-chardev socket,id=chr-share0,path=/run/a,,b/share0.sock -device vhost-user-fs-pci,id=dev-share0,chardev=chr-share0,tag=zm-share0,queue-size=1024"), "{line}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::failure::{Class, Failure};
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, VmFacts};
 use crate::spec::{self, MachineSpec, ModeChoice};
 use crate::state::State;
-use crate::volume::Wanted;
+use crate::volume::{SharedDirectory, Wanted};
 
 /// How an image is found.
 pub struct CreateOptions<'a> {
@@ -113,7 +113,8 @@ impl Engine {
         check_stores(&spec.stores)?;
         let id = catalog::new_id();
         let wanted = self.volumes().wanted(&spec.volumes, &id)?;
-        let facts = self.facts(spec, options, &wanted)?;
+        let shares = SharedDirectory::wanted(&spec.volumes, &self.home)?;
+        let facts = self.facts(spec, options, &wanted, !shares.is_empty())?;
         let networks = self.networks()?;
         // From here on addresses are taken: nobody may sweep them away before the machine's folder is there.
         let _catalog = catalog::lock(&self.home)?;
@@ -127,6 +128,8 @@ impl Engine {
                     accel: facts.accel.accel,
                     attachments,
                     host_dns: &facts.dns,
+                    shares: &shares,
+                    has_share_server: zmachine_share::Server::find().is_ok(),
                 };
                 then(&id, Plan::new(spec, facts.makes.content(&wanted), inputs)?, &wanted)
             });
@@ -136,7 +139,13 @@ impl Engine {
         result
     }
 
-    fn facts(&self, spec: &MachineSpec, options: &CreateOptions<'_>, wanted: &[Wanted]) -> Result<Facts, Failure> {
+    fn facts(
+        &self,
+        spec: &MachineSpec,
+        options: &CreateOptions<'_>,
+        wanted: &[Wanted],
+        uses_shares: bool,
+    ) -> Result<Facts, Failure> {
         let requested = match spec.accel.as_str() {
             "kvm" => Requested::Kvm,
             "tcg" => Requested::Tcg,
@@ -145,14 +154,20 @@ impl Engine {
         let accel = accel::choose(requested, &AccelFacts::gather())
             .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))?;
         Ok(Facts {
-            makes: self.makes(spec, options, wanted)?,
+            makes: self.makes(spec, options, wanted, uses_shares)?,
             host: HostFacts::gather(),
             accel,
             dns: host_nameservers(),
         })
     }
 
-    fn makes(&self, spec: &MachineSpec, options: &CreateOptions<'_>, wanted: &[Wanted]) -> Result<Makes, Failure> {
+    fn makes(
+        &self,
+        spec: &MachineSpec,
+        options: &CreateOptions<'_>,
+        wanted: &[Wanted],
+        uses_shares: bool,
+    ) -> Result<Makes, Failure> {
         if let Some(path) = host_disk(spec, options.cwd)? {
             return self
                 .host_disk_facts(&path, wanted)
@@ -176,7 +191,8 @@ impl Engine {
         }
         refuse_own_kernel(&image, &spec.flist)?;
         wanted.iter().try_for_each(Wanted::check_mountable)?;
-        let drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
+        let mut drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
+        drivers.extend(uses_shares.then_some(FsDriver::Virtiofs));
         Ok(Makes::Container {
             image: container_facts(image, &spec.flist)?,
             kernel: self.kernel(spec.kernel.as_deref(), &drivers)?,

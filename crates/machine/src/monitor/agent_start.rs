@@ -139,6 +139,7 @@ impl Monitor<ContainerPlan> {
                         }
                     }
                 },
+                failure = running.shares.ended() => return Err(Interrupt::Rootfs("guest boot".to_owned(), failure)),
                 event = running.rootfs.next_event() => {
                     if let (Err(status), RootfsEnd::IsFatal) = (&event, rootfs_end) {
                         let failure = Failure::new(Class::Failed, format!("the rootfs server ended while the guest started ({status})"));

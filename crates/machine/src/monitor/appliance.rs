@@ -129,6 +129,7 @@ fn spec(id: &str, accel: Accel, kernel: &KernelChoice, held: &Held, serial: &str
             read_only: false,
             discard: true,
         }],
+        shares: Vec::new(),
         nics: Vec::new(),
         agent: true,
         platform: Platform::Lean,

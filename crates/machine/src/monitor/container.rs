@@ -112,6 +112,10 @@ impl Monitor<ContainerPlan> {
                     }
                 },
                 event = running.rootfs.next_event() => self.rootfs_event(running, event)?,
+                failure = running.shares.ended() => {
+                    let reason = self.share_ended(&mut *running.vm, failure).await?;
+                    return self.ended(reason, exit, killed);
+                }
                 _ = self.terminate.recv() => {
                     self.asked(Asked::ByHost);
                     let grace = self.ask_to_stop(running, self.plan.stop_grace_ms).await;
@@ -198,7 +202,10 @@ impl Monitor<ContainerPlan> {
                 .context("the guest was not told")
                 .hint(later)
         })?;
-        let mount = &self.plan.boot.mounts[index];
+        let serial = crate::volume::serial(name);
+        let Some(mount) = self.plan.boot.mounts.iter().find(|mount| mount.serial == serial) else {
+            return Ok(());
+        };
         let request = AgentRequest::Grow {
             serial: mount.serial.clone(),
             partition: None,

@@ -19,6 +19,7 @@ use zmachine_hypervisor::{Driver, LaunchError, LogLines, Resources, RunDir, Vm};
 use super::rootfs_child::RootfsServer;
 use super::run::{AbortOnDrop, Attached, Monitor, at};
 use super::session::Session;
+use super::share::Shares;
 use super::{SharedLog, console};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
@@ -26,14 +27,16 @@ use crate::plan::ContainerPlan;
 use crate::plan::container::VolumeUse;
 use crate::volume::{Held, Volumes};
 
-/// The root disk is served.
+/// The root disk, and what else comes from this host, is served.
 struct Backed {
     rootfs: RootfsServer,
+    shares: Shares,
 }
 
 /// Networks are attached.
 struct Connected {
     rootfs: RootfsServer,
+    shares: Shares,
     taps: HashMap<String, OwnedFd>,
     ports: Vec<OwnedFd>,
 }
@@ -43,6 +46,7 @@ pub(super) struct Running {
     pub(super) vm: Box<dyn Vm>,
     pub(super) session: Session,
     pub(super) rootfs: RootfsServer,
+    pub(super) shares: Shares,
     console: Option<JoinHandle<()>>,
     /// Hold the published host ports, so that nobody else takes one.
     _ports: Vec<OwnedFd>,
@@ -57,6 +61,7 @@ impl Running {
         let gone = async { while !matches!(self.vm.next_event().await, zmachine_hypervisor::VmEvent::Exited(_)) {} };
         let _ = tokio::time::timeout(Duration::from_secs(10), gone).await;
         self.rootfs.kill().await;
+        self.shares.end().await;
         if let Some(console) = self.console.take() {
             console.abort();
         }
@@ -94,8 +99,13 @@ impl Monitor<ContainerPlan> {
     async fn attach_networks(&mut self, backed: Backed) -> Result<Connected, Failure> {
         let attachments = self.plan.attachments.clone();
         let Attached { taps, ports } = self.attach(&attachments).await?;
-        let rootfs = backed.rootfs;
-        Ok(Connected { rootfs, taps, ports })
+        let Backed { rootfs, shares } = backed;
+        Ok(Connected {
+            rootfs,
+            shares,
+            taps,
+            ports,
+        })
     }
 
     /// Makes the writable disk when it is not there, in a thread: it takes as long as everything else before boot.
@@ -136,20 +146,25 @@ impl Monitor<ContainerPlan> {
         let rootfs = RootfsServer::start(&socket, image, blocks, self.plan.stores.clone())?;
         self.kill.pass("start: rootfs server started");
         self.claim_rootfs(rootfs.id())?;
-        Ok(Backed { rootfs })
+        let wanted = self.plan.shares.clone();
+        let shares = self.start_shares(&wanted)?;
+        Ok(Backed { rootfs, shares })
     }
 
     async fn boot(
         &mut self,
         driver: &dyn Driver,
-        connected: Connected,
+        mut connected: Connected,
         console: console::Waiting,
     ) -> Result<Running, Failure> {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
         let resources = Resources { taps: connected.taps };
         self.kill.pass("start: before the hypervisor");
         let launched = driver.launch(&self.plan.vm, resources, &run).await;
-        let mut vm = launched.map_err(|e| not_launched(&e))?;
+        let mut vm = match launched {
+            Ok(vm) => vm,
+            Err(error) => return Err(connected.shares.reason().await.unwrap_or_else(|| not_launched(&error))),
+        };
         self.kill.pass("start: hypervisor started");
         self.confine(vm.pid());
         self.phase("hypervisor");
@@ -170,6 +185,7 @@ impl Monitor<ContainerPlan> {
             vm,
             session: Session::start(agent),
             rootfs: connected.rootfs,
+            shares: connected.shares,
             console,
             _ports: connected.ports,
             _hypervisor_log: messages.map(AbortOnDrop),

@@ -23,6 +23,7 @@ mod rootfs_watch;
 mod run;
 mod server;
 mod session;
+mod share;
 mod space;
 mod vm;
 

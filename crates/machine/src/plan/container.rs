@@ -8,11 +8,11 @@ use zmachine_kernel::FsDriver;
 use zmachine_network::Attachment;
 
 use super::{
-    ImageFacts, Inputs, KernelChoice, PLAN_VERSION, PlanError, dns, grace_ms, hostname, interface, merged_env, nics,
-    routes, ssh_keys, start_timeout_s, uuid, warnings,
+    ImageFacts, Inputs, KernelChoice, PLAN_VERSION, PlanError, ShareUse, dns, grace_ms, hostname, interface,
+    merged_env, nics, routes, share, ssh_keys, start_timeout_s, uuid, warnings,
 };
 use crate::spec::{self, MachineSpec};
-use crate::volume::Wanted;
+use crate::volume::{SharedDirectory, Wanted};
 
 /// virtio serial of the EROFS disk.
 pub const ROOT_SERIAL: &str = "zm-root";
@@ -46,6 +46,9 @@ pub struct ContainerPlan {
     /// Its volumes, in the order of their disks and mounts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeUse>,
+    /// What is served to it over virtio-fs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<ShareUse>,
     /// Block stores in place of the flist's routes.
     pub stores: Vec<String>,
     /// Linux number of the stop signal.
@@ -106,18 +109,23 @@ impl ContainerPlan {
         refuse_vm_flags(spec)?;
         let process = process(spec, image)?;
         let stop_signal = stop_signal(spec)?;
+        let shares = share::directories(&inputs)?;
         let upper_bytes = (!spec.read_only).then(|| root_size(spec.cpus, spec.memory_bytes, spec.size_bytes));
         Ok(ContainerPlan {
             version: PLAN_VERSION,
             id: inputs.id.to_owned(),
             image: image.digest.clone(),
             kernel: kernel.clone(),
-            vm: vm(spec, kernel, volumes, &inputs, upper_bytes.is_some()),
+            vm: VmSpec {
+                shares: share::devices(&shares, inputs.home, inputs.id),
+                ..vm(spec, kernel, volumes, &inputs, upper_bytes.is_some())
+            },
             upper_bytes,
             boot: boot(spec, volumes, &inputs, upper_bytes.is_some())?,
             process,
             attachments: inputs.attachments,
             volumes: volumes.iter().map(VolumeUse::of).collect(),
+            shares,
             stores: spec.stores.clone(),
             stop_signal,
             stop_grace_ms: grace_ms(spec, spec::DEFAULT_STOP_TIMEOUT_S),
@@ -244,6 +252,7 @@ fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &In
             cmdline: zmachine_hypervisor::kernel_cmdline(inputs.accel, spec.cpus),
         },
         disks,
+        shares: Vec::new(),
         nics: nics(&inputs.attachments),
         agent: true,
         platform: Platform::Lean,
@@ -281,7 +290,7 @@ fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, writable: b
         nameservers,
         search,
         hosts: hosts.into_iter().collect(),
-        mounts: volumes.iter().map(mount).collect(),
+        mounts: mounts(volumes, inputs.shares),
         ssh_keys: ssh_keys(spec),
         first_start: true,
         // One flist block: halves the requests of a cold start against the kernel's own 128 KiB.
@@ -289,13 +298,24 @@ fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, writable: b
     })
 }
 
-fn mount(volume: &Wanted) -> Mount {
-    Mount {
+/// All that is mounted after the root; what is mounted inside of another one comes after it.
+pub(super) fn mounts(volumes: &[Wanted], shares: &[SharedDirectory]) -> Vec<Mount> {
+    let volume = |volume: &Wanted| Mount {
         serial: volume.serial.clone(),
         fstype: volume.fs.name().to_owned(),
         target: volume.target.clone(),
         read_only: volume.read_only,
-    }
+    };
+    let share = |(index, shared): (usize, &SharedDirectory)| Mount {
+        serial: share::share_tag(index),
+        fstype: "virtiofs".to_owned(),
+        target: shared.target.clone(),
+        read_only: shared.read_only,
+    };
+    let mut mounts: Vec<Mount> = volumes.iter().map(volume).collect();
+    mounts.extend(shares.iter().enumerate().map(share));
+    mounts.sort_by_key(|mount| mount.target.matches('/').count());
+    mounts
 }
 
 #[cfg(test)]
@@ -322,6 +342,14 @@ mod tests {
     }
 
     fn plan_of(spec: &MachineSpec, image: &ImageFacts) -> Result<ContainerPlan, PlanError> {
+        plan_with(spec, image, &[])
+    }
+
+    fn plan_with(
+        spec: &MachineSpec,
+        image: &ImageFacts,
+        shares: &[SharedDirectory],
+    ) -> Result<ContainerPlan, PlanError> {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path(), &dir.path().join("run")).unwrap();
         let kernel = KernelChoice {
@@ -339,6 +367,8 @@ mod tests {
                 nameservers: vec![],
                 search: vec![],
             },
+            shares,
+            has_share_server: true,
         };
         let content = Content::Container {
             image,
@@ -478,6 +508,33 @@ mod tests {
         spec.env = vec![("SSH_KEY".to_owned(), "a k1\n\n b k2 ,a k1".to_owned())];
         spec.ssh_keys = vec!["c k3\nb k2".to_owned()];
         assert_eq!(ssh_keys(&spec), ["a k1", "b k2", "c k3"]);
+    }
+
+    #[test]
+    fn shared_directories_are_devices_and_mounts_and_bring_their_driver() {
+        let shared = |path: &str, target: &str, read_only| SharedDirectory {
+            path: path.into(),
+            target: target.into(),
+            read_only,
+        };
+        let shares = [shared("/srv/a", "/data/inner", true), shared("/srv/b", "/data", false)];
+        let mut spec = MachineSpec::new("web", "/x.fl");
+        spec.networks.clear();
+        let plan = plan_with(&spec, &ImageFacts::default(), &shares).unwrap();
+        let mounts: Vec<_> = plan
+            .boot
+            .mounts
+            .iter()
+            .map(|m| (m.serial.as_str(), m.target.as_str(), m.read_only))
+            .collect();
+        assert_eq!(mounts, [("share1", "/data", false), ("share0", "/data/inner", true)]);
+        assert_eq!(plan.vm.shares[0].tag, "share0");
+        assert!(plan.vm.shares[0].socket.ends_with("fs0.sock"));
+        assert!(matches!(
+            &plan.shares[0].tree,
+            crate::plan::SharedTree::Directory { read_only: true, .. }
+        ));
+        assert!(plan.fs_drivers().contains(&FsDriver::Virtiofs));
     }
 
     #[test]

@@ -58,6 +58,10 @@ pub enum PlanError {
     CommandLineTooLong { bytes: usize },
     #[error("a VM with its own kernel can be told of 6 networks, not of {wanted}")]
     TooManyInterfaces { wanted: usize },
+    #[error("this host has no virtiofsd, which serves directories to guests")]
+    NoShareServer,
+    #[error("only root can serve directories of this host to guests")]
+    SharesNeedRoot,
     #[error("ports are published, but the machine is on no network")]
     PublishWithoutNetwork,
 }
@@ -65,7 +69,11 @@ pub enum PlanError {
 impl PlanError {
     fn class(&self) -> Class {
         match self {
-            PlanError::Cpus { .. } | PlanError::MemoryTooLarge { .. } | PlanError::NoFirmware => Class::Unsupported,
+            PlanError::Cpus { .. }
+            | PlanError::MemoryTooLarge { .. }
+            | PlanError::NoFirmware
+            | PlanError::NoShareServer
+            | PlanError::SharesNeedRoot => Class::Unsupported,
             PlanError::VolumeOccupied { .. } => Class::Conflict,
             _ => Class::Usage,
         }
@@ -102,6 +110,8 @@ impl PlanError {
                 "pass fewer or shorter environment variables; --user-data has room for more"
             }
             PlanError::TooManyInterfaces { .. } => "leave out a --network",
+            PlanError::NoShareServer => zmachine_share::MissingServer.hint(),
+            PlanError::SharesNeedRoot => "run zmachine as root, or use a volume: -v NAME:/path",
             PlanError::PublishWithoutNetwork => "leave out -p, or use --network default",
         }
     }

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`container`] | the plan of a container: root disk, what the guest's agent is told, the entrypoint |
 //! | [`vm`] | the plan of a VM: volumes, boot, seed |
+//! | [`share`] | what is served to either over virtio-fs |
 //! | [`error`] | every refusal |
 //!
 //! # Format
@@ -14,6 +15,7 @@
 mod cmdline;
 pub mod container;
 pub mod error;
+pub mod share;
 pub mod vm;
 
 use std::net::IpAddr;
@@ -28,12 +30,13 @@ use zmachine_sys::host::HostFacts;
 
 pub use container::{ContainerPlan, ROOT_SERIAL, UPPER_SERIAL, root_size};
 pub use error::PlanError;
+pub use share::{ShareUse, SharedTree, share_tag};
 pub use vm::{VmFacts, VmPlan};
 
 use crate::home::Home;
 use crate::spec::MachineSpec;
 use crate::state::Kind;
-use crate::volume::Wanted;
+use crate::volume::{SharedDirectory, Wanted};
 
 /// Version of `plan.json`.
 pub const PLAN_VERSION: u32 = 1;
@@ -175,6 +178,10 @@ pub struct Inputs<'a> {
     pub attachments: Vec<Attachment>,
     /// Name servers and search domains of the host.
     pub host_dns: &'a HostDns,
+    /// Directories of the host that it uses.
+    pub shares: &'a [SharedDirectory],
+    /// The host has a program that serves trees to guests.
+    pub has_share_server: bool,
 }
 
 fn hostname(spec: &MachineSpec) -> String {

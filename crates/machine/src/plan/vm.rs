@@ -6,15 +6,15 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use zmachine_agent_protocol::{Interface, Route};
+use zmachine_agent_protocol::{Interface, Mount, Route};
 use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
 use zmachine_network::Attachment;
 
 use super::cmdline::{self, RootDevice};
 use super::container::{VolumeUse, volume_disk};
 use super::{
-    Inputs, KernelChoice, PLAN_VERSION, PlanError, dns, grace_ms, hostname, interface, merged_env, nics, routes,
-    ssh_keys, uuid, warnings,
+    Inputs, KernelChoice, PLAN_VERSION, PlanError, ShareUse, dns, grace_ms, hostname, interface, merged_env, nics,
+    routes, share, ssh_keys, uuid, warnings,
 };
 use crate::spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec};
 use crate::volume::{Content, Wanted};
@@ -39,6 +39,9 @@ pub struct VmPlan {
     pub vm: VmSpec,
     /// Its volumes, in the order of its disks; the first is the boot disk. Never empty.
     pub volumes: Vec<VolumeUse>,
+    /// What is served to it over virtio-fs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<ShareUse>,
     /// What its cloud-init is told.
     pub seed: Seed,
     /// Its networks.
@@ -110,6 +113,9 @@ pub struct Seed {
     pub nameservers: Vec<std::net::IpAddr>,
     /// Search domains.
     pub search: Vec<String>,
+    /// Shared directories that it mounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
     /// Public keys for root.
     pub ssh_keys: Vec<String>,
     /// Environment.
@@ -164,6 +170,7 @@ impl VmPlan {
     pub(super) fn new(spec: &MachineSpec, facts: &VmFacts, inputs: Inputs<'_>) -> Result<VmPlan, PlanError> {
         refuse_container_flags(spec)?;
         check_boot_volume(spec, facts)?;
+        let shares = share::directories(&inputs)?;
         let env = merged_env(Vec::new(), &spec.env)?;
         let (nameservers, search) = dns(spec, &inputs)?;
         let machine = inputs.home.machine(inputs.id);
@@ -175,6 +182,7 @@ impl VmPlan {
             routes: routes(&inputs.attachments),
             nameservers: nameservers.clone(),
             search,
+            mounts: super::container::mounts(&[], inputs.shares),
             ssh_keys: ssh_keys(spec),
             env: env.clone(),
             command: command(spec),
@@ -228,11 +236,13 @@ impl VmPlan {
                 accel: inputs.accel,
                 boot,
                 disks: disks(&facts.volumes, &seed),
+                shares: share::devices(&shares, inputs.home, inputs.id),
                 nics: nics(&inputs.attachments),
                 agent: true,
                 platform: Platform::Pc,
             },
             volumes: facts.volumes.iter().map(VolumeUse::of).collect(),
+            shares,
             seed,
             attachments: inputs.attachments,
             stop_grace_ms: grace_ms(spec, DEFAULT_VM_STOP_TIMEOUT_S),
@@ -382,6 +392,8 @@ mod tests {
                 nameservers: vec![],
                 search: vec![],
             },
+            shares: &[],
+            has_share_server: true,
         };
         match Plan::new(&spec, plan::Content::Vm(&facts), inputs)? {
             Plan::Vm(plan) => Ok(*plan),

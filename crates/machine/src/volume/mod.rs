@@ -19,16 +19,19 @@
 //! | [`record`] | `volume.json` |
 //! | [`store`] | making, finding, growing, removing, locking |
 //! | [`wanted`] | what the `-v`s of a machine stand for, before anything is made |
+//! | [`shared`] | the directories of the host among them |
 //! | [`mod@format`] | the file systems that are made on a fresh volume |
 
 pub mod argument;
 pub mod format;
 pub mod record;
+pub mod shared;
 pub mod store;
 pub mod wanted;
 
 pub use argument::{Origin, VolumeArgument};
 pub use record::{Content, Fs, Record};
+pub use shared::SharedDirectory;
 pub use store::{DEFAULT_SIZE, Held, NewVolume, Volume, Volumes};
 pub use wanted::Wanted;
 

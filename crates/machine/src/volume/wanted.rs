@@ -33,23 +33,25 @@ pub struct Wanted {
 }
 
 impl Volumes {
-    /// What the `-v` arguments `texts` of the machine `id` stand for. Makes nothing.
+    /// The volumes that the `-v` arguments `texts` of the machine `id` stand for; for the directories among them see
+    /// [`super::SharedDirectory`]. Makes nothing.
     ///
     /// # Errors
     /// [`Class::Usage`] for an argument that makes no sense or contradicts the volume that is there,
     /// [`Class::Unsupported`] for what this host can not do.
     pub fn wanted(&self, texts: &[String], id: &str) -> Result<Vec<Wanted>, Failure> {
         let mut all: Vec<Wanted> = Vec::new();
+        let mut targets: Vec<(String, &String)> = Vec::new();
         for (index, text) in texts.iter().enumerate() {
             let argument = VolumeArgument::parse(text, Path::new("/"))?;
-            let wanted = self.one(text, &argument, id, index)?;
-            if let Some(other) = all.iter().find(|other| other.target == wanted.target) {
-                let message = format!(
-                    "-v {text}: '{}' is the place of '{}' already",
-                    wanted.target, other.name
-                );
+            if let Some((target, other)) = targets.iter().find(|(target, _)| *target == argument.target) {
+                let message = format!("-v {text}: '{target}' is the place of '{other}' already");
                 return Err(Failure::new(Class::Usage, message).hint("give each volume a path of its own"));
             }
+            targets.push((argument.target.clone(), text));
+            let Some(wanted) = self.one(text, &argument, id, index)? else {
+                continue;
+            };
             if all.iter().any(|other| other.name == wanted.name) {
                 let message = format!("-v {text}: the volume '{}' is attached twice", wanted.name);
                 return Err(Failure::new(Class::Usage, message).hint("name each volume once"));
@@ -59,14 +61,11 @@ impl Volumes {
         Ok(all)
     }
 
-    fn one(&self, text: &str, argument: &VolumeArgument, id: &str, index: usize) -> Result<Wanted, Failure> {
+    fn one(&self, text: &str, argument: &VolumeArgument, id: &str, index: usize) -> Result<Option<Wanted>, Failure> {
         let (name, anonymous_of) = match &argument.origin {
             Origin::Named(name) => (name.clone(), None),
             Origin::Anonymous => (anonymous(id, index), Some(id.to_owned())),
-            Origin::Directory(_) => {
-                let message = format!("-v {text}: directories of the host can not be shared with a machine yet");
-                return Err(Failure::new(Class::Unsupported, message).hint("use a volume: -v NAME:/path"));
-            }
+            Origin::Directory(_) => return Ok(None),
         };
         let known = self.find(&name)?;
         let new = match &known {
@@ -99,7 +98,7 @@ impl Volumes {
             }
         }
         let size_bytes = known.as_ref().map(|volume| volume.size_bytes);
-        Ok(Wanted {
+        Ok(Some(Wanted {
             target: argument.target.clone(),
             path: self.data(&name),
             serial: serial(&name),
@@ -113,7 +112,7 @@ impl Volumes {
             read_only: argument.read_only,
             new,
             name,
-        })
+        }))
     }
 
     /// Makes those that are not there; none is left when one can not be made. The names of those made.
@@ -148,20 +147,7 @@ impl Wanted {
     /// [`Class::Usage`] for its path or a volume without file system, [`Class::Conflict`] for one that holds something else,
     /// [`Class::Unsupported`] when its file system has to be made and the host has no tool for it.
     pub fn check_mountable(&self) -> Result<(), Failure> {
-        const OF_KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
-        if self.target == "/" {
-            let message = format!("the volume '{}' can not be the root of a container", self.name);
-            return Err(Failure::new(Class::Usage, message)
-                .hint("give it a path of its own, or the container a larger root with --size"));
-        }
-        let is_below = |of: &&str| self.target == *of || self.target.starts_with(&format!("{of}/"));
-        if let Some(of) = OF_KERNEL.into_iter().find(is_below) {
-            let message = format!(
-                "the volume '{}' can not be at '{}': {of} is the kernel's",
-                self.name, self.target
-            );
-            return Err(Failure::new(Class::Usage, message).hint("choose another path"));
-        }
+        check_target(&format!("the volume '{}'", self.name), &self.target)?;
         match (&self.content, self.fs) {
             (Content::Installing { .. } | Content::Installed { .. } | Content::Raw, _) => {
                 let message = format!(
@@ -185,6 +171,25 @@ impl Wanted {
             (Content::Empty | Content::Formatting, fs) => format::check(fs),
         }
     }
+}
+
+/// Whether something can be mounted at `target`; `what` it is, for people.
+///
+/// # Errors
+/// [`Class::Usage`] for the root and what is below the kernel's own file systems.
+pub(super) fn check_target(what: &str, target: &str) -> Result<(), Failure> {
+    const OF_KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
+    if target == "/" {
+        let message = format!("{what} can not be the root of a container");
+        return Err(Failure::new(Class::Usage, message)
+            .hint("give it a path of its own, or the container a larger root with --size"));
+    }
+    let is_below = |of: &&str| target == *of || target.starts_with(&format!("{of}/"));
+    if let Some(of) = OF_KERNEL.into_iter().find(is_below) {
+        let message = format!("{what} can not be at '{target}': {of} is the kernel's");
+        return Err(Failure::new(Class::Usage, message).hint("choose another path"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -217,7 +222,7 @@ mod tests {
             (&["gone:/a:ro"], Class::NotFound),
             (&["tiny:/a:size=1M"], Class::Usage),
             (&["bare:/a:fs=none"], Class::Usage),
-            (&["./x:/a"], Class::Unsupported),
+            (&["./x:/a", "data:/a"], Class::Usage),
         ] {
             assert_eq!(wanted(texts).expect_err(texts[0]).class, class, "{texts:?}");
         }

@@ -79,6 +79,10 @@ impl Monitor<VmPlan> {
                     VmEvent::AgentPort { is_open } => self.agent_port(booted, is_open, session).await,
                     other => self.note_event(&other),
                 },
+                failure = booted.shares.ended() => {
+                    let reason = self.share_ended(&mut *booted.vm, failure).await?;
+                    return self.ended(reason, None, ending.killed);
+                }
                 Some(event) = inbox.recv() => if let Event::Command(request, answer) = event {
                     let (request, answer) = match request {
                         Request::GrowVolume { name, size_bytes } => {
@@ -262,5 +266,6 @@ impl Booted {
         if tokio::time::timeout(CONSOLE_PATIENCE, &mut self.console).await.is_err() {
             self.console.abort();
         }
+        self.shares.end().await;
     }
 }

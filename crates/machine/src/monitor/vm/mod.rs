@@ -24,6 +24,7 @@ use super::launch::{not_launched, note_lines};
 use super::run::{AbortOnDrop, Attached, Monitor, Outcome, at};
 use super::server::{self, Attachable, Shared};
 use super::session::Session;
+use super::share::Shares;
 use crate::control::Report;
 use crate::failure::Failure;
 use crate::plan::VmPlan;
@@ -32,6 +33,7 @@ use crate::plan::VmPlan;
 struct Booted {
     vm: Box<dyn Vm>,
     console: JoinHandle<()>,
+    shares: Shares,
     /// Hold the published host ports, so that nobody else takes one.
     _ports: Vec<OwnedFd>,
     _hypervisor_log: Option<AbortOnDrop>,
@@ -75,19 +77,30 @@ impl Monitor<VmPlan> {
         let attachments = self.plan.attachments.clone();
         let attached = self.attach(&attachments).await.map_err(at("network"))?;
         self.phase("network");
-        let mut booted = self.boot(attached, waiting).await.map_err(at("hypervisor"))?;
+        let wanted = self.plan.shares.clone();
+        let shares = self.start_shares(&wanted).map_err(at("shared directories"))?;
+        let booted = self.boot(attached, shares, waiting).await;
+        let mut booted = booted.map_err(at("hypervisor"))?;
         let outcome = self.follow(&mut booted, &mut inbox, &session_slot).await;
         booted.end().await;
         outcome
     }
 
-    async fn boot(&mut self, attached: Attached, waiting: console::Waiting) -> Result<Booted, Failure> {
+    async fn boot(
+        &mut self,
+        attached: Attached,
+        mut shares: Shares,
+        waiting: console::Waiting,
+    ) -> Result<Booted, Failure> {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
         let Attached { taps, ports } = attached;
         self.kill.pass("start: before the hypervisor");
         let driver = Qemu::unasked(None);
         let launched = driver.launch(&self.plan.vm, Resources { taps }, &run).await;
-        let mut vm = launched.map_err(|e| not_launched(&e))?;
+        let mut vm = match launched {
+            Ok(vm) => vm,
+            Err(error) => return Err(shares.reason().await.unwrap_or_else(|| not_launched(&error))),
+        };
         self.kill.pass("start: hypervisor started");
         self.confine(vm.pid());
         self.phase("hypervisor");
@@ -108,6 +121,7 @@ impl Monitor<VmPlan> {
         Ok(Booted {
             vm,
             console,
+            shares,
             _ports: ports,
             _hypervisor_log: messages.map(AbortOnDrop),
         })

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use zmachine_disk::seed::{self, SeedInterface};
+use zmachine_disk::seed::{self, SeedInterface, SeedShare};
 
 use super::super::run::Monitor;
 use crate::failure::Failure;
@@ -58,6 +58,11 @@ impl Monitor<VmPlan> {
 
 /// The seed's values in the words of the disk.
 fn told(seed: &Seed) -> seed::Seed {
+    let share = |mount: &zmachine_agent_protocol::Mount| SeedShare {
+        tag: mount.serial.clone(),
+        target: mount.target.clone(),
+        read_only: mount.read_only,
+    };
     let interface = |(index, interface): (usize, &zmachine_agent_protocol::Interface)| SeedInterface {
         name: interface.name.clone(),
         mac: interface.mac.clone(),
@@ -81,6 +86,7 @@ fn told(seed: &Seed) -> seed::Seed {
         instance_id: seed.instance_id.clone(),
         hostname: seed.hostname.clone(),
         interfaces: seed.interfaces.iter().enumerate().map(interface).collect(),
+        shares: seed.mounts.iter().map(share).collect(),
         ssh_keys: seed.ssh_keys.clone(),
         env: seed.env.clone(),
         command: seed.command.clone(),

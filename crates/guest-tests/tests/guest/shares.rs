@@ -1,0 +1,177 @@
+//! Directories of the host in machines: there before the entrypoint, read-only where the host says so, gone with the machine.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use zmachine_testkit::{TestHome, skip};
+
+use crate::support::{Checks, home_with_box, inspect, noise, phase, sh, told, until, zmachine};
+
+/// A home with the busybox tree as an image, on a host that can share directories.
+pub(crate) fn home_with_virtiofsd() -> Option<(TestHome, String)> {
+    let places = [
+        "/usr/lib/qemu/virtiofsd",
+        "/usr/libexec/virtiofsd",
+        "/usr/bin/virtiofsd",
+    ];
+    if !places.iter().any(|place| Path::new(place).exists()) {
+        skip("needs virtiofsd");
+        return None;
+    }
+    home_with_box()
+}
+
+/// The process ids of the servers of a machine that runs, by what its monitor started.
+pub(crate) fn servers(home: &TestHome, machine: &str) -> Vec<i32> {
+    let journal = home.path().join(format!("machines/by-name/{machine}/resources.jsonl"));
+    let lines = fs::read_to_string(journal).unwrap_or_default();
+    let pid = |line: &str| {
+        let claim: serde_json::Value = serde_json::from_str(line).ok()?;
+        let process = &claim["resource"]["process"];
+        (process["role"] == "virtiofsd").then(|| process["id"]["pid"].as_i64().unwrap_or_default() as i32)
+    };
+    lines.lines().filter_map(pid).collect()
+}
+
+pub(crate) fn kill(pid: i32) {
+    kill_process(Pid::from_raw(pid).expect("a pid"), Signal::KILL).expect("kill");
+}
+
+#[test]
+fn directories_of_the_host_are_shared_and_nothing_of_them_is_left() {
+    let Some((home, image)) = home_with_virtiofsd() else {
+        return;
+    };
+    let shared = home.file("shared");
+    fs::create_dir_all(shared.join("inner")).expect("a directory");
+    fs::write(shared.join("f"), "from the host\n").expect("a file");
+    let mut checks = Checks::default();
+    checks.that("what can not be shared is refused and nothing is made", || {
+        refusals(&home, &image, &shared)
+    });
+    let (all, inner) = (
+        format!("{}:/data", shared.display()),
+        format!("{}/inner:/data/deep/er:ro", shared.display()),
+    );
+    let script = "cat /data/f > /data/copy && mkdir -p /data/deep && exec sleep 10000";
+    let words = [
+        "run",
+        "-d",
+        "--name",
+        "s",
+        "--network",
+        "none",
+        "-v",
+        &inner,
+        "-v",
+        &all,
+        &image,
+        "sh",
+        "-c",
+        script,
+    ];
+    zmachine(&home, &words).expect_success();
+    checks.that("the entrypoint finds them, one inside of the other", || {
+        until("the entrypoint's copy", Duration::from_secs(20), || {
+            fs::read(shared.join("copy"))
+                .ok()
+                .filter(|text| text == b"from the host\n")
+        });
+        let lines = told(&home, "s", "grep virtiofs /proc/mounts | cut -d' ' -f1-3,4");
+        assert!(lines.contains("share1 /data virtiofs rw"), "{lines}");
+        assert!(lines.contains("share0 /data/deep/er virtiofs ro"), "{lines}");
+    });
+    checks.that("each side sees what the other writes", || {
+        fs::write(shared.join("later"), noise(5, 3 << 20)).expect("a file");
+        told(
+            &home,
+            "s",
+            "cp /data/later /data/back && cp /bin/busybox /data/program && /data/program true",
+        );
+        assert_eq!(
+            fs::read(shared.join("back")).expect("the guest's copy"),
+            noise(5, 3 << 20)
+        );
+        told(
+            &home,
+            "s",
+            "mkdir /data/new && mv /data/back /data/new/moved && rm /data/later",
+        );
+        assert!(shared.join("new/moved").exists() && !shared.join("later").exists());
+    });
+    checks.that("read-only is the host's word, not the guest's", || {
+        sh(&home, "s", "touch /data/deep/er/x").expect_code(1);
+        told(&home, "s", "mount -o remount,rw /data/deep/er");
+        sh(&home, "s", "touch /data/deep/er/x").expect_code(1);
+        sh(&home, "s", "mkdir /data/deep/er/x").expect_code(1);
+        assert_eq!(fs::read_dir(shared.join("inner")).expect("inner").count(), 0);
+    });
+    checks.that("no link and no '..' leads to the rest of the host", || {
+        std::os::unix::fs::symlink("../../../../../..", shared.join("up")).expect("a link");
+        told(&home, "s", "test -e /data/up/data/f && test -e /data/up/bin/busybox");
+        sh(&home, "s", "test -e /data/up/usr/lib/qemu").expect_code(1);
+        sh(&home, "s", "ls /data/../usr/lib/qemu").expect_code(1);
+    });
+    checks.that("they are there again after a stop and a start", || {
+        zmachine(&home, &["stop", "-t", "1", "s"]).expect_success();
+        assert!(servers(&home, "s").is_empty());
+        zmachine(&home, &["start", "s"]).expect_success();
+        assert_eq!(told(&home, "s", "cat /data/f"), "from the host");
+    });
+    checks.that("a server that is killed is told, and fails its machine", || {
+        kill(servers(&home, "s")[0]);
+        until("the machine has failed", Duration::from_secs(20), || {
+            (phase(&home, "s") == "failed").then_some(())
+        });
+        let why = zmachine(&home, &["why", "s"]).stdout();
+        assert!(why.contains("the server of the shared directory"), "{why}");
+    });
+    checks.that("a monitor that is killed leaves neither server nor mount", || {
+        zmachine(&home, &["start", "s"]).expect_success();
+        let pids = servers(&home, "s");
+        assert_eq!(pids.len(), 2);
+        let monitor = inspect(&home, "s")["state"]["monitor"]["pid"].as_i64().expect("a pid");
+        kill(monitor as i32);
+        // Its host must be clean at the end of the test without anything else done.
+        until("the servers are gone", Duration::from_secs(20), || {
+            pids.iter()
+                .all(|pid| fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line| line.is_empty()))
+                .then_some(())
+        });
+    });
+    zmachine(&home, &["rm", "-f", "s"]).expect_success();
+}
+
+fn refusals(home: &TestHome, image: &str, shared: &Path) {
+    let here = shared.display();
+    for (argument, word) in [
+        (format!("{here}/none:/x"), "there is no directory"),
+        (format!("{here}/f:/x"), "is not a directory"),
+        (format!("{here}:/"), "root"),
+        (format!("{here}:/proc/x"), "/proc"),
+        (format!("{here}:/a/../b"), ".."),
+        (format!("{here}:/x:size=1G"), "size"),
+        (format!("{}:/x", home.path().display()), "state of zmachine"),
+    ] {
+        let run = zmachine(home, &["create", "--name", "bad", "-v", &argument, image]);
+        let text = run.expect_code(2).stderr();
+        assert!(text.contains(word) && text.contains("hint: "), "{argument}: {text}");
+    }
+    let twice = zmachine(
+        home,
+        &[
+            "create",
+            "--name",
+            "bad",
+            "-v",
+            &format!("{here}:/x"),
+            "-v",
+            "data:/x",
+            image,
+        ],
+    );
+    assert!(twice.expect_code(2).stderr().contains("already"), "{twice}");
+    assert!(zmachine(home, &["ps", "-aq"]).stdout().is_empty());
+}

@@ -1,0 +1,184 @@
+//! The servers of what a machine has over virtio-fs: one child process each.
+//!
+//! One that ends takes the guest's files with it: it knew which file the guest means by which number, and no other process can
+//! know that. So the machine fails then, and its restart policy decides what follows; a guest that waits for ever for a
+//! file would be worse.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use zmachine_hypervisor::{ExitReason, Vm, VmEvent};
+use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
+
+use super::SharedLog;
+use super::run::{AbortOnDrop, Monitor};
+use crate::failure::{Class, Failure};
+use crate::journal::Resource;
+use crate::log::Source;
+use crate::plan::{ShareUse, SharedTree};
+
+/// How long the servers may take to end by themselves, which they do as soon as the hypervisor is gone.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the reason may come after the hypervisor's complaint.
+const REASON_PATIENCE: Duration = Duration::from_millis(500);
+
+/// The servers of one run. Dropping it ends them.
+#[derive(Default)]
+pub(super) struct Shares {
+    servers: Vec<AbortOnDrop>,
+    ended: Option<mpsc::Receiver<Failure>>,
+}
+
+impl Shares {
+    /// Resolves when one of them has ended, with what that means for the machine. Dropping the future loses nothing.
+    pub(super) async fn ended(&mut self) -> Failure {
+        if let Some(ended) = &mut self.ended
+            && let Some(failure) = ended.recv().await
+        {
+            return failure;
+        }
+        std::future::pending().await
+    }
+
+    /// Why a hypervisor did not start that needs them: what one of them said, if one has ended.
+    pub(super) async fn reason(&mut self) -> Option<Failure> {
+        tokio::time::timeout(REASON_PATIENCE, self.ended()).await.ok()
+    }
+
+    /// Waits until they are gone, and kills what is not.
+    pub(super) async fn end(self) {
+        let deadline = tokio::time::Instant::now() + END_PATIENCE;
+        for mut server in self.servers {
+            let _ = tokio::time::timeout_at(deadline, &mut server.0).await;
+        }
+    }
+}
+
+impl<P> Monitor<P> {
+    /// Starts the servers of `shares`. Each is claimed before it does anything.
+    pub(super) fn start_shares(&mut self, shares: &[ShareUse]) -> Result<Shares, Failure> {
+        let mut started = Shares::default();
+        if shares.is_empty() {
+            return Ok(started);
+        }
+        let (sender, receiver) = mpsc::channel(shares.len());
+        started.ended = Some(receiver);
+        for share in shares {
+            let what = describe(&share.tree);
+            let context = |e: io::Error| Failure::from(e).context(format!("can not start the server of {what}"));
+            let mut child = self.spawn(share).map_err(context)?;
+            if let Some(id) = child.id().and_then(ProcessId::of) {
+                let role = "virtiofsd".to_owned();
+                self.journal.claim(Resource::Process { role, id })?;
+                self.confine(id.pid);
+            }
+            self.kill.pass("start: share claimed");
+            // It waits for this.
+            drop(child.stdin.take());
+            let watch = watch(child, what, self.log.clone(), sender.clone());
+            started.servers.push(AbortOnDrop(tokio::spawn(watch)));
+        }
+        Ok(started)
+    }
+
+    /// What the end of a server means: nothing when the hypervisor went first, else that the machine fails.
+    pub(super) async fn share_ended(
+        &mut self,
+        vm: &mut dyn Vm,
+        failure: Failure,
+    ) -> Result<ExitReason, (String, Failure)> {
+        let gone = async {
+            loop {
+                if let VmEvent::Exited(reason) = vm.next_event().await {
+                    return reason;
+                }
+            }
+        };
+        match tokio::time::timeout(REASON_PATIENCE, gone).await {
+            Ok(reason) => Ok(reason),
+            Err(_) => Err(("running".to_owned(), failure)),
+        }
+    }
+
+    fn spawn(&self, share: &ShareUse) -> io::Result<Child> {
+        let run = self.home.run_dir(&self.machine.id);
+        let mount_point = run.join(&share.id);
+        std::fs::create_dir_all(&mount_point)?;
+        let socket = run.join(format!("{}.sock", share.id));
+        // Of an earlier attempt of this run.
+        let _ = std::fs::remove_file(&socket);
+        // Closed here when it is passed on: a server that ends early then ends the hypervisor's wait.
+        let listener = UnixListener::bind(&socket)?;
+        let mut command = super::own_program("share");
+        command.arg("--mount-point").arg(&mount_point);
+        command.arg("--listener-fd").arg(listener.as_raw_fd().to_string());
+        tree_arguments(&mut command, &share.tree);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        prepare_child(
+            &mut command,
+            ChildSetup {
+                keep: vec![listener.as_raw_fd()],
+                die_with_parent: true,
+                new_session: false,
+            },
+        );
+        command.arg0("zmachine");
+        Command::from(command).kill_on_drop(true).spawn()
+    }
+}
+
+fn tree_arguments(command: &mut std::process::Command, tree: &SharedTree) {
+    match tree {
+        SharedTree::Directory { path, read_only } => {
+            command.arg("--directory").arg(path);
+            if *read_only {
+                command.arg("--read-only");
+            }
+        }
+        SharedTree::Image { image, layer } => {
+            command.arg("--image").arg(image);
+            if let Some(layer) = layer {
+                command.arg("--layer").arg(layer);
+            }
+        }
+    }
+}
+
+fn describe(tree: &SharedTree) -> String {
+    let directory = |path: &Path| format!("the shared directory {}", path.display());
+    match tree {
+        SharedTree::Directory { path, .. } => directory(path),
+        SharedTree::Image { .. } => "the root directory".to_owned(),
+    }
+}
+
+/// Logs what the server says, until it is gone.
+async fn watch(mut child: Child, what: String, log: SharedLog, ended: mpsc::Sender<Failure>) {
+    let mut last = None;
+    if let Some(stderr) = child.stderr.take() {
+        let mut lines = BufReader::new(stderr).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            log.note(Source::Monitor, &format!("virtiofsd, {what}: {line}"));
+            last = Some(line);
+        }
+    }
+    let status = match child.wait().await {
+        Ok(status) => status.to_string(),
+        Err(error) => error.to_string(),
+    };
+    let said = last.map(|line| format!(": {line}")).unwrap_or_default();
+    let failure = Failure::new(Class::Failed, format!("the server of {what} ended ({status}){said}"));
+    let _ = ended.send(failure.hint("start the machine again")).await;
+}

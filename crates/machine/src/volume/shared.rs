@@ -1,0 +1,115 @@
+//! Directories of the host that a machine uses: what `-v DIR:/path` stands for.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::argument::{Origin, VolumeArgument};
+use super::wanted::check_target;
+use crate::failure::{Class, Failure};
+use crate::home::Home;
+
+/// A directory of the host that a machine is to use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedDirectory {
+    /// Absolute, without links.
+    pub path: PathBuf,
+    /// Absolute path in the guest.
+    pub target: String,
+    /// The guest can only read it.
+    pub read_only: bool,
+}
+
+impl SharedDirectory {
+    /// The directories among the `-v` arguments `texts`, in their order.
+    ///
+    /// # Errors
+    /// [`Class::Usage`] for one that is not there, is no directory, holds the state of `home`, or has an impossible place.
+    pub fn wanted(texts: &[String], home: &Home) -> Result<Vec<SharedDirectory>, Failure> {
+        let mut all = Vec::new();
+        for text in texts {
+            let argument = VolumeArgument::parse(text, Path::new("/"))?;
+            if let Origin::Directory(path) = &argument.origin {
+                all.push(one(text, path, &argument, home)?);
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn one(text: &str, path: &Path, argument: &VolumeArgument, home: &Home) -> Result<SharedDirectory, Failure> {
+    let wrong = |why: String, hint: &str| Failure::new(Class::Usage, format!("-v {text}: {why}")).hint(hint);
+    let real = path.canonicalize().map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => wrong(
+            format!("there is no directory {}", path.display()),
+            "make it first, or use a volume: -v NAME:/path",
+        ),
+        _ => Failure::from_error(Class::Usage, &e).context(format!("-v {text}: can not use {}", path.display())),
+    })?;
+    if !real.is_dir() {
+        return Err(wrong(
+            format!("{} is not a directory", real.display()),
+            "share the directory that it is in",
+        ));
+    }
+    if real.to_str().is_none() {
+        return Err(wrong("its path is not UTF-8".to_owned(), "rename it"));
+    }
+    check_target(&format!("the directory {}", real.display()), &argument.target)?;
+    if !argument.read_only && overlaps(&real, home.data()) {
+        return Err(wrong(
+            format!("{} and the state of zmachine are in each other", real.display()),
+            "share it read-only (:ro): who can write there decides what every machine is",
+        ));
+    }
+    Ok(SharedDirectory {
+        path: real,
+        target: argument.target.clone(),
+        read_only: argument.read_only,
+    })
+}
+
+fn overlaps(one: &Path, other: &Path) -> bool {
+    let other = other.canonicalize().unwrap_or_else(|_| other.to_owned());
+    one.starts_with(&other) || other.starts_with(one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_not_be_shared_is_told_before_anything_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let home = Home::open(&root.join("home"), &root.join("run")).unwrap();
+        std::fs::create_dir(root.join("src")).unwrap();
+        std::fs::write(root.join("file"), "").unwrap();
+        std::os::unix::fs::symlink("src", root.join("link")).unwrap();
+        let wanted = |text: &str| SharedDirectory::wanted(&[text.replace('@', root.to_str().unwrap())], &home);
+        let shared = wanted("@/link/../src:/work/src:ro").unwrap();
+        assert_eq!(
+            shared,
+            [SharedDirectory {
+                path: root.join("src"),
+                target: "/work/src".into(),
+                read_only: true,
+            }]
+        );
+        assert!(wanted("data:/data").unwrap().is_empty());
+        wanted("@/home:/state:ro").unwrap();
+        for bad in [
+            "@/none:/x",
+            "@/file:/x",
+            "@/src:/",
+            "@/src:/proc/x",
+            "@/src:/a/../b",
+            "@/home:/x",
+            "@/home/machines:/x",
+            "@:/x",
+        ] {
+            let failure = wanted(bad).expect_err(bad);
+            assert_eq!(failure.class, Class::Usage, "{bad}");
+            assert!(failure.hint.is_some(), "{bad}");
+        }
+    }
+}
