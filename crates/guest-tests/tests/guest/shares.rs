@@ -88,7 +88,7 @@ fn directories_of_the_host_are_shared_and_nothing_of_them_is_left() {
         told(
             &home,
             "s",
-            "cp /data/later /data/back && cp /bin/busybox /data/program && /data/program true",
+            "cp /data/later /data/back && cp /bin/busybox /data/busybox && /data/busybox true",
         );
         assert_eq!(
             fs::read(shared.join("back")).expect("the guest's copy"),
