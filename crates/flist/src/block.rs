@@ -2,15 +2,18 @@
 //!
 //! A block is known by two digests: the `id` over the stored (sealed) bytes, under which every store keeps it, and the
 //! `key` over the plaintext, which is also its decryption key. Format 1 uses 16-byte digests, format 2 32-byte ones; the
-//! codec follows from that length. [`seal`](BlockRef::seal) writes format 2 only; [`open`](BlockRef::open) refuses a
-//! 16-byte block with a typed error.
+//! codec follows from that length. [`open`](BlockRef::open) reads both, [`seal`](BlockRef::seal) writes format 2 only.
 //!
 //! # Format 2 pipeline
 //! ```text
 //! key = BLAKE2b-32(plain)   c = snappy raw block of plain   sealed = AES-256-GCM(key, nonce = key[0..12], no aad, c) || tag
 //! id  = BLAKE2b-32(sealed)
 //! ```
-//! "BLAKE2b-32" is unkeyed BLAKE2b with digest length 32 in its parameter block. The same plaintext always gives the same
+//! # Format 1 pipeline
+//! ```text
+//! key = BLAKE2b-16(plain)   c = snappy raw block of plain   sealed = XXTEA(key, c)   id = BLAKE2b-16(sealed)
+//! ```
+//! "BLAKE2b-n" is unkeyed BLAKE2b with digest length n in its parameter block. The same plaintext always gives the same
 //! `key`; the same `id` only from the same snappy encoder, so the encoder (crate `snap`) is part of what keeps our blocks
 //! equal to those of existing stores.
 //!
@@ -21,6 +24,8 @@ use std::str::FromStr;
 
 use aes_gcm::aead::AeadInPlace;
 use aes_gcm::{Aes256Gcm, Key, KeyInit, Nonce, Tag};
+
+use crate::xxtea;
 
 /// Bytes of the GCM tag at the end of a sealed block.
 const TAG_BYTES: usize = 16;
@@ -65,6 +70,27 @@ impl Digest {
         };
         digest.bytes.copy_from_slice(hash.as_bytes());
         digest
+    }
+
+    /// The unkeyed BLAKE2b digest of 16 bytes of `bytes`.
+    #[must_use]
+    pub fn blake2b_16(bytes: &[u8]) -> Digest {
+        let hash = blake2b_simd::Params::new().hash_length(16).hash(bytes);
+        let mut digest = Digest {
+            bytes: [0; 32],
+            len: 16,
+        };
+        digest.bytes[..16].copy_from_slice(hash.as_bytes());
+        digest
+    }
+
+    /// The digest of `bytes` as long as `self`.
+    #[must_use]
+    pub fn same_of(&self, bytes: &[u8]) -> Digest {
+        match self.len {
+            16 => Digest::blake2b_16(bytes),
+            _ => Digest::blake2b_32(bytes),
+        }
     }
 
     /// A digest from its 16 or 32 raw bytes.
@@ -195,9 +221,9 @@ pub struct BlockRef {
 /// Why bytes are not the block they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BlockError {
-    /// A digest of 16 bytes: format 1 has another cipher.
-    #[error("block {id}: the cipher of flist format 1 is not supported")]
-    UnsupportedFormat {
+    /// An id of one format with a key of the other.
+    #[error("block {id}: its key is one of another format")]
+    MixedFormats {
         /// The block.
         id: BlockId,
     },
@@ -270,13 +296,38 @@ impl BlockRef {
         BlockKey::of(plain).seal(plain)
     }
 
+    /// The format 1 block of `len` zeros, for the end of a file that its writer lost. No store need have it: see
+    /// [`BlockRef::is_zeros`].
+    pub(crate) fn zeros_of_format_1(len: u32) -> BlockRef {
+        let plain = vec![0; (len as usize).min(BlockRef::SIZE)];
+        let key = Digest::blake2b_16(&plain);
+        let sealed = xxtea::encrypt(&compress(&plain), &key.bytes[..16].try_into().unwrap_or_default());
+        BlockRef {
+            id: BlockId(Digest::blake2b_16(&sealed)),
+            key: BlockKey(key),
+            len,
+        }
+    }
+
+    /// Whether the plaintext is zeros alone, told by its digest. Such a block can be made instead of fetched.
+    #[must_use]
+    pub fn is_zeros(&self) -> bool {
+        self.len as usize <= BlockRef::SIZE && self.verify_plain(&vec![0; self.len as usize]).is_ok()
+    }
+
     /// Verifies, decrypts and decompresses the stored bytes of this block.
     ///
-    /// Checked in this order: stored length, id over the stored bytes, GCM tag, length by the compression header (before
+    /// Checked in this order: stored length, id over the stored bytes, GCM tag (format 1 has none), length by the compression header (before
     /// anything of that length is allocated), length by the flist, key over the plaintext.
     pub fn open(&self, sealed: &[u8]) -> Result<Vec<u8>, BlockError> {
         let id = self.id;
         self.check_stored(sealed)?;
+        if id.0.len == 16 {
+            let compressed = xxtea::decrypt(sealed, &self.key.0.bytes[..16].try_into().unwrap_or_default());
+            let plain = self.decompress(&compressed.ok_or(BlockError::WrongKey { id, key: self.key })?)?;
+            self.verify_plain(&plain)?;
+            return Ok(plain);
+        }
         let (body, tag) = sealed.split_at(sealed.len() - TAG_BYTES);
         let mut compressed = body.to_vec();
         let key = &self.key.0;
@@ -291,9 +342,6 @@ impl BlockRef {
     /// Whether `plain` is the plaintext of this block: its length and its digest.
     pub fn verify_plain(&self, plain: &[u8]) -> Result<(), BlockError> {
         let (id, key) = (self.id, self.key);
-        if key.0.len != 32 {
-            return Err(BlockError::UnsupportedFormat { id });
-        }
         if plain.len() != self.len as usize {
             return Err(BlockError::PlainLength {
                 id,
@@ -301,7 +349,7 @@ impl BlockRef {
                 found: plain.len(),
             });
         }
-        let found = Digest::blake2b_32(plain);
+        let found = key.0.same_of(plain);
         if found != key.0 {
             return Err(BlockError::WrongPlaintext { id, key, found });
         }
@@ -311,14 +359,14 @@ impl BlockRef {
     /// Format, length and digest of the stored bytes.
     fn check_stored(&self, sealed: &[u8]) -> Result<(), BlockError> {
         let (id, stored_bytes) = (self.id, sealed.len());
-        if id.0.len != 32 || self.key.0.len != 32 {
-            return Err(BlockError::UnsupportedFormat { id });
+        if id.0.len != self.key.0.len {
+            return Err(BlockError::MixedFormats { id });
         }
         let most = snap::raw::max_compress_len(BlockRef::SIZE) + TAG_BYTES;
-        if stored_bytes < TAG_BYTES || stored_bytes > most {
+        if stored_bytes < 8 || (id.0.len == 32 && stored_bytes < TAG_BYTES) || stored_bytes > most {
             return Err(BlockError::StoredLength { id, stored_bytes });
         }
-        let found = Digest::blake2b_32(sealed);
+        let found = id.0.same_of(sealed);
         if found != id.0 {
             return Err(BlockError::WrongId {
                 id,
@@ -498,16 +546,51 @@ mod tests {
         for sealed in [vec![], vec![0; 15], vec![0; 700_000]] {
             assert!(matches!(reference.open(&sealed), Err(BlockError::StoredLength { .. })));
         }
-        let short = Digest::from_bytes(&[0; 16]).unwrap();
-        let old = BlockRef {
-            id: BlockId(short),
-            key: BlockKey(short),
-            len: 1,
+        let mixed = BlockRef {
+            key: BlockKey(Digest::blake2b_16(b"x")),
+            ..reference
         };
-        assert!(matches!(old.open(b"x"), Err(BlockError::UnsupportedFormat { .. })));
-        assert!(matches!(
-            old.verify_plain(b"x"),
-            Err(BlockError::UnsupportedFormat { .. })
-        ));
+        assert!(matches!(mixed.open(b"x"), Err(BlockError::MixedFormats { .. })));
+    }
+
+    #[test]
+    fn the_published_vectors_of_format_1_hold() {
+        let unhex = |text: &str| -> Vec<u8> {
+            let pairs = text.as_bytes().chunks(2);
+            pairs
+                .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+                .collect()
+        };
+        for (plain, key, id, sealed) in [
+            (
+                &b"hello flist\n"[..],
+                "febfd7e2ec6c48d6ea6209512e427230",
+                "3bed0876820ef0d6d009a17ea17edfd7",
+                "84a42f390f582cc82dee83eb72193c84dd8b0e65",
+            ),
+            (
+                b"x",
+                "442a44457137672b3218c1007dc8f76a",
+                "cf45e4f237910ae388ea4362f6732735",
+                "44ac88b66d4866de",
+            ),
+        ] {
+            let block = BlockRef {
+                id: BlockId(id.parse().unwrap()),
+                key: BlockKey(key.parse().unwrap()),
+                len: plain.len() as u32,
+            };
+            assert_eq!(block.open(&unhex(sealed)).as_deref(), Ok(plain));
+            for bit in 0..sealed.len() * 4 {
+                let mut bad = unhex(sealed);
+                bad[bit / 8] ^= 1 << (bit % 8);
+                assert!(matches!(block.open(&bad), Err(BlockError::WrongId { .. })));
+                let forged = BlockRef {
+                    id: BlockId(Digest::blake2b_16(&bad)),
+                    ..block
+                };
+                assert!(forged.open(&bad).is_err(), "bit {bit}");
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A flist is the metadata of a whole file tree plus, for each regular file, the list of its content-addressed blocks; the
 //! blocks themselves are in stores that the [`RouteTable`] names. [`Flist::open`] reads a file into a [`Tree`] and refuses
-//! everything that is not exactly a tree; [`Flist::write`] writes format 2. The block codec is [`BlockRef::open`] and
+//! everything that is not exactly a tree; [`Flist::write`] writes format 2, our extensions included. The block codec is [`BlockRef::open`] and
 //! [`BlockRef::seal`]; fetching blocks is not this crate's business.
 //!
 //! | module | what |
@@ -11,25 +11,35 @@
 //! | [`tree`] | the file tree, its invariants, look-ups, [`TreeBuilder`] |
 //! | [`route`] | where blocks live |
 //! | [`startup`] | `.startup.toml` |
+//! | [`config`] | what an image says about running it, in a tag |
 //! | `v2` | format 2: a SQLite database |
+//! | `v1` | format 1, read only: a tar with a SQLite database of Cap'n Proto objects |
+//! | `database` | asking a SQLite database that nobody vouches for |
 //!
 //! A file that comes from outside is hostile: it may not make this crate panic, loop, allocate beyond its own size by more
 //! than a constant factor, or hand out a tree that breaks an invariant.
 
 pub mod block;
+pub mod config;
+mod database;
+mod error;
 pub mod route;
 pub mod startup;
 pub mod tree;
+mod v1;
 mod v2;
+mod xxtea;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 
 pub use block::{BlockError, BlockId, BlockKey, BlockRef, Digest, DigestError};
+pub use config::{ConfigError, ImageConfig};
+pub use error::{OpenError, WriteError};
 pub use route::{Route, RouteTable};
 pub use startup::{Startup, StartupError};
 pub use tree::{Metadata, Node, NodeId, NodeKind, ResolveError, Tree, TreeBuilder, TreeCounts, TreeError};
-pub use v2::{OpenError, WriteError};
 
 /// A flist: a tree, where its blocks are, and free metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,19 +53,43 @@ pub struct Flist {
 }
 
 impl Flist {
-    /// Reads a format 2 flist. The file and its directory may be read-only; nothing is written beside it.
+    /// Reads a flist of either format. The file and its directory may be read-only; nothing is written beside it.
     ///
     /// # Errors
     /// [`OpenError`] names the file and the row or property that is wrong. Nothing wrong is skipped or repaired.
     pub fn open(path: &Path) -> Result<Flist, OpenError> {
+        if Flist::format_of(path)? == 1 {
+            return v1::read(path);
+        }
         v2::read(path)
+    }
+
+    /// Which format the file is of by its first bytes: 1 for what may be an archive, else 2.
+    ///
+    /// # Errors
+    /// [`OpenError::Read`], or [`OpenError::NotAFlist`] for a directory or device.
+    pub fn format_of(path: &Path) -> Result<u32, OpenError> {
+        let read_error = |source| OpenError::Read {
+            path: path.into(),
+            source,
+        };
+        if !std::fs::metadata(path).map_err(read_error)?.is_file() {
+            return Err(OpenError::NotAFlist {
+                path: path.into(),
+                found: "it is not a regular file".into(),
+            });
+        }
+        let mut head = Vec::new();
+        let file = std::fs::File::open(path).map_err(read_error)?;
+        file.take(512).read_to_end(&mut head).map_err(read_error)?;
+        Ok(if v1::looks_like(&head) { 1 } else { 2 })
     }
 
     /// Writes format 2 to `path`: a temporary file beside it, fsync, rename, fsync of the directory. On an error nothing
     /// is left and an older file stays as it was. Equal flists give equal bytes.
     ///
-    /// The format has no hard links, extended attributes or nanoseconds: each name of a node becomes a file of its own,
-    /// the others are not written. Directory sizes are written as 4096, as a packer of old would on ext4.
+    /// Hard links, extended attributes, nanoseconds and raw names are in tables of our own: a reader of old sees each name
+    /// as a file of its own, and the others not at all. Directory sizes are written as 4096, as a packer of old would on ext4.
     pub fn write(&self, path: &Path) -> Result<(), WriteError> {
         v2::write(self, path)
     }

@@ -7,15 +7,16 @@
 //! tag(key, value)               free metadata
 //! route(start, end, url)        inclusive range of the first byte of block ids
 //! name_bytes(ino, name)         ours, optional: raw name where `name` is only its lossy text
+//! hard_link(ino, target)        ours, optional: this row is a further name of that row
+//! nsec(ino, mtime)              ours, optional: nanoseconds of the modification time, when they are not 0
+//! xattr(ino, name, value)       ours, optional: extended attributes, at the first name of a file
 //! ```
 //! `mode` is the whole `st_mode`, `rdev` a glibc `dev_t`, times are whole seconds. `read` takes everything a hostile file
 //! may hold for hostile; `write` makes what the readers of old read. docs/flist.md is the full account.
 
-mod error;
 mod mode;
 mod read;
 mod write;
 
-pub use error::{OpenError, WriteError};
 pub(crate) use read::read;
 pub(crate) use write::write;

@@ -271,7 +271,7 @@ fn files_that_are_no_flist_are_refused_by_what_they_are() {
     for (content, expected) in [
         (&b""[..], "not a SQLite database"),
         (b"SQLite format 3\0", "not a SQLite database"),
-        (b"\x1f\x8b\x08\0\0", "format 1"),
+        (b"\x1f\x8b\x08\0\0", "broken (unexpected end of file)"),
         (&[7; 5000], "not a SQLite database"),
     ] {
         std::fs::write(&path, content).unwrap();

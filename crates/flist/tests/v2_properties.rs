@@ -28,14 +28,17 @@ fn name() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn metadata() -> impl Strategy<Value = Metadata> {
-    (0u16..=0o7777, any::<u32>(), any::<u32>(), any::<i64>(), any::<i64>()).prop_map(
-        |(mode, uid, gid, mtime, ctime)| Metadata {
+    let times = (any::<i64>(), any::<i64>(), prop_oneof![Just(0u32), 0u32..1_000_000_000]);
+    let xattrs = prop::collection::btree_map(vec(1u8..=255, 1..12), vec(any::<u8>(), 0..30), 0..3);
+    (0u16..=0o7777, any::<u32>(), any::<u32>(), times, xattrs).prop_map(
+        |(mode, uid, gid, (mtime, ctime, mtime_nsec), xattrs)| Metadata {
             mode,
             uid,
             gid,
             mtime,
+            mtime_nsec,
             ctime,
-            ..Metadata::default()
+            xattrs: xattrs.into_iter().collect(),
         },
     )
 }
@@ -71,19 +74,24 @@ prop_compose! {
     fn flist()(
         root in metadata(),
         nodes in vec((any::<prop::sample::Index>(), name(), metadata(), kind()), 0..40),
+        links in vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), name()), 0..6),
         urls in vec((any::<u8>(), any::<u8>(), "[ -~]{0,20}"), 0..4),
         tags in prop::collection::btree_map("\\PC{0,8}", "\\PC{0,20}", 0..4),
     ) -> Flist {
         let mut builder = TreeBuilder::new(root);
-        let (mut directories, mut taken) = (vec![NodeId::ROOT], BTreeSet::new());
+        let (mut directories, mut files, mut taken) = (vec![NodeId::ROOT], Vec::new(), BTreeSet::new());
         for (parent, name, metadata, kind) in nodes {
             let parent = *parent.get(&directories);
             if taken.insert((parent, name.clone())) {
                 let is_directory = matches!(kind, NodeKind::Directory(_));
                 let id = builder.add(parent, name, Node { metadata, kind }).unwrap();
-                if is_directory {
-                    directories.push(id);
-                }
+                if is_directory { directories.push(id) } else { files.push(id) }
+            }
+        }
+        for (parent, file, name) in links {
+            let parent = *parent.get(&directories);
+            if !files.is_empty() && taken.insert((parent, name.clone())) {
+                builder.link(parent, name, *file.get(&files)).unwrap();
             }
         }
         let route = |(a, b, url): (u8, u8, String)| Route { first: a.min(b), last: a.max(b), url };

@@ -74,6 +74,14 @@ impl TreeBuilder {
         Ok(())
     }
 
+    /// Replaces the metadata of a node.
+    ///
+    /// # Panics
+    /// When `id` is not of this builder.
+    pub fn set_metadata(&mut self, id: NodeId, metadata: Metadata) {
+        self.nodes[id.0 as usize].metadata = metadata;
+    }
+
     /// Sorts the entries and checks everything.
     pub fn finish(self) -> Result<Tree, TreeError> {
         Tree::from_nodes(self.nodes)

@@ -3,17 +3,18 @@
 //! Rows follow the walk of the tree (directory before entries, entries by name), so equal flists give equal files. The
 //! database is built beside its target without a journal, synced and renamed: a half-written `.fl` is never seen.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, Statement, params};
 use tempfile::NamedTempFile;
 
-use super::error::WriteError;
 use super::mode::type_and_device;
 use crate::Flist;
 use crate::block::BlockRef;
-use crate::tree::{Node, NodeId, NodeKind, Tree};
+use crate::error::WriteError;
+use crate::tree::{Metadata, Node, NodeId, NodeKind, Tree};
 
 /// The tables that every reader of the format needs.
 const TABLES: &str = "
@@ -27,6 +28,15 @@ CREATE TABLE route (start integer, end integer, url VARCHAR(2048));
 
 /// The extension for names that are not UTF-8; only made when there is one.
 const NAME_BYTES: &str = "CREATE TABLE IF NOT EXISTS name_bytes (ino INTEGER PRIMARY KEY, name BLOB NOT NULL)";
+
+/// The extension for hard links; only made when there is one.
+const HARD_LINK: &str = "CREATE TABLE IF NOT EXISTS hard_link (ino INTEGER PRIMARY KEY, target INTEGER NOT NULL)";
+
+/// The extension for nanoseconds; only made when there are some.
+const NSEC: &str = "CREATE TABLE IF NOT EXISTS nsec (ino INTEGER PRIMARY KEY, mtime INTEGER NOT NULL)";
+
+/// The extension for extended attributes; only made when there is one.
+const XATTR: &str = "CREATE TABLE IF NOT EXISTS xattr (ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL)";
 
 /// The indexes of the format, and one more that makes a look-up in a big directory a look-up.
 const INDEXES: &str = "
@@ -144,6 +154,8 @@ struct Rows<'a> {
     extra: Statement<'a>,
     block: Statement<'a>,
     last_ino: i64,
+    /// The first row of each node that has several names.
+    first: HashMap<NodeId, i64>,
 }
 
 /// Inserts every node, one row per name, in the order of the walk.
@@ -154,8 +166,11 @@ fn fill_tree(tree: &Tree, db: &Connection) -> rusqlite::Result<()> {
         extra: db.prepare("INSERT INTO extra VALUES (?, ?)")?,
         block: db.prepare("INSERT INTO block VALUES (?, ?, ?)")?,
         last_ino: 0,
+        first: HashMap::new(),
     };
+    let names = names_of_nodes(tree);
     let root = rows.insert(0, b"/", tree.root())?;
+    rows.extend(root, &tree.root().metadata)?;
     let mut stack = vec![(NodeId::ROOT, root, 0usize)];
     while let Some((directory, ino, next)) = stack.last_mut() {
         let Some((name, id)) = tree.children(*directory).get(*next) else {
@@ -165,6 +180,15 @@ fn fill_tree(tree: &Tree, db: &Connection) -> rusqlite::Result<()> {
         *next += 1;
         let node = tree.get(*id);
         let row = rows.insert(*ino, name, node)?;
+        let first = match names[id.0 as usize] {
+            1 => row,
+            _ => *rows.first.entry(*id).or_insert(row),
+        };
+        if first == row {
+            rows.extend(row, &node.metadata)?;
+        } else {
+            rows.link(row, first)?;
+        }
         if node.entries().is_some() {
             stack.push((*id, row, 0));
         }
@@ -172,7 +196,40 @@ fn fill_tree(tree: &Tree, db: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// How many names each node has.
+fn names_of_nodes(tree: &Tree) -> Vec<u32> {
+    let mut names = vec![0; tree.len()];
+    for node in &tree.nodes {
+        for (_, id) in node.entries().unwrap_or_default() {
+            names[id.0 as usize] += 1;
+        }
+    }
+    names
+}
+
 impl Rows<'_> {
+    /// Marks a row as a further name of `first`.
+    fn link(&self, row: i64, first: i64) -> rusqlite::Result<()> {
+        self.db.execute_batch(HARD_LINK)?;
+        let mut link = self.db.prepare_cached("INSERT INTO hard_link VALUES (?, ?)")?;
+        link.execute([row, first]).map(drop)
+    }
+
+    /// What the original tables have no column for.
+    fn extend(&self, row: i64, metadata: &Metadata) -> rusqlite::Result<()> {
+        if metadata.mtime_nsec != 0 {
+            self.db.execute_batch(NSEC)?;
+            let mut nsec = self.db.prepare_cached("INSERT INTO nsec VALUES (?, ?)")?;
+            nsec.execute(params![row, metadata.mtime_nsec])?;
+        }
+        for (name, value) in &metadata.xattrs {
+            self.db.execute_batch(XATTR)?;
+            let mut xattr = self.db.prepare_cached("INSERT INTO xattr VALUES (?, ?, ?)")?;
+            xattr.execute(params![row, name, value])?;
+        }
+        Ok(())
+    }
+
     /// Inserts one name with everything that belongs to its node; its inode number.
     fn insert(&mut self, parent: i64, name: &[u8], node: &Node) -> rusqlite::Result<i64> {
         self.last_ino += 1;

@@ -1,4 +1,4 @@
-//! What can go wrong with a format 2 file. Every error names the file.
+//! What can go wrong with the file of a flist. Every error names the file.
 
 use std::path::PathBuf;
 
@@ -15,8 +15,8 @@ pub enum OpenError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is something else, or a format that is not supported.
-    #[error("{} is not a flist of format 2: {found}", path.display())]
+    /// The file is something else.
+    #[error("{} is not a flist: {found}", path.display())]
     NotAFlist {
         /// The file.
         path: PathBuf,
@@ -50,6 +50,16 @@ pub enum OpenError {
         table: &'static str,
         /// Its rowid (for `inode` and `extra` the inode number).
         row: i64,
+        /// What is wrong.
+        problem: String,
+    },
+    /// An object of format 1 that can not be.
+    #[error("{} is a broken flist: {object}: {problem}", path.display())]
+    Object {
+        /// The file.
+        path: PathBuf,
+        /// The directory (`directory "a/b"`) or access list.
+        object: String,
         /// What is wrong.
         problem: String,
     },
