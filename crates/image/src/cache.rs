@@ -296,8 +296,8 @@ fn remove_any(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether `name` is the digest of `plain` (format 2; the blocks of format 1 have their own).
+/// Whether `name` is the digest of `plain`, as long as those of its format are.
 fn name_is_digest_of(name: &str, plain: &[u8]) -> bool {
     name.parse::<Digest>()
-        .is_ok_and(|digest| digest == Digest::blake2b_32(plain))
+        .is_ok_and(|digest| digest == digest.same_of(plain))
 }

@@ -335,7 +335,9 @@ impl Fetcher {
             // What can not be removed would be found again; the bytes are served from memory instead.
             self.counters.cache_failures.fetch_add(1, Relaxed);
             let deadline = Instant::now() + self.options.deadline;
-            return self.download(block, deadline).map(|plain| Fetched::Bytes(plain.into()));
+            return self
+                .download(block, deadline)
+                .map(|(_, plain)| Fetched::Bytes(plain.into()));
         }
         self.fetch(block)
     }
@@ -450,7 +452,7 @@ impl Fetcher {
         if self.cached(block).is_some() {
             return Ok(Landed::InCache);
         }
-        let plain = self.download(block, deadline)?;
+        let (_, plain) = self.download(block, deadline)?;
         match self.cache.insert_verified(block, &plain) {
             Ok(_) => Ok(Landed::InCache),
             Err(_) => {
@@ -497,8 +499,24 @@ impl Fetcher {
         sources
     }
 
-    /// The verified plaintext from the first store that delivers it.
-    fn download(&self, block: &BlockRef, deadline: Instant) -> Result<Vec<u8>, FetchError> {
+    /// The stored bytes and the plaintext, both verified, straight from the stores: for who goes over a whole flist once.
+    ///
+    /// # Errors
+    /// As [`Fetcher::fetch`].
+    pub fn fetch_uncached(&self, block: &BlockRef) -> Result<(Vec<u8>, Vec<u8>), FetchError> {
+        self.download(block, Instant::now() + self.options.deadline)
+    }
+
+    /// Stored bytes and plaintext, verified, from the first store that delivers them. A block of zeros that no store has is
+    /// made instead (without stored bytes): its digest says all there is to know.
+    fn download(&self, block: &BlockRef, deadline: Instant) -> Result<(Vec<u8>, Vec<u8>), FetchError> {
+        match self.download_stored(block, deadline) {
+            Err(_) if block.is_zeros() => Ok((Vec::new(), vec![0; block.len as usize])),
+            other => other,
+        }
+    }
+
+    fn download_stored(&self, block: &BlockRef, deadline: Instant) -> Result<(Vec<u8>, Vec<u8>), FetchError> {
         let mut sources = self.sources_of(block);
         if sources.is_empty() {
             return Err(FetchError::NoRoute {
@@ -540,7 +558,7 @@ impl Fetcher {
         block: &BlockRef,
         sources: &[&'a Source],
         deadline: Instant,
-    ) -> Result<Vec<u8>, Vec<(&'a Source, Attempt)>> {
+    ) -> Result<(Vec<u8>, Vec<u8>), Vec<(&'a Source, Attempt)>> {
         let mut failed = Vec::new();
         for (at, source) in sources.iter().enumerate() {
             // A store that stalls may use up its share of the time, not that of the stores after it.
@@ -555,7 +573,7 @@ impl Fetcher {
     }
 
     /// One store, once.
-    fn ask(&self, block: &BlockRef, source: &Source, deadline: Instant) -> Result<Vec<u8>, Attempt> {
+    fn ask(&self, block: &BlockRef, source: &Source, deadline: Instant) -> Result<(Vec<u8>, Vec<u8>), Attempt> {
         let opened = source
             .store
             .get_or_init(|| open_store(&source.url, self.options.timeouts).map_err(Arc::new));
@@ -575,7 +593,7 @@ impl Fetcher {
         self.counters.blocks.fetch_add(1, Relaxed);
         self.counters.stored_bytes.fetch_add(sealed.len() as u64, Relaxed);
         self.counters.plain_bytes.fetch_add(plain.len() as u64, Relaxed);
-        Ok(plain)
+        Ok((sealed, plain))
     }
 }
 

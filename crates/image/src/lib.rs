@@ -7,8 +7,13 @@
 //! | [`facts`] | what an image is: its kind, what it starts, its sizes |
 //! | [`fetch`] | blocks: cache first, then the stores of the flist's routes |
 //! | [`cache`] | `blocks/` of a home: verified plaintext blocks |
-//! | [`store`] | block stores: directories, web servers |
 //! | `reader` | a file of an image, read at any place |
+//! | [`store`] | block stores: directories, web servers, 0-db, S3 |
+//! | [`mod@pack`] | from a directory to a flist and its blocks |
+//! | [`mod@unpack`] | from a flist to a directory |
+//! | [`copy`] | blocks of a flist to other stores: `convert`, `push` |
+//! | [`mod@verify`] | every block of every route |
+//! | [`mod@diff`] | what is different between two trees |
 //! | [`progress`] | how long operations report |
 //!
 //! Everything blocks the calling thread: the users are the threads of the vhost-user server, the packer and the command
@@ -17,6 +22,8 @@
 //! The crate reads no environment and no home directory: paths, URLs and limits come in as arguments.
 
 pub mod cache;
+pub mod copy;
+pub mod diff;
 pub mod facts;
 pub mod fetch;
 pub mod library;
@@ -25,6 +32,8 @@ pub mod progress;
 mod reader;
 pub mod reference;
 pub mod store;
+pub mod unpack;
+pub mod verify;
 
 pub use cache::{BlockCache, CacheError};
 pub use facts::{ImageFacts, ImageKind, Mode};

@@ -155,14 +155,14 @@ fn a_dead_replica_is_not_asked_again_for_a_while() {
 #[test]
 fn routes_that_can_not_be_used_are_named_and_the_others_still_asked() {
     let bad = [
-        "zdb://user:secret@host/ns",
+        "server://user:secret@host/ns",
         "dir://relative",
         "nonsense",
         "dir:///nonexistent/store",
     ];
     let error = failure(&Bench::new(&bad)).to_string();
     for text in [
-        "kind `zdb`",
+        "kind `server`",
         "must be absolute",
         "`nonsense`",
         "/nonexistent/store does not exist",

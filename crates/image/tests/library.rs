@@ -179,7 +179,7 @@ fn what_is_no_flist_is_told_by_name_and_leaves_nothing() {
     disk[510..512].copy_from_slice(b"\x55\xaa");
     for (name, content, found) in [
         ("empty.fl", &b""[..], "is an empty file"),
-        ("old.flist", b"\x1f\x8b\x08\0\0", "is a flist of format 1"),
+        ("old.flist", b"\x1f\x8b\x08\0\0", "is not a usable flist"),
         ("disk.qcow2", b"QFI\xfb\0\0\0\x03", "is a qcow2 disk image"),
         ("disk.raw", &disk, "is a raw disk image"),
         ("text.fl", b"hello", "is something unknown"),

@@ -182,7 +182,7 @@ fn specials_and_links_are_recorded_without_being_opened() {
     let kind = |name: &[u8]| flist.tree.get(flist.tree.lookup(name).unwrap()).kind.clone();
     assert_eq!((kind(b"pipe"), kind(b"socket")), (NodeKind::Fifo, NodeKind::Socket));
     assert_eq!(kind(b"link"), NodeKind::Symlink(b"/etc".to_vec()));
-    assert_eq!((report.hard_links_split, report.files, report.unique), (1, 2, 1));
+    assert_eq!((report.hard_links, report.files, report.unique), (1, 1, 1));
 }
 
 #[test]

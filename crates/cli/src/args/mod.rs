@@ -1,6 +1,7 @@
 //! The command line as values. Nothing is looked up here; the one conversion to a spec is in [`run`].
 
 pub(crate) mod file;
+pub(crate) mod flist;
 pub(crate) mod run;
 
 use std::ffi::OsString;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use zmachine_machine::Failure;
 
+pub(crate) use flist::{FlistCommand, ImageCommand};
 pub(crate) use run::{CreateArgs, RunArgs};
 
 /// Run Zmachines: virtual machines started from flists.
@@ -339,74 +341,6 @@ pub(crate) struct ConsoleArgs {
     #[arg(long)]
     pub(crate) no_stdin: bool,
     pub(crate) name: String,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum FlistCommand {
-    /// Pack a directory: blocks into stores, metadata into a flist
-    Pack {
-        /// The directory
-        source: PathBuf,
-        /// The flist to write
-        #[arg(short, long, value_name = "FILE.fl")]
-        output: PathBuf,
-        /// Where blocks go, and where readers find them (dir:///PATH)
-        #[arg(short, long, value_name = "URL")]
-        store: String,
-    },
-    /// Show what a flist holds
-    Inspect {
-        file: PathBuf,
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
-    },
-    /// List files of a flist
-    Ls {
-        /// Long form: mode, owner, size, time
-        #[arg(short)]
-        long: bool,
-        /// With everything below
-        #[arg(short = 'R')]
-        recursive: bool,
-        file: PathBuf,
-        /// A path inside
-        #[arg(default_value = "/")]
-        path: OsString,
-    },
-    /// Print a file of a flist
-    Cat {
-        /// Read blocks from here instead of the flist's own stores
-        #[arg(short, long, value_name = "URL")]
-        store: Vec<String>,
-        file: PathBuf,
-        /// The path inside
-        path: OsString,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ImageCommand {
-    /// Fetch a flist and give it a name
-    Pull {
-        /// The name for it
-        #[arg(value_name = "NAME=FLIST")]
-        name: String,
-        /// All its blocks too
-        #[arg(long)]
-        blocks: bool,
-    },
-    /// List local images
-    Ls {
-        #[arg(short, long)]
-        quiet: bool,
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
-    },
-    /// Remove a name
-    Rm {
-        #[arg(required = true)]
-        names: Vec<String>,
-    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,4 +1,7 @@
-//! `zmachine flist`.
+//! `zmachine flist`: what only looks into one is here, what reads all blocks in `read`, what makes flists in `write`.
+
+mod read;
+mod write;
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -7,63 +10,76 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use zmachine_flist::{Flist, Node, NodeId, NodeKind, Route, RouteTable};
-use zmachine_image::pack::{PackOptions, pack};
-use zmachine_image::store::redact;
-use zmachine_image::{BlockCache, FetchOptions, Fetcher, Timeouts, open_store};
+use zmachine_flist::{Flist, ImageConfig, Node, NodeId, NodeKind, Route};
+use zmachine_image::store::{Credentials, redact};
+use zmachine_image::{BlockCache, FetchOptions, Fetcher};
 use zmachine_machine::bytes::Human;
 use zmachine_machine::{Class, Failure};
 
+use crate::args::flist::ReadArgs;
 use crate::args::{FlistCommand, Format};
-use crate::progress::Bars;
 use crate::{context, output};
 
 /// Packs flists and looks into them.
 pub(crate) fn flist(command: FlistCommand) -> Result<u8, Failure> {
     match command {
-        FlistCommand::Pack { source, output, store } => pack_directory(&source, &output, &store),
-        FlistCommand::Inspect { file, output } => inspect(&file, output),
+        FlistCommand::Pack {
+            source,
+            output,
+            to,
+            base,
+            threads,
+        } => write::pack_directory(&source, &output, &to, base.as_deref(), threads),
+        FlistCommand::Convert { file, output, to, from } => write::convert_flist(&file, &output, &to, from),
+        FlistCommand::Push { file, to, output, from } => write::push_flist(&file, output.as_deref(), &to, from),
+        FlistCommand::Unpack {
+            file,
+            target,
+            from,
+            unprivileged,
+            threads,
+        } => read::unpack_flist(&file, &target, from, unprivileged, threads),
+        FlistCommand::Verify { file, from, output } => read::verify_flist(&file, from, output),
+        FlistCommand::Diff { a, b, output } => read::diff_flists(&a, &b, output),
+        FlistCommand::Inspect { file, output, json } => inspect(&file, if json { Format::Json } else { output }),
         FlistCommand::Ls {
             long,
             recursive,
             file,
             path,
         } => list(&file, &path, long, recursive),
-        FlistCommand::Cat { store, file, path } => cat(&file, &path, store),
+        FlistCommand::Cat { from, file, path } => cat(&file, &path, from),
     }
 }
 
 fn open(file: &Path) -> Result<Flist, Failure> {
     Flist::open(file).map_err(|e| {
         let class = if file.exists() { Class::Fetch } else { Class::NotFound };
-        Failure::from_error(class, &e).hint("flists of format 2 end in .fl; 'zmachine flist pack' makes one")
+        Failure::from_error(class, &e).hint("flists end in .fl or .flist; 'zmachine flist pack' makes one")
     })
 }
 
-fn pack_directory(source: &Path, file: &Path, url: &str) -> Result<u8, Failure> {
-    let store = open_store(url, Timeouts::default())
-        .map_err(|e| Failure::from_error(Class::Usage, &e).context(format!("--store {}", redact(url))))?;
-    let options = PackOptions {
-        // Readers of the flist see its routes, so a password does not belong there.
-        routes: vec![Route::all(redact(url))],
-        ..PackOptions::default()
+/// The credentials of stores on this host.
+fn credentials() -> Result<Credentials, Failure> {
+    let path = context::home()?.data().join("stores.toml");
+    Credentials::load(&path).map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))
+}
+
+/// A fetcher for the blocks of a flist, from `stores` or from its own.
+fn fetcher(flist: &Flist, stores: &[String]) -> Result<Fetcher, Failure> {
+    let credentials = credentials()?;
+    let cache = BlockCache::open(&context::home()?.data().join("blocks"))
+        .map_err(|e| Failure::from_error(Class::Failed, &e))?;
+    let mut routes = flist.routes.clone();
+    routes
+        .0
+        .iter_mut()
+        .for_each(|route| route.url = credentials.complete(&route.url));
+    let options = FetchOptions {
+        stores: stores.iter().map(|url| credentials.complete(url)).collect(),
+        ..FetchOptions::default()
     };
-    let failed = |e: &(dyn std::error::Error + 'static)| Failure::from_error(Class::Failed, e);
-    let (flist, report) = pack(source, store.as_ref(), &options, &Bars::bytes()).map_err(|e| failed(&e))?;
-    flist.write(file).map_err(|e| failed(&e))?;
-    eprintln!(
-        "{}: {} files, {}; {} blocks, {} of them new ({} stored)",
-        file.display(),
-        report.files,
-        Human(report.bytes),
-        report.unique,
-        report.stored,
-        Human(report.stored_bytes)
-    );
-    if report.hard_links_split > 0 {
-        eprintln!("note: {} hard links became files of their own", report.hard_links_split);
-    }
-    Ok(0)
+    Ok(Fetcher::new(cache, routes, options))
 }
 
 #[derive(Serialize)]
@@ -71,6 +87,7 @@ struct Inspection<'a> {
     format: u32,
     routes: Vec<RouteRow>,
     tags: &'a std::collections::BTreeMap<String, String>,
+    config: ImageConfig,
     directories: u64,
     files: u64,
     symlinks: u64,
@@ -89,6 +106,8 @@ struct RouteRow {
 
 fn inspect(file: &Path, format: Format) -> Result<u8, Failure> {
     let flist = open(file)?;
+    let format_number = Flist::format_of(file).map_err(|e| Failure::from_error(Class::Fetch, &e))?;
+    let config = ImageConfig::from_tags(&flist.tags).map_err(|e| Failure::from_error(Class::Fetch, &e))?;
     let counts = flist.tree.counts();
     let blocks = flist.tree.unique_blocks();
     let route = |r: &Route| RouteRow {
@@ -97,7 +116,8 @@ fn inspect(file: &Path, format: Format) -> Result<u8, Failure> {
         url: redact(&r.url),
     };
     let all = Inspection {
-        format: 2,
+        format: format_number,
+        config,
         routes: flist.routes.0.iter().map(route).collect(),
         tags: &flist.tags,
         directories: counts.directories,
@@ -116,7 +136,7 @@ fn inspect(file: &Path, format: Format) -> Result<u8, Failure> {
     let mut line = |key: &str, value: String| {
         let _ = writeln!(text, "{key:12} {value}");
     };
-    line("format", "2".to_owned());
+    line("format", all.format.to_string());
     line("directories", all.directories.to_string());
     line("files", format!("{} ({})", all.files, Human(all.file_bytes)));
     line("links", all.symlinks.to_string());
@@ -246,7 +266,7 @@ fn permissions(mode: u16) -> String {
     text
 }
 
-fn cat(file: &Path, path: &OsStr, stores: Vec<String>) -> Result<u8, Failure> {
+fn cat(file: &Path, path: &OsStr, from: ReadArgs) -> Result<u8, Failure> {
     let flist = open(file)?;
     let id = resolve(&flist, path, true)?;
     let NodeKind::Regular { blocks, .. } = &flist.tree.get(id).kind else {
@@ -255,13 +275,7 @@ fn cat(file: &Path, path: &OsStr, stores: Vec<String>) -> Result<u8, Failure> {
             format!("{} is not a regular file", path.display()),
         ));
     };
-    let cache = BlockCache::open(&context::home()?.data().join("blocks"))
-        .map_err(|e| Failure::from_error(Class::Failed, &e))?;
-    let options = FetchOptions {
-        stores,
-        ..FetchOptions::default()
-    };
-    let fetcher = Fetcher::new(cache, RouteTable(flist.routes.0.clone()), options);
+    let fetcher = fetcher(&flist, &from.store)?;
     for block in blocks {
         let bytes = fetcher.fetch(block).map_err(|e| {
             Failure::from_error(Class::Fetch, &e)

@@ -89,6 +89,27 @@ impl TreeBuilder {
 }
 
 impl Tree {
+    /// The same tree with other blocks: `store` gives the new blocks of each regular file for its old ones.
+    ///
+    /// # Errors
+    /// The first one of `store`.
+    ///
+    /// # Panics
+    /// When the new blocks have another length in all than the old ones.
+    pub fn map_contents<E>(
+        mut self,
+        mut store: impl FnMut(&[BlockRef]) -> Result<Vec<BlockRef>, E>,
+    ) -> Result<Tree, E> {
+        for node in &mut self.nodes {
+            if let NodeKind::Regular { size, blocks } = &mut node.kind {
+                *blocks = store(blocks)?;
+                let total: u64 = blocks.iter().map(|block| u64::from(block.len)).sum();
+                assert_eq!(total, *size, "the new blocks of a file have another length");
+            }
+        }
+        Ok(self)
+    }
+
     /// A tree from nodes whose entries may be unsorted; checks everything.
     pub(crate) fn from_nodes(mut nodes: Vec<Node>) -> Result<Tree, TreeError> {
         for node in &mut nodes {

@@ -3,7 +3,7 @@
 /// How much of the beginning of a file [`sniff`] wants to see, in bytes: up to the magic number of btrfs at 64 KiB + 64.
 pub(crate) const SNIFF_LEN: usize = 65_536 + 72;
 
-/// Something that is no flist of format 2.
+/// Something that is no flist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Foreign {
     pub(crate) found: &'static str,
@@ -17,18 +17,19 @@ const CONVERT_DISK: &str =
 const IMPORT: &str =
     "make a flist of it: `zmachine flist import oci:... -o FILE.fl --store URL`, or `docker-archive:FILE`";
 const PACK_TAR: &str = "make a flist of it: `zmachine flist pack FILE.tar -o FILE.fl --store URL`";
-const FORMAT_1: &str = "format 1 is not supported yet; use the format 2 (.fl) of the image";
 
 /// What the file is whose first bytes are `head` and whose name ends as `name` does; `None` when it may be a flist.
 pub(crate) fn sniff(name: &str, head: &[u8]) -> Option<Foreign> {
     let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
-    if at(0, b"SQLite format 3\0") {
+    // A flist of format 1 is gzip data like many others: its reader tells.
+    if at(0, b"SQLite format 3\0") || (at(0, b"\x1f\x8b") && !name.contains(".tar") && !name.ends_with(".tgz")) {
+        return None;
+    }
+    if at(257, b"ustar") && has(head, b"flistdb.sqlite3") {
         return None;
     }
     let (found, advice) = if head.is_empty() {
         ("an empty file", "get it again: nothing arrived")
-    } else if at(0, b"\x1f\x8b") && !name.contains(".tar") && !name.ends_with(".tgz") {
-        ("a flist of format 1 (or another gzip file)", FORMAT_1)
     } else if at(0, b"\x1f\x8b") || at(0, b"\x28\xb5\x2f\xfd") || at(0, b"\xfd7zXZ") {
         ("a compressed archive", IMPORT)
     } else if at(257, b"ustar") {
@@ -65,6 +66,10 @@ pub(crate) fn sniff(name: &str, head: &[u8]) -> Option<Foreign> {
     Some(Foreign { found, advice })
 }
 
+fn has(head: &[u8], needle: &[u8]) -> bool {
+    head.windows(needle.len()).any(|window| window == needle)
+}
+
 fn is_web_page(head: &[u8]) -> bool {
     let start: Vec<u8> = head
         .iter()
@@ -78,13 +83,11 @@ fn is_web_page(head: &[u8]) -> bool {
 
 /// A tar archive by the name of its first entries: images of other engines are tars with an index in them.
 fn tar(head: &[u8]) -> (&'static str, &'static str) {
-    let has = |needle: &[u8]| head.windows(needle.len()).any(|window| window == needle);
+    let has = |needle| has(head, needle);
     if has(b"oci-layout") || has(b"blobs/sha256") {
         ("an OCI image archive", IMPORT)
     } else if has(b"manifest.json") || has(b"/layer.tar") {
         ("a docker image archive", IMPORT)
-    } else if has(b"flistdb.sqlite3") {
-        ("a flist of format 1", FORMAT_1)
     } else {
         ("a tar archive", PACK_TAR)
     }
@@ -107,15 +110,12 @@ mod tests {
     #[test]
     fn a_database_may_be_a_flist() {
         assert_eq!(sniff("a.fl", b"SQLite format 3\0rest"), None);
+        assert_eq!(sniff("a.flist", b"\x1f\x8b\x08"), None);
     }
 
     #[test]
     fn each_foreign_kind_is_told_by_its_magic() {
         assert_eq!(found("a", b""), "an empty file");
-        assert_eq!(
-            found("a.flist", b"\x1f\x8b\x08"),
-            "a flist of format 1 (or another gzip file)"
-        );
         assert_eq!(found("a.tar.gz", b"\x1f\x8b\x08"), "a compressed archive");
         assert_eq!(found("a", b"QFI\xfb\0\0\0\x03"), "a qcow2 disk image");
         assert_eq!(found("a", &with(510, b"\x55\xaa")), "a raw disk image");

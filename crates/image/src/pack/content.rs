@@ -1,4 +1,4 @@
-//! The blocks of one file, and the proof that it held still.
+//! Sealing and storing blocks; the blocks of one file, and the proof that it held still.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -13,16 +13,18 @@ use rustix::fs::OFlags;
 use zmachine_flist::{BlockKey, BlockRef, Metadata};
 
 use super::scan::{failed, metadata};
-use super::{PackError, PackReport};
+use super::{PackError, PackReport, xattr};
 use crate::progress::Progress;
-use crate::store::BlockStore;
+use crate::store::{BlockStore, StoreError};
 
 /// What all threads of one pack share.
-pub(super) struct Packer<'a> {
+pub(crate) struct Packer<'a> {
     store: &'a dyn BlockStore,
     progress: &'a dyn Progress,
     /// Every plaintext of this run that is in the store, by its digest.
     known: Mutex<HashMap<BlockKey, BlockRef>>,
+    /// Plaintexts of an earlier flist; whether the store has them is asked once each.
+    earlier: HashMap<BlockKey, BlockRef>,
     stored: AtomicU64,
     stored_bytes: AtomicU64,
 }
@@ -36,11 +38,13 @@ struct Stamp {
 }
 
 impl<'a> Packer<'a> {
-    pub(super) fn new(store: &'a dyn BlockStore, progress: &'a dyn Progress) -> Packer<'a> {
+    /// `known`: blocks of an earlier flist, whose plaintext need not be sealed again when the store has them.
+    pub(crate) fn new(store: &'a dyn BlockStore, known: &[BlockRef], progress: &'a dyn Progress) -> Packer<'a> {
         let (stored, stored_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         Packer {
             store,
             progress,
+            earlier: known.iter().map(|block| (block.key, *block)).collect(),
             known: Mutex::default(),
             stored,
             stored_bytes,
@@ -48,7 +52,7 @@ impl<'a> Packer<'a> {
     }
 
     /// The counts that only the packer knows.
-    pub(super) fn into_report(self) -> PackReport {
+    pub(crate) fn into_report(self) -> PackReport {
         PackReport {
             unique: self.known.into_inner().unwrap_or_else(PoisonError::into_inner).len() as u64,
             stored: self.stored.into_inner(),
@@ -83,7 +87,12 @@ impl<'a> Packer<'a> {
         };
         let after = file.metadata().map_err(failed("look at", path))?;
         let same = stamp(&before) == stamp(&after);
-        Ok(blocks.filter(|_| same).map(|blocks| (metadata(&before), blocks)))
+        let Some(blocks) = blocks.filter(|_| same) else {
+            return Ok(None);
+        };
+        let mut metadata = metadata(&before);
+        metadata.xattrs = xattr::of_file(&file, path)?;
+        Ok(Some((metadata, blocks)))
     }
 
     /// Reads, seals and stores one block; `None` when the file ends before it.
@@ -94,24 +103,35 @@ impl<'a> Packer<'a> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             result => result.map_err(failed("read", path))?,
         }
-        let key = BlockKey::of(&plain);
+        let stored = self.store_plain(&plain).map_err(|source| PackError::Store {
+            path: path.into(),
+            source,
+        })?;
+        Ok(Some(stored))
+    }
+
+    /// Seals one piece of a file, unless that was done before, and stores it.
+    pub(crate) fn store_plain(&self, plain: &[u8]) -> Result<BlockRef, StoreError> {
+        let key = BlockKey::of(plain);
         let known = self.known().get(&key).copied();
         let block = match known {
             Some(block) => block,
-            None => self.store_new(key, &plain, path)?,
+            None => self.store_new(key, plain)?,
         };
         self.progress.advance(plain.len() as u64);
-        Ok(Some(block))
+        Ok(block)
     }
 
     /// Two threads may get here with the same plaintext; the store then takes it from the first one.
-    fn store_new(&self, key: BlockKey, plain: &[u8], path: &Path) -> Result<BlockRef, PackError> {
+    fn store_new(&self, key: BlockKey, plain: &[u8]) -> Result<BlockRef, StoreError> {
+        if let Some(block) = self.earlier.get(&key).filter(|block| block.len as usize == plain.len())
+            && self.store.has(&block.id)?
+        {
+            self.known().insert(key, *block);
+            return Ok(*block);
+        }
         let (block, sealed) = key.seal(plain);
-        let put = self.store.put(&block.id, &sealed);
-        if put.map_err(|source| PackError::Store {
-            path: path.into(),
-            source,
-        })? {
+        if self.store.put(&block.id, &sealed)? {
             self.stored.fetch_add(1, Ordering::Relaxed);
             self.stored_bytes.fetch_add(sealed.len() as u64, Ordering::Relaxed);
         }

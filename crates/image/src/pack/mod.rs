@@ -3,21 +3,25 @@
 //! | submodule | what |
 //! |---|---|
 //! | `scan` | the tree without contents: one thread, no link is followed, nothing is opened |
-//! | `content` | the blocks of one file, and the proof that it held still |
+//! | `content` | sealing and storing; the blocks of one file, and the proof that it held still |
+//! | `xattr` | extended attributes |
 //!
 //! First the whole tree is scanned, then all cores read, hash, compress, encrypt and store. A plaintext that was seen in
 //! the same run is neither sealed nor stored again. In memory are the tree, 140 bytes per different block, and per core
 //! one block in its plain and its sealed form.
 //!
 //! The result is a value: writing it ([`Flist::write`]) is atomic, so a pack that fails leaves at most blocks that no flist
-//! names. Format 2 has no hard links, extended attributes, nanoseconds or holes: hard links become files of their own
-//! (counted in the report), holes become blocks of zeros (all the same one), the others are dropped.
+//! names. Holes become blocks of zeros (all the same one).
+//!
+//! With [`PackOptions::known`], the blocks of an earlier flist, a tree that hardly changed is only read and hashed: what the
+//! earlier flist has and the store still has is neither compressed nor encrypted again.
 //!
 //! The source is a tree that holds still. A file that changes while it is read is read a second time and then refused; one
 //! that vanishes or can not be read ends the pack. File systems mounted below the source are packed as well.
 
 mod content;
 mod scan;
+mod xattr;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,8 +33,9 @@ use zmachine_flist::{BlockRef, Flist, Metadata, NodeId, Route, RouteTable, TreeE
 
 use crate::progress::Progress;
 use crate::store::{BlockStore, StoreError};
-use content::Packer;
+pub(crate) use content::Packer;
 use scan::Scan;
+pub(crate) use xattr::is_kept as is_kept_xattr;
 
 /// How to pack.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +46,8 @@ pub struct PackOptions {
     pub routes: Vec<Route>,
     /// Tags of the flist.
     pub tags: BTreeMap<String, String>,
+    /// Blocks of an earlier flist of about the same tree.
+    pub known: Vec<BlockRef>,
 }
 
 /// What was packed.
@@ -60,8 +67,8 @@ pub struct PackReport {
     pub stored: u64,
     /// Bytes of those, sealed.
     pub stored_bytes: u64,
-    /// Names that were further hard links of a file and became files of their own.
-    pub hard_links_split: u64,
+    /// Further names of files.
+    pub hard_links: u64,
 }
 
 /// Why a tree could not be packed.
@@ -127,6 +134,12 @@ pub enum PackError {
     },
 }
 
+/// `threads` threads, 0 for one per core.
+pub(crate) fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, PackError> {
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    threads.map_err(|source| PackError::Threads { source })
+}
+
 /// A regular file with its blocks.
 type Packed = (NodeId, Metadata, Vec<BlockRef>);
 
@@ -142,13 +155,11 @@ pub fn pack(
         mut builder,
         files,
         bytes,
-        hard_links_split,
+        hard_links,
     } = scan::scan(source)?;
     progress.begin(Some(bytes), "packing");
-    let packer = Packer::new(store, progress);
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build();
-    let threads = threads.map_err(|source| PackError::Threads { source })?;
-    let packed: Vec<Packed> = threads.install(|| {
+    let packer = Packer::new(store, &options.known, progress);
+    let packed: Vec<Packed> = thread_pool(options.threads)?.install(|| {
         let read = files.par_iter().map(|file| {
             let (metadata, blocks) = packer.file(&file.path)?;
             Ok((file.node, metadata, blocks))
@@ -174,7 +185,7 @@ pub fn pack(
         nodes: tree.len() as u64,
         bytes: counts.file_bytes,
         blocks: counts.blocks,
-        hard_links_split,
+        hard_links,
         ..packer.into_report()
     };
     let routes = RouteTable(options.routes.clone());
@@ -190,21 +201,20 @@ pub fn pack(
 
 /// Refuses a local store below the source. A store that does not exist yet is looked at by what of its path exists.
 fn refuse_store_inside(source: &Path, store: &dyn BlockStore) -> Result<(), PackError> {
-    let Some(directory) = store.local_directory() else {
-        return Ok(());
-    };
-    let existing = directory.ancestors().find_map(|path| path.canonicalize().ok());
     let whole = source.canonicalize();
     let whole = whole.map_err(|error| PackError::Source {
         action: "find",
         path: source.into(),
         source: error,
     })?;
-    if existing.is_some_and(|store| store.starts_with(&whole)) {
-        return Err(PackError::StoreInside {
-            path: source.into(),
-            store: directory.into(),
-        });
+    for directory in store.local_directories() {
+        let existing = directory.ancestors().find_map(|path| path.canonicalize().ok());
+        if existing.is_some_and(|store| store.starts_with(&whole)) {
+            return Err(PackError::StoreInside {
+                path: source.into(),
+                store: directory.into(),
+            });
+        }
     }
     Ok(())
 }

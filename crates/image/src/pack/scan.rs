@@ -3,7 +3,7 @@
 //! Nothing is opened but directories and no link is followed (only the source itself may be one). Regular files are
 //! listed for reading; what they are is decided again when they are opened.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use zmachine_flist::{Metadata, Node, NodeId, NodeKind, TreeBuilder};
 
-use super::PackError;
+use super::{PackError, xattr};
 
 /// A regular file to read.
 #[derive(Debug)]
@@ -27,8 +27,8 @@ pub(super) struct Scan {
     pub(super) files: Vec<FileToRead>,
     /// Sum of the sizes of the files.
     pub(super) bytes: u64,
-    /// Names of files that had a name already.
-    pub(super) hard_links_split: u64,
+    /// Names of files that had a name already, which became hard links.
+    pub(super) hard_links: u64,
 }
 
 /// Scans everything below `source`.
@@ -37,35 +37,48 @@ pub(super) fn scan(source: &Path) -> Result<Scan, PackError> {
     if !root.is_dir() {
         return Err(PackError::NotADirectory { path: source.into() });
     }
-    let builder = TreeBuilder::new(metadata(&root));
+    let mut top = metadata(&root);
+    top.xattrs = xattr::of_path(&source.canonicalize().map_err(failed("find", source))?)?;
+    let builder = TreeBuilder::new(top);
     let mut scan = Scan {
         builder,
         files: Vec::new(),
         bytes: 0,
-        hard_links_split: 0,
+        hard_links: 0,
     };
-    let mut linked = HashSet::new();
+    let mut linked: HashMap<(u64, u64), NodeId> = HashMap::new();
     let mut directories = vec![(NodeId::ROOT, source.to_path_buf())];
     while let Some((directory, path)) = directories.pop() {
         for entry in fs::read_dir(&path).map_err(failed("list", &path))? {
             let entry = entry.map_err(failed("list", &path))?;
             let path = entry.path();
             let stat = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
-            let node = Node {
-                metadata: metadata(&stat),
-                kind: kind(&path, &stat)?,
-            };
-            let id = scan.builder.add(directory, entry.file_name().into_vec(), node);
-            let id = id.map_err(|error| PackError::Tree {
+            let tree_error = |error| PackError::Tree {
                 path: path.clone(),
                 source: error,
-            })?;
+            };
+            let (name, inode) = (entry.file_name().into_vec(), (stat.dev(), stat.ino()));
+            if let Some(first) = linked.get(&inode).filter(|_| !stat.is_dir()) {
+                scan.builder.link(directory, name, *first).map_err(tree_error)?;
+                scan.hard_links += 1;
+                continue;
+            }
+            let mut metadata = metadata(&stat);
+            if !stat.is_file() {
+                metadata.xattrs = xattr::of_path(&path)?;
+            }
+            let node = Node {
+                metadata,
+                kind: kind(&path, &stat)?,
+            };
+            let id = scan.builder.add(directory, name, node).map_err(tree_error)?;
+            if !stat.is_dir() && stat.nlink() > 1 {
+                linked.insert(inode, id);
+            }
             if stat.is_dir() {
                 directories.push((id, path));
             } else if stat.is_file() {
                 scan.bytes += stat.len();
-                let again = stat.nlink() > 1 && !linked.insert((stat.dev(), stat.ino()));
-                scan.hard_links_split += u64::from(again);
                 scan.files.push(FileToRead { node: id, path });
             }
         }
@@ -82,13 +95,14 @@ pub(super) fn failed(action: &'static str, path: &Path) -> impl Fn(std::io::Erro
     }
 }
 
-/// What format 2 keeps of a `stat`.
+/// What a flist keeps of a `stat`.
 pub(super) fn metadata(stat: &fs::Metadata) -> Metadata {
     Metadata {
         mode: (stat.mode() & 0o7777) as u16,
         uid: stat.uid(),
         gid: stat.gid(),
         mtime: stat.mtime(),
+        mtime_nsec: u32::try_from(stat.mtime_nsec()).unwrap_or_default(),
         ctime: stat.ctime(),
         ..Metadata::default()
     }

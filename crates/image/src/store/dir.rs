@@ -138,7 +138,7 @@ impl BlockStore for DirStore {
         format!("dir://{}", self.root.display())
     }
 
-    fn local_directory(&self) -> Option<&Path> {
-        Some(&self.root)
+    fn local_directories(&self) -> Vec<&Path> {
+        vec![&self.root]
     }
 }

@@ -9,9 +9,13 @@
 //! Invariants: an answer is never longer than [`MAX_SEALED_LEN`]; no error and no description carries a password or a
 //! token of the URL; a store is opened without connecting, so a dead one costs nothing until it is asked.
 
+mod credentials;
 mod dir;
 mod http;
+mod routed;
+mod s3;
 mod url;
+mod zdb;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,10 +24,14 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use zmachine_flist::BlockId;
 
+pub use credentials::{Credentials, CredentialsError};
 pub use dir::DirStore;
 pub use http::HttpStore;
 pub(crate) use http::{agent, classify};
-pub use url::redact;
+pub use routed::RoutedStore;
+pub use s3::S3Store;
+pub use url::{redact, without_credentials};
+pub use zdb::ZdbStore;
 
 /// The longest sealed block that is accepted, in bytes. A plain block has at most 512 KiB, which snappy can stretch to
 /// 611,701 bytes (`32 + n + n/6`), plus the 16-byte tag; 700 KiB leaves room and still bounds what a store can make us read.
@@ -92,9 +100,9 @@ pub trait BlockStore: Send + Sync {
     /// What the store is, for messages: its URL without credentials.
     fn describe(&self) -> String;
 
-    /// The local directory the store reads, for sandboxes that must allow it; `None` for stores behind a network.
-    fn local_directory(&self) -> Option<&Path> {
-        None
+    /// The local directories the store reads, for sandboxes that must allow them; none for stores behind a network.
+    fn local_directories(&self) -> Vec<&Path> {
+        Vec::new()
     }
 }
 
@@ -158,6 +166,14 @@ pub enum StoreError {
         /// Why.
         source: io::Error,
     },
+    /// The store answered with an error of its own.
+    #[error("{store} refused: {what}")]
+    Refused {
+        /// The store, without credentials.
+        store: String,
+        /// What it said.
+        what: String,
+    },
     /// The kind of store is known by name only.
     #[error("stores of kind `{scheme}` are not supported yet ({url})")]
     Unsupported {
@@ -194,22 +210,26 @@ impl StoreError {
             StoreError::MissingDirectory { .. } => {
                 Some("create or mount the directory, or name the store's new place with --store dir:///PATH".into())
             }
-            StoreError::Unsupported { .. } | StoreError::Malformed { .. } => {
-                Some("use a store of the form dir:///PATH or http(s)://HOST/PATH with --store URL".into())
-            }
-            StoreError::Status { status: 401 | 403, .. } => {
-                Some("the store wants credentials: https://USER:PASSWORD@HOST/PATH".into())
+            StoreError::Unsupported { .. } | StoreError::Malformed { .. } => Some(
+                "stores are dir:///PATH, http(s)://HOST/PATH, zdb://HOST/NAMESPACE or s3://KEY:SECRET@HOST:PORT/BUCKET"
+                    .into(),
+            ),
+            StoreError::Status { status: 401 | 403, .. } => Some(
+                "the store wants credentials: https://USER:PASSWORD@HOST/PATH, s3://KEY:SECRET@HOST:PORT/BUCKET".into(),
+            ),
+            StoreError::Refused { .. } => {
+                Some("check the namespace and the password: zdb://:PASSWORD@HOST/NAMESPACE".into())
             }
             _ => None,
         }
     }
 }
 
-/// Opens the store at `url` without connecting to it: `dir:///abs/path`, `http://` or `https://`.
+/// Opens the store at `url` without connecting to it: `dir:///abs/path`, `http(s)://`, `zdb://`, `s3://` or `s3s://`.
 ///
 /// # Errors
-/// [`StoreError::Unsupported`] for a kind of store that is known but not built (`zdb`, `s3`, ...) and
-/// [`StoreError::Malformed`] for anything else.
+/// [`StoreError::Unsupported`] for a kind of store that is known but not built (`server`) and [`StoreError::Malformed`]
+/// for anything else.
 pub fn open_store(url: &str, timeouts: Timeouts) -> Result<Box<dyn BlockStore>, StoreError> {
     let malformed = |what: &str| StoreError::Malformed {
         url: redact(url),
@@ -222,7 +242,9 @@ pub fn open_store(url: &str, timeouts: Timeouts) -> Result<Box<dyn BlockStore>, 
         "dir" if rest.starts_with('/') => Ok(Box::new(DirStore::new(PathBuf::from(rest)))),
         "dir" => Err(malformed("the path of a dir:// store must be absolute")),
         "http" | "https" => Ok(Box::new(HttpStore::new(url, timeouts)?)),
-        "zdb" | "s3" | "s3s" | "s3+tls" | "s3s+tls" | "server" => Err(StoreError::Unsupported {
+        "zdb" => Ok(Box::new(ZdbStore::new(url, timeouts)?)),
+        "s3" | "s3s" | "s3+tls" | "s3s+tls" => Ok(Box::new(S3Store::new(url, timeouts)?)),
+        "server" => Err(StoreError::Unsupported {
             scheme: scheme.to_owned(),
             url: redact(url),
         }),
@@ -243,12 +265,11 @@ mod tests {
 
     #[test]
     fn a_kind_that_is_not_built_is_named_and_its_password_is_not() {
-        let text = refusal("zdb://user:secret@host:9900/namespace");
+        let text = refusal("server://http://host:9900?token=secret");
         assert_eq!(
             text,
-            "stores of kind `zdb` are not supported yet (zdb://host:9900/namespace)"
+            "stores of kind `server` are not supported yet (server://http://host:9900)"
         );
-        assert!(refusal("s3://key:secret@host:9000/bucket").contains("kind `s3`"));
     }
 
     #[test]

@@ -1,0 +1,105 @@
+//! `unpack`, `verify`, `diff`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use zmachine_image::Timeouts;
+use zmachine_image::diff::{Change, diff};
+use zmachine_image::unpack::{UnpackError, UnpackOptions, unpack};
+use zmachine_image::verify::verify;
+use zmachine_machine::bytes::Human;
+use zmachine_machine::{Class, Failure};
+
+use super::{credentials, fetcher, open};
+use crate::args::Format;
+use crate::args::flist::ReadArgs;
+use crate::output;
+use crate::progress::Bars;
+
+pub(super) fn unpack_flist(
+    file: &Path,
+    target: &Path,
+    from: ReadArgs,
+    unprivileged: bool,
+    threads: usize,
+) -> Result<u8, Failure> {
+    let flist = open(file)?;
+    let fetcher = fetcher(&flist, &from.store)?;
+    let options = UnpackOptions { threads, unprivileged };
+    let report = unpack(&flist, target, &fetcher, options, &Bars::bytes()).map_err(|e| {
+        let class = match e {
+            UnpackError::Fetch { .. } => Class::Fetch,
+            UnpackError::NotEmpty { .. } => Class::Conflict,
+            _ => Class::Failed,
+        };
+        Failure::from_error(class, &e).hint(e.hint().unwrap_or_default())
+    })?;
+    eprintln!("{}: {} nodes, {}", target.display(), report.nodes, Human(report.bytes));
+    if report.devices_left_out > 0 {
+        eprintln!("note: {} devices were left out", report.devices_left_out);
+    }
+    Ok(0)
+}
+
+pub(super) fn verify_flist(file: &Path, from: ReadArgs, format: Format) -> Result<u8, Failure> {
+    let mut flist = open(file)?;
+    let credentials = credentials()?;
+    let stores: Vec<String> = from.store.iter().map(|url| credentials.complete(url)).collect();
+    flist
+        .routes
+        .0
+        .iter_mut()
+        .for_each(|route| route.url = credentials.complete(&route.url));
+    let report = verify(&flist, &stores, Timeouts::default(), &Bars::bytes())
+        .map_err(|e| Failure::from_error(Class::Failed, &e))?;
+    if format == Format::Json {
+        output::json(&report)?;
+    } else {
+        let mut text = String::new();
+        for bad in &report.list {
+            let _ = writeln!(text, "{}: {}", bad.file, bad.problem);
+        }
+        output::print(&text)?;
+    }
+    if report.bad == 0 {
+        eprintln!(
+            "{}: {} blocks, {} copies, all good",
+            file.display(),
+            report.blocks,
+            report.good
+        );
+        return Ok(0);
+    }
+    let what = format!(
+        "{} copies of blocks of {} are bad, {} are good",
+        report.bad,
+        file.display(),
+        report.good
+    );
+    let mut failure = Failure::new(Class::Fetch, what);
+    failure.causes = report
+        .dead_stores
+        .iter()
+        .map(|(store, why)| format!("{store}: {why}"))
+        .collect();
+    Err(failure.hint("restore the blocks there, or push the flist to another store"))
+}
+
+pub(super) fn diff_flists(a: &Path, b: &Path, format: Format) -> Result<u8, Failure> {
+    let differences = diff(&open(a)?.tree, &open(b)?.tree);
+    if format == Format::Json {
+        output::json(&differences)?;
+        return Ok(u8::from(!differences.is_empty()));
+    }
+    let mut text = String::new();
+    for difference in &differences {
+        let path = &difference.path;
+        let _ = match &difference.change {
+            Change::Added => writeln!(text, "+ /{path}"),
+            Change::Removed => writeln!(text, "- /{path}"),
+            Change::Changed { aspects } => writeln!(text, "* /{path} ({})", aspects.join(", ")),
+        };
+    }
+    output::print(&text)?;
+    Ok(u8::from(!differences.is_empty()))
+}

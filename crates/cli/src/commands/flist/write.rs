@@ -1,0 +1,115 @@
+//! `pack`, `convert`, `push`.
+
+use std::path::Path;
+
+use zmachine_flist::Flist;
+use zmachine_image::Timeouts;
+use zmachine_image::copy::{CopyError, convert, push};
+use zmachine_image::pack::{PackError, PackOptions, PackReport, pack};
+use zmachine_image::store::{RoutedStore, redact};
+use zmachine_machine::bytes::Human;
+use zmachine_machine::{Class, Failure};
+
+use super::{credentials, fetcher, open};
+use crate::args::flist::WriteArgs;
+use crate::progress::Bars;
+
+/// Opens the stores of `--store`.
+fn stores(to: &WriteArgs) -> Result<RoutedStore, Failure> {
+    let credentials = credentials()?;
+    let urls: Vec<String> = to.store.iter().map(|url| credentials.complete(url)).collect();
+    RoutedStore::open(&urls, Timeouts::default()).map_err(|e| {
+        let given: Vec<String> = to.store.iter().map(|url| redact(url)).collect();
+        Failure::from_error(Class::Usage, &e)
+            .context(format!("--store {}", given.join(" --store ")))
+            .hint(e.hint().unwrap_or_default())
+    })
+}
+
+fn write(flist: &Flist, file: &Path) -> Result<(), Failure> {
+    flist.write(file).map_err(|e| Failure::from_error(Class::Failed, &e))
+}
+
+fn report(file: &Path, report: &PackReport) {
+    eprintln!(
+        "{}: {} files, {}; {} blocks, {} of them new ({} stored)",
+        file.display(),
+        report.files,
+        Human(report.bytes),
+        report.unique,
+        report.stored,
+        Human(report.stored_bytes)
+    );
+}
+
+pub(super) fn pack_directory(
+    source: &Path,
+    file: &Path,
+    to: &WriteArgs,
+    base: Option<&Path>,
+    threads: usize,
+) -> Result<u8, Failure> {
+    let store = stores(to)?;
+    // An output that is no flist is about to be replaced, whatever it is; a base was named to be used.
+    let earlier = match base {
+        Some(base) => Some(open(base)?),
+        None => Flist::open(file).ok(),
+    };
+    let options = PackOptions {
+        threads,
+        routes: store.routes(to.keep_credentials),
+        known: earlier.map_or_else(Vec::new, |flist| flist.tree.unique_blocks()),
+        ..PackOptions::default()
+    };
+    let (flist, packed) = pack(source, &store, &options, &Bars::bytes()).map_err(|e| pack_failure(&e))?;
+    write(&flist, file)?;
+    report(file, &packed);
+    Ok(0)
+}
+
+fn pack_failure(error: &PackError) -> Failure {
+    let hint = match error {
+        PackError::Store { source, .. } | PackError::Flush { source } => source.hint(),
+        PackError::Changed { .. } => Some("pack when nothing writes there, or pack a snapshot".into()),
+        _ => None,
+    };
+    Failure::from_error(Class::Failed, error).hint(hint.unwrap_or_default())
+}
+
+fn copy_failure(error: &CopyError) -> Failure {
+    let class = match error {
+        CopyError::Fetch { .. } => Class::Fetch,
+        CopyError::OldFormat => Class::Usage,
+        _ => Class::Failed,
+    };
+    Failure::from_error(class, error).hint(error.hint().unwrap_or_default())
+}
+
+pub(super) fn convert_flist(file: &Path, output: &Path, to: &WriteArgs, from: Vec<String>) -> Result<u8, Failure> {
+    let (flist, store) = (open(file)?, stores(to)?);
+    let fetcher = fetcher(&flist, &from)?;
+    let routes = store.routes(to.keep_credentials);
+    let converted = convert(&flist, &fetcher, &store, routes, &Bars::bytes());
+    let (converted, packed) = converted.map_err(|e| copy_failure(&e))?;
+    write(&converted, output)?;
+    report(output, &packed);
+    Ok(0)
+}
+
+pub(super) fn push_flist(file: &Path, output: Option<&Path>, to: &WriteArgs, from: Vec<String>) -> Result<u8, Failure> {
+    let (flist, store) = (open(file)?, stores(to)?);
+    let fetcher = fetcher(&flist, &from)?;
+    let routes = store.routes(to.keep_credentials);
+    let pushed = push(&flist, &fetcher, &store, routes, &Bars::bytes());
+    let (pushed, report) = pushed.map_err(|e| copy_failure(&e))?;
+    let output = output.unwrap_or(file);
+    write(&pushed, output)?;
+    eprintln!(
+        "{}: {} blocks, {} of them new ({} stored)",
+        output.display(),
+        report.blocks,
+        report.stored,
+        Human(report.stored_bytes)
+    );
+    Ok(0)
+}

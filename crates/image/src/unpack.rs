@@ -1,0 +1,337 @@
+//! Unpacking: from a flist to a directory of the host.
+//!
+//! The target is made by the unpacking, or is empty. A tree can name nothing outside of itself: a name is one path
+//! component and never `.` or `..` (an invariant of [`zmachine_flist::Tree`]), a directory is always made by `mkdir`, files
+//! with `O_EXCL`, and nothing is ever written through a symbolic link of the tree, because what an entry is made in was
+//! made as a directory right before. So links may lead anywhere and hurt nobody who does not follow them.
+//!
+//! Order: directories with mode 0700; files, their blocks in parallel; further names of files, links and specials; last
+//! the metadata of directories, deepest first, because making entries changes it. Per file: content, owner, mode (a change
+//! of owner drops setuid), attributes (likewise capabilities), times. Whole blocks of zeros become holes. A failure removes
+//! what was made.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use rayon::prelude::*;
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+use thiserror::Error;
+use zmachine_flist::{BlockRef, Flist, Metadata, Node, NodeId, NodeKind};
+
+use crate::fetch::{FetchError, Fetcher};
+use crate::pack::{PackError, is_kept_xattr, thread_pool};
+use crate::progress::Progress;
+
+/// How to unpack.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct UnpackOptions {
+    /// Threads; 0 for one per core.
+    pub threads: usize,
+    /// Files belong to who unpacks, and have no setuid, setgid and `trusted.*`; devices are left out. For who is not root.
+    pub unprivileged: bool,
+}
+
+/// What was unpacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct UnpackReport {
+    /// Nodes of every kind.
+    pub nodes: u64,
+    /// Sum of the sizes of the regular files.
+    pub bytes: u64,
+    /// Devices that were left out.
+    pub devices_left_out: u64,
+}
+
+/// Why a flist could not be unpacked.
+#[derive(Debug, Error)]
+pub enum UnpackError {
+    /// The target holds something already.
+    #[error("{} is not empty", path.display())]
+    NotEmpty {
+        /// The target.
+        path: PathBuf,
+    },
+    /// Something below the target could not be made.
+    #[error("can not {action} {}", path.display())]
+    Target {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A block could not be had.
+    #[error("{file} can not be read from the flist's stores")]
+    Fetch {
+        /// The file in the flist.
+        file: String,
+        /// Why.
+        source: FetchError,
+    },
+    /// The threads could not be started.
+    #[error("can not unpack")]
+    Threads {
+        /// Why.
+        source: PackError,
+    },
+}
+
+impl UnpackError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            UnpackError::NotEmpty { .. } => Some("name a directory that is empty or does not exist yet".into()),
+            UnpackError::Fetch { source, .. } => source.hint(),
+            UnpackError::Target { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("owners, devices and some attributes need root; --unprivileged leaves them out".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> UnpackError {
+    move |source| UnpackError::Target {
+        action,
+        path: path.into(),
+        source,
+    }
+}
+
+fn failed_errno(action: &'static str, path: &Path) -> impl Fn(Errno) -> UnpackError {
+    move |source| failed(action, path)(source.into())
+}
+
+/// Unpacks everything below `target`. Progress is told in bytes.
+///
+/// # Errors
+/// [`UnpackError`]; what was made is removed again, the target too when it was made.
+pub fn unpack(
+    flist: &Flist,
+    target: &Path,
+    fetcher: &Fetcher,
+    options: UnpackOptions,
+    progress: &dyn Progress,
+) -> Result<UnpackReport, UnpackError> {
+    let made = make_target(target)?;
+    let pool = thread_pool(options.threads).map_err(|source| UnpackError::Threads { source })?;
+    let unpacking = Unpacking {
+        flist,
+        fetcher,
+        options,
+        progress,
+        left_out: AtomicU64::new(0),
+    };
+    progress.begin(Some(flist.tree.counts().file_bytes), "unpacking");
+    let result = pool.install(|| unpacking.all(target));
+    if result.is_err() {
+        clear(target, made);
+    }
+    result?;
+    Ok(UnpackReport {
+        nodes: flist.tree.len() as u64,
+        bytes: flist.tree.counts().file_bytes,
+        devices_left_out: unpacking.left_out.into_inner(),
+    })
+}
+
+/// Makes the target, or finds it empty; whether it was made.
+fn make_target(target: &Path) -> Result<bool, UnpackError> {
+    match fs::create_dir(target) {
+        Ok(()) => return Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(failed("create directory", target)(error)),
+    }
+    match fs::read_dir(target).map_err(failed("list", target))?.next() {
+        None => Ok(false),
+        Some(_) => Err(UnpackError::NotEmpty { path: target.into() }),
+    }
+}
+
+/// Removes what a failed unpacking made. A failure of that is not told: the first one is what matters.
+fn clear(target: &Path, made: bool) {
+    if made {
+        let _ = fs::remove_dir_all(target);
+        return;
+    }
+    for entry in fs::read_dir(target).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let _ = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => fs::remove_dir_all(&path),
+            _ => fs::remove_file(&path),
+        };
+    }
+}
+
+struct Unpacking<'a> {
+    flist: &'a Flist,
+    fetcher: &'a Fetcher,
+    options: UnpackOptions,
+    progress: &'a dyn Progress,
+    left_out: AtomicU64,
+}
+
+impl Unpacking<'_> {
+    fn all(&self, target: &Path) -> Result<(), UnpackError> {
+        let tree = &self.flist.tree;
+        let (mut directories, mut files, mut others, mut links) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut first: Vec<Option<PathBuf>> = vec![None; tree.len()];
+        for (path, id) in tree.walk() {
+            let path = target.join(OsStr::from_bytes(&path));
+            match &tree.get(id).kind {
+                NodeKind::Directory(_) => {
+                    if id != NodeId::ROOT {
+                        let made = fs::DirBuilder::new().mode(0o700).create(&path);
+                        made.map_err(failed("create directory", &path))?;
+                    }
+                    directories.push((path, id));
+                }
+                _ if first[id.0 as usize].is_some() => links.push((path, id)),
+                NodeKind::Regular { .. } => {
+                    first[id.0 as usize] = Some(path.clone());
+                    files.push((path, id));
+                }
+                _ => {
+                    first[id.0 as usize] = Some(path.clone());
+                    others.push((path, id));
+                }
+            }
+        }
+        files
+            .par_iter()
+            .try_for_each(|(path, id)| self.file(path, tree.get(*id)))?;
+        others
+            .iter()
+            .try_for_each(|(path, id)| self.other(path, tree.get(*id)))?;
+        for (path, id) in &links {
+            let first = first[id.0 as usize].as_deref().unwrap_or(path);
+            // The first name of a device that was left out is not there.
+            if first.symlink_metadata().is_ok() {
+                fs::hard_link(first, path).map_err(failed("create hard link", path))?;
+            }
+        }
+        let backwards = directories.iter().rev();
+        backwards
+            .into_iter()
+            .try_for_each(|(path, id)| self.metadata(path, tree.get(*id)))
+    }
+
+    fn file(&self, path: &Path, node: &Node) -> Result<(), UnpackError> {
+        let (size, blocks) = node.content().unwrap_or_default();
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let file = file.map_err(failed("create", path))?;
+        let block = |(index, block): (usize, &BlockRef)| self.block(path, &file, blocks, index, block);
+        if blocks.len() < 2 {
+            blocks.iter().enumerate().try_for_each(block)?;
+        } else {
+            blocks.par_iter().enumerate().try_for_each(block)?;
+        }
+        // The last blocks may have been holes.
+        if file.metadata().map_err(failed("look at", path))?.len() != size {
+            file.set_len(size).map_err(failed("write", path))?;
+        }
+        self.metadata(path, node)
+    }
+
+    fn block(
+        &self,
+        path: &Path,
+        file: &File,
+        blocks: &[BlockRef],
+        index: usize,
+        block: &BlockRef,
+    ) -> Result<(), UnpackError> {
+        let (_, plain) = self
+            .fetcher
+            .fetch_uncached(block)
+            .map_err(|source| UnpackError::Fetch {
+                file: path.display().to_string(),
+                source,
+            })?;
+        // Every block but the last has the length of the first.
+        let offset = index as u64 * u64::from(blocks[0].len);
+        if !is_zeros(&plain) {
+            file.write_all_at(&plain, offset).map_err(failed("write", path))?;
+        }
+        self.progress.advance(plain.len() as u64);
+        Ok(())
+    }
+
+    /// Links, devices, pipes, sockets.
+    fn other(&self, path: &Path, node: &Node) -> Result<(), UnpackError> {
+        let special = |kind, device| {
+            let made = rustix::fs::mknodat(CWD, path, kind, Mode::from_raw_mode(0o600), device);
+            made.map_err(failed_errno("create", path))
+        };
+        match &node.kind {
+            NodeKind::Symlink(target) => {
+                let made = std::os::unix::fs::symlink(OsStr::from_bytes(target), path);
+                made.map_err(failed("create link", path))?;
+            }
+            NodeKind::CharDevice { .. } | NodeKind::BlockDevice { .. } if self.options.unprivileged => {
+                self.left_out.fetch_add(1, Relaxed);
+                return Ok(());
+            }
+            NodeKind::CharDevice { major, minor } => {
+                special(FileType::CharacterDevice, rustix::fs::makedev(*major, *minor))?;
+            }
+            NodeKind::BlockDevice { major, minor } => {
+                special(FileType::BlockDevice, rustix::fs::makedev(*major, *minor))?;
+            }
+            NodeKind::Fifo => special(FileType::Fifo, 0)?,
+            _ => special(FileType::Socket, 0)?,
+        }
+        self.metadata(path, node)
+    }
+
+    /// Owner, mode, attributes and times; of a link the link's own.
+    fn metadata(&self, path: &Path, node: &Node) -> Result<(), UnpackError> {
+        let meta = &node.metadata;
+        let is_link = matches!(node.kind, NodeKind::Symlink(_));
+        if !self.options.unprivileged {
+            let (uid, gid) = (Uid::from_raw_unchecked(meta.uid), Gid::from_raw_unchecked(meta.gid));
+            let owned = rustix::fs::chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
+            owned.map_err(failed_errno("set the owner of", path))?;
+        }
+        if !is_link {
+            let mask = if self.options.unprivileged { 0o1777 } else { 0o7777 };
+            let mode = Mode::from_raw_mode(u32::from(meta.mode & mask));
+            rustix::fs::chmod(path, mode).map_err(failed_errno("set the mode of", path))?;
+        }
+        self.xattrs(path, meta)?;
+        let time = Timespec {
+            tv_sec: meta.mtime,
+            tv_nsec: meta.mtime_nsec.into(),
+        };
+        let times = Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        let set = rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW);
+        set.map_err(failed_errno("set the time of", path))
+    }
+
+    fn xattrs(&self, path: &Path, meta: &Metadata) -> Result<(), UnpackError> {
+        for (name, value) in meta.xattrs.iter().filter(|(name, _)| is_kept_xattr(name)) {
+            if self.options.unprivileged && !name.starts_with(b"user.") {
+                continue;
+            }
+            let set = rustix::fs::lsetxattr(path, name.as_slice(), value, XattrFlags::empty());
+            set.map_err(failed_errno("set an attribute of", path))?;
+        }
+        Ok(())
+    }
+}
+
+fn is_zeros(bytes: &[u8]) -> bool {
+    // Nearly every block that is something else says so in its first bytes.
+    let head = bytes.len().min(16);
+    bytes[..head].iter().all(|byte| *byte == 0) && bytes.iter().all(|byte| *byte == 0)
+}
