@@ -212,6 +212,9 @@ struct Source {
     resting_until: Mutex<Option<Instant>>,
 }
 
+/// A source that was asked in vain.
+type FailedSource<'a> = (&'a Source, Attempt);
+
 impl Source {
     fn new(url: String) -> Source {
         Source {
@@ -558,7 +561,7 @@ impl Fetcher {
         block: &BlockRef,
         sources: &[&'a Source],
         deadline: Instant,
-    ) -> Result<(Vec<u8>, Vec<u8>), Vec<(&'a Source, Attempt)>> {
+    ) -> Result<(Vec<u8>, Vec<u8>), Vec<FailedSource<'a>>> {
         let mut failed = Vec::new();
         for (at, source) in sources.iter().enumerate() {
             // A store that stalls may use up its share of the time, not that of the stores after it.

@@ -1,7 +1,7 @@
 //! Every block of every route: whether each store that should have a block has it, and has it right.
 //!
 //! A fetch is content with one good replica; this asks all of them. A store that can not be reached is asked for
-//! [`PATIENCE`] blocks and then counted as a whole, so a dead server does not cost its time-out per block.
+//! `PATIENCE` blocks and then counted as a whole, so a dead server does not cost its time-out per block.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
