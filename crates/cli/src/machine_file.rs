@@ -44,6 +44,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         ssh_keys,
         user_data,
         reinstall,
+        legacy_cmdline,
         restart,
         log_limits,
         log_to,
@@ -89,6 +90,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
     file.list("ssh-key", ssh_keys);
     file.text("user-data", user_data.as_ref());
     file.flag("reinstall", *reinstall);
+    file.flag("legacy-cmdline", *legacy_cmdline);
     file.text(
         "restart",
         Some(restart)

@@ -26,8 +26,8 @@ pub struct Seed {
     pub hostname: String,
     /// Network interfaces, in the guest's order.
     pub interfaces: Vec<SeedInterface>,
-    /// Shared directories, mounted at each boot.
-    pub shares: Vec<SeedShare>,
+    /// What is mounted at each boot.
+    pub mounts: Vec<SeedMount>,
     /// Public keys for root.
     pub ssh_keys: Vec<String>,
     /// Environment.
@@ -57,11 +57,13 @@ pub struct SeedInterface {
     pub search: Vec<String>,
 }
 
-/// A directory of the host.
+/// Something to mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SeedShare {
-    /// The tag of its virtio-fs device.
-    pub tag: String,
+pub struct SeedMount {
+    /// A device, or the tag of a shared directory.
+    pub source: String,
+    /// As `mount -t` names its file system.
+    pub fstype: String,
     /// Where it is mounted; made when missing.
     pub target: String,
     /// It can only be read.
@@ -142,9 +144,9 @@ fn user_data(seed: &Seed) -> String {
             "users": ["default", {"name": "root", "ssh_authorized_keys": seed.ssh_keys}],
         });
     }
-    if !seed.shares.is_empty() {
+    if !seed.mounts.is_empty() {
         // Not as `mounts`, which knows nothing but block devices and network file systems.
-        config["bootcmd"] = seed.shares.iter().map(mount_command).collect();
+        config["bootcmd"] = seed.mounts.iter().map(mount_command).collect();
     }
     let ours = format!("#cloud-config\n{}", pretty(&config));
     let Some(theirs) = seed.user_data.as_ref().filter(|text| !text.trim().is_empty()) else {
@@ -169,11 +171,12 @@ fn user_data(seed: &Seed) -> String {
     )
 }
 
-fn mount_command(share: &SeedShare) -> Value {
-    let options = if share.read_only { "-o ro " } else { "" };
-    let (tag, target) = (quoted(&share.tag), quoted(&share.target));
+fn mount_command(mount: &SeedMount) -> Value {
+    let options = if mount.read_only { "-o ro " } else { "" };
+    let (source, target) = (quoted(&mount.source), quoted(&mount.target));
+    let fstype = &mount.fstype;
     let command =
-        format!("mountpoint -q {target} || {{ mkdir -p {target} && mount -t virtiofs {options}{tag} {target}; }}");
+        format!("mountpoint -q {target} || {{ mkdir -p {target} && mount -t {fstype} {options}{source} {target}; }}");
     json!(["sh", "-c", command])
 }
 
@@ -227,7 +230,7 @@ mod tests {
                 nameservers: vec!["9.9.9.9".parse().unwrap()],
                 search: vec![],
             }],
-            shares: vec![],
+            mounts: vec![],
             ssh_keys: vec!["ssh-ed25519 AAAA me".into()],
             env: vec![("A".into(), "it's b".into()), ("not a name".into(), "x".into())],
             command: vec!["/sbin/init".into(), "two words".into()],
@@ -253,8 +256,9 @@ mod tests {
     #[test]
     fn a_shared_directory_is_mounted_at_each_boot() {
         let seed = Seed {
-            shares: vec![SeedShare {
-                tag: "share0".into(),
+            mounts: vec![SeedMount {
+                source: "share0".into(),
+                fstype: "virtiofs".into(),
                 target: "/it's".into(),
                 read_only: true,
             }],

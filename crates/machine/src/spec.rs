@@ -92,6 +92,9 @@ pub struct MachineSpec {
     /// A VM's image is installed over whatever its boot volume holds, once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reinstall: bool,
+    /// The kernel of a container that brings its own is told of network and environment on its command line.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub legacy_cmdline: bool,
     /// What happens when a run ends without anybody's asking.
     #[serde(default, skip_serializing_if = "RestartPolicy::is_no")]
     pub restart: RestartPolicy,
@@ -156,6 +159,7 @@ impl MachineSpec {
             ssh_keys: Vec::new(),
             user_data: None,
             reinstall: false,
+            legacy_cmdline: false,
             restart: RestartPolicy::No,
             log_limits: Limits::default(),
             log_to: None,

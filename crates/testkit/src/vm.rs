@@ -236,6 +236,28 @@ impl VmImage {
         VmImage { folder }
     }
 
+    /// A container with a kernel of its own: the system as a tree, with Debian's 6.1 kernel as `/boot/vmlinuz` and an
+    /// initramfs as `/boot/initrd.img` that mounts what `root=` and `rootfstype=` name. It also has what a machine must
+    /// not keep from its image: an ssh host key.
+    ///
+    /// # Panics
+    /// As [`VmImage::disk`].
+    pub fn own_kernel(home: &TestHome, name: &str) -> VmImage {
+        let package = package(home, "linux-image-6.1.0");
+        let folder = system(home, name);
+        for part in ["boot", "etc/ssh"] {
+            must(&folder, fs::create_dir_all(folder.join(part)));
+        }
+        must(&folder, fs::copy(vmlinuz(&package), folder.join("boot/vmlinuz")));
+        must(
+            &folder,
+            fs::write(folder.join("etc/ssh/ssh_host_ed25519_key"), "everybody's"),
+        );
+        let names = [&VIRTIO[..], &MODULES[..], &["pvpanic-pci", "fuse", "virtiofs"]].concat();
+        initramfs(home, &package, &names, "virtiofs", &folder.join("boot/initrd.img"));
+        VmImage { folder }
+    }
+
     /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.folder

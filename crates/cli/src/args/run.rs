@@ -132,6 +132,9 @@ pub(crate) struct CreateArgs {
     /// Install the VM's image over whatever its volume holds
     #[arg(long)]
     reinstall: bool,
+    /// Tell a container's own kernel of network and environment on its command line, as Zero-OS did
+    #[arg(long)]
+    legacy_cmdline: bool,
     /// A word of your own about it
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
@@ -197,6 +200,7 @@ impl CreateArgs {
             .map(|file| content("--user-data", file))
             .transpose()?;
         spec.reinstall = self.reinstall;
+        spec.legacy_cmdline = self.legacy_cmdline;
         Ok(spec)
     }
 }

@@ -45,6 +45,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("ssh-key", "[\"ssh-ed25519 AAAA me\"]", true),
     ("user-data", "\"#cloud-config\\n\"", true),
     ("reinstall", "true", true),
+    ("legacy-cmdline", "true", true),
 ];
 
 /// A folder with `machine.toml` of `content` and what the samples refer to.

@@ -12,6 +12,7 @@ mod killpoints;
 mod life;
 mod lifecycle;
 mod network;
+mod own_kernel;
 mod recorded;
 mod root;
 mod safety;

@@ -18,7 +18,7 @@ const BOOT: Duration = Duration::from_secs(180);
 
 /// The lines of the console since its `n`-th boot began to show, which has ended with its READY line.
 #[track_caller]
-fn booted(home: &TestHome, name: &str, n: u32) -> String {
+pub(crate) fn booted(home: &TestHome, name: &str, n: u32) -> String {
     let ready = format!("READY {n}");
     let deadline = Instant::now() + BOOT;
     let text = loop {
@@ -47,7 +47,7 @@ fn console(home: &TestHome, name: &str) -> String {
 }
 
 /// What follows `word` on its lines.
-fn told<'a>(boot: &'a str, word: &str) -> Vec<&'a str> {
+pub(crate) fn told<'a>(boot: &'a str, word: &str) -> Vec<&'a str> {
     let prefix = format!("{word} ");
     boot.lines()
         .filter_map(|line| line.trim_end().strip_prefix(&prefix))

@@ -6,7 +6,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
 use zmachine_image::{
-    FetchOptions, Image, ImageKind, Library, Mode, Progress, PullPolicy, Reference, ResolveError, Timeouts, open_store,
+    FetchOptions, Image, Library, Mode, Progress, PullPolicy, Reference, ResolveError, Timeouts, open_store,
 };
 use zmachine_kernel::{FsDriver, KernelLibrary};
 use zmachine_network::{
@@ -15,11 +15,12 @@ use zmachine_network::{
 use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
 
+use super::tree::tree_facts;
 use super::vm::host_disk;
 use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
-use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, VmFacts};
+use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
 use crate::spec::{self, MachineSpec, ModeChoice};
 use crate::state::State;
 use crate::volume::{SharedDirectory, Wanted};
@@ -45,6 +46,7 @@ struct Facts {
 /// What the image makes of the machine.
 enum Makes {
     Container { image: ImageFacts, kernel: KernelChoice },
+    Tree(Box<TreeFacts>),
     Vm(Box<VmFacts>),
 }
 
@@ -52,6 +54,7 @@ impl Makes {
     fn content<'a>(&'a self, volumes: &'a [Wanted]) -> Content<'a> {
         match self {
             Makes::Container { image, kernel } => Content::Container { image, kernel, volumes },
+            Makes::Tree(facts) => Content::Tree(facts),
             Makes::Vm(facts) => Content::Vm(facts),
         }
     }
@@ -189,7 +192,9 @@ impl Engine {
         if let Some(facts) = self.flist_facts(&library, &image, spec, wanted)? {
             return Ok(Makes::Vm(Box::new(facts)));
         }
-        refuse_own_kernel(&image, &spec.flist)?;
+        if let Some(facts) = tree_facts(&library, &image, spec, wanted, options.progress)? {
+            return Ok(Makes::Tree(Box::new(facts)));
+        }
         wanted.iter().try_for_each(Wanted::check_mountable)?;
         let mut drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
         drivers.extend(uses_shares.then_some(FsDriver::Virtiofs));
@@ -276,21 +281,18 @@ fn container_facts(image: Image, flist: &str) -> Result<ImageFacts, Failure> {
             Failure::from_error(Class::Failed, &e).context(format!("no root disk can be made of {flist}"))
         })?;
     }
-    let startup = image.facts.startup.unwrap_or_default();
-    Ok(ImageFacts {
-        digest,
+    Ok(startup_facts(&image))
+}
+
+/// What an image says about how to run it.
+pub(super) fn startup_facts(image: &Image) -> ImageFacts {
+    let startup = image.facts.startup.clone().unwrap_or_default();
+    ImageFacts {
+        digest: image.digest.to_string(),
         entrypoint: startup.program.map(|program| [vec![program], startup.args].concat()),
         env: startup.env.into_iter().collect(),
         workdir: startup.dir,
-    })
-}
-
-fn refuse_own_kernel(image: &Image, flist: &str) -> Result<(), Failure> {
-    if !matches!(image.facts.kind, ImageKind::OwnKernel { .. }) {
-        return Ok(());
     }
-    let message = format!("{flist} is a container with its own kernel (/boot/vmlinuz), which can not be run yet");
-    Err(Failure::new(Class::Unsupported, message).hint("pack its tree without /boot/vmlinuz to run it with our kernel"))
 }
 
 impl From<ResolveError> for Failure {

@@ -13,6 +13,7 @@ mod remove;
 mod start;
 mod stats;
 mod talk;
+mod tree;
 mod vm;
 
 use std::path::PathBuf;

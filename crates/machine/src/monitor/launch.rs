@@ -81,7 +81,7 @@ impl Monitor<ContainerPlan> {
     /// From nothing to a guest whose agent can be asked.
     pub(super) async fn launch(&mut self, console: console::Waiting) -> Result<Running, (String, Failure)> {
         let disk = self.make_writable_disk();
-        let volumes = self.prepare_volumes();
+        let volumes = self.prepare_volumes(self.plan.volumes.clone());
         let backed = self.start_rootfs().map_err(at("rootfs server"))?;
         self.phase("rootfs server");
         let connected = self.attach_networks(backed).await.map_err(at("network"))?;
@@ -117,25 +117,6 @@ impl Monitor<ContainerPlan> {
             None => Ok(true),
             Some(_) if path.exists() => Ok(false),
             Some(bytes) => create_upper(path, bytes),
-        })
-    }
-
-    /// Takes the volumes for this machine and makes file systems on fresh ones, in a thread.
-    fn prepare_volumes(&mut self) -> Working<Vec<Held>> {
-        // Those of an earlier run: a lock is not taken twice, even by its holder.
-        self.volumes.clear();
-        let (volumes, uses) = (Volumes::new(&self.home), self.plan.volumes.clone());
-        let id = self.machine.id.clone();
-        in_thread(move || {
-            let ready = |volume: &VolumeUse| {
-                let mut held = volumes.hold(&volume.name, volume.read_only, &id)?;
-                match volume.read_only {
-                    true => held.require_formatted()?,
-                    false => held.ensure_formatted()?,
-                }
-                Ok(held)
-            };
-            uses.iter().map(ready).collect()
         })
     }
 
@@ -189,6 +170,27 @@ impl Monitor<ContainerPlan> {
             console,
             _ports: connected.ports,
             _hypervisor_log: messages.map(AbortOnDrop),
+        })
+    }
+}
+
+impl<P> Monitor<P> {
+    /// Takes the volumes for this machine and makes file systems on fresh ones, in a thread.
+    pub(super) fn prepare_volumes(&mut self, uses: Vec<VolumeUse>) -> Working<Vec<Held>> {
+        // Those of an earlier run: a lock is not taken twice, even by its holder.
+        self.volumes.clear();
+        let volumes = Volumes::new(&self.home);
+        let id = self.machine.id.clone();
+        in_thread(move || {
+            let ready = |volume: &VolumeUse| {
+                let mut held = volumes.hold(&volume.name, volume.read_only, &id)?;
+                match volume.read_only {
+                    true => held.require_formatted()?,
+                    false => held.ensure_formatted()?,
+                }
+                Ok(held)
+            };
+            uses.iter().map(ready).collect()
         })
     }
 }

@@ -41,12 +41,25 @@ const PROTECTED: [&str; 11] = [
 pub(super) enum RootDevice {
     /// The first disk.
     FirstDisk,
+    /// A tree over virtio-fs.
+    Shared {
+        /// The kernel mounts it writable.
+        writable: bool,
+    },
 }
 
 impl RootDevice {
     fn words(self) -> &'static str {
         match self {
             RootDevice::FirstDisk => "root=/dev/vda",
+            RootDevice::Shared { .. } => "root=vroot rootfstype=virtiofs",
+        }
+    }
+
+    fn access(self) -> &'static str {
+        match self {
+            RootDevice::Shared { writable: false } => "ro",
+            RootDevice::FirstDisk | RootDevice::Shared { writable: true } => "rw",
         }
     }
 }
@@ -62,7 +75,11 @@ pub(super) fn command_line(
     nameservers: &[IpAddr],
     env: &[(String, String)],
 ) -> Result<String, PlanError> {
-    let mut words = vec!["rw console=ttyS0 reboot=k panic=1".to_owned(), root.words().to_owned()];
+    let mut words = vec![
+        root.access().to_owned(),
+        "console=ttyS0 reboot=k panic=1".to_owned(),
+        root.words().to_owned(),
+    ];
     if accel == Accel::Tcg {
         // Under load the kernel's check of the emulated timer fails and it panics.
         words.push("no_timer_check".to_owned());

@@ -46,6 +46,8 @@ pub enum PlanError {
     NoFirmware,
     #[error("{flag} does not go with a VM: its operating system decides that itself")]
     NotForVms { flag: &'static str },
+    #[error("{flag} does not go with an image that has its own kernel: what starts in it is up to the image")]
+    NotForOwnKernels { flag: &'static str },
     #[error("--size does not go with a VM: its root is as large as its volume")]
     SizeOfVm,
     #[error("{flag} goes with VMs, and this image makes a container")]
@@ -102,6 +104,7 @@ impl PlanError {
             }
             PlanError::NoFirmware => "apt-get install ovmf",
             PlanError::NotForVms { .. } => "leave it out, or use --mode container",
+            PlanError::NotForOwnKernels { .. } => "leave it out, or run the image with our kernel: --kernel NAME",
             PlanError::SizeOfVm => "give the size to its first volume: -v NAME:/:size=10G",
             PlanError::OnlyForVms { .. } => "leave it out",
             PlanError::ProtectedKey { .. } => "choose another name, or pass it in --user-data",

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`container`] | the plan of a container: root disk, what the guest's agent is told, the entrypoint |
 //! | [`vm`] | the plan of a VM: volumes, boot, seed |
+//! | [`tree`] | the plan of a container with a kernel of its own, which lives like a VM |
 //! | [`share`] | what is served to either over virtio-fs |
 //! | [`error`] | every refusal |
 //!
@@ -16,6 +17,7 @@ mod cmdline;
 pub mod container;
 pub mod error;
 pub mod share;
+pub mod tree;
 pub mod vm;
 
 use std::net::IpAddr;
@@ -31,6 +33,7 @@ use zmachine_sys::host::HostFacts;
 pub use container::{ContainerPlan, ROOT_SERIAL, UPPER_SERIAL, root_size};
 pub use error::PlanError;
 pub use share::{ShareUse, SharedTree, share_tag};
+pub use tree::TreeFacts;
 pub use vm::{VmFacts, VmPlan};
 
 use crate::home::Home;
@@ -53,7 +56,7 @@ const MIN_SIZE: u64 = 16 << 20;
 pub enum Plan {
     /// A container.
     Container(Box<ContainerPlan>),
-    /// A VM.
+    /// A VM, or a container with a kernel of its own.
     Vm(Box<VmPlan>),
 }
 
@@ -80,6 +83,7 @@ impl Plan {
             Content::Container { image, kernel, volumes } => {
                 ContainerPlan::new(spec, image, kernel, volumes, inputs).map(|plan| Plan::Container(Box::new(plan)))
             }
+            Content::Tree(facts) => VmPlan::of_tree(spec, facts, inputs).map(|plan| Plan::Vm(Box::new(plan))),
             Content::Vm(facts) => VmPlan::new(spec, facts, inputs).map(|plan| Plan::Vm(Box::new(plan))),
         }
     }
@@ -118,6 +122,8 @@ impl Plan {
     pub fn kind(&self) -> Kind {
         match self {
             Plan::Container(_) => Kind::Container,
+            // One with a kernel of its own lives like a VM, and is a container all the same.
+            Plan::Vm(plan) if plan.install.is_none() => Kind::Container,
             Plan::Vm(_) => Kind::Vm,
         }
     }
@@ -159,6 +165,8 @@ pub enum Content<'a> {
         /// Its volumes.
         volumes: &'a [Wanted],
     },
+    /// A container with a kernel of its own.
+    Tree(&'a TreeFacts),
     /// A VM.
     Vm(&'a VmFacts),
 }

@@ -31,13 +31,14 @@ pub struct VmPlan {
     pub kind: VmKind,
     /// Twelve hex digits.
     pub id: String,
-    /// What is installed on its first volume.
-    pub install: Install,
+    /// What is installed on its first volume; `None` when its root is a tree, the first of its shares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub install: Option<Install>,
     /// The kernel of the appliance that grows its file system; `None` when none is installed on this host.
     pub appliance: Option<KernelChoice>,
     /// The virtual machine.
     pub vm: VmSpec,
-    /// Its volumes, in the order of its disks; the first is the boot disk. Never empty.
+    /// Its volumes, in the order of its disks; the first is the boot disk of a VM.
     pub volumes: Vec<VolumeUse>,
     /// What is served to it over virtio-fs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -113,7 +114,7 @@ pub struct Seed {
     pub nameservers: Vec<std::net::IpAddr>,
     /// Search domains.
     pub search: Vec<String>,
-    /// Shared directories that it mounts.
+    /// What it mounts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mounts: Vec<Mount>,
     /// Public keys for root.
@@ -220,13 +221,13 @@ impl VmPlan {
             version: PLAN_VERSION,
             kind: VmKind::Vm,
             id: inputs.id.to_owned(),
-            install: Install {
+            install: Some(Install {
                 source: facts.source.clone(),
                 digest: facts.digest.clone(),
                 bytes: facts.bytes,
                 reinstall: spec.reinstall,
                 firmware_variables,
-            },
+            }),
             appliance: facts.appliance.clone(),
             vm: VmSpec {
                 name: spec.name.clone(),
@@ -297,7 +298,7 @@ fn check_boot_volume(spec: &MachineSpec, facts: &VmFacts) -> Result<(), PlanErro
     Err(PlanError::VolumeOccupied { volume: name, holds })
 }
 
-fn disks(volumes: &[Wanted], seed: &Seed) -> Vec<Disk> {
+pub(super) fn disks(volumes: &[Wanted], seed: &Seed) -> Vec<Disk> {
     let volume = |(index, volume): (usize, &Wanted)| Disk::File {
         id: volume_disk(index),
         path: volume.path.clone(),
@@ -430,7 +431,7 @@ mod tests {
         })
         .unwrap();
         assert!(matches!(&plan.vm.boot, Boot::Firmware { variables, .. } if variables.ends_with("firmware.vars")));
-        assert_eq!(plan.install.firmware_variables, Some("/fw/vars".into()));
+        assert_eq!(plan.install.unwrap().firmware_variables, Some("/fw/vars".into()));
         assert_eq!(plan.seed.env, [("init".to_owned(), "a\"b\nc".to_owned())]);
     }
 
@@ -483,7 +484,7 @@ mod tests {
             spec.reinstall = true;
             f.volumes[0].content = Content::Raw;
         });
-        assert!(over.unwrap().install.reinstall);
+        assert!(over.unwrap().install.unwrap().reinstall);
     }
 
     #[test]

@@ -23,6 +23,9 @@ impl Monitor<VmPlan> {
     /// Fits the partition table and the file system to the volume's size. A volume that can not be fitted is used as it is,
     /// with a warning: it may hold what nobody but its guest understands.
     pub(super) async fn fit(&mut self) -> Result<(), Failure> {
+        if self.plan.install.is_none() {
+            return Ok(());
+        }
         let mut volumes = std::mem::take(&mut self.volumes);
         let result = match volumes.first_mut() {
             Some(boot) => match find_small(boot.volume.data().as_path()) {

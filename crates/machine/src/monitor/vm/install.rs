@@ -25,7 +25,7 @@ use crate::failure::{Class, Failure};
 use crate::home::Home;
 use crate::log::Source;
 use crate::plan::VmPlan;
-use crate::plan::vm::DiskSource;
+use crate::plan::vm::{DiskSource, Install};
 use crate::state::Exit;
 use crate::volume::{Content, Held};
 
@@ -35,9 +35,12 @@ const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 impl Monitor<VmPlan> {
     /// Sees to it that the boot volume holds the machine's image. `Some` when the machine was stopped meanwhile.
     pub(super) async fn install(&mut self, inbox: &mut mpsc::Receiver<Event>) -> Result<Option<Exit>, Failure> {
+        let Some(install) = self.plan.install.clone() else {
+            return Ok(None);
+        };
         let mut volumes = std::mem::take(&mut self.volumes);
         let result = match volumes.first_mut() {
-            Some(boot) => self.install_on(boot, inbox).await,
+            Some(boot) => self.install_on(boot, install, inbox).await,
             None => Ok(None),
         };
         self.volumes = volumes;
@@ -47,9 +50,9 @@ impl Monitor<VmPlan> {
     async fn install_on(
         &mut self,
         held: &mut Held,
+        install: Install,
         inbox: &mut mpsc::Receiver<Event>,
     ) -> Result<Option<Exit>, Failure> {
-        let install = self.plan.install.clone();
         let over = install.reinstall && !self.machine.state.reinstalled;
         match &held.volume.record.content {
             Content::Installed { digest } if *digest == install.digest && !over => return Ok(None),
@@ -72,7 +75,7 @@ impl Monitor<VmPlan> {
             self.save()?;
         }
         let started = Instant::now();
-        if let Some(exit) = self.copy(&install.source, held.volume.data(), inbox).await? {
+        if let Some(exit) = self.copy(&install, held.volume.data(), inbox).await? {
             return Ok(Some(exit));
         }
         self.kill.pass("install: copied");
@@ -86,16 +89,16 @@ impl Monitor<VmPlan> {
     /// Copies in a thread; commands are answered meanwhile, and a request to stop stops it.
     async fn copy(
         &mut self,
-        source: &DiskSource,
+        install: &Install,
         target: PathBuf,
         inbox: &mut mpsc::Receiver<Event>,
     ) -> Result<Option<Exit>, Failure> {
         let stop = Arc::new(AtomicBool::new(false));
         let (progress, mut steps) = mpsc::unbounded_channel();
-        let (home, source, stopped) = (self.home.clone(), source.clone(), stop.clone());
+        let (home, source, stopped) = (self.home.clone(), install.source.clone(), stop.clone());
         let copying = joined(in_thread(move || copy_all(&home, &source, &target, &stopped, progress)));
         tokio::pin!(copying);
-        let total = self.plan.install.bytes;
+        let total = install.bytes;
         let what = "installing the image".to_owned();
         loop {
             tokio::select! {

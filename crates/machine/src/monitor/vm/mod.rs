@@ -65,7 +65,7 @@ impl Monitor<VmPlan> {
 
         // A run before this one had them.
         self.volumes.clear();
-        self.volumes = self.hold_volumes().map_err(at("volumes"))?;
+        self.volumes = self.take_volumes().await.map_err(at("volumes"))?;
         if let Some(exit) = self.install(&mut inbox).await.map_err(at("install"))? {
             return Ok(exit);
         }

@@ -2,8 +2,9 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use zmachine_disk::seed::{self, SeedInterface, SeedShare};
+use zmachine_disk::seed::{self, SeedInterface, SeedMount};
 
+use super::super::launch::joined;
 use super::super::run::Monitor;
 use crate::failure::Failure;
 use crate::plan::VmPlan;
@@ -12,8 +13,19 @@ use crate::plan::vm::Seed;
 use crate::volume::{Content, Held, Volumes};
 
 impl Monitor<VmPlan> {
-    /// Takes all volumes, in the order of the disks. What a guest writes on those after the first is its own business.
-    pub(super) fn hold_volumes(&self) -> Result<Vec<Held>, Failure> {
+    /// Takes all volumes, in the order of the disks. Those of a container are formatted at their first use.
+    pub(super) async fn take_volumes(&mut self) -> Result<Vec<Held>, Failure> {
+        match self.plan.install {
+            Some(_) => self.hold_volumes(),
+            None => {
+                let volumes = self.plan.volumes.clone();
+                joined(self.prepare_volumes(volumes)).await
+            }
+        }
+    }
+
+    /// Takes all volumes of a VM. What a guest writes on those after the first is its own business.
+    fn hold_volumes(&self) -> Result<Vec<Held>, Failure> {
         let volumes = Volumes::new(&self.home);
         let hold = |(index, used): (usize, &VolumeUse)| {
             let mut held = volumes.hold(&used.name, used.read_only, &self.machine.id)?;
@@ -39,10 +51,14 @@ impl Monitor<VmPlan> {
         Ok(())
     }
 
+    fn firmware_template(&self) -> Option<&std::path::PathBuf> {
+        self.plan.install.as_ref()?.firmware_variables.as_ref()
+    }
+
     /// Gives the firmware its first variables; what it writes there later stays.
     pub(super) fn make_firmware_variables(&self) -> Result<(), Failure> {
         let (Some(template), zmachine_hypervisor::Boot::Firmware { variables, .. }) =
-            (&self.plan.install.firmware_variables, &self.plan.vm.boot)
+            (self.firmware_template(), &self.plan.vm.boot)
         else {
             return Ok(());
         };
@@ -58,8 +74,12 @@ impl Monitor<VmPlan> {
 
 /// The seed's values in the words of the disk.
 fn told(seed: &Seed) -> seed::Seed {
-    let share = |mount: &zmachine_agent_protocol::Mount| SeedShare {
-        tag: mount.serial.clone(),
+    let mount = |mount: &zmachine_agent_protocol::Mount| SeedMount {
+        source: match mount.fstype.as_str() {
+            "virtiofs" => mount.serial.clone(),
+            _ => format!("/dev/disk/by-id/virtio-{}", mount.serial),
+        },
+        fstype: mount.fstype.clone(),
         target: mount.target.clone(),
         read_only: mount.read_only,
     };
@@ -86,7 +106,7 @@ fn told(seed: &Seed) -> seed::Seed {
         instance_id: seed.instance_id.clone(),
         hostname: seed.hostname.clone(),
         interfaces: seed.interfaces.iter().enumerate().map(interface).collect(),
-        shares: seed.mounts.iter().map(share).collect(),
+        mounts: seed.mounts.iter().map(mount).collect(),
         ssh_keys: seed.ssh_keys.clone(),
         env: seed.env.clone(),
         command: seed.command.clone(),
