@@ -140,6 +140,8 @@ pub struct ImageFacts {
     pub env: Vec<(String, String)>,
     /// Working directory of `.startup.toml`.
     pub workdir: Option<String>,
+    /// The unpacked image, when that is to be the root.
+    pub tree: Option<PathBuf>,
 }
 
 /// The guest kernel that was chosen.
