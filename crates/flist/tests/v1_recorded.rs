@@ -122,7 +122,7 @@ fn the_file_whose_end_the_original_writer_lost_is_named() {
 fn metadata_becomes_configuration_routes_and_tags() {
     let flist = open("kinds");
     let config = ImageConfig::from_tags(&flist.tags).unwrap();
-    assert_eq!(config.entrypoint, ["/bin/sh", "-c", "echo hi"]);
+    assert_eq!(config.cmd, ["/bin/sh", "-c", "echo hi"]);
     assert_eq!(config.env, ["FOO=bar"]);
     assert_eq!(config.ports, ["80/tcp"]);
     assert_eq!(flist.tags["mykey"], "myvalue");

@@ -10,6 +10,7 @@
 //! | `reader` | a file of an image, read at any place |
 //! | [`store`] | block stores: directories, web servers, 0-db, S3 |
 //! | [`mod@pack`] | from a directory to a flist and its blocks |
+//! | [`oci`] | importing container images: layouts, archives, registries |
 //! | [`mod@unpack`] | from a flist to a directory |
 //! | [`copy`] | blocks of a flist to other stores: `convert`, `push` |
 //! | [`mod@verify`] | every block of every route |
@@ -27,11 +28,13 @@ pub mod diff;
 pub mod facts;
 pub mod fetch;
 pub mod library;
+pub mod oci;
 pub mod pack;
 pub mod progress;
 mod reader;
 pub mod reference;
 pub mod store;
+mod tar;
 pub mod unpack;
 pub mod verify;
 

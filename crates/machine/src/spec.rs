@@ -19,6 +19,9 @@ pub const DEFAULT_MEMORY: u64 = 512 << 20;
 /// Time between the stop signal and SIGKILL when nothing else is said, in seconds.
 pub const DEFAULT_STOP_TIMEOUT_S: u64 = 10;
 
+/// Asks an entrypoint to stop where neither the user nor the image says what does.
+pub const DEFAULT_STOP_SIGNAL: &str = "SIGTERM";
+
 /// The same for a VM: an operating system stops its services first, and the common ones give each 90 s.
 pub const DEFAULT_VM_STOP_TIMEOUT_S: u64 = 90;
 
@@ -68,8 +71,8 @@ pub struct MachineSpec {
     pub kernel: Option<String>,
     /// `auto`, `kvm` or `tcg`.
     pub accel: String,
-    /// Signal that asks the entrypoint to stop (`SIGTERM`).
-    pub stop_signal: String,
+    /// Signal that asks the entrypoint to stop; the image's or [`DEFAULT_STOP_SIGNAL`] when `None`.
+    pub stop_signal: Option<String>,
     /// Seconds between that signal, or the power button of a VM, and the end by force. `None`:
     /// [`DEFAULT_STOP_TIMEOUT_S`], or [`DEFAULT_VM_STOP_TIMEOUT_S`] for a VM.
     pub stop_timeout_s: Option<u64>,
@@ -95,9 +98,6 @@ pub struct MachineSpec {
     /// The kernel of a container that brings its own is told of network and environment on its command line.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub legacy_cmdline: bool,
-    /// What its root is made of.
-    #[serde(default, skip_serializing_if = "RootfsChoice::is_auto")]
-    pub rootfs: RootfsChoice,
     /// What happens when a run ends without anybody's asking.
     #[serde(default, skip_serializing_if = "RestartPolicy::is_no")]
     pub restart: RestartPolicy,
@@ -107,25 +107,6 @@ pub struct MachineSpec {
     /// Where its log is sent as well, as `--log-to` takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_to: Option<String>,
-}
-
-/// What the image comes to a container by.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RootfsChoice {
-    /// A disk, unless the image has a kernel of its own.
-    #[default]
-    Auto,
-    /// A disk whose blocks are fetched when they are read.
-    Block,
-    /// The unpacked image over virtio-fs.
-    Virtiofs,
-}
-
-impl RootfsChoice {
-    fn is_auto(&self) -> bool {
-        *self == RootfsChoice::Auto
-    }
 }
 
 /// What an image is taken for.
@@ -172,7 +153,7 @@ impl MachineSpec {
             read_only: false,
             kernel: None,
             accel: "auto".to_owned(),
-            stop_signal: "SIGTERM".to_owned(),
+            stop_signal: None,
             stop_timeout_s: None,
             stores: Vec::new(),
             labels: BTreeMap::new(),
@@ -182,7 +163,6 @@ impl MachineSpec {
             user_data: None,
             reinstall: false,
             legacy_cmdline: false,
-            rootfs: RootfsChoice::Auto,
             restart: RestartPolicy::No,
             log_limits: Limits::default(),
             log_to: None,
@@ -290,6 +270,7 @@ mod tests {
         let mut spec = MachineSpec::new("web", "/images/web.fl");
         spec.env.push(("A".into(), "b".into()));
         spec.stop_timeout_s = Some(10);
+        spec.stop_signal = Some("SIGTERM".into());
         let text = serde_json::to_string(&spec).unwrap();
         let golden = include_str!("../tests/golden/spec-v1.json").trim();
         assert_eq!(text, golden);

@@ -29,9 +29,9 @@ pub(crate) struct WriteArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum FlistCommand {
-    /// Pack a directory: blocks into stores, metadata into a flist
+    /// Pack a directory or an archive: blocks into stores, metadata into a flist
     Pack {
-        /// The directory
+        /// The directory, or - for a tar archive on standard input
         source: PathBuf,
         /// The flist to write; one that is there already spares the work of what did not change
         #[arg(short, long, value_name = "FILE.fl")]
@@ -41,6 +41,26 @@ pub(crate) enum FlistCommand {
         /// An earlier flist of about the same tree, if it is not the output
         #[arg(long, value_name = "FILE.fl")]
         base: Option<PathBuf>,
+        /// Threads; all cores by default
+        #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "COUNT")]
+        threads: usize,
+    },
+    /// Make a flist of a container image: oci:DIR[:TAG], docker-archive:FILE[:NAME:TAG],
+    /// docker://[REGISTRY/]NAME[:TAG|@DIGEST]
+    Import {
+        /// The image
+        image: String,
+        /// The flist to write
+        #[arg(short, long, value_name = "FILE.fl")]
+        output: PathBuf,
+        #[command(flatten)]
+        to: WriteArgs,
+        /// Credentials of registries, as docker and podman write them; theirs by default
+        #[arg(long, value_name = "FILE")]
+        authfile: Option<PathBuf>,
+        /// Speak to the registry without TLS
+        #[arg(long)]
+        plain_http: bool,
         /// Threads; all cores by default
         #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "COUNT")]
         threads: usize,

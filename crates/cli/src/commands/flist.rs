@@ -1,5 +1,6 @@
-//! `zmachine flist`: what only looks into one is here, what reads all blocks in `read`, what makes flists in `write`.
+//! `zmachine flist`: what only looks into one is here, what reads all blocks in `read`, what makes flists in `write` and `import`.
 
+mod import;
 mod read;
 mod write;
 
@@ -30,6 +31,14 @@ pub(crate) fn flist(command: FlistCommand) -> Result<u8, Failure> {
             base,
             threads,
         } => write::pack_directory(&source, &output, &to, base.as_deref(), threads),
+        FlistCommand::Import {
+            image,
+            output,
+            to,
+            authfile,
+            plain_http,
+            threads,
+        } => import::import_image(&image, &output, &to, authfile, plain_http, threads),
         FlistCommand::Convert { file, output, to, from } => write::convert_flist(&file, &output, &to, from),
         FlistCommand::Push { file, to, output, from } => write::push_flist(&file, output.as_deref(), &to, from),
         FlistCommand::Unpack {

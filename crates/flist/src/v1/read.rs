@@ -98,8 +98,9 @@ fn tags(metadata: &BTreeMap<String, String>) -> BTreeMap<String, String> {
         let understood = match (key.as_str(), value) {
             ("backend", _) => true,
             ("entrypoint", Some(Value::Array(words))) => {
-                config.entrypoint = words.iter().filter_map(Value::as_str).map(str::to_owned).collect();
-                config.entrypoint.len() == words.len()
+                // The whole command, which another one replaces; not a part that stays, as the entrypoint of OCI is.
+                config.cmd = words.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+                config.cmd.len() == words.len()
             }
             ("environ", Some(Value::Object(map))) => {
                 let texts = map.iter().filter_map(|(name, value)| Some((name, value.as_str()?)));

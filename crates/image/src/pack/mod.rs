@@ -5,6 +5,9 @@
 //! | `scan` | the tree without contents: one thread, no link is followed, nothing is opened |
 //! | `content` | sealing and storing; the blocks of one file, and the proof that it held still |
 //! | `xattr` | extended attributes |
+//! | `archive` | tar archives and stacks of them, read as streams |
+//! | `assemble` | a tree from members in any order, with whiteouts |
+//! | `pipe` | sealing threads behind a stream |
 //!
 //! First the whole tree is scanned, then all cores read, hash, compress, encrypt and store. A plaintext that was seen in
 //! the same run is neither sealed nor stored again. In memory are the tree, 140 bytes per different block, and per core
@@ -19,7 +22,10 @@
 //! The source is a tree that holds still. A file that changes while it is read is read a second time and then refused; one
 //! that vanishes or can not be read ends the pack. File systems mounted below the source are packed as well.
 
+mod archive;
+mod assemble;
 mod content;
+mod pipe;
 mod scan;
 mod xattr;
 
@@ -33,6 +39,8 @@ use zmachine_flist::{BlockRef, Flist, Metadata, NodeId, Route, RouteTable, TreeE
 
 use crate::progress::Progress;
 use crate::store::{BlockStore, StoreError};
+pub(crate) use archive::pack_layers;
+pub use archive::pack_tar;
 pub(crate) use content::Packer;
 use scan::Scan;
 pub(crate) use xattr::is_kept as is_kept_xattr;
@@ -125,6 +133,12 @@ pub enum PackError {
         path: PathBuf,
         /// What.
         source: TreeError,
+    },
+    /// An archive could not be read, or can not be a file tree.
+    #[error("the archive can not be packed")]
+    Archive {
+        /// Why.
+        source: io::Error,
     },
     /// The threads could not be started.
     #[error("can not start the threads of the packer")]

@@ -31,6 +31,7 @@ pub(crate) fn is_kept(name: &[u8]) -> bool {
 pub(super) fn of_file(file: &File, path: &Path) -> Result<Xattrs, PackError> {
     read(
         path,
+        || rustix::fs::flistxattr_query(file),
         |list| rustix::fs::flistxattr(file, list),
         |name, value| rustix::fs::fgetxattr(file, name, value),
     )
@@ -40,6 +41,7 @@ pub(super) fn of_file(file: &File, path: &Path) -> Result<Xattrs, PackError> {
 pub(super) fn of_path(path: &Path) -> Result<Xattrs, PackError> {
     read(
         path,
+        || rustix::fs::llistxattr_query(path),
         |list| rustix::fs::llistxattr(path, list),
         |name, value| rustix::fs::lgetxattr(path, name, value),
     )
@@ -47,12 +49,13 @@ pub(super) fn of_path(path: &Path) -> Result<Xattrs, PackError> {
 
 fn read(
     path: &Path,
+    query: impl Fn() -> rustix::io::Result<usize>,
     list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
     get: impl Fn(&[u8], &mut [u8]) -> rustix::io::Result<usize>,
 ) -> Result<Xattrs, PackError> {
     let failed = |error: Errno| failed("read the attributes of", path)(error.into());
     // Most files have none, which is asked for without a buffer.
-    match list(&mut []) {
+    match query() {
         Ok(0) | Err(Errno::NOTSUP | Errno::PERM | Errno::ACCESS) => return Ok(Vec::new()),
         Ok(_) => {}
         Err(error) => return Err(failed(error)),

@@ -15,13 +15,14 @@ use zmachine_network::{
 use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
 
-use super::tree::{tree_facts, unpacked};
+use super::image_facts::image_facts;
+use super::tree::tree_facts;
 use super::vm::host_disk;
 use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
-use crate::spec::{self, MachineSpec, ModeChoice, RootfsChoice};
+use crate::spec::{self, MachineSpec, ModeChoice};
 use crate::state::State;
 use crate::volume::{SharedDirectory, Wanted};
 
@@ -197,17 +198,9 @@ impl Engine {
         }
         wanted.iter().try_for_each(Wanted::check_mountable)?;
         let mut drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
-        let is_tree = spec.rootfs == RootfsChoice::Virtiofs;
-        drivers.extend((uses_shares || is_tree).then_some(FsDriver::Virtiofs));
-        let image = match is_tree {
-            true => ImageFacts {
-                tree: Some(unpacked(&library, &image, &spec.flist, options.progress)?),
-                ..startup_facts(&image)
-            },
-            false => container_facts(&image, &spec.flist)?,
-        };
+        drivers.extend(uses_shares.then_some(FsDriver::Virtiofs));
         Ok(Makes::Container {
-            image,
+            image: container_facts(image, &spec.flist)?,
             kernel: self.kernel(spec.kernel.as_deref(), &drivers)?,
         })
     }
@@ -280,7 +273,7 @@ fn check_stores(urls: &[String]) -> Result<(), Failure> {
 }
 
 /// What the planner needs of a container's image, whose root disk is prepared.
-fn container_facts(image: &Image, flist: &str) -> Result<ImageFacts, Failure> {
+fn container_facts(image: Image, flist: &str) -> Result<ImageFacts, Failure> {
     let digest = image.digest.to_string();
     // Opening a large flist takes longer than all else here, so it is done once per image.
     if RootDescription::read(&image.directory).is_err() {
@@ -289,19 +282,7 @@ fn container_facts(image: &Image, flist: &str) -> Result<ImageFacts, Failure> {
             Failure::from_error(Class::Failed, &e).context(format!("no root disk can be made of {flist}"))
         })?;
     }
-    Ok(startup_facts(image))
-}
-
-/// What an image says about how to run it.
-pub(super) fn startup_facts(image: &Image) -> ImageFacts {
-    let startup = image.facts.startup.clone().unwrap_or_default();
-    ImageFacts {
-        digest: image.digest.to_string(),
-        entrypoint: startup.program.map(|program| [vec![program], startup.args].concat()),
-        env: startup.env.into_iter().collect(),
-        workdir: startup.dir,
-        tree: None,
-    }
+    image_facts(&image, flist)
 }
 
 impl From<ResolveError> for Failure {

@@ -8,6 +8,7 @@
 
 mod create;
 mod history;
+mod image_facts;
 mod reconcile;
 mod remove;
 mod start;

@@ -1,4 +1,4 @@
-//! Images as trees on this host, and what containers with a kernel of their own need beside.
+//! Containers with a kernel of their own: the image's kernel and initrd on this host, and its unpacked tree.
 //!
 //! ```text
 //! images/<digest>/tree/          for its owner alone: setuid programs of the image are not for users of this host
@@ -15,7 +15,7 @@ use zmachine_image::{Image, ImageKind, Library, Progress};
 use zmachine_sys::file;
 use zmachine_sys::lock::FileLock;
 
-use super::create::startup_facts;
+use super::image_facts::image_facts;
 use crate::failure::{Class, Failure};
 use crate::plan::tree::TreeFacts;
 use crate::spec::MachineSpec;
@@ -50,21 +50,13 @@ pub(super) fn tree_facts(
             .map(|file| library.host_file(image, &file.path, "boot-initrd", take))
             .transpose()?,
         tree: unpacked(library, image, &spec.flist, progress)?,
-        image: startup_facts(image),
+        image: image_facts(image, &spec.flist)?,
         volumes: wanted.to_vec(),
     }))
 }
 
-/// The image as files of this host, unpacked the first time.
-///
-/// # Errors
-/// [`Class::Fetch`] when a block can not be had; nothing is left then.
-pub(super) fn unpacked(
-    library: &Library,
-    image: &Image,
-    flist: &str,
-    progress: &dyn Progress,
-) -> Result<PathBuf, Failure> {
+/// The image as files of this host.
+fn unpacked(library: &Library, image: &Image, flist: &str, progress: &dyn Progress) -> Result<PathBuf, Failure> {
     let folder = image.directory.join("tree");
     let root = folder.join("root");
     if root.is_dir() {
@@ -101,7 +93,7 @@ fn not_unpacked(error: &UnpackError, flist: &str) -> Failure {
         UnpackError::Fetch { .. } => Class::Fetch,
         _ => Class::Failed,
     };
-    let failure = Failure::from_error(class, error).context(format!("{flist} can not be unpacked"));
+    let failure = Failure::from_error(class, error).context(format!("{flist} can not be unpacked for its own kernel"));
     match error.hint() {
         Some(hint) => failure.hint(hint),
         None => failure,

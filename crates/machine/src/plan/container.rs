@@ -1,8 +1,6 @@
 //! The plan of a container: a root disk from the image's blocks with a writable one above, what the guest's agent is told,
 //! and the entrypoint it starts.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::{BootConfig, HostEntry, Mount, PROTOCOL_VERSION, Process, Root, Upper};
 use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
@@ -10,8 +8,8 @@ use zmachine_kernel::FsDriver;
 use zmachine_network::Attachment;
 
 use super::{
-    ImageFacts, Inputs, KernelChoice, PLAN_VERSION, PlanError, ShareUse, SharedTree, dns, grace_ms, hostname,
-    interface, merged_env, nics, routes, share, ssh_keys, start_timeout_s, uuid, warnings,
+    ImageFacts, Inputs, KernelChoice, PLAN_VERSION, PlanError, ShareUse, dns, grace_ms, hostname, interface,
+    merged_env, nics, routes, share, ssh_keys, start_timeout_s, uuid, warnings,
 };
 use crate::spec::{self, MachineSpec};
 use crate::volume::{SharedDirectory, Wanted};
@@ -110,17 +108,9 @@ impl ContainerPlan {
     ) -> Result<ContainerPlan, PlanError> {
         refuse_vm_flags(spec)?;
         let process = process(spec, image)?;
-        let stop_signal = stop_signal(spec)?;
-        let mut shares = share::directories(&inputs)?;
-        if let Some(tree) = &image.tree {
-            share::require_server(&inputs)?;
-            shares.insert(0, root_share(tree));
-        }
+        let stop_signal = stop_signal(spec.stop_signal.as_deref().or(image.stop_signal.as_deref()))?;
+        let shares = share::directories(&inputs)?;
         let upper_bytes = (!spec.read_only).then(|| root_size(spec.cpus, spec.memory_bytes, spec.size_bytes));
-        let disks = Disks {
-            has_image: image.tree.is_none(),
-            has_upper: upper_bytes.is_some(),
-        };
         Ok(ContainerPlan {
             version: PLAN_VERSION,
             id: inputs.id.to_owned(),
@@ -128,10 +118,10 @@ impl ContainerPlan {
             kernel: kernel.clone(),
             vm: VmSpec {
                 shares: share::devices(&shares, inputs.home, inputs.id),
-                ..vm(spec, kernel, volumes, &inputs, disks)
+                ..vm(spec, kernel, volumes, &inputs, upper_bytes.is_some())
             },
             upper_bytes,
-            boot: boot(spec, volumes, &inputs, disks)?,
+            boot: boot(spec, volumes, &inputs, upper_bytes.is_some())?,
             process,
             attachments: inputs.attachments,
             volumes: volumes.iter().map(VolumeUse::of).collect(),
@@ -146,16 +136,11 @@ impl ContainerPlan {
 
     /// The drivers of file systems that its initramfs must bring.
     pub fn fs_drivers(&self) -> Vec<FsDriver> {
-        let mounted = self.boot.mounts.iter().map(|mount| &mount.fstype);
-        mounted
-            .chain([&self.boot.root.lower_fstype])
-            .filter_map(|fstype| FsDriver::of(fstype))
+        self.boot
+            .mounts
+            .iter()
+            .filter_map(|mount| FsDriver::of(&mount.fstype))
             .collect()
-    }
-
-    /// Whether its image is a disk that somebody must serve.
-    pub fn has_image_disk(&self) -> bool {
-        self.vm.disks.iter().any(|disk| matches!(disk, Disk::VhostUser { .. }))
     }
 
     /// Boots `kernel` from now on, whose initramfs has the agent of this program.
@@ -185,19 +170,27 @@ fn refuse_vm_flags(spec: &MachineSpec) -> Result<(), PlanError> {
     }
 }
 
-pub(super) fn stop_signal(spec: &MachineSpec) -> Result<i32, PlanError> {
-    spec::parse_signal(&spec.stop_signal).map_err(|f| PlanError::Signal(f.message))
+/// The Linux number of a signal by name or number; of the default one when there is none.
+pub(super) fn stop_signal(text: Option<&str>) -> Result<i32, PlanError> {
+    spec::parse_signal(text.unwrap_or(spec::DEFAULT_STOP_SIGNAL)).map_err(|f| PlanError::Signal(f.message))
+}
+
+/// Program and arguments as docker puts them together: an own entrypoint puts aside the image's command too. Empty when
+/// neither the user nor the image names a program.
+pub(super) fn arguments(spec: &MachineSpec, image: &ImageFacts) -> Vec<String> {
+    let (entrypoint, command) = match &spec.entrypoint {
+        Some(own) => (own, &[][..]),
+        None => (&image.entrypoint, image.command.as_slice()),
+    };
+    let command = match spec.command.as_slice() {
+        [] => command,
+        own => own,
+    };
+    [entrypoint, command].concat()
 }
 
 fn process(spec: &MachineSpec, image: &ImageFacts) -> Result<Process, PlanError> {
-    let mut args = match (&spec.entrypoint, &image.entrypoint) {
-        (Some(own), _) => own.clone(),
-        // As with docker, a command replaces the arguments; a flist's `.startup.toml` has no such division, so it
-        // replaces the whole.
-        (None, Some(image)) if spec.command.is_empty() => image.clone(),
-        (None, _) => Vec::new(),
-    };
-    args.extend(spec.command.iter().cloned());
+    let mut args = arguments(spec, image);
     if args.is_empty() {
         args.push("/sbin/init".to_owned());
     }
@@ -214,7 +207,7 @@ fn process(spec: &MachineSpec, image: &ImageFacts) -> Result<Process, PlanError>
         args,
         env: environment(spec, image)?,
         cwd,
-        user: spec.user.clone(),
+        user: spec.user.clone().or_else(|| image.user.clone()),
         terminal: spec
             .terminal
             .then_some(zmachine_agent_protocol::WindowSize { rows: 24, columns: 80 }),
@@ -232,35 +225,13 @@ fn environment(spec: &MachineSpec, image: &ImageFacts) -> Result<Vec<(String, St
     merged_env(env, image.env.iter().chain(&spec.env))
 }
 
-/// Which disks its root has.
-#[derive(Debug, Clone, Copy)]
-struct Disks {
-    has_image: bool,
-    has_upper: bool,
-}
-
-/// The unpacked image below the writable disk. It is only read, so all machines of the image share the host's memory of it.
-fn root_share(tree: &Path) -> ShareUse {
-    ShareUse {
-        id: super::tree::ROOT_TAG.to_owned(),
-        tag: ROOT_SERIAL.to_owned(),
-        tree: SharedTree::Image {
-            image: tree.to_owned(),
-            layer: None,
-        },
-    }
-}
-
-fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &Inputs<'_>, has: Disks) -> VmSpec {
-    let mut disks = Vec::new();
-    if has.has_image {
-        disks.push(Disk::VhostUser {
-            id: "root".to_owned(),
-            socket: inputs.home.run_dir(inputs.id).join("rootfs.sock"),
-            queues: 1,
-        });
-    }
-    if has.has_upper {
+fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &Inputs<'_>, writable: bool) -> VmSpec {
+    let mut disks = vec![Disk::VhostUser {
+        id: "root".to_owned(),
+        socket: inputs.home.run_dir(inputs.id).join("rootfs.sock"),
+        queues: 1,
+    }];
+    if writable {
         disks.push(Disk::File {
             id: "upper".to_owned(),
             path: inputs.home.machine(inputs.id).join("root.img"),
@@ -296,7 +267,7 @@ fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &In
     }
 }
 
-fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, has: Disks) -> Result<BootConfig, PlanError> {
+fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, writable: bool) -> Result<BootConfig, PlanError> {
     let hostname = hostname(spec);
     let (nameservers, search) = dns(spec, inputs)?;
     let first_address = inputs
@@ -314,8 +285,7 @@ fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, has: Disks)
         hostname,
         root: Root {
             lower_serial: ROOT_SERIAL.to_owned(),
-            lower_fstype: if has.has_image { "erofs" } else { "virtiofs" }.to_owned(),
-            upper: match has.has_upper {
+            upper: match writable {
                 true => Upper::Disk {
                     serial: UPPER_SERIAL.to_owned(),
                     fstype: "ext4".to_owned(),
@@ -429,10 +399,10 @@ mod tests {
     fn image() -> ImageFacts {
         ImageFacts {
             digest: "d".into(),
-            entrypoint: Some(vec!["/bin/server".into(), "-v".into()]),
+            command: vec!["/bin/server".into(), "-v".into()],
             env: vec![("LANG".into(), "C".into()), ("MODE".into(), "image".into())],
             workdir: Some("/srv".into()),
-            tree: None,
+            ..ImageFacts::default()
         }
     }
 
@@ -474,6 +444,30 @@ mod tests {
     }
 
     #[test]
+    fn what_an_oci_image_says_is_followed_as_docker_does() {
+        let image = ImageFacts {
+            entrypoint: vec!["/entry".into()],
+            command: vec!["serve".into()],
+            user: Some("web:www".into()),
+            stop_signal: Some("SIGINT".into()),
+            ..image()
+        };
+        let planned = |change: fn(&mut MachineSpec)| {
+            let mut spec = MachineSpec::new("web", "/x.fl");
+            spec.networks.clear();
+            change(&mut spec);
+            plan_of(&spec, &image).unwrap()
+        };
+        let plan = planned(|_| ());
+        assert_eq!(plan.process.args, ["/entry", "serve"]);
+        assert_eq!((plan.process.user.as_deref(), plan.stop_signal), (Some("web:www"), 2));
+        assert_eq!(planned(|s| s.command = vec!["x".into()]).process.args, ["/entry", "x"]);
+        assert_eq!(planned(|s| s.entrypoint = Some(vec!["e".into()])).process.args, ["e"]);
+        let mine = planned(|s| (s.user, s.stop_signal) = (Some("0".into()), Some("SIGTERM".into())));
+        assert_eq!((mine.process.user.as_deref(), mine.stop_signal), (Some("0"), 15));
+    }
+
+    #[test]
     fn without_any_entrypoint_an_init_runs_in_its_own_pid_namespace() {
         let process = plan(|_| ()).unwrap().process;
         assert_eq!(
@@ -501,7 +495,7 @@ mod tests {
             (|s| s.size_bytes = 4096, Class::Usage),
             (|s| s.hostname = Some("a b".into()), Class::Usage),
             (|s| s.workdir = Some("relative".into()), Class::Usage),
-            (|s| s.stop_signal = "SIGNOPE".into(), Class::Usage),
+            (|s| s.stop_signal = Some("SIGNOPE".into()), Class::Usage),
             (|s| s.publish = vec!["80:80".into()], Class::Usage),
         ];
         for (index, (change, class)) in cases.into_iter().enumerate() {
@@ -573,26 +567,6 @@ mod tests {
             &plan.shares[0].tree,
             crate::plan::SharedTree::Directory { read_only: true, .. }
         ));
-        assert!(plan.fs_drivers().contains(&FsDriver::Virtiofs));
-    }
-
-    #[test]
-    fn an_unpacked_image_is_a_read_only_share_below_the_writable_disk() {
-        let image = ImageFacts {
-            tree: Some("/i/tree/root".into()),
-            ..ImageFacts::default()
-        };
-        let mut spec = MachineSpec::new("web", "/x.fl");
-        spec.networks.clear();
-        let plan = plan_of(&spec, &image).unwrap();
-        assert!(!plan.has_image_disk());
-        assert_eq!(plan.vm.disks.iter().map(Disk::id).collect::<Vec<_>>(), ["upper"]);
-        assert_eq!(plan.boot.root.lower_fstype, "virtiofs");
-        assert_eq!(
-            (plan.vm.shares[0].tag.as_str(), plan.boot.mounts.len()),
-            (ROOT_SERIAL, 0)
-        );
-        assert!(matches!(&plan.shares[0].tree, SharedTree::Image { layer: None, .. }));
         assert!(plan.fs_drivers().contains(&FsDriver::Virtiofs));
     }
 

@@ -94,7 +94,7 @@ impl Plan {
     /// As [`Plan::new`].
     pub fn check_request(spec: &MachineSpec, host: &HostFacts) -> Result<(), PlanError> {
         check_capacity(spec, host)?;
-        container::stop_signal(spec)?;
+        container::stop_signal(spec.stop_signal.as_deref())?;
         check_hostname(&hostname(spec))?;
         if spec.networks.is_empty() && !spec.publish.is_empty() {
             return Err(PlanError::PublishWithoutNetwork);
@@ -134,14 +134,18 @@ impl Plan {
 pub struct ImageFacts {
     /// Hex digest of the flist.
     pub digest: String,
-    /// Program and arguments of `.startup.toml`.
-    pub entrypoint: Option<Vec<String>>,
-    /// Environment of `.startup.toml`.
+    /// The program and its first arguments, before a command of the user too (`ENTRYPOINT` of OCI).
+    pub entrypoint: Vec<String>,
+    /// What a command of the user replaces: `CMD` of OCI, the whole of `.startup.toml`.
+    pub command: Vec<String>,
+    /// Its environment.
     pub env: Vec<(String, String)>,
-    /// Working directory of `.startup.toml`.
+    /// Its working directory.
     pub workdir: Option<String>,
-    /// The unpacked image, when that is to be the root.
-    pub tree: Option<PathBuf>,
+    /// Whom its program runs as: `USER[:GROUP]`.
+    pub user: Option<String>,
+    /// The signal that asks its program to end.
+    pub stop_signal: Option<String>,
 }
 
 /// The guest kernel that was chosen.

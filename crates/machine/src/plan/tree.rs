@@ -9,13 +9,13 @@ use std::path::PathBuf;
 use zmachine_hypervisor::{Boot, Platform, VmSpec};
 
 use super::cmdline::{self, RootDevice};
-use super::container::{VolumeUse, mounts};
+use super::container::{VolumeUse, arguments, mounts};
 use super::vm::{Seed, VmKind, VmPlan, disks};
 use super::{
     ImageFacts, Inputs, PLAN_VERSION, PlanError, ShareUse, SharedTree, dns, grace_ms, hostname, interface, merged_env,
     nics, routes, share, ssh_keys, uuid, warnings,
 };
-use crate::spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec, RootfsChoice};
+use crate::spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec};
 use crate::volume::Wanted;
 
 /// The name by which such a kernel, or its initrd, mounts its root. Zero-OS's.
@@ -81,7 +81,7 @@ impl VmPlan {
             mounts: mounts(&facts.volumes, inputs.shares),
             ssh_keys: ssh_keys(spec),
             env,
-            command: command(spec, &facts.image),
+            command: arguments(spec, &facts.image),
             user_data: spec.user_data.clone(),
         };
         let mut warnings = warnings(inputs.host);
@@ -126,24 +126,12 @@ fn refuse_flags(spec: &MachineSpec) -> Result<(), PlanError> {
         ("--user", spec.user.is_some()),
         ("--workdir", spec.workdir.is_some()),
         ("--tty", spec.terminal),
-        ("--rootfs block", spec.rootfs == RootfsChoice::Block),
     ];
     match used.into_iter().find(|(_, is_used)| *is_used) {
         Some((flag, _)) => Err(PlanError::NotForOwnKernels { flag }),
         None if spec.reinstall => Err(PlanError::OnlyForVms { flag: "--reinstall" }),
         None => Ok(()),
     }
-}
-
-/// As for a container with our kernel.
-fn command(spec: &MachineSpec, image: &ImageFacts) -> Vec<String> {
-    let mut words = match (&spec.entrypoint, &image.entrypoint) {
-        (Some(own), _) => own.clone(),
-        (None, Some(image)) if spec.command.is_empty() => image.clone(),
-        (None, _) => Vec::new(),
-    };
-    words.extend(spec.command.iter().cloned());
-    words
 }
 
 #[cfg(test)]
@@ -179,7 +167,7 @@ mod tests {
             initrd: None,
             tree: "/i/tree".into(),
             image: ImageFacts {
-                entrypoint: Some(vec!["/bin/server".into()]),
+                command: vec!["/bin/server".into()],
                 env: vec![("LANG".into(), "C".into())],
                 ..ImageFacts::default()
             },

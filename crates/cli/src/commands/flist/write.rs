@@ -1,11 +1,12 @@
 //! `pack`, `convert`, `push`.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use zmachine_flist::Flist;
 use zmachine_image::Timeouts;
 use zmachine_image::copy::{CopyError, convert, push};
-use zmachine_image::pack::{PackError, PackOptions, PackReport, pack};
+use zmachine_image::pack::{PackError, PackOptions, PackReport, pack, pack_tar};
 use zmachine_image::store::{RoutedStore, redact};
 use zmachine_machine::bytes::Human;
 use zmachine_machine::{Class, Failure};
@@ -15,7 +16,7 @@ use crate::args::flist::WriteArgs;
 use crate::progress::Bars;
 
 /// Opens the stores of `--store`.
-fn stores(to: &WriteArgs) -> Result<RoutedStore, Failure> {
+pub(super) fn stores(to: &WriteArgs) -> Result<RoutedStore, Failure> {
     let credentials = credentials()?;
     let urls: Vec<String> = to.store.iter().map(|url| credentials.complete(url)).collect();
     RoutedStore::open(&urls, Timeouts::default()).map_err(|e| {
@@ -26,11 +27,11 @@ fn stores(to: &WriteArgs) -> Result<RoutedStore, Failure> {
     })
 }
 
-fn write(flist: &Flist, file: &Path) -> Result<(), Failure> {
+pub(super) fn write(flist: &Flist, file: &Path) -> Result<(), Failure> {
     flist.write(file).map_err(|e| Failure::from_error(Class::Failed, &e))
 }
 
-fn report(file: &Path, report: &PackReport) {
+pub(super) fn report(file: &Path, report: &PackReport) {
     eprintln!(
         "{}: {} files, {}; {} blocks, {} of them new ({} stored)",
         file.display(),
@@ -61,15 +62,22 @@ pub(super) fn pack_directory(
         known: earlier.map_or_else(Vec::new, |flist| flist.tree.unique_blocks()),
         ..PackOptions::default()
     };
-    let (flist, packed) = pack(source, &store, &options, &Bars::bytes()).map_err(|e| pack_failure(&e))?;
+    let packed = match source.as_os_str().as_bytes() {
+        b"-" => pack_tar(std::io::stdin().lock(), &store, &options, &Bars::bytes()),
+        _ => pack(source, &store, &options, &Bars::bytes()),
+    };
+    let (flist, packed) = packed.map_err(|e| pack_failure(&e))?;
     write(&flist, file)?;
     report(file, &packed);
     Ok(0)
 }
 
-fn pack_failure(error: &PackError) -> Failure {
+pub(super) fn pack_failure(error: &PackError) -> Failure {
     let hint = match error {
         PackError::Store { source, .. } | PackError::Flush { source } => source.hint(),
+        PackError::Archive { .. } => {
+            Some("give an uncompressed tar archive, for example through zcat or zstdcat".into())
+        }
         PackError::Changed { .. } => Some("pack when nothing writes there, or pack a snapshot".into()),
         _ => None,
     };

@@ -1,0 +1,159 @@
+//! A layer's stream: the digest of what is kept, the compression, the digest of the tar inside.
+
+use std::io::{self, BufReader, Read};
+
+use flate2::read::MultiGzDecoder;
+use ruzstd::decoding::StreamingDecoder;
+use sha2::{Digest as _, Sha256};
+
+use super::Problem;
+use super::manifest::Descriptor;
+
+/// Reads through a hash; the bytes are counted and held against a limit.
+struct Hashing<R> {
+    inner: R,
+    hash: Sha256,
+    /// Bytes that may still come.
+    left: u64,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(bytes)?;
+        self.left = self
+            .left
+            .checked_sub(read as u64)
+            .ok_or_else(|| broken("a layer is longer than it should be"))?;
+        self.hash.update(&bytes[..read]);
+        Ok(read)
+    }
+}
+
+fn broken(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}
+
+type Kept = BufReader<Hashing<Box<dyn Read>>>;
+
+/// The compressions of layers.
+enum Decoder {
+    Plain(Kept),
+    Gzip(Box<MultiGzDecoder<Kept>>),
+    Zstd(Box<StreamingDecoder<Kept, ruzstd::decoding::FrameDecoder>>),
+}
+
+impl Read for Decoder {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Decoder::Plain(kept) => kept.read(bytes),
+            Decoder::Gzip(decoder) => decoder.read(bytes).map_err(|error| damaged(&error)),
+            Decoder::Zstd(decoder) => decoder.read(bytes).map_err(|error| damaged(&error)),
+        }
+    }
+}
+
+/// A decoder's complaint is about the bytes, unless the connection failed.
+fn damaged(error: &io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => {
+            io::Error::new(error.kind(), error.to_string())
+        }
+        _ => broken(&format!("the compression of a layer is broken ({error})")),
+    }
+}
+
+/// The tar of a layer.
+pub(super) struct LayerStream {
+    decoder: Hashing<Decoder>,
+    digest: String,
+    diff_id: String,
+}
+
+impl Read for LayerStream {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.decoder.read(bytes)
+    }
+}
+
+impl LayerStream {
+    /// `kept`: the bytes that `layer` describes; `diff_id`: the digest of the tar inside. The compression is told by the
+    /// bytes themselves, as media types are often wrong.
+    pub(super) fn new(kept: Box<dyn Read>, layer: &Descriptor, diff_id: &str) -> Result<LayerStream, Problem> {
+        check_form(diff_id)?;
+        let hashing = Hashing {
+            inner: kept,
+            hash: Sha256::new(),
+            left: layer.size,
+        };
+        let mut kept = BufReader::with_capacity(64 << 10, hashing);
+        let magic: Vec<u8> = io::BufRead::fill_buf(&mut kept)?.iter().take(4).copied().collect();
+        let decoder = if magic.starts_with(&[0x1f, 0x8b]) {
+            Decoder::Gzip(Box::new(MultiGzDecoder::new(kept)))
+        } else if magic == [0x28, 0xb5, 0x2f, 0xfd] {
+            let decoder = StreamingDecoder::new(kept);
+            Decoder::Zstd(Box::new(decoder.map_err(|error| {
+                Problem::Broken(format!("the compression of a layer is broken ({error})"))
+            })?))
+        } else {
+            Decoder::Plain(kept)
+        };
+        Ok(LayerStream {
+            decoder: Hashing {
+                inner: decoder,
+                hash: Sha256::new(),
+                left: u64::MAX,
+            },
+            digest: layer.digest.clone(),
+            diff_id: diff_id.to_owned(),
+        })
+    }
+
+    /// Reads what is left behind the archive and checks both digests.
+    pub(super) fn finish(mut self) -> Result<(), Problem> {
+        io::copy(&mut self.decoder, &mut io::sink())?;
+        check(&self.decoder.hash.finalize(), &self.diff_id)?;
+        let mut kept = match self.decoder.inner {
+            Decoder::Plain(kept) => kept,
+            Decoder::Gzip(decoder) => decoder.into_inner(),
+            Decoder::Zstd(decoder) => decoder.into_inner(),
+        };
+        io::copy(&mut kept, &mut io::sink())?;
+        // An archive of docker does not tell the digest of what it keeps; all other places find it by that.
+        if self.digest.is_empty() {
+            return Ok(());
+        }
+        check(&kept.into_inner().hash.finalize(), &self.digest)
+    }
+}
+
+/// Only SHA-256 is in use.
+fn check_form(digest: &str) -> Result<&str, Problem> {
+    let hex = digest.strip_prefix("sha256:");
+    let hex = hex.filter(|hex| hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
+    hex.ok_or_else(|| {
+        Problem::Broken(format!(
+            "{:?} is no SHA-256 digest",
+            digest.chars().take(80).collect::<String>()
+        ))
+    })
+}
+
+/// Hexadecimal digits of a digest `sha256:...`, which are also its file name.
+pub(super) fn hex_of(digest: &str) -> Result<&str, Problem> {
+    check_form(digest)
+}
+
+fn check(found: &[u8], digest: &str) -> Result<(), Problem> {
+    let found: String = found.iter().map(|byte| format!("{byte:02x}")).collect();
+    if found != check_form(digest)? {
+        return Err(Problem::Broken(format!(
+            "what should be {digest} has digest sha256:{found}"
+        )));
+    }
+    Ok(())
+}
+
+/// Holds a document against its digest.
+pub(super) fn check_digest(bytes: &[u8], digest: &str) -> Result<(), Problem> {
+    check(&Sha256::digest(bytes), digest)
+}

@@ -1,0 +1,299 @@
+//! Container images made by the tools of others, from every place that images are in.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use zmachine_flist::{Flist, ImageConfig, NodeKind};
+use zmachine_image::diff::diff;
+use zmachine_image::oci::{ImageSource, ImportError, ImportOptions, import};
+use zmachine_image::pack::PackOptions;
+use zmachine_image::store::RoutedStore;
+use zmachine_image::unpack::{UnpackOptions, unpack};
+use zmachine_image::{BlockCache, FetchOptions, Fetcher, Silent, Timeouts};
+
+/// `user:secret`, with the password hashed by bcrypt.
+const PASSWORDS: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
+
+/// A folder with an OCI layout `oci`, whose image `v1` has two layers; made by umoci.
+struct Room {
+    dir: tempfile::TempDir,
+}
+
+impl Room {
+    fn new() -> Room {
+        let room = Room {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        room.tool("umoci", &["init", "--layout", "oci"]);
+        room.tool("umoci", &["new", "--image", "oci:v1"]);
+        room.tool("umoci", &["unpack", "--image", "oci:v1", "bundle"]);
+        let root = room.path("bundle/rootfs");
+        for (name, content) in [
+            ("etc/passwd", "web:x:1000:1000::/srv:/bin/sh\n"),
+            ("srv/a", "first"),
+            ("data/gone", "lower"),
+            ("data/kept", "lower"),
+            ("opaque/gone", "lower"),
+        ] {
+            fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+            fs::write(root.join(name), content).unwrap();
+        }
+        fs::hard_link(root.join("srv/a"), root.join("srv/b")).unwrap();
+        let big: Vec<u8> = (0..700_000u32).flat_map(u32::to_le_bytes).collect();
+        fs::write(root.join("srv/big"), big).unwrap();
+        room.tool("umoci", &["repack", "--refresh-bundle", "--image", "oci:v1", "bundle"]);
+        fs::remove_file(root.join("data/gone")).unwrap();
+        fs::remove_dir_all(root.join("opaque")).unwrap();
+        fs::create_dir(root.join("opaque")).unwrap();
+        fs::write(root.join("opaque/new"), "upper").unwrap();
+        room.tool("umoci", &["repack", "--image", "oci:v1", "bundle"]);
+        let config = [
+            "--config.entrypoint=/bin/server",
+            "--config.cmd=-v",
+            "--config.env=GREETING=hello",
+            "--config.user=web",
+            "--config.workingdir=/srv",
+            "--config.stopsignal=SIGINT",
+            "--config.exposedports=80/tcp",
+            "--config.volume=/data",
+            "--config.label=a=b",
+        ];
+        room.tool("umoci", &[&["config", "--image", "oci:v1"][..], &config].concat());
+        room
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    #[track_caller]
+    fn tool(&self, program: &str, args: &[&str]) {
+        let mut command = Command::new(program);
+        let done = command.args(args).current_dir(&self.dir).output();
+        let done = done.unwrap_or_else(|e| panic!("{program}: {e}; run scripts/setup"));
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{program} {args:?}: {said}");
+    }
+
+    fn import(&self, image: &str, options: &ImportOptions) -> Result<Flist, ImportError> {
+        let store = format!("dir://{}", self.path("store").display());
+        let store = RoutedStore::open(&[store], Timeouts::default()).unwrap();
+        let pack = PackOptions {
+            routes: store.routes(false),
+            ..PackOptions::default()
+        };
+        let source = ImageSource::parse(image).unwrap();
+        import(&source, options, &store, &pack, &Silent).map(|(flist, _)| flist)
+    }
+
+    fn layout(&self) -> String {
+        format!("oci:{}:v1", self.path("oci").display())
+    }
+
+    /// The files of the layout's blobs, the largest first.
+    fn blobs(&self) -> Vec<PathBuf> {
+        let list = fs::read_dir(self.path("oci/blobs/sha256")).unwrap();
+        let mut blobs: Vec<PathBuf> = list.map(|entry| entry.unwrap().path()).collect();
+        blobs.sort_by_key(|path| std::cmp::Reverse(path.metadata().unwrap().len()));
+        blobs
+    }
+}
+
+/// Debian's `docker-registry` with a password; it ends with the value. It is not installed, as that would start a service.
+struct Registry {
+    child: Child,
+    host: String,
+}
+
+impl Registry {
+    fn start(room: &Room) -> Registry {
+        let program = registry_program();
+        fs::write(room.path("htpasswd"), PASSWORDS).unwrap();
+        fs::write(
+            room.path("registry.yml"),
+            "version: 0.1\nstorage: {filesystem: {}}\nhttp: {}\n",
+        )
+        .unwrap();
+        // The port is free again before the server takes it; another program may be quicker, and the wait below tells.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let host = format!("127.0.0.1:{port}");
+        let child = Command::new(program)
+            .args(["serve", "registry.yml"])
+            .current_dir(&room.dir)
+            .env("REGISTRY_HTTP_ADDR", &host)
+            .env("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY", room.path("registry"))
+            .env("REGISTRY_AUTH", "htpasswd")
+            .env("REGISTRY_AUTH_HTPASSWD_REALM", "test")
+            .env("REGISTRY_AUTH_HTPASSWD_PATH", room.path("htpasswd"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        while TcpStream::connect(&host).is_err() {
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "the registry does not start"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Registry { child, host }
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn registry_program() -> PathBuf {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("docker-registry");
+    let program = cache.join("usr/bin/docker-registry");
+    if !program.exists() {
+        let staging = tempfile::tempdir().unwrap();
+        let script = "apt-get -q download docker-registry && dpkg-deb -x ./*.deb tree";
+        let mut command = Command::new("sh");
+        let done = command.args(["-c", script]).current_dir(&staging).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        fs::create_dir_all(&cache).unwrap();
+        let from = staging.path().join("tree/.");
+        let copied = Command::new("cp").arg("-a").args([from, cache]).status().unwrap();
+        assert!(copied.success());
+    }
+    program
+}
+
+#[test]
+fn an_image_is_the_same_from_a_layout_an_archive_and_a_registry() {
+    let room = Room::new();
+    let flist = room.import(&room.layout(), &ImportOptions::default()).unwrap();
+    let config = ImageConfig::from_tags(&flist.tags).unwrap();
+    assert_eq!(
+        (&config.entrypoint[..], &config.cmd[..]),
+        (&["/bin/server".to_owned()][..], &["-v".to_owned()][..])
+    );
+    assert!(config.env.contains(&"GREETING=hello".to_owned()), "{config:?}");
+    assert_eq!(
+        (config.user.as_deref(), config.workdir.as_deref()),
+        (Some("web"), Some("/srv"))
+    );
+    assert_eq!(config.stop_signal.as_deref(), Some("SIGINT"));
+    assert_eq!(
+        (config.ports, config.volumes),
+        (vec!["80/tcp".to_owned()], vec!["/data".to_owned()])
+    );
+    assert_eq!(config.labels["a"], "b");
+    let tree = &flist.tree;
+    let there = |path: &str| tree.resolve(path.as_bytes()).is_ok();
+    assert!(there("/data/kept") && there("/opaque/new") && !there("/data/gone") && !there("/opaque/gone"));
+    assert_eq!(tree.lookup(b"srv/a"), tree.lookup(b"srv/b"), "names of one file");
+    let cache = BlockCache::open(&room.path("cache")).unwrap();
+    let fetcher = Fetcher::new(cache, flist.routes.clone(), FetchOptions::default());
+    unpack(&flist, &room.path("out"), &fetcher, UnpackOptions::default(), &Silent).unwrap();
+    let same = Command::new("diff")
+        .arg("-r")
+        .args([room.path("bundle/rootfs"), room.path("out")])
+        .status();
+    assert!(
+        same.unwrap().success(),
+        "what was unpacked is not what the image was made of"
+    );
+
+    room.tool(
+        "skopeo",
+        &["copy", "-q", "oci:oci:v1", "docker-archive:archive.tar:web:1"],
+    );
+    let archive = format!("docker-archive:{}:web:1", room.path("archive.tar").display());
+    let from_archive = room.import(&archive, &ImportOptions::default()).unwrap();
+    assert_eq!(diff(&flist.tree, &from_archive.tree), []);
+
+    let registry = Registry::start(&room);
+    let target = format!("docker://{}/team/web:v1", registry.host);
+    let auth = room.path("auth.json");
+    let zstd = [
+        "--dest-compress-format",
+        "zstd",
+        "--dest-tls-verify=false",
+        "--dest-creds",
+        "user:secret",
+    ];
+    room.tool(
+        "skopeo",
+        &[&["copy", "-q"][..], &zstd, &["oci:oci:v1", &target]].concat(),
+    );
+    let refused = room.import(&target, &ImportOptions::default()).unwrap_err();
+    assert!(
+        matches!(refused, ImportError::Status { status: 401, .. }),
+        "{refused:?}"
+    );
+    assert!(refused.hint().is_some_and(|hint| hint.contains("login")), "{refused:?}");
+    let options = [
+        "login",
+        "--tls-verify=false",
+        "-u",
+        "user",
+        "-p",
+        "secret",
+        "--authfile",
+    ];
+    room.tool(
+        "skopeo",
+        &[&options[..], &[&auth.display().to_string(), &registry.host]].concat(),
+    );
+    let options = ImportOptions {
+        auth_files: vec![auth],
+        ..ImportOptions::default()
+    };
+    let from_registry = room.import(&target, &options).unwrap();
+    assert_eq!(diff(&flist.tree, &from_registry.tree), []);
+    let missing = room
+        .import(&format!("docker://{}/team/web:v2", registry.host), &options)
+        .unwrap_err();
+    assert!(
+        matches!(missing, ImportError::Status { status: 404, .. }),
+        "{missing:?}"
+    );
+}
+
+#[test]
+fn what_is_not_as_its_digest_says_is_refused() {
+    let room = Room::new();
+    let layer = room.blobs()[0].clone();
+    let whole = fs::read(&layer).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    let longer = [whole.clone(), vec![0]].concat();
+    for spoiled in [flipped, whole[..whole.len() - 9].to_vec(), longer, Vec::new()] {
+        fs::write(&layer, &spoiled).unwrap();
+        let error = room.import(&room.layout(), &ImportOptions::default()).unwrap_err();
+        assert!(
+            matches!(error, ImportError::Broken { .. }),
+            "{} bytes: {error:?}",
+            spoiled.len()
+        );
+        assert!(error.is_fetch_failure() && error.hint().is_some());
+    }
+    fs::write(&layer, &whole).unwrap();
+    let flist = room.import(&room.layout(), &ImportOptions::default()).unwrap();
+    assert!(
+        flist
+            .tree
+            .walk()
+            .any(|(_, id)| matches!(flist.tree.get(id).kind, NodeKind::Regular { .. }))
+    );
+    let gone = format!("oci:{}:v9", room.path("oci").display());
+    assert!(matches!(
+        room.import(&gone, &ImportOptions::default()),
+        Err(ImportError::Read { .. })
+    ));
+    let nowhere = format!("oci:{}", room.path("nothing").display());
+    assert!(matches!(
+        room.import(&nowhere, &ImportOptions::default()),
+        Err(ImportError::Read { .. })
+    ));
+}
