@@ -45,10 +45,10 @@ pub(crate) enum FlistCommand {
         #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "COUNT")]
         threads: usize,
     },
-    /// Make a flist of a container image: oci:DIR[:TAG], docker-archive:FILE[:NAME:TAG],
-    /// docker://[REGISTRY/]NAME[:TAG|@DIGEST]
+    /// Make a flist of a container image
     Import {
-        /// The image
+        /// The image: docker://HOST/NAME:TAG or docker://HOST/NAME@DIGEST (without HOST, docker.io), oci:DIR:TAG, or
+        /// docker-archive:FILE:NAME:TAG; what follows DIR or FILE only where there are several
         image: String,
         /// The flist to write
         #[arg(short, long, value_name = "FILE.fl")]

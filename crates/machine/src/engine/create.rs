@@ -46,7 +46,10 @@ struct Facts {
 
 /// What the image makes of the machine.
 enum Makes {
-    Container { image: ImageFacts, kernel: KernelChoice },
+    Container {
+        image: Box<ImageFacts>,
+        kernel: KernelChoice,
+    },
     Tree(Box<TreeFacts>),
     Vm(Box<VmFacts>),
 }
@@ -200,7 +203,7 @@ impl Engine {
         let mut drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
         drivers.extend(uses_shares.then_some(FsDriver::Virtiofs));
         Ok(Makes::Container {
-            image: container_facts(image, &spec.flist)?,
+            image: Box::new(container_facts(image, &spec.flist)?),
             kernel: self.kernel(spec.kernel.as_deref(), &drivers)?,
         })
     }
