@@ -76,7 +76,7 @@ impl Server {
         let mut arguments: Vec<OsString> = vec![format!("--fd={listener}").into()];
         if self.is_qemus {
             let xattr = if is_root { "xattr" } else { "no_xattr" };
-            let options = format!("sandbox=namespace,cache={cache},{xattr},announce_submounts,log_level=warn");
+            let options = format!("sandbox=namespace,cache={cache},{xattr},announce_submounts,log_level=err");
             arguments.extend(["-f".into(), "-o".into(), options.into(), "-o".into(), source("source=")]);
         } else {
             arguments.push(source("--shared-dir="));
@@ -107,7 +107,7 @@ mod tests {
     fn both_programs_of_that_name_are_told_the_same() {
         assert_eq!(
             line(true, false),
-            "--fd=7 -f -o sandbox=namespace,cache=auto,no_xattr,announce_submounts,log_level=warn -o source=/run/m/tree"
+            "--fd=7 -f -o sandbox=namespace,cache=auto,no_xattr,announce_submounts,log_level=err -o source=/run/m/tree"
         );
         assert_eq!(
             line(false, true),

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use zmachine_testkit::{TestHome, skip};
+use zmachine_testkit::{TestHome, VmImage, skip};
 
 use crate::support::{Checks, home_with_box, inspect, noise, phase, sh, told, until, zmachine};
+use crate::vms::booted;
 
 /// A home with the busybox tree as an image, on a host that can share directories.
 pub(crate) fn home_with_virtiofsd() -> Option<(TestHome, String)> {
@@ -128,6 +130,20 @@ fn directories_of_the_host_are_shared_and_nothing_of_them_is_left() {
         let why = zmachine(&home, &["why", "s"]).stdout();
         assert!(why.contains("the server of the shared directory"), "{why}");
     });
+    checks.that("a directory that is gone at a start is named", || {
+        let aside = home.file("aside");
+        fs::rename(&shared, &aside).expect("rename");
+        let start = zmachine(&home, &["start", "s"]);
+        let text = start.expect_code(1).stderr();
+        assert!(
+            text.contains("can not share") && text.contains("No such file"),
+            "{text}"
+        );
+        std::os::unix::fs::symlink(&aside, &shared).expect("a link");
+        zmachine(&home, &["start", "s"]).expect_code(1);
+        fs::remove_file(&shared).expect("the link");
+        fs::rename(&aside, &shared).expect("rename");
+    });
     checks.that("a monitor that is killed leaves neither server nor mount", || {
         zmachine(&home, &["start", "s"]).expect_success();
         let pids = servers(&home, "s");
@@ -142,6 +158,69 @@ fn directories_of_the_host_are_shared_and_nothing_of_them_is_left() {
         });
     });
     zmachine(&home, &["rm", "-f", "s"]).expect_success();
+}
+
+#[test]
+fn a_vm_mounts_directories_of_the_host_by_their_tags() {
+    let Some((home, _)) = home_with_virtiofsd() else { return };
+    let image = VmImage::bare(&home, "vm", "ext4", "96M").pack(&home, "vm");
+    let shared = home.file("shared");
+    fs::create_dir_all(&shared).expect("a directory");
+    fs::write(shared.join("f"), "from the host\n").expect("a file");
+    let (writable, sealed) = (
+        format!("{}:/srv/it's", shared.display()),
+        format!("{}:/sealed:ro", shared.display()),
+    );
+    let words = [
+        "run",
+        "-d",
+        "--name",
+        "m",
+        "--network",
+        "none",
+        "-v",
+        "boot:/:size=256M",
+        "-v",
+        &writable,
+        "-v",
+        &sealed,
+        &image,
+    ];
+    zmachine(&home, &words).expect_success();
+    let mut checks = Checks::default();
+    booted(&home, "m", 1);
+    checks.that("the guest reads and writes as far as it may", || {
+        let mut screen = home.zmachine(["console", "m"]).on_terminal();
+        screen.type_in("\r");
+        screen.expect("#");
+        screen.type_in("mkdir /a /b; mount -t virtiofs share0 /a && mount -t virtiofs share1 /b && cp /b/f /a/g && echo DONE-$((1+1))\r");
+        screen.expect("DONE-2");
+        screen.type_in("touch /b/x || echo SEALED-$((1+1))\r");
+        screen.expect("SEALED-2");
+        screen.type_in("\x10\x11");
+        assert_eq!(screen.finish().0, 0);
+        assert_eq!(fs::read(shared.join("g")).expect("the guest's copy"), b"from the host\n");
+    });
+    checks.that("its cloud-init is told where they belong", || {
+        let seed = home.path().join("machines/by-name/m/seed.img");
+        let read = Command::new("mtype").arg("-i").arg(seed).arg("::user-data").output();
+        let text = String::from_utf8_lossy(&read.expect("mtype").stdout).into_owned();
+        let config: serde_json::Value =
+            serde_json::from_str(text.strip_prefix("#cloud-config\n").expect("a cloud-config")).expect("JSON");
+        let commands = config["bootcmd"].as_array().expect("commands");
+        assert_eq!(commands.len(), 2, "{text}");
+        assert!(commands.iter().any(|c| {
+            c[2].as_str()
+                .unwrap_or_default()
+                .ends_with("-o ro 'share1' '/sealed'; }")
+        }));
+    });
+    checks.that("the machine stops by its power button and nothing is left", || {
+        zmachine(&home, &["stop", "m"]).expect_success();
+        assert!(servers(&home, "m").is_empty());
+    });
+    zmachine(&home, &["rm", "-f", "m"]).expect_success();
+    zmachine(&home, &["volume", "rm", "boot"]).expect_success();
 }
 
 fn refusals(home: &TestHome, image: &str, shared: &Path) {

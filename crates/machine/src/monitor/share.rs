@@ -166,19 +166,41 @@ fn describe(tree: &SharedTree) -> String {
 
 /// Logs what the server says, until it is gone.
 async fn watch(mut child: Child, what: String, log: SharedLog, ended: mpsc::Sender<Failure>) {
-    let mut last = None;
+    let mut said = String::new();
     if let Some(stderr) = child.stderr.take() {
         let mut lines = BufReader::new(stderr).lines();
         while let Ok(Some(line)) = lines.next_line().await {
             log.note(Source::Monitor, &format!("virtiofsd, {what}: {line}"));
-            last = Some(line);
+            said = reason(said, &line);
         }
     }
     let status = match child.wait().await {
         Ok(status) => status.to_string(),
         Err(error) => error.to_string(),
     };
-    let said = last.map(|line| format!(": {line}")).unwrap_or_default();
     let failure = Failure::new(Class::Failed, format!("the server of {what} ended ({status}){said}"));
     let _ = ended.send(failure.hint("start the machine again")).await;
+}
+
+/// The reason in what a server says, to be put behind a sentence: its last line, with the causes when it has some.
+fn reason(before: String, line: &str) -> String {
+    match (line.strip_prefix("error: "), line.strip_prefix("caused by: ")) {
+        (_, Some(cause)) => format!("{before}: {cause}"),
+        _ if line.starts_with("hint: ") => before,
+        (Some(error), None) => format!(": {error}"),
+        (None, None) => format!(": {line}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_a_server_are_its_reason() {
+        let said = |lines: &[&str]| lines.iter().fold(String::new(), |said, line| reason(said, line));
+        let ours = ["error: can not share /x", "caused by: No such file", "hint: make it"];
+        assert_eq!(said(&ours), ": can not share /x: No such file");
+        assert_eq!(said(&["noise", "virtio_loop: broken"]), ": virtio_loop: broken");
+    }
 }
