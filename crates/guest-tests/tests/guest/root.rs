@@ -1,6 +1,8 @@
 //! What a program finds in a container: file systems, names, users, environment, the process tree.
 
-use std::time::Duration;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, UNIX_EPOCH};
 
 use zmachine_testkit::{TestHome, Tree};
 
@@ -170,3 +172,55 @@ fn an_init_in_the_image_is_process_one() {
 const INIT: &str = "echo init is $$
 trap 'echo asked to stop; exit 4' TERM
 while :; do sleep 0.2; done";
+
+/// `cap_dac_override+ep` in the format of the kernel (version 2).
+const MAY_READ_ALL: [u8; 20] = [1, 0, 0, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+#[test]
+fn hard_links_capabilities_and_nanoseconds_of_an_image_are_in_the_guest() {
+    let Some(home) = home() else { return };
+    let tree = Tree::busybox(&home).file("srv/a", "shared").file("secret", "hidden");
+    let root = tree.root();
+    fs::hard_link(root.join("srv/a"), root.join("srv/b")).expect("link");
+    fs::set_permissions(root.join("secret"), fs::Permissions::from_mode(0o600)).expect("chmod");
+    fs::copy(root.join("bin/busybox"), root.join("bin/busybox-reader")).expect("copy");
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::lsetxattr(
+        root.join("bin/busybox-reader"),
+        "security.capability",
+        &MAY_READ_ALL,
+        flags,
+    )
+    .expect("setxattr");
+    let changed = fs::File::options()
+        .append(true)
+        .open(root.join("srv/a"))
+        .expect("srv/a");
+    changed
+        .set_modified(UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789))
+        .expect("utimens");
+    let image = tree.pack(&home, "kept");
+    let script = "stat -c '%h %y' /srv/a; /bin/busybox cat /secret; /bin/busybox-reader cat /secret";
+    let told = zmachine(
+        &home,
+        &[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "-u",
+            "1000",
+            &image,
+            "sh",
+            "-c",
+            script,
+        ],
+    );
+    let told = told.stdout();
+    assert!(told.starts_with("2 2001-09-09 01:46:40.123456789"), "{told}");
+    assert_eq!(
+        told.matches("hidden").count(),
+        1,
+        "only the program with the capability reads it: {told}"
+    );
+}
