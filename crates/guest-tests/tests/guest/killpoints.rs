@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use zmachine_testkit::{Finished, TestHome};
 
+use crate::shares::has_virtiofsd;
 use crate::support::{home_with_box, phase, sh, zmachine};
 
 const VARIABLE: &str = "ZMACHINE_ABORT_AT";
@@ -93,24 +94,14 @@ fn creating_and_removing_survive_a_power_cut_at_every_point() {
 #[test]
 fn starting_and_stopping_survive_a_power_cut_at_every_point() {
     let Some((home, image)) = home_with_box() else { return };
-    zmachine(
-        &home,
-        &[
-            "create",
-            "--name",
-            "k",
-            "-p",
-            "18081:80",
-            "-v",
-            "kept:/kept:size=16M",
-            "-v",
-            "/own:size=16M",
-            &image,
-            "sleep",
-            "1000",
-        ],
-    )
-    .expect_success();
+    let shared = format!("{}:/shared:ro", home.file("").display());
+    let mut words = vec!["create", "--name", "k", "-p", "18081:80"];
+    words.extend(["-v", "kept:/kept:size=16M", "-v", "/own:size=16M"]);
+    if has_virtiofsd() {
+        words.extend(["-v", &shared]);
+    }
+    words.extend([&image, "sleep", "1000"]);
+    zmachine(&home, &words).expect_success();
     let passed = (0..ENOUGH).find(|point| !start_and_stop_cut_at(&home, *point));
     let points = passed.unwrap_or_else(|| panic!("more than {ENOUGH} points"));
     assert!(points >= 12, "only {points} points in start and stop");

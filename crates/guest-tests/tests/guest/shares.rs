@@ -13,16 +13,21 @@ use crate::vms::booted;
 
 /// A home with the busybox tree as an image, on a host that can share directories.
 pub(crate) fn home_with_virtiofsd() -> Option<(TestHome, String)> {
+    if !has_virtiofsd() {
+        skip("needs virtiofsd");
+        return None;
+    }
+    home_with_box()
+}
+
+/// Whether this host can share directories.
+pub(crate) fn has_virtiofsd() -> bool {
     let places = [
         "/usr/lib/qemu/virtiofsd",
         "/usr/libexec/virtiofsd",
         "/usr/bin/virtiofsd",
     ];
-    if !places.iter().any(|place| Path::new(place).exists()) {
-        skip("needs virtiofsd");
-        return None;
-    }
-    home_with_box()
+    places.iter().any(|place| Path::new(place).exists())
 }
 
 /// The process ids of the servers of a machine that runs, by what its monitor started.

@@ -93,6 +93,7 @@ impl VmPlan {
             kind: VmKind::Vm,
             id: inputs.id.to_owned(),
             install: None,
+            image: Some(facts.image.digest.clone()),
             appliance: None,
             vm: VmSpec {
                 name: spec.name.clone(),

@@ -34,6 +34,9 @@ pub struct VmPlan {
     /// What is installed on its first volume; `None` when its root is a tree, the first of its shares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub install: Option<Install>,
+    /// Hex digest of the image whose tree is its root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// The kernel of the appliance that grows its file system; `None` when none is installed on this host.
     pub appliance: Option<KernelChoice>,
     /// The virtual machine.
@@ -228,6 +231,7 @@ impl VmPlan {
                 reinstall: spec.reinstall,
                 firmware_variables,
             }),
+            image: None,
             appliance: facts.appliance.clone(),
             vm: VmSpec {
                 name: spec.name.clone(),
