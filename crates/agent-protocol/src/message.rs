@@ -118,13 +118,24 @@ pub struct BootConfig {
     pub read_ahead_kib: u32,
 }
 
-/// The root file system: an EROFS disk below, something writable above, joined by overlayfs.
+/// The root file system: the image below, something writable above, joined by overlayfs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Root {
-    /// virtio serial of the EROFS disk (`/sys/block/vd*/serial`).
+    /// virtio serial of the image's disk (`/sys/block/vd*/serial`); for `virtiofs` the tag of its tree.
     pub lower_serial: String,
+    /// What the image is, as `mount -t` names it: `erofs` or `virtiofs`.
+    #[serde(default = "erofs", skip_serializing_if = "is_erofs")]
+    pub lower_fstype: String,
     /// The writable layer.
     pub upper: Upper,
+}
+
+fn erofs() -> String {
+    "erofs".to_owned()
+}
+
+fn is_erofs(fstype: &str) -> bool {
+    fstype == "erofs"
 }
 
 /// The writable layer of a root.

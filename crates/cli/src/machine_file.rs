@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use toml::Value;
 use zmachine_machine::log::Limits;
-use zmachine_machine::spec::ModeChoice;
+use zmachine_machine::spec::{ModeChoice, RootfsChoice};
 use zmachine_machine::{Class, Failure, MachineSpec};
 
 /// The file, with what differs from the defaults, in the order of the spec.
@@ -45,6 +45,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         user_data,
         reinstall,
         legacy_cmdline,
+        rootfs,
         restart,
         log_limits,
         log_to,
@@ -88,6 +89,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
     file.text("user-data", user_data.as_ref());
     file.flag("reinstall", *reinstall);
     file.flag("legacy-cmdline", *legacy_cmdline);
+    file.text("rootfs", rootfs_text(*rootfs));
     file.text(
         "restart",
         Some(restart)
@@ -161,6 +163,14 @@ fn mode_text(mode: ModeChoice) -> Option<&'static str> {
         ModeChoice::Auto => None,
         ModeChoice::Container => Some("container"),
         ModeChoice::Vm => Some("vm"),
+    }
+}
+
+fn rootfs_text(rootfs: RootfsChoice) -> Option<&'static str> {
+    match rootfs {
+        RootfsChoice::Auto => None,
+        RootfsChoice::Block => Some("block"),
+        RootfsChoice::Virtiofs => Some("virtiofs"),
     }
 }
 

@@ -98,6 +98,9 @@ pub struct MachineSpec {
     /// The kernel of a container that brings its own is told of network and environment on its command line.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub legacy_cmdline: bool,
+    /// What its root is made of.
+    #[serde(default, skip_serializing_if = "RootfsChoice::is_auto")]
+    pub rootfs: RootfsChoice,
     /// What happens when a run ends without anybody's asking.
     #[serde(default, skip_serializing_if = "RestartPolicy::is_no")]
     pub restart: RestartPolicy,
@@ -107,6 +110,25 @@ pub struct MachineSpec {
     /// Where its log is sent as well, as `--log-to` takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_to: Option<String>,
+}
+
+/// What the image comes to a container by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RootfsChoice {
+    /// A disk, unless the image has a kernel of its own.
+    #[default]
+    Auto,
+    /// A disk whose blocks are fetched when they are read.
+    Block,
+    /// The unpacked image over virtio-fs.
+    Virtiofs,
+}
+
+impl RootfsChoice {
+    fn is_auto(&self) -> bool {
+        *self == RootfsChoice::Auto
+    }
 }
 
 /// What an image is taken for.
@@ -163,6 +185,7 @@ impl MachineSpec {
             user_data: None,
             reinstall: false,
             legacy_cmdline: false,
+            rootfs: RootfsChoice::Auto,
             restart: RestartPolicy::No,
             log_limits: Limits::default(),
             log_to: None,

@@ -109,10 +109,10 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
         modules::load_all(Path::new(modules::NETWORK_ORDER))?;
         phases.end("network modules");
     }
-    for order in config
-        .mounts
-        .iter()
-        .filter_map(|mount| modules::order_of(&mount.fstype))
+    let mounted = config.mounts.iter().map(|mount| &mount.fstype);
+    for order in mounted
+        .chain([&config.root.lower_fstype])
+        .filter_map(|fstype| modules::order_of(fstype))
     {
         modules::load_all(order)?;
     }

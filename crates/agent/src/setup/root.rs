@@ -1,8 +1,8 @@
-//! The container's root: EROFS below, a writable layer above, overlayfs on both, and the change into it.
+//! The container's root: the image below, a writable layer above, overlayfs on both, and the change into it.
 //!
 //! # Layout (in the initramfs, before the switch)
 //! ```text
-//! /lower     EROFS disk, read-only
+//! /lower     the image, read-only: an EROFS disk, or a tree over virtio-fs
 //! /upper     ext4 disk or tmpfs: upper/ and work/
 //! /newroot   overlay of both, becomes /
 //! ```
@@ -12,7 +12,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -24,6 +24,9 @@ use zmachine_agent_protocol::{Root, Upper};
 
 use super::SetupError;
 use super::disks::Disk;
+
+/// A tree of the host, which is no disk.
+pub(super) const SHARED: &str = "virtiofs";
 
 /// A mounted file system that holds a user's data.
 #[derive(Debug)]
@@ -69,9 +72,14 @@ pub(super) fn assemble(root: &Root, read_ahead_kib: u32, writable: &mut Vec<Writ
     for directory in ["/lower", "/upper", "/newroot"] {
         make_directory(directory)?;
     }
-    let lower = Disk::wait_for(&root.lower_serial)?;
-    lower.set_read_ahead(read_ahead_kib);
-    mount_at(&lower.device(), "/lower", "erofs", MountFlags::RDONLY, "")?;
+    let image = if root.lower_fstype == SHARED {
+        PathBuf::from(&root.lower_serial)
+    } else {
+        let lower = Disk::wait_for(&root.lower_serial)?;
+        lower.set_read_ahead(read_ahead_kib);
+        lower.device()
+    };
+    mount_at(&image, "/lower", &root.lower_fstype, MountFlags::RDONLY, "")?;
     writable.extend(mount_upper(&root.upper)?);
     make_directory("/upper/upper")?;
     make_directory("/upper/work")?;
@@ -84,7 +92,13 @@ fn mount_upper(upper: &Upper) -> Result<Option<Writable>, SetupError> {
     match upper {
         Upper::Disk { serial, fstype } => {
             let disk = Disk::wait_for(serial)?;
-            mount_at(&disk.device(), "/upper", fstype, MountFlags::NOATIME, "")?;
+            mount_at(
+                &disk.device(),
+                "/upper",
+                fstype,
+                MountFlags::NOATIME,
+                discard_option(fstype),
+            )?;
             let held = Writable::hold(serial, "/upper");
             held.map(Some).map_err(|source| SetupError::Switch {
                 step: "open the writable layer",
@@ -95,6 +109,15 @@ fn mount_upper(upper: &Upper) -> Result<Option<Writable>, SetupError> {
             mount_at(Path::new("tmpfs"), "/upper", "tmpfs", MountFlags::NOATIME, "mode=0755")?;
             Ok(None)
         }
+    }
+}
+
+/// What lets the host have back the space of what is deleted.
+pub(super) fn discard_option(fstype: &str) -> &'static str {
+    match fstype {
+        "ext4" | "xfs" => "discard",
+        "btrfs" => "discard=async",
+        _ => "",
     }
 }
 

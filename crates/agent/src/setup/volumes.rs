@@ -9,10 +9,7 @@ use zmachine_agent_protocol::Mount;
 use super::SetupError;
 use super::disks::Disk;
 use super::grow;
-use super::root::{Writable, mount_at};
-
-/// A directory of the host, which is no disk.
-const SHARED: &str = "virtiofs";
+use super::root::{SHARED, Writable, discard_option, mount_at};
 
 /// Mounts all; targets are made when missing. Runs inside the new root, so links of the image stay in it.
 ///
@@ -27,7 +24,12 @@ pub(super) fn mount_all(mounts: &[Mount], writable: &mut Vec<Writable>) -> Resul
         }
         let disk = Disk::wait_for(&mount.serial)?;
         make_target(&mount.target)?;
-        mount_at(&disk.device(), &mount.target, &mount.fstype, flags_of(mount), "")?;
+        let options = if mount.read_only {
+            ""
+        } else {
+            discard_option(&mount.fstype)
+        };
+        mount_at(&disk.device(), &mount.target, &mount.fstype, flags_of(mount), options)?;
         if !mount.read_only {
             // The disk may have grown since the file system was made; one that fits is left alone.
             grow::grow_mounted(&disk.device(), &mount.target, &mount.fstype)?;

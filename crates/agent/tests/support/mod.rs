@@ -442,6 +442,7 @@ pub(crate) fn config() -> BootConfig {
         hostname: "box".into(),
         root: Root {
             lower_serial: "zm-root".into(),
+            lower_fstype: "erofs".into(),
             upper: Upper::Disk {
                 serial: "zm-upper".into(),
                 fstype: "ext4".into(),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use zmachine_machine::log::Target;
-use zmachine_machine::spec::{ModeChoice, parse_network};
+use zmachine_machine::spec::{ModeChoice, RootfsChoice, parse_network};
 use zmachine_machine::volume::VolumeArgument;
 use zmachine_machine::{Class, Failure, MachineSpec, RestartPolicy, bytes};
 
@@ -132,6 +132,9 @@ pub(crate) struct CreateArgs {
     /// Install the VM's image over whatever its volume holds
     #[arg(long)]
     reinstall: bool,
+    /// What a container's image comes by: a disk whose blocks are fetched when read, or an unpacked tree over virtio-fs
+    #[arg(long, value_name = "auto|block|virtiofs", default_value = "auto", value_parser = ["auto", "block", "virtiofs"])]
+    rootfs: String,
     /// Tell a container's own kernel of network and environment on its command line, as Zero-OS did
     #[arg(long)]
     legacy_cmdline: bool,
@@ -200,6 +203,11 @@ impl CreateArgs {
             .map(|file| content("--user-data", file))
             .transpose()?;
         spec.reinstall = self.reinstall;
+        spec.rootfs = match self.rootfs.as_str() {
+            "block" => RootfsChoice::Block,
+            "virtiofs" => RootfsChoice::Virtiofs,
+            _ => RootfsChoice::Auto,
+        };
         spec.legacy_cmdline = self.legacy_cmdline;
         Ok(spec)
     }

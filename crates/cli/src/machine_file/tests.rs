@@ -46,6 +46,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("user-data", "\"#cloud-config\\n\"", true),
     ("reinstall", "true", true),
     ("legacy-cmdline", "true", true),
+    ("rootfs", "\"virtiofs\"", true),
 ];
 
 /// A folder with `machine.toml` of `content` and what the samples refer to.

@@ -9,6 +9,7 @@ mod crashes;
 mod errors;
 mod full_disk;
 mod killpoints;
+mod layers;
 mod life;
 mod lifecycle;
 mod network;

@@ -16,13 +16,13 @@ use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
 
 use super::image_facts::image_facts;
-use super::tree::tree_facts;
+use super::tree::{tree_facts, unpacked};
 use super::vm::host_disk;
 use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
-use crate::spec::{self, MachineSpec, ModeChoice};
+use crate::spec::{self, MachineSpec, ModeChoice, RootfsChoice};
 use crate::state::State;
 use crate::volume::{SharedDirectory, Wanted};
 
@@ -201,9 +201,17 @@ impl Engine {
         }
         wanted.iter().try_for_each(Wanted::check_mountable)?;
         let mut drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
-        drivers.extend(uses_shares.then_some(FsDriver::Virtiofs));
+        let is_tree = spec.rootfs == RootfsChoice::Virtiofs;
+        drivers.extend((uses_shares || is_tree).then_some(FsDriver::Virtiofs));
+        let image = match is_tree {
+            true => ImageFacts {
+                tree: Some(unpacked(&library, &image, &spec.flist, options.progress)?),
+                ..image_facts(&image, &spec.flist)?
+            },
+            false => container_facts(&image, &spec.flist)?,
+        };
         Ok(Makes::Container {
-            image: Box::new(container_facts(image, &spec.flist)?),
+            image: Box::new(image),
             kernel: self.kernel(spec.kernel.as_deref(), &drivers)?,
         })
     }
@@ -276,7 +284,7 @@ fn check_stores(urls: &[String]) -> Result<(), Failure> {
 }
 
 /// What the planner needs of a container's image, whose root disk is prepared.
-fn container_facts(image: Image, flist: &str) -> Result<ImageFacts, Failure> {
+fn container_facts(image: &Image, flist: &str) -> Result<ImageFacts, Failure> {
     let digest = image.digest.to_string();
     // Opening a large flist takes longer than all else here, so it is done once per image.
     if RootDescription::read(&image.directory).is_err() {
@@ -285,7 +293,7 @@ fn container_facts(image: Image, flist: &str) -> Result<ImageFacts, Failure> {
             Failure::from_error(Class::Failed, &e).context(format!("no root disk can be made of {flist}"))
         })?;
     }
-    image_facts(&image, flist)
+    image_facts(image, flist)
 }
 
 impl From<ResolveError> for Failure {

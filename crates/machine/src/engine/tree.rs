@@ -1,4 +1,4 @@
-//! Containers with a kernel of their own: the image's kernel and initrd on this host, and its unpacked tree.
+//! Images as trees on this host, and what containers with a kernel of their own need beside.
 //!
 //! ```text
 //! images/<digest>/tree/          for its owner alone: setuid programs of the image are not for users of this host
@@ -55,8 +55,16 @@ pub(super) fn tree_facts(
     }))
 }
 
-/// The image as files of this host.
-fn unpacked(library: &Library, image: &Image, flist: &str, progress: &dyn Progress) -> Result<PathBuf, Failure> {
+/// The image as files of this host, unpacked the first time.
+///
+/// # Errors
+/// [`Class::Fetch`] when a block can not be had; nothing is left then.
+pub(super) fn unpacked(
+    library: &Library,
+    image: &Image,
+    flist: &str,
+    progress: &dyn Progress,
+) -> Result<PathBuf, Failure> {
     let folder = image.directory.join("tree");
     let root = folder.join("root");
     if root.is_dir() {
@@ -93,7 +101,7 @@ fn not_unpacked(error: &UnpackError, flist: &str) -> Failure {
         UnpackError::Fetch { .. } => Class::Fetch,
         _ => Class::Failed,
     };
-    let failure = Failure::from_error(class, error).context(format!("{flist} can not be unpacked for its own kernel"));
+    let failure = Failure::from_error(class, error).context(format!("{flist} can not be unpacked"));
     match error.hint() {
         Some(hint) => failure.hint(hint),
         None => failure,

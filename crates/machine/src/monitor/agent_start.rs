@@ -6,12 +6,12 @@ use tokio::sync::{mpsc, oneshot};
 use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest};
 use zmachine_hypervisor::{ExitReason, VmEvent};
 
-use super::Event;
 use super::entry::{self, Entry};
 use super::launch::Running;
 use super::restart::Asked;
 use super::run::{Monitor, Started, at, describe};
 use super::session::SessionError;
+use super::{Event, rootfs_child};
 use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
@@ -140,7 +140,7 @@ impl Monitor<ContainerPlan> {
                     }
                 },
                 failure = running.shares.ended() => return Err(Interrupt::Rootfs("guest boot".to_owned(), failure)),
-                event = running.rootfs.next_event() => {
+                event = rootfs_child::next_event(&mut running.rootfs) => {
                     if let (Err(status), RootfsEnd::IsFatal) = (&event, rootfs_end) {
                         let failure = Failure::new(Class::Failed, format!("the rootfs server ended while the guest started ({status})"));
                         return Err(Interrupt::Rootfs("guest boot".to_owned(), failure.hint("start the machine again")));

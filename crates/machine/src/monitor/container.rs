@@ -11,7 +11,7 @@ use super::launch::Running;
 use super::restart::Asked;
 use super::run::{AbortOnDrop, Monitor, Outcome, at};
 use super::server::{self, Attachable, Shared};
-use super::{Event, console, entry};
+use super::{Event, console, entry, rootfs_child};
 use crate::control::{Reply, Report, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
@@ -111,7 +111,7 @@ impl Monitor<ContainerPlan> {
                         }
                     }
                 },
-                event = running.rootfs.next_event() => self.rootfs_event(running, event)?,
+                event = rootfs_child::next_event(&mut running.rootfs) => self.rootfs_event(running, event)?,
                 failure = running.shares.ended() => {
                     let reason = self.share_ended(&mut *running.vm, failure).await?;
                     return self.ended(reason, exit, killed);

@@ -29,13 +29,13 @@ use crate::volume::{Held, Volumes};
 
 /// The root disk, and what else comes from this host, is served.
 struct Backed {
-    rootfs: RootfsServer,
+    rootfs: Option<RootfsServer>,
     shares: Shares,
 }
 
 /// Networks are attached.
 struct Connected {
-    rootfs: RootfsServer,
+    rootfs: Option<RootfsServer>,
     shares: Shares,
     taps: HashMap<String, OwnedFd>,
     ports: Vec<OwnedFd>,
@@ -45,7 +45,8 @@ struct Connected {
 pub(super) struct Running {
     pub(super) vm: Box<dyn Vm>,
     pub(super) session: Session,
-    pub(super) rootfs: RootfsServer,
+    /// `None` when the image is no disk.
+    pub(super) rootfs: Option<RootfsServer>,
     pub(super) shares: Shares,
     console: Option<JoinHandle<()>>,
     /// Hold the published host ports, so that nobody else takes one.
@@ -60,7 +61,9 @@ impl Running {
         // The event loop may have left before the hypervisor was gone; undo needs it gone.
         let gone = async { while !matches!(self.vm.next_event().await, zmachine_hypervisor::VmEvent::Exited(_)) {} };
         let _ = tokio::time::timeout(Duration::from_secs(10), gone).await;
-        self.rootfs.kill().await;
+        if let Some(rootfs) = self.rootfs {
+            rootfs.kill().await;
+        }
         self.shares.end().await;
         if let Some(console) = self.console.take() {
             console.abort();
@@ -124,9 +127,13 @@ impl Monitor<ContainerPlan> {
         let socket = self.home.run_dir(&self.machine.id).join("rootfs.sock");
         let image = self.home.data().join("images").join(&self.plan.image);
         let blocks = self.home.data().join("blocks");
-        let rootfs = RootfsServer::start(&socket, image, blocks, self.plan.stores.clone())?;
-        self.kill.pass("start: rootfs server started");
-        self.claim_rootfs(rootfs.id())?;
+        let mut rootfs = None;
+        if self.plan.has_image_disk() {
+            let server = RootfsServer::start(&socket, image, blocks, self.plan.stores.clone())?;
+            self.kill.pass("start: rootfs server started");
+            self.claim_rootfs(server.id())?;
+            rootfs = Some(server);
+        }
         let wanted = self.plan.shares.clone();
         let shares = self.start_shares(&wanted)?;
         Ok(Backed { rootfs, shares })

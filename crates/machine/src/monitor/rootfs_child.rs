@@ -86,6 +86,14 @@ impl RootfsServer {
     }
 }
 
+/// The next event of a server, as [`RootfsServer::next_event`]; without one there never is any.
+pub(super) async fn next_event(server: &mut Option<RootfsServer>) -> Result<String, String> {
+    match server {
+        Some(server) => server.next_event().await,
+        None => std::future::pending().await,
+    }
+}
+
 fn not_started(error: io::Error) -> Failure {
     Failure::from_error(Class::Failed, &error).context("can not start the rootfs server")
 }

@@ -97,8 +97,10 @@ impl Monitor<ContainerPlan> {
             return Err(("running".to_owned(), Failure::new(Class::Failed, message)));
         }
         restarts.push(Instant::now());
-        running.rootfs.restart().map_err(at("rootfs server"))?;
-        self.claim_rootfs(running.rootfs.id()).map_err(at("rootfs server"))?;
+        if let Some(rootfs) = &mut running.rootfs {
+            rootfs.restart().map_err(at("rootfs server"))?;
+            self.claim_rootfs(rootfs.id()).map_err(at("rootfs server"))?;
+        }
         // Now: the state names a process that is gone.
         self.save_counters();
         Ok(())
@@ -157,13 +159,16 @@ impl Monitor<ContainerPlan> {
 
     /// Asks the server to end and reads what it still has to say, its last counters among it.
     pub(super) async fn last_rootfs_lines(&mut self, running: &mut Running) {
+        let Some(rootfs) = &mut running.rootfs else {
+            return;
+        };
         let term = rustix::process::Signal::TERM.as_raw();
-        if let Some(Err(error)) = running.rootfs.id().map(|id| id.signal(term)) {
+        if let Some(Err(error)) = rootfs.id().map(|id| id.signal(term)) {
             let text = format!("the rootfs server was not asked to end: {error}");
             self.log.note(Source::Monitor, &text);
         }
         let lines = async {
-            while let Ok(line) = running.rootfs.next_event().await {
+            while let Ok(line) = rootfs.next_event().await {
                 self.rootfs_line(&line);
             }
         };

@@ -1,6 +1,8 @@
 //! The plan of a container: a root disk from the image's blocks with a writable one above, what the guest's agent is told,
 //! and the entrypoint it starts.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::{BootConfig, HostEntry, Mount, PROTOCOL_VERSION, Process, Root, Upper};
 use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
@@ -8,8 +10,8 @@ use zmachine_kernel::FsDriver;
 use zmachine_network::Attachment;
 
 use super::{
-    ImageFacts, Inputs, KernelChoice, PLAN_VERSION, PlanError, ShareUse, dns, grace_ms, hostname, interface,
-    merged_env, nics, routes, share, ssh_keys, start_timeout_s, uuid, warnings,
+    ImageFacts, Inputs, KernelChoice, PLAN_VERSION, PlanError, ShareUse, SharedTree, dns, grace_ms, hostname,
+    interface, merged_env, nics, routes, share, ssh_keys, start_timeout_s, uuid, warnings,
 };
 use crate::spec::{self, MachineSpec};
 use crate::volume::{SharedDirectory, Wanted};
@@ -109,8 +111,16 @@ impl ContainerPlan {
         refuse_vm_flags(spec)?;
         let process = process(spec, image)?;
         let stop_signal = stop_signal(spec.stop_signal.as_deref().or(image.stop_signal.as_deref()))?;
-        let shares = share::directories(&inputs)?;
+        let mut shares = share::directories(&inputs)?;
+        if let Some(tree) = &image.tree {
+            share::require_server(&inputs)?;
+            shares.insert(0, root_share(tree));
+        }
         let upper_bytes = (!spec.read_only).then(|| root_size(spec.cpus, spec.memory_bytes, spec.size_bytes));
+        let disks = Disks {
+            has_image: image.tree.is_none(),
+            has_upper: upper_bytes.is_some(),
+        };
         Ok(ContainerPlan {
             version: PLAN_VERSION,
             id: inputs.id.to_owned(),
@@ -118,10 +128,10 @@ impl ContainerPlan {
             kernel: kernel.clone(),
             vm: VmSpec {
                 shares: share::devices(&shares, inputs.home, inputs.id),
-                ..vm(spec, kernel, volumes, &inputs, upper_bytes.is_some())
+                ..vm(spec, kernel, volumes, &inputs, disks)
             },
             upper_bytes,
-            boot: boot(spec, volumes, &inputs, upper_bytes.is_some())?,
+            boot: boot(spec, volumes, &inputs, disks)?,
             process,
             attachments: inputs.attachments,
             volumes: volumes.iter().map(VolumeUse::of).collect(),
@@ -136,11 +146,16 @@ impl ContainerPlan {
 
     /// The drivers of file systems that its initramfs must bring.
     pub fn fs_drivers(&self) -> Vec<FsDriver> {
-        self.boot
-            .mounts
-            .iter()
-            .filter_map(|mount| FsDriver::of(&mount.fstype))
+        let mounted = self.boot.mounts.iter().map(|mount| &mount.fstype);
+        mounted
+            .chain([&self.boot.root.lower_fstype])
+            .filter_map(|fstype| FsDriver::of(fstype))
             .collect()
+    }
+
+    /// Whether its image is a disk that somebody must serve.
+    pub fn has_image_disk(&self) -> bool {
+        self.vm.disks.iter().any(|disk| matches!(disk, Disk::VhostUser { .. }))
     }
 
     /// Boots `kernel` from now on, whose initramfs has the agent of this program.
@@ -225,13 +240,35 @@ fn environment(spec: &MachineSpec, image: &ImageFacts) -> Result<Vec<(String, St
     merged_env(env, image.env.iter().chain(&spec.env))
 }
 
-fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &Inputs<'_>, writable: bool) -> VmSpec {
-    let mut disks = vec![Disk::VhostUser {
-        id: "root".to_owned(),
-        socket: inputs.home.run_dir(inputs.id).join("rootfs.sock"),
-        queues: 1,
-    }];
-    if writable {
+/// Which disks its root has.
+#[derive(Debug, Clone, Copy)]
+struct Disks {
+    has_image: bool,
+    has_upper: bool,
+}
+
+/// The unpacked image below the writable disk. It is only read, so all machines of the image share the host's memory of it.
+fn root_share(tree: &Path) -> ShareUse {
+    ShareUse {
+        id: super::tree::ROOT_TAG.to_owned(),
+        tag: ROOT_SERIAL.to_owned(),
+        tree: SharedTree::Image {
+            image: tree.to_owned(),
+            layer: None,
+        },
+    }
+}
+
+fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &Inputs<'_>, has: Disks) -> VmSpec {
+    let mut disks = Vec::new();
+    if has.has_image {
+        disks.push(Disk::VhostUser {
+            id: "root".to_owned(),
+            socket: inputs.home.run_dir(inputs.id).join("rootfs.sock"),
+            queues: 1,
+        });
+    }
+    if has.has_upper {
         disks.push(Disk::File {
             id: "upper".to_owned(),
             path: inputs.home.machine(inputs.id).join("root.img"),
@@ -267,7 +304,7 @@ fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &In
     }
 }
 
-fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, writable: bool) -> Result<BootConfig, PlanError> {
+fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, has: Disks) -> Result<BootConfig, PlanError> {
     let hostname = hostname(spec);
     let (nameservers, search) = dns(spec, inputs)?;
     let first_address = inputs
@@ -285,7 +322,8 @@ fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, writable: b
         hostname,
         root: Root {
             lower_serial: ROOT_SERIAL.to_owned(),
-            upper: match writable {
+            lower_fstype: if has.has_image { "erofs" } else { "virtiofs" }.to_owned(),
+            upper: match has.has_upper {
                 true => Upper::Disk {
                     serial: UPPER_SERIAL.to_owned(),
                     fstype: "ext4".to_owned(),
@@ -567,6 +605,26 @@ mod tests {
             &plan.shares[0].tree,
             crate::plan::SharedTree::Directory { read_only: true, .. }
         ));
+        assert!(plan.fs_drivers().contains(&FsDriver::Virtiofs));
+    }
+
+    #[test]
+    fn an_unpacked_image_is_a_read_only_share_below_the_writable_disk() {
+        let image = ImageFacts {
+            tree: Some("/i/tree/root".into()),
+            ..ImageFacts::default()
+        };
+        let mut spec = MachineSpec::new("web", "/x.fl");
+        spec.networks.clear();
+        let plan = plan_of(&spec, &image).unwrap();
+        assert!(!plan.has_image_disk());
+        assert_eq!(plan.vm.disks.iter().map(Disk::id).collect::<Vec<_>>(), ["upper"]);
+        assert_eq!(plan.boot.root.lower_fstype, "virtiofs");
+        assert_eq!(
+            (plan.vm.shares[0].tag.as_str(), plan.boot.mounts.len()),
+            (ROOT_SERIAL, 0)
+        );
+        assert!(matches!(&plan.shares[0].tree, SharedTree::Image { layer: None, .. }));
         assert!(plan.fs_drivers().contains(&FsDriver::Virtiofs));
     }
 

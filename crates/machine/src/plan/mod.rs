@@ -146,6 +146,8 @@ pub struct ImageFacts {
     pub user: Option<String>,
     /// The signal that asks its program to end.
     pub stop_signal: Option<String>,
+    /// The unpacked image, when that is to be the root.
+    pub tree: Option<PathBuf>,
 }
 
 /// The guest kernel that was chosen.

@@ -15,7 +15,7 @@ use super::{
     ImageFacts, Inputs, PLAN_VERSION, PlanError, ShareUse, SharedTree, dns, grace_ms, hostname, interface, merged_env,
     nics, routes, share, ssh_keys, uuid, warnings,
 };
-use crate::spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec};
+use crate::spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec, RootfsChoice};
 use crate::volume::Wanted;
 
 /// The name by which such a kernel, or its initrd, mounts its root. Zero-OS's.
@@ -127,6 +127,7 @@ fn refuse_flags(spec: &MachineSpec) -> Result<(), PlanError> {
         ("--user", spec.user.is_some()),
         ("--workdir", spec.workdir.is_some()),
         ("--tty", spec.terminal),
+        ("--rootfs block", spec.rootfs == RootfsChoice::Block),
     ];
     match used.into_iter().find(|(_, is_used)| *is_used) {
         Some((flag, _)) => Err(PlanError::NotForOwnKernels { flag }),

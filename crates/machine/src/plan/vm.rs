@@ -16,7 +16,7 @@ use super::{
     Inputs, KernelChoice, PLAN_VERSION, PlanError, ShareUse, dns, grace_ms, hostname, interface, merged_env, nics,
     routes, share, ssh_keys, uuid, warnings,
 };
-use crate::spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec};
+use crate::spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec, RootfsChoice};
 use crate::volume::{Content, Wanted};
 
 /// virtio serial of the seed's disk.
@@ -262,6 +262,7 @@ fn refuse_container_flags(spec: &MachineSpec) -> Result<(), PlanError> {
         ("--workdir", spec.workdir.is_some()),
         ("--read-only", spec.read_only),
         ("--kernel", spec.kernel.is_some()),
+        ("--rootfs", spec.rootfs != RootfsChoice::Auto),
     ];
     match used.into_iter().find(|(_, is_used)| *is_used) {
         Some((flag, _)) => Err(PlanError::NotForVms { flag }),
