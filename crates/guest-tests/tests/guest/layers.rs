@@ -12,7 +12,8 @@ use crate::support::{Checks, home_with_box, phase, sh, told, until, zmachine};
 /// What a file of the home takes on this host, in MiB.
 fn taken(home: &TestHome, file: &str) -> u64 {
     let metadata = home.path().join(file).metadata();
-    metadata.unwrap_or_else(|e| panic!("{file}: {e}")).blocks() * 512 >> 20
+    let blocks = metadata.unwrap_or_else(|e| panic!("{file}: {e}")).blocks();
+    (blocks * 512) >> 20
 }
 
 #[test]
