@@ -18,7 +18,7 @@ AGENT_FLAGS := -C target-feature=+crt-static -C strip=symbols
 AGENT_ARGS := --release --package zmachine-agent --target $(AGENT_TARGET)
 HOST_ARGS := --release --workspace --exclude zmachine-agent
 
-.PHONY: help setup build agent agent-package host demo test test-kernel check install uninstall bench clean
+.PHONY: help setup build agent agent-package host demo test test-debian test-kernel check install uninstall bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ test: build test-kernel ## every test, the ones with guests included
 	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) test $(AGENT_ARGS)
 	@$(MAKE) --no-print-directory agent # its tests were linked with their own features; the guests get the real one
 	$(CARGO) test $(HOST_ARGS) --no-fail-fast
+
+test-debian: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
+test-debian: build test-kernel ## a VM of a whole Debian with its own cloud-init: minutes, and 200 MB of packages
+	$(CARGO) test --release --package zmachine-guest-tests --test guest -- --ignored debian
 
 # Tests that boot guests share one installed kernel.
 test-kernel: build

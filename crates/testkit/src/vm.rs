@@ -17,6 +17,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use crate::artifacts::artifacts;
 use crate::command::Invocation;
 use crate::home::TestHome;
 use crate::needs::command_path;
@@ -255,6 +256,24 @@ impl VmImage {
         );
         let names = [&VIRTIO[..], &MODULES[..], &["pvpanic-pci", "fuse", "virtiofs"]].concat();
         initramfs(home, &package, &names, "virtiofs", &folder.join("boot/initrd.img"));
+        VmImage { folder }
+    }
+
+    /// A whole Debian with systemd, cloud-init, OpenSSH and our agent from its package, beside Debian's kernel (a bzImage) and
+    /// its initramfs; made by `scripts/debian-vm`, once for all tests of a checkout.
+    ///
+    /// # Panics
+    /// When it can not be made.
+    pub fn debian(home: &TestHome, name: &str) -> VmImage {
+        let folder = home.file(name);
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts");
+        let (agent, packages) = (&artifacts().agent, home.file(&format!("{name}-package")));
+        must(&packages, fs::create_dir(&packages));
+        let script = |name: &str| text(&scripts.join(name));
+        run(&script("agent-package"), &[&text(agent), "0.0.1", &text(&packages)]);
+        let package = packages.join("zmachine-agent_0.0.1_amd64.deb");
+        let cache = home.cache().join("debian-vm");
+        run(&script("debian-vm"), &[&text(&cache), &text(&package), &text(&folder)]);
         VmImage { folder }
     }
 

@@ -3,7 +3,7 @@
 use std::env;
 
 use zmachine_agent_protocol::{ExitStatus, Process, WindowSize};
-use zmachine_machine::{Class, Engine, Failure};
+use zmachine_machine::{Class, Engine, Failure, Phase};
 
 use crate::args::run::{texts, variable};
 use crate::args::{AttachArgs, ConsoleArgs, ExecArgs};
@@ -40,10 +40,22 @@ pub(crate) fn exec(engine: &Engine, args: &ExecArgs) -> Result<u8, Failure> {
     match terminal::follow(input, output, follow, interrupted)? {
         Followed::Exited(status) => Ok(status.shell_code()),
         Followed::Detached => Ok(0),
-        Followed::Cut => Err(Failure::new(
+        Followed::Cut => Err(cut(engine, &args.name)),
+    }
+}
+
+/// The command's stream ended before the command did.
+fn cut(engine: &Engine, name: &str) -> Failure {
+    let is_running = engine
+        .machine(name)
+        .is_ok_and(|machine| machine.state.phase == Phase::Running);
+    match is_running {
+        true => Failure::new(
             Class::Failed,
-            format!("machine '{}' ended while the command ran", args.name),
-        )),
+            format!("the agent in machine '{name}' went away while the command ran"),
+        )
+        .hint("a command that restarts the agent loses its own output; what it started may have gone on"),
+        false => Failure::new(Class::Failed, format!("machine '{name}' ended while the command ran")),
     }
 }
 

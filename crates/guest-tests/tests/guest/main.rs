@@ -6,6 +6,7 @@
 
 mod blocks;
 mod crashes;
+mod debian;
 mod errors;
 mod full_disk;
 mod killpoints;

@@ -29,6 +29,10 @@ const CONSOLE_PATIENCE: Duration = Duration::from_millis(500);
 /// Resets within this time are one restart.
 const REBOOT_PERIOD: Duration = Duration::from_secs(1);
 
+/// The power button of a guest that was asked to stop is pressed again after this time: one that is still booting has nobody
+/// yet who listens, and one that is on its way down does not mind.
+const PRESS_PERIOD: Duration = Duration::from_secs(10);
+
 /// What the loop remembers.
 #[derive(Default)]
 struct Ending {
@@ -36,6 +40,8 @@ struct Ending {
     killed: bool,
     /// When that happens.
     deadline: Option<Instant>,
+    /// When the power button is pressed once more.
+    press_again: Option<Instant>,
     /// When its guest last restarted.
     rebooted: Option<Instant>,
 }
@@ -58,6 +64,7 @@ impl Monitor<VmPlan> {
             let until = ending
                 .deadline
                 .unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let press_at = ending.press_again.unwrap_or_else(Instant::now);
             let retry = self.space.next_try();
             let retry_at = retry.unwrap_or_else(Instant::now);
             tokio::select! {
@@ -97,6 +104,10 @@ impl Monitor<VmPlan> {
                 () = self.terminated() => {
                     self.asked(Asked::ByHost);
                     self.ask_to_stop(booted, self.plan.stop_grace_ms, &mut ending).await;
+                }
+                () = tokio::time::sleep_until(press_at.into()), if ending.press_again.is_some() => {
+                    let _ = booted.vm.power_button().await;
+                    ending.press_again = Some(Instant::now() + PRESS_PERIOD);
                 }
                 () = tokio::time::sleep_until(until.into()), if ending.deadline.is_some() => {
                     self.log.note(Source::Monitor, "the guest did not power off in time: killed");
@@ -192,6 +203,7 @@ impl Monitor<VmPlan> {
             self.log
                 .note(Source::Monitor, &format!("the power button was not pressed: {error}"));
         }
+        ending.press_again = Some(Instant::now() + PRESS_PERIOD);
         // A second request may shorten the time, not lengthen it.
         let deadline = Instant::now() + Duration::from_millis(grace_ms);
         ending.deadline = Some(ending.deadline.map_or(deadline, |earlier| earlier.min(deadline)));

@@ -1,0 +1,132 @@
+//! A whole Debian as a VM: its own kernel, its own cloud-init, our agent as a service of its systemd.
+
+use std::time::{Duration, Instant};
+
+use zmachine_testkit::{TestHome, VmImage};
+
+use crate::support::{Checks, home, inspect, phase, zmachine};
+
+/// systemd and cloud-init are many programs to emulate.
+const BOOT: Duration = Duration::from_secs(420);
+
+const USER_DATA: &str = "#cloud-config
+locale: false
+ssh_genkeytypes: [ed25519]
+write_files:
+  - path: /etc/from-user-data
+    content: applied
+runcmd:
+  - [sh, -c, \"echo CLOUD-INIT IS DONE > /dev/console\"]
+";
+
+fn file(home: &TestHome, name: &str, content: &str) -> String {
+    let path = home.file(name);
+    std::fs::write(&path, content).expect("a file");
+    path.display().to_string()
+}
+
+/// What a command in the guest prints.
+#[track_caller]
+fn told(home: &TestHome, script: &str) -> String {
+    let told = zmachine(home, &["exec", "deb", "sh", "-c", script]);
+    told.expect_success().stdout().trim_end().to_owned()
+}
+
+fn wait_for_cloud_init(home: &TestHome) {
+    let deadline = Instant::now() + BOOT;
+    loop {
+        let console = zmachine(home, &["logs", "--source", "console", "deb"]).stdout();
+        if console.contains("CLOUD-INIT IS DONE") {
+            return;
+        }
+        let tail: Vec<&str> = console.lines().rev().take(30).collect();
+        assert!(
+            phase(home, "deb") == "running" && Instant::now() < deadline,
+            "cloud-init is not done; the console, last line first:\n{}",
+            tail.join("\n")
+        );
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+#[test]
+#[ignore = "downloads and boots a whole Debian, which takes minutes: make test-debian"]
+fn debian_gets_its_seed_from_cloud_init_and_its_agent_from_our_package() {
+    let Some(home) = home() else { return };
+    let image = VmImage::debian(&home, "debian").pack(&home, "debian");
+    let user_data = file(&home, "user-data", USER_DATA);
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEYTxlKbPKHIqgPspUOwMMkw6POd522sj8Gel99mSeGB me@example";
+    let key_file = file(&home, "key.pub", &format!("{key}\n"));
+    let flags = [
+        &["run", "-d", "--name", "deb", "-m", "1G", "-v", "boot:/:size=2G"][..],
+        &[
+            "--hostname",
+            "cloudy",
+            "--ssh-key",
+            &key_file,
+            "--user-data",
+            &user_data,
+        ],
+        &["-e", "A=b", &image],
+    ];
+    zmachine(&home, &flags.concat()).expect_success();
+    wait_for_cloud_init(&home);
+    let mut checks = Checks::default();
+    checks.that("hostname, key and user data", || {
+        assert_eq!(told(&home, "hostname"), "cloudy");
+        assert!(told(&home, "cat /root/.ssh/authorized_keys").contains(key));
+        assert_eq!(told(&home, "cat /etc/from-user-data"), "applied");
+        assert!(told(&home, "cat /proc/cmdline").split(' ').any(|word| word == "A=b"));
+    });
+    checks.that("addresses, routes and resolvers are what inspect says", || {
+        let nic = inspect(&home, "deb")["plan"]["attachments"][0].clone();
+        let found = told(
+            &home,
+            "ip -o addr show dev eth0; ip route; ip -6 route; cat /etc/resolv.conf /run/systemd/resolve/resolv.conf",
+        );
+        let text = |key: &str| nic[key].as_str().unwrap_or_default().to_owned();
+        let addresses = nic["addresses"].as_array().expect("addresses");
+        assert_eq!(addresses.len(), 2, "{nic}");
+        for address in addresses {
+            assert!(found.contains(address.as_str().unwrap_or("?")), "{address} in {found}");
+        }
+        for key in ["gateway4", "gateway6"] {
+            assert!(
+                found.contains(&format!("default via {}", text(key))),
+                "{key} {nic} in {found}"
+            );
+        }
+    });
+    checks.that("exec has the exit status, and cp copies", || {
+        assert_eq!(zmachine(&home, &["exec", "deb", "sh", "-c", "exit 7"]).code, 7);
+        zmachine(&home, &["cp", &user_data, "deb:/root/copy"]).expect_success();
+        assert_eq!(told(&home, "cat /root/copy"), USER_DATA.trim_end());
+    });
+    checks.that("its root grows with its volume while it runs", || {
+        zmachine(&home, &["volume", "grow", "boot", "3G"]).expect_success();
+        let kib: u64 = told(&home, "df -k --output=size / | tail -n 1")
+            .trim()
+            .parse()
+            .expect("a number");
+        assert!(kib > 2700 << 10, "{kib} KiB");
+    });
+    checks.that("an agent that is restarted is found again", || {
+        zmachine(
+            &home,
+            &["exec", "deb", "systemctl", "--no-block", "restart", "zmachine-agent"],
+        );
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while zmachine(&home, &["exec", "deb", "true"]).code != 0 {
+            assert!(Instant::now() < deadline, "the agent does not come back");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert_eq!(phase(&home, "deb"), "running");
+    });
+    checks.that("the power button ends it in order", || {
+        zmachine(&home, &["stop", "deb"]).expect_success();
+        assert_eq!(phase(&home, "deb"), "stopped");
+        assert_eq!(inspect(&home, "deb")["state"]["exit"], "powered_off");
+    });
+    zmachine(&home, &["rm", "deb"]).expect_success();
+    zmachine(&home, &["volume", "rm", "boot"]).expect_success();
+}
