@@ -67,7 +67,7 @@ fn debian_gets_its_seed_from_cloud_init_and_its_agent_from_our_package() {
             "--user-data",
             &user_data,
         ],
-        &["-e", "A=b", &image],
+        &["--dns", "192.0.2.53", "-e", "A=b", &image],
     ];
     zmachine(&home, &flags.concat()).expect_success();
     wait_for_cloud_init(&home);
@@ -82,8 +82,9 @@ fn debian_gets_its_seed_from_cloud_init_and_its_agent_from_our_package() {
         let nic = inspect(&home, "deb")["plan"]["attachments"][0].clone();
         let found = told(
             &home,
-            "ip -o addr show dev eth0; ip route; ip -6 route; cat /etc/resolv.conf /run/systemd/resolve/resolv.conf",
+            "ip -o addr show dev eth0; ip route; ip -6 route; cat /run/systemd/resolve/resolv.conf",
         );
+        assert!(found.contains("nameserver 192.0.2.53"), "{found}");
         let text = |key: &str| nic[key].as_str().unwrap_or_default().to_owned();
         let addresses = nic["addresses"].as_array().expect("addresses");
         assert_eq!(addresses.len(), 2, "{nic}");
