@@ -209,6 +209,29 @@ impl BlockCache {
         remove_any(&path).map_err(|e| io_error("remove", &path, e))
     }
 
+    /// Removes every block whose file `is_kept` does not want; how many, and their bytes. Files that are open stay readable.
+    ///
+    /// # Errors
+    /// When a directory can not be listed or a file not be removed.
+    pub fn retain(&self, is_kept: impl Fn(&Path) -> bool) -> Result<(u64, u64), CacheError> {
+        let (mut count, mut bytes) = (0, 0);
+        for shard in list(&self.dir)?.into_iter().filter(|shard| shard.is_dir()) {
+            for path in list(&shard)? {
+                // One with a leading dot is being written right now, on a file system without unnamed files.
+                let is_block = path
+                    .file_name()
+                    .is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."));
+                if !is_block || is_kept(&path) {
+                    continue;
+                }
+                bytes += path.symlink_metadata().map_or(0, |meta| meta.len());
+                remove_any(&path).map_err(|e| io_error("remove", &path, e))?;
+                count += 1;
+            }
+        }
+        Ok((count, bytes))
+    }
+
     /// Hashes every block of the cache and removes what is not what its name says.
     ///
     /// # Errors

@@ -2,12 +2,14 @@
 
 mod support;
 
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 
 use support::*;
-use zmachine_flist::{BlockRef, Flist, Metadata, Node, NodeId, NodeKind, Route, RouteTable, TreeBuilder};
+use zmachine_flist::{BlockRef, Digest, Flist, Metadata, Node, NodeId, NodeKind, Route, RouteTable, TreeBuilder};
+use zmachine_image::library::PruneReport;
 use zmachine_image::{
     FetchOptions, Image, ImageKind, ImageName, Library, Mode, PullPolicy, Reference, ResolveError, Silent,
 };
@@ -62,7 +64,9 @@ impl Rooms {
     }
 
     fn left_nothing(&self) {
-        let left = contents(&self.dir.path().join("home/images"));
+        let mut left = contents(&self.dir.path().join("home/images"));
+        // A lock, made at its first use.
+        left.retain(|name| name != ".use");
         assert_eq!(left, [".lock", "refs"]);
     }
 }
@@ -472,4 +476,34 @@ fn a_name_that_leads_nowhere_is_unknown() {
     let rooms = Rooms::new();
     symlink("../00", rooms.dir.path().join("home/images/refs/web")).unwrap();
     assert!(rooms.resolve("web").unwrap_err().is_not_found());
+}
+
+#[test]
+fn pruning_keeps_what_a_name_or_a_machine_needs_and_nothing_else() {
+    let rooms = Rooms::new();
+    let image = rooms.resolve(&fixture("busybox.fl")).unwrap();
+    rooms.library.fetch_blocks(&image, &Silent).unwrap();
+    let (nobodys, _) = BlockRef::seal(b"of no image");
+    rooms.library.cache().insert(&nobodys, b"of no image").unwrap();
+    let prune = |used: &[Digest]| {
+        let prune = rooms.library.begin_prune().unwrap().expect("nobody else is here");
+        prune.run(&used.iter().copied().collect()).unwrap()
+    };
+    let report = prune(&[image.digest]);
+    assert_eq!((report.images, report.blocks, report.bytes), (0, 1, 11));
+    rooms.library.set_name(&name("kept"), &image.digest).unwrap();
+    assert_eq!(prune(&[]), PruneReport::default());
+    // An image that can not be read might need any block.
+    let flist = fs::read(image.flist_path()).unwrap();
+    fs::write(image.flist_path(), "damaged").unwrap();
+    assert!(rooms.library.begin_prune().unwrap().unwrap().run(&[].into()).is_err());
+    fs::write(image.flist_path(), flist).unwrap();
+    rooms.library.remove_name(&name("kept")).unwrap();
+    let report = prune(&[]);
+    assert!(
+        report.images == 1 && report.blocks >= 3 && report.bytes > 1 << 20,
+        "{report:?}"
+    );
+    assert!(!image.directory.exists());
+    assert_eq!(rooms.resolve(&fixture("busybox.fl")).unwrap(), image);
 }

@@ -45,6 +45,21 @@ impl FileLock {
         }
     }
 
+    /// Takes the lock together with others who take it so, waiting as long as it takes. The file is made when missing.
+    ///
+    /// # Errors
+    /// As [`FileLock::exclusive`].
+    pub fn shared(path: &Path) -> Result<FileLock, FileError> {
+        let file = open(path)?;
+        loop {
+            match flock(&file, FlockOperation::LockShared) {
+                Ok(()) => return Ok(FileLock { file }),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(FileError::io("lock", path, e.into())),
+            }
+        }
+    }
+
     /// Takes the lock when it is free; `None` when somebody holds it.
     ///
     /// # Errors

@@ -167,6 +167,11 @@ pub(crate) enum ImageCommand {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Format,
     },
+    /// Remove images without a name that no machine uses, and blocks of the cache that no image has
+    Prune {
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
     /// Remove a name
     Rm {
         #[arg(required = true)]

@@ -112,10 +112,8 @@ fn to_machine(engine: &Engine, source: &Path, machine: &str, path: String, archi
     let writer = BufWriter::with_capacity(MAX_DATA, ToGuest { input, ended });
     let sent = zmachine_transfer::send(source, writer, warn);
     let result = match sent {
-        Ok(()) => {
-            eof.send(&Frame::StdinEof)?;
-            Ok(())
-        }
+        // A guest that has refused the copy does not wait for its end; its own words come first here too.
+        Ok(()) => eof.send(&Frame::StdinEof).map_err(Failure::from),
         // The guest's own words say why its end of the stream is gone.
         Err(TransferError::Stream(error)) => Err(Failure::from(error)),
         Err(error) => {

@@ -27,6 +27,7 @@ pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
     match command {
         ImageCommand::Pull { name, blocks } => pull(&library, &name, blocks),
         ImageCommand::Ls { quiet, output } => list(&library, quiet, output),
+        ImageCommand::Prune { output } => prune(output),
         ImageCommand::Rm { names } => each(&names, |name| Ok(library.remove_name(&image_name(name)?)?)),
     }
 }
@@ -47,6 +48,20 @@ fn pull(library: &Library, text: &str, blocks: bool) -> Result<u8, Failure> {
         library.fetch_blocks(&image, &Bars::pieces())?;
     }
     output::print(&format!("{name} {}\n", image.digest))?;
+    Ok(0)
+}
+
+fn prune(format: Format) -> Result<u8, Failure> {
+    let report = context::engine()?.prune_images()?;
+    match format {
+        Format::Json => output::json(&report)?,
+        Format::Table => output::print(&format!(
+            "{} images and {} blocks removed, {} reclaimed\n",
+            report.images,
+            report.blocks,
+            Human(report.bytes)
+        ))?,
+    }
     Ok(0)
 }
 

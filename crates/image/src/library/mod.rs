@@ -8,7 +8,7 @@
 //! images/refs/<name>              symbolic link to ../<digest>
 //! images/urls/<hex>.json          which image a URL led to (module `origin`)
 //! images/.new-*                   under construction (module `staging`)
-//! images/.lock
+//! images/.lock, images/.use
 //! ```
 //!
 //! Invariants: `images/<digest>` appears by a rename, when flist and record are complete, synced and checked; it is never
@@ -17,6 +17,7 @@
 
 mod error;
 mod origin;
+mod prune;
 mod record;
 mod sniff;
 mod staging;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 use zmachine_flist::{Digest, Flist, RouteTable, Startup, startup};
 use zmachine_sys::file::{self, FileError};
+use zmachine_sys::lock::FileLock;
 
 use crate::cache::BlockCache;
 use crate::facts::{ImageFacts, KindError, Mode};
@@ -38,6 +40,7 @@ use crate::reference::{ImageName, Reference};
 use crate::store::{StoreError, agent, classify, redact};
 pub use error::ResolveError;
 use origin::Origin;
+pub use prune::{Prune, PruneReport, hold_images};
 use record::{Record, StartupRecord};
 use sniff::{SNIFF_LEN, sniff};
 use staging::{Received, Staging, clear_leftovers, hasher, stream};
@@ -198,6 +201,7 @@ impl Library {
         name: &ImageName,
         progress: &dyn Progress,
     ) -> Result<Image, ResolveError> {
+        let _kept = FileLock::shared(&self.images.join(".use"))?;
         let image = self.resolve(reference, PullPolicy::Always, progress)?;
         self.set_name(name, &image.digest)?;
         Ok(image)

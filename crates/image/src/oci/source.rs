@@ -103,6 +103,11 @@ fn registry(text: &str) -> Option<ImageSource> {
     let is_part =
         |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b));
     let reference = digest.or(tag).unwrap_or("latest");
+    let behind_address = host.rsplit_once(']').map_or(host, |(_, rest)| rest);
+    let port = behind_address.split_once(':').map_or("0", |(_, port)| port);
+    if port.parse::<u16>().is_err() {
+        return None;
+    }
     let is_digest = |text: &str| {
         text.strip_prefix("sha256:")
             .is_some_and(|hex| hex.len() == 64 && is_part(hex))
@@ -189,6 +194,7 @@ mod tests {
                 &format!("docker://h.io/a@{digest}"),
                 format!("docker://h.io/a@{digest}"),
             ),
+            ("docker://[::1]:5000/x", "docker://[::1]:5000/x:latest".to_owned()),
             ("oci:/a/b", "oci:/a/b".to_owned()),
             ("oci:a:v1", "oci:a:v1".to_owned()),
             ("docker-archive:x.tar:n:v", "docker-archive:x.tar:n:v".to_owned()),

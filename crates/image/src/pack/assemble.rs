@@ -219,29 +219,29 @@ impl Assembly {
         let Some(index) = self.children(parent).get(name).copied() else {
             return;
         };
-        if self.entries[index].layer < self.layer {
+        if !self.keeps_of_this_layer(index) {
             self.children(parent).remove(name);
-        } else if matches!(self.entries[index].kind, Kind::Directory(_)) {
-            self.clear_below(index);
         }
     }
 
     /// Takes away what lower layers have in a directory.
     fn clear_below(&mut self, directory: usize) {
-        let layer = self.layer;
-        let mut todo = vec![directory];
-        while let Some(directory) = todo.pop() {
-            let children = std::mem::take(self.children(directory));
-            let kept: BTreeMap<_, _> = children
-                .into_iter()
-                .filter(|(_, index)| self.entries[*index].layer == layer)
-                .collect();
-            let directories = kept
-                .values()
-                .filter(|index| matches!(self.entries[**index].kind, Kind::Directory(_)));
-            todo.extend(directories.copied());
-            *self.children(directory) = kept;
+        let children = std::mem::take(self.children(directory));
+        let kept = children
+            .into_iter()
+            .filter(|(_, index)| self.keeps_of_this_layer(*index))
+            .collect();
+        *self.children(directory) = kept;
+    }
+
+    /// Whether an entry is of this layer, or leads to one that is; in a directory, nothing else is left. As deep as a path
+    /// is long.
+    fn keeps_of_this_layer(&mut self, index: usize) -> bool {
+        if matches!(self.entries[index].kind, Kind::Directory(_)) {
+            self.clear_below(index);
         }
+        let is_filled = matches!(&self.entries[index].kind, Kind::Directory(children) if !children.is_empty());
+        is_filled || self.entries[index].layer == self.layer
     }
 
     /// The tree, with the blocks of the serial numbers.

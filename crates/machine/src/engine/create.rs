@@ -5,6 +5,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
+use zmachine_image::library::hold_images;
 use zmachine_image::{
     FetchOptions, Image, Library, Mode, Progress, PullPolicy, Reference, ResolveError, Timeouts, open_store,
 };
@@ -121,6 +122,8 @@ impl Engine {
         let id = catalog::new_id();
         let wanted = self.volumes().wanted(&spec.volumes, &id)?;
         let shares = SharedDirectory::wanted(&spec.volumes, &self.home)?;
+        // Until the machine is there, nothing says that its image is needed.
+        let _images = hold_images(self.home.data())?;
         let facts = self.facts(spec, options, &wanted, !shares.is_empty())?;
         let networks = self.networks()?;
         // From here on addresses are taken: nobody may sweep them away before the machine's folder is there.

@@ -9,6 +9,7 @@
 mod create;
 mod history;
 mod image_facts;
+mod prune;
 mod reconcile;
 mod remove;
 mod start;

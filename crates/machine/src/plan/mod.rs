@@ -102,6 +102,17 @@ impl Plan {
         Ok(())
     }
 
+    /// Hex digest of the image that it needs at a start; `None` when that is a file of the host.
+    pub fn image(&self) -> Option<&str> {
+        match self {
+            Plan::Container(plan) => Some(&plan.image),
+            Plan::Vm(plan) => match plan.install.as_ref().map(|install| &install.source) {
+                Some(vm::DiskSource::Flist { image, .. }) => Some(image),
+                _ => plan.image.as_deref(),
+            },
+        }
+    }
+
     /// Its networks.
     pub fn attachments(&self) -> &[Attachment] {
         match self {
