@@ -86,12 +86,12 @@ mod tests {
         std::fs::write(root.join("file"), "").unwrap();
         std::os::unix::fs::symlink("src", root.join("link")).unwrap();
         let wanted = |text: &str| SharedDirectory::wanted(&[text.replace('@', root.to_str().unwrap())], &home);
-        let shared = wanted("@/link/../src:/work/src:ro").unwrap();
+        let shared = wanted("@/link/../src:/srv/src:ro").unwrap();
         assert_eq!(
             shared,
             [SharedDirectory {
                 path: root.join("src"),
-                target: "/work/src".into(),
+                target: "/srv/src".into(),
                 read_only: true,
             }]
         );
