@@ -86,6 +86,10 @@ fn what_can_be_refused_is_refused_before_anything_is_made() {
     checks.that("a name that is none", || {
         refused(&home, &["--name", "../x", image], 2, "../x")
     });
+    checks.that("a network named twice", || {
+        let twice = ["--network", "default", "--network", "default", image];
+        refused(&home, &twice, 2, "'default' is named twice")
+    });
     checks.that("too little memory", || {
         refused(&home, &["--memory", "1", image], 2, "memory")
     });

@@ -246,6 +246,14 @@ impl Engine {
         let mut attachments = Vec::new();
         for (index, text) in spec.networks.iter().enumerate() {
             let (name, want) = spec::parse_network(text)?;
+            // The interfaces of a machine are told apart by their networks: a second one would take the first one's place.
+            let is_first = attachments.iter().all(|other: &Attachment| other.network != name);
+            if !is_first {
+                return Err(
+                    Failure::new(Class::Usage, format!("the network '{name}' is named twice"))
+                        .hint("a machine has one interface in a network; leave out the second --network"),
+                );
+            }
             let attachment = self.block_on(async {
                 let network = match name {
                     DEFAULT_NETWORK => networks.default_network().await?,
