@@ -16,11 +16,12 @@
 //!
 //! It fetches nothing and knows no stores.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, FileTimes, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::OFlags;
 use thiserror::Error;
@@ -87,6 +88,16 @@ pub struct ScrubReport {
     pub bytes: u64,
 }
 
+/// One file of the cache.
+#[derive(Debug)]
+pub(crate) struct CachedBlock {
+    pub(crate) path: PathBuf,
+    /// On disk.
+    pub(crate) bytes: u64,
+    /// When it was last read or written, in seconds since 1970; see [`note_use`].
+    pub(crate) last_used: i64,
+}
+
 /// The cache in one directory. Clones share it.
 #[derive(Debug, Clone)]
 pub struct BlockCache {
@@ -132,6 +143,7 @@ impl BlockCache {
         };
         let meta = file.metadata().map_err(|e| io_error("look at", &path, e))?;
         if meta.is_file() && meta.len() == u64::from(block.len) {
+            note_use(&file, &meta);
             return Ok(Some(file));
         }
         self.evict(block)?;
@@ -205,8 +217,7 @@ impl BlockCache {
     /// # Errors
     /// When it is there and can not be removed.
     pub fn evict(&self, block: &BlockRef) -> Result<(), CacheError> {
-        let path = self.path_of(block);
-        remove_any(&path).map_err(|e| io_error("remove", &path, e))
+        self.remove(&self.path_of(block))
     }
 
     /// Removes every block whose file `is_kept` does not want; how many, and their bytes. Files that are open stay readable.
@@ -215,21 +226,43 @@ impl BlockCache {
     /// When a directory can not be listed or a file not be removed.
     pub fn retain(&self, is_kept: impl Fn(&Path) -> bool) -> Result<(u64, u64), CacheError> {
         let (mut count, mut bytes) = (0, 0);
+        for block in self.list()?.into_iter().filter(|block| !is_kept(&block.path)) {
+            self.remove(&block.path)?;
+            bytes += block.bytes;
+            count += 1;
+        }
+        Ok((count, bytes))
+    }
+
+    /// Everything that has the name of a block, whatever it is.
+    ///
+    /// # Errors
+    /// When a directory can not be listed.
+    pub(crate) fn list(&self) -> Result<Vec<CachedBlock>, CacheError> {
+        let mut blocks = Vec::new();
         for shard in list(&self.dir)?.into_iter().filter(|shard| shard.is_dir()) {
             for path in list(&shard)? {
                 // One with a leading dot is being written right now, on a file system without unnamed files.
                 let is_block = path
                     .file_name()
                     .is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."));
-                if !is_block || is_kept(&path) {
+                // One without metadata was removed since the listing.
+                let Some(meta) = path.symlink_metadata().ok().filter(|_| is_block) else {
                     continue;
-                }
-                bytes += path.symlink_metadata().map_or(0, |meta| meta.len());
-                remove_any(&path).map_err(|e| io_error("remove", &path, e))?;
-                count += 1;
+                };
+                blocks.push(CachedBlock {
+                    path,
+                    bytes: meta.blocks() * 512,
+                    last_used: meta.atime(),
+                });
             }
         }
-        Ok((count, bytes))
+        Ok(blocks)
+    }
+
+    /// Removes one of [`BlockCache::list`]. Files that are open stay readable.
+    pub(crate) fn remove(&self, path: &Path) -> Result<(), CacheError> {
+        remove_any(path).map_err(|e| io_error("remove", path, e))
     }
 
     /// Hashes every block of the cache and removes what is not what its name says.
@@ -284,6 +317,17 @@ impl BlockCache {
             FileError::Io { action, path, source } => self.io_or_full(action, &path, source),
             other => io_error("write", path, io::Error::other(other)),
         }
+    }
+}
+
+/// Sets the access time of a block that is being used, once a minute: mounts without access times, and `relatime` with its
+/// one day, say too little about which blocks are in use. One that can not be set makes the block look older than it is.
+fn note_use(file: &File, meta: &Metadata) {
+    const PRECISION: Duration = Duration::from_secs(60);
+    let is_recent = |used: SystemTime| used.elapsed().map_or(true, |age| age < PRECISION);
+    if !meta.accessed().is_ok_and(is_recent) {
+        let times = FileTimes::new().set_accessed(SystemTime::now());
+        let _ = file.set_times(times);
     }
 }
 

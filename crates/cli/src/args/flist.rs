@@ -172,6 +172,15 @@ pub(crate) enum ImageCommand {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Format,
     },
+    /// Show how much the cache of blocks holds, and set how much it may
+    Cache {
+        /// The most it may have on disk (`20G`), or `none`. The least recently used blocks go first; none that a
+        /// running machine may read
+        #[arg(long, value_name = "SIZE|none")]
+        limit: Option<String>,
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
     /// Remove a name
     Rm {
         #[arg(required = true)]

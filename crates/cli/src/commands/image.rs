@@ -4,7 +4,7 @@ use std::env;
 
 use serde::Serialize;
 use zmachine_image::{ImageKind, ImageName, Library, Reference};
-use zmachine_machine::bytes::Human;
+use zmachine_machine::bytes::{self, Human};
 use zmachine_machine::{Class, Failure};
 
 use crate::args::{Format, ImageCommand};
@@ -28,6 +28,7 @@ pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
         ImageCommand::Pull { name, blocks } => pull(&library, &name, blocks),
         ImageCommand::Ls { quiet, output } => list(&library, quiet, output),
         ImageCommand::Prune { output } => prune(output),
+        ImageCommand::Cache { limit, output } => cache(&library, limit.as_deref(), output),
         ImageCommand::Rm { names } => each(&names, |name| Ok(library.remove_name(&image_name(name)?)?)),
     }
 }
@@ -46,6 +47,7 @@ fn pull(library: &Library, text: &str, blocks: bool) -> Result<u8, Failure> {
     let image = library.pull(&reference, &name, &Bars::bytes())?;
     if blocks {
         library.fetch_blocks(&image, &Bars::pieces())?;
+        trim()?;
     }
     output::print(&format!("{name} {}\n", image.digest))?;
     Ok(0)
@@ -63,6 +65,45 @@ fn prune(format: Format) -> Result<u8, Failure> {
         ))?,
     }
     Ok(0)
+}
+
+fn cache(library: &Library, limit: Option<&str>, format: Format) -> Result<u8, Failure> {
+    if let Some(text) = limit {
+        let limit = match text {
+            "none" => None,
+            size => Some(bytes::parse(size).map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))?),
+        };
+        library.set_cache_limit(limit)?;
+        trim()?;
+    }
+    let usage = library.cache_usage()?;
+    match format {
+        Format::Json => output::json(&usage)?,
+        Format::Table => {
+            let limit = usage
+                .limit
+                .map_or_else(|| "none".to_owned(), |limit| Human(limit).to_string());
+            let row = vec![usage.blocks.to_string(), Human(usage.bytes).to_string(), limit];
+            output::table(&["BLOCKS", "SIZE", "LIMIT"], &[row])?;
+        }
+    }
+    Ok(0)
+}
+
+/// Brings the cache within its limit, and says what that took.
+fn trim() -> Result<(), Failure> {
+    let Some(report) = context::engine()?.trim_cache()? else {
+        return Ok(());
+    };
+    if report.blocks > 0 {
+        let (blocks, size) = (report.blocks, Human(report.bytes));
+        eprintln!("warning: {blocks} blocks removed for the cache's limit, {size}");
+    }
+    if report.over > 0 {
+        let over = Human(report.over);
+        eprintln!("warning: the cache stays {over} over its limit: running machines need what is in it");
+    }
+    Ok(())
 }
 
 fn list(library: &Library, quiet: bool, format: Format) -> Result<u8, Failure> {

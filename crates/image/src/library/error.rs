@@ -51,6 +51,14 @@ pub enum ResolveError {
         /// What is wrong.
         source: OpenError,
     },
+    /// The limit of the block cache was written by a newer program.
+    #[error("{} has version {found}, which this zmachine does not know", path.display())]
+    LimitVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
     /// It would have to be downloaded, which was forbidden.
     #[error("{reference} has not been pulled")]
     NotPulled {
@@ -169,6 +177,9 @@ impl ResolveError {
             ResolveError::Fetch { source, .. } => source.hint(),
             ResolveError::TooNew { .. } => Some("use that version, or remove the image and pull it again".into()),
             ResolveError::Altered { .. } => Some("remove the image with `zmachine image rm` and pull it again".into()),
+            ResolveError::LimitVersion { .. } => {
+                Some("use the zmachine that wrote it, or set it again with `zmachine image cache --limit SIZE`".into())
+            }
             ResolveError::Cache(source) => source.hint(),
             ResolveError::File(_) => None,
         }

@@ -8,7 +8,8 @@
 //! images/refs/<name>              symbolic link to ../<digest>
 //! images/urls/<hex>.json          which image a URL led to (module `origin`)
 //! images/.new-*                   under construction (module `staging`)
-//! images/.lock, images/.use
+//! images/.lock, images/.use, images/.trim
+//! cache.json                      the limit of the block cache (module `trim`)
 //! ```
 //!
 //! Invariants: `images/<digest>` appears by a rename, when flist and record are complete, synced and checked; it is never
@@ -21,6 +22,7 @@ mod prune;
 mod record;
 mod sniff;
 mod staging;
+mod trim;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -44,6 +46,7 @@ pub use prune::{Prune, PruneReport, hold_images};
 use record::{Record, StartupRecord};
 use sniff::{SNIFF_LEN, sniff};
 use staging::{Received, Staging, clear_leftovers, hasher, stream};
+pub use trim::{CacheUsage, TrimReport};
 
 /// The longest `.startup.toml` that is read, in bytes. Real ones have a few hundred.
 const STARTUP_LIMIT: u64 = 1 << 20;

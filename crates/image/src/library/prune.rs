@@ -15,7 +15,7 @@ use zmachine_flist::Digest;
 use zmachine_sys::file;
 use zmachine_sys::lock::FileLock;
 
-use super::{Library, ResolveError, open_flist};
+use super::{Library, ResolveError};
 
 /// How long those are waited for who resolve images right now.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -79,15 +79,7 @@ impl Prune<'_> {
                 unused.push(place);
                 continue;
             }
-            let path = place.join("image.fl");
-            let flist = open_flist(&path, &path.display().to_string())?;
-            kept.extend(
-                flist
-                    .tree
-                    .unique_blocks()
-                    .iter()
-                    .map(|block| library.cache.path_of(block)),
-            );
+            kept.extend(library.block_paths(&image.digest)?);
         }
         for place in unused {
             report.bytes += bytes_below(&place);

@@ -80,6 +80,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
         }
     };
     let forwarder = super::forwarding::start(&machine, &log);
+    super::cache::start(args.home.clone(), log.clone());
     let mut monitor = Monitor {
         home: args.home,
         machine,
