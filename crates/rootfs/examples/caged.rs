@@ -35,12 +35,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         "read-outside" => drop(fs::read(dir.join("secret"))?),
         "write-image" => fs::write(dir.join("image/new"), "x")?,
+        "touch-by-name" => {
+            use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+            let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let times = Timestamps {
+                last_access: zero,
+                last_modification: zero,
+            };
+            utimensat(CWD, dir.join("image/file"), &times, AtFlags::empty())?;
+        }
         "listen" => drop(std::net::TcpListener::bind("127.0.0.1:0")?),
         "work" => {
             fs::read(dir.join("image/file"))?;
             fs::create_dir(dir.join("cache/ab"))?;
             let new = zmachine_sys::file::NewFile::create(&dir.join("cache/ab"), 0o600)?;
             new.publish_new(&dir.join("cache/ab/block"), true)?;
+            let times = fs::FileTimes::new().set_accessed(std::time::SystemTime::UNIX_EPOCH);
+            fs::File::open(dir.join("cache/ab/block"))?.set_times(times)?;
             std::thread::spawn(|| println!("a thread"))
                 .join()
                 .map_err(|_| "thread")?;

@@ -52,7 +52,7 @@ fn its_own_work_is_possible() {
 
 #[test]
 fn a_system_call_off_the_list_ends_the_process() {
-    for what in ["exec", "mount", "chroot", "packet-socket"] {
+    for what in ["exec", "mount", "chroot", "packet-socket", "touch-by-name"] {
         let (output, said) = attempt(what);
         assert_eq!(
             output.status.signal(),
