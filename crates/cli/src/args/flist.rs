@@ -102,6 +102,14 @@ pub(crate) enum FlistCommand {
         #[arg(long, value_name = "URL")]
         from: Vec<String>,
     },
+    /// Show a flist as a directory, read-only, until it is unmounted or this command is interrupted
+    Mount {
+        #[command(flatten)]
+        from: ReadArgs,
+        file: PathBuf,
+        /// The directory
+        target: PathBuf,
+    },
     /// Read every block from every store that should have it
     Verify {
         file: PathBuf,

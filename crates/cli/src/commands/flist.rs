@@ -1,6 +1,7 @@
-//! `zmachine flist`: what only looks into one is here, what reads all blocks in `read`, what makes flists in `write` and `import`.
+//! `zmachine flist`: what only looks into one is here, what reads all blocks in `read`, what makes flists in `write` and `import`; `mount` shows one as a directory.
 
 mod import;
+mod mount;
 mod read;
 mod write;
 
@@ -48,6 +49,7 @@ pub(crate) fn flist(command: FlistCommand) -> Result<u8, Failure> {
             unprivileged,
             threads,
         } => read::unpack_flist(&file, &target, from, unprivileged, threads),
+        FlistCommand::Mount { from, file, target } => mount::mount_flist(&file, &target, from),
         FlistCommand::Verify { file, from, output } => read::verify_flist(&file, from, output),
         FlistCommand::Diff { a, b, output } => read::diff_flists(&a, &b, output),
         FlistCommand::Inspect { file, output, json } => inspect(&file, if json { Format::Json } else { output }),
