@@ -18,7 +18,7 @@ AGENT_FLAGS := -C target-feature=+crt-static -C strip=symbols
 AGENT_ARGS := --release --package zmachine-agent --target $(AGENT_TARGET)
 HOST_ARGS := --release --workspace --exclude zmachine-agent
 
-.PHONY: help setup build agent agent-package host demo test test-debian test-kernel check install uninstall bench clean
+.PHONY: help setup build agent agent-package host demo test test-debian test-kernel check install uninstall bench bench-flist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,10 @@ uninstall: ## remove what `make install` copied; machines and images stay
 
 bench: build ## measure: start-up, packing, reading
 	@benches/run $(RELEASE)/zmachine
+
+bench-flist: build ## measure packing and unpacking beside tar, zstd and mkfs.erofs
+	@mkdir -p .demo
+	@benches/flist.py $(RELEASE)/zmachine
 
 clean: ## remove what was built and what the demo made
 	$(CARGO) clean

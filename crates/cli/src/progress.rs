@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Bars {
     step: Mutex<Option<(ProgressBar, Instant)>>,
     is_bytes: bool,
+    /// Asked once: a bar advances for every block.
+    has_terminal: bool,
 }
 
 impl Bars {
@@ -22,6 +24,7 @@ impl Bars {
         Bars {
             step: Mutex::new(None),
             is_bytes: true,
+            has_terminal: std::io::stderr().is_terminal(),
         }
     }
 
@@ -30,6 +33,7 @@ impl Bars {
         Bars {
             step: Mutex::new(None),
             is_bytes: false,
+            has_terminal: std::io::stderr().is_terminal(),
         }
     }
 
@@ -64,7 +68,7 @@ impl Progress for Bars {
         self.with(|step| {
             let Some((bar, since)) = step else { return };
             bar.inc(amount);
-            if bar.is_hidden() && since.elapsed() >= PATIENCE && std::io::stderr().is_terminal() {
+            if self.has_terminal && bar.is_hidden() && since.elapsed() >= PATIENCE {
                 bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(8));
             }
         });

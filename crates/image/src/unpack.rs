@@ -237,7 +237,7 @@ impl Unpacking<'_> {
         if file.metadata().map_err(failed("look at", path))?.len() != size {
             file.set_len(size).map_err(failed("write", path))?;
         }
-        self.metadata(path, node)
+        self.file_metadata(&file, path, &node.metadata)
     }
 
     fn block(
@@ -294,28 +294,38 @@ impl Unpacking<'_> {
     /// Owner, mode, attributes and times; of a link the link's own.
     fn metadata(&self, path: &Path, node: &Node) -> Result<(), UnpackError> {
         let meta = &node.metadata;
-        let is_link = matches!(node.kind, NodeKind::Symlink(_));
-        if !self.options.unprivileged {
-            let (uid, gid) = (Uid::from_raw_unchecked(meta.uid), Gid::from_raw_unchecked(meta.gid));
+        if let Some((uid, gid)) = self.owner(meta) {
             let owned = rustix::fs::chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
             owned.map_err(failed_errno("set the owner of", path))?;
         }
-        if !is_link {
-            let mask = if self.options.unprivileged { 0o1777 } else { 0o7777 };
-            let mode = Mode::from_raw_mode(u32::from(meta.mode & mask));
-            rustix::fs::chmod(path, mode).map_err(failed_errno("set the mode of", path))?;
+        if !matches!(node.kind, NodeKind::Symlink(_)) {
+            rustix::fs::chmod(path, self.mode(meta)).map_err(failed_errno("set the mode of", path))?;
         }
         self.xattrs(path, meta)?;
-        let time = Timespec {
-            tv_sec: meta.mtime,
-            tv_nsec: meta.mtime_nsec.into(),
-        };
-        let times = Timestamps {
-            last_access: time,
-            last_modification: time,
-        };
-        let set = rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW);
+        let set = rustix::fs::utimensat(CWD, path, &times(meta), AtFlags::SYMLINK_NOFOLLOW);
         set.map_err(failed_errno("set the time of", path))
+    }
+
+    /// The same of an open file, without three more walks along its path.
+    fn file_metadata(&self, file: &File, path: &Path, meta: &Metadata) -> Result<(), UnpackError> {
+        if let Some((uid, gid)) = self.owner(meta) {
+            let owned = rustix::fs::fchown(file, Some(uid), Some(gid));
+            owned.map_err(failed_errno("set the owner of", path))?;
+        }
+        rustix::fs::fchmod(file, self.mode(meta)).map_err(failed_errno("set the mode of", path))?;
+        self.xattrs(path, meta)?;
+        rustix::fs::futimens(file, &times(meta)).map_err(failed_errno("set the time of", path))
+    }
+
+    /// `None` when the owner stays who unpacks.
+    fn owner(&self, meta: &Metadata) -> Option<(Uid, Gid)> {
+        let owner = (Uid::from_raw_unchecked(meta.uid), Gid::from_raw_unchecked(meta.gid));
+        (!self.options.unprivileged).then_some(owner)
+    }
+
+    fn mode(&self, meta: &Metadata) -> Mode {
+        let mask = if self.options.unprivileged { 0o1777 } else { 0o7777 };
+        Mode::from_raw_mode(u32::from(meta.mode & mask))
     }
 
     fn xattrs(&self, path: &Path, meta: &Metadata) -> Result<(), UnpackError> {
@@ -327,6 +337,17 @@ impl Unpacking<'_> {
             set.map_err(failed_errno("set an attribute of", path))?;
         }
         Ok(())
+    }
+}
+
+fn times(meta: &Metadata) -> Timestamps {
+    let time = Timespec {
+        tv_sec: meta.mtime,
+        tv_nsec: meta.mtime_nsec.into(),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
     }
 }
 

@@ -55,7 +55,9 @@ impl DirStore {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(io_error("open", path, e)),
         };
-        let mut bytes = Vec::new();
+        // The length is a hint only, and a block on disk is no longer than it may be: one read instead of ten.
+        let len = file.metadata().map_err(|e| io_error("look at", path, e))?.len();
+        let mut bytes = Vec::with_capacity(len.min(MAX_SEALED_LEN as u64) as usize + 1);
         file.take(MAX_SEALED_LEN as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(|e| io_error("read", path, e))?;
@@ -118,8 +120,15 @@ impl BlockStore for DirStore {
         }
         let path = self.sharded(id);
         let shard = path.parent().unwrap_or(&self.root);
-        std::fs::create_dir_all(shard).map_err(|e| io_error("create directory", shard, e))?;
-        let new = NewFile::create(shard, 0o644).map_err(|e| file_error(&path, e))?;
+        let new = match NewFile::create(shard, 0o644) {
+            // 256 times in the life of a store.
+            Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(shard).map_err(|e| io_error("create directory", shard, e))?;
+                NewFile::create(shard, 0o644)
+            }
+            new => new,
+        };
+        let new = new.map_err(|e| file_error(&path, e))?;
         new.file().write_all(sealed).map_err(|e| io_error("write", &path, e))?;
         if before.is_some() {
             // A torn block of a crashed writer: the name must lead to the good one from one moment to the next.
