@@ -122,7 +122,14 @@ impl LayerStream {
         if self.digest.is_empty() {
             return Ok(());
         }
-        check(&kept.into_inner().hash.finalize(), &self.digest)
+        let kept = kept.into_inner();
+        if kept.left > 0 {
+            return Err(Problem::Broken(format!(
+                "layer {} is {} bytes shorter than the manifest says",
+                self.digest, kept.left
+            )));
+        }
+        check(&kept.hash.finalize(), &self.digest)
     }
 }
 

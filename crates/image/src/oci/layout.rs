@@ -49,9 +49,7 @@ impl Layout {
 
 impl Source for Layout {
     fn manifest(&self) -> Result<Vec<u8>, Problem> {
-        let bytes = self.manifest_by_digest(&self.image)?;
-        super::layer::check_digest(&bytes, &self.image.digest)?;
-        Ok(bytes)
+        super::document(self, &self.image)
     }
 
     fn manifest_by_digest(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Problem> {

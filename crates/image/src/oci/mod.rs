@@ -230,5 +230,13 @@ fn document(source: &dyn Source, descriptor: &Descriptor) -> Result<Vec<u8>, Pro
         bytes
     };
     layer::check_digest(&bytes, &descriptor.digest)?;
+    if bytes.len() as u64 != descriptor.size {
+        return Err(Problem::Broken(format!(
+            "document {} has {} bytes instead of {}",
+            descriptor.digest,
+            bytes.len(),
+            descriptor.size
+        )));
+    }
     Ok(bytes)
 }
