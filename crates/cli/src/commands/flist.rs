@@ -31,7 +31,7 @@ pub(crate) fn flist(command: FlistCommand) -> Result<u8, Failure> {
             to,
             base,
             threads,
-        } => write::pack_directory(&source, &output, &to, base.as_deref(), threads),
+        } => write::pack_source(&source, &output, &to, base.as_deref(), threads),
         FlistCommand::Import {
             image,
             output,
