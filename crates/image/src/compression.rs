@@ -72,9 +72,7 @@ fn damaged(error: &io::Error) -> io::Error {
             io::Error::new(error.kind(), error.to_string())
         }
         // A source that complains about its bytes has said all there is to say.
-        io::ErrorKind::InvalidData if error.get_ref().is_some() => {
-            io::Error::new(error.kind(), error.to_string())
-        }
+        io::ErrorKind::InvalidData if error.get_ref().is_some() => io::Error::new(error.kind(), error.to_string()),
         _ => broken(error),
     }
 }

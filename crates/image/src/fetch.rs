@@ -226,7 +226,9 @@ impl Rest {
     /// How long a rest lasts after so many failures.
     fn length(failures: u32) -> Duration {
         let doubled = 2u32.checked_pow(failures.saturating_sub(1));
-        doubled.and_then(|times| REST.checked_mul(times)).map_or(LONGEST_REST, |rest| rest.min(LONGEST_REST))
+        doubled
+            .and_then(|times| REST.checked_mul(times))
+            .map_or(LONGEST_REST, |rest| rest.min(LONGEST_REST))
     }
 }
 

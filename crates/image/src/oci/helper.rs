@@ -47,7 +47,9 @@ fn run(program: &Path, server: &str, patience: Duration) -> Result<Option<Found>
     let failed = |error: io::Error| {
         // Of no kind: the image itself may well be there.
         let program = program.display();
-        Problem::Read(io::Error::other(format!("the credential helper {program} can not be asked: {error}")))
+        Problem::Read(io::Error::other(format!(
+            "the credential helper {program} can not be asked: {error}"
+        )))
     };
     let mut command = Command::new(program);
     command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -75,7 +77,9 @@ fn run(program: &Path, server: &str, patience: Duration) -> Result<Option<Found>
     };
     // What it has started may hold its end of the pipe open.
     let answer = reader.recv_timeout(Duration::from_secs(1));
-    let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+    let answer = answer
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(failed)?;
     if !status.success() {
         let said: String = String::from_utf8_lossy(&answer).trim().chars().take(200).collect();
         if said.to_ascii_lowercase().contains(UNKNOWN) {
@@ -116,7 +120,10 @@ mod tests {
 
     #[test]
     fn one_that_knows_nothing_is_no_failure_and_one_that_fails_is() {
-        assert_eq!(answer("echo credentials not found in native keychain; exit 1"), Ok(None));
+        assert_eq!(
+            answer("echo credentials not found in native keychain; exit 1"),
+            Ok(None)
+        );
         for (script, told) in [
             ("echo the keychain is locked; exit 3", "the keychain is locked"),
             ("echo hunter2", "no credentials"),

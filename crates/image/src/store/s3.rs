@@ -255,7 +255,11 @@ mod tests {
     #[test]
     fn blocks_are_in_the_bucket_or_below_a_prefix() {
         let id = zmachine_flist::BlockRef::seal(b"x").0.id;
-        for (url, prefix) in [("s3://h/b/", ""), ("s3://h/b/team/blocks/", "team/blocks/"), ("s3://h/b/a%20b", "a b/")] {
+        for (url, prefix) in [
+            ("s3://h/b/", ""),
+            ("s3://h/b/team/blocks/", "team/blocks/"),
+            ("s3://h/b/a%20b", "a b/"),
+        ] {
             let store = S3Store::new(url, Timeouts::default()).unwrap();
             assert_eq!(store.object(&id), format!("{prefix}{id}"), "{url}");
         }
