@@ -22,7 +22,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let old = fs::read(fixtures.join("v1/kinds.flist"))?;
     let mut tar = Vec::new();
     flate2::read::GzDecoder::new(&old[..]).read_to_end(&mut tar)?;
-    let size = usize::from_str_radix(std::str::from_utf8(&tar[512 + 124..512 + 136])?.trim_matches(['\0', ' ']), 8)?;
+    let size = usize::from_str_radix(
+        std::str::from_utf8(&tar[512 + 124..512 + 136])?.trim_matches(['\0', ' ']),
+        8,
+    )?;
     let folder = tempfile::tempdir()?;
     let database = folder.path().join("db");
     fs::write(&database, &tar[1024..1024 + size])?;
