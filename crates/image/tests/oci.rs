@@ -109,7 +109,7 @@ fn registry(room: &Room) -> Server {
     let config = "version: 0.1\nstorage: {filesystem: {}}\nhttp: {}\n";
     fs::write(room.path("registry.yml"), config).unwrap();
     Server::start(|port| {
-        let mut command = Command::new(program);
+        let mut command = Command::new(&program);
         command
             .args(["serve", "registry.yml"])
             .current_dir(&room.dir)

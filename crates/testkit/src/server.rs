@@ -21,28 +21,29 @@ impl Server {
     /// Starts what `command` gives for a free port, and waits until it takes connections.
     ///
     /// # Panics
-    /// When it can not be started, ends at once, or does not listen in time.
-    pub fn start(command: impl FnOnce(u16) -> Command) -> Server {
-        // Free again before the server takes it; should another program be quicker, the server says so and ends.
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-        let port = port.expect("a port of the loopback interface").port();
-        let mut command = command(port);
-        let name = command.get_program().to_string_lossy().into_owned();
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let child = child.unwrap_or_else(|error| panic!("{name}: {error}; run `make test-tools`"));
-        let mut server = Server { child, port };
+    /// When it can not be started, ends at once on three ports, or does not listen in time.
+    pub fn start(command: impl Fn(u16) -> Command) -> Server {
         let started = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            let ended = server.child.try_wait().expect("wait");
-            assert!(ended.is_none(), "{name} ended: {ended:?}");
-            assert!(started.elapsed() < PATIENCE, "{name} does not start");
-            std::thread::sleep(Duration::from_millis(20));
+        for _ in 0..3 {
+            // Free again before the server takes it: should another program be quicker, the server ends.
+            let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+            let port = port.expect("a port of the loopback interface").port();
+            let mut command = command(port);
+            let name = command.get_program().to_string_lossy().into_owned();
+            let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+            let child = child.unwrap_or_else(|error| panic!("{name}: {error}; run `make test-tools`"));
+            let mut server = Server { child, port };
+            while server.child.try_wait().expect("wait").is_none() {
+                // Whoever answers is the server only if it is still there.
+                let answers = TcpStream::connect(("127.0.0.1", port)).is_ok();
+                std::thread::sleep(Duration::from_millis(20));
+                if answers && server.child.try_wait().expect("wait").is_none() {
+                    return server;
+                }
+                assert!(started.elapsed() < PATIENCE, "{name} does not start");
+            }
         }
-        server
+        panic!("the server ends at once");
     }
 
     /// `127.0.0.1:PORT`.

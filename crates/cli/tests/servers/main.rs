@@ -43,7 +43,7 @@ impl Room {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        let mut command = Command::new(&program);
         command
             .current_dir(&self.0)
             .env("ZMACHINE_HOME", self.path("home"))
@@ -91,7 +91,7 @@ impl Room {
             command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
             command
                 .args(["--access-key", "KEY", "--secret-key", "s3cret/+"])
-                .arg(root);
+                .arg(&root);
             command
         })
     }
@@ -111,7 +111,7 @@ impl Room {
                 directory.display()
             );
             fs::write(self.path("nginx.conf"), config).unwrap();
-            let mut command = Command::new(program);
+            let mut command = Command::new(&program);
             command.args(["-c", &format!("{room}/nginx.conf"), "-e", &format!("{room}/nginx.log")]);
             command
         })
