@@ -27,7 +27,7 @@ use zmachine_flist::RouteTable;
 
 use crate::cache::BlockCache;
 use crate::progress::Progress;
-use crate::store::{BlockStore, StoreError, Timeouts, open_store, redact};
+use crate::store::{BlockStore, Credentials, StoreError, Timeouts, open_store, redact};
 
 /// How long a store that failed once is asked only after all others; twice as long after each further failure.
 const REST: Duration = Duration::from_secs(10);
@@ -48,6 +48,8 @@ pub struct FetchOptions {
     pub deadline: Duration,
     /// The most time one request may take.
     pub timeouts: Timeouts,
+    /// Credentials for stores whose URLs have none.
+    pub credentials: Credentials,
 }
 
 impl Default for FetchOptions {
@@ -58,6 +60,7 @@ impl Default for FetchOptions {
             stores: Vec::new(),
             deadline: Duration::from_secs(60),
             timeouts: Timeouts::default(),
+            credentials: Credentials::default(),
         }
     }
 }
@@ -309,7 +312,11 @@ impl Fetcher {
         } else {
             options.stores.clone()
         };
-        let sources = urls.into_iter().map(|url| (url.clone(), Source::new(url))).collect();
+        let source = |url: String| {
+            let complete = options.credentials.complete(&url);
+            (url, Source::new(complete))
+        };
+        let sources = urls.into_iter().map(source).collect();
         Fetcher {
             cache,
             routes,

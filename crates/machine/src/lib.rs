@@ -29,6 +29,7 @@ pub mod monitor;
 pub mod plan;
 pub mod reservation;
 pub mod restart;
+pub mod shown;
 pub mod spec;
 pub mod state;
 pub mod stats;

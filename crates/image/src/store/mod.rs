@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use zmachine_flist::BlockId;
 
-pub use credentials::{Credentials, CredentialsError};
+pub use credentials::{CREDENTIALS_FILE, Credentials, CredentialsError};
 pub use dir::DirStore;
 pub use http::HttpStore;
 pub(crate) use http::{agent, classify};

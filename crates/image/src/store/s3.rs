@@ -212,8 +212,9 @@ impl BlockStore for S3Store {
     fn put(&self, id: &BlockId, sealed: &[u8]) -> Result<bool, StoreError> {
         match self.has(id) {
             Ok(true) => return Ok(false),
-            // Who may not list a bucket is not told what is in it, and an answer to HEAD has no reason. Writing tells.
-            Ok(false) | Err(StoreError::Status { status: 403, .. }) => {}
+            Ok(false) => {}
+            // An answer to HEAD has no reason, and who may not list a bucket is not told what is in it. Writing tells.
+            Err(error @ StoreError::Status { .. }) if !error.is_transient() => {}
             Err(error) => return Err(error),
         }
         let url = self
