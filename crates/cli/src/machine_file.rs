@@ -28,6 +28,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         hostname,
         networks,
         publish,
+        publish_all,
         dns,
         terminal,
         stdin,
@@ -72,6 +73,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         _ => {}
     }
     file.list("publish", publish);
+    file.flag("publish-all", *publish_all);
     file.list("dns", dns);
     file.flag("tty", *terminal);
     file.flag("interactive", *stdin);

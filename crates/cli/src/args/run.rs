@@ -80,6 +80,9 @@ pub(crate) struct CreateArgs {
     /// Publish a port of the machine on this host
     #[arg(short, long, value_name = "[IP:]HOST:GUEST[/tcp|udp]")]
     publish: Vec<String>,
+    /// Publish every port that the image exposes, on free ports of this host
+    #[arg(short = 'P', long)]
+    publish_all: bool,
     /// Name servers in place of the host's
     #[arg(long, value_name = "IP")]
     dns: Vec<String>,
@@ -175,6 +178,7 @@ impl CreateArgs {
         spec.volumes = self.volume.iter().map(volume).collect::<Result<_, Failure>>()?;
         spec.networks = networks(&self.network)?;
         spec.publish = self.publish.clone();
+        spec.publish_all = self.publish_all;
         spec.dns = self.dns.clone();
         spec.terminal = self.tty;
         spec.stdin = self.interactive;

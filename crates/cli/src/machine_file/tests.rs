@@ -27,6 +27,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("hostname", "\"host\"", true),
     ("network", "[\"default\", \"inner\"]", true),
     ("publish", "[\"8080:80\", \"53:53/udp\"]", true),
+    ("publish-all", "true", true),
     ("dns", "[\"9.9.9.9\"]", true),
     ("interactive", "true", true),
     ("tty", "true", true),

@@ -43,7 +43,7 @@ impl Room {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(&program);
+        let mut command = Command::new(program);
         command
             .current_dir(&self.0)
             .env("ZMACHINE_HOME", self.path("home"))
