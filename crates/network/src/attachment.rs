@@ -95,7 +95,11 @@ impl Attachment {
             });
         }
         Publish::check_set(request.publish)?;
-        request.membership.names.iter().try_for_each(|alias| name::check_alias(alias))?;
+        request
+            .membership
+            .names
+            .iter()
+            .try_for_each(|alias| name::check_alias(alias))?;
         let mut addresses: Vec<IpNet> = Ipv4Net::new(lease.ipv4, network.ipv4().prefix_len())
             .into_iter()
             .map(IpNet::V4)

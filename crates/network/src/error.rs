@@ -90,6 +90,12 @@ pub enum NetworkError {
         /// What it overlaps: a network, or a route of the host.
         other: String,
     },
+    /// Name servers for a network out of which nothing goes.
+    #[error("network {name:?} is to be internal: its machines ask no name servers elsewhere")]
+    InternalDns {
+        /// The network.
+        name: String,
+    },
     /// An MTU no link or no IPv6 can have.
     #[error("{mtu} can not be the MTU of a network: {least} to 65535 bytes can")]
     BadMtu {
@@ -281,11 +287,13 @@ impl NetworkError {
         use NetworkError as E;
         match self {
             E::BadName { .. } | E::BadSubnet { .. } | E::AddressOutside { .. } => ErrorKind::Usage,
-            E::BadSubnet6 { .. } | E::BadMtu { .. } | E::BadAlias { .. } => ErrorKind::Usage,
+            E::BadSubnet6 { .. } | E::BadMtu { .. } | E::BadAlias { .. } | E::InternalDns { .. } => ErrorKind::Usage,
             E::InUse { .. } | E::SubnetOverlaps { .. } => ErrorKind::Conflict,
             E::Publish(_) | E::NotOurAddress { .. } => ErrorKind::Usage,
             E::NoSuchNetwork { .. } => ErrorKind::NotFound,
-            E::Exists { .. } | E::NotABridge { .. } | E::SubnetTaken { .. } | E::AddressTaken { .. } => ErrorKind::Conflict,
+            E::Exists { .. } | E::NotABridge { .. } | E::SubnetTaken { .. } | E::AddressTaken { .. } => {
+                ErrorKind::Conflict
+            }
             E::AddressFixed { .. } | E::PortTaken { .. } => ErrorKind::Conflict,
             E::NeedsRoot { .. } => ErrorKind::NeedsRoot,
             E::NoNft { .. } | E::NoDnsmasq { .. } => ErrorKind::Unsupported,
@@ -311,8 +319,11 @@ impl NetworkError {
             E::Tap { source, .. } if source.kind() == io::ErrorKind::NotFound => "load the tun driver: modprobe tun",
             E::NotABridge { .. } => "rename or remove that link; see: ip link",
             E::Sysctl { .. } => "see what this host lacks: zmachine doctor",
-            E::Tap { .. } => "is another program's link in its place, or /dev/net/tun no tun device? see: zmachine doctor",
-            E::SubnetOverlaps { .. } => "leave --subnet out and a free one is chosen",
+            E::Tap { .. } => {
+                "is another program's link in its place, or /dev/net/tun no tun device? see: zmachine doctor"
+            }
+            E::InternalDns { .. } => "leave out --dns, or --internal",
+            E::SubnetOverlaps { .. } => "leave --subnet and --ipv6 out and free ones are chosen",
             E::AddressTaken { .. } => "choose another address, or leave ip= out",
             E::SubnetTaken { .. } => "remove the machines of this network and the network, and it gets another subnet",
             E::NoFreeSubnet { .. } => "name one yourself: zmachine network create NAME --subnet CIDR",

@@ -80,7 +80,9 @@ fn dropping(all: &Value) -> Vec<String> {
         .filter(|chain| !knows_us(chain))
         .map(|chain| {
             let [name, family, table, hook] = ["name", "family", "table", "hook"].map(|key| text(&chain[key]));
-            format!("chain {name} of table {family} {table} drops what it does not know at {hook}, and knows no link zm*")
+            format!(
+                "chain {name} of table {family} {table} drops what it does not know at {hook}, and knows no link zm*"
+            )
         })
         .collect()
 }
@@ -92,7 +94,9 @@ fn removal(family: &str, handles: &[u64]) -> String {
 
 /// The chain as JSON; `None` when there is none, or none that nft can read.
 async fn read(family: &str) -> Option<Value> {
-    let (found, text) = nft::run(&["-j", "-a", "list", "chain", family, "filter", CHAIN], "").await.ok()?;
+    let (found, text) = nft::run(&["-j", "-a", "list", "chain", family, "filter", CHAIN], "")
+        .await
+        .ok()?;
     found.then(|| serde_json::from_str(&text).ok())?
 }
 

@@ -29,7 +29,12 @@ impl Networks {
         Ok(found)
     }
 
-    async fn missing(&self, links: &Links, network: &Network, stations: &[Station]) -> Result<Vec<String>, NetworkError> {
+    async fn missing(
+        &self,
+        links: &Links,
+        network: &Network,
+        stations: &[Station],
+    ) -> Result<Vec<String>, NetworkError> {
         let bridge = network.bridge();
         let mut missing = Vec::new();
         let link = links.find(bridge).await?;
@@ -61,7 +66,9 @@ impl Networks {
         if dnsmasq::find(self, network).is_none() {
             missing.push("its dnsmasq does not run".to_owned());
         }
-        missing.extend(sysctl::lost(network.ipv6().is_some())?.map(|key| format!("sysctl {key} is off: nothing is forwarded")));
+        missing.extend(
+            sysctl::lost(network.ipv6().is_some())?.map(|key| format!("sysctl {key} is off: nothing is forwarded")),
+        );
         Ok(missing)
     }
 
@@ -90,7 +97,8 @@ mod tests {
     #[test]
     fn rules_are_told_from_what_stands_around_them() {
         let network = Network::example("10.208.0.0/24", None);
-        let text = "table inet x {\n\tchain a {\n\t\ttype filter hook input priority raw; policy accept;\n\t\tdrop\n\t}\n}\n";
+        let text =
+            "table inet x {\n\tchain a {\n\t\ttype filter hook input priority raw; policy accept;\n\t\tdrop\n\t}\n}\n";
         assert_eq!(count(text), 1);
         assert!(count(&rules::render(&network, &[])) > 8);
     }

@@ -49,12 +49,7 @@ pub(crate) async fn lock(networks: &Networks, network: &Network) -> Result<FileL
 }
 
 /// The addresses `machine` has, or gets now.
-pub(crate) fn take(
-    networks: &Networks,
-    network: &Network,
-    machine: &str,
-    want: Wanted,
-) -> Result<Lease, NetworkError> {
+pub(crate) fn take(networks: &Networks, network: &Network, machine: &str, want: Wanted) -> Result<Lease, NetworkError> {
     let wanted = [want.ipv4.map(IpAddr::V4), want.ipv6.map(IpAddr::V6)];
     for address in wanted.into_iter().flatten() {
         check(network, address)?;
@@ -171,7 +166,9 @@ fn candidates(network: &Network, machine: &str) -> impl Iterator<Item = Ipv4Addr
     let seed = name::hash(&[b"lease", machine.as_bytes()]);
     let start = u32::from_le_bytes([seed[0], seed[1], seed[2], seed[3]]) % count;
     let all = (0..count).map(move |i| Ipv4Addr::from(base + (start + i) % count));
-    all.filter(|a| network.may_have(IpAddr::V4(*a))).collect::<Vec<_>>().into_iter()
+    all.filter(|a| network.may_have(IpAddr::V4(*a)))
+        .collect::<Vec<_>>()
+        .into_iter()
 }
 
 /// Writes the lease unless somebody has the address.

@@ -79,7 +79,10 @@ impl Links {
             AddressAttribute::Address(address) => Some(*address),
             _ => None,
         };
-        Ok(messages.iter().filter_map(|m| m.attributes.iter().find_map(address)).collect())
+        Ok(messages
+            .iter()
+            .filter_map(|m| m.attributes.iter().find_map(address))
+            .collect())
     }
 
     /// Puts link `name` up.
@@ -129,7 +132,9 @@ impl Links {
         let routes: Result<Vec<RouteMessage>, _> = self.handle.route().get(all).execute().try_collect().await;
         let routes = routes.map_err(|e| error::link("list", "the IPv6 routes of this host", e))?;
         let others = routes.iter().filter(|r| but.is_none() || output_link(r) != but);
-        let ipv6 = others.filter_map(destination6).filter(|net| net.network().octets()[0] < 0xfe);
+        let ipv6 = others
+            .filter_map(destination6)
+            .filter(|net| net.network().octets()[0] < 0xfe);
         Ok(ipv4.into_iter().map(IpNet::V4).chain(ipv6.map(IpNet::V6)).collect())
     }
 

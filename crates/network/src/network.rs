@@ -362,6 +362,9 @@ impl Networks {
 
     async fn choose(&self, spec: &NetworkSpec) -> Result<NetworkRecord, NetworkError> {
         let name = &spec.name;
+        if spec.internal && !spec.dns.is_empty() {
+            return Err(NetworkError::InternalDns { name: name.clone() });
+        }
         let others = self.list()?;
         let ipv4 = match spec.ipv4 {
             Some(subnet) => subnet,
@@ -421,7 +424,10 @@ impl Networks {
             }
         }
         let routes = Links::open()?.routes_but(&name::bridge(&self.home, name)).await?;
-        match routes.into_iter().find(|r| r.prefix_len() > 0 && subnet::meet(*r, subnet)) {
+        match routes
+            .into_iter()
+            .find(|r| r.prefix_len() > 0 && subnet::meet(*r, subnet))
+        {
             Some(route) => overlaps(format!("the host's route to {route}")),
             None => Ok(()),
         }
@@ -497,12 +503,7 @@ impl Networks {
     ///
     /// # Errors
     /// When `want` is not an address for a machine, is another machine's or not the one the machine has, or none is free.
-    pub async fn lease(
-        &self,
-        network: &Network,
-        machine: &str,
-        want: Wanted,
-    ) -> Result<Lease, NetworkError> {
+    pub async fn lease(&self, network: &Network, machine: &str, want: Wanted) -> Result<Lease, NetworkError> {
         name::check(machine)?;
         let _lock = lease::lock(self, network).await?;
         // The network may have moved to another subnet since the caller read it; the plan then refuses the address.

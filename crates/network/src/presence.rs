@@ -165,7 +165,12 @@ async fn bring_up(networks: &Networks, network: &Network, attached: &[Station]) 
 }
 
 /// Makes ports of the bridge out of the taps that are not: somebody removed the bridge that they were on.
-async fn plug_in(networks: &Networks, network: &Network, links: &Links, attached: &[Station]) -> Result<(), NetworkError> {
+async fn plug_in(
+    networks: &Networks,
+    network: &Network,
+    links: &Links,
+    attached: &[Station],
+) -> Result<(), NetworkError> {
     let bridge = links.find(network.bridge()).await?.map(|link| link.header.index);
     for station in attached {
         let name = network.tap(&station.machine);

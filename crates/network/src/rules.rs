@@ -241,10 +241,7 @@ mod tests {
     #[test]
     fn the_whole_rule_set_is_as_written_down() {
         let network = Network::example("10.208.0.0/24", Some("fd00::/64"));
-        let text = render(
-            &network,
-            &[station(&["8080:80", "127.0.0.1:7000-7001:7000-7001/udp"])],
-        );
+        let text = render(&network, &[station(&["8080:80", "127.0.0.1:7000-7001:7000-7001/udp"])]);
         assert_eq!(text, include_str!("../tests/golden/rules.nft"));
     }
 }

@@ -71,14 +71,19 @@ fn chain(network: &Network, station: &Station) -> String {
     // The target of a neighbour advertisement is what it claims; that of a solicitation without a source is what its sender
     // wants for itself (RFC 4861, 4862). It follows 8 bytes after the ICMPv6 header's start.
     for address in &own {
-        rules.push(format!("icmpv6 type nd-neighbor-advert @th,64,128 {} accept", hex(*address)));
+        rules.push(format!(
+            "icmpv6 type nd-neighbor-advert @th,64,128 {} accept",
+            hex(*address)
+        ));
         rules.push(format!(
             "ip6 saddr :: icmpv6 type nd-neighbor-solicit @th,64,128 {} accept",
             hex(*address)
         ));
     }
-    rules.push("icmpv6 type nd-neighbor-advert @th,64,10 0x3fa jump link_local_target".to_owned());
-    rules.push("ip6 saddr :: icmpv6 type nd-neighbor-solicit @th,64,10 0x3fa jump link_local_target".to_owned());
+    rules.push("icmpv6 type nd-neighbor-advert @th,64,16 & 0xffc0 == 0xfe80 jump link_local_target".to_owned());
+    rules.push(
+        "ip6 saddr :: icmpv6 type nd-neighbor-solicit @th,64,16 & 0xffc0 == 0xfe80 jump link_local_target".to_owned(),
+    );
     rules.push("icmpv6 type nd-neighbor-advert drop".to_owned());
     rules.extend(own.iter().map(|address| format!("ip6 saddr {address} accept")));
     for kind in ["nd-router-solicit", "mld-listener-report", "mld2-listener-report"] {

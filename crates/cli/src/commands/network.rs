@@ -108,7 +108,8 @@ fn ipv6_subnet(text: &str) -> Result<Ipv6Choice, Failure> {
         return Ok(Ipv6Choice::Without);
     }
     text.parse::<Ipv6Net>().map(Ipv6Choice::Subnet).map_err(|_| {
-        Failure::new(Class::Usage, format!("--ipv6 {text}: not an IPv6 subnet")).hint("write it as fd12:3456:789a:1::/64, or 'none'")
+        Failure::new(Class::Usage, format!("--ipv6 {text}: not an IPv6 subnet"))
+            .hint("write it as fd12:3456:789a:1::/64, or 'none'")
     })
 }
 
@@ -118,7 +119,8 @@ fn list(engine: &Engine, networks: &Networks, quiet: bool, format: Format) -> Re
         rows.push(row(engine, networks, &network)?);
     }
     if quiet {
-        rows.iter().try_for_each(|row| output::print(&format!("{}\n", row.name)))?;
+        rows.iter()
+            .try_for_each(|row| output::print(&format!("{}\n", row.name)))?;
     } else if format == Format::Json {
         output::json(&rows)?;
     } else {

@@ -119,7 +119,10 @@ pub(super) fn servers(network: &Network, stations: &[Station], others: &[Network
     let _ = writeln!(out, "server=//{}", if is_shared { REFUSING } else { "" });
     for other in others {
         let _ = writeln!(out, "server=/{}/{REFUSING}", other.name());
-        for subnet in [Some(IpNet::V4(other.ipv4())), other.ipv6().map(IpNet::V6)].into_iter().flatten() {
+        for subnet in [Some(IpNet::V4(other.ipv4())), other.ipv6().map(IpNet::V6)]
+            .into_iter()
+            .flatten()
+        {
             let _ = writeln!(out, "rev-server={subnet},{REFUSING}");
         }
     }

@@ -94,7 +94,9 @@ pub(crate) async fn ensure(
     match running {
         Some(process) if !is_another && !fresh => {
             if is_news {
-                process.signal(SIGHUP).map_err(|source| NetworkError::NoDnsmasq { source })?;
+                process
+                    .signal(SIGHUP)
+                    .map_err(|source| NetworkError::NoDnsmasq { source })?;
                 networks.step("dnsmasq told");
             }
             return Ok(());
@@ -127,7 +129,10 @@ fn end(process: ProcessId) -> Result<(), NetworkError> {
     process.signal(SIGKILL).map_err(failed)?;
     match process.wait_gone(END_PATIENCE) {
         true => Ok(()),
-        false => Err(failed(io::Error::other(format!("process {} does not end", process.pid)))),
+        false => Err(failed(io::Error::other(format!(
+            "process {} does not end",
+            process.pid
+        )))),
     }
 }
 

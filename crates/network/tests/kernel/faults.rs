@@ -34,7 +34,12 @@ fn hide(path: &str) {
 
 #[test]
 fn without_nft_no_machine_starts() {
-    refused("no nft", "can not run nft", |_, _, _| hide("/usr/sbin/nft"), |_| drop(output("umount", &["/usr/sbin/nft"])));
+    refused(
+        "no nft",
+        "can not run nft",
+        |_, _, _| hide("/usr/sbin/nft"),
+        |_| drop(output("umount", &["/usr/sbin/nft"])),
+    );
 }
 
 #[test]
@@ -70,7 +75,12 @@ fn a_link_in_the_place_of_the_bridge_is_told_of_and_left_alone() {
     refused(
         "another link",
         "is there and is no bridge",
-        |space, network, _| drop(ip(space.host_ns(), &format!("link add {} type veth peer name other0", network.bridge()))),
+        |space, network, _| {
+            drop(ip(
+                space.host_ns(),
+                &format!("link add {} type veth peer name other0", network.bridge()),
+            ))
+        },
         |_| drop(output("ip", &["link", "del", "other0"])),
     );
 }
@@ -91,7 +101,12 @@ fn a_route_that_came_since_the_network_was_made_is_told_of() {
     refused(
         "subnet",
         "overlaps the host's route",
-        |space, network, _| drop(ip(space.host_ns(), &format!("route add {} via 198.51.100.2", network.ipv4()))),
+        |space, network, _| {
+            drop(ip(
+                space.host_ns(),
+                &format!("route add {} via 198.51.100.2", network.ipv4()),
+            ))
+        },
         |network| drop(output("ip", &["route", "del", &network.ipv4().to_string()])),
     );
 }
@@ -117,13 +132,29 @@ fn files_that_are_not_ours_are_named() {
     std::fs::write(&attachment, "{\"version\":1,").unwrap();
     let said = networks.stations("default").unwrap_err().to_string();
     assert!(said.contains(attachment.to_str().unwrap()), "{said}");
-    std::fs::write(&attachment, "{\"version\":9,\"boot_id\":\"\",\"ipv4\":\"10.0.0.1\",\"ipv6\":null,\"ports\":[]}").unwrap();
-    assert!(networks.stations("default").unwrap_err().to_string().contains("has version 9"));
+    std::fs::write(
+        &attachment,
+        "{\"version\":9,\"boot_id\":\"\",\"ipv4\":\"10.0.0.1\",\"ipv6\":null,\"ports\":[]}",
+    )
+    .unwrap();
+    assert!(
+        networks
+            .stations("default")
+            .unwrap_err()
+            .to_string()
+            .contains("has version 9")
+    );
 
     let record = folder.join("network.json");
     let text = std::fs::read_to_string(&record).unwrap();
     std::fs::write(&record, text.replace("\"version\": 1", "\"version\": 7")).unwrap();
-    assert!(networks.get("default").unwrap_err().to_string().contains("has version 7"));
+    assert!(
+        networks
+            .get("default")
+            .unwrap_err()
+            .to_string()
+            .contains("has version 7")
+    );
     std::fs::write(&record, &text[..20]).unwrap();
     let said = networks.list().unwrap_err().to_string();
     assert!(said.contains(record.to_str().unwrap()), "{said}");
@@ -141,20 +172,32 @@ fn a_network_without_a_free_address_says_so_and_a_wrong_address_too() {
     run(async {
         let network = networks.create(&spec).await.unwrap();
         for i in 0..5 {
-            networks.lease(&network, &format!("m{i}"), Wanted::default()).await.unwrap();
+            networks
+                .lease(&network, &format!("m{i}"), Wanted::default())
+                .await
+                .unwrap();
         }
         let full = networks.lease(&network, "m5", Wanted::default()).await.unwrap_err();
         assert!(matches!(full, NetworkError::NoFreeAddress { .. }), "{full}");
         for wrong in ["10.201.77.1", "10.201.77.7", "10.0.0.1", "fd99::1"] {
             let address: IpAddr = wrong.parse().unwrap();
             let want = match address {
-                IpAddr::V4(a) => Wanted { ipv4: Some(a), ipv6: None },
-                IpAddr::V6(a) => Wanted { ipv4: None, ipv6: Some(a) },
+                IpAddr::V4(a) => Wanted {
+                    ipv4: Some(a),
+                    ipv6: None,
+                },
+                IpAddr::V6(a) => Wanted {
+                    ipv4: None,
+                    ipv6: Some(a),
+                },
             };
             let said = networks.lease(&network, "m6", want).await.unwrap_err().to_string();
             assert!(said.contains(wrong) && said.contains("10.201.77.0/29"), "{said}");
         }
-        let other = Wanted { ipv4: Some("10.201.77.2".parse().unwrap()), ipv6: None };
+        let other = Wanted {
+            ipv4: Some("10.201.77.2".parse().unwrap()),
+            ipv6: None,
+        };
         let taken = networks.lease(&network, "m7", other).await.unwrap_err();
         assert!(matches!(taken, NetworkError::AddressTaken { .. }), "{taken}");
     });
@@ -178,30 +221,75 @@ fn what_is_broken_behind_our_back_is_found_and_mended_by_the_next_start() {
             let gateway = format!("{}/24", network.gateway4());
 
             let faults: [(&str, &dyn Fn(), &str); 9] = [
-                ("the bridge is gone", &|| drop(ip(host, &format!("link del {bridge}"))), "is not there"),
-                ("the bridge is down", &|| drop(ip(host, &format!("link set {bridge} down"))), "is down"),
-                ("its address is gone", &|| drop(ip(host, &format!("address del {gateway} dev {bridge}"))), "has no address"),
-                ("a table is gone", &|| drop(output("nft", &["delete", "table", "inet", bridge])), "rules"),
-                ("the other table is gone", &|| drop(output("nft", &["delete", "table", "bridge", bridge])), "rules"),
-                ("a chain is empty", &|| drop(output("nft", &["flush", "chain", "inet", bridge, "guard"])), "rules"),
+                (
+                    "the bridge is gone",
+                    &|| drop(ip(host, &format!("link del {bridge}"))),
+                    "is not there",
+                ),
+                (
+                    "the bridge is down",
+                    &|| drop(ip(host, &format!("link set {bridge} down"))),
+                    "is down",
+                ),
+                (
+                    "its address is gone",
+                    &|| drop(ip(host, &format!("address del {gateway} dev {bridge}"))),
+                    "has no address",
+                ),
+                (
+                    "a table is gone",
+                    &|| drop(output("nft", &["delete", "table", "inet", bridge])),
+                    "rules",
+                ),
+                (
+                    "the other table is gone",
+                    &|| drop(output("nft", &["delete", "table", "bridge", bridge])),
+                    "rules",
+                ),
+                (
+                    "a chain is empty",
+                    &|| drop(output("nft", &["flush", "chain", "inet", bridge, "guard"])),
+                    "rules",
+                ),
                 ("dnsmasq is gone", &|| kill_server(), "dnsmasq does not run"),
-                ("a tap is off the bridge", &|| drop(ip(host, &format!("link set {} nomaster", one.tap))), "is not on the bridge"),
-                ("forwarding is off", &|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap(), "forward"),
+                (
+                    "a tap is off the bridge",
+                    &|| drop(ip(host, &format!("link set {} nomaster", one.tap))),
+                    "is not on the bridge",
+                ),
+                (
+                    "forwarding is off",
+                    &|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").unwrap(),
+                    "forward",
+                ),
             ];
             for (what, break_it, part) in faults {
                 break_it();
                 let found = networks.findings().await.unwrap();
-                assert!(found.iter().any(|f| f.contains("default") && f.contains(part)), "{what}: {found:?}");
+                assert!(
+                    found.iter().any(|f| f.contains("default") && f.contains(part)),
+                    "{what}: {found:?}"
+                );
                 let two_made = make(&networks, &two.resources()).await.expect(what);
-                assert_eq!(networks.findings().await.unwrap(), Vec::<String>::new(), "{what} is mended");
+                assert_eq!(
+                    networks.findings().await.unwrap(),
+                    Vec::<String>::new(),
+                    "{what} is mended"
+                );
                 drop(two_made);
                 undo(&networks, &two.resources()).await.unwrap();
                 assert_eq!(output("nft", &["list", "ruleset"]), whole, "{what}");
-                assert!(answers_tcp(Some(space.guest_ns()), "198.51.100.2", 80).is_some(), "the first one after: {what}");
+                assert!(
+                    answers_tcp(Some(space.guest_ns()), "198.51.100.2", 80).is_some(),
+                    "the first one after: {what}"
+                );
             }
             ip(host, &format!("link del {}", one.tap));
             let found = networks.findings().await.unwrap();
-            assert!(found.iter().any(|f| f.contains("m1") && f.contains("has no tap")), "{found:?}");
+            assert!(
+                found.iter().any(|f| f.contains("m1") && f.contains("has no tap")),
+                "{found:?}"
+            );
             drop(one_made);
             undo(&networks, &one.resources()).await.unwrap();
             assert_eq!((traces(), leftovers(home.path())), (before, vec![]));

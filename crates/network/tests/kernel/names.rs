@@ -145,7 +145,10 @@ fn a_machine_in_two_networks_finds_the_machines_of_both_and_nobody_else_does() {
             }
             space.guest(&front, &both[0]);
             space.connect(space.guest_ns(), "eth1", &back, &both[1]);
-            ip(space.guest_ns(), &format!("address add {} dev eth1", both[1].addresses[0]));
+            ip(
+                space.guest_ns(),
+                &format!("address add {} dev eth1", both[1].addresses[0]),
+            );
             space.neighbour(&front, &web);
 
             // As a resolver does: the next server is asked when one refuses.
@@ -177,7 +180,10 @@ fn what_a_network_does_not_know_is_asked_where_it_was_told_to_and_nowhere_from_a
             for internal in [false, true] {
                 let spec = NetworkSpec {
                     name: format!("net-{internal}"),
-                    dns: vec!["198.51.100.2".parse().unwrap()],
+                    dns: ["198.51.100.2".parse().unwrap()]
+                        .into_iter()
+                        .filter(|_| !internal)
+                        .collect(),
                     internal,
                     ..NetworkSpec::default()
                 };
@@ -186,10 +192,17 @@ fn what_a_network_does_not_know_is_asked_where_it_was_told_to_and_nowhere_from_a
                 let made = make(&networks, &one.resources()).await.unwrap();
                 space.connect(space.guest_ns(), "eth0", &network, &one);
                 ip(space.guest_ns(), &format!("address add {} dev eth0", one.addresses[0]));
-                let ask = || resolve(Some(space.guest_ns()), &network.gateway4().to_string(), "far.example", "A");
+                let ask = || {
+                    resolve(
+                        Some(space.guest_ns()),
+                        &network.gateway4().to_string(),
+                        "far.example",
+                        "A",
+                    )
+                };
                 match internal {
                     false => becomes(answer(0, &["203.0.113.9"]), ask),
-                    true => assert_ne!(ask().map(|(code, _)| code), Some(0)),
+                    true => becomes(answer(5, &[]), ask),
                 }
                 drop(made);
                 let _ = Command::new("ip").args(["link", "del", &one.tap]).output();
@@ -207,7 +220,14 @@ impl World {
         let hosts = dir.join("world");
         std::fs::write(&hosts, "203.0.113.9 far.example\n").unwrap();
         let mut server = Command::new("ip");
-        server.args(["netns", "exec", space.outside_ns(), "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null"]);
+        server.args([
+            "netns",
+            "exec",
+            space.outside_ns(),
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+        ]);
         server.args(["--no-hosts", "--no-resolv", "--user=root", "--pid-file"]);
         server.arg(format!("--addn-hosts={}", hosts.display()));
         World(server.spawn().unwrap())
@@ -234,7 +254,14 @@ fn the_server_has_no_more_than_it_needs_and_is_started_again_by_whoever_watches(
             space.guest(&network, &one);
             let [first] = servers()[..] else { panic!("one server") };
             let status = std::fs::read_to_string(format!("/proc/{first}/status")).unwrap();
-            let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap().trim().to_owned();
+            let field = |name: &str| {
+                status
+                    .lines()
+                    .find_map(|l| l.strip_prefix(name))
+                    .unwrap()
+                    .trim()
+                    .to_owned()
+            };
             assert!(!field("Uid:").split_whitespace().any(|id| id == "0"), "{status}");
             // CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_NET_RAW (linux/capability.h), for addresses that come and for DHCP.
             let may = u64::from_str_radix(&field("CapEff:"), 16).unwrap();
@@ -261,7 +288,9 @@ fn the_server_has_no_more_than_it_needs_and_is_started_again_by_whoever_watches(
             assert_eq!(servers().len(), 1);
             let gateway = network.gateway4().to_string();
             let ip4 = one.ipv4().unwrap().to_string();
-            becomes(answer(0, &[&ip4]), || resolve(Some(space.guest_ns()), &gateway, "web", "A"));
+            becomes(answer(0, &[&ip4]), || {
+                resolve(Some(space.guest_ns()), &gateway, "web", "A")
+            });
 
             drop(made);
             let _ = Command::new("ip").args(["link", "del", &one.tap]).output();

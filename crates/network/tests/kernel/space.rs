@@ -149,7 +149,10 @@ impl Space {
             ip(guest, &format!("address replace {address} dev {eth} {nodad}"));
         }
         for route in &attachment.routes {
-            ip(guest, &format!("route replace {} via {} dev {eth}", route.destination, route.gateway));
+            ip(
+                guest,
+                &format!("route replace {} via {} dev {eth}", route.destination, route.gateway),
+            );
         }
     }
 

@@ -23,7 +23,10 @@ fn ethernet(to: Mac, from: Mac, kind: [u8; 2], payload: &[u8]) -> Vec<u8> {
 
 fn checksum(parts: &[&[u8]]) -> [u8; 2] {
     let bytes: Vec<u8> = parts.concat();
-    let sum: u32 = bytes.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(*c.get(1).unwrap_or(&0))).sum();
+    let sum: u32 = bytes
+        .chunks(2)
+        .map(|c| u32::from(c[0]) << 8 | u32::from(*c.get(1).unwrap_or(&0)))
+        .sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     (!((folded & 0xffff) + (folded >> 16)) as u16).to_be_bytes()
 }
@@ -35,7 +38,14 @@ fn udp(from: u16, to: u16) -> Vec<u8> {
 
 fn ipv4(from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     let len = (20 + payload.len() as u16).to_be_bytes();
-    let mut header = [&[0x45, 0], &len[..], &[0, 1, 0, 0, 64, 17, 0, 0], &from.octets(), &to.octets()].concat();
+    let mut header = [
+        &[0x45, 0],
+        &len[..],
+        &[0, 1, 0, 0, 64, 17, 0, 0],
+        &from.octets(),
+        &to.octets(),
+    ]
+    .concat();
     let sum = checksum(&[&header]);
     header[10..12].copy_from_slice(&sum);
     [header, payload.to_vec()].concat()
@@ -48,7 +58,15 @@ fn arp(mac: Mac, ip: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
 
 fn ipv6(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
     let len = (payload.len() as u16).to_be_bytes();
-    [&[0x60, 0, 0, 0], &len[..], &[next, 255], &from.octets(), &to.octets(), payload].concat()
+    [
+        &[0x60, 0, 0, 0],
+        &len[..],
+        &[next, 255],
+        &from.octets(),
+        &to.octets(),
+        payload,
+    ]
+    .concat()
 }
 
 /// An ICMPv6 message of `kind` whose body starts with four bytes and, for neighbour discovery, a target.
@@ -152,12 +170,30 @@ impl Cases<'_> {
             ("ipv6", self.frame(IPV6, &ipv6(ip6, to6, 17, &udp(1000, 2000)))),
             ("arp", self.frame(ARP, &arp(mac, ip, to))),
             ("arp probe", self.frame(ARP, &arp(mac, Ipv4Addr::UNSPECIFIED, ip))),
-            ("dhcp request", self.frame(IPV4, &ipv4(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp(68, 67)))),
-            ("neighbour solicitation", self.frame(IPV6, &icmpv6(ip6, to6, 135, Some(to6)))),
-            ("neighbour advertisement", self.frame(IPV6, &icmpv6(ip6, to6, 136, Some(ip6)))),
-            ("the same for link-local", self.frame(IPV6, &icmpv6(local, to6, 136, Some(local)))),
-            ("the same for an invented one", self.frame(IPV6, &icmpv6(invented, to6, 136, Some(invented)))),
-            ("detection of duplicates", self.frame(IPV6, &icmpv6(any, to6, 135, Some(ip6)))),
+            (
+                "dhcp request",
+                self.frame(IPV4, &ipv4(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp(68, 67))),
+            ),
+            (
+                "neighbour solicitation",
+                self.frame(IPV6, &icmpv6(ip6, to6, 135, Some(to6))),
+            ),
+            (
+                "neighbour advertisement",
+                self.frame(IPV6, &icmpv6(ip6, to6, 136, Some(ip6))),
+            ),
+            (
+                "the same for link-local",
+                self.frame(IPV6, &icmpv6(local, to6, 136, Some(local))),
+            ),
+            (
+                "the same for an invented one",
+                self.frame(IPV6, &icmpv6(invented, to6, 136, Some(invented))),
+            ),
+            (
+                "detection of duplicates",
+                self.frame(IPV6, &icmpv6(any, to6, 135, Some(ip6))),
+            ),
             ("router solicitation", self.frame(IPV6, &icmpv6(local, to6, 133, None))),
         ]
     }
@@ -172,24 +208,60 @@ impl Cases<'_> {
         let honest = ipv4(ip, to, &udp(1000, 2000));
         let tagged = [&[0, 7][..], &IPV4, &ipv4(gw, to, &udp(1, 2))].concat();
         vec![
-            ("an ethernet address of nobody", ethernet(self.two.mac, stranger, IPV4, &honest)),
-            ("the ipv4 address of the gateway", self.frame(IPV4, &ipv4(gw, to, &udp(1000, 2000)))),
-            ("an ipv4 address of nobody", self.frame(IPV4, &ipv4("192.0.2.1".parse().unwrap(), to, &udp(1, 2)))),
-            ("an answer of a dhcp server", self.frame(IPV4, &ipv4(ip, to, &udp(67, 68)))),
-            ("no ipv4 address, other than for dhcp", self.frame(IPV4, &ipv4(Ipv4Addr::UNSPECIFIED, to, &udp(1, 67)))),
+            (
+                "an ethernet address of nobody",
+                ethernet(self.two.mac, stranger, IPV4, &honest),
+            ),
+            (
+                "the ipv4 address of the gateway",
+                self.frame(IPV4, &ipv4(gw, to, &udp(1000, 2000))),
+            ),
+            (
+                "an ipv4 address of nobody",
+                self.frame(IPV4, &ipv4("192.0.2.1".parse().unwrap(), to, &udp(1, 2))),
+            ),
+            (
+                "an answer of a dhcp server",
+                self.frame(IPV4, &ipv4(ip, to, &udp(67, 68))),
+            ),
+            (
+                "no ipv4 address, other than for dhcp",
+                self.frame(IPV4, &ipv4(Ipv4Addr::UNSPECIFIED, to, &udp(1, 67))),
+            ),
             ("arp for the gateway", self.frame(ARP, &arp(mac, gw, to))),
             ("arp with another sender", self.frame(ARP, &arp(stranger, ip, to))),
             ("a vlan tag", self.frame(VLAN, &tagged)),
             ("a protocol of its own", self.frame([0x88, 0xb5], b"something")),
-            ("the ipv6 address of the gateway", self.frame(IPV6, &ipv6(gw6, to6, 17, &udp(1000, 2000)))),
-            ("an ipv6 address of nobody", self.frame(IPV6, &ipv6("fd99::9".parse().unwrap(), to6, 17, &udp(1, 2)))),
-            ("the link-local address of another", self.frame(IPV6, &ipv6(theirs, to6, 17, &udp(1, 2)))),
-            ("an advertisement for the gateway", self.frame(IPV6, &icmpv6(ip6, to6, 136, Some(gw6)))),
-            ("an advertisement for another's link-local", self.frame(IPV6, &icmpv6(own, to6, 136, Some(theirs)))),
-            ("a duplicate of another's address", self.frame(IPV6, &icmpv6(any, to6, 135, Some(to6)))),
+            (
+                "the ipv6 address of the gateway",
+                self.frame(IPV6, &ipv6(gw6, to6, 17, &udp(1000, 2000))),
+            ),
+            (
+                "an ipv6 address of nobody",
+                self.frame(IPV6, &ipv6("fd99::9".parse().unwrap(), to6, 17, &udp(1, 2))),
+            ),
+            (
+                "the link-local address of another",
+                self.frame(IPV6, &ipv6(theirs, to6, 17, &udp(1, 2))),
+            ),
+            (
+                "an advertisement for the gateway",
+                self.frame(IPV6, &icmpv6(ip6, to6, 136, Some(gw6))),
+            ),
+            (
+                "an advertisement for another's link-local",
+                self.frame(IPV6, &icmpv6(own, to6, 136, Some(theirs))),
+            ),
+            (
+                "a duplicate of another's address",
+                self.frame(IPV6, &icmpv6(any, to6, 135, Some(to6))),
+            ),
             ("a router advertisement", self.frame(IPV6, &icmpv6(own, to6, 134, None))),
             ("a redirect", self.frame(IPV6, &icmpv6(own, to6, 137, Some(gw6)))),
-            ("an answer of a dhcpv6 server", self.frame(IPV6, &ipv6(own, to6, 17, &udp(547, 546)))),
+            (
+                "an answer of a dhcpv6 server",
+                self.frame(IPV6, &ipv6(own, to6, 17, &udp(547, 546))),
+            ),
         ]
     }
 }
