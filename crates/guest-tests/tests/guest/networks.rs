@@ -144,6 +144,9 @@ fn guests_in_two_networks_find_each_other_and_the_world_and_nobody_else() {
         });
         told(&home, "db", "ping -c 1 -W 10 web");
     });
+    checks.that("a running machine joins a network, and leaves it", || {
+        joins_and_leaves(&home)
+    });
     checks.that("a network in use is not removed", || {
         let run = zmachine(&home, &["network", "rm", "back"]);
         let said = run.expect_code(4).stderr();
@@ -155,6 +158,25 @@ fn guests_in_two_networks_find_each_other_and_the_world_and_nobody_else() {
         drop(internet);
         home.assert_host_clean();
     });
+}
+
+/// A machine of the internal network gets a way out, and a name there; and all of it goes again.
+fn joins_and_leaves(home: &TestHome) {
+    let change = |words: &[&str]| zmachine(home, &[&["network"][..], words].concat());
+    change(&["connect", "--alias", "base", "front", "db"]).expect_success();
+    assert_eq!(change(&["connect", "front", "db"]).code, 4);
+    for address in ["198.51.100.2", "2001:db8:1::2"] {
+        told(home, "db", &format!("ping -c 1 -W 10 {address}"));
+    }
+    told(home, "web", "ping -c 1 -W 10 base");
+    let plan = inspect(home, "db")["plan"].clone();
+    assert_eq!(plan["attachments"].as_array().map(Vec::len), Some(2));
+    change(&["disconnect", "front", "db"]).expect_success();
+    assert_ne!(sh(home, "db", "ping -c 1 -W 1 198.51.100.2").code, 0);
+    assert_eq!(told(home, "db", "ls /sys/class/net | grep -c eth"), "1");
+    told(home, "db", "ping -c 1 -W 10 web");
+    let ports = change(&["disconnect", "front", "web"]);
+    assert!(ports.expect_code(4).stderr().contains("published ports"), "{ports}");
 }
 
 /// DHCP and router advertisements, as they come to an operating system.

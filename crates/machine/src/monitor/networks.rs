@@ -116,9 +116,7 @@ impl<P> Monitor<P> {
                 session,
                 hold: &mut *hold,
             };
-            let came = self
-                .plug_in(parts, attachment, &wanted.attachments)
-                .await;
+            let came = self.plug_in(parts, attachment, &wanted.attachments).await;
             if let Err(failure) = came {
                 let _ = vm.remove_nic(&attachment.interface).await;
                 hold.watches.remove(&attachment.network);
