@@ -28,6 +28,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         hostname,
         networks,
         publish,
+        publish_all,
         dns,
         terminal,
         stdin,
@@ -74,6 +75,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
     }
     file.list("network-alias", network_aliases);
     file.list("publish", publish);
+    file.flag("publish-all", *publish_all);
     file.list("dns", dns);
     file.flag("tty", *terminal);
     file.flag("interactive", *stdin);

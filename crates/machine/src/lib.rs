@@ -30,6 +30,7 @@ pub mod network;
 pub mod plan;
 pub mod reservation;
 pub mod restart;
+pub mod shown;
 pub mod spec;
 pub mod state;
 pub mod stats;

@@ -56,6 +56,9 @@ pub struct MachineSpec {
     pub networks: Vec<String>,
     /// Published ports, as `-p` takes them.
     pub publish: Vec<String>,
+    /// The image's exposed ports are published as well, on free ports of the host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub publish_all: bool,
     /// Name servers in place of the host's.
     pub dns: Vec<String>,
     /// The entrypoint gets a terminal.
@@ -170,6 +173,7 @@ impl MachineSpec {
             hostname: None,
             networks: vec!["default".to_owned()],
             publish: Vec::new(),
+            publish_all: false,
             dns: Vec::new(),
             terminal: false,
             stdin: false,

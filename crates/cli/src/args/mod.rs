@@ -510,8 +510,9 @@ pub(crate) struct RootfsRole {
     pub(crate) serial: String,
     #[arg(long, default_value_t = 1)]
     pub(crate) queues: u16,
+    /// The file with the credentials of stores
     #[arg(long)]
-    pub(crate) store: Vec<String>,
+    pub(crate) credentials: PathBuf,
 }
 
 #[derive(Debug, Args)]

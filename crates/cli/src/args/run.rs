@@ -84,6 +84,9 @@ pub(crate) struct CreateArgs {
     /// Publish a port of the machine on this host
     #[arg(short, long, value_name = "[IP:]HOST:GUEST[/tcp|udp]")]
     publish: Vec<String>,
+    /// Publish every port that the image exposes, on free ports of this host
+    #[arg(short = 'P', long)]
+    publish_all: bool,
     /// Name servers in place of those of its networks
     #[arg(long, value_name = "IP")]
     dns: Vec<String>,
@@ -186,6 +189,7 @@ impl CreateArgs {
         };
         spec.network_aliases = self.network_alias.iter().map(alias).collect::<Result<_, _>>()?;
         spec.publish = self.publish.clone();
+        spec.publish_all = self.publish_all;
         spec.dns = self.dns.clone();
         spec.terminal = self.tty;
         spec.stdin = self.interactive;

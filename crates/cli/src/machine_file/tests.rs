@@ -28,6 +28,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("network", "[\"default\", \"inner\"]", true),
     ("network-alias", "[\"db\"]", true),
     ("publish", "[\"8080:80\", \"53:53/udp\"]", true),
+    ("publish-all", "true", true),
     ("dns", "[\"9.9.9.9\"]", true),
     ("interactive", "true", true),
     ("tty", "true", true),

@@ -15,6 +15,7 @@ mod life;
 mod lifecycle;
 mod network;
 mod networks;
+mod oci;
 mod own_kernel;
 mod recorded;
 mod root;

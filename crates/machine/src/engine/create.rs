@@ -1,5 +1,6 @@
 //! Creating machines: from a spec to a folder with a plan.
 
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -64,6 +65,15 @@ impl Makes {
             Makes::Vm(facts) => Content::Vm(facts),
         }
     }
+
+    /// Ports that a container's image exposes; a VM's publishes what it likes.
+    fn exposed_ports(&self) -> &[String] {
+        match self {
+            Makes::Container { image, .. } => &image.exposed_ports,
+            Makes::Tree(facts) => &facts.image.exposed_ports,
+            Makes::Vm(_) => &[],
+        }
+    }
 }
 
 impl Engine {
@@ -117,7 +127,7 @@ impl Engine {
     ) -> Result<T, Failure> {
         spec::check_name(&spec.name)?;
         catalog::require_free(&self.home, &spec.name)?;
-        let publish = parse_publish(&spec.publish)?;
+        let mut publish = parse_publish(&spec.publish)?;
         Plan::check_request(spec, &HostFacts::gather())?;
         check_stores(&spec.stores)?;
         let id = catalog::new_id();
@@ -126,6 +136,9 @@ impl Engine {
         // Until the machine is there, nothing says that its image is needed.
         let _images = hold_images(self.home.data())?;
         let facts = self.facts(spec, options, &wanted, !shares.is_empty())?;
+        if spec.publish_all {
+            publish.extend(publish_exposed(facts.makes.exposed_ports(), &publish)?);
+        }
         let networks = self.networks()?;
         // From here on addresses are taken: nobody may sweep them away before the machine's folder is there.
         let _catalog = catalog::lock(&self.home)?;
@@ -321,6 +334,43 @@ pub(super) fn membership(
 fn parse_publish(texts: &[String]) -> Result<Vec<Publish>, Failure> {
     let parse = |text: &String| Publish::parse(text).map_err(|e| Failure::from(NetworkError::from(e)));
     texts.iter().map(parse).collect()
+}
+
+/// A free port of this host for each exposed port (`80/tcp`, `8000-8002`) that is not published yet. They are kept free of
+/// each other, not of other programs; one that is taken until the start is told then.
+fn publish_exposed(exposed: &[String], published: &[Publish]) -> Result<Vec<Publish>, Failure> {
+    let (mut new, mut tcp, mut udp) = (Vec::new(), Vec::new(), Vec::new());
+    for text in exposed {
+        let broken = || Failure::new(Class::Usage, format!("the image exposes '{text}', which is no port"));
+        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let number = |text: &str| text.parse::<u16>().map_err(|_| broken());
+        for guest in number(first)?..=number(last)? {
+            let free = match protocol {
+                "tcp" => {
+                    let socket = TcpListener::bind(("0.0.0.0", 0))?;
+                    let free = socket.local_addr()?.port();
+                    tcp.push(socket);
+                    free
+                }
+                "udp" => {
+                    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+                    let free = socket.local_addr()?.port();
+                    udp.push(socket);
+                    free
+                }
+                _ => return Err(broken()),
+            };
+            let wanted = parse_publish(&[format!("{free}:{guest}/{protocol}")])?;
+            let is_published = |one: &Publish| {
+                published
+                    .iter()
+                    .any(|other| other.guest == one.guest && other.protocol == one.protocol)
+            };
+            new.extend(wanted.into_iter().filter(|one| !is_published(one)));
+        }
+    }
+    Ok(new)
 }
 
 /// That each is the URL of a store. Whether it answers shows when a block is asked for.

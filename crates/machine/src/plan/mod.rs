@@ -22,6 +22,7 @@ pub mod share;
 pub mod tree;
 pub mod vm;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -160,6 +161,10 @@ pub struct ImageFacts {
     pub user: Option<String>,
     /// The signal that asks its program to end.
     pub stop_signal: Option<String>,
+    /// Ports its program listens on, as `80/tcp`.
+    pub exposed_ports: Vec<String>,
+    /// What it is called by who made it.
+    pub labels: BTreeMap<String, String>,
     /// The unpacked image, when that is to be the root.
     pub tree: Option<PathBuf>,
 }
