@@ -80,7 +80,7 @@ class Guest:
     """A running guest. `disks` are QEMU's arguments for its disks; `servers` the processes that serve them."""
 
     def __init__(self, folder, plan, archive, disks, servers):
-        self.servers = servers
+        self.servers, self.console = servers, None
         console = str(folder / "console.sock")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(console)
@@ -89,9 +89,13 @@ class Guest:
             command = self._command(plan, archive, console, folder.name)
             self.qemu = subprocess.Popen([*command, *disks], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
             listener.settimeout(60)
-            self.console, _ = listener.accept()
-        self.said = ""
-        self._wait("<ready>\n")
+            self.said = ""
+            try:
+                self.console, _ = listener.accept()
+                self._wait("<ready>\n")
+            except (OSError, SystemExit):
+                self.end()
+                sys.exit(f"bench-rootfs: QEMU did not start a guest: {Path(self.log.name).read_text()}\n{self.said}")
 
     @staticmethod
     def _command(plan, archive, console, name):
@@ -161,5 +165,6 @@ class Guest:
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
-        self.console.close()
+        if self.console:
+            self.console.close()
         self.log.close()

@@ -76,7 +76,8 @@ class Stacks:
         flist = work / "tree.fl"
         self._run("flist", "pack", tree.path, "-o", flist, "--store", f"dir://{work / 'store'}")
         self.flist = flist
-        created = ["create", "--name", "bench-rootfs", "--network", "none", "--memory", f"{args.memory}M", "--size", "4G", flist]
+        # A start of it makes the writable disk and brings the image's metadata into the home.
+        created = ["run", "--name", "bench-rootfs", "--network", "none", "--memory", f"{args.memory}M", "--size", "4G", flist]
         self._run(*created, "/bin/true")
         machine = json.loads(self._run("inspect", "bench-rootfs"))[0]["id"]
         self.machine = self.home / "machines" / machine
