@@ -10,6 +10,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -37,6 +38,16 @@ MOUNTS = {
     "virtiofs": "mount -t virtiofs root /mnt",
 }
 UNMOUNT = "umount /mnt/proc /mnt/dev /mnt; umount /lower /upper 2>/dev/null || :"
+
+
+def read_all(path):
+    """Reads a file, or every file below a folder, so that the host's page cache has it."""
+    files = [path] if path.is_file() else [Path(at, name) for at, _, names in os.walk(path) for name in names]
+    for file in files:
+        if file.is_file() and not file.is_symlink():
+            with file.open("rb", buffering=0) as source:
+                while source.read(1 << 20):
+                    pass
 
 
 def listener(folder):
@@ -68,21 +79,41 @@ class Stacks:
     def __init__(self, args, tree, work, say):
         self.program, self.tree, self.work, self.say = args.program, tree, work, say
         self.mounts = []
-        self.home = work / "home"
+        # What does not depend on the program stays for the next run: the packed tree and the cached blocks.
+        kept = work.parent
+        self.home, self.flist = kept / "home", kept / "tree.fl"
         os.environ["ZMACHINE_HOME"] = str(self.home)
+        for folder in ("images", "machines"):
+            shutil.rmtree(self.home / folder, ignore_errors=True)
         self.home.mkdir(parents=True, exist_ok=True)
         self._kernel(args.kernel)
-        say("packing the tree")
-        flist = work / "tree.fl"
-        self._run("flist", "pack", tree.path, "-o", flist, "--store", f"dir://{work / 'store'}")
-        self.flist = flist
-        # A start of it makes the writable disk and brings the image's metadata into the home.
-        created = ["run", "--name", "bench-rootfs", "--network", "none", "--memory", f"{args.memory}M", "--size", "4G", flist]
+        if not self.flist.exists():
+            say("packing the tree")
+            self._run("flist", "pack", tree.path, "-o", self.flist, "--store", f"dir://{kept / 'store'}")
+        self.fuse = self._mount_flist()
+        say("starting a machine once, which makes its writable disk")
+        created = ["run", "--name", "bench-rootfs", "--network", "none", "--memory", f"{args.memory}M", "--size", "4G", self.flist]
         self._run(*created, "/bin/true")
         machine = json.loads(self._run("inspect", "bench-rootfs"))[0]["id"]
         self.machine = self.home / "machines" / machine
         self.plan = json.loads((self.machine / "plan.json").read_text())
         self.image = self.home / "images" / self.plan["image"]
+
+    def _mount_flist(self):
+        """The FUSE server of the classic stack. Reading everything through it fills the block cache for all stacks."""
+        mounted = self.work / "flist"
+        mounted.mkdir()
+        self.mounts.append(mounted)
+        server = subprocess.Popen([self.program, "flist", "mount", self.flist, mounted], stdin=subprocess.DEVNULL,
+                                  stdout=subprocess.DEVNULL)
+        while not os.path.ismount(mounted):
+            if server.poll() is not None:
+                sys.exit("bench-rootfs: the flist can not be mounted (see above)")
+            time.sleep(0.05)
+        self.say("reading everything once on the host")
+        read_all(mounted)
+        read_all(self.home / "blocks")
+        return server
 
     def _run(self, *words):
         done = subprocess.run([self.program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -121,11 +152,27 @@ class Stacks:
         initramfs(archive, kernel, read_ahead, files)
         disks, servers = getattr(self, f"_serve_{kind}")(name, folder)
         guest = Guest(folder, self.plan, archive, disks, servers)
+        if kind == "zmachine":
+            # The machine that made the disk has left its own /etc/hosts and the like there.
+            guest.run("mount -t ext4 /dev/vdb /upper && rm -rf /upper/upper /upper/work && umount /upper")
         guest.run(f". /mount && {INSIDE}; rmdir /mnt/lost+found 2>/dev/null || :")
         return guest
 
+    def _copy(self, name):
+        """A copy of the tree. It stays for the next run: of what guests do in it only git's index is left behind."""
+        copy, index = self.work.parent / name, self.tree.repository / ".git/index"
+        if not copy.exists():
+            part = copy.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            subprocess.run(["cp", "-a", "--reflink=auto", self.tree.path, part], check=True)
+            part.rename(copy)
+        shutil.copy2(self.tree.path / index, copy / index)
+        read_all(copy)
+        return copy
+
     def end(self):
         """Takes the mounts away; what used them has ended."""
+        self.fuse.terminate()
         for path in reversed(self.mounts):
             subprocess.run(["umount", "-l", path], stderr=subprocess.DEVNULL)
 
@@ -155,26 +202,21 @@ class Stacks:
         with image.open("wb") as file:
             file.truncate(self.tree.bytes * 3 // 2 + (1 << 30))
         subprocess.run(["mkfs.ext4", "-q", "-F", "-d", self.tree.path, image], check=True, stdout=sys.stderr)
+        read_all(image)
         return self._file(image, "root"), []
 
     def _serve_virtiofs(self, name, folder):
         servers = []
         if name == "classic":
-            directory, mounted = folder / "merged", folder / "flist"
-            for path in (directory, mounted, folder / "upper", folder / "work"):
+            directory, mounted = folder / "merged", self.work / "flist"
+            for path in (directory, folder / "upper", folder / "work"):
                 path.mkdir()
-            self.mounts += [mounted, directory]
-            servers.append(subprocess.Popen([self.program, "flist", "mount", self.flist, mounted], stdin=subprocess.DEVNULL,
-                                            stdout=subprocess.DEVNULL))
-            while not os.path.ismount(mounted):
-                if servers[0].poll() is not None:
-                    sys.exit("bench-rootfs: the flist can not be mounted (see above)")
-                time.sleep(0.05)
+            servers.append(self.fuse)
+            self.mounts.append(directory)
             options = f"lowerdir={mounted},upperdir={folder / 'upper'},workdir={folder / 'work'}"
             subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, directory], check=True)
         else:
-            directory = folder / "tree"
-            subprocess.run(["cp", "-a", "--reflink=auto", self.tree.path, directory], check=True)
+            directory = self._copy(name)
         socket_ = listener(folder)
         command = virtiofsd(directory, socket_.fileno(), "always" if name.endswith("always") else "auto")
         servers.append(subprocess.Popen(command, pass_fds=(socket_.fileno(),), stdin=subprocess.DEVNULL))
