@@ -14,11 +14,11 @@ import json
 import os
 import shutil
 import signal
-import statistics
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.dont_write_bytecode = True
 
 import report
 from stacks import DEFAULT, INSIDE, TITLES, UNMOUNT, Stacks
