@@ -12,7 +12,7 @@ from stacks import TITLES, virtiofsd
 
 MEASURES = ("requests", "host CPU s", "of it serving", "wall s")
 BEGIN, END = "<!-- written by make bench-rootfs: begin -->\n", "<!-- end -->\n"
-COLOURS = {"zmachine": "#1b7837", "ext4": "#555555", "ext4-128": "#999999", "virtiofs-always": "#2166ac",
+COLOURS = {"zmachine": "#1b7837", "erofs": "#7fbf7b", "ext4": "#555555", "ext4-128": "#999999", "virtiofs-always": "#2166ac",
            "virtiofs-auto": "#92c5de", "classic": "#b2182b"}
 
 

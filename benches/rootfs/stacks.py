@@ -1,6 +1,7 @@
 """The stacks that are compared: how each one gets the tree into a guest.
 
 `zmachine`       the image as EROFS over vhost-user-blk (`zmachine rootfs`), a writable ext4 disk, overlayfs in the guest
+`erofs`          the same without the writable layer, read-only: what the overlay costs (workloads that write can not run)
 `ext4`           one ext4 image of everything on QEMU's virtio-blk, with the same read-ahead as our root
 `ext4-128`       the same with the kernel's own read-ahead
 `virtiofs-always`, `virtiofs-auto`   a copy of the tree over virtiofsd with that cache mode, writable
@@ -21,19 +22,21 @@ from guest import Guest, initramfs
 
 TITLES = {
     "zmachine": "zmachine",
+    "erofs": "zmachine, no overlay",
     "ext4": "ext4 on virtio-blk",
     "ext4-128": "ext4, read-ahead 128",
     "virtiofs-always": "virtio-fs always",
     "virtiofs-auto": "virtio-fs auto",
     "classic": "FUSE+overlay+virtio-fs",
 }
-DEFAULT = [name for name in TITLES if name != "ext4-128"]
+DEFAULT = [name for name in TITLES if name not in ("erofs", "ext4-128")]
 # After the mounts everything a program wants: kernel file systems in the tree.
 INSIDE = "mount --bind /dev /mnt/dev && mount -t proc p /mnt/proc"
 OVERLAY = "lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work,redirect_dir=on"
 MOUNTS = {
     "zmachine": "mount -t erofs -o ro /dev/vda /lower && mount -t ext4 -o noatime,discard /dev/vdb /upper && "
                 f"mkdir -p /upper/upper /upper/work && mount -t overlay overlay -o {OVERLAY} /mnt",
+    "erofs": "mount -t erofs -o ro /dev/vda /mnt",
     "ext4": "mount -t ext4 -o noatime,discard /dev/vda /mnt",
     "virtiofs": "mount -t virtiofs root /mnt",
 }
@@ -140,7 +143,7 @@ class Stacks:
         """A guest with the tree at /mnt of it."""
         folder = self.work / "run" / name
         folder.mkdir(parents=True)
-        kind = "ext4" if name.startswith("ext4") else "zmachine" if name == "zmachine" else "virtiofs"
+        kind = "ext4" if name.startswith("ext4") else name if name in ("zmachine", "erofs") else "virtiofs"
         read_ahead = 128 if name == "ext4-128" else self.plan["boot"]["read_ahead_kib"]
         files = {
             "mount": MOUNTS[kind].encode(),
@@ -182,7 +185,11 @@ class Stacks:
         return ["-blockdev", json.dumps(node),
                 "-device", f"virtio-blk-pci-non-transitional,id=dev-{name},drive={name},serial={name},discard=on"]
 
-    def _serve_zmachine(self, _, folder):
+    def _serve_zmachine(self, name, folder):
+        disks, servers = self._serve_erofs(name, folder)
+        return [*disks, *self._file(self.machine / "root.img", "upper")], servers
+
+    def _serve_erofs(self, _, folder):
         socket_ = listener(folder)
         events = (folder / "events").open("wb")
         os.set_inheritable(events.fileno(), True)
@@ -194,7 +201,7 @@ class Stacks:
                                   stdin=subprocess.DEVNULL)
         disks = ["-chardev", f"socket,id=root,path={folder / 'server.sock'}",
                  "-device", f"vhost-user-blk-pci-non-transitional,id=dev-root,chardev=root,num-queues={disk['queues']}"]
-        return [*disks, *self._file(self.machine / "root.img", "upper")], [server]
+        return disks, [server]
 
     def _serve_ext4(self, name, _):
         image = self.work / f"{name}.img"
