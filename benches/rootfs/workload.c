@@ -99,16 +99,19 @@ static void list(const char *path, void (*each)(const char *))
 
 static void read_named(const char *path) { read_file(AT_FDCWD, path); }
 
-static int opened[256];
+static struct { int fd; off_t pages; } opened[256];
 static int count_opened;
 
 static void open_named(const char *path)
 {
+    struct stat facts;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
+    if (fd < 0 || fstat(fd, &facts))
         fail(path);
-    if (count_opened < 256)
-        opened[count_opened++] = fd;
+    if (count_opened < 256) {
+        opened[count_opened].fd = fd;
+        opened[count_opened++].pages = facts.st_size / 4096;
+    }
 }
 
 static void random_reads(long count)
@@ -116,12 +119,9 @@ static void random_reads(long count)
     uint64_t state = 88172645463325252u; /* xorshift64: the same places on every stack */
     while (count--) {
         state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-        int fd = opened[state % count_opened];
-        struct stat facts;
-        if (fstat(fd, &facts))
-            fail("fstat");
-        off_t page = (state >> 20) % (facts.st_size / 4096);
-        if (pread(fd, buffer, 4096, page * 4096) != 4096)
+        int file = state % count_opened;
+        off_t page = (state >> 20) % opened[file].pages;
+        if (pread(opened[file].fd, buffer, 4096, page * 4096) != 4096)
             fail("pread");
         sum += (unsigned char)buffer[0] + 256 * (unsigned char)buffer[4095];
         bytes += 4096;
