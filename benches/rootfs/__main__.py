@@ -119,7 +119,7 @@ def run(args, tree, work, say):
 def main():
     parser = argparse.ArgumentParser(prog="benches/rootfs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     words = lambda text: [word.strip() for word in text.split(";" if ";" in text else ",")]
     parser.add_argument("--stacks", type=words, default=DEFAULT, help=f"of {', '.join(TITLES)}")
     parser.add_argument("--workloads", type=words, help="names as in the table, with semicolons between (default: all)")

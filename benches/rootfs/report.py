@@ -39,9 +39,9 @@ def facts(plan, tree, args):
     }
 
 
-def medians(results):
-    """Workload to stack to the median of each measure."""
-    return {name: {stack: [statistics.median(column) for column in zip(*rounds)] for stack, rounds in stacks.items()}
+def reduced(results, reduce=statistics.median):
+    """Workload to stack to each measure over the rounds, reduced to one figure."""
+    return {name: {stack: [reduce(column) for column in zip(*rounds)] for stack, rounds in stacks.items()}
             for name, stacks in results["samples"].items()}
 
 
@@ -51,7 +51,7 @@ def _cell(measure, value):
 
 def rows(results):
     """Workload, measure and one cell per stack; the last measure is the wall time over that of ext4."""
-    for name, stacks in medians(results).items():
+    for name, stacks in reduced(results).items():
         for index, measure in enumerate(MEASURES):
             yield name, measure, [_cell(measure, figures[index]) for figures in stacks.values()]
         if "ext4" in stacks:
@@ -63,9 +63,9 @@ def _ratio(mine, other):
     return mine / other if other else (0.0 if not mine else float("inf"))
 
 
-def aims(results):
+def _aims(results, reduce):
     """Each aim as (what, figure, limit, whether more is better)."""
-    middle = medians(results)
+    middle = reduced(results, reduce)
 
     def against(name, other, measure):
         stacks = middle.get(name, {})
@@ -87,8 +87,11 @@ def aims(results):
     return [aim for aim in found if aim[1] is not None]
 
 
-def _holds(figure, limit, more):
-    return round(figure, 2) >= limit if more else round(figure, 2) <= limit
+def aims(results):
+    """Each aim as (what, its figure of medians, of minima, limit in words, whether the medians reach it)."""
+    for (what, figure, limit, more), (_, least, *_) in zip(_aims(results, statistics.median), _aims(results, min)):
+        reached = round(figure, 2) >= limit if more else round(figure, 2) <= limit
+        yield what, figure, least, f"{'at least' if more else 'at most'} {limit}", reached
 
 
 def show(results):
@@ -102,9 +105,9 @@ def show(results):
         print(f"{name if name != last else '':<20} {measure:<14}" + "".join(f" {cell:>23}" for cell in cells))
         last = name
     print("\n# aims")
-    for what, figure, limit, more in aims(results):
-        verdict = "reached" if _holds(figure, limit, more) else "MISSED"
-        print(f"{what:<52} {figure:8.2f}   {'at least' if more else 'at most'} {limit:<5} {verdict}")
+    print(f"{'':<52} {'medians':>8} {'minima':>8}")
+    for what, figure, least, limit, reached in aims(results):
+        print(f"{what:<52} {figure:8.2f} {least:8.2f}   {limit:<13} {'reached' if reached else 'MISSED'}")
 
 
 def write(results, folder):
@@ -118,10 +121,9 @@ def write(results, folder):
     for name, measure, cells in rows(results):
         lines.append(f"| {name if name != last else ''} | {measure} | " + " | ".join(cells) + " |")
         last = name
-    lines += ["", "| aim | figure | limit | |", "|---|---|---|---|"]
-    for what, figure, limit, more in aims(results):
-        verdict = "reached" if _holds(figure, limit, more) else "**missed**"
-        lines.append(f"| {what} | {figure:.2f} | {'>=' if more else '<='} {limit} | {verdict} |")
+    lines += ["", "| aim | of medians | of minima | limit | |", "|---|---|---|---|---|"]
+    for what, figure, least, limit, reached in aims(results):
+        lines.append(f"| {what} | {figure:.2f} | {least:.2f} | {limit} | {'reached' if reached else '**missed**'} |")
     page = folder / "rootfs.md"
     text = page.read_text() if page.exists() else BEGIN + END
     head, _, rest = text.partition(BEGIN)
@@ -130,7 +132,7 @@ def write(results, folder):
 
 def plot(results):
     """Two panels of bars on a logarithmic scale: requests, and host CPU over that of ext4."""
-    middle = medians(results)
+    middle = reduced(results)
     stacks = list(next(iter(middle.values())))
     bar, gap, label, width = 9, 10, 150, 330
     group = bar * len(stacks) + gap
