@@ -10,6 +10,7 @@ use crate::name::{self, Mac};
 use crate::network::Network;
 use crate::publish::Publish;
 use crate::resource::Resource;
+use crate::user::UserMode;
 
 /// What an attachment is planned from.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +67,9 @@ pub struct Attachment {
     pub search: Vec<String>,
     /// Published ports.
     pub publish: Vec<Publish>,
+    /// Set when it goes through passt in place of a tap on a bridge (see [`crate::user`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserMode>,
 }
 
 impl Attachment {
@@ -110,6 +114,7 @@ impl Attachment {
             nameservers: request.nameservers.to_vec(),
             search: request.search.to_vec(),
             publish: request.publish.to_vec(),
+            user: None,
         })
     }
 
@@ -130,8 +135,11 @@ impl Attachment {
     }
 
     /// What is to be made for it, in this order, and undone in reverse: the lease (which outlives stops), the network, the
-    /// tap, the published ports.
+    /// tap, the published ports. Nothing for one through passt, which is a process.
     pub fn resources(&self) -> Vec<Resource> {
+        if self.user.is_some() {
+            return Vec::new();
+        }
         let Some(ipv4) = self.ipv4() else {
             return Vec::new();
         };

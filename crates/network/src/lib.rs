@@ -41,6 +41,7 @@ mod resource;
 mod rules;
 mod subnet;
 mod sysctl;
+pub mod user;
 
 pub use attachment::{Attachment, AttachmentRequest, Route};
 pub use dns::{HostDns, host_nameservers};
@@ -48,7 +49,7 @@ pub use error::{ErrorKind, NetworkError};
 pub use name::{DEFAULT_NETWORK, Mac};
 pub use network::{Network, NetworkSpec, Networks};
 pub use publish::{PortRange, Protocol, Publish, PublishError};
-pub use requirements::{Requirement, requirements};
+pub use requirements::{Requirement, can_make_networks, requirements};
 pub use resource::{Made, Resource};
 pub use rules::{Published, render};
 pub use subnet::{POOLS, choose_subnet};

@@ -58,6 +58,18 @@ pub enum PublishError {
         /// How many guest ports.
         guest: usize,
     },
+    /// More ports than passt takes.
+    #[error("without root at most {max} ports of a machine can be published")]
+    TooMany {
+        /// How many.
+        max: usize,
+    },
+    /// A host port that means one guest port on one address and another one elsewhere.
+    #[error("without root host port {port} can be published to one port of the machine only")]
+    OneTarget {
+        /// The host port.
+        port: u16,
+    },
     /// One machine wants a host port twice.
     #[error("'-p {first}' and '-p {second}' publish the same host port")]
     Twice {
@@ -211,6 +223,11 @@ impl Publish {
             return None;
         }
         self.host.common(other.host)
+    }
+
+    /// Host port and guest port, one by one.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (u16, u16)> {
+        self.host.ports().zip(self.guest.ports())
     }
 
     /// The host addresses to claim for it: a given one, or "any" of both families.
