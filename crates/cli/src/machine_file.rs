@@ -49,6 +49,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         restart,
         log_limits,
         log_to,
+        network_aliases,
     } = spec;
     let default = MachineSpec::new(name, flist);
     let mut file = File(String::new());
@@ -71,6 +72,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         networks if *networks != default.networks => file.list("network", networks),
         _ => {}
     }
+    file.list("network-alias", network_aliases);
     file.list("publish", publish);
     file.list("dns", dns);
     file.flag("tty", *terminal);

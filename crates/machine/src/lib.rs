@@ -26,6 +26,7 @@ pub mod journal;
 pub mod killpoint;
 pub mod log;
 pub mod monitor;
+pub mod network;
 pub mod plan;
 pub mod reservation;
 pub mod restart;

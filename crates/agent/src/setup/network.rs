@@ -112,8 +112,11 @@ fn bring_up(netlink: &Netlink, interface: &Interface, index: u32) -> Result<(), 
             .set_mtu(index, mtu)
             .map_err(refused(name, &format!("mtu {mtu}")))?;
     }
-    // Without it the link-local address is tentative for a second, and a router behind one out of reach.
-    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0");
+    // Without the first the link-local address is tentative for a second, and a router behind one out of reach. What the
+    // network advertises to those who know nothing is what this interface is given here, and for as long as it is there.
+    for (key, value) in [("accept_dad", "0"), ("accept_ra", "0")] {
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{key}"), value);
+    }
     netlink.set_up(index).map_err(refused(name, "bring up"))?;
     for text in &interface.addresses {
         let (address, prefix) = cidr(text).ok_or_else(|| SetupError::Cidr {

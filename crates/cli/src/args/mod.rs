@@ -102,6 +102,9 @@ pub(crate) enum Command {
     /// Disks with a life of their own
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Networks of machines
+    #[command(subcommand)]
+    Network(NetworkCommand),
     /// Guest kernels
     #[command(subcommand)]
     Kernel(KernelCommand),
@@ -374,6 +377,46 @@ pub(crate) enum VolumeCommand {
         size: String,
     },
     /// Remove volumes with all their data
+    Rm {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// Make a network; nothing of it is on this host before a machine in it runs
+    Create {
+        name: String,
+        /// Its IPv4 subnet; a free one when nothing is said
+        #[arg(long, value_name = "CIDR")]
+        subnet: Option<String>,
+        /// Its IPv6 subnet, a /64, or 'none'; a private one when nothing is said
+        #[arg(long, value_name = "CIDR|none")]
+        ipv6: Option<String>,
+        /// Its machines reach each other alone: nothing goes out or in
+        #[arg(long)]
+        internal: bool,
+        /// Largest packet in bytes; that of the host's way out when nothing is said
+        #[arg(long, value_name = "BYTES")]
+        mtu: Option<u32>,
+        /// Name servers for what the network does not know itself; this host's when nothing is said
+        #[arg(long, value_name = "IP")]
+        dns: Vec<std::net::IpAddr>,
+    },
+    /// List networks
+    Ls {
+        #[arg(short, long)]
+        quiet: bool,
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
+    /// Show everything about networks, as JSON
+    Inspect {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Remove networks that no machine is in
     Rm {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,

@@ -26,6 +26,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("user", "\"me:us\"", true),
     ("hostname", "\"host\"", true),
     ("network", "[\"default\", \"inner\"]", true),
+    ("network-alias", "[\"db\"]", true),
     ("publish", "[\"8080:80\", \"53:53/udp\"]", true),
     ("dns", "[\"9.9.9.9\"]", true),
     ("interactive", "true", true),

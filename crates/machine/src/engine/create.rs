@@ -1,6 +1,5 @@
 //! Creating machines: from a spec to a folder with a plan.
 
-use std::net::IpAddr;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -11,7 +10,8 @@ use zmachine_image::{
 };
 use zmachine_kernel::{FsDriver, KernelLibrary};
 use zmachine_network::{
-    Attachment, AttachmentRequest, DEFAULT_NETWORK, HostDns, NetworkError, Networks, Publish, host_nameservers,
+    Attachment, AttachmentRequest, DEFAULT_NETWORK, HostDns, Membership, Network, NetworkError, Networks, Publish,
+    host_nameservers, is_host_name,
 };
 use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
@@ -22,6 +22,7 @@ use super::vm::host_disk;
 use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
+use crate::network::NetworkArgument;
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
 use crate::spec::{self, MachineSpec, ModeChoice, RootfsChoice};
 use crate::state::State;
@@ -242,37 +243,73 @@ impl Engine {
         networks: &Networks,
     ) -> Result<Vec<Attachment>, Failure> {
         networks.check_publish(id, publish)?;
-        let dns_servers: &[IpAddr] = &dns.nameservers;
-        let mut attachments = Vec::new();
-        for (index, text) in spec.networks.iter().enumerate() {
-            let (name, want) = spec::parse_network(text)?;
+        let wanted: Vec<NetworkArgument> = spec
+            .networks
+            .iter()
+            .map(|text| NetworkArgument::parse(text))
+            .collect::<Result<_, _>>()?;
+        let mut found: Vec<Network> = Vec::new();
+        for argument in &wanted {
             // The interfaces of a machine are told apart by their networks: a second one would take the first one's place.
-            let is_first = attachments.iter().all(|other: &Attachment| other.network != name);
-            if !is_first {
-                return Err(
-                    Failure::new(Class::Usage, format!("the network '{name}' is named twice"))
-                        .hint("a machine has one interface in a network; leave out the second --network"),
-                );
+            if found.iter().any(|other| other.name() == argument.name) {
+                let message = format!("the network '{}' is named twice", argument.name);
+                return Err(Failure::new(Class::Usage, message)
+                    .hint("a machine has one interface in a network; leave out the second --network"));
             }
-            let attachment = self.block_on(async {
-                let network = match name {
-                    DEFAULT_NETWORK => networks.default_network().await?,
-                    name => networks.get(name)?,
-                };
-                let ipv4 = networks.lease(&network, id, want).await?;
-                let request = AttachmentRequest {
+            found.push(self.block_on(async {
+                match argument.name.as_str() {
+                    DEFAULT_NETWORK => networks.default_network().await,
+                    name => networks.get(name),
+                }
+            })??);
+        }
+        // Nothing goes out of an internal network, nor in.
+        let outward = found.iter().position(|network| !network.is_internal());
+        if outward.is_none() && !publish.is_empty() {
+            let message = format!("-p {}: every network of the machine is internal", publish[0]);
+            return Err(Failure::new(Class::Usage, message).hint("add a --network that is not, or leave out -p"));
+        }
+        let mut attachments = Vec::new();
+        for (index, (argument, network)) in wanted.iter().zip(&found).enumerate() {
+            let is_default = outward == Some(index);
+            let addresses = zmachine_network::Wanted {
+                ipv4: argument.ipv4,
+                ipv6: argument.ipv6,
+            };
+            let lease = self.block_on(networks.lease(network, id, addresses))??;
+            attachments.push(Attachment::plan(
+                network,
+                AttachmentRequest {
                     machine: id,
-                    ipv4,
+                    lease,
                     index: index as u8,
-                    publish: if index == 0 { publish } else { &[] },
-                    nameservers: dns_servers,
+                    is_default,
+                    publish: if is_default { publish } else { &[] },
+                    membership: &membership(spec, argument, &found, outward.is_some_and(|nth| nth != index)),
+                    nameservers: &[],
                     search: &dns.search,
-                };
-                Attachment::plan(&network, request)
-            })??;
-            attachments.push(attachment);
+                },
+            )?);
         }
         Ok(attachments)
+    }
+}
+
+/// What a network is told of a machine.
+fn membership(spec: &MachineSpec, argument: &NetworkArgument, all: &[Network], secondary: bool) -> Membership {
+    let own = spec.name.to_ascii_lowercase();
+    // A name such as `a..b` is one of a machine, but none that can be looked up.
+    let mut names: Vec<String> = Some(own).filter(|name| is_host_name(name)).into_iter().collect();
+    for alias in spec.network_aliases.iter().chain(&argument.aliases) {
+        if !names.contains(alias) {
+            names.push(alias.clone());
+        }
+    }
+    let others = all.iter().filter(|network| network.name() != argument.name);
+    Membership {
+        names,
+        also_in: others.map(|network| network.name().to_owned()).collect(),
+        secondary,
     }
 }
 

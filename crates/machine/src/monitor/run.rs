@@ -226,12 +226,30 @@ impl<P> Monitor<P> {
                 match resource.make(&self.networks).await? {
                     Made::Nothing => {}
                     Made::Tap(tap) => drop(attached.taps.insert(attachment.interface.clone(), tap)),
-                    Made::Ports(held) => attached.ports.extend(held),
+                    Made::Ports(held) => attached.hold.ports.extend(held),
                 }
                 self.kill.pass("start: network resource made");
             }
+            attached.hold.watches.push(self.watch_network(&attachment.network));
+        }
+        if !attachments.is_empty() {
+            for obstacle in zmachine_network::obstacles().await {
+                self.log.note(Source::Monitor, &obstacle);
+                self.machine
+                    .state
+                    .warn(format!("{obstacle}: docs/networks.md says what lets machines through"));
+            }
         }
         Ok(attached)
+    }
+
+    /// Keeps the name service of a network running for as long as the task is.
+    fn watch_network(&self, network: &str) -> AbortOnDrop {
+        let (networks, network, log) = (self.networks.clone(), network.to_owned(), self.log.clone());
+        AbortOnDrop(tokio::spawn(async move {
+            let note = |line: String| log.note(Source::Monitor, &line);
+            networks.keep_served(&network, note).await;
+        }))
     }
 
     /// Claims the hypervisor's process, so that another command can end it should this monitor die.
@@ -395,12 +413,21 @@ impl<P> Monitor<P> {
 }
 
 /// What a machine holds of its networks while it runs.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Attached {
     /// The open tap of each interface.
     pub(super) taps: HashMap<String, OwnedFd>,
-    /// The published host ports, held so that nobody else takes one.
-    pub(super) ports: Vec<OwnedFd>,
+    /// What is kept until the end.
+    pub(super) hold: NetworkHold,
+}
+
+/// What a machine keeps of its networks until it ends.
+#[derive(Default)]
+pub(super) struct NetworkHold {
+    /// The published host ports, so that nobody else takes one.
+    ports: Vec<OwnedFd>,
+    /// Those who start a network's name service again.
+    watches: Vec<AbortOnDrop>,
 }
 
 type Claimed = (FileLock, Machine, Plan, Journal, Networks);

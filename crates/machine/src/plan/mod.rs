@@ -203,7 +203,7 @@ pub struct Inputs<'a> {
     pub accel: Accel,
     /// One per network of the spec, in its order.
     pub attachments: Vec<Attachment>,
-    /// Name servers and search domains of the host.
+    /// Search domains of the host; its name servers are asked by those of the networks.
     pub host_dns: &'a HostDns,
     /// Directories of the host that it uses.
     pub shares: &'a [SharedDirectory],
@@ -293,11 +293,22 @@ fn dns(spec: &MachineSpec, inputs: &Inputs<'_>) -> Result<(Vec<IpAddr>, Vec<Stri
     if spec.dns.is_empty() {
         return Ok(match inputs.attachments.is_empty() {
             true => Default::default(),
-            false => (inputs.host_dns.nameservers.clone(), inputs.host_dns.search.clone()),
+            false => (resolvers(&inputs.attachments), inputs.host_dns.search.clone()),
         });
     }
     let parse = |text: &String| text.parse().map_err(|_| PlanError::Dns { text: text.clone() });
     Ok((spec.dns.iter().map(parse).collect::<Result<_, _>>()?, Vec::new()))
+}
+
+/// The name servers of all networks of a machine: each knows its own machines. More than three are asked by no resolver.
+pub(crate) fn resolvers(attachments: &[Attachment]) -> Vec<IpAddr> {
+    let mut all: Vec<IpAddr> = Vec::new();
+    for server in attachments.iter().flat_map(|a| &a.nameservers) {
+        if !all.contains(server) && all.len() < 3 {
+            all.push(*server);
+        }
+    }
+    all
 }
 
 /// The keys of `SSH_KEY`, separated by newlines or commas, and those asked for; blanks dropped, each once.
