@@ -133,7 +133,7 @@ impl PortRange {
         (first <= self.last.min(other.last)).then_some(first)
     }
 
-    fn parse(text: &str) -> Option<PortRange> {
+    pub(crate) fn parse(text: &str) -> Option<PortRange> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         PortRange::new(port(first)?, port(last)?)
     }

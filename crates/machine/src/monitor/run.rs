@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use zmachine_hypervisor::ExitReason;
 use zmachine_network::{Attachment, Made, Networks};
@@ -19,6 +19,7 @@ use super::restart::{Asked, Row};
 use super::rootfs_watch::RootfsWatch;
 use super::session::SessionError;
 use super::space::Space;
+use super::uplink::Relays;
 use super::{MonitorArgs, ReportPipe, SharedLog};
 use crate::attempt::{self, Recorder};
 use crate::catalog::{self, Machine};
@@ -55,6 +56,7 @@ pub(super) struct Monitor<P> {
     /// The volumes it uses; nobody else writes to them until this is gone, after the hypervisor.
     pub(super) volumes: Vec<Held>,
     pub(super) space: Space,
+    pub(super) relays: Relays,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -98,6 +100,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
         row: Row::default(),
         volumes: Vec::new(),
         space: Space::default(),
+        relays: Relays::default(),
         waiters: Vec::new(),
     };
     monitor.machine.state.restarts = 0;
@@ -165,6 +168,7 @@ impl<Q> Monitor<Q> {
             row: self.row,
             volumes: self.volumes,
             space: self.space,
+            relays: self.relays,
             waiters: self.waiters,
         }
     }
@@ -216,7 +220,15 @@ impl<P> Monitor<P> {
     /// Makes every resource of the machine's networks, each claimed before.
     pub(super) async fn attach(&mut self, attachments: &[Attachment]) -> Result<Attached, Failure> {
         let mut attached = Attached::default();
-        for attachment in attachments {
+        let (ended, failures) = mpsc::channel(attachments.len().max(1));
+        attached.failures = Some(failures);
+        let (through_passt, on_bridges): (Vec<_>, Vec<_>) = attachments.iter().partition(|a| a.user.is_some());
+        for attachment in through_passt {
+            let (hypervisor, watch) = self.start_uplink(attachment, ended.clone()).await?;
+            attached.taps.insert(attachment.interface.clone(), hypervisor);
+            attached.hold.watches.push(watch);
+        }
+        for attachment in &on_bridges {
             for resource in attachment.resources() {
                 // The address belongs to the machine until it is removed, so no run may give it back.
                 if !resource.outlives_stop() {
@@ -232,7 +244,7 @@ impl<P> Monitor<P> {
             }
             attached.hold.watches.push(self.watch_network(&attachment.network));
         }
-        if !attachments.is_empty() {
+        if !on_bridges.is_empty() {
             for obstacle in zmachine_network::obstacles().await {
                 self.log.note(Source::Monitor, &obstacle);
                 self.machine
@@ -415,10 +427,12 @@ impl<P> Monitor<P> {
 /// What a machine holds of its networks while it runs.
 #[derive(Default)]
 pub(super) struct Attached {
-    /// The open tap of each interface.
+    /// The open tap, or connection to passt, of each interface.
     pub(super) taps: HashMap<String, OwnedFd>,
     /// What is kept until the end.
     pub(super) hold: NetworkHold,
+    /// What ends a machine whose network is lost.
+    pub(super) failures: Option<mpsc::Receiver<Failure>>,
 }
 
 /// What a machine keeps of its networks until it ends.
@@ -426,7 +440,7 @@ pub(super) struct Attached {
 pub(super) struct NetworkHold {
     /// The published host ports, so that nobody else takes one.
     ports: Vec<OwnedFd>,
-    /// Those who start a network's name service again.
+    /// Those who start a network's name service, or passt, again.
     watches: Vec<AbortOnDrop>,
 }
 

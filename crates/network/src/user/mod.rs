@@ -31,6 +31,7 @@ use crate::error::NetworkError;
 use crate::name;
 use crate::network::Networks;
 use crate::publish::{Publish, PublishError};
+use crate::station::Membership;
 
 /// The name of the network through passt. No other network can have it.
 pub const USER_NETWORK: &str = "user";
@@ -114,6 +115,7 @@ impl Networks {
             },
             search: request.dns.search.clone(),
             publish: request.publish.to_vec(),
+            membership: Membership::default(),
             user: Some(UserMode { resolver }),
         }
     }

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use serde::{Deserialize, Serialize};
+
 use super::guard::Guard;
 
 /// QEMU's own limit is 68 KiB; passt's frames have at most 65520 bytes behind the Ethernet header.
@@ -21,7 +23,7 @@ const BUFFER: usize = 256 * 1024;
 const PREFIX: usize = 4;
 
 /// Totals since the machine's start, as the guest counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Bytes to the guest.
     pub received_bytes: u64,
