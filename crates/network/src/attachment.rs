@@ -150,6 +150,17 @@ impl Attachment {
         })
     }
 
+    /// Whether the machine's default routes go through it.
+    pub fn is_default(&self) -> bool {
+        !self.routes.is_empty()
+    }
+
+    /// Has the machine's default routes go through it.
+    pub fn make_default(&mut self, network: &Network) {
+        self.routes = default_routes(network);
+        self.membership.secondary = false;
+    }
+
     /// What is to be made for it, in this order, and undone in reverse: the lease (which outlives stops), the network, the
     /// tap, the published ports. Nothing for one through passt, which is a process.
     pub fn resources(&self) -> Vec<Resource> {

@@ -23,7 +23,7 @@ pub(crate) async fn open(bridge: &str, is_internal: bool) -> Result<(), NetworkE
     if is_internal {
         return Ok(());
     }
-    for family in FAMILIES {
+    for family in present(&chains().await) {
         let Some(chain) = read(family).await else { continue };
         if handles(&chain, &comment(bridge)).len() == 2 {
             continue;
@@ -42,7 +42,7 @@ pub(crate) async fn open(bridge: &str, is_internal: bool) -> Result<(), NetworkE
 
 /// Takes the rules of a bridge out again. Idempotent.
 pub(crate) async fn close(bridge: &str) -> Result<(), NetworkError> {
-    for family in FAMILIES {
+    for family in present(&chains().await) {
         let Some(chain) = read(family).await else { continue };
         let script = removal(family, &handles(&chain, &comment(bridge)));
         if !script.is_empty() {
@@ -55,6 +55,10 @@ pub(crate) async fn close(bridge: &str) -> Result<(), NetworkError> {
 /// A sentence about each chain of another firewall that drops what machines send or ask for, as far as its policy tells:
 /// one in whose table no rule names links of ours.
 pub async fn obstacles() -> Vec<String> {
+    // All rules of a host may be many; its chains are few.
+    if dropping(&chains().await).is_empty() {
+        return Vec::new();
+    }
     let listed = nft::run(&["-j", "list", "ruleset"], "").await;
     match listed {
         Ok((true, text)) => serde_json::from_str(&text).map_or_else(|_| Vec::new(), |all| dropping(&all)),
@@ -85,6 +89,28 @@ fn dropping(all: &Value) -> Vec<String> {
             )
         })
         .collect()
+}
+
+/// All chains of the host, without their rules; nothing when they can not be read.
+async fn chains() -> Value {
+    let listed = nft::run(&["-j", "list", "chains"], "").await;
+    match listed {
+        Ok((true, text)) => serde_json::from_str(&text).unwrap_or_default(),
+        _ => Value::Null,
+    }
+}
+
+/// The families in which docker has left its chain.
+fn present(chains: &Value) -> Vec<&'static str> {
+    let has = |family: &&str| {
+        let mut all = chains["nftables"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|entry| &entry["chain"]);
+        all.any(|chain| chain["name"] == CHAIN && chain["table"] == "filter" && chain["family"] == **family)
+    };
+    FAMILIES.into_iter().filter(has).collect()
 }
 
 fn removal(family: &str, handles: &[u64]) -> String {

@@ -20,7 +20,7 @@ use crate::links::{self, Links};
 use crate::name::{self, DEFAULT_NETWORK, Mac};
 use crate::presence;
 use crate::publish::Publish;
-use crate::station::Station;
+use crate::station::{Membership, Station};
 use crate::user::USER_NETWORK;
 use crate::{ports, subnet};
 
@@ -465,6 +465,26 @@ impl Networks {
         fs::rename(&folder, &gone).map_err(|e| FileError::io("remove", &folder, e))?;
         file::sync_dir(&self.dir)?;
         Ok(file::remove_dir_all(&gone)?)
+    }
+
+    /// Tells a network what has become of an attached machine's membership, as when the machine joined another network. One
+    /// that is not attached is told at its start.
+    ///
+    /// # Errors
+    /// As the making of a resource.
+    pub async fn update(&self, name: &str, machine: &str, membership: &Membership) -> Result<(), NetworkError> {
+        let network = self.get(name)?;
+        let lock = self.lock(name).await?;
+        let present = presence::attached(self, name)?;
+        let Some(mut station) = present.into_iter().find(|s| s.machine == machine) else {
+            return Ok(());
+        };
+        if station.membership != *membership {
+            station.membership = membership.clone();
+            presence::record(self, &network, station)?;
+            presence::settle(self, &network, &lock).await?;
+        }
+        Ok(())
     }
 
     /// The machines that are attached to a network now, as its rules and name service are made from.

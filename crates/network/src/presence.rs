@@ -157,8 +157,10 @@ async fn bring_up(networks: &Networks, network: &Network, attached: &[Station]) 
         networks.step("bridge up");
     }
     plug_in(networks, network, &links, attached).await?;
-    dnsmasq::ensure(networks, network, attached, is_fresh).await?;
-    foreign::open(bridge, network.is_internal()).await?;
+    tokio::try_join!(
+        dnsmasq::ensure(networks, network, attached, is_fresh),
+        foreign::open(bridge, network.is_internal()),
+    )?;
     sysctl::acquire(networks.host_dir(), bridge, ipv6).await?;
     networks.step("forwarding on");
     Ok(())

@@ -35,6 +35,26 @@ pub(super) fn set_up(interfaces: &[Interface], routes: &[Route]) -> Result<(), S
     routes.iter().try_for_each(|route| add_route(&netlink, route))
 }
 
+/// Sets one more interface up, while the guest runs.
+///
+/// # Errors
+/// As [`set_up`].
+pub(super) fn connect(interface: &Interface, routes: &[Route]) -> Result<(), SetupError> {
+    set_up(std::slice::from_ref(interface), routes)
+}
+
+/// Takes an interface down; its addresses and routes are of no use from then on. One that is gone is fine.
+///
+/// # Errors
+/// [`SetupError`] naming the interface or route.
+pub(super) fn disconnect(name: &str, routes: &[Route]) -> Result<(), SetupError> {
+    let netlink = Netlink::open().map_err(|source| SetupError::Netlink { source })?;
+    if let Ok(index) = index_of(name) {
+        netlink.set_down(index).map_err(refused(name, "take down"))?;
+    }
+    routes.iter().try_for_each(|route| add_route(&netlink, route))
+}
+
 struct Link {
     name: String,
     index: u32,

@@ -416,6 +416,19 @@ pub(crate) enum NetworkCommand {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
+    /// Have a machine join a network, at once when it runs
+    Connect {
+        /// An address wanted there, once for IPv4 and once for IPv6
+        #[arg(long, value_name = "ADDRESS")]
+        ip: Vec<std::net::IpAddr>,
+        /// A name under which others find it there, beside its own
+        #[arg(long, value_name = "NAME")]
+        alias: Vec<String>,
+        network: String,
+        machine: String,
+    },
+    /// Have a machine leave a network, at once when it runs
+    Disconnect { network: String, machine: String },
     /// Remove networks that no machine is in
     Rm {
         #[arg(required = true, value_name = "NAME")]

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
+use zmachine_machine::network::NetworkArgument;
 use zmachine_machine::{Class, Engine, Failure};
 use zmachine_network::{Ipv6Choice, Network, NetworkSpec, Networks};
 
@@ -71,6 +72,28 @@ pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
         NetworkCommand::Inspect { names } => {
             let rows = names.iter().map(|name| row(&engine, &networks, &networks.get(name)?));
             output::json(&rows.collect::<Result<Vec<_>, Failure>>()?)?;
+            Ok(0)
+        }
+        NetworkCommand::Connect {
+            ip,
+            alias,
+            network,
+            machine,
+        } => {
+            let options = ip
+                .iter()
+                .map(|ip| format!("ip={ip}"))
+                .chain(alias.iter().map(|a| format!("alias={a}")));
+            let options: Vec<String> = options.collect();
+            let text = match options.is_empty() {
+                true => network,
+                false => format!("{network}:{}", options.join(",")),
+            };
+            engine.connect_network(&machine, &NetworkArgument::parse(&text)?)?;
+            Ok(0)
+        }
+        NetworkCommand::Disconnect { network, machine } => {
+            engine.disconnect_network(&machine, &network)?;
             Ok(0)
         }
         NetworkCommand::Rm { names } => each(&names, |name| {

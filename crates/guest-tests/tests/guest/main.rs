@@ -14,6 +14,7 @@ mod layers;
 mod life;
 mod lifecycle;
 mod network;
+mod networks;
 mod own_kernel;
 mod recorded;
 mod root;

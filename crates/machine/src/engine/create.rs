@@ -346,7 +346,12 @@ fn user_attachments(
 }
 
 /// What a network is told of a machine.
-fn membership(spec: &MachineSpec, argument: &NetworkArgument, all: &[Network], secondary: bool) -> Membership {
+pub(super) fn membership(
+    spec: &MachineSpec,
+    argument: &NetworkArgument,
+    all: &[Network],
+    secondary: bool,
+) -> Membership {
     let own = spec.name.to_ascii_lowercase();
     // A name such as `a..b` is one of a machine, but none that can be looked up.
     let mut names: Vec<String> = Some(own).filter(|name| is_host_name(name)).into_iter().collect();

@@ -16,8 +16,9 @@ use tokio::task::JoinHandle;
 use zmachine_hypervisor::qemu::{self, Qemu};
 use zmachine_hypervisor::{Driver, LaunchError, LogLines, Resources, RunDir, Vm};
 
+use super::networks::{Attached, NetworkHold};
 use super::rootfs_child::RootfsServer;
-use super::run::{AbortOnDrop, Attached, Monitor, NetworkHold, at};
+use super::run::{AbortOnDrop, Monitor, at};
 use super::session::Session;
 use super::share::Shares;
 use super::{SharedLog, console};
@@ -49,7 +50,7 @@ pub(super) struct Running {
     pub(super) rootfs: Option<RootfsServer>,
     pub(super) shares: Shares,
     console: Option<JoinHandle<()>>,
-    _networks: NetworkHold,
+    pub(super) networks: NetworkHold,
     _hypervisor_log: Option<AbortOnDrop>,
 }
 
@@ -175,7 +176,7 @@ impl Monitor<ContainerPlan> {
             rootfs: connected.rootfs,
             shares: connected.shares,
             console,
-            _networks: connected.hold,
+            networks: connected.hold,
             _hypervisor_log: messages.map(AbortOnDrop),
         })
     }

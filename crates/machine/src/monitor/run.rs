@@ -1,15 +1,12 @@
 //! The monitor's life: from the lock to the last line of its state.
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use zmachine_hypervisor::ExitReason;
-use zmachine_network::{Attachment, Made, Networks};
+use zmachine_network::Networks;
 use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
@@ -66,7 +63,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     let mut report = ReportPipe::new(args.report);
     let kill = Killpoints::new(args.abort_at);
     let claimed = claim(&args.home, &args.id).await;
-    let (lock, machine, plan, journal, networks) = match claimed {
+    let (lock, machine, mut plan, journal, networks) = match claimed {
         Ok(claimed) => claimed,
         Err(failure) => {
             report.send(&Report::Failed(failure.clone()));
@@ -118,6 +115,10 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
                 monitor.machine.state.restarts += 1;
                 monitor.wait_for_owner = false;
                 monitor.watch = RootfsWatch::new();
+                // It may be in other networks by now.
+                if let Ok(changed) = monitor.machine.plan() {
+                    plan = changed;
+                }
             }
             _ => return monitor.finish(lock, phase, &settled).await,
         }
@@ -215,53 +216,6 @@ impl<P> Monitor<P> {
                 Err(("running".to_owned(), failure))
             }
         }
-    }
-
-    /// Makes every resource of the machine's networks, each claimed before.
-    pub(super) async fn attach(&mut self, attachments: &[Attachment]) -> Result<Attached, Failure> {
-        let mut attached = Attached::default();
-        let (ended, failures) = mpsc::channel(attachments.len().max(1));
-        attached.failures = Some(failures);
-        let (through_passt, on_bridges): (Vec<_>, Vec<_>) = attachments.iter().partition(|a| a.user.is_some());
-        for attachment in through_passt {
-            let (hypervisor, watch) = self.start_uplink(attachment, ended.clone()).await?;
-            attached.taps.insert(attachment.interface.clone(), hypervisor);
-            attached.hold.watches.push(watch);
-        }
-        for attachment in &on_bridges {
-            for resource in attachment.resources() {
-                // The address belongs to the machine until it is removed, so no run may give it back.
-                if !resource.outlives_stop() {
-                    self.journal.claim(Resource::Network(resource.clone()))?;
-                }
-                self.kill.pass("start: network resource claimed");
-                match resource.make(&self.networks).await? {
-                    Made::Nothing => {}
-                    Made::Tap(tap) => drop(attached.taps.insert(attachment.interface.clone(), tap)),
-                    Made::Ports(held) => attached.hold.ports.extend(held),
-                }
-                self.kill.pass("start: network resource made");
-            }
-            attached.hold.watches.push(self.watch_network(&attachment.network));
-        }
-        if !on_bridges.is_empty() {
-            for obstacle in zmachine_network::obstacles().await {
-                self.log.note(Source::Monitor, &obstacle);
-                self.machine
-                    .state
-                    .warn(format!("{obstacle}: docs/networks.md says what lets machines through"));
-            }
-        }
-        Ok(attached)
-    }
-
-    /// Keeps the name service of a network running for as long as the task is.
-    fn watch_network(&self, network: &str) -> AbortOnDrop {
-        let (networks, network, log) = (self.networks.clone(), network.to_owned(), self.log.clone());
-        AbortOnDrop(tokio::spawn(async move {
-            let note = |line: String| log.note(Source::Monitor, &line);
-            networks.keep_served(&network, note).await;
-        }))
     }
 
     /// Claims the hypervisor's process, so that another command can end it should this monitor die.
@@ -422,26 +376,6 @@ impl<P> Monitor<P> {
         Volumes::new(&self.home).remove_anonymous(&self.machine.id)?;
         catalog::remove(&self.home, &self.machine, &self.kill)
     }
-}
-
-/// What a machine holds of its networks while it runs.
-#[derive(Default)]
-pub(super) struct Attached {
-    /// The open tap, or connection to passt, of each interface.
-    pub(super) taps: HashMap<String, OwnedFd>,
-    /// What is kept until the end.
-    pub(super) hold: NetworkHold,
-    /// What ends a machine whose network is lost.
-    pub(super) failures: Option<mpsc::Receiver<Failure>>,
-}
-
-/// What a machine keeps of its networks until it ends.
-#[derive(Default)]
-pub(super) struct NetworkHold {
-    /// The published host ports, so that nobody else takes one.
-    ports: Vec<OwnedFd>,
-    /// Those who start a network's name service, or passt, again.
-    watches: Vec<AbortOnDrop>,
 }
 
 type Claimed = (FileLock, Machine, Plan, Journal, Networks);

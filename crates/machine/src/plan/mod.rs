@@ -7,6 +7,7 @@
 //! | [`container`] | the plan of a container: root disk, what the guest's agent is told, the entrypoint |
 //! | [`vm`] | the plan of a VM: volumes, boot, seed |
 //! | [`tree`] | the plan of a container with a kernel of its own, which lives like a VM |
+//! | `networks` | a machine that joins or leaves a network |
 //! | [`share`] | what is served to either over virtio-fs |
 //! | [`error`] | every refusal |
 //!
@@ -16,6 +17,7 @@
 mod cmdline;
 pub mod container;
 pub mod error;
+mod networks;
 pub mod share;
 pub mod tree;
 pub mod vm;
@@ -32,6 +34,7 @@ use zmachine_sys::host::HostFacts;
 
 pub use container::{ContainerPlan, ROOT_SERIAL, UPPER_SERIAL, root_size};
 pub use error::PlanError;
+pub(crate) use networks::check_step;
 pub use share::{ShareUse, SharedTree, share_tag};
 pub use tree::TreeFacts;
 pub use vm::{VmFacts, VmPlan};
@@ -268,7 +271,7 @@ fn uuid(id: &str) -> String {
     format!("{}-{}-8000-8000-000000000000", &id[..8], &id[8..12])
 }
 
-fn interface(attachment: &Attachment) -> Interface {
+pub(crate) fn interface(attachment: &Attachment) -> Interface {
     Interface {
         name: attachment.interface.clone(),
         mac: attachment.mac.to_string(),
@@ -277,7 +280,7 @@ fn interface(attachment: &Attachment) -> Interface {
     }
 }
 
-fn routes(attachments: &[Attachment]) -> Vec<Route> {
+pub(crate) fn routes(attachments: &[Attachment]) -> Vec<Route> {
     let route = |a: &Attachment, r: &zmachine_network::Route| Route {
         destination: r.destination.to_string(),
         gateway: Some(r.gateway),

@@ -19,7 +19,8 @@ use zmachine_hypervisor::{Driver, Resources, RunDir, Vm};
 pub(crate) use self::install::open_source;
 use super::console;
 use super::launch::{not_launched, note_lines};
-use super::run::{AbortOnDrop, Attached, Monitor, NetworkHold, Outcome, at};
+use super::networks::{Attached, NetworkHold};
+use super::run::{AbortOnDrop, Monitor, Outcome, at};
 use super::server::{self, Attachable, Shared};
 use super::session::Session;
 use super::share::Shares;
@@ -32,7 +33,7 @@ struct Booted {
     vm: Box<dyn Vm>,
     console: JoinHandle<()>,
     shares: Shares,
-    _networks: NetworkHold,
+    networks: NetworkHold,
     _hypervisor_log: Option<AbortOnDrop>,
 }
 
@@ -121,7 +122,7 @@ impl Monitor<VmPlan> {
             vm,
             console,
             shares,
-            _networks: hold,
+            networks: hold,
             _hypervisor_log: messages.map(AbortOnDrop),
         })
     }
