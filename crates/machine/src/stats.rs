@@ -152,7 +152,11 @@ impl Sample {
 
 /// The sum of samples: what all machines use together.
 pub fn total<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Sample {
-    let mut sum = Sample::take(&State::created(jiff::Timestamp::UNIX_EPOCH, Vec::new()), Vec::new(), None);
+    let mut sum = Sample::take(
+        &State::created(jiff::Timestamp::UNIX_EPOCH, Vec::new()),
+        Vec::new(),
+        None,
+    );
     for sample in samples {
         sum.cpu_ms += sample.cpu_ms;
         sum.resident_bytes += sample.resident_bytes;

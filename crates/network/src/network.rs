@@ -340,7 +340,9 @@ impl Networks {
     /// When the name is taken or can not be one, the subnet is taken or too small, or no subnet is free.
     pub async fn create(&self, spec: &NetworkSpec) -> Result<Network, NetworkError> {
         if spec.name == USER_NETWORK {
-            return Err(NetworkError::Reserved { name: spec.name.clone() });
+            return Err(NetworkError::Reserved {
+                name: spec.name.clone(),
+            });
         }
         let folder = self.folder(&spec.name)?;
         let record = self.choose(spec).await?;

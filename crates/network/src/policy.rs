@@ -64,7 +64,12 @@ impl Rate {
 }
 
 /// The units of tc(8), largest first.
-const UNITS: [(&str, u64); 4] = [("gbit", 1_000_000_000), ("mbit", 1_000_000), ("kbit", 1_000), ("bit", 1)];
+const UNITS: [(&str, u64); 4] = [
+    ("gbit", 1_000_000_000),
+    ("mbit", 1_000_000),
+    ("kbit", 1_000),
+    ("bit", 1),
+];
 
 impl FromStr for Rate {
     type Err = String;
@@ -96,7 +101,8 @@ impl FromStr for Allow {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Allow, String> {
-        let wrong = || format!("'{text}' is not an address, a subnet, or either with :PORT[/tcp|udp] (IPv6 in brackets then)");
+        let wrong =
+            || format!("'{text}' is not an address, a subnet, or either with :PORT[/tcp|udp] (IPv6 in brackets then)");
         let (address, ports) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (address, rest) = rest.split_once(']').ok_or_else(wrong)?;
@@ -194,7 +200,14 @@ pub(crate) fn chains(network: &Network, stations: &[Station]) -> String {
     let mut out = String::new();
     for station in limited(stations, |policy| !policy.allow.is_empty()) {
         let tap = network.tap(&station.machine);
-        let allowed = || station.membership.policy.allow.iter().map(|a| format!("{} return", a.rule()));
+        let allowed = || {
+            station
+                .membership
+                .policy
+                .allow
+                .iter()
+                .map(|a| format!("{} return", a.rule()))
+        };
         let answers = "ct state established,related return".to_owned();
         let refuse = "reject with icmpx admin-prohibited".to_owned();
         let mut rules = vec![answers.clone()];
@@ -252,7 +265,10 @@ pub(crate) fn bridge_chains(network: &Network, stations: &[Station]) -> String {
     if rated.is_empty() {
         return out;
     }
-    for (chain, hook, direction) in [("rate_from", "prerouting", "iifname"), ("rate_to", "postrouting", "oifname")] {
+    for (chain, hook, direction) in [
+        ("rate_from", "prerouting", "iifname"),
+        ("rate_to", "postrouting", "oifname"),
+    ] {
         let _ = write!(
             out,
             "\tchain {chain} {{\n\t\ttype filter hook {hook} priority filter; policy accept;\n"
@@ -323,18 +339,42 @@ mod tests {
             assert_eq!(read.to_string(), printed);
             assert_eq!(printed.parse(), Ok(read));
         }
-        for bad in ["", "web", "10.0.0.0/33", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:9-8", "10.0.0.1:80/icmp", "[::1]", "::1]:8"] {
+        for bad in [
+            "",
+            "web",
+            "10.0.0.0/33",
+            "10.0.0.1:",
+            "10.0.0.1:0",
+            "10.0.0.1:9-8",
+            "10.0.0.1:80/icmp",
+            "[::1]",
+            "::1]:8",
+        ] {
             assert!(bad.parse::<Allow>().unwrap_err().contains(&format!("'{bad}'")));
         }
     }
 
     #[test]
     fn rates_are_those_of_tc() {
-        for (text, bits) in [("50mbit", 50_000_000), ("1gbit", 1_000_000_000), ("1500kbit", 1_500_000), ("100000bit", 100_000)] {
+        for (text, bits) in [
+            ("50mbit", 50_000_000),
+            ("1gbit", 1_000_000_000),
+            ("1500kbit", 1_500_000),
+            ("100000bit", 100_000),
+        ] {
             assert_eq!(text.parse::<Rate>().unwrap().bits_per_second(), bits);
         }
         assert_eq!("1000Mbit".parse::<Rate>().unwrap().to_string(), "1gbit");
-        for bad in ["", "50", "mbit", "5.5mbit", "-1mbit", "50mbps", "99kbit", "99999999999999gbit"] {
+        for bad in [
+            "",
+            "50",
+            "mbit",
+            "5.5mbit",
+            "-1mbit",
+            "50mbps",
+            "99kbit",
+            "99999999999999gbit",
+        ] {
             bad.parse::<Rate>().unwrap_err();
         }
     }
@@ -342,6 +382,9 @@ mod tests {
     #[test]
     fn without_limits_there_are_no_rules() {
         let network = Network::example("10.208.0.0/24", Some("fd00::/64"));
-        assert_eq!(chains(&network, &[]) + &bridge_chains(&network, &[]) + &jumps(&network, &[], "_out"), "");
+        assert_eq!(
+            chains(&network, &[]) + &bridge_chains(&network, &[]) + &jumps(&network, &[], "_out"),
+            ""
+        );
     }
 }

@@ -64,9 +64,9 @@ pub enum PublishError {
         /// How many.
         max: usize,
     },
-    /// A host port that means one guest port on one address and another one elsewhere.
-    #[error("without root host port {port} can be published to one port of the machine only")]
-    OneTarget {
+    /// A host port on two addresses.
+    #[error("without root host port {port} can be published once only, on one address or on all")]
+    Once {
         /// The host port.
         port: u16,
     },

@@ -43,6 +43,12 @@ pub async fn requirements() -> Vec<Requirement> {
             "passt does not start for others than root",
             "sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1",
         ),
+    ];
+    if !root {
+        // What bridges need is nothing to somebody who may not make any.
+        return all;
+    }
+    all.extend([
         need(
             "nft",
             nft::run(&["--version"], "").await.is_ok_and(|(ok, _)| ok),
@@ -62,20 +68,18 @@ pub async fn requirements() -> Vec<Requirement> {
             "machines reach the host only",
             "mount -o remount,rw /proc/sys",
         ),
-    ];
-    if root {
-        all.push(need("bridges", bridge_works().await, no_network, "modprobe bridge"));
-        let (read, _) = nft::run(&["-j", "list", "chains"], "").await.unwrap_or_default();
-        let lost = "another firewall drops what machines send and get";
-        let mend = "let links zm* through it: docs/networks.md, 'Beside other firewalls'";
-        all.push(need("nf_tables", read, no_network, "modprobe nf_tables"));
-        all.push(need(
-            "no drop policy of another firewall in the way",
-            foreign::obstacles().await.is_empty(),
-            lost,
-            mend,
-        ));
-    }
+    ]);
+    all.push(need("bridges", bridge_works().await, no_network, "modprobe bridge"));
+    let (read, _) = nft::run(&["-j", "list", "chains"], "").await.unwrap_or_default();
+    let lost = "another firewall drops what machines send and get";
+    let mend = "let links zm* through it: docs/networks.md, 'Beside other firewalls'";
+    all.push(need("nf_tables", read, no_network, "modprobe nf_tables"));
+    all.push(need(
+        "no drop policy of another firewall in the way",
+        foreign::obstacles().await.is_empty(),
+        lost,
+        mend,
+    ));
     all
 }
 

@@ -219,7 +219,11 @@ const OF_INTERFACE: [OfInterface; 4] = [
         "Bytes the guest received, by interface.",
         |i| i.received_bytes,
     ),
-    ("interface_sent_bytes_total", "Bytes the guest sent, by interface.", |i| i.sent_bytes),
+    (
+        "interface_sent_bytes_total",
+        "Bytes the guest sent, by interface.",
+        |i| i.sent_bytes,
+    ),
     (
         "interface_received_packets_total",
         "Packets the guest received, by interface.",

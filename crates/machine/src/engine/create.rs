@@ -325,7 +325,9 @@ fn user_attachments(
     };
     if wanted.len() > 1 {
         let message = format!("the network '{USER_NETWORK}' does not go with other networks");
-        return Err(Failure::new(Class::Usage, message).hint("leave the others out, or run it as root with --network default"));
+        return Err(
+            Failure::new(Class::Usage, message).hint("leave the others out, or run it as root with --network default")
+        );
     }
     let plain = NetworkArgument {
         name: argument.name.clone(),

@@ -162,8 +162,9 @@ impl Engine {
 fn refuse_user(machine: &str, present: &[Attachment], network: &str) -> Result<(), Failure> {
     if network == USER_NETWORK || present.iter().any(|a| a.user.is_some()) {
         let message = format!("network '{USER_NETWORK}', which needs no root, is a machine's only one and stays it");
-        return Err(Failure::new(Class::Unsupported, message)
-            .hint(format!("make the machine '{machine}' again with other networks, as root")));
+        return Err(Failure::new(Class::Unsupported, message).hint(format!(
+            "make the machine '{machine}' again with other networks, as root"
+        )));
     }
     if !can_make_networks() {
         let action = format!("the network '{network}'");

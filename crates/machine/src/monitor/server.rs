@@ -13,8 +13,8 @@ use zmachine_agent_protocol::{self as protocol, AgentError, ErrorKind, Frame, Pr
 use super::Event;
 use super::console::Console;
 use super::entry::{Client, Entry, client_queue};
-use super::uplink::Relays;
 use super::session::{AgentStream, FrameReader, FrameWriter, Session};
+use super::uplink::Relays;
 use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
 

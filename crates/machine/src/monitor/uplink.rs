@@ -42,7 +42,10 @@ impl Relays {
     /// What went through each, by interface.
     pub(super) fn traffic(&self) -> BTreeMap<String, Traffic> {
         let relays = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        relays.iter().map(|(name, relay)| (name.clone(), relay.traffic())).collect()
+        relays
+            .iter()
+            .map(|(name, relay)| (name.clone(), relay.traffic()))
+            .collect()
     }
 
     fn set(&self, interface: &str, relay: Arc<Relay>) {
@@ -171,7 +174,9 @@ impl Uplink {
         let interface = &self.attachment.interface;
         let failure = |class| Failure::new(class, format!("passt can not connect {interface}: {said}"));
         match said.as_str() {
-            said if said.contains("No external routable interface") || said.contains("External interface not usable") => {
+            said if said.contains("No external routable interface")
+                || said.contains("External interface not usable") =>
+            {
                 failure(Class::Unsupported)
                     .hint("this host has no default route: connect it to a network, or use --network none")
             }
@@ -196,7 +201,10 @@ impl Uplink {
             let interface = &self.attachment.interface;
             restarts.retain(|at| at.elapsed() < RESTART_WINDOW);
             if restarts.len() >= RESTARTS {
-                let message = format!("passt of {interface} ended {} times in a minute ({status})", RESTARTS + 1);
+                let message = format!(
+                    "passt of {interface} ended {} times in a minute ({status})",
+                    RESTARTS + 1
+                );
                 return Some(Failure::new(Class::Failed, message));
             }
             restarts.push(Instant::now());

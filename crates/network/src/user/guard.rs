@@ -264,11 +264,27 @@ mod tests {
         for to in ["192.0.2.1", "10.0.2.3", "10.1.1.1", "169.254.1.1"] {
             assert!(guard.passes(&four("10.0.2.15", to, TCP, &tcp(2))), "{to}");
         }
-        for to in ["127.0.0.1", "127.8.8.8", "0.0.0.0", "0.1.2.3", "224.0.0.251", "255.255.255.255", "240.0.0.1"] {
+        for to in [
+            "127.0.0.1",
+            "127.8.8.8",
+            "0.0.0.0",
+            "0.1.2.3",
+            "224.0.0.251",
+            "255.255.255.255",
+            "240.0.0.1",
+        ] {
             assert!(!guard.passes(&four("10.0.2.15", to, TCP, &tcp(2))), "{to}");
         }
         assert!(guard.passes(&six("fd00:10:0:2::15", "2001:db8::1", TCP, &tcp(2))));
-        for to in ["::1", "::", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:192.0.2.1", "::ffff:0:7f00:1", "ff02::fb"] {
+        for to in [
+            "::1",
+            "::",
+            "::127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:192.0.2.1",
+            "::ffff:0:7f00:1",
+            "ff02::fb",
+        ] {
             assert!(!guard.passes(&six("fd00:10:0:2::15", to, TCP, &tcp(2))), "{to}");
             assert!(!guard.passes(&six("fd00:10:0:2::15", to, UDP, &udp(1, 5353))), "{to}");
         }
@@ -317,6 +333,11 @@ mod tests {
         fragment[14 + 6] = 0x20;
         assert!(!guard.passes(&fragment));
         // Nor does an extension header of IPv6.
-        assert!(!guard.passes(&six("fd00:10:0:2::15", "fd00:10:0:2::2", 60, &[17, 0, 1, 4, 0, 0, 0, 0])));
+        assert!(!guard.passes(&six(
+            "fd00:10:0:2::15",
+            "fd00:10:0:2::2",
+            60,
+            &[17, 0, 1, 4, 0, 0, 0, 0]
+        )));
     }
 }

@@ -1,6 +1,6 @@
 //! The program passt: where it is, and how it is told what to do.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::attachment::Attachment;
-use crate::publish::{Protocol, Publish};
+use crate::publish::Protocol;
 
 /// Where distributions put it.
 const PLACES: [&str; 3] = ["/usr/bin/passt", "/usr/local/bin/passt", "/bin/passt"];
@@ -48,8 +48,8 @@ impl Passt {
         &self.program
     }
 
-    /// Its arguments for a planned attachment. Every port by itself and with its address: passt goes on when only some of
-    /// the ports of one argument are free.
+    /// Its arguments for a planned attachment. Every port by itself: passt goes on when only some of the
+    /// ports of one argument are free.
     pub fn arguments(&self, attachment: &Attachment, args: PasstArgs<'_>) -> Vec<String> {
         let mut all: Vec<String> = ["--foreground", "--stderr", "--quiet"].map(str::to_owned).into();
         let mut add = |name: &str, value: String| all.extend([name.to_owned(), value]);
@@ -84,10 +84,9 @@ impl Passt {
                 Protocol::Tcp => "--tcp-ports",
                 Protocol::Udp => "--udp-ports",
             };
-            for address in listened(publish, ipv6.is_some()) {
-                for (host, guest) in publish.pairs() {
-                    add(flag, format!("{address}/{host}:{guest}"));
-                }
+            let address = publish.address.map(|address| format!("{address}/")).unwrap_or_default();
+            for (host, guest) in publish.pairs() {
+                add(flag, format!("{address}{host}:{guest}"));
             }
         }
         match (ipv4, ipv6) {
@@ -106,13 +105,4 @@ impl Passt {
 /// loopback are lost. The guard then lets only those answers through.
 pub(super) fn needs_gateway_mapping(attachment: &Attachment) -> bool {
     attachment.publish.iter().any(|p| p.protocol == Protocol::Udp)
-}
-
-/// The addresses passt listens on for a published port.
-fn listened(publish: &Publish, ipv6: bool) -> Vec<IpAddr> {
-    match publish.address {
-        Some(address) => vec![address],
-        None if ipv6 => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
-        None => vec![Ipv4Addr::UNSPECIFIED.into()],
-    }
 }

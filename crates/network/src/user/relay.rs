@@ -157,7 +157,9 @@ impl Shared {
                     continue;
                 }
                 self.counters.sent_packets.fetch_add(1, Ordering::Relaxed);
-                self.counters.sent_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+                self.counters
+                    .sent_bytes
+                    .fetch_add(frame.len() as u64, Ordering::Relaxed);
                 batch.extend_from_slice(whole);
             }
             if frames.is_broken {
@@ -181,7 +183,9 @@ impl Shared {
                 let frame = &whole[PREFIX..];
                 self.guard.note(frame);
                 self.counters.received_packets.fetch_add(1, Ordering::Relaxed);
-                self.counters.received_bytes.fetch_add(frame.len() as u64, Ordering::Relaxed);
+                self.counters
+                    .received_bytes
+                    .fetch_add(frame.len() as u64, Ordering::Relaxed);
                 batch.extend_from_slice(whole);
             }
             if frames.is_broken || (&self.guest).write_all(&batch).is_err() {
