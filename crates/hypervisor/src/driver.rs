@@ -109,7 +109,7 @@ pub trait Vm: Send {
 /// What a machine is given as descriptors rather than by name.
 #[derive(Debug, Default)]
 pub struct Resources {
-    /// The open tap of each interface, by the interface's id.
+    /// What each interface is connected by, as its [`crate::NicKind`] says, by the interface's id.
     pub taps: HashMap<String, OwnedFd>,
 }
 

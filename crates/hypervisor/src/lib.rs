@@ -25,4 +25,4 @@ pub use cmdline::kernel_cmdline;
 pub use driver::{
     ControlError, Driver, ExitReason, LaunchError, LogLines, Resources, RunDir, Unsupported, Vm, VmEvent,
 };
-pub use spec::{Accel, Boot, Disk, Nic, Platform, Share, VmSpec};
+pub use spec::{Accel, Boot, Disk, Nic, NicKind, Platform, Share, VmSpec};

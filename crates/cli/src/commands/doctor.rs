@@ -94,8 +94,13 @@ fn qemu() -> Check {
 }
 
 fn acceleration() -> Check {
-    let mend = "enable virtualisation in the firmware, load kvm_intel or kvm_amd";
-    let choice = accel::choose(Requested::Auto, &AccelFacts::gather());
+    let facts = AccelFacts::gather();
+    let is_forbidden = facts.kvm_device_error.as_ref().is_some_and(|e| e.contains("denied"));
+    let mend = match is_forbidden {
+        true => "sudo usermod -aG kvm $USER, and a new login",
+        false => "enable virtualisation in the firmware, load kvm_intel or kvm_amd",
+    };
+    let choice = accel::choose(Requested::Auto, &facts);
     let found = match choice {
         Ok(choice) if choice.accel == Accel::Kvm => Ok(choice.why),
         Ok(choice) => Err(choice.why),

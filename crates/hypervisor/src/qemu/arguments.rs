@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::{Accel, Boot, Disk, Nic, Platform, Share, VmSpec};
+use crate::{Accel, Boot, Disk, Nic, NicKind, Platform, Share, VmSpec};
 
 use super::Qemu;
 
@@ -50,10 +50,12 @@ pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
     }
     for nic in &vm.nics {
         let fd = channels.taps.get(&nic.id).copied().unwrap_or(-1);
-        args.add(
-            "-netdev",
-            format!("tap,id={},fd={fd},vhost={}", nic.id, on_off(host.vhost_net)),
-        );
+        let id = &nic.id;
+        let netdev = match nic.kind {
+            NicKind::Tap => format!("tap,id={id},fd={fd},vhost={}", on_off(host.vhost_net)),
+            NicKind::Stream => format!("stream,id={id},server=off,addr.type=fd,addr.str={fd}"),
+        };
+        args.add("-netdev", netdev);
         args.device(nic_device(nic));
     }
     if !vm.nics.is_empty() {
@@ -294,6 +296,13 @@ mod tests {
     fn the_command_line_of_a_container_machine() {
         let wanted = include_str!("../../tests/golden/qemu-arguments.txt").replace('\n', " ");
         assert_eq!(line(&vm()), wanted.trim_end());
+    }
+
+    #[test]
+    fn an_interface_may_be_a_stream_of_frames() {
+        let mut vm = vm();
+        vm.nics[0].kind = NicKind::Stream;
+        assert!(line(&vm).contains("-netdev stream,id=net0,server=off,addr.type=fd,addr.str=9 -device virtio-net"));
     }
 
     fn pc() -> VmSpec {

@@ -10,9 +10,10 @@ use zmachine_image::{
     FetchOptions, Image, Library, Mode, Progress, PullPolicy, Reference, ResolveError, Timeouts, open_store,
 };
 use zmachine_kernel::{FsDriver, KernelLibrary};
+use zmachine_network::user::{USER_NETWORK, UserRequest};
 use zmachine_network::{
     Attachment, AttachmentRequest, DEFAULT_NETWORK, HostDns, Membership, Network, NetworkError, Networks, Publish,
-    host_nameservers, is_host_name,
+    can_make_networks, host_nameservers, is_host_name,
 };
 use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
@@ -261,6 +262,9 @@ impl Engine {
             .iter()
             .map(|text| NetworkArgument::parse(text))
             .collect::<Result<_, _>>()?;
+        if let Some(attachments) = user_attachments(&wanted, id, publish, dns, networks)? {
+            return Ok(attachments);
+        }
         let mut found: Vec<Network> = Vec::new();
         for argument in &wanted {
             // The interfaces of a machine are told apart by their networks: a second one would take the first one's place.
@@ -308,6 +312,54 @@ impl Engine {
     }
 }
 
+/// The machine's only network, when that is the one through passt: because it was asked for, or because nobody may make
+/// bridges here and nothing else was asked for.
+fn user_attachments(
+    wanted: &[NetworkArgument],
+    id: &str,
+    publish: &[Publish],
+    dns: &HostDns,
+    networks: &Networks,
+) -> Result<Option<Vec<Attachment>>, Failure> {
+    let is_able = can_make_networks();
+    let is_user = |argument: &&NetworkArgument| match argument.name.as_str() {
+        USER_NETWORK => true,
+        DEFAULT_NETWORK => !is_able,
+        _ => false,
+    };
+    let Some(argument) = wanted.iter().find(is_user) else {
+        return match wanted.first() {
+            Some(first) if !is_able => {
+                let action = format!("the network '{}'", first.name);
+                Err(NetworkError::NeedsRoot { action }.into())
+            }
+            _ => Ok(None),
+        };
+    };
+    if wanted.len() > 1 {
+        let message = format!("the network '{USER_NETWORK}' does not go with other networks");
+        return Err(
+            Failure::new(Class::Usage, message).hint("leave the others out, or run it as root with --network default")
+        );
+    }
+    let plain = NetworkArgument {
+        name: argument.name.clone(),
+        ..NetworkArgument::default()
+    };
+    if *argument != plain {
+        let message = format!("--network {argument}: without root a machine can not choose its addresses and names");
+        return Err(Failure::new(Class::Unsupported, message).hint("leave the options out, or run it as root"));
+    }
+    let attachment = networks.user_attachment(UserRequest {
+        machine: id,
+        index: 0,
+        is_default: true,
+        publish,
+        dns,
+    })?;
+    Ok(Some(vec![attachment]))
+}
+
 /// What a network is told of a machine.
 pub(super) fn membership(
     spec: &MachineSpec,
@@ -328,6 +380,7 @@ pub(super) fn membership(
         names,
         also_in: others.map(|network| network.name().to_owned()).collect(),
         secondary,
+        policy: argument.policy.clone(),
     }
 }
 

@@ -101,8 +101,9 @@ impl Monitor<ContainerPlan> {
 
     async fn attach_networks(&mut self, backed: Backed) -> Result<Connected, Failure> {
         let attachments = self.plan.attachments.clone();
-        let Attached { taps, hold } = self.attach(&attachments).await?;
-        let Backed { rootfs, shares } = backed;
+        let Attached { taps, hold, failures } = self.attach(&attachments).await?;
+        let Backed { rootfs, mut shares } = backed;
+        shares.also(failures);
         Ok(Connected {
             rootfs,
             shares,

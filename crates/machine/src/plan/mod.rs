@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use zmachine_agent_protocol::{Interface, Route};
-use zmachine_hypervisor::{Accel, Nic, VmSpec};
+use zmachine_hypervisor::{Accel, Nic, NicKind, VmSpec};
 use zmachine_network::{Attachment, HostDns};
 use zmachine_sys::host::HostFacts;
 
@@ -342,6 +342,10 @@ fn nics(attachments: &[Attachment]) -> Vec<Nic> {
         id: a.interface.clone(),
         mac: a.mac.to_string(),
         mtu: Some(a.mtu),
+        kind: match a.user {
+            Some(_) => NicKind::Stream,
+            None => NicKind::Tap,
+        },
     };
     attachments.iter().map(nic).collect()
 }

@@ -167,6 +167,7 @@ impl Monitor<VmPlan> {
             | Request::Console { .. }
             | Request::Exec(_)
             | Request::Transfer(_)
+            | Request::Traffic
             | Request::Capacity
             | Request::GrowVolume { .. } => Err(Failure::new(Class::Usage, "not a command for the monitor")),
         };

@@ -57,6 +57,7 @@ impl Monitor<VmPlan> {
             session,
             events,
             exec_base: std::sync::Arc::new(self.exec_base()),
+            relays: self.relays.clone(),
         };
         let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
         self.report.send(&Report::Listening);
@@ -91,7 +92,8 @@ impl Monitor<VmPlan> {
         waiting: console::Waiting,
     ) -> Result<Booted, Failure> {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
-        let Attached { taps, hold } = attached;
+        let Attached { taps, hold, failures } = attached;
+        shares.also(failures);
         self.kill.pass("start: before the hypervisor");
         let driver = Qemu::unasked(None);
         let launched = driver.launch(&self.plan.vm, Resources { taps }, &run).await;
