@@ -5,7 +5,6 @@
 //! ended; it is told to quit then.
 
 use std::io;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -15,26 +14,15 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 
-use crate::{ControlError, ExitReason, LogLines, Vm, VmEvent};
+use crate::process_log::Log;
+use crate::{AgentStream, ControlError, ExitReason, LogLines, Vm, VmEvent};
 
 use super::arguments::AGENT_DEVICE;
-use super::launch::Log;
 use super::qmp::{Event, Qmp};
 
 /// QEMU needs milliseconds to quit; then it is killed.
 const QUIT_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Signals that a process gets for its own faults, so that dying of one is a crash and not somebody's wish.
-const FAULTS: [i32; 8] = [
-    4,  // SIGILL
-    5,  // SIGTRAP
-    6,  // SIGABRT
-    7,  // SIGBUS
-    8,  // SIGFPE
-    11, // SIGSEGV
-    13, // SIGPIPE
-    31, // SIGSYS, from its own sandbox
-];
 const SIGTERM: i32 = 15;
 
 /// How far the machine's end has come.
@@ -164,14 +152,7 @@ impl QemuVm {
 
     /// The process ended without having said why.
     async fn note_process_end(&mut self, status: Option<ExitStatus>) {
-        let reason = match status.and_then(|s| s.signal()) {
-            Some(signal) if !FAULTS.contains(&signal) => ExitReason::HostSignal(signal),
-            _ => ExitReason::Crashed {
-                status: status.map_or_else(|| "unknown".into(), |s| s.to_string()),
-                last_stderr_lines: self.log.last_lines().await,
-            },
-        };
-        self.end = End::Over(reason);
+        self.end = End::Over(self.log.reason_of(status).await);
     }
 
     async fn order(&mut self, command: &str, arguments: Value) -> Result<Value, ControlError> {
@@ -238,8 +219,8 @@ impl Vm for QemuVm {
         self.qmp.version().to_owned()
     }
 
-    fn take_agent(&mut self) -> Option<UnixStream> {
-        self.agent.take()
+    fn take_agent(&mut self) -> Option<AgentStream> {
+        self.agent.take().map(AgentStream::Connected)
     }
 
     async fn connect_agent(&mut self) -> io::Result<UnixStream> {
@@ -299,6 +280,5 @@ mod tests {
     fn the_signal_is_read_from_qemus_words() {
         assert_eq!(signal_in(&["terminating on signal 2 from pid 77 (sh)".into()]), 2);
         assert_eq!(signal_in(&[]), SIGTERM);
-        assert!(!FAULTS.contains(&9), "being killed is somebody's wish");
     }
 }
