@@ -216,7 +216,8 @@ impl Vmm {
     }
 
     fn event(&self, source: &str, event: &str, properties: Value) {
-        let event = json!({"timestamp": {"secs": 0, "nanos": 1}, "source": source, "event": event, "properties": properties});
+        let event =
+            json!({"timestamp": {"secs": 0, "nanos": 1}, "source": source, "event": event, "properties": properties});
         let text = serde_json::to_string_pretty(&event).expect("JSON");
         let _ = self.events.lock().unwrap().write_all(format!("{text}\n\n").as_bytes());
     }

@@ -59,7 +59,7 @@ impl Requested {
 }
 
 /// What was seen of Cloud Hypervisor on this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// Why it can not be used; `None` when it can.
     pub obstacle: Option<String>,
@@ -144,7 +144,8 @@ pub fn choose(
     found: &Found,
     lacks: Option<&str>,
 ) -> Result<Choice, Unavailable> {
-    let no_kvm = (accel.accel != Accel::Kvm).then(|| format!("it needs kvm, and guests are emulated here: {}", accel.why));
+    let no_kvm =
+        (accel.accel != Accel::Kvm).then(|| format!("it needs kvm, and guests are emulated here: {}", accel.why));
     let host = no_kvm.or_else(|| found.obstacle.clone());
     let obstacle = match (host, lacks) {
         (Some(reason), _) => Some((reason, true)),
@@ -199,7 +200,12 @@ mod tests {
         for (accel, found, lacks, why) in [
             (accel(Accel::Tcg), found(), None, "emulated here: of the weather"),
             (accel(Accel::Kvm), missing, None, "it is not installed"),
-            (accel(Accel::Kvm), found(), Some("it has no firmware"), "it has no firmware"),
+            (
+                accel(Accel::Kvm),
+                found(),
+                Some("it has no firmware"),
+                "it has no firmware",
+            ),
         ] {
             let choice = choose(Requested::Auto, &accel, &found, lacks).unwrap();
             assert_eq!(choice.driver, Hypervisor::Qemu);

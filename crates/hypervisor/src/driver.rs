@@ -273,11 +273,15 @@ impl LaunchError {
         let said = match self {
             Self::Refused { stderr, .. } | Self::Silent { stderr, .. } => stderr.join("\n"),
             Self::Spawn { binary, .. } if binary.ends_with(cloud_hypervisor::BINARY) => {
-                return Some("put the static binary of Cloud Hypervisor v53 or later into the search path as 'cloud-hypervisor'");
+                return Some(
+                    "put the static binary of Cloud Hypervisor v53 or later into the search path as 'cloud-hypervisor'",
+                );
             }
             Self::Spawn { .. } => return Some("apt-get install qemu-system-x86"),
             Self::Misunderstood { .. } => {
-                return Some("this version of the hypervisor is not known to work; docs/hypervisors.md names those that are");
+                return Some(
+                    "this version of the hypervisor is not known to work; docs/hypervisors.md names those that are",
+                );
             }
             Self::Control(ControlError::Refused { reason, .. }) => reason.clone(),
             _ => String::new(),
@@ -285,7 +289,10 @@ impl LaunchError {
         if said.contains("cannot set up guest memory") || said.contains("Cannot allocate memory") {
             return Some("give the machine less memory, or free some on the host");
         }
-        if said.contains("file is already locked") || said.contains("Failed to get \"write\" lock") || said.contains("Failed to get shared \"write\" lock") {
+        if said.contains("file is already locked")
+            || said.contains("Failed to get \"write\" lock")
+            || said.contains("Failed to get shared \"write\" lock")
+        {
             return Some("another machine uses that disk; stop it first");
         }
         matches!(self, Self::Unserved { .. }).then_some("is every process that serves a disk of this machine running?")

@@ -8,7 +8,8 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use crate::{
-    AgentStream, ControlError, Driver, ExitReason, LaunchError, LogLines, Resources, RunDir, Unsupported, Vm, VmEvent, VmSpec,
+    AgentStream, ControlError, Driver, ExitReason, LaunchError, LogLines, Resources, RunDir, Unsupported, Vm, VmEvent,
+    VmSpec,
 };
 
 /// A driver whose machines do what the test says.

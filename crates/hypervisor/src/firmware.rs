@@ -103,7 +103,10 @@ pub(crate) fn sha256_of(path: &Path) -> io::Result<String> {
     }
     let mut content = Vec::new();
     file.read_to_end(&mut content)?;
-    Ok(Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(Sha256::digest(&content)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 #[cfg(test)]

@@ -322,8 +322,14 @@ mod lives {
         let mut running = bench.launched(&bench.spec()).await;
         running.vm.resize_disk("data", 2 << 20).await.unwrap();
         let refused = running.vm.resize_disk("nope", 2 << 20).await.unwrap_err().to_string();
-        assert!(refused.starts_with("the hypervisor refused 'vm.resize-disk': "), "{refused}");
-        assert!(refused.contains("Failed to find device corresponding to the given"), "{refused}");
+        assert!(
+            refused.starts_with("the hypervisor refused 'vm.resize-disk': "),
+            "{refused}"
+        );
+        assert!(
+            refused.contains("Failed to find device corresponding to the given"),
+            "{refused}"
+        );
         running.vm.power_button().await.unwrap();
         running.vm.kill();
     }

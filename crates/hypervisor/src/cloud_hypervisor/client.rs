@@ -221,7 +221,10 @@ mod tests {
 
     #[test]
     fn a_refusal_keeps_its_whole_chain_of_causes() {
-        let said = refused(500, r#"["Error from API","The VM could not boot","VM config is missing"]"#);
+        let said = refused(
+            500,
+            r#"["Error from API","The VM could not boot","VM config is missing"]"#,
+        );
         assert_eq!(said, "Error from API: The VM could not boot: VM config is missing");
     }
 

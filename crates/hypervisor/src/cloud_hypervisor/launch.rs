@@ -238,14 +238,21 @@ type Started = (String, tokio::net::UnixStream, tokio::task::JoinHandle<()>);
 
 impl Starting<'_> {
     /// From a fresh process to a running guest.
-    async fn start(&self, hints: mpsc::Sender<super::vm::Hint>, over: watch::Receiver<bool>) -> Result<Started, LaunchError> {
+    async fn start(
+        &self,
+        hints: mpsc::Sender<super::vm::Hint>,
+        over: watch::Receiver<bool>,
+    ) -> Result<Started, LaunchError> {
         let version = self.greet().await?;
         let config = VmConfig::new(self.vm, self.run.path(), &self.sockets);
         let refused = |command: &'static str| move |error: ApiError| LaunchError::Control(error.of(command));
         let created = self.client.put_with("vm.create", &config, &[], self.patience).await;
         created.map_err(refused("vm.create"))?;
         for (net, tap) in &self.taps {
-            let added = self.client.put_with("vm.add-net", net, &[tap.as_fd()], self.patience).await;
+            let added = self
+                .client
+                .put_with("vm.add-net", net, &[tap.as_fd()], self.patience)
+                .await;
             added.map_err(refused("vm.add-net"))?;
         }
         self.confirm(&config).await?;
@@ -272,7 +279,9 @@ impl Starting<'_> {
                 }
                 // Not there yet. Whether its process is, somebody else watches.
                 Err(ApiError::Gone) if !left.is_zero() => tokio::time::sleep(PAUSE).await,
-                Err(ApiError::Gone) => return Err(LaunchError::Control(ApiError::Silent(self.patience * 2).of("vmm.ping"))),
+                Err(ApiError::Gone) => {
+                    return Err(LaunchError::Control(ApiError::Silent(self.patience * 2).of("vmm.ping")));
+                }
                 Err(error) => return Err(LaunchError::Control(error.of("vmm.ping"))),
             }
         }

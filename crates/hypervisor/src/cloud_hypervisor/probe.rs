@@ -104,6 +104,9 @@ mod tests {
             error.to_string(),
             "/opt/ch is Cloud Hypervisor 34.0, which is older than 53.0"
         );
-        assert_eq!(judge("/opt/ch".into(), "cloud-hypervisor v53.0.0\n").unwrap().version, (53, 0));
+        assert_eq!(
+            judge("/opt/ch".into(), "cloud-hypervisor v53.0.0\n").unwrap().version,
+            (53, 0)
+        );
     }
 }

@@ -231,7 +231,11 @@ impl ChVm {
     async fn switch(&mut self, route: &str, wanted: &str, event: VmEvent) -> Result<(), ControlError> {
         let done = self.order(route).await;
         if let Err(error @ ControlError::Refused { .. }) = done {
-            let info = self.client.get("vm.info", self.patience).await.map_err(|e| e.of("vm.info"))?;
+            let info = self
+                .client
+                .get("vm.info", self.patience)
+                .await
+                .map_err(|e| e.of("vm.info"))?;
             return match info["state"].as_str() {
                 Some(state) if state == wanted => Ok(()),
                 _ => Err(error),
