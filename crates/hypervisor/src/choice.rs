@@ -110,6 +110,13 @@ impl Default for Choice {
     }
 }
 
+impl Choice {
+    /// Whether the machine was planned before there was a choice.
+    pub fn was_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Cloud Hypervisor was asked for and can not be had for this machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Cloud Hypervisor can not run this machine: {reason}")]

@@ -37,7 +37,7 @@ pub struct ContainerPlan {
     /// The kernel.
     pub kernel: KernelChoice,
     /// What runs it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Choice::was_none")]
     pub hypervisor: Choice,
     /// The virtual machine.
     pub vm: VmSpec,

@@ -41,7 +41,7 @@ pub struct VmPlan {
     /// The kernel of the appliance that grows its file system; `None` when none is installed on this host.
     pub appliance: Option<KernelChoice>,
     /// What runs it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Choice::was_none")]
     pub hypervisor: Choice,
     /// The virtual machine.
     pub vm: VmSpec,
