@@ -9,6 +9,9 @@ use crate::cloud_hypervisor::{self, CloudHypervisor};
 use crate::qemu::Qemu;
 use crate::{Accel, Driver};
 
+/// Where hypervisors are looked for: monitors have no other search path, whoever starts them.
+pub const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// A hypervisor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -68,21 +71,20 @@ pub struct Found {
 }
 
 impl Found {
-    /// Looks at this host. Runs the program for its version, if there is one.
+    /// Looks at this host, in [`SEARCH_PATH`]. Runs the program for its version, if there is one.
     pub fn gather() -> Self {
-        match cloud_hypervisor::probe(None) {
+        let folders = std::env::split_paths(SEARCH_PATH);
+        let Some(binary) = folders.map(|f| f.join(cloud_hypervisor::BINARY)).find(|b| b.is_file()) else {
+            return Self {
+                obstacle: Some("Cloud Hypervisor is not installed".to_owned()),
+                version: None,
+            };
+        };
+        match cloud_hypervisor::probe(Some(&binary)) {
             Ok(found) => Self {
                 obstacle: None,
                 version: Some(found.version),
             },
-            Err(cloud_hypervisor::ProbeError::Missing { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Self {
-                    obstacle: Some("Cloud Hypervisor is not installed".to_owned()),
-                    version: None,
-                }
-            }
             Err(error) => Self {
                 obstacle: Some(error.to_string()),
                 version: None,

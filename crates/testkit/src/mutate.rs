@@ -28,10 +28,7 @@ impl Mutator {
     /// When there are none.
     pub fn new(seeds: Vec<Vec<u8>>, seed: u64) -> Self {
         assert!(!seeds.is_empty(), "there is nothing to begin with");
-        Self {
-            seeds,
-            state: seed | 1,
-        }
+        Self { seeds, state: seed | 1 }
     }
 
     /// How long tests try: 2 s, or the seconds in `ZMACHINE_FUZZ_SECONDS`.

@@ -33,7 +33,11 @@ fn the_choice_of_a_hypervisor_is_told_and_never_silently_another() {
         assert_eq!(plan["hypervisor"]["why"], "asked for");
         let run = zmachine(&home, &["run", "--dry-run", &image]);
         let plan: Value = serde_json::from_str(&run.expect_success().stdout()).expect("JSON");
-        let wanted = if obstacle().is_none() { "cloud-hypervisor" } else { "qemu" };
+        let wanted = if obstacle().is_none() {
+            "cloud-hypervisor"
+        } else {
+            "qemu"
+        };
         assert_eq!(plan["hypervisor"]["driver"], wanted);
         let why = plan["hypervisor"]["why"].as_str().expect("a reason");
         assert!(why.contains("Cloud Hypervisor"), "{why}");
@@ -42,12 +46,18 @@ fn the_choice_of_a_hypervisor_is_told_and_never_silently_another() {
         let run = zmachine(&home, &["doctor", "-o", "json"]).stdout();
         let all: Value = serde_json::from_str(&run).expect("JSON");
         let all = all.as_array().expect("checks");
-        let check = all.iter().find(|c| c["requirement"] == "Cloud Hypervisor").expect("one");
+        let check = all
+            .iter()
+            .find(|c| c["requirement"] == "Cloud Hypervisor")
+            .expect("one");
         assert_eq!(check["met"], obstacle().is_none());
     });
     if obstacle().is_some() {
         checks.that("where it can not be, asking for it is exit 6 with a hint", || {
-            let run = zmachine(&home, &["create", "--name", "c", "--hypervisor", "cloud-hypervisor", &image]);
+            let run = zmachine(
+                &home,
+                &["create", "--name", "c", "--hypervisor", "cloud-hypervisor", &image],
+            );
             let said = run.expect_code(6).stderr();
             assert!(said.contains("Cloud Hypervisor can not run this machine"), "{said}");
             assert!(said.contains("--hypervisor qemu"), "{said}");
@@ -79,7 +89,15 @@ fn the_same_suite_passes_on_cloud_hypervisor() {
         return skip(&reason);
     }
     let program = std::env::current_exe().expect("this program");
-    let suite = ["life::", "lifecycle::", "network::", "root::", "streams::", "volumes::", "crashes::"];
+    let suite = [
+        "life::",
+        "lifecycle::",
+        "network::",
+        "root::",
+        "streams::",
+        "volumes::",
+        "crashes::",
+    ];
     let status = Command::new(program)
         .args(suite)
         .env(PARAMETER, "cloud-hypervisor")
