@@ -149,13 +149,15 @@ fn boot(args: &mut Args, vm: &VmSpec) {
             }
             args.add("-append", cmdline.clone());
         }
-        Boot::Firmware { code, variables } => {
+        Boot::Firmware { code, variables, .. } => {
             let flash = |unit: u8, read_only: &str, file: &Path| {
                 let file = escape(&file.display().to_string());
                 format!("if=pflash,unit={unit},format=raw,readonly={read_only},file={file}")
             };
             args.add("-drive", flash(0, "on", code));
-            args.add("-drive", flash(1, "off", variables));
+            if let Some(variables) = variables {
+                args.add("-drive", flash(1, "off", variables));
+            }
         }
     }
 }
@@ -346,7 +348,8 @@ mod tests {
     fn a_disk_with_a_boot_loader_is_started_by_firmware() {
         let boot = Boot::Firmware {
             code: "/fw/CODE.fd".into(),
-            variables: "/m/a,b.fd".into(),
+            variables: Some("/m/a,b.fd".into()),
+            sha256: None,
         };
         let line = line(&VmSpec { boot, ..pc() });
         assert!(

@@ -4,7 +4,10 @@ use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 
 use jiff::Timestamp;
+use zmachine_hypervisor::Accel;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
+use zmachine_hypervisor::choice::{self, Choice, Found, Hypervisor};
+use zmachine_hypervisor::firmware::Pinned;
 use zmachine_image::library::hold_images;
 use zmachine_image::{
     FetchOptions, Image, Library, Mode, Progress, PullPolicy, Reference, ResolveError, Timeouts, open_store,
@@ -25,6 +28,8 @@ use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
 use crate::network::NetworkArgument;
+use crate::plan::container::channel_driver;
+use crate::plan::vm::VmStart;
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
 use crate::spec::{self, MachineSpec, ModeChoice, RootfsChoice};
 use crate::state::State;
@@ -45,6 +50,8 @@ struct Facts {
     makes: Makes,
     host: HostFacts,
     accel: accel::Choice,
+    hypervisor: Choice,
+    cloud_firmware: Option<Pinned>,
     dns: HostDns,
 }
 
@@ -59,6 +66,18 @@ enum Makes {
 }
 
 impl Makes {
+    /// What of the machine Cloud Hypervisor can not do.
+    fn beyond_cloud_hypervisor(&self, uses_shares: bool, has_firmware: bool) -> Option<&'static str> {
+        const SHARES: &str = "shared directories do not survive there when the guest's own kernel restarts";
+        match self {
+            Makes::Container { .. } => None,
+            Makes::Tree(_) => Some(SHARES),
+            Makes::Vm(_) if uses_shares => Some(SHARES),
+            Makes::Vm(facts) => (matches!(facts.start, VmStart::Firmware { .. }) && !has_firmware)
+                .then_some("no firmware is configured for it ('zmachine firmware set FILE')"),
+        }
+    }
+
     fn content<'a>(&'a self, volumes: &'a [Wanted]) -> Content<'a> {
         match self {
             Makes::Container { image, kernel } => Content::Container { image, kernel, volumes },
@@ -151,6 +170,8 @@ impl Engine {
                     home: &self.home,
                     host: &facts.host,
                     accel: facts.accel.accel,
+                    hypervisor: facts.hypervisor.clone(),
+                    cloud_firmware: facts.cloud_firmware.clone(),
                     attachments,
                     host_dns: &facts.dns,
                     shares: &shares,
@@ -178,9 +199,29 @@ impl Engine {
         };
         let accel = accel::choose(requested, &AccelFacts::gather())
             .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))?;
+        // Asked only where it counts: it is a program to run.
+        let found = match spec.hypervisor {
+            choice::Requested::Qemu => Found::default(),
+            choice::Requested::Auto if accel.accel != Accel::Kvm => Found::default(),
+            _ => Found::gather(),
+        };
+        let choose = |lacks| {
+            choice::choose(spec.hypervisor, &accel, &found, lacks)
+                .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))
+        };
+        let mut hypervisor = choose(None)?;
+        let cloud_firmware = crate::firmware::configured(&self.home)?;
+        let makes = self.makes(spec, options, wanted, (uses_shares, hypervisor.driver))?;
+        if hypervisor.driver == Hypervisor::CloudHypervisor
+            && let Some(lacks) = makes.beyond_cloud_hypervisor(uses_shares, cloud_firmware.is_some())
+        {
+            hypervisor = choose(Some(lacks))?;
+        }
         Ok(Facts {
-            makes: self.makes(spec, options, wanted, uses_shares)?,
+            makes,
             host: HostFacts::gather(),
+            hypervisor,
+            cloud_firmware,
             accel,
             dns: host_nameservers(),
         })
@@ -191,11 +232,11 @@ impl Engine {
         spec: &MachineSpec,
         options: &CreateOptions<'_>,
         wanted: &[Wanted],
-        uses_shares: bool,
+        (uses_shares, hypervisor): (bool, Hypervisor),
     ) -> Result<Makes, Failure> {
         if let Some(path) = host_disk(spec, options.cwd)? {
             return self
-                .host_disk_facts(&path, wanted)
+                .host_disk_facts(&path, wanted, hypervisor)
                 .map(|facts| Makes::Vm(Box::new(facts)));
         }
         let reference = Reference::parse(&spec.flist, options.cwd)
@@ -211,7 +252,7 @@ impl Engine {
             ModeChoice::Vm => Mode::Vm,
         };
         let image = library.resolve_as(&reference, options.pull, mode, options.progress)?;
-        if let Some(facts) = self.flist_facts(&library, &image, spec, wanted)? {
+        if let Some(facts) = self.flist_facts(&library, &image, spec, wanted, hypervisor)? {
             return Ok(Makes::Vm(Box::new(facts)));
         }
         if let Some(facts) = tree_facts(&library, &image, spec, wanted, options.progress)? {
@@ -221,6 +262,7 @@ impl Engine {
         let mut drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
         let is_tree = spec.rootfs == RootfsChoice::Virtiofs;
         drivers.extend((uses_shares || is_tree).then_some(FsDriver::Virtiofs));
+        drivers.extend(channel_driver(hypervisor));
         let image = match is_tree {
             true => ImageFacts {
                 tree: Some(unpacked(&library, &image, &spec.flist, options.progress)?),

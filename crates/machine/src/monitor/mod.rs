@@ -125,7 +125,7 @@ impl SharedLog {
 }
 
 /// Where the roles find QEMU, nft and mkfs, whatever the user's own environment is.
-const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const SEARCH_PATH: &str = zmachine_hypervisor::choice::SEARCH_PATH;
 
 /// This very program in another role, even when its file was replaced since it was started.
 pub(crate) fn own_program(role: &str) -> Command {
