@@ -3,15 +3,17 @@
 use std::fmt::Write as _;
 
 use toml::Value;
+use zmachine_image::store::redact as redact_url;
 use zmachine_machine::log::Limits;
 use zmachine_machine::spec::{ModeChoice, RootfsChoice};
-use zmachine_machine::{Class, Failure, MachineSpec};
+use zmachine_machine::{Class, Failure, MachineSpec, redact};
 
-/// The file, with what differs from the defaults, in the order of the spec.
+/// The file, with what differs from the defaults, in the order of the spec. Without `show_secrets` a variable whose name says that
+/// it is one has its name alone, and stores have no credentials.
 ///
 /// # Errors
 /// When an entrypoint has a NUL byte, which no command line can hold.
-pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
+pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Failure> {
     // Every field by name: a new one does not compile until it has its key.
     let MachineSpec {
         version: _,
@@ -45,6 +47,8 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         user_data,
         reinstall,
         legacy_cmdline,
+        secrets,
+        jail,
         rootfs,
         restart,
         log_limits,
@@ -61,7 +65,14 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         (*memory_bytes != default.memory_bytes).then(|| size(*memory_bytes)),
     );
     file.text("size", (*size_bytes != default.size_bytes).then(|| size(*size_bytes)));
-    file.list("env", env.iter().map(|(name, value)| format!("{name}={value}")));
+    // A name alone takes the value from the environment of whoever runs the file.
+    file.list(
+        "env",
+        env.iter().map(|(name, value)| match show_secrets || !redact::is_secret(name) {
+            true => format!("{name}={value}"),
+            false => name.clone(),
+        }),
+    );
     file.text("entrypoint", entrypoint.as_deref().map(joined).transpose()?);
     file.text("workdir", workdir.as_ref());
     file.text("user", user.as_ref());
@@ -81,7 +92,8 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
     file.text("accel", Some(accel).filter(|accel| **accel != default.accel));
     file.text("stop-signal", stop_signal.as_ref());
     file.number("stop-timeout", *stop_timeout_s);
-    file.list("store", stores);
+    let store = |url: &String| if show_secrets { url.clone() } else { redact_url(url) };
+    file.list("store", stores.iter().map(store));
     file.list("label", labels.iter().map(|(name, value)| format!("{name}={value}")));
     file.text("mode", mode_text(*mode));
     file.list("volume", volumes);
@@ -98,6 +110,9 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
     );
     file.list("log-opt", log_options(log_limits));
     file.text("log-to", log_to.as_ref());
+    let secret = |(name, path): &(String, std::path::PathBuf)| format!("{name}={}", path.display());
+    file.list("secret", secrets.iter().map(secret));
+    file.text("jail", (*jail != default.jail).then_some("off"));
     Ok(file.0)
 }
 

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
+use zmachine_sys::jail::Jail;
+
 use crate::VmSpec;
 
 /// What the hypervisor itself says on its standard error, line by line. Lines nobody takes in time are dropped.
@@ -88,6 +90,9 @@ pub trait Vm: Send {
 pub struct Resources {
     /// The open tap of each interface, by the interface's id.
     pub taps: HashMap<String, OwnedFd>,
+    /// What the hypervisor is locked into: user and folder; the driver adds what it must see. `None`: it runs as its
+    /// starter, with nothing but its own sandbox. With a jail the calling program has the role [`zmachine_sys::jail::ROLE`].
+    pub jail: Option<Jail>,
 }
 
 /// A folder only for this run of the machine.

@@ -27,11 +27,14 @@ pub mod killpoint;
 pub mod log;
 pub mod monitor;
 pub mod plan;
+pub mod redact;
 pub mod reservation;
 pub mod restart;
+pub mod secret;
 pub mod spec;
 pub mod state;
 pub mod stats;
+pub mod user;
 pub mod volume;
 
 pub use engine::Engine;

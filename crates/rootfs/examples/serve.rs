@@ -21,6 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         stores: Vec::new(),
         block_deadline: Duration::from_millis(deadline.parse()?),
         events: std::io::stderr().as_fd().try_clone_to_owned()?,
+        jail: None,
     })?;
     Ok(())
 }

@@ -10,6 +10,7 @@ mod debian;
 mod errors;
 mod full_disk;
 mod killpoints;
+mod jail;
 mod layers;
 mod life;
 mod lifecycle;

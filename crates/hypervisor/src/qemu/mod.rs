@@ -5,6 +5,7 @@
 
 mod arguments;
 mod firmware;
+mod jail;
 mod launch;
 mod probe;
 mod qmp;
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Boot, Disk, Driver, LaunchError, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
 
-pub use arguments::{AGENT_PORT, AGENT_SOCKET, Channels, arguments};
+pub use arguments::{AGENT_PORT, AGENT_SOCKET, Channels, FIRMWARE_CODE, FIRMWARE_VARIABLES, arguments};
 pub use firmware::Firmware;
 pub use probe::{ProbeError, probe};
 
@@ -121,7 +122,16 @@ impl Driver for Qemu {
 
 /// Also keeps ids from being mistaken for our own (`mem0`, `qmp`, ...), which are never user's devices.
 fn is_id(id: &str) -> bool {
-    let ours = ["qmp", "console", "agent", "agent-port", "mem0", "serial0"];
+    let ours = [
+        "qmp",
+        "console",
+        "agent",
+        "agent-port",
+        "mem0",
+        "serial0",
+        FIRMWARE_CODE,
+        FIRMWARE_VARIABLES,
+    ];
     id.starts_with(|c: char| c.is_ascii_alphabetic())
         && id.len() <= 24
         && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')

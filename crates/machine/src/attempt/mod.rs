@@ -24,6 +24,7 @@ pub use self::console::ConsoleTail;
 pub(crate) use self::explain::hint_for;
 pub use self::explain::{Explanation, explain};
 use crate::failure::Failure;
+use crate::redact;
 use crate::state::Exit;
 
 /// Version of a record.
@@ -65,7 +66,7 @@ pub struct Attempt {
     /// The hypervisor that ran it, with its version: `qemu 7.2.22`.
     #[serde(default)]
     pub hypervisor: Option<String>,
-    /// The plan that was carried out, as `plan.json` has it.
+    /// The plan that was carried out, as `plan.json` has it, without secrets.
     #[serde(default)]
     pub plan: serde_json::Value,
     /// How it ended; `None` while it runs.
@@ -213,7 +214,7 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// Begins a record and writes it.
     pub(crate) fn begin(machine: &crate::catalog::Machine, plan: serde_json::Value) -> Recorder {
-        let attempt = Attempt::begin(machine, Attempt::next_number(&machine.dir), plan);
+        let attempt = Attempt::begin(machine, Attempt::next_number(&machine.dir), redact::shown(&plan));
         let recorder = Recorder {
             machine: machine.dir.clone(),
             attempt,

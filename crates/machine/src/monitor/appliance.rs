@@ -44,7 +44,11 @@ impl<P> Monitor<P> {
         let spec = spec(&self.machine.id, accel, kernel, held, &serial);
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
         let driver = Qemu::unasked(None);
-        let launched = driver.launch(&spec, Resources::default(), &run).await;
+        let resources = Resources {
+            jail: self.jail(),
+            ..Resources::default()
+        };
+        let launched = driver.launch(&spec, resources, &run).await;
         let mut vm = launched.map_err(|e| not_launched(&e))?;
         self.claim_hypervisor(vm.pid())?;
         self.kill.pass("grow: appliance started");

@@ -12,6 +12,7 @@
 mod agent_start;
 mod appliance;
 mod cache;
+mod cell;
 mod confine;
 mod console;
 mod container;
@@ -36,6 +37,7 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 use zmachine_agent_protocol::ExitStatus;
 
+pub use self::rootfs_child::STORES_VARIABLE;
 use self::session::SessionError;
 pub(crate) use self::vm::open_source;
 use crate::attempt::ConsoleTail;
@@ -64,6 +66,8 @@ pub struct MonitorArgs {
 /// # Errors
 /// When the machine could not be started; the failure is in its state, and reported, as well.
 pub fn run(args: MonitorArgs) -> Result<(), Failure> {
+    // Whatever it and its children make is its owner's alone, unless they say otherwise.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run::run(args))
 }

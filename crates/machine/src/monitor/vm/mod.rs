@@ -96,13 +96,18 @@ impl Monitor<VmPlan> {
         let Attached { taps, ports } = attached;
         self.kill.pass("start: before the hypervisor");
         let driver = Qemu::unasked(None);
-        let launched = driver.launch(&self.plan.vm, Resources { taps }, &run).await;
+        let resources = Resources {
+            taps,
+            jail: self.jail(),
+        };
+        let launched = driver.launch(&self.plan.vm, resources, &run).await;
         let mut vm = match launched {
             Ok(vm) => vm,
             Err(error) => return Err(shares.reason().await.unwrap_or_else(|| not_launched(&error))),
         };
         self.kill.pass("start: hypervisor started");
         self.confine(vm.pid());
+        self.check_walls("hypervisor", vm.pid(), false);
         self.phase("hypervisor");
         if let Some(recorder) = &mut self.recorder {
             recorder.hypervisor(vm.version());
