@@ -101,6 +101,7 @@ pub(crate) fn jail(role: &JailRole) -> Result<u8, Failure> {
     let Some((program, arguments)) = role.program.split_first() else {
         use std::io::{Read, Write};
         std::io::stdout().write_all(b".")?;
+        std::io::stdout().flush()?;
         std::io::stdin().read_to_end(&mut Vec::new())?;
         return Ok(0);
     };

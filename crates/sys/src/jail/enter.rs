@@ -106,6 +106,8 @@ fn is_lacking(error: Errno) -> bool {
 
 fn put_view_together(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
     let root = jail.folder.as_path();
+    // What is made here is for another user to enter; and what a program makes is as open as it wants, in nobody's sight.
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
     let failed = |action: &str| {
         let action = format!("{action} {}", root.display());
         move |e: Errno| JailError::new(action, e)
