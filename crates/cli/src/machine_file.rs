@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use toml::Value;
-use zmachine_image::store::redact as redact_url;
 use zmachine_machine::log::Limits;
+use zmachine_machine::shown::without_credentials;
 use zmachine_machine::spec::{ModeChoice, RootfsChoice};
 use zmachine_machine::{Class, Failure, MachineSpec, redact};
 
@@ -57,7 +57,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     let default = MachineSpec::new(name, flist);
     let mut file = File(String::new());
     file.text("name", Some(name));
-    file.text("flist", Some(flist));
+    file.text("flist", Some(if show_secrets { flist.clone() } else { without_credentials(flist) }));
     file.list("command", command);
     file.number("cpus", (*cpus != default.cpus).then_some(u64::from(*cpus)));
     file.text(
@@ -92,7 +92,10 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     file.text("accel", Some(accel).filter(|accel| **accel != default.accel));
     file.text("stop-signal", stop_signal.as_ref());
     file.number("stop-timeout", *stop_timeout_s);
-    let store = |url: &String| if show_secrets { url.clone() } else { redact_url(url) };
+    let store = |url: &String| match show_secrets {
+        true => url.clone(),
+        false => without_credentials(url),
+    };
     file.list("store", stores.iter().map(store));
     file.list("label", labels.iter().map(|(name, value)| format!("{name}={value}")));
     file.text("mode", mode_text(*mode));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use zmachine_image::store::Credentials;
 use zmachine_machine::monitor::{self, MonitorArgs};
 use zmachine_machine::{Class, Failure, Home};
 use zmachine_rootfs::RootfsArgs;
@@ -44,24 +45,26 @@ pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
             Failure::from_error(Class::Usage, &e).context("this role is started by a machine's monitor alone")
         })
     };
+    // On standard input, as arguments are for everybody on this host to see.
+    let stores = serde_json::from_reader(std::io::stdin().lock());
+    let stores = stores.map_err(|e| {
+        Failure::from_error(Class::Usage, &e).context("this role is told its stores by a machine's monitor alone")
+    })?;
+    let credentials = Credentials::load(&role.credentials);
     let args = RootfsArgs {
         image_dir: role.image_dir,
         blocks_dir: role.blocks_dir,
         listener: inherited(role.listener_fd)?,
         serial: role.serial,
         queues: role.queues,
-        stores: stores(),
+        stores,
+        credentials: credentials.map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))?,
         block_deadline: BLOCK_DEADLINE,
         events: inherited(role.events_fd)?,
         jail: role.jail.as_deref().map(told_jail).transpose()?,
     };
     zmachine_rootfs::serve(args).map_err(|e| Failure::from_error(Class::Failed, &e))?;
     Ok(0)
-}
-
-fn stores() -> Vec<String> {
-    let told = std::env::var(monitor::STORES_VARIABLE).unwrap_or_default();
-    told.lines().map(str::to_owned).collect()
 }
 
 /// `zmachine share`: the server of one directory for one machine.

@@ -23,6 +23,7 @@
 //! The crate reads no environment and no home directory: paths, URLs and limits come in as arguments.
 
 pub mod cache;
+mod compression;
 pub mod copy;
 pub mod diff;
 pub mod facts;

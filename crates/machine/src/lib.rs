@@ -31,6 +31,7 @@ pub mod redact;
 pub mod reservation;
 pub mod restart;
 pub mod secret;
+pub mod shown;
 pub mod spec;
 pub mod state;
 pub mod stats;

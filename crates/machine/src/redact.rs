@@ -5,7 +5,8 @@
 
 use serde::Serialize;
 use serde_json::Value;
-use zmachine_image::store::redact as redact_url;
+
+use crate::shown::redact_document;
 
 /// What stands in the place of a secret.
 pub const HIDDEN: &str = "<redacted>";
@@ -27,6 +28,7 @@ pub fn shown(value: &impl Serialize) -> Value {
     let mut secrets = Vec::new();
     collect(&json, &mut secrets);
     hide(&mut json, &secrets);
+    redact_document(&mut json);
     json
 }
 
@@ -72,10 +74,7 @@ fn hide_in(text: &str, secrets: &[(String, String)]) -> String {
             text = text.replace(&format!("{name}={value}"), &format!("{name}={HIDDEN}"));
         }
     }
-    match text.contains("://") && text.contains('@') && !text.contains(char::is_whitespace) {
-        true => redact_url(&text),
-        false => text,
-    }
+    text
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use std::{io, thread};
 use thiserror::Error;
 use zmachine_image::cache::{BlockCache, CacheError};
 use zmachine_image::fetch::{FetchOptions, Fetcher};
+use zmachine_image::store::Credentials;
 use zmachine_sys::jail::{self, Jail, JailError, Limits};
 
 use crate::courier::{self, Counter, Courier};
@@ -58,6 +59,8 @@ pub struct RootfsArgs {
     pub queues: u16,
     /// Store URLs that replace the image's own routes; none: the image's routes.
     pub stores: Vec<String>,
+    /// Credentials for stores whose URLs have none.
+    pub credentials: Credentials,
     /// The longest a guest waits for one block.
     pub block_deadline: Duration,
     /// Where events go, one JSON object per line (see [`crate::report`]).
@@ -226,6 +229,7 @@ fn open(args: &RootfsArgs) -> Result<(Disk, Access), ServeError> {
     let options = FetchOptions {
         stores: args.stores.clone(),
         deadline: args.block_deadline,
+        credentials: args.credentials.clone(),
         ..FetchOptions::default()
     };
     let fetcher = Fetcher::new(BlockCache::open(&args.blocks_dir)?, image.routes(), options);

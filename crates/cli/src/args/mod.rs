@@ -463,6 +463,9 @@ pub(crate) struct RootfsRole {
     /// What it locks itself into, as JSON
     #[arg(long)]
     pub(crate) jail: Option<String>,
+    /// The file with the credentials of stores
+    #[arg(long)]
+    pub(crate) credentials: PathBuf,
 }
 
 #[derive(Debug, Args)]

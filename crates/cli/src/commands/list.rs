@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zmachine_machine::bytes::Human;
 use zmachine_machine::catalog::Machine;
+use zmachine_machine::shown::without_credentials;
 use zmachine_machine::{Engine, Failure, MachineSpec, Phase, Plan, State, log, redact};
 use zmachine_sys::jail::walls;
 use zmachine_sys::process::ProcessId;
@@ -22,7 +23,7 @@ struct Row<'a> {
     exit_code: Option<u8>,
     restarts: u64,
     restart_at: Option<Timestamp>,
-    flist: &'a str,
+    flist: String,
     cpus: u32,
     memory_bytes: u64,
     addresses: Vec<String>,
@@ -45,7 +46,7 @@ impl Row<'_> {
                 Phase::Restarting { at, .. } => Some(*at),
                 _ => None,
             },
-            flist: &machine.spec.flist,
+            flist: without_credentials(&machine.spec.flist),
             cpus: machine.spec.cpus,
             memory_bytes: machine.spec.memory_bytes,
             addresses: machine.state.addresses.iter().map(ToString::to_string).collect(),
@@ -66,7 +67,7 @@ impl Row<'_> {
             self.name.to_owned(),
             self.kind.to_owned(),
             state,
-            self.flist.rsplit('/').next().unwrap_or(self.flist).to_owned(),
+            self.flist.rsplit('/').next().unwrap_or(&self.flist).to_owned(),
             self.cpus.to_string(),
             Human(self.memory_bytes).to_string(),
             self.addresses.first().cloned().unwrap_or_else(|| "-".to_owned()),

@@ -15,6 +15,7 @@ mod layers;
 mod life;
 mod lifecycle;
 mod network;
+mod oci;
 mod own_kernel;
 mod recorded;
 mod root;

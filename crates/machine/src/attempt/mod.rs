@@ -25,6 +25,7 @@ pub(crate) use self::explain::hint_for;
 pub use self::explain::{Explanation, explain};
 use crate::failure::Failure;
 use crate::redact;
+use crate::shown::without_credentials;
 use crate::state::Exit;
 
 /// Version of a record.
@@ -124,12 +125,13 @@ pub enum Outcome {
 impl Attempt {
     /// The record of an attempt that begins now.
     pub fn begin(machine: &crate::catalog::Machine, number: u64, plan: serde_json::Value) -> Attempt {
+        let plan = redact::shown(&plan);
         Attempt {
             version: ATTEMPT_VERSION,
             number,
             id: machine.id.clone(),
             name: machine.spec.name.clone(),
-            flist: machine.spec.flist.clone(),
+            flist: without_credentials(&machine.spec.flist),
             started_at: Timestamp::now(),
             ready_at: None,
             ended_at: None,
@@ -214,7 +216,7 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// Begins a record and writes it.
     pub(crate) fn begin(machine: &crate::catalog::Machine, plan: serde_json::Value) -> Recorder {
-        let attempt = Attempt::begin(machine, Attempt::next_number(&machine.dir), redact::shown(&plan));
+        let attempt = Attempt::begin(machine, Attempt::next_number(&machine.dir), plan);
         let recorder = Recorder {
             machine: machine.dir.clone(),
             attempt,

@@ -37,7 +37,6 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 use zmachine_agent_protocol::ExitStatus;
 
-pub use self::rootfs_child::STORES_VARIABLE;
 use self::session::SessionError;
 pub(crate) use self::vm::open_source;
 use crate::attempt::ConsoleTail;

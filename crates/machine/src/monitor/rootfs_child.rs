@@ -3,7 +3,7 @@
 //! The listening socket belongs to the monitor and is inherited, so a server that dies is started again on the same
 //! socket, and the hypervisor reconnects to it: the guest sees a pause, no error.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::os::unix::process::CommandExt;
@@ -13,15 +13,13 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
+use zmachine_image::store::CREDENTIALS_FILE;
 use zmachine_sys::jail::{Jail, Jailed};
 use zmachine_sys::process::{ChildSetup, ProcessId};
 
 use super::cell::Cell;
 use crate::failure::{Class, Failure};
 use crate::plan;
-
-/// Has the stores of a server, one a line, in place of the image's own; empty: the image's own.
-pub const STORES_VARIABLE: &str = "ZMACHINE_STORES";
 
 /// What the server is started with.
 #[derive(Debug)]
@@ -126,12 +124,19 @@ fn spawn(
     command.args(["--serial", plan::ROOT_SERIAL, "--queues", "1"]);
     command.arg("--listener-fd").arg(listener.as_raw_fd().to_string());
     command.arg("--events-fd").arg(theirs.as_raw_fd().to_string());
-    // Not on the command line: the URL of a store may have credentials, and everybody sees command lines.
-    command.env(STORES_VARIABLE, stores.join("\n"));
     command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(theirs.try_clone()?);
+        .arg("--credentials")
+        .arg(blocks.with_file_name(CREDENTIALS_FILE));
+    // Stores may have credentials in them, and everybody on the host sees arguments. A pipe holds 64 KiB before its reader
+    // comes.
+    let (stdin, mut told) = io::pipe()?;
+    let stores = serde_json::to_vec(stores)?;
+    if stores.len() > 32 << 10 {
+        return Err(io::Error::other("the URLs of its stores are too long"));
+    }
+    told.write_all(&stores)?;
+    drop(told);
+    command.stdin(stdin).stdout(Stdio::null()).stderr(theirs.try_clone()?);
     command.arg0("zmachine");
     let jailed = match jail {
         Some(jail) => Jailed::role(jail, command)?,
