@@ -57,7 +57,14 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     let default = MachineSpec::new(name, flist);
     let mut file = File(String::new());
     file.text("name", Some(name));
-    file.text("flist", Some(if show_secrets { flist.clone() } else { without_credentials(flist) }));
+    file.text(
+        "flist",
+        Some(if show_secrets {
+            flist.clone()
+        } else {
+            without_credentials(flist)
+        }),
+    );
     file.list("command", command);
     file.number("cpus", (*cpus != default.cpus).then_some(u64::from(*cpus)));
     file.text(
@@ -68,10 +75,11 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     // A name alone takes the value from the environment of whoever runs the file.
     file.list(
         "env",
-        env.iter().map(|(name, value)| match show_secrets || !redact::is_secret(name) {
-            true => format!("{name}={value}"),
-            false => name.clone(),
-        }),
+        env.iter()
+            .map(|(name, value)| match show_secrets || !redact::is_secret(name) {
+                true => format!("{name}={value}"),
+                false => name.clone(),
+            }),
     );
     file.text("entrypoint", entrypoint.as_deref().map(joined).transpose()?);
     file.text("workdir", workdir.as_ref());

@@ -83,7 +83,14 @@ mod tests {
 
     #[test]
     fn names_that_say_so_are_secrets() {
-        for name in ["API_TOKEN", "ssh_key", "DB_PASSWORD", "PASSWORD", "MY_SECRET_THING", "clientsecret"] {
+        for name in [
+            "API_TOKEN",
+            "ssh_key",
+            "DB_PASSWORD",
+            "PASSWORD",
+            "MY_SECRET_THING",
+            "clientsecret",
+        ] {
             assert!(is_secret(name), "{name}");
         }
         for name in ["PATH", "KEY", "TOKENS", "MONKEY", "KEYMAP"] {
@@ -101,7 +108,10 @@ mod tests {
         });
         let text = shown(&value).to_string();
         assert!(!text.contains("sesame") && !text.contains("hunter2"), "{text}");
-        assert!(text.contains("[\"A\",\"b\"]") && text.contains("X_KEY=<redacted> n=1"), "{text}");
+        assert!(
+            text.contains("[\"A\",\"b\"]") && text.contains("X_KEY=<redacted> n=1"),
+            "{text}"
+        );
         assert!(text.contains("objects:9000/blocks"), "{text}");
     }
 }

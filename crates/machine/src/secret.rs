@@ -20,13 +20,17 @@ pub fn parse(text: &str, cwd: &Path) -> Result<(String, PathBuf), Failure> {
         Some((name, file)) => (name.to_owned(), Path::new(file)),
         None => {
             let file = Path::new(text);
-            (file.file_name().unwrap_or_default().to_string_lossy().into_owned(), file)
+            (
+                file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                file,
+            )
         }
     };
     let is_legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     if name.is_empty() || name.starts_with('.') || name.len() > 255 || !name.chars().all(is_legal) {
         let message = format!("--secret {text}: '{name}' can not be the name of a secret");
-        let hint = "use --secret NAME=FILE; names have letters, digits, '_', '.' and '-', and begin with none of the last two";
+        let hint =
+            "use --secret NAME=FILE; names have letters, digits, '_', '.' and '-', and begin with none of the last two";
         return Err(Failure::new(Class::Usage, message).hint(hint));
     }
     Ok((name, cwd.join(file)))
@@ -84,6 +88,9 @@ mod tests {
         std::fs::write(&file, vec![0; MAX_BYTES]).unwrap();
         read_all(&[("n".into(), file.clone())]).unwrap();
         assert!(read_all(&[("n".into(), file.clone()), ("m".into(), file)]).is_err());
-        assert_eq!(read_all(&[("n".into(), "/none".into())]).unwrap_err().class, Class::NotFound);
+        assert_eq!(
+            read_all(&[("n".into(), "/none".into())]).unwrap_err().class,
+            Class::NotFound
+        );
     }
 }

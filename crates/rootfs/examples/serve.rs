@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         serial: serial.clone(),
         queues: queues.parse()?,
         stores: Vec::new(),
+        credentials: Default::default(),
         block_deadline: Duration::from_millis(deadline.parse()?),
         events: std::io::stderr().as_fd().try_clone_to_owned()?,
         jail: None,

@@ -118,7 +118,9 @@ fn answer_one(socket: &OwnedFd, blocks: &impl Blocks) -> io::Result<()> {
         }
     };
     let mut answer = vec![u8::from(file.is_some())];
-    counters(&blocks.stats()).iter().for_each(|n| answer.extend(n.to_ne_bytes()));
+    counters(&blocks.stats())
+        .iter()
+        .for_each(|n| answer.extend(n.to_ne_bytes()));
     answer.extend(texts);
     send(socket, &answer, file.as_ref())
 }
@@ -329,7 +331,10 @@ mod tests {
         let fetched = courier.fetch(&block, false).unwrap();
         assert_eq!(fetched.into_bytes(7).unwrap(), b"content");
         let error = courier.fetch(&block, true).unwrap_err();
-        assert_eq!((error.reason.as_str(), error.hint.as_deref()), ("no store has it", Some("name one")));
+        assert_eq!(
+            (error.reason.as_str(), error.hint.as_deref()),
+            ("no store has it", Some("name one"))
+        );
         assert_eq!((courier.stats().blocks, courier.stats().cache_failures), (7, 9));
         drop(courier);
         served.join().unwrap().unwrap();

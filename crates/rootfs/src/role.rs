@@ -196,13 +196,7 @@ fn device(serial: [u8; SERIAL_LEN], disk: LazyDisk) -> Arc<Device> {
 }
 
 /// The courier's life. No guest reaches it; stores do.
-fn fetch(
-    base: &Jail,
-    access: &Access,
-    disk: Disk,
-    counter: Counter,
-    reporter: &Reporter,
-) -> Result<(), ServeError> {
+fn fetch(base: &Jail, access: &Access, disk: Disk, counter: Counter, reporter: &Reporter) -> Result<(), ServeError> {
     let process = |action| move |source: io::Error| ServeError::Process { action, source };
     let _ = rustix::thread::set_name(c"zm-courier");
     zmachine_sys::jail::enter(&courier_jail(base, access))?;

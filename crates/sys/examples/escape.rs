@@ -105,8 +105,12 @@ fn files(home: &Path) -> Vec<Attempt> {
         boxed("list-var", || fs::read_dir("/var/lib").map(drop)),
         boxed("list-sys", || fs::read_dir("/sys/class").map(drop)),
         boxed("list-machines", move || fs::read_dir(&machines).map(drop)),
-        boxed("read-other-spec", move || any_in(&specs, |dir| read(&dir.join("spec.json")))),
-        boxed("write-other-disk", move || any_in(&disks, |dir| write(&dir.join("root.img")))),
+        boxed("read-other-spec", move || {
+            any_in(&specs, |dir| read(&dir.join("spec.json")))
+        }),
+        boxed("write-other-disk", move || {
+            any_in(&disks, |dir| write(&dir.join("root.img")))
+        }),
         boxed("connect-control", move || {
             any_in(&run, |dir| UnixStream::connect(dir.join("ctl.sock")).map(drop))
         }),
@@ -127,7 +131,9 @@ fn files(home: &Path) -> Vec<Attempt> {
         boxed("create-in-run", || create("/run")),
         boxed("create-in-dev", || create("/dev")),
         boxed("create-in-shm", || create("/dev/shm")),
-        boxed("write-library", || any_in(Path::new("/usr/lib/x86_64-linux-gnu"), write)),
+        boxed("write-library", || {
+            any_in(Path::new("/usr/lib/x86_64-linux-gnu"), write)
+        }),
     ]
 }
 
@@ -136,7 +142,9 @@ fn processes() -> Vec<Attempt> {
     vec![
         boxed("see-others", move || {
             let is_other = |name: String| name.parse::<i32>().is_ok_and(|pid| pid != own);
-            let mut names = fs::read_dir("/proc")?.flatten().filter_map(|e| e.file_name().into_string().ok());
+            let mut names = fs::read_dir("/proc")?
+                .flatten()
+                .filter_map(|e| e.file_name().into_string().ok());
             names.any(is_other).then_some(()).ok_or(io::ErrorKind::NotFound.into())
         }),
         boxed("kill-others", move || {
@@ -178,8 +186,16 @@ fn processes() -> Vec<Attempt> {
             // SAFETY: takes a number.
             false => call(unsafe { libc::syscall(libc::SYS_setuid, 0) }),
         }),
-        boxed("run-shell", || std::process::Command::new("/bin/sh").arg("-c").arg(":").status().map(drop)),
-        boxed("run-itself-free", || std::process::Command::new("/usr/bin/env").status().map(drop)),
+        boxed("run-shell", || {
+            std::process::Command::new("/bin/sh")
+                .arg("-c")
+                .arg(":")
+                .status()
+                .map(drop)
+        }),
+        boxed("run-itself-free", || {
+            std::process::Command::new("/usr/bin/env").status().map(drop)
+        }),
     ]
 }
 
@@ -194,7 +210,10 @@ fn node(kind: libc::mode_t, major: u32, minor: u32) -> io::Result<()> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     // Wherever something can be made: the tree of a shared directory is among the arguments of its server.
     let folders = std::env::args().filter_map(|word| word.rsplit('=').next().map(PathBuf::from));
-    for folder in folders.chain(["/".into(), "/dev".into()]).filter(|folder| folder.is_dir()) {
+    for folder in folders
+        .chain(["/".into(), "/dev".into()])
+        .filter(|folder| folder.is_dir())
+    {
         let path = folder.join(".node");
         let name = std::ffi::CString::new(path.to_string_lossy().into_owned()).unwrap_or_default();
         // SAFETY: the name is a C string that outlives the call.
@@ -214,9 +233,17 @@ fn kernel() -> Vec<Attempt> {
     vec![
         boxed("mount", || {
             let flags = rustix::mount::MountFlags::empty();
-            Ok(rustix::mount::mount("none", "/usr", "tmpfs", flags, None::<&std::ffi::CStr>)?)
+            Ok(rustix::mount::mount(
+                "none",
+                "/usr",
+                "tmpfs",
+                flags,
+                None::<&std::ffi::CStr>,
+            )?)
         }),
-        boxed("unmount", || Ok(rustix::mount::unmount("/proc", rustix::mount::UnmountFlags::DETACH)?)),
+        boxed("unmount", || {
+            Ok(rustix::mount::unmount("/proc", rustix::mount::UnmountFlags::DETACH)?)
+        }),
         boxed("remount-writable", || {
             let flags = rustix::mount::MountFlags::BIND;
             Ok(rustix::mount::mount_remount("/", flags, "")?)
@@ -230,22 +257,36 @@ fn kernel() -> Vec<Attempt> {
         boxed("open-fuse", open("/dev/fuse")),
         boxed("open-loop-control", open("/dev/loop-control")),
         boxed("read-kcore", open("/proc/kcore")),
-        boxed("write-core-pattern", || write(Path::new("/proc/sys/kernel/core_pattern"))),
+        boxed("write-core-pattern", || {
+            write(Path::new("/proc/sys/kernel/core_pattern"))
+        }),
         boxed("trigger-sysrq", || write(Path::new("/proc/sysrq-trigger"))),
         // SAFETY: wrong arguments on purpose: what is asked is whether the call is there at all. No pointer is read.
         boxed("bpf", || callable(unsafe { libc::syscall(libc::SYS_bpf, -1, 0, 0) })),
         // SAFETY: as above.
-        boxed("perf", || callable(unsafe { libc::syscall(libc::SYS_perf_event_open, 0, 0, 0, 0, 0) })),
+        boxed("perf", || {
+            callable(unsafe { libc::syscall(libc::SYS_perf_event_open, 0, 0, 0, 0, 0) })
+        }),
         // SAFETY: as above.
-        boxed("load-module", || callable(unsafe { libc::syscall(libc::SYS_finit_module, -1, c"".as_ptr(), 0) })),
+        boxed("load-module", || {
+            callable(unsafe { libc::syscall(libc::SYS_finit_module, -1, c"".as_ptr(), 0) })
+        }),
         // SAFETY: as above.
-        boxed("keyring", || callable(unsafe { libc::syscall(libc::SYS_keyctl, 0, -3, 0) })),
+        boxed("keyring", || {
+            callable(unsafe { libc::syscall(libc::SYS_keyctl, 0, -3, 0) })
+        }),
         // SAFETY: as above.
-        boxed("kernel-log", || callable(unsafe { libc::syscall(libc::SYS_syslog, 10, 0, 0) })),
+        boxed("kernel-log", || {
+            callable(unsafe { libc::syscall(libc::SYS_syslog, 10, 0, 0) })
+        }),
         // SAFETY: as above.
-        boxed("set-clock", || callable(unsafe { libc::syscall(libc::SYS_clock_settime, -1, 0) })),
+        boxed("set-clock", || {
+            callable(unsafe { libc::syscall(libc::SYS_clock_settime, -1, 0) })
+        }),
         // SAFETY: as above.
-        boxed("open-by-handle", || callable(unsafe { libc::syscall(libc::SYS_open_by_handle_at, -1, 0, 0) })),
+        boxed("open-by-handle", || {
+            callable(unsafe { libc::syscall(libc::SYS_open_by_handle_at, -1, 0, 0) })
+        }),
     ]
 }
 
@@ -299,7 +340,9 @@ fn resources() -> Vec<Attempt> {
             let mut held: Vec<Vec<u8>> = Vec::new();
             for _ in 0..64 {
                 let mut piece = Vec::new();
-                piece.try_reserve_exact(256 << 20).map_err(|_| io::ErrorKind::OutOfMemory)?;
+                piece
+                    .try_reserve_exact(256 << 20)
+                    .map_err(|_| io::ErrorKind::OutOfMemory)?;
                 held.push(piece);
             }
             Ok(())

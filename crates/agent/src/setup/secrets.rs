@@ -32,7 +32,8 @@ pub(super) fn write_all(secrets: &[Secret]) -> Result<(), SetupError> {
     for secret in secrets {
         let path = format!("{FOLDER}/{}", secret.name);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path);
-        file.and_then(|mut file| file.write_all(&secret.content)).map_err(failed(&path))?;
+        file.and_then(|mut file| file.write_all(&secret.content))
+            .map_err(failed(&path))?;
     }
     let sealed = rustix::mount::mount_remount(FOLDER, flags | MountFlags::RDONLY, "mode=0755,size=8m");
     sealed.map_err(|source| failed(FOLDER)(source.into()))

@@ -196,10 +196,16 @@ fn try_jail() -> Result<Walls, Failure> {
 
 fn look_into(folder: &Path) -> Result<Walls, Failure> {
     let is_root = rustix::process::geteuid().is_root();
-    let lease = is_root.then(|| UserLease::take(Path::new(user::FOLDER), "doctor")).transpose()?;
+    let lease = is_root
+        .then(|| UserLease::take(Path::new(user::FOLDER), "doctor"))
+        .transpose()?;
     let jail = Jail::new(folder, lease.as_ref().map(UserLease::number));
     let mut command = Command::new("/proc/self/exe");
-    command.arg(jail::ROLE).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+        .arg(jail::ROLE)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let setup = ChildSetup {
         die_with_parent: true,
         ..ChildSetup::default()
@@ -213,7 +219,10 @@ fn look_into(folder: &Path) -> Result<Walls, Failure> {
     let status = child.wait()?;
     match (inside, walls, status.success()) {
         (Some(Ok(())), Some(walls), true) => Ok(walls),
-        _ => Err(Failure::new(Class::Failed, format!("the process in it ended ({status})"))),
+        _ => Err(Failure::new(
+            Class::Failed,
+            format!("the process in it ended ({status})"),
+        )),
     }
 }
 

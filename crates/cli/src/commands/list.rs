@@ -116,7 +116,10 @@ struct Inspection {
 
 /// What stands around the processes of a machine that runs, one line each.
 fn walls(machine: &Machine) -> BTreeMap<&'static str, String> {
-    let processes = [("hypervisor", machine.state.hypervisor), ("rootfs", machine.state.rootfs)];
+    let processes = [
+        ("hypervisor", machine.state.hypervisor),
+        ("rootfs", machine.state.rootfs),
+    ];
     let line = |(role, id): (&'static str, Option<ProcessId>)| {
         let id = id.filter(|id| id.is_alive())?;
         let standing = walls::of(id.pid)?.standing();

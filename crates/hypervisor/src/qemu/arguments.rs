@@ -43,7 +43,11 @@ pub const FIRMWARE_VARIABLES: &str = "firmware-variables";
 impl Channels {
     /// The path by which QEMU opens a file that it was given as a descriptor.
     fn path(&self, id: &str) -> String {
-        let set = self.files.keys().position(|key| key == id).map_or(-1, |at| at as i64 + 1);
+        let set = self
+            .files
+            .keys()
+            .position(|key| key == id)
+            .map_or(-1, |at| at as i64 + 1);
         format!("/dev/fdset/{set}")
     }
 }
@@ -129,7 +133,10 @@ fn control(args: &mut Args, vm: &VmSpec, channels: &Channels) {
         // A listening socket, so that each life of the guest's agent gets a connection of its own, and none reads what was meant for
         // the one before it.
         (Platform::Pc, _) => (
-            format!("socket,id=agent,fd={},server=on,wait=off", channels.agent_listener.unwrap_or(-1)),
+            format!(
+                "socket,id=agent,fd={},server=on,wait=off",
+                channels.agent_listener.unwrap_or(-1)
+            ),
             format!(",id={AGENT_DEVICE}"),
         ),
     };
@@ -237,10 +244,7 @@ impl Args {
 /// The block node of a disk's file, as `-blockdev` and `blockdev-add` take it.
 fn file_node(disk: &Disk, host: &Qemu, channels: &Channels) -> serde_json::Value {
     let Disk::File {
-        id,
-        read_only,
-        discard,
-        ..
+        id, read_only, discard, ..
     } = disk
     else {
         return serde_json::Value::Null;
@@ -347,11 +351,13 @@ mod tests {
         };
         let line = line(&VmSpec { boot, ..pc() });
         assert!(
-            line.contains("-add-fd fd=21,set=2") && line.contains("if=pflash,unit=0,format=raw,readonly=on,file=/dev/fdset/2"),
+            line.contains("-add-fd fd=21,set=2")
+                && line.contains("if=pflash,unit=0,format=raw,readonly=on,file=/dev/fdset/2"),
             "{line}"
         );
         assert!(
-            line.contains("-add-fd fd=22,set=3") && line.contains("if=pflash,unit=1,format=raw,readonly=off,file=/dev/fdset/3"),
+            line.contains("-add-fd fd=22,set=3")
+                && line.contains("if=pflash,unit=1,format=raw,readonly=off,file=/dev/fdset/3"),
             "{line}"
         );
         assert!(

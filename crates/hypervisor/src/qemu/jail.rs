@@ -89,7 +89,12 @@ mod tests {
     #[test]
     fn qemu_sees_what_it_boots_and_connects_to_and_no_disk() {
         let vm: VmSpec = serde_json::from_str(include_str!("../../tests/golden/vmspec-v1.json")).unwrap();
-        let jail = of(&Jail::new("/run/m/jail", Some(5)), Path::new("/usr/bin/qemu"), &vm, 1 << 40);
+        let jail = of(
+            &Jail::new("/run/m/jail", Some(5)),
+            Path::new("/usr/bin/qemu"),
+            &vm,
+            1 << 40,
+        );
         let sees = |path: &str| jail.view.iter().any(|view| Path::new(path).starts_with(&view.path));
         assert!(sees("/usr/bin/qemu") && sees("/k/vmlinux") && sees("/usr/share/seabios/bios.bin"));
         for disk in &vm.disks {

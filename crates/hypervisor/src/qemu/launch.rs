@@ -217,7 +217,10 @@ fn in_jail(base: &Jail, qemu: &Qemu, vm: &VmSpec, opened: &Opened) -> Result<Jai
     };
     let binary = jail::find_program(&qemu.binary).ok_or_else(|| spawn(io::ErrorKind::NotFound.into()))?;
     super::jail::make_readable(&vm.boot).map_err(spawn)?;
-    let sizes = opened.files.values().filter_map(|file| Some(file.metadata().ok()?.len()));
+    let sizes = opened
+        .files
+        .values()
+        .filter_map(|file| Some(file.metadata().ok()?.len()));
     let jail = super::jail::of(base, &binary, vm, sizes.max().unwrap_or_default());
     Jailed::program(&jail, &binary).map_err(spawn)
 }
@@ -226,7 +229,13 @@ fn spawn(qemu: &Qemu, mut jailed: Jailed, vm: &VmSpec, channels: &Channels) -> R
     let mut keep = vec![channels.qmp, channels.console];
     keep.extend(channels.agent);
     keep.extend(channels.agent_listener);
-    keep.extend(channels.taps.values().chain(channels.vhost.values()).chain(channels.files.values()));
+    keep.extend(
+        channels
+            .taps
+            .values()
+            .chain(channels.vhost.values())
+            .chain(channels.files.values()),
+    );
     jailed
         .command()
         .args(arguments(vm, qemu, channels))

@@ -83,7 +83,9 @@ impl<P> Monitor<P> {
         if self.cell.as_ref().is_none_or(|cell| cell.is_off) {
             return;
         }
-        let missing = walls::of(pid).map(|walls| walls.missing(has_network)).unwrap_or_default();
+        let missing = walls::of(pid)
+            .map(|walls| walls.missing(has_network))
+            .unwrap_or_default();
         if missing.is_empty() {
             return;
         }

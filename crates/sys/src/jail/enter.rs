@@ -10,13 +10,11 @@ use std::path::{Component, Path, PathBuf};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, makedev};
 use rustix::io::Errno;
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount,
-};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
-use super::{Access, Device, Jail, JailError, View, filter, landlock, has_process_namespace};
+use super::{Access, Device, Jail, JailError, View, filter, has_process_namespace, landlock};
 use crate::mount::bind_restricted;
 
 /// Folders of the old layout, links to the new one on today's systems.
@@ -101,7 +99,10 @@ fn namespaces(jail: &Jail) -> Result<Spaces, JailError> {
 
 /// Whether the error says that this host, or this user, has no such thing.
 fn is_lacking(error: Errno) -> bool {
-    matches!(error, Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::INVAL | Errno::NOSPC)
+    matches!(
+        error,
+        Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::INVAL | Errno::NOSPC
+    )
 }
 
 fn put_view_together(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
@@ -112,7 +113,8 @@ fn put_view_together(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
         let action = format!("{action} {}", root.display());
         move |e: Errno| JailError::new(action, e)
     };
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(failed("make mounts private for"))?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .map_err(failed("make mounts private for"))?;
     tmpfs(root, "size=64k,nr_inodes=1k,mode=755", true).map_err(failed("mount a tmpfs on"))?;
     for view in &jail.view {
         show(root, view).map_err(|e| JailError::new(format!("show {}", view.path.display()), e))?;
@@ -268,10 +270,9 @@ fn limit(jail: &Jail) -> Result<(), JailError> {
 /// Gives up groups, identity and capabilities.
 fn become_user(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
     let failed = |action: &'static str| move |e: Errno| JailError::new(action, e);
-    let kept = jail
-        .capabilities
-        .iter()
-        .fold(CapabilitySet::empty(), |set, number| set | CapabilitySet::from_bits_retain(1 << number));
+    let kept = jail.capabilities.iter().fold(CapabilitySet::empty(), |set, number| {
+        set | CapabilitySet::from_bits_retain(1 << number)
+    });
     rustix::thread::clear_ambient_capability_set().map_err(failed("clear ambient capabilities"))?;
     for number in 0..64 {
         let one = CapabilitySet::from_bits_retain(1 << number);
@@ -294,7 +295,9 @@ fn become_user(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
         rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed("change the group"))?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed("change the user"))?;
     }
-    let had = rustix::thread::capabilities(None).map_err(failed("read capabilities"))?.permitted;
+    let had = rustix::thread::capabilities(None)
+        .map_err(failed("read capabilities"))?
+        .permitted;
     let left = had & kept;
     rustix::thread::set_capabilities(
         None,

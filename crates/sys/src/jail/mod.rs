@@ -40,8 +40,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use enter::enter;
-use spawn::has_process_namespace;
 pub use spawn::Jailed;
+use spawn::has_process_namespace;
 
 /// The role of the program that enters a jail and becomes another program.
 pub const ROLE: &str = "jail";
@@ -190,12 +190,24 @@ impl Jail {
     /// Adds what a program of the distribution needs to run: itself and the libraries, no other program.
     #[must_use]
     pub fn see_program(mut self, program: &Path) -> Jail {
-        for folder in ["/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64", "/usr/local/lib"] {
+        for folder in [
+            "/usr/lib",
+            "/usr/lib32",
+            "/usr/lib64",
+            "/lib",
+            "/lib32",
+            "/lib64",
+            "/usr/local/lib",
+        ] {
             self = self.see(folder, Access::Execute);
         }
         self = self.see("/etc/ld.so.cache", Access::Read);
         let is_seen = self.view.iter().any(|seen| program.starts_with(&seen.path));
-        if is_seen { self } else { self.see(program, Access::Execute) }
+        if is_seen {
+            self
+        } else {
+            self.see(program, Access::Execute)
+        }
     }
 
     /// This jail as one argument of a command line.
@@ -225,7 +237,10 @@ pub fn find_program(name: &Path) -> Option<PathBuf> {
         path.metadata()
             .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     };
-    SEARCH_PATH.split(':').map(|folder| Path::new(folder).join(name)).find(is_program)
+    SEARCH_PATH
+        .split(':')
+        .map(|folder| Path::new(folder).join(name))
+        .find(is_program)
 }
 
 #[cfg(test)]
@@ -234,7 +249,9 @@ mod tests {
 
     #[test]
     fn a_jail_passes_through_a_command_line() {
-        let jail = Jail::new("/run/x", Some(7)).see("/a b\"c", Access::Write).see_program(Path::new("/usr/bin/q"));
+        let jail = Jail::new("/run/x", Some(7))
+            .see("/a b\"c", Access::Write)
+            .see_program(Path::new("/usr/bin/q"));
         assert_eq!(Jail::from_argument(&jail.to_argument()).unwrap(), jail);
         assert!(jail.view.iter().any(|view| view.path == Path::new("/usr/bin/q")));
     }

@@ -34,7 +34,9 @@ pub const NAMESPACES: [&str; 5] = ["mnt", "pid", "net", "ipc", "uts"];
 pub fn of(pid: u32) -> Option<Walls> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.map(str::trim).unwrap_or_default().to_owned()
     };
     let user = field("Uid").split_whitespace().nth(1)?.parse().ok()?;
@@ -45,14 +47,21 @@ pub fn of(pid: u32) -> Option<Walls> {
     };
     let root = |who: &str| {
         use std::os::unix::fs::MetadataExt;
-        fs::metadata(format!("/proc/{who}/root/.")).ok().map(|meta| (meta.dev(), meta.ino()))
+        fs::metadata(format!("/proc/{who}/root/."))
+            .ok()
+            .map(|meta| (meta.dev(), meta.ino()))
     };
     Some(Walls {
         user,
         own_user: user != rustix::process::geteuid().as_raw(),
         no_capabilities: is_zero("CapEff") && is_zero("CapPrm") && is_zero("CapInh") && is_zero("CapAmb"),
         no_new_privileges: field("NoNewPrivs") == "1",
-        namespaces: NAMESPACES.iter().chain(&["user"]).filter(is_other).map(|name| (*name).to_owned()).collect(),
+        namespaces: NAMESPACES
+            .iter()
+            .chain(&["user"])
+            .filter(is_other)
+            .map(|name| (*name).to_owned())
+            .collect(),
         own_root: root(&pid.to_string()).is_some_and(|its| Some(its) != root("self")),
         seccomp: field("Seccomp") == "2",
         landlock: kernel_has_landlock(),
