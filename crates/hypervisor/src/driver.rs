@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
+use zmachine_sys::jail::Jail;
+
 use crate::{Boot, Disk, Nic, VmSpec, cloud_hypervisor};
 
 /// What the hypervisor itself says on its standard error, line by line. Lines nobody takes in time are dropped.
@@ -134,6 +136,9 @@ impl AgentStream {
 pub struct Resources {
     /// What each interface is connected by, as its [`crate::NicKind`] says, by the interface's id.
     pub taps: HashMap<String, OwnedFd>,
+    /// What the hypervisor is locked into: user and folder; the driver adds what it must see. `None`: it runs as its
+    /// starter, with nothing but its own sandbox. With a jail the calling program has the role [`zmachine_sys::jail::ROLE`].
+    pub jail: Option<Jail>,
 }
 
 /// A folder only for this run of the machine.
@@ -408,7 +413,7 @@ pub(crate) fn check_devices(vm: &VmSpec, most_cpus: u32) -> Result<(), String> {
 
 /// Also keeps ids from being mistaken for our own (`mem0`, `qmp`, ...), which are never user's devices.
 fn is_id(id: &str) -> bool {
-    let ours = ["qmp", "console", "agent", "agent-port", "mem0", "serial0", "vsock0"];
+    let ours = ["qmp", "console", "agent", "agent-port", "mem0", "serial0", "vsock0", FIRMWARE_CODE, FIRMWARE_VARIABLES];
     id.starts_with(|c: char| c.is_ascii_alphabetic())
         && id.len() <= 24
         && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')

@@ -29,12 +29,15 @@ pub mod log;
 pub mod monitor;
 pub mod network;
 pub mod plan;
+pub mod redact;
 pub mod reservation;
 pub mod restart;
+pub mod secret;
 pub mod shown;
 pub mod spec;
 pub mod state;
 pub mod stats;
+pub mod user;
 pub mod volume;
 
 pub use engine::Engine;

@@ -119,6 +119,29 @@ pub struct MachineSpec {
     /// Where its log is sent as well, as `--log-to` takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_to: Option<String>,
+    /// Files of this host for `/run/secrets`, read at each start: names there and absolute paths here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<(String, PathBuf)>,
+    /// Whether its processes on this host are locked in.
+    #[serde(default, skip_serializing_if = "JailChoice::is_auto")]
+    pub jail: JailChoice,
+}
+
+/// Whether the machine's processes are locked in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JailChoice {
+    /// As far as this host can.
+    #[default]
+    Auto,
+    /// Not at all, for debugging.
+    Off,
+}
+
+impl JailChoice {
+    fn is_auto(&self) -> bool {
+        *self == JailChoice::Auto
+    }
 }
 
 /// What the image comes to a container by.
@@ -201,6 +224,8 @@ impl MachineSpec {
             restart: RestartPolicy::No,
             log_limits: Limits::default(),
             log_to: None,
+            secrets: Vec::new(),
+            jail: JailChoice::Auto,
         }
     }
 

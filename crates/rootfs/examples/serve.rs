@@ -20,8 +20,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         queues: queues.parse()?,
         credentials: zmachine_image::store::Credentials::default(),
         stores: Vec::new(),
+        credentials: Default::default(),
         block_deadline: Duration::from_millis(deadline.parse()?),
         events: std::io::stderr().as_fd().try_clone_to_owned()?,
+        jail: None,
     })?;
     Ok(())
 }

@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
-use zmachine_image::fetch::{FetchError, FetchStats, Fetched, Fetcher};
+use zmachine_image::fetch::{FetchStats, Fetched};
 use zmachine_sys::io::preadv_volatile;
 
+use crate::blocks::{Blocks, Undelivered};
 use crate::erofs::{BLOCK_SIZE, Extent};
 use crate::map::{ExtentMap, MapError};
 
@@ -99,7 +100,7 @@ pub type Pinned = Vec<(u32, Arc<Fetched>)>;
 pub struct LazyDisk {
     metadata: File,
     map: ExtentMap,
-    fetcher: Fetcher,
+    blocks: Box<dyn Blocks>,
     open: Mutex<OpenBlocks>,
     /// First device block of failed blocks, and since when.
     failures: Mutex<HashMap<u32, Instant>>,
@@ -145,32 +146,46 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Opens the metadata file and the extent table of a disk.
+///
+/// # Errors
+/// When one of the files can not be used, or they do not belong together.
+pub fn open_files(erofs: &Path, map: &Path) -> Result<(File, ExtentMap), OpenDiskError> {
+    let map = ExtentMap::open(map)?;
+    let opened = File::open(erofs).and_then(|file| file.metadata().map(|m| (file, m.len())));
+    let (metadata, found) = opened.map_err(|source| OpenDiskError::Metadata {
+        path: erofs.to_owned(),
+        source,
+    })?;
+    if found != map.metadata_bytes() {
+        return Err(OpenDiskError::Length {
+            path: erofs.to_owned(),
+            found,
+            expected: map.metadata_bytes(),
+        });
+    }
+    Ok((metadata, map))
+}
+
 impl LazyDisk {
-    /// Opens the disk whose metadata file and extent table are `erofs` and `map`; blocks come through `fetcher`.
+    /// Opens the disk whose metadata file and extent table are `erofs` and `map`; its blocks are `blocks`.
     ///
     /// # Errors
     /// When one of the files can not be used, or they do not belong together.
-    pub fn open(erofs: &Path, map: &Path, fetcher: Fetcher) -> Result<LazyDisk, OpenDiskError> {
-        let map = ExtentMap::open(map)?;
-        let opened = File::open(erofs).and_then(|file| file.metadata().map(|m| (file, m.len())));
-        let (metadata, found) = opened.map_err(|source| OpenDiskError::Metadata {
-            path: erofs.to_owned(),
-            source,
-        })?;
-        if found != map.metadata_bytes() {
-            return Err(OpenDiskError::Length {
-                path: erofs.to_owned(),
-                found,
-                expected: map.metadata_bytes(),
-            });
-        }
-        Ok(LazyDisk {
+    pub fn open(erofs: &Path, map: &Path, blocks: impl Blocks + 'static) -> Result<LazyDisk, OpenDiskError> {
+        let (metadata, map) = open_files(erofs, map)?;
+        Ok(LazyDisk::of(metadata, map, blocks))
+    }
+
+    /// The disk of files that are open already (see [`open_files`]).
+    pub fn of(metadata: File, map: ExtentMap, blocks: impl Blocks + 'static) -> LazyDisk {
+        LazyDisk {
             metadata,
             map,
-            fetcher,
+            blocks: Box::new(blocks),
             open: Mutex::default(),
             failures: Mutex::default(),
-        })
+        }
     }
 
     /// Size in sectors of 512 bytes.
@@ -178,9 +193,9 @@ impl LazyDisk {
         self.map.device_bytes() / 512
     }
 
-    /// What the fetcher has done so far.
+    /// What was fetched so far.
     pub fn fetch_stats(&self) -> FetchStats {
-        self.fetcher.stats()
+        self.blocks.stats()
     }
 
     /// The piece at byte `offset` of the device and its length, at most `len` (more than 0). Past the end are zeros.
@@ -297,23 +312,19 @@ impl LazyDisk {
         if known.is_some() {
             return known;
         }
-        let file = self.fetcher.cache().get(&extent.block).ok().flatten()?;
+        let file = self.blocks.cached(&extent.block)?;
         let block = Arc::new(Fetched::File(file));
         lock(&self.open).insert(extent.start, Arc::clone(&block));
         Some(block)
     }
 
-    /// Gets a block that [`LazyDisk::read_local`] missed; waits as long as the fetcher's deadline. What the cache could not
+    /// Gets a block that [`LazyDisk::read_local`] missed; waits as long as a block's deadline. What the cache could not
     /// keep is added to `pinned`.
     ///
     /// # Errors
     /// When no store delivers it; it then counts as failed for [`FAILURE_REST`].
-    pub fn fetch(&self, extent: &Extent, is_damaged: bool, pinned: &mut Pinned) -> Result<(), FetchError> {
-        let fetched = match is_damaged {
-            true => self.fetcher.refetch(&extent.block),
-            false => self.fetcher.fetch(&extent.block),
-        };
-        match fetched {
+    pub fn fetch(&self, extent: &Extent, is_damaged: bool, pinned: &mut Pinned) -> Result<(), Undelivered> {
+        match self.blocks.fetch(&extent.block, is_damaged) {
             Ok(fetched) => {
                 let block = Arc::new(fetched);
                 if matches!(&*block, Fetched::Bytes(_)) {

@@ -5,15 +5,17 @@
 //!                                      root.map     which file block is where on the device   ([map])
 //!                                      root.json    where the blocks come from
 //!
-//! guest ──virtio-blk──> hypervisor ──vhost-user──> [server] ──> [disk] ──> root.erofs | block cache | stores
+//! guest ──virtio-blk──> hypervisor ──vhost-user──> [server] ──> [disk] ──> root.erofs | [courier] ──> block cache | stores
 //! ```
-//! The right half is a process of its own, the role [`role::serve`]: a hostile guest talks to it, so it locks itself in
-//! ([`sandbox`]) before it reads the first byte. The writable layer on top is an ordinary disk ([`upper`]); the guest
+//! The right half are processes of their own, the role [`role::serve`]: a hostile guest talks to the server, so it locks itself in
+//! ([`sandbox`]) before it reads the first byte; in a jail the courier fetches for it, which no guest talks to. The writable layer on top is an ordinary disk ([`upper`]); the guest
 //! stacks the two.
 //!
 //! # Invariants
 //! Nothing here mounts anything, and no file data is needed before a guest reads it.
 
+pub mod blocks;
+pub mod courier;
 pub mod disk;
 pub mod erofs;
 pub mod files;

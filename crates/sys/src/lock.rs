@@ -45,6 +45,14 @@ impl FileLock {
         }
     }
 
+    /// Whether the locked file is the one that has the name `path` now.
+    pub fn is_at(&self, path: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let which = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let locked = self.file.metadata().map(which).ok();
+        locked.is_some() && path.metadata().map(which).ok() == locked
+    }
+
     /// Takes the lock together with others who take it so, waiting as long as it takes. The file is made when missing.
     ///
     /// # Errors

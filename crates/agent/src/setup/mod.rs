@@ -10,6 +10,7 @@ mod grow;
 mod netlink;
 mod network;
 mod root;
+mod secrets;
 mod special;
 mod volumes;
 
@@ -146,6 +147,7 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
         etc::remove_host_keys(&mut outcome.warnings);
     }
     etc::authorize(&config.ssh_keys)?;
+    secrets::write_all(&config.secrets)?;
     phases.end("files");
     network::set_up(&config.interfaces, &config.routes)?;
     phases.end("network");

@@ -124,6 +124,9 @@ pub(crate) enum Command {
     /// The server of a directory for a machine
     #[command(hide = true)]
     Share(ShareRole),
+    /// A process that locks itself in and becomes another program
+    #[command(hide = true)]
+    Jail(JailRole),
 }
 
 /// How a listing is printed.
@@ -245,6 +248,9 @@ pub(crate) struct InspectArgs {
     /// Print the machine file that asks for the same ('zmachine run -f')
     #[arg(long)]
     pub(crate) spec: bool,
+    /// Print secrets too: variables named *_TOKEN, *_KEY, *_PASSWORD or *SECRET*, and credentials of stores
+    #[arg(long)]
+    pub(crate) show_secrets: bool,
     #[command(flatten)]
     pub(crate) names: NamesArgs,
 }
@@ -528,6 +534,9 @@ pub(crate) struct RootfsRole {
     pub(crate) serial: String,
     #[arg(long, default_value_t = 1)]
     pub(crate) queues: u16,
+    /// What it locks itself into, as JSON
+    #[arg(long)]
+    pub(crate) jail: Option<String>,
     /// The file with the credentials of stores
     #[arg(long)]
     pub(crate) credentials: PathBuf,
@@ -547,4 +556,17 @@ pub(crate) struct ShareRole {
     pub(crate) image: Option<PathBuf>,
     #[arg(long)]
     pub(crate) layer: Option<PathBuf>,
+    /// What it locks itself into, as JSON
+    #[arg(long)]
+    pub(crate) jail: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JailRole {
+    /// What it locks itself into, as JSON
+    #[arg(long)]
+    pub(crate) jail: String,
+    /// What it becomes; nothing: it writes one byte when it is inside, and ends with its input
+    #[arg(last = true)]
+    pub(crate) program: Vec<std::ffi::OsString>,
 }

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use zmachine_hypervisor::choice::Requested;
 use zmachine_machine::log::Target;
 use zmachine_machine::network::{self, NetworkArgument};
-use zmachine_machine::spec::{ModeChoice, RootfsChoice};
+use zmachine_machine::spec::{JailChoice, ModeChoice, RootfsChoice};
 use zmachine_machine::volume::VolumeArgument;
 use zmachine_machine::{Class, Failure, MachineSpec, RestartPolicy, bytes};
 
@@ -60,6 +60,9 @@ pub(crate) struct CreateArgs {
     /// Read environment variables from a file, one NAME=VALUE a line
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
+    /// A file of this host for the container's /run/secrets, which is in its memory alone; read at each start
+    #[arg(long, value_name = "[NAME=]FILE")]
+    secret: Vec<String>,
     /// Program in place of the image's; split as a shell does
     #[arg(long, value_name = "STRING")]
     entrypoint: Option<String>,
@@ -149,6 +152,9 @@ pub(crate) struct CreateArgs {
     /// Tell a container's own kernel of network and environment on its command line, as Zero-OS did
     #[arg(long)]
     legacy_cmdline: bool,
+    /// Lock its processes on this host in as far as the host can, or not at all, for debugging
+    #[arg(long, value_name = "auto|off", default_value = "auto", value_parser = ["auto", "off"])]
+    jail: String,
     /// A word of your own about it
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
@@ -230,6 +236,12 @@ impl CreateArgs {
             _ => RootfsChoice::Auto,
         };
         spec.legacy_cmdline = self.legacy_cmdline;
+        let secret = |text: &String| zmachine_machine::secret::parse(text, cwd);
+        spec.secrets = self.secret.iter().map(secret).collect::<Result<_, Failure>>()?;
+        spec.jail = match self.jail.as_str() {
+            "off" => JailChoice::Off,
+            _ => JailChoice::Auto,
+        };
         Ok(spec)
     }
 }

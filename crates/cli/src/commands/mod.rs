@@ -60,5 +60,6 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Monitor(role) => roles::monitor(role),
         Command::Rootfs(role) => roles::rootfs(role),
         Command::Share(role) => roles::share(role),
+        Command::Jail(role) => roles::jail(&role),
     }
 }

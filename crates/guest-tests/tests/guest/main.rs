@@ -10,6 +10,7 @@ mod debian;
 mod errors;
 mod full_disk;
 mod hypervisors;
+mod jail;
 mod killpoints;
 mod layers;
 mod life;

@@ -1,22 +1,25 @@
 //! Starting QEMU: descriptors, process, handshake. On every error no process is left.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream as StdStream;
+use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::process::Child;
-use zmachine_sys::process::{ChildSetup, prepare_child};
+use zmachine_sys::jail::{self, Jail, Jailed};
+use zmachine_sys::process::ChildSetup;
 
 use crate::driver::check_files;
 use crate::process_log::Log;
-use crate::{ControlError, Disk, LaunchError, Platform, Resources, RunDir, VmSpec};
+use crate::{Boot, ControlError, Disk, LaunchError, NicKind, Platform, Resources, RunDir, VmSpec};
 
-use super::arguments::{AGENT_SOCKET, Channels, arguments};
+use super::arguments::{AGENT_SOCKET, Channels, FIRMWARE_CODE, FIRMWARE_VARIABLES, arguments};
 use super::qmp::Qmp;
 use super::vm::QemuVm;
 use super::{BINARY, Qemu};
@@ -33,6 +36,13 @@ struct Pairs {
     agent: Option<(StdStream, StdStream)>,
 }
 
+/// What QEMU inherits open, since its jail has no path to it.
+struct Opened {
+    agent_listener: Option<UnixListener>,
+    vhost: HashMap<String, File>,
+    files: BTreeMap<String, File>,
+}
+
 pub(super) async fn launch(
     qemu: &Qemu,
     vm: &VmSpec,
@@ -41,6 +51,7 @@ pub(super) async fn launch(
 ) -> Result<QemuVm, LaunchError> {
     check_files(vm)?;
     check_sockets(vm)?;
+    let opened = open(qemu, vm, run)?;
     let channel = |what| move |source| LaunchError::Channel { what, source };
     let pairs = Pairs {
         qmp: StdStream::pair().map_err(channel("control channel"))?,
@@ -51,7 +62,25 @@ pub(super) async fn launch(
             .map_err(channel("agent channel"))?,
     };
     let taps = taps(vm, &resources.taps)?;
-    let mut child = spawn(qemu, vm, &pairs, taps, run)?;
+    let channels = Channels {
+        qmp: pairs.qmp.1.as_raw_fd(),
+        console: pairs.console.1.as_raw_fd(),
+        agent: pairs.agent.as_ref().map(|pair| pair.1.as_raw_fd()),
+        agent_listener: opened.agent_listener.as_ref().map(AsRawFd::as_raw_fd),
+        taps,
+        vhost: numbers(&opened.vhost).collect(),
+        files: numbers(&opened.files).collect(),
+    };
+    let jailed = match &resources.jail {
+        Some(base) => in_jail(base, qemu, vm, &opened)?,
+        None => {
+            let mut command = Command::new(&qemu.binary);
+            command.current_dir(run.path());
+            Jailed::free(command)
+        }
+    };
+    let mut child = spawn(qemu, jailed, vm, &channels)?;
+    drop(opened);
     let log = Log::collect(child.stderr.take(), BINARY);
     let Pairs { qmp, console, agent } = pairs;
     // Our copies of QEMU's ends must go, or its death would not show as the end of the streams.
@@ -104,39 +133,102 @@ fn taps(vm: &VmSpec, given: &HashMap<String, OwnedFd>) -> Result<HashMap<String,
         .collect()
 }
 
-fn spawn(
-    qemu: &Qemu,
-    vm: &VmSpec,
-    pairs: &Pairs,
-    taps: HashMap<String, RawFd>,
-    run: &RunDir,
-) -> Result<Child, LaunchError> {
-    let channels = Channels {
-        qmp: pairs.qmp.1.as_raw_fd(),
-        console: pairs.console.1.as_raw_fd(),
-        agent: pairs.agent.as_ref().map(|pair| pair.1.as_raw_fd()),
-        taps,
+/// Opens what QEMU reads and writes.
+fn open(qemu: &Qemu, vm: &VmSpec, run: &RunDir) -> Result<Opened, LaunchError> {
+    let open = |what, path: &Path, writable: bool| {
+        let missing = |source| LaunchError::Missing {
+            what,
+            path: path.to_owned(),
+            source,
+        };
+        File::options().read(true).write(writable).open(path).map_err(missing)
     };
+    let mut files = BTreeMap::new();
+    if let Boot::Firmware { code, variables, .. } = &vm.boot {
+        files.insert(FIRMWARE_CODE.to_owned(), open("the firmware", code, false)?);
+        if let Some(variables) = variables {
+            let file = open("the firmware's variables", variables, true)?;
+            files.insert(FIRMWARE_VARIABLES.to_owned(), file);
+        }
+    }
+    for disk in &vm.disks {
+        if let Disk::File {
+            id, path, read_only, ..
+        } = disk
+        {
+            files.insert(id.clone(), open("the disk", path, !read_only)?);
+        }
+    }
+    let mut vhost = HashMap::new();
+    if qemu.vhost_net {
+        for nic in vm.nics.iter().filter(|nic| nic.kind == NicKind::Tap) {
+            vhost.insert(nic.id.clone(), open("the device", Path::new("/dev/vhost-net"), true)?);
+        }
+    }
+    let agent_listener = (vm.agent && vm.platform == Platform::Pc)
+        .then(|| listen(&run.path().join(AGENT_SOCKET)))
+        .transpose()
+        .map_err(|source| LaunchError::Channel {
+            what: "agent channel",
+            source,
+        })?;
+    Ok(Opened {
+        agent_listener,
+        vhost,
+        files,
+    })
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    // Of an earlier attempt of this run.
+    let _ = std::fs::remove_file(path);
+    UnixListener::bind(path)
+}
+
+fn numbers<'a>(files: impl IntoIterator<Item = (&'a String, &'a File)>) -> impl Iterator<Item = (String, RawFd)> {
+    files.into_iter().map(|(id, file)| (id.clone(), file.as_raw_fd()))
+}
+
+/// The command that enters the jail and becomes QEMU.
+fn in_jail(base: &Jail, qemu: &Qemu, vm: &VmSpec, opened: &Opened) -> Result<Jailed, LaunchError> {
+    let spawn = |source| LaunchError::Spawn {
+        binary: qemu.binary.clone(),
+        source,
+    };
+    let binary = jail::find_program(&qemu.binary).ok_or_else(|| spawn(io::ErrorKind::NotFound.into()))?;
+    super::jail::make_readable(&vm.boot).map_err(spawn)?;
+    let sizes = opened
+        .files
+        .values()
+        .filter_map(|file| Some(file.metadata().ok()?.len()));
+    let jail = super::jail::of(base, &binary, vm, sizes.max().unwrap_or_default());
+    Jailed::program(&jail, &binary).map_err(spawn)
+}
+
+fn spawn(qemu: &Qemu, mut jailed: Jailed, vm: &VmSpec, channels: &Channels) -> Result<Child, LaunchError> {
     let mut keep = vec![channels.qmp, channels.console];
     keep.extend(channels.agent);
-    keep.extend(channels.taps.values());
-    let mut command = Command::new(&qemu.binary);
-    command.args(arguments(vm, qemu, &channels)).current_dir(run.path());
-    command
+    keep.extend(channels.agent_listener);
+    keep.extend(
+        channels
+            .taps
+            .values()
+            .chain(channels.vhost.values())
+            .chain(channels.files.values()),
+    );
+    jailed
+        .command()
+        .args(arguments(vm, qemu, channels))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    prepare_child(
-        &mut command,
-        ChildSetup {
-            keep,
-            die_with_parent: true,
-            new_session: true,
-        },
-    );
-    let mut command = tokio::process::Command::from(command);
-    command.kill_on_drop(true);
-    command.spawn().map_err(|source| LaunchError::Spawn {
+    let setup = ChildSetup {
+        keep,
+        die_with_parent: true,
+        new_session: true,
+    };
+    let start = |command| tokio::process::Command::from(command).kill_on_drop(true).spawn();
+    jailed.spawn(setup, start).map_err(|source| LaunchError::Spawn {
         binary: qemu.binary.clone(),
         source,
     })

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod firmware;
+mod jail;
 mod launch;
 mod probe;
 mod qmp;
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::driver::check_devices;
 use crate::{Boot, Driver, LaunchError, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
 
-pub use arguments::{AGENT_PORT, AGENT_SOCKET, Channels, arguments};
+pub use arguments::{AGENT_PORT, AGENT_SOCKET, Channels, FIRMWARE_CODE, FIRMWARE_VARIABLES, arguments};
 pub use firmware::Firmware;
 pub use probe::{ProbeError, probe};
 

@@ -202,6 +202,8 @@ impl Vm for QemuVm {
     }
 
     async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), ControlError> {
+        // It was started with a limit that fits the disks it had then.
+        zmachine_sys::process::allow_file_size(self.pid, bytes)?;
         let arguments = json!({ "node-name": id, "size": bytes });
         self.order("block_resize", arguments).await.map(drop)
     }

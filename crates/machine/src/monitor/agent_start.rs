@@ -56,7 +56,9 @@ impl Monitor<ContainerPlan> {
             let _ = tokio::time::timeout(OWNER_PATIENCE, entry.owner_attached()).await;
         }
         let session = running.session.clone();
-        let boot = AgentRequest::Configure(Box::new(self.plan.boot.clone()));
+        let mut boot = self.plan.boot.clone();
+        boot.secrets = crate::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;
+        let boot = AgentRequest::Configure(Box::new(boot));
         let run = AgentRequest::Run(self.plan.process.clone());
         // Both at once, which saves a round trip through the guest: the agent runs nothing before it is configured.
         let asked = async {

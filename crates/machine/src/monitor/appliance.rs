@@ -45,7 +45,11 @@ impl<P> Monitor<P> {
         let spec = spec(&self.machine.id, on.1, kernel, held, &serial);
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
         let driver = on.0.driver();
-        let launched = driver.launch(&spec, Resources::default(), &run).await;
+        let resources = Resources {
+            jail: self.jail(),
+            ..Resources::default()
+        };
+        let launched = driver.launch(&spec, resources, &run).await;
         let mut vm = launched.map_err(|e| not_launched(on.0, &e))?;
         self.claim_hypervisor(vm.pid())?;
         self.kill.pass("grow: appliance started");

@@ -132,7 +132,7 @@ impl Monitor<ContainerPlan> {
         let blocks = self.home.data().join("blocks");
         let mut rootfs = None;
         if self.plan.has_image_disk() {
-            let server = RootfsServer::start(&socket, image, blocks, self.plan.stores.clone())?;
+            let server = RootfsServer::start(&socket, image, blocks, self.plan.stores.clone(), self.cell.as_ref())?;
             self.kill.pass("start: rootfs server started");
             self.claim_rootfs(server.id())?;
             rootfs = Some(server);
@@ -149,7 +149,10 @@ impl Monitor<ContainerPlan> {
         console: console::Waiting,
     ) -> Result<Running, Failure> {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
-        let resources = Resources { taps: connected.taps };
+        let resources = Resources {
+            taps: connected.taps,
+            jail: self.jail(),
+        };
         self.kill.pass("start: before the hypervisor");
         let launched = driver.launch(&self.plan.vm, resources, &run).await;
         let mut vm = match launched {
@@ -164,6 +167,7 @@ impl Monitor<ContainerPlan> {
         };
         self.kill.pass("start: hypervisor started");
         self.confine(vm.pid());
+        self.check_walls("hypervisor", vm.pid(), false);
         self.phase("hypervisor");
         if let Some(recorder) = &mut self.recorder {
             recorder.hypervisor(vm.version());

@@ -13,6 +13,7 @@
 mod agent_start;
 mod appliance;
 mod cache;
+mod cell;
 mod confine;
 mod console;
 mod container;
@@ -68,6 +69,8 @@ pub struct MonitorArgs {
 /// # Errors
 /// When the machine could not be started; the failure is in its state, and reported, as well.
 pub fn run(args: MonitorArgs) -> Result<(), Failure> {
+    // Whatever it and its children make is its owner's alone, unless they say otherwise.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run::run(args))
 }

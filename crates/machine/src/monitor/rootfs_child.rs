@@ -14,8 +14,10 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use zmachine_image::store::CREDENTIALS_FILE;
-use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
+use zmachine_sys::jail::{Jail, Jailed};
+use zmachine_sys::process::{ChildSetup, ProcessId};
 
+use super::cell::Cell;
 use crate::failure::{Class, Failure};
 use crate::plan;
 
@@ -26,6 +28,7 @@ pub(super) struct RootfsServer {
     image: PathBuf,
     blocks: PathBuf,
     stores: Vec<String>,
+    jail: Option<Jail>,
     child: Child,
     events: Lines<BufReader<UnixStream>>,
 }
@@ -40,16 +43,22 @@ impl RootfsServer {
         image: PathBuf,
         blocks: PathBuf,
         stores: Vec<String>,
+        cell: Option<&Cell>,
     ) -> Result<RootfsServer, Failure> {
         let bound = UnixListener::bind(socket);
         let listener =
             bound.map_err(|e| Failure::from(e).context(format!("can not listen on {}", socket.display())))?;
-        let (child, events) = spawn(&listener, &image, &blocks, &stores).map_err(not_started)?;
+        let jail = cell.and_then(Cell::jail);
+        if let Some(cell) = cell {
+            cell.give(socket).map_err(not_started)?;
+        }
+        let (child, events) = spawn(&listener, &image, &blocks, &stores, jail.as_ref()).map_err(not_started)?;
         Ok(RootfsServer {
             listener,
             image,
             blocks,
             stores,
+            jail,
             child,
             events,
         })
@@ -60,8 +69,9 @@ impl RootfsServer {
     /// # Errors
     /// When the process can not be started.
     pub(super) fn restart(&mut self) -> Result<(), Failure> {
+        let jail = self.jail.as_ref();
         (self.child, self.events) =
-            spawn(&self.listener, &self.image, &self.blocks, &self.stores).map_err(not_started)?;
+            spawn(&self.listener, &self.image, &self.blocks, &self.stores, jail).map_err(not_started)?;
         Ok(())
     }
 
@@ -104,6 +114,7 @@ fn spawn(
     image: &Path,
     blocks: &Path,
     stores: &[String],
+    jail: Option<&Jail>,
 ) -> io::Result<(Child, Lines<BufReader<UnixStream>>)> {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
@@ -126,15 +137,16 @@ fn spawn(
     told.write_all(&stores)?;
     drop(told);
     command.stdin(stdin).stdout(Stdio::null()).stderr(theirs.try_clone()?);
-    prepare_child(
-        &mut command,
-        ChildSetup {
-            keep: vec![listener.as_raw_fd(), theirs.as_raw_fd()],
-            die_with_parent: true,
-            new_session: false,
-        },
-    );
     command.arg0("zmachine");
-    let child = Command::from(command).kill_on_drop(true).spawn()?;
+    let jailed = match jail {
+        Some(jail) => Jailed::role(jail, command)?,
+        None => Jailed::free(command),
+    };
+    let setup = ChildSetup {
+        keep: vec![listener.as_raw_fd(), theirs.as_raw_fd()],
+        die_with_parent: true,
+        new_session: false,
+    };
+    let child = jailed.spawn(setup, |command| Command::from(command).kill_on_drop(true).spawn())?;
     Ok((child, BufReader::new(UnixStream::from_std(ours)?).lines()))
 }

@@ -361,6 +361,8 @@ fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, has: Disks)
         first_start: true,
         // One flist block: halves the requests of a cold start against the kernel's own 128 KiB.
         read_ahead_kib: 512,
+        // Read at each start, and never written to a file.
+        secrets: Vec::new(),
     })
 }
 

@@ -129,6 +129,7 @@ fn refuse_flags(spec: &MachineSpec) -> Result<(), PlanError> {
         ("--workdir", spec.workdir.is_some()),
         ("--tty", spec.terminal),
         ("--rootfs block", spec.rootfs == RootfsChoice::Block),
+        ("--secret", !spec.secrets.is_empty()),
     ];
     match used.into_iter().find(|(_, is_used)| *is_used) {
         Some((flag, _)) => Err(PlanError::NotForOwnKernels { flag }),

@@ -266,8 +266,20 @@ impl VmPlan {
             seed,
             attachments: inputs.attachments,
             stop_grace_ms: grace_ms(spec, DEFAULT_VM_STOP_TIMEOUT_S),
-            warnings: warnings(inputs.host),
+            warnings: [warnings(inputs.host), told_to_everybody(&facts.start, &env)].concat(),
         })
+    }
+}
+
+/// A kernel that is told of its environment on its command line, as Zero-OS does, has that in the hypervisor's as well.
+fn told_to_everybody(start: &VmStart, env: &[(String, String)]) -> Vec<String> {
+    let secret = env.iter().find(|(name, _)| crate::redact::is_secret(name));
+    match (start, secret) {
+        (VmStart::Kernel { .. }, Some((name, _))) => vec![format!(
+            "the value of {name} is on the command line of the VM's kernel, which all users of this host can read; \
+             --user-data keeps it to the VM"
+        )],
+        _ => Vec::new(),
     }
 }
 
@@ -278,6 +290,7 @@ fn refuse_container_flags(spec: &MachineSpec) -> Result<(), PlanError> {
         ("--read-only", spec.read_only),
         ("--kernel", spec.kernel.is_some()),
         ("--rootfs", spec.rootfs != RootfsChoice::Auto),
+        ("--secret", !spec.secrets.is_empty()),
     ];
     match used.into_iter().find(|(_, is_used)| *is_used) {
         Some((flag, _)) => Err(PlanError::NotForVms { flag }),

@@ -155,8 +155,7 @@ impl Backend {
             self.reporter
                 .block_failed(extent, "the cached block can not be read", None);
         } else if let Err(error) = disk.fetch(extent, is_damaged, pinned) {
-            let hint = error.hint();
-            self.reporter.block_failed(extent, &error.to_string(), hint.as_deref());
+            self.reporter.block_failed(extent, &error.reason, error.hint.as_deref());
         }
         self.reporter.touch();
     }

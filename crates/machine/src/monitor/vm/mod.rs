@@ -95,7 +95,11 @@ impl Monitor<VmPlan> {
         shares.also(failures);
         self.kill.pass("start: before the hypervisor");
         let driver = self.plan.hypervisor.driver.driver();
-        let launched = driver.launch(&self.plan.vm, Resources { taps }, &run).await;
+        let resources = Resources {
+            taps,
+            jail: self.jail(),
+        };
+        let launched = driver.launch(&self.plan.vm, resources, &run).await;
         let mut vm = match launched {
             Ok(vm) => vm,
             Err(error) => {
@@ -107,6 +111,7 @@ impl Monitor<VmPlan> {
         };
         self.kill.pass("start: hypervisor started");
         self.confine(vm.pid());
+        self.check_walls("hypervisor", vm.pid(), false);
         self.phase("hypervisor");
         if let Some(recorder) = &mut self.recorder {
             recorder.hypervisor(vm.version());
