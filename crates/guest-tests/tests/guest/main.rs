@@ -18,6 +18,7 @@ mod networks;
 mod own_kernel;
 mod recorded;
 mod root;
+mod rootless;
 mod safety;
 mod shares;
 mod streams;
