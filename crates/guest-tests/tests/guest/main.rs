@@ -21,6 +21,7 @@ mod oci;
 mod own_kernel;
 mod recorded;
 mod root;
+mod rootless;
 mod safety;
 mod shares;
 mod streams;

@@ -8,10 +8,10 @@ use zmachine_testkit::{NetworkNamespace, TestHome, Tree};
 use crate::support::{Checks, home, inspect, sh, told, until, zmachine};
 
 /// A namespace behind the host: 198.51.100.2 and 2001:db8:1::2, the host's way out.
-struct Internet(NetworkNamespace);
+pub(crate) struct Internet(pub(crate) NetworkNamespace);
 
 impl Internet {
-    fn behind(home: &TestHome) -> Internet {
+    pub(crate) fn behind(home: &TestHome) -> Internet {
         let host = home.network().expect("a namespace of its own").path();
         let host = host.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let name = format!("{host}-net");
@@ -34,7 +34,7 @@ impl Internet {
     }
 
     /// What a shell script prints there.
-    fn told(&self, script: &str) -> String {
+    pub(crate) fn told(&self, script: &str) -> String {
         let run = self.0.command("busybox".as_ref(), ["sh", "-c", script]).finish();
         run.expect_success().stdout()
     }

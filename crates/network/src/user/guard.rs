@@ -68,6 +68,26 @@ impl Guard {
         }
     }
 
+    /// A frame that says for the guest where it is: an ARP request for the gateway. passt sends to the Ethernet broadcast
+    /// address until it has seen a frame of its guest, and no guest takes TCP from there; a guest that is not configured by
+    /// DHCP may well have nothing to say until it is spoken to.
+    pub(super) fn announcement(&self) -> Vec<u8> {
+        let own = self.ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        // Ethernet and IPv4 with their address lengths, request (RFC 826).
+        let kind = [0, 1, 0x08, 0x00, 6, 4, 0, 1];
+        [
+            &[0xff; 6][..],
+            &self.mac.0,
+            &ARP,
+            &kind,
+            &self.mac.0,
+            &own.octets(),
+            &[0; 6],
+            &self.gateway4.octets(),
+        ]
+        .concat()
+    }
+
     /// Whether a frame of the guest, from its Ethernet header on, may pass.
     pub fn passes(&self, frame: &[u8]) -> bool {
         let Some((header, rest)) = frame.split_at_checked(14) else {
@@ -288,6 +308,12 @@ mod tests {
             assert!(!guard.passes(&six("fd00:10:0:2::15", to, TCP, &tcp(2))), "{to}");
             assert!(!guard.passes(&six("fd00:10:0:2::15", to, UDP, &udp(1, 5353))), "{to}");
         }
+    }
+
+    #[test]
+    fn the_guest_is_announced_by_a_frame_it_may_send() {
+        let frame = guard().announcement();
+        assert!(frame.len() == 42 && guard().passes(&frame));
     }
 
     #[test]

@@ -89,7 +89,10 @@ impl Relay {
     /// # Errors
     /// As [`Relay::start`].
     pub fn connect(&self) -> io::Result<OwnedFd> {
-        let (passt, theirs) = UnixStream::pair()?;
+        let (mut passt, theirs) = UnixStream::pair()?;
+        let announcement = self.shared.guard.announcement();
+        passt.write_all(&(announcement.len() as u32).to_be_bytes())?;
+        passt.write_all(&announcement)?;
         let passt = Arc::new(passt);
         let (shared, stream) = (self.shared.clone(), passt.clone());
         thread("relay-down", move || shared.from_passt(&stream))?;
@@ -261,9 +264,11 @@ mod tests {
         (relay, hypervisor)
     }
 
+    /// passt's end, which has been told where the guest is.
     fn connect(relay: &Relay) -> UnixStream {
-        let passt = UnixStream::from(relay.connect().unwrap());
+        let mut passt = UnixStream::from(relay.connect().unwrap());
         passt.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        expect(&mut passt, &whole(&relay.shared.guard.announcement()));
         passt
     }
 
