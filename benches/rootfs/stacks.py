@@ -226,7 +226,8 @@ class Stacks:
             directory = self._copy(name)
         socket_ = listener(folder)
         command = virtiofsd(directory, socket_.fileno(), "always" if name.endswith("always") else "auto")
-        servers.append(subprocess.Popen(command, pass_fds=(socket_.fileno(),), stdin=subprocess.DEVNULL))
+        with (folder / "virtiofsd.log").open("wb") as log:
+            servers.append(subprocess.Popen(command, pass_fds=(socket_.fileno(),), stdin=subprocess.DEVNULL, stderr=log))
         disks = ["-chardev", f"socket,id=root,path={folder / 'server.sock'}",
                  "-device", "vhost-user-fs-pci,id=dev-root,chardev=root,tag=root,queue-size=1024"]
         return disks, servers
