@@ -51,6 +51,8 @@ pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
         queues: role.queues,
         stores: role.store,
         block_deadline: BLOCK_DEADLINE,
+        prefetch: role.prefetch.parse().unwrap_or_default(),
+        record: role.record,
         events: inherited(role.events_fd)?,
     };
     zmachine_rootfs::serve(args).map_err(|e| Failure::from_error(Class::Failed, &e))?;

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use zmachine_rootfs::Prefetch;
 
 use crate::failure::{Class, Failure};
 use crate::log::Limits;
@@ -101,6 +102,9 @@ pub struct MachineSpec {
     /// What its root is made of.
     #[serde(default, skip_serializing_if = "RootfsChoice::is_auto")]
     pub rootfs: RootfsChoice,
+    /// How much of its image is fetched before it is read.
+    #[serde(default, skip_serializing_if = "Prefetch::is_default")]
+    pub prefetch: Prefetch,
     /// What happens when a run ends without anybody's asking.
     #[serde(default, skip_serializing_if = "RestartPolicy::is_no")]
     pub restart: RestartPolicy,
@@ -186,6 +190,7 @@ impl MachineSpec {
             reinstall: false,
             legacy_cmdline: false,
             rootfs: RootfsChoice::Auto,
+            prefetch: Prefetch::default(),
             restart: RestartPolicy::No,
             log_limits: Limits::default(),
             log_to: None,

@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 use std::{io, thread};
 
@@ -20,6 +21,8 @@ use zmachine_image::cache::{BlockCache, CacheError};
 use zmachine_image::fetch::{FetchOptions, Fetcher};
 
 use crate::disk::{LazyDisk, OpenDiskError};
+use crate::prefetch::{self, Prefetch};
+use crate::prefetch_list::PrefetchList;
 use crate::prepare::{EROFS_NAME, MAP_NAME, PrepareError, RootDescription};
 use crate::report::{Counters, Reporter};
 use crate::sandbox::{self, Access, SandboxError};
@@ -46,6 +49,10 @@ pub struct RootfsArgs {
     pub stores: Vec<String>,
     /// The longest a guest waits for one block.
     pub block_deadline: Duration,
+    /// What is fetched without being asked for.
+    pub prefetch: Prefetch,
+    /// Whether it is noted what the guest reads first.
+    pub record: bool,
     /// Where events go, one JSON object per line (see [`crate::report`]).
     pub events: OwnedFd,
 }
@@ -113,6 +120,7 @@ pub fn serve(args: RootfsArgs) -> Result<(), ServeError> {
     );
     raise_descriptor_limit(&reporter);
     let (device, access) = open(&args)?;
+    let list = PrefetchList::read(&args.image_dir);
     let listener = UnixListener::from(args.listener);
     listener
         .set_nonblocking(false)
@@ -123,6 +131,7 @@ pub fn serve(args: RootfsArgs) -> Result<(), ServeError> {
     zmachine_sys::heap::trim();
     report_in_background(&device, &reporter, stop).map_err(process("start a thread"))?;
     reporter.ready();
+    prefetch::start(&device, &reporter, args.prefetch, list.blocks().to_vec()).map_err(process("start a thread"))?;
     server::serve(listener, args.queues, &device, &reporter).map_err(|error| ServeError::Server {
         reason: error.to_string(),
     })
@@ -148,10 +157,12 @@ fn open(args: &RootfsArgs) -> Result<(Arc<Device>, Access), ServeError> {
     let fetcher = Fetcher::new(BlockCache::open(&args.blocks_dir)?, image.routes(), options);
     let access = access(args, &fetcher, &image);
     let (erofs, map) = (args.image_dir.join(EROFS_NAME), args.image_dir.join(MAP_NAME));
+    let disk = LazyDisk::open(&erofs, &map, fetcher)?;
     let device = Device {
-        disk: LazyDisk::open(&erofs, &map, fetcher)?,
+        disk: if args.record { disk.recording() } else { disk },
         serial,
         counters: Counters::default(),
+        ahead: AtomicUsize::new(0),
     };
     Ok((Arc::new(device), access))
 }
@@ -193,7 +204,8 @@ fn report_in_background(device: &Arc<Device>, reporter: &Arc<Reporter>, stop: Ow
     let (device, reporter) = (Arc::clone(device), Arc::clone(reporter));
     let thread = thread::Builder::new().name("report".into()).stack_size(128 * 1024);
     thread.spawn(move || {
-        reporter.run(stop, || device.counters.snapshot(device.disk.fetch_stats()));
+        let stats = || device.counters.snapshot(device.disk.fetch_stats());
+        reporter.run(stop, stats, || device.disk.take_first_reads());
         std::process::exit(0);
     })?;
     Ok(())

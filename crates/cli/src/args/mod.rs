@@ -456,6 +456,10 @@ pub(crate) struct RootfsRole {
     pub(crate) queues: u16,
     #[arg(long)]
     pub(crate) store: Vec<String>,
+    #[arg(long, default_value = "none", value_parser = ["none", "hints", "all"])]
+    pub(crate) prefetch: String,
+    #[arg(long)]
+    pub(crate) record: bool,
 }
 
 #[derive(Debug, Args)]

@@ -22,6 +22,7 @@ use super::vm::host_disk;
 use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
+use crate::plan::container::is_for_containers;
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
 use crate::spec::{self, MachineSpec, ModeChoice, RootfsChoice};
 use crate::state::State;
@@ -206,6 +207,8 @@ impl Engine {
         let mut drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
         let is_tree = spec.rootfs == RootfsChoice::Virtiofs;
         drivers.extend((uses_shares || is_tree).then_some(FsDriver::Virtiofs));
+        let has_nested = wanted.iter().any(|volume| is_for_containers(&volume.target));
+        drivers.extend(has_nested.then_some(FsDriver::Nested));
         let image = match is_tree {
             true => ImageFacts {
                 tree: Some(unpacked(&library, &image, &spec.flist, options.progress)?),

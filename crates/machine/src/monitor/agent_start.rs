@@ -141,7 +141,7 @@ impl Monitor<ContainerPlan> {
                 },
                 failure = running.shares.ended() => return Err(Interrupt::Rootfs("guest boot".to_owned(), failure)),
                 event = rootfs_child::next_event(&mut running.rootfs) => {
-                    if let (Err(status), RootfsEnd::IsFatal) = (&event, rootfs_end) {
+                    if let (RootfsEvent::Ended(status), RootfsEnd::IsFatal) = (&event, rootfs_end) {
                         let failure = Failure::new(Class::Failed, format!("the rootfs server ended while the guest started ({status})"));
                         return Err(Interrupt::Rootfs("guest boot".to_owned(), failure.hint("start the machine again")));
                     }

@@ -74,6 +74,7 @@ impl Rig {
                 disk,
                 serial: *b"serial-of-20-bytes..",
                 counters: Counters::default(),
+                ahead: Default::default(),
             },
             memory: GuestMemoryAtomic::new(memory),
             _dir: dir,
