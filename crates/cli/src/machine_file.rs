@@ -46,6 +46,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         reinstall,
         legacy_cmdline,
         rootfs,
+        prefetch,
         restart,
         log_limits,
         log_to,
@@ -90,6 +91,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
     file.flag("reinstall", *reinstall);
     file.flag("legacy-cmdline", *legacy_cmdline);
     file.text("rootfs", rootfs_text(*rootfs));
+    file.text("prefetch", (!prefetch.is_default()).then_some(prefetch.name()));
     file.text(
         "restart",
         Some(restart)

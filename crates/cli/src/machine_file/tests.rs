@@ -47,6 +47,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("reinstall", "true", true),
     ("legacy-cmdline", "true", true),
     ("rootfs", "\"virtiofs\"", true),
+    ("prefetch", "\"all\"", true),
 ];
 
 /// A folder with `machine.toml` of `content` and what the samples refer to.

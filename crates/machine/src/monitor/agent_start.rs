@@ -9,6 +9,7 @@ use zmachine_hypervisor::{ExitReason, VmEvent};
 use super::entry::{self, Entry};
 use super::launch::Running;
 use super::restart::Asked;
+use super::rootfs_child::RootfsEvent;
 use super::run::{Monitor, Started, at, describe};
 use super::session::SessionError;
 use super::{Event, rootfs_child};
