@@ -412,8 +412,7 @@ impl LazyDisk {
 
     /// Whether the block is on this host.
     pub fn is_here(&self, extent: &Extent) -> bool {
-        lock(&self.open).get(extent.start).is_some()
-            || matches!(self.fetcher.cache().get(&extent.block), Ok(Some(_)))
+        lock(&self.open).get(extent.start).is_some() || matches!(self.fetcher.cache().get(&extent.block), Ok(Some(_)))
     }
 
     /// Gets a block that nobody waits for yet. Whether the cache has kept it; if not, it is in memory for a moment. A

@@ -132,10 +132,7 @@ mod tests {
         assert_eq!(list.blocks(), [5, 3, 4]);
         assert!(list.wants_recording());
         list.add_recording(&(0..10_000).collect::<Vec<_>>());
-        assert_eq!(
-            (list.blocks().len(), list.wants_recording()),
-            (BLOCKS_MAX, false)
-        );
+        assert_eq!((list.blocks().len(), list.wants_recording()), (BLOCKS_MAX, false));
         list.save(dir.path()).unwrap();
         assert_eq!(PrefetchList::read(dir.path()), list);
     }

@@ -56,7 +56,11 @@ pub(crate) fn fill_zero<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) {
 }
 
 /// Fills all of `target` from byte `offset` of `file`.
-pub(crate) fn read_file<B: BitmapSlice>(file: &File, target: &[VolatileSlice<'_, B>], mut offset: u64) -> io::Result<()> {
+pub(crate) fn read_file<B: BitmapSlice>(
+    file: &File,
+    target: &[VolatileSlice<'_, B>],
+    mut offset: u64,
+) -> io::Result<()> {
     let mut cursor = Cursor {
         slices: target,
         skip: 0,
@@ -78,7 +82,11 @@ pub(crate) fn read_file<B: BitmapSlice>(file: &File, target: &[VolatileSlice<'_,
 }
 
 /// Fills all of `target` from byte `offset` of `bytes`.
-pub(crate) fn read_bytes<B: BitmapSlice>(bytes: &[u8], target: &[VolatileSlice<'_, B>], mut offset: usize) -> io::Result<()> {
+pub(crate) fn read_bytes<B: BitmapSlice>(
+    bytes: &[u8],
+    target: &[VolatileSlice<'_, B>],
+    mut offset: usize,
+) -> io::Result<()> {
     for slice in target {
         let source = bytes.get(offset..).and_then(|rest| rest.get(..slice.len()));
         slice.copy_from(source.ok_or(io::ErrorKind::UnexpectedEof)?);

@@ -184,9 +184,13 @@ fn a_server_fetches_what_starts_read_and_when_asked_the_rest_from_within_its_cag
     assert_eq!((listed.len(), lost), (3, 1));
     let map = ExtentMap::open(&image.join("root.map")).unwrap();
     let first = u32::try_from(map.metadata_bytes() / 4096).unwrap();
-    let all = (first..u32::try_from(map.device_bytes() / 4096).unwrap()).map(|block| map.lookup(block).unwrap().unwrap());
+    let all =
+        (first..u32::try_from(map.device_bytes() / 4096).unwrap()).map(|block| map.lookup(block).unwrap().unwrap());
     let mut list = PrefetchList::default();
-    let starts: Vec<u32> = all.filter(|extent| listed.contains(&extent.block)).map(|extent| extent.start).collect();
+    let starts: Vec<u32> = all
+        .filter(|extent| listed.contains(&extent.block))
+        .map(|extent| extent.start)
+        .collect();
     // Numbers at which no block begins come from a guest, too.
     list.add_recording(&[&starts[..], &[0, 1, u32::MAX, starts[0] + 1]].concat());
     list.save(&image).unwrap();

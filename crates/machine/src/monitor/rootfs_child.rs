@@ -130,10 +130,7 @@ fn not_started(error: io::Error) -> Failure {
     Failure::from_error(Class::Failed, &error).context("can not start the rootfs server")
 }
 
-fn spawn(
-    listener: &UnixListener,
-    settings: &Settings,
-) -> io::Result<(Child, Lines<BufReader<UnixStream>>)> {
+fn spawn(listener: &UnixListener, settings: &Settings) -> io::Result<(Child, Lines<BufReader<UnixStream>>)> {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let theirs = OwnedFd::from(theirs);

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use zmachine_flist::{BlockId, Flist};
 use zmachine_rootfs::prefetch_list::BLOCKS_MAX;
-use zmachine_rootfs::{PrefetchList, files_of_block};
 use zmachine_rootfs::report::Stats;
+use zmachine_rootfs::{PrefetchList, files_of_block};
 use zmachine_sys::process::ProcessId;
 
 use super::launch::Running;
@@ -186,7 +186,10 @@ impl Monitor<ContainerPlan> {
             false => self.watch.in_vain + 1,
         };
         if self.watch.in_vain > STARTS {
-            let message = format!("the rootfs server ended {} times before it served ({status})", self.watch.in_vain);
+            let message = format!(
+                "the rootfs server ended {} times before it served ({status})",
+                self.watch.in_vain
+            );
             return Err(("running".to_owned(), Failure::new(Class::Failed, message)));
         }
         let pause = self.watch.pause();
@@ -260,7 +263,10 @@ impl Monitor<ContainerPlan> {
             self.save_counters();
         }
         let recording = self.watch.recording.as_ref();
-        if recording.and_then(|recording| recording.until).is_some_and(|until| until <= now) {
+        if recording
+            .and_then(|recording| recording.until)
+            .is_some_and(|until| until <= now)
+        {
             self.save_first_reads();
         }
     }
@@ -268,11 +274,16 @@ impl Monitor<ContainerPlan> {
     /// Adds what this start read to the image's list: later machines fetch it early. Two starts that end at once lose one
     /// of both recordings, no more.
     fn save_first_reads(&mut self) {
-        let Some(recording) = self.watch.recording.take() else { return };
+        let Some(recording) = self.watch.recording.take() else {
+            return;
+        };
         let mut list = PrefetchList::read(&recording.image);
         list.add_recording(&recording.blocks);
         if let Err(error) = list.save(&recording.image) {
-            self.log.note(Source::Monitor, &format!("what this start read can not be kept: {error}"));
+            self.log.note(
+                Source::Monitor,
+                &format!("what this start read can not be kept: {error}"),
+            );
         }
     }
 
@@ -300,7 +311,12 @@ impl Monitor<ContainerPlan> {
         };
         let _ = tokio::time::timeout(LAST_LINES_PATIENCE, lines).await;
         // A machine that never came up has read less than it needs.
-        if self.watch.recording.as_ref().is_some_and(|recording| recording.until.is_some()) {
+        if self
+            .watch
+            .recording
+            .as_ref()
+            .is_some_and(|recording| recording.until.is_some())
+        {
             self.save_first_reads();
         }
     }

@@ -34,7 +34,9 @@ const NESTED_STORAGE: [&str; 5] = [
 
 /// Whether what is mounted at `target` is for containers inside of the machine.
 pub fn is_for_containers(target: &str) -> bool {
-    NESTED_STORAGE.iter().any(|storage| Path::new(target).starts_with(storage))
+    NESTED_STORAGE
+        .iter()
+        .any(|storage| Path::new(target).starts_with(storage))
 }
 
 /// `PATH` where nothing else is said.

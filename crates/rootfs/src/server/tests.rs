@@ -284,7 +284,10 @@ fn what_waiting_chains_need_is_known_and_the_queue_stays_as_it_was() {
     assert_eq!(found.len(), 1);
     assert_eq!(u64::from(found[0].start) * 8, rig.data_sector);
     assert_eq!((missing(&mut queue, 0).len(), queue.next_avail()), (0, 0));
-    assert!(matches!(step(&rig.device, &mut queue, &rig.memory, &Pinned::new()), Step::Answered));
+    assert!(matches!(
+        step(&rig.device, &mut queue, &rig.memory, &Pinned::new()),
+        Step::Answered
+    ));
     let next = step(&rig.device, &mut queue, &rig.memory, &Pinned::new());
     assert!(matches!(next, Step::Missing { extent, .. } if extent == found[0]));
     assert!(rig.device.disk.fetch_ahead(&found[0]).unwrap());

@@ -179,7 +179,14 @@ impl Server {
     pub fn kill_and_restart(&mut self) {
         self.process.kill();
         let (queues, prefetch) = (self.queues, self.prefetch);
-        self.process = spawn(&self.image, &self.blocks, &self.listener, queues, prefetch, &self.events);
+        self.process = spawn(
+            &self.image,
+            &self.blocks,
+            &self.listener,
+            queues,
+            prefetch,
+            &self.events,
+        );
     }
 
     /// Everything it has reported.
@@ -198,14 +205,7 @@ impl Server {
     }
 }
 
-fn spawn(
-    image: &Path,
-    blocks: &Path,
-    listener: &UnixListener,
-    queues: u16,
-    prefetch: &str,
-    events: &Path,
-) -> Process {
+fn spawn(image: &Path, blocks: &Path, listener: &UnixListener, queues: u16, prefetch: &str, events: &Path) -> Process {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join("examples/serve");
     let events = File::options().append(true).create(true).open(events).unwrap();
