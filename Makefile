@@ -18,7 +18,7 @@ AGENT_FLAGS := -C target-feature=+crt-static -C strip=symbols
 AGENT_ARGS := --release --package zmachine-agent --target $(AGENT_TARGET)
 HOST_ARGS := --release --workspace --exclude zmachine-agent
 
-.PHONY: help setup build agent agent-package host demo test test-long test-debian test-kernel check install uninstall bench bench-prefetch bench-flist clean
+.PHONY: help setup build agent agent-package host demo test test-long test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,10 +44,14 @@ demo: build ## pack two file trees, run a container from each
 	@scripts/demo $(RELEASE)/zmachine
 
 test: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
-test: build test-kernel ## every test, the ones with guests included
+test: build test-kernel test-tools ## every test, the ones with guests included
 	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) test $(AGENT_ARGS)
 	@$(MAKE) --no-print-directory agent # its tests were linked with their own features; the guests get the real one
 	$(CARGO) test $(HOST_ARGS) --no-fail-fast
+	fuzz/run 3
+
+fuzz: setup ## let every fuzz target run for SECONDS (60 by default), and keep what is new in the corpus
+	fuzz/run --keep $(or $(SECONDS),60)
 
 test-long: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
 test-long: build test-kernel ## what takes minutes: a disk server killed a hundred times, docker in a container
@@ -61,9 +65,14 @@ test-debian: build test-kernel ## a VM of a whole Debian with its own cloud-init
 test-kernel: build
 	@test -e $(TARGET_DIR)/test-home/kernels/default || ZMACHINE_HOME=$(abspath $(TARGET_DIR))/test-home $(RELEASE)/zmachine kernel install
 
+# A real S3 server. Without optimisation: it is small, and compiles in a third of the time.
+test-tools: setup
+	@command -v s3s-fs >/dev/null || { echo "test: installing s3s-fs"; \
+		CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --quiet --locked --debug s3s-fs --version 0.14.1 --features binary; }
+
 check: setup ## format, lints, dependencies, layers, documentation, scripts
 	$(CARGO) fmt --all --check
-	for script in scripts/* examples/*/build benches/run .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
+	for script in scripts/* examples/*/build benches/run fuzz/run fuzz/rustc-instrumented .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
 	$(CARGO) xtask layering
 	$(CARGO) xtask tidy
 	@command -v cargo-deny >/dev/null || { echo "check: installing cargo-deny"; $(CARGO) install --locked cargo-deny; }

@@ -28,6 +28,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         hostname,
         networks,
         publish,
+        publish_all,
         dns,
         terminal,
         stdin,
@@ -50,6 +51,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         restart,
         log_limits,
         log_to,
+        network_aliases,
     } = spec;
     let default = MachineSpec::new(name, flist);
     let mut file = File(String::new());
@@ -72,7 +74,9 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         networks if *networks != default.networks => file.list("network", networks),
         _ => {}
     }
+    file.list("network-alias", network_aliases);
     file.list("publish", publish);
+    file.flag("publish-all", *publish_all);
     file.list("dns", dns);
     file.flag("tty", *terminal);
     file.flag("interactive", *stdin);

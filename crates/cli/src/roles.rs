@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use zmachine_image::store::Credentials;
 use zmachine_machine::monitor::{self, MonitorArgs};
 use zmachine_machine::{Class, Failure, Home};
 use zmachine_rootfs::RootfsArgs;
@@ -43,13 +44,20 @@ pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
             Failure::from_error(Class::Usage, &e).context("this role is started by a machine's monitor alone")
         })
     };
+    // On standard input, as arguments are for everybody on this host to see.
+    let stores = serde_json::from_reader(std::io::stdin().lock());
+    let stores = stores.map_err(|e| {
+        Failure::from_error(Class::Usage, &e).context("this role is told its stores by a machine's monitor alone")
+    })?;
+    let credentials = Credentials::load(&role.credentials);
     let args = RootfsArgs {
         image_dir: role.image_dir,
         blocks_dir: role.blocks_dir,
         listener: inherited(role.listener_fd)?,
         serial: role.serial,
         queues: role.queues,
-        stores: role.store,
+        stores,
+        credentials: credentials.map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))?,
         block_deadline: BLOCK_DEADLINE,
         prefetch: role.prefetch.parse().unwrap_or_default(),
         record: role.record,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use crate::VmSpec;
+use crate::{Nic, VmSpec};
 
 /// What the hypervisor itself says on its standard error, line by line. Lines nobody takes in time are dropped.
 pub type LogLines = mpsc::Receiver<String>;
@@ -54,6 +54,29 @@ pub trait Vm: Send {
 
     /// Tells the guest that the file behind the disk `id` has become `bytes` long.
     async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), ControlError>;
+
+    /// Plugs one more interface in, whose tap is given away. The guest finds it by its address.
+    ///
+    /// # Errors
+    /// When the hypervisor can not, or has no slot free.
+    async fn add_nic(&mut self, nic: &Nic, tap: OwnedFd) -> Result<(), ControlError> {
+        drop(tap);
+        Err(ControlError::Refused {
+            command: format!("add interface {}", nic.id),
+            reason: "this hypervisor can not while the machine runs".to_owned(),
+        })
+    }
+
+    /// Takes an interface away. One that was there at the start stays visible to the guest, without a link.
+    ///
+    /// # Errors
+    /// When the hypervisor can not.
+    async fn remove_nic(&mut self, id: &str) -> Result<(), ControlError> {
+        Err(ControlError::Refused {
+            command: format!("remove interface {id}"),
+            reason: "this hypervisor can not while the machine runs".to_owned(),
+        })
+    }
 
     /// Ends the machine at once, as by pulling the plug, but lets the hypervisor write what it holds for disks.
     /// [`VmEvent::Exited`] follows.

@@ -25,6 +25,7 @@
 
 pub mod cache;
 mod claim;
+mod compression;
 pub mod copy;
 pub mod diff;
 pub mod facts;

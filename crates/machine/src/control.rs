@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::{Capacity, Process, Transfer};
+use zmachine_network::Attachment;
 
 use crate::failure::Failure;
 use crate::state::Exit;
@@ -49,6 +50,8 @@ pub enum Request {
     Pause,
     /// Let them run again.
     Resume,
+    /// Join one more network, or leave one.
+    Reconnect(Box<Reconnect>),
     /// Make a volume that the machine writes to larger, and the file system on it.
     GrowVolume {
         /// The volume's name.
@@ -56,6 +59,15 @@ pub enum Request {
         /// Its new size in bytes.
         size_bytes: u64,
     },
+}
+
+/// A machine's networks as they are to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconnect {
+    /// Every network of the machine, one of them more or less than it is in.
+    pub attachments: Vec<Attachment>,
+    /// The same as its spec says it.
+    pub networks: Vec<String>,
 }
 
 /// What the monitor answers to everything but `attach` and `exec`.

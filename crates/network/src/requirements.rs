@@ -4,12 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use rustix::fs::{Access, access};
-use serde_json::Value;
 use zmachine_sys::tap::TUN_DEVICE;
 
 use crate::links::Links;
 use crate::name::Mac;
-use crate::nft;
+use crate::{dnsmasq, foreign, nft};
 
 /// One requirement of networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +36,12 @@ pub async fn requirements() -> Vec<Requirement> {
             no_network,
             "apt-get install nftables",
         ),
+        need(
+            "dnsmasq",
+            dnsmasq::is_installed(),
+            no_network,
+            "apt-get install dnsmasq-base",
+        ),
         need("/dev/net/tun", tun_opens(), no_network, "modprobe tun"),
         need(
             "writable /proc/sys/net",
@@ -47,15 +52,13 @@ pub async fn requirements() -> Vec<Requirement> {
     ];
     if root {
         all.push(need("bridges", bridge_works().await, no_network, "modprobe bridge"));
-        let chains = nft::run(&["-j", "list", "chains"], "").await;
-        let (read, text) = chains.unwrap_or_default();
+        let (read, _) = nft::run(&["-j", "list", "chains"], "").await.unwrap_or_default();
         let lost = "another firewall drops what machines send and get";
-        let mend =
-            "iptables -I FORWARD -i zm+ -j ACCEPT; iptables -I FORWARD -o zm+ -j ACCEPT (and the same with ip6tables)";
+        let mend = "let links zm* through it: docs/networks.md, 'Beside other firewalls'";
         all.push(need("nf_tables", read, no_network, "modprobe nf_tables"));
         all.push(need(
-            "no foreign drop policy on forwarding",
-            dropping_chain(&text).is_none(),
+            "no drop policy of another firewall in the way",
+            foreign::obstacles().await.is_empty(),
             lost,
             mend,
         ));
@@ -89,30 +92,9 @@ fn has_net_admin(status: &str) -> bool {
         .is_some_and(|caps| caps & (1 << 12) != 0)
 }
 
-/// A chain on the forward hook whose policy is to drop, in the JSON of `nft -j list chains`: `<table> <chain>`.
-fn dropping_chain(json: &str) -> Option<String> {
-    let all: Value = serde_json::from_str(json).ok()?;
-    let chains = all["nftables"].as_array()?.iter().map(|entry| &entry["chain"]);
-    let mut dropping = chains.filter(|c| c["hook"] == "forward" && c["policy"] == "drop" && c["family"] != "bridge");
-    dropping
-        .next()
-        .map(|c| format!("{} {}", c["table"], c["name"]).replace('"', ""))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_foreign_drop_policy_is_found() {
-        let chain = |policy| {
-            format!(
-                r#"{{"nftables":[{{"metainfo":{{}}}},{{"chain":{{"family":"ip","table":"filter","name":"FORWARD","hook":"forward","policy":"{policy}"}}}}]}}"#
-            )
-        };
-        assert_eq!(dropping_chain(&chain("drop")).as_deref(), Some("filter FORWARD"));
-        assert_eq!(dropping_chain(&chain("accept")), None);
-    }
 
     #[test]
     fn the_capability_is_read_from_the_effective_set() {

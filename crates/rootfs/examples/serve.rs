@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         listener: zmachine_sys::fd::take_inherited(listener.parse()?)?,
         serial: serial.clone(),
         queues: queues.parse()?,
+        credentials: zmachine_image::store::Credentials::default(),
         stores: Vec::new(),
         block_deadline: Duration::from_millis(deadline.parse()?),
         prefetch: prefetch.parse()?,

@@ -19,6 +19,7 @@ use std::{io, thread};
 use thiserror::Error;
 use zmachine_image::cache::{BlockCache, CacheError};
 use zmachine_image::fetch::{FetchOptions, Fetcher};
+use zmachine_image::store::Credentials;
 
 use crate::disk::{LazyDisk, OpenDiskError};
 use crate::prefetch::{self, Prefetch};
@@ -47,6 +48,8 @@ pub struct RootfsArgs {
     pub queues: u16,
     /// Store URLs that replace the image's own routes; none: the image's routes.
     pub stores: Vec<String>,
+    /// Credentials for stores whose URLs have none.
+    pub credentials: Credentials,
     /// The longest a guest waits for one block.
     pub block_deadline: Duration,
     /// What is fetched without being asked for.
@@ -152,6 +155,7 @@ fn open(args: &RootfsArgs) -> Result<(Arc<Device>, Access), ServeError> {
     let options = FetchOptions {
         stores: args.stores.clone(),
         deadline: args.block_deadline,
+        credentials: args.credentials.clone(),
         ..FetchOptions::default()
     };
     let fetcher = Fetcher::new(BlockCache::open(&args.blocks_dir)?, image.routes(), options);

@@ -30,6 +30,7 @@ const LEVELS: &[(&str, u8)] = &[
     // Development: nothing is above them, so nothing can import them but a test.
     ("zmachine-testkit", DEVELOPMENT),
     ("zmachine-guest-tests", DEVELOPMENT + 1),
+    ("zmachine-fuzz", DEVELOPMENT + 1),
     ("xtask", DEVELOPMENT + 1),
 ];
 
@@ -58,6 +59,9 @@ const EDGES: &[(&str, &str)] = &[
     ("zmachine", "zmachine-transfer"),
     ("zmachine-agent", "zmachine-agent-protocol"),
     ("zmachine-agent", "zmachine-transfer"),
+    ("zmachine-fuzz", "zmachine-flist"),
+    ("zmachine-fuzz", "zmachine-image"),
+    ("zmachine-fuzz", "zmachine-rootfs"),
     ("zmachine-hypervisor", "zmachine-sys"),
     ("zmachine-image", "zmachine-flist"),
     ("zmachine-image", "zmachine-sys"),

@@ -25,13 +25,23 @@ pub(crate) struct WriteArgs {
     /// Write the credentials of the URLs into the flist, for every reader to see
     #[arg(long)]
     pub(crate) keep_credentials: bool,
+    /// Leave the credentials of the URLs out of the flist, which is the default
+    #[arg(long, conflicts_with = "keep_credentials")]
+    pub(crate) strip_password: bool,
+}
+
+impl WriteArgs {
+    /// Whether readers of the flist see the credentials of its stores.
+    pub(crate) fn publishes_credentials(&self) -> bool {
+        self.keep_credentials && !self.strip_password
+    }
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum FlistCommand {
     /// Pack a directory or an archive: blocks into stores, metadata into a flist
     Pack {
-        /// The directory, or - for a tar archive on standard input
+        /// The directory or the tar archive (also .gz or .zst); - for an archive on standard input
         source: PathBuf,
         /// The flist to write; one that is there already spares the work of what did not change
         #[arg(short, long, value_name = "FILE.fl")]

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use zmachine_machine::log::Target;
-use zmachine_machine::spec::{ModeChoice, RootfsChoice, parse_network};
+use zmachine_machine::network::{self, NetworkArgument};
+use zmachine_machine::spec::{ModeChoice, RootfsChoice};
 use zmachine_machine::volume::VolumeArgument;
 use zmachine_machine::{Class, Failure, MachineSpec, RestartPolicy, bytes};
 
@@ -74,13 +75,19 @@ pub(crate) struct CreateArgs {
     /// a directory of this host: ./DIR:/PATH or /DIR:/PATH; option ro
     #[arg(short = 'v', long, value_name = "NAME|DIR:/PATH[:OPTION,...]")]
     volume: Vec<String>,
-    /// Network to join, and the address wanted in it; 'none' for none
-    #[arg(long, value_name = "NAME[:ip=ADDRESS]", default_value = "default")]
+    /// Network to join ('zmachine network ls'), with ip=ADDRESS and alias=NAME there; 'none' for none
+    #[arg(long, value_name = "NAME[:OPTION,...]", default_value = "default")]
     network: Vec<String>,
+    /// A name under which other machines find it in its networks, beside its own
+    #[arg(long, value_name = "NAME")]
+    network_alias: Vec<String>,
     /// Publish a port of the machine on this host
     #[arg(short, long, value_name = "[IP:]HOST:GUEST[/tcp|udp]")]
     publish: Vec<String>,
-    /// Name servers in place of the host's
+    /// Publish every port that the image exposes, on free ports of this host
+    #[arg(short = 'P', long)]
+    publish_all: bool,
+    /// Name servers in place of those of its networks
     #[arg(long, value_name = "IP")]
     dns: Vec<String>,
     /// Pass standard input on
@@ -178,7 +185,15 @@ impl CreateArgs {
         let volume = |text: &String| Ok(VolumeArgument::parse(text, cwd)?.to_string());
         spec.volumes = self.volume.iter().map(volume).collect::<Result<_, Failure>>()?;
         spec.networks = networks(&self.network)?;
+        let alias = |alias: &String| {
+            network::check_alias(alias).map_err(|what| {
+                Failure::new(Class::Usage, format!("--network-alias: {what}"))
+                    .hint("use letters, digits, '-', '_' and '.', at most 63 characters")
+            })
+        };
+        spec.network_aliases = self.network_alias.iter().map(alias).collect::<Result<_, _>>()?;
         spec.publish = self.publish.clone();
+        spec.publish_all = self.publish_all;
         spec.dns = self.dns.clone();
         spec.terminal = self.tty;
         spec.stdin = self.interactive;
@@ -346,8 +361,8 @@ fn networks(names: &[String]) -> Result<Vec<String>, Failure> {
             "--network none does not go with other networks",
         )),
         names => {
-            names.iter().try_for_each(|name| parse_network(name).map(drop))?;
-            Ok(names.to_vec())
+            let argument = |name: &String| Ok(NetworkArgument::parse(name)?.to_string());
+            names.iter().map(argument).collect()
         }
     }
 }

@@ -181,5 +181,23 @@ fn networks() -> Result<Vec<Check>, Failure> {
         let found = if r.met { Ok(String::new()) } else { Err(String::new()) };
         check(&format!("network: {}", r.name), false, found, r.lost, r.mend)
     };
-    Ok(requirements.into_iter().map(each).collect())
+    let mut checks: Vec<Check> = requirements.into_iter().map(each).collect();
+    if rustix::process::geteuid().is_root() {
+        let networks = zmachine_network::Networks::open(context::home()?.data())?;
+        let found = runtime.block_on(networks.findings());
+        let whole = match found {
+            Ok(found) if found.is_empty() => Ok("as their machines need them".to_owned()),
+            Ok(found) => Err(found.join("; ")),
+            Err(error) => Err(error.to_string()),
+        };
+        let mend = "start any machine of that network: zmachine restart NAME";
+        checks.push(check(
+            "networks in use",
+            false,
+            whole,
+            "machines lost a part of their network",
+            mend,
+        ));
+    }
+    Ok(checks)
 }

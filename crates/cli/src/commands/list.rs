@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zmachine_machine::bytes::Human;
 use zmachine_machine::catalog::Machine;
-use zmachine_machine::{Engine, Failure, MachineSpec, Phase, Plan, State, log};
+use zmachine_machine::shown::{redact_document, without_credentials};
+use zmachine_machine::{Class, Engine, Failure, MachineSpec, Phase, Plan, State, log};
 
 use crate::args::{Format, InspectArgs, PsArgs};
 use crate::{machine_file, output};
@@ -18,7 +19,7 @@ struct Row<'a> {
     exit_code: Option<u8>,
     restarts: u64,
     restart_at: Option<Timestamp>,
-    flist: &'a str,
+    flist: String,
     cpus: u32,
     memory_bytes: u64,
     addresses: Vec<String>,
@@ -41,7 +42,7 @@ impl Row<'_> {
                 Phase::Restarting { at, .. } => Some(*at),
                 _ => None,
             },
-            flist: &machine.spec.flist,
+            flist: without_credentials(&machine.spec.flist),
             cpus: machine.spec.cpus,
             memory_bytes: machine.spec.memory_bytes,
             addresses: machine.state.addresses.iter().map(ToString::to_string).collect(),
@@ -62,7 +63,7 @@ impl Row<'_> {
             self.name.to_owned(),
             self.kind.to_owned(),
             state,
-            self.flist.rsplit('/').next().unwrap_or(self.flist).to_owned(),
+            self.flist.rsplit('/').next().unwrap_or(&self.flist).to_owned(),
             self.cpus.to_string(),
             Human(self.memory_bytes).to_string(),
             self.addresses.first().cloned().unwrap_or_else(|| "-".to_owned()),
@@ -113,7 +114,10 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure
     for name in &args.names.names {
         let machine = engine.machine(name)?;
         if args.spec {
-            output::print(&machine_file::text(&machine.spec)?)?;
+            let mut spec = machine.spec;
+            spec.flist = without_credentials(&spec.flist);
+            spec.stores = spec.stores.iter().map(|store| without_credentials(store)).collect();
+            output::print(&machine_file::text(&spec)?)?;
             continue;
         }
         all.push(Inspection {
@@ -128,6 +132,8 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure
         });
     }
     if !args.spec {
+        let mut all = serde_json::to_value(&all).map_err(|e| Failure::from_error(Class::Failed, &e))?;
+        redact_document(&mut all);
         output::json(&all)?;
     }
     Ok(0)

@@ -11,6 +11,7 @@ mod kernel;
 mod list;
 mod machines;
 mod metrics;
+mod network;
 mod run;
 mod stats;
 mod units;
@@ -52,6 +53,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Image(command) => image::image(command),
         Command::Kernel(command) => kernel::kernel(command),
         Command::Volume(command) => volume::volume(command),
+        Command::Network(command) => network::network(command),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Monitor(role) => roles::monitor(role),
         Command::Rootfs(role) => roles::rootfs(role),

@@ -14,6 +14,8 @@ mod layers;
 mod life;
 mod lifecycle;
 mod network;
+mod networks;
+mod oci;
 mod own_kernel;
 mod recorded;
 mod root;

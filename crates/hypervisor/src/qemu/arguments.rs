@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use crate::{Accel, Boot, Disk, Nic, Platform, Share, VmSpec};
 
 use super::Qemu;
@@ -16,6 +18,9 @@ pub const AGENT_SOCKET: &str = "agent.sock";
 
 /// The device of the agent's port, as events name it.
 pub(super) const AGENT_DEVICE: &str = "agent-port";
+
+/// Slots for interfaces that come while the machine runs. Each is one more bridge that a guest finds at boot.
+pub(super) const HOTPLUG_SLOTS: [&str; 2] = ["later0", "later1"];
 
 /// The numbers of the descriptors that QEMU inherits.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +55,12 @@ pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
             format!("tap,id={},fd={fd},vhost={}", nic.id, on_off(host.vhost_net)),
         );
         args.device(nic_device(nic));
+    }
+    if !vm.nics.is_empty() {
+        // The root bus takes nothing while the machine runs.
+        for (index, slot) in HOTPLUG_SLOTS.iter().enumerate() {
+            args.device(format!("pcie-root-port,id={slot},chassis={}", index + 1));
+        }
     }
     args.0
 }
@@ -154,6 +165,18 @@ fn nic_device(nic: &Nic) -> String {
         "virtio-net-pci-non-transitional,id=dev-{0},netdev={0},mac={1},romfile={mtu}",
         nic.id, nic.mac
     )
+}
+
+/// The same for an interface that comes while the machine runs, as the control channel takes it.
+pub(super) fn later_nic(nic: &Nic, slot: &str) -> Value {
+    let mut device = json!({
+        "driver": "virtio-net-pci-non-transitional", "id": format!("dev-{}", nic.id), "netdev": nic.id, "mac": nic.mac,
+        "romfile": "", "bus": slot,
+    });
+    if let Some(mtu) = nic.mtu {
+        device["host_mtu"] = json!(mtu);
+    }
+    device
 }
 
 #[derive(Default)]

@@ -5,6 +5,7 @@
 //! ended; it is told to quit then.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -15,14 +16,17 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 
-use crate::{ControlError, ExitReason, LogLines, Vm, VmEvent};
+use crate::{ControlError, ExitReason, LogLines, Nic, Vm, VmEvent};
 
-use super::arguments::AGENT_DEVICE;
+use super::arguments::{AGENT_DEVICE, HOTPLUG_SLOTS, later_nic};
 use super::launch::Log;
 use super::qmp::{Event, Qmp};
 
 /// QEMU needs milliseconds to quit; then it is killed.
 const QUIT_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a guest may take to let a device go.
+const UNPLUG_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Signals that a process gets for its own faults, so that dying of one is a crash and not somebody's wish.
 const FAULTS: [i32; 8] = [
@@ -60,6 +64,8 @@ pub(super) struct QemuVm {
     agent_socket: PathBuf,
     log: Log,
     end: End,
+    /// The interface in each slot of [`HOTPLUG_SLOTS`].
+    slots: [Option<String>; HOTPLUG_SLOTS.len()],
 }
 
 impl QemuVm {
@@ -83,6 +89,7 @@ impl QemuVm {
             agent_socket,
             log,
             end: End::None,
+            slots: Default::default(),
         }
     }
 
@@ -216,6 +223,46 @@ impl Vm for QemuVm {
     async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), ControlError> {
         let arguments = json!({ "node-name": id, "size": bytes });
         self.order("block_resize", arguments).await.map(drop)
+    }
+
+    async fn add_nic(&mut self, nic: &Nic, tap: OwnedFd) -> Result<(), ControlError> {
+        let Some(slot) = self.slots.iter().position(Option::is_none) else {
+            return Err(ControlError::Refused {
+                command: "device_add".to_owned(),
+                reason: format!(
+                    "the {} slots for interfaces that come later are taken",
+                    HOTPLUG_SLOTS.len()
+                ),
+            });
+        };
+        if self.deaf || !matches!(self.end, End::None) {
+            return Err(ControlError::Gone);
+        }
+        self.qmp.pass_descriptor(&nic.id, tap).await?;
+        let backend = json!({"type": "tap", "id": nic.id, "fd": nic.id, "vhost": false});
+        self.order("netdev_add", backend).await?;
+        if let Err(error) = self.order("device_add", later_nic(nic, HOTPLUG_SLOTS[slot])).await {
+            let _ = self.order("netdev_del", json!({ "id": nic.id })).await;
+            return Err(error);
+        }
+        self.slots[slot] = Some(nic.id.clone());
+        Ok(())
+    }
+
+    async fn remove_nic(&mut self, id: &str) -> Result<(), ControlError> {
+        let slot = self.slots.iter().position(|slot| slot.as_deref() == Some(id));
+        if let Some(slot) = slot {
+            let device = format!("dev-{id}");
+            self.order("device_del", json!({ "id": device })).await?;
+            let is_gone = |event: &Event| {
+                event.name == "DEVICE_DELETED" && event.data.get("device").and_then(Value::as_str) == Some(&device)
+            };
+            // The guest has to let it go. One that does not keeps it, without a link, and the slot.
+            if self.qmp.await_event(is_gone, UNPLUG_PATIENCE).await? {
+                self.slots[slot] = None;
+            }
+        }
+        self.order("netdev_del", json!({ "id": id })).await.map(drop)
     }
 
     async fn quit(&mut self) -> Result<(), ControlError> {

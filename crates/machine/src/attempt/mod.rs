@@ -24,6 +24,7 @@ pub use self::console::ConsoleTail;
 pub(crate) use self::explain::hint_for;
 pub use self::explain::{Explanation, explain};
 use crate::failure::Failure;
+use crate::shown::{redact_document, without_credentials};
 use crate::state::Exit;
 
 /// Version of a record.
@@ -122,13 +123,14 @@ pub enum Outcome {
 
 impl Attempt {
     /// The record of an attempt that begins now.
-    pub fn begin(machine: &crate::catalog::Machine, number: u64, plan: serde_json::Value) -> Attempt {
+    pub fn begin(machine: &crate::catalog::Machine, number: u64, mut plan: serde_json::Value) -> Attempt {
+        redact_document(&mut plan);
         Attempt {
             version: ATTEMPT_VERSION,
             number,
             id: machine.id.clone(),
             name: machine.spec.name.clone(),
-            flist: machine.spec.flist.clone(),
+            flist: without_credentials(&machine.spec.flist),
             started_at: Timestamp::now(),
             ready_at: None,
             ended_at: None,

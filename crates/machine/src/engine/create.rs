@@ -1,6 +1,6 @@
 //! Creating machines: from a spec to a folder with a plan.
 
-use std::net::IpAddr;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -11,7 +11,8 @@ use zmachine_image::{
 };
 use zmachine_kernel::{FsDriver, KernelLibrary};
 use zmachine_network::{
-    Attachment, AttachmentRequest, DEFAULT_NETWORK, HostDns, NetworkError, Networks, Publish, host_nameservers,
+    Attachment, AttachmentRequest, DEFAULT_NETWORK, HostDns, Membership, Network, NetworkError, Networks, Publish,
+    host_nameservers, is_host_name,
 };
 use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
@@ -22,6 +23,7 @@ use super::vm::host_disk;
 use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
+use crate::network::NetworkArgument;
 use crate::plan::container::is_for_containers;
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
 use crate::spec::{self, MachineSpec, ModeChoice, RootfsChoice};
@@ -62,6 +64,15 @@ impl Makes {
             Makes::Container { image, kernel } => Content::Container { image, kernel, volumes },
             Makes::Tree(facts) => Content::Tree(facts),
             Makes::Vm(facts) => Content::Vm(facts),
+        }
+    }
+
+    /// Ports that a container's image exposes; a VM's publishes what it likes.
+    fn exposed_ports(&self) -> &[String] {
+        match self {
+            Makes::Container { image, .. } => &image.exposed_ports,
+            Makes::Tree(facts) => &facts.image.exposed_ports,
+            Makes::Vm(_) => &[],
         }
     }
 }
@@ -117,7 +128,7 @@ impl Engine {
     ) -> Result<T, Failure> {
         spec::check_name(&spec.name)?;
         catalog::require_free(&self.home, &spec.name)?;
-        let publish = parse_publish(&spec.publish)?;
+        let mut publish = parse_publish(&spec.publish)?;
         Plan::check_request(spec, &HostFacts::gather())?;
         check_stores(&spec.stores)?;
         let id = catalog::new_id();
@@ -126,6 +137,9 @@ impl Engine {
         // Until the machine is there, nothing says that its image is needed.
         let _images = hold_images(self.home.data())?;
         let facts = self.facts(spec, options, &wanted, !shares.is_empty())?;
+        if spec.publish_all {
+            publish.extend(publish_exposed(facts.makes.exposed_ports(), &publish)?);
+        }
         let networks = self.networks()?;
         // From here on addresses are taken: nobody may sweep them away before the machine's folder is there.
         let _catalog = catalog::lock(&self.home)?;
@@ -245,43 +259,121 @@ impl Engine {
         networks: &Networks,
     ) -> Result<Vec<Attachment>, Failure> {
         networks.check_publish(id, publish)?;
-        let dns_servers: &[IpAddr] = &dns.nameservers;
-        let mut attachments = Vec::new();
-        for (index, text) in spec.networks.iter().enumerate() {
-            let (name, want) = spec::parse_network(text)?;
+        let wanted: Vec<NetworkArgument> = spec
+            .networks
+            .iter()
+            .map(|text| NetworkArgument::parse(text))
+            .collect::<Result<_, _>>()?;
+        let mut found: Vec<Network> = Vec::new();
+        for argument in &wanted {
             // The interfaces of a machine are told apart by their networks: a second one would take the first one's place.
-            let is_first = attachments.iter().all(|other: &Attachment| other.network != name);
-            if !is_first {
-                return Err(
-                    Failure::new(Class::Usage, format!("the network '{name}' is named twice"))
-                        .hint("a machine has one interface in a network; leave out the second --network"),
-                );
+            if found.iter().any(|other| other.name() == argument.name) {
+                let message = format!("the network '{}' is named twice", argument.name);
+                return Err(Failure::new(Class::Usage, message)
+                    .hint("a machine has one interface in a network; leave out the second --network"));
             }
-            let attachment = self.block_on(async {
-                let network = match name {
-                    DEFAULT_NETWORK => networks.default_network().await?,
-                    name => networks.get(name)?,
-                };
-                let ipv4 = networks.lease(&network, id, want).await?;
-                let request = AttachmentRequest {
+            found.push(self.block_on(async {
+                match argument.name.as_str() {
+                    DEFAULT_NETWORK => networks.default_network().await,
+                    name => networks.get(name),
+                }
+            })??);
+        }
+        // Nothing goes out of an internal network, nor in.
+        let outward = found.iter().position(|network| !network.is_internal());
+        if outward.is_none() && !publish.is_empty() {
+            let message = format!("-p {}: every network of the machine is internal", publish[0]);
+            return Err(Failure::new(Class::Usage, message).hint("add a --network that is not, or leave out -p"));
+        }
+        let mut attachments = Vec::new();
+        for (index, (argument, network)) in wanted.iter().zip(&found).enumerate() {
+            let is_default = outward == Some(index);
+            let addresses = zmachine_network::Wanted {
+                ipv4: argument.ipv4,
+                ipv6: argument.ipv6,
+            };
+            let lease = self.block_on(networks.lease(network, id, addresses))??;
+            attachments.push(Attachment::plan(
+                network,
+                AttachmentRequest {
                     machine: id,
-                    ipv4,
+                    lease,
                     index: index as u8,
-                    publish: if index == 0 { publish } else { &[] },
-                    nameservers: dns_servers,
+                    is_default,
+                    publish: if is_default { publish } else { &[] },
+                    membership: &membership(spec, argument, &found, outward.is_some_and(|nth| nth != index)),
+                    nameservers: &[],
                     search: &dns.search,
-                };
-                Attachment::plan(&network, request)
-            })??;
-            attachments.push(attachment);
+                },
+            )?);
         }
         Ok(attachments)
+    }
+}
+
+/// What a network is told of a machine.
+pub(super) fn membership(
+    spec: &MachineSpec,
+    argument: &NetworkArgument,
+    all: &[Network],
+    secondary: bool,
+) -> Membership {
+    let own = spec.name.to_ascii_lowercase();
+    // A name such as `a..b` is one of a machine, but none that can be looked up.
+    let mut names: Vec<String> = Some(own).filter(|name| is_host_name(name)).into_iter().collect();
+    for alias in spec.network_aliases.iter().chain(&argument.aliases) {
+        if !names.contains(alias) {
+            names.push(alias.clone());
+        }
+    }
+    let others = all.iter().filter(|network| network.name() != argument.name);
+    Membership {
+        names,
+        also_in: others.map(|network| network.name().to_owned()).collect(),
+        secondary,
     }
 }
 
 fn parse_publish(texts: &[String]) -> Result<Vec<Publish>, Failure> {
     let parse = |text: &String| Publish::parse(text).map_err(|e| Failure::from(NetworkError::from(e)));
     texts.iter().map(parse).collect()
+}
+
+/// A free port of this host for each exposed port (`80/tcp`, `8000-8002`) that is not published yet. They are kept free of
+/// each other, not of other programs; one that is taken until the start is told then.
+fn publish_exposed(exposed: &[String], published: &[Publish]) -> Result<Vec<Publish>, Failure> {
+    let (mut new, mut tcp, mut udp) = (Vec::new(), Vec::new(), Vec::new());
+    for text in exposed {
+        let broken = || Failure::new(Class::Usage, format!("the image exposes '{text}', which is no port"));
+        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let number = |text: &str| text.parse::<u16>().map_err(|_| broken());
+        for guest in number(first)?..=number(last)? {
+            let free = match protocol {
+                "tcp" => {
+                    let socket = TcpListener::bind(("0.0.0.0", 0))?;
+                    let free = socket.local_addr()?.port();
+                    tcp.push(socket);
+                    free
+                }
+                "udp" => {
+                    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+                    let free = socket.local_addr()?.port();
+                    udp.push(socket);
+                    free
+                }
+                _ => return Err(broken()),
+            };
+            let wanted = parse_publish(&[format!("{free}:{guest}/{protocol}")])?;
+            let is_published = |one: &Publish| {
+                published
+                    .iter()
+                    .any(|other| other.guest == one.guest && other.protocol == one.protocol)
+            };
+            new.extend(wanted.into_iter().filter(|one| !is_published(one)));
+        }
+    }
+    Ok(new)
 }
 
 /// That each is the URL of a store. Whether it answers shows when a block is asked for.

@@ -199,7 +199,7 @@ impl Engine {
         Ok(frame.parse().ok())
     }
 
-    fn ask(&self, machine: &Machine, request: &Request) -> Result<(), Failure> {
+    pub(super) fn ask(&self, machine: &Machine, request: &Request) -> Result<(), Failure> {
         let (_input, mut output) = self.stream(machine, request)?;
         let Some(frame) = output.next_frame()? else {
             return Err(not_running(machine));

@@ -8,15 +8,16 @@ use zmachine_hypervisor::VmEvent;
 use zmachine_sys::process::ProcessId;
 
 use super::launch::Running;
+use super::networks::Parts;
 use super::restart::Asked;
 use super::run::{AbortOnDrop, Monitor, Outcome, at};
 use super::server::{self, Attachable, Shared};
 use super::{Event, console, entry, rootfs_child};
-use crate::control::{Reply, Report, Request};
+use crate::control::{Reconnect, Reply, Report, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
-use crate::plan::ContainerPlan;
 use crate::plan::container::{VolumeUse, volume_disk};
+use crate::plan::{ContainerPlan, Plan};
 use crate::state::{Exit, Phase};
 use crate::volume::Volumes;
 
@@ -178,6 +179,7 @@ impl Monitor<ContainerPlan> {
                 .await
                 .map_err(|e| Failure::from_error(Class::Failed, &e)),
             Request::GrowVolume { name, size_bytes } => self.grow_volume(running, &name, size_bytes).await,
+            Request::Reconnect(wanted) => self.change_networks(running, &wanted).await,
             Request::Attach { .. }
             | Request::Console { .. }
             | Request::Exec(_)
@@ -186,6 +188,26 @@ impl Monitor<ContainerPlan> {
         };
         let _ = answer.send(result.map_or_else(Reply::Failed, |()| Reply::Done));
         None
+    }
+
+    /// Joins or leaves a network.
+    async fn change_networks(&mut self, running: &mut Running, wanted: &Reconnect) -> Result<(), Failure> {
+        if self.plan.attachments.is_empty() {
+            // What drives interfaces is loaded at the start, when there is one.
+            let message = "the machine runs without any network, so its guest has no driver for one";
+            return Err(Failure::new(Class::Conflict, message).hint("stop it, and do it then"));
+        }
+        let present = self.plan.attachments.clone();
+        let parts = Parts {
+            vm: &mut *running.vm,
+            session: Some(&running.session),
+            hold: &mut running.networks,
+        };
+        self.reconnect(parts, &present, wanted).await?;
+        self.plan
+            .set_attachments(&self.machine.spec, wanted.attachments.clone());
+        let plan = Plan::Container(Box::new(self.plan.clone()));
+        self.write_networks(wanted, &plan)
     }
 
     /// Makes a volume larger: its file, the disk that the guest sees, the file system on it.

@@ -16,8 +16,9 @@ use tokio::task::JoinHandle;
 use zmachine_hypervisor::qemu::{self, Qemu};
 use zmachine_hypervisor::{Driver, LaunchError, LogLines, Resources, RunDir, Vm};
 
+use super::networks::{Attached, NetworkHold};
 use super::rootfs_child::RootfsServer;
-use super::run::{AbortOnDrop, Attached, Monitor, at};
+use super::run::{AbortOnDrop, Monitor, at};
 use super::session::Session;
 use super::share::Shares;
 use super::{SharedLog, console, rootfs_child};
@@ -38,7 +39,7 @@ struct Connected {
     rootfs: Option<RootfsServer>,
     shares: Shares,
     taps: HashMap<String, OwnedFd>,
-    ports: Vec<OwnedFd>,
+    hold: NetworkHold,
 }
 
 /// The hypervisor runs the guest; dropping it ends both children.
@@ -49,8 +50,7 @@ pub(super) struct Running {
     pub(super) rootfs: Option<RootfsServer>,
     pub(super) shares: Shares,
     console: Option<JoinHandle<()>>,
-    /// Hold the published host ports, so that nobody else takes one.
-    _ports: Vec<OwnedFd>,
+    pub(super) networks: NetworkHold,
     _hypervisor_log: Option<AbortOnDrop>,
 }
 
@@ -101,13 +101,13 @@ impl Monitor<ContainerPlan> {
 
     async fn attach_networks(&mut self, backed: Backed) -> Result<Connected, Failure> {
         let attachments = self.plan.attachments.clone();
-        let Attached { taps, ports } = self.attach(&attachments).await?;
+        let Attached { taps, hold } = self.attach(&attachments).await?;
         let Backed { rootfs, shares } = backed;
         Ok(Connected {
             rootfs,
             shares,
             taps,
-            ports,
+            hold,
         })
     }
 
@@ -182,7 +182,7 @@ impl Monitor<ContainerPlan> {
             rootfs: connected.rootfs,
             shares: connected.shares,
             console,
-            _ports: connected.ports,
+            networks: connected.hold,
             _hypervisor_log: messages.map(AbortOnDrop),
         })
     }

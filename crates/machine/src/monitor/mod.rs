@@ -18,6 +18,7 @@ mod container;
 mod entry;
 mod forwarding;
 mod launch;
+mod networks;
 mod restart;
 mod rootfs_child;
 mod rootfs_watch;
@@ -36,6 +37,7 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 use zmachine_agent_protocol::ExitStatus;
 
+pub(crate) use self::networks::{addresses, write_networks};
 use self::session::SessionError;
 pub(crate) use self::vm::open_source;
 use crate::attempt::ConsoleTail;

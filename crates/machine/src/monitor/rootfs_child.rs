@@ -3,7 +3,7 @@
 //! The listening socket belongs to the monitor and is inherited, so a server that dies is started again on the same
 //! socket, and the hypervisor reconnects to it: the guest sees a pause, no error.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::os::unix::process::CommandExt;
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
+use zmachine_image::store::CREDENTIALS_FILE;
 use zmachine_rootfs::Prefetch;
 use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
 
@@ -144,13 +145,19 @@ fn spawn(listener: &UnixListener, settings: &Settings) -> io::Result<(Child, Lin
     }
     command.arg("--listener-fd").arg(listener.as_raw_fd().to_string());
     command.arg("--events-fd").arg(theirs.as_raw_fd().to_string());
-    for store in &settings.stores {
-        command.arg("--store").arg(store);
-    }
     command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(theirs.try_clone()?);
+        .arg("--credentials")
+        .arg(settings.blocks.with_file_name(CREDENTIALS_FILE));
+    // Stores may have credentials in them, and everybody on the host sees arguments. A pipe holds 64 KiB before its reader
+    // comes.
+    let (stdin, mut told) = io::pipe()?;
+    let stores = serde_json::to_vec(&settings.stores)?;
+    if stores.len() > 32 << 10 {
+        return Err(io::Error::other("the URLs of its stores are too long"));
+    }
+    told.write_all(&stores)?;
+    drop(told);
+    command.stdin(stdin).stdout(Stdio::null()).stderr(theirs.try_clone()?);
     prepare_child(
         &mut command,
         ChildSetup {

@@ -1,15 +1,12 @@
 //! The monitor's life: from the lock to the last line of its state.
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use zmachine_hypervisor::ExitReason;
-use zmachine_network::{Attachment, Made, Networks};
+use zmachine_network::Networks;
 use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
@@ -64,7 +61,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     let mut report = ReportPipe::new(args.report);
     let kill = Killpoints::new(args.abort_at);
     let claimed = claim(&args.home, &args.id).await;
-    let (lock, machine, plan, journal, networks) = match claimed {
+    let (lock, machine, mut plan, journal, networks) = match claimed {
         Ok(claimed) => claimed,
         Err(failure) => {
             report.send(&Report::Failed(failure.clone()));
@@ -115,6 +112,10 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
                 monitor.machine.state.restarts += 1;
                 monitor.wait_for_owner = false;
                 monitor.watch = RootfsWatch::new();
+                // It may be in other networks by now.
+                if let Ok(changed) = monitor.machine.plan() {
+                    plan = changed;
+                }
             }
             _ => return monitor.finish(lock, phase, &settled).await,
         }
@@ -211,27 +212,6 @@ impl<P> Monitor<P> {
                 Err(("running".to_owned(), failure))
             }
         }
-    }
-
-    /// Makes every resource of the machine's networks, each claimed before.
-    pub(super) async fn attach(&mut self, attachments: &[Attachment]) -> Result<Attached, Failure> {
-        let mut attached = Attached::default();
-        for attachment in attachments {
-            for resource in attachment.resources() {
-                // The address belongs to the machine until it is removed, so no run may give it back.
-                if !resource.outlives_stop() {
-                    self.journal.claim(Resource::Network(resource.clone()))?;
-                }
-                self.kill.pass("start: network resource claimed");
-                match resource.make(&self.networks).await? {
-                    Made::Nothing => {}
-                    Made::Tap(tap) => drop(attached.taps.insert(attachment.interface.clone(), tap)),
-                    Made::Ports(held) => attached.ports.extend(held),
-                }
-                self.kill.pass("start: network resource made");
-            }
-        }
-        Ok(attached)
     }
 
     /// Claims the hypervisor's process, so that another command can end it should this monitor die.
@@ -392,15 +372,6 @@ impl<P> Monitor<P> {
         Volumes::new(&self.home).remove_anonymous(&self.machine.id)?;
         catalog::remove(&self.home, &self.machine, &self.kill)
     }
-}
-
-/// What a machine holds of its networks while it runs.
-#[derive(Debug, Default)]
-pub(super) struct Attached {
-    /// The open tap of each interface.
-    pub(super) taps: HashMap<String, OwnedFd>,
-    /// The published host ports, held so that nobody else takes one.
-    pub(super) ports: Vec<OwnedFd>,
 }
 
 type Claimed = (FileLock, Machine, Plan, Journal, Networks);

@@ -1,6 +1,7 @@
 //! The plan of a container: a root disk from the image's blocks with a writable one above, what the guest's agent is told,
 //! and the entrypoint it starts.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,12 @@ pub struct ContainerPlan {
     /// How much of its image is fetched before it is read.
     #[serde(default, skip_serializing_if = "Prefetch::is_default")]
     pub prefetch: Prefetch,
+    /// Labels: the image's, and over them the user's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Ports that the image exposes, as `80/tcp`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposed_ports: Vec<String>,
     /// Linux number of the stop signal.
     pub stop_signal: i32,
     /// Milliseconds between it and SIGKILL.
@@ -164,6 +171,8 @@ impl ContainerPlan {
             shares,
             stores: spec.stores.clone(),
             prefetch: spec.prefetch,
+            labels: image.labels.clone().into_iter().chain(spec.labels.clone()).collect(),
+            exposed_ports: image.exposed_ports.clone(),
             stop_signal,
             stop_grace_ms: grace_ms(spec, spec::DEFAULT_STOP_TIMEOUT_S),
             start_timeout_s: start_timeout_s(inputs.accel),

@@ -11,8 +11,6 @@ mod follow;
 mod install;
 mod prepare;
 
-use std::os::fd::OwnedFd;
-
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use zmachine_hypervisor::qemu::Qemu;
@@ -21,7 +19,8 @@ use zmachine_hypervisor::{Driver, Resources, RunDir, Vm};
 pub(crate) use self::install::open_source;
 use super::console;
 use super::launch::{not_launched, note_lines};
-use super::run::{AbortOnDrop, Attached, Monitor, Outcome, at};
+use super::networks::{Attached, NetworkHold};
+use super::run::{AbortOnDrop, Monitor, Outcome, at};
 use super::server::{self, Attachable, Shared};
 use super::session::Session;
 use super::share::Shares;
@@ -34,8 +33,7 @@ struct Booted {
     vm: Box<dyn Vm>,
     console: JoinHandle<()>,
     shares: Shares,
-    /// Hold the published host ports, so that nobody else takes one.
-    _ports: Vec<OwnedFd>,
+    networks: NetworkHold,
     _hypervisor_log: Option<AbortOnDrop>,
 }
 
@@ -93,7 +91,7 @@ impl Monitor<VmPlan> {
         waiting: console::Waiting,
     ) -> Result<Booted, Failure> {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
-        let Attached { taps, ports } = attached;
+        let Attached { taps, hold } = attached;
         self.kill.pass("start: before the hypervisor");
         let driver = Qemu::unasked(None);
         let launched = driver.launch(&self.plan.vm, Resources { taps }, &run).await;
@@ -122,7 +120,7 @@ impl Monitor<VmPlan> {
             vm,
             console,
             shares,
-            _ports: ports,
+            networks: hold,
             _hypervisor_log: messages.map(AbortOnDrop),
         })
     }
