@@ -53,6 +53,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         secrets,
         jail,
         rootfs,
+        prefetch,
         restart,
         log_limits,
         log_to,
@@ -120,6 +121,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     file.flag("reinstall", *reinstall);
     file.flag("legacy-cmdline", *legacy_cmdline);
     file.text("rootfs", rootfs_text(*rootfs));
+    file.text("prefetch", (!prefetch.is_default()).then_some(prefetch.name()));
     file.text(
         "restart",
         Some(restart)

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::KernelError;
+use crate::modules::NESTED;
 
 /// The version this code writes.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -112,6 +113,8 @@ pub enum FsDriver {
     Virtiofs,
     /// No file system: the virtual socket to the host, over which the agent is reached where there is no virtio-serial.
     Vsock,
+    /// No file system: what programs need that run containers inside of the machine.
+    Nested,
 }
 
 impl FsDriver {
@@ -122,20 +125,21 @@ impl FsDriver {
             .find(|driver| driver.name() == fstype)
     }
 
-    /// As `mount -t` names the file system; `vsock` for that.
+    /// As `mount -t` names the file system; `vsock` and `nested` for those. The end of the name of its list in the initramfs.
     pub fn name(self) -> &'static str {
         match self {
             FsDriver::Btrfs => "btrfs",
             FsDriver::Xfs => "xfs",
             FsDriver::Virtiofs => "virtiofs",
             FsDriver::Vsock => "vsock",
+            FsDriver::Nested => "nested",
         }
     }
 
     /// The modules, the last one being the driver itself. The first ones of btrfs are asked for by name when it is loaded,
     /// which finds nothing in a guest without modprobe.
-    fn modules(self) -> &'static [&'static str] {
-        match self {
+    fn modules(self) -> Vec<String> {
+        let files: &[&str] = match self {
             FsDriver::Btrfs => &[
                 "blake2b_generic.ko",
                 "sha256_generic.ko",
@@ -145,14 +149,17 @@ impl FsDriver {
             FsDriver::Xfs => &["xfs.ko"],
             FsDriver::Virtiofs => &["virtiofs.ko"],
             FsDriver::Vsock => &["vmw_vsock_virtio_transport.ko"],
-        }
+            FsDriver::Nested => return NESTED.iter().map(|name| format!("{name}.ko")).collect(),
+        };
+        files.iter().map(|file| (*file).to_owned()).collect()
     }
 }
 
 impl Description {
     /// The files that `driver` needs beyond the boot's, in loading order; empty when the kernel has it built in.
     pub fn driver_modules(&self, driver: FsDriver) -> Vec<&str> {
-        let mut wanted: BTreeSet<&str> = driver.modules().iter().copied().collect();
+        let of_driver = driver.modules();
+        let mut wanted: BTreeSet<&str> = of_driver.iter().map(String::as_str).collect();
         // Backwards: whoever needs a module comes after it.
         for module in self.modules.iter().rev() {
             if wanted.contains(module.file.as_str()) {

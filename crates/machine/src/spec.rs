@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use zmachine_hypervisor::choice::Requested;
+use zmachine_rootfs::Prefetch;
 
 use crate::failure::{Class, Failure};
 use crate::log::Limits;
@@ -107,6 +108,9 @@ pub struct MachineSpec {
     /// What its root is made of.
     #[serde(default, skip_serializing_if = "RootfsChoice::is_auto")]
     pub rootfs: RootfsChoice,
+    /// How much of its image is fetched before it is read.
+    #[serde(default, skip_serializing_if = "Prefetch::is_default")]
+    pub prefetch: Prefetch,
     /// Names under which other machines find it in all its networks, beside its own; in lower case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub network_aliases: Vec<String>,
@@ -220,6 +224,7 @@ impl MachineSpec {
             reinstall: false,
             legacy_cmdline: false,
             rootfs: RootfsChoice::Auto,
+            prefetch: Prefetch::default(),
             network_aliases: Vec::new(),
             restart: RestartPolicy::No,
             log_limits: Limits::default(),

@@ -135,6 +135,11 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
     {
         modules::load_all(order)?;
     }
+    if let Err(error) = modules::load_all(Path::new(modules::NESTED_ORDER)) {
+        outcome
+            .warnings
+            .push(format!("not all that containers inside may need is there: {error}"));
+    }
     root::assemble(&config.root, config.read_ahead_kib, &mut outcome.writable)?;
     phases.end("root");
     root::switch()?;

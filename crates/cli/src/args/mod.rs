@@ -540,6 +540,10 @@ pub(crate) struct RootfsRole {
     /// The file with the credentials of stores
     #[arg(long)]
     pub(crate) credentials: PathBuf,
+    #[arg(long, default_value = "none", value_parser = ["none", "hints", "all"])]
+    pub(crate) prefetch: String,
+    #[arg(long)]
+    pub(crate) record: bool,
 }
 
 #[derive(Debug, Args)]

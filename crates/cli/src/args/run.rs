@@ -149,6 +149,10 @@ pub(crate) struct CreateArgs {
     /// What a container's image comes by: a disk whose blocks are fetched when read, or an unpacked tree over virtio-fs
     #[arg(long, value_name = "auto|block|virtiofs", default_value = "auto", value_parser = ["auto", "block", "virtiofs"])]
     rootfs: String,
+    /// What of a container's image is fetched before it is read: nothing, what earlier starts of it read, or, when it waits
+    /// for nothing, everything
+    #[arg(long, value_name = "none|hints|all", default_value = "hints", value_parser = ["none", "hints", "all"])]
+    prefetch: String,
     /// Tell a container's own kernel of network and environment on its command line, as Zero-OS did
     #[arg(long)]
     legacy_cmdline: bool,
@@ -235,6 +239,8 @@ impl CreateArgs {
             "virtiofs" => RootfsChoice::Virtiofs,
             _ => RootfsChoice::Auto,
         };
+        // The parser lets nothing else through.
+        spec.prefetch = self.prefetch.parse().unwrap_or_default();
         spec.legacy_cmdline = self.legacy_cmdline;
         let secret = |text: &String| zmachine_machine::secret::parse(text, cwd);
         spec.secrets = self.secret.iter().map(secret).collect::<Result<_, Failure>>()?;

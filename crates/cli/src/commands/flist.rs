@@ -30,8 +30,9 @@ pub(crate) fn flist(command: FlistCommand) -> Result<u8, Failure> {
             output,
             to,
             base,
+            hints,
             threads,
-        } => write::pack_source(&source, &output, &to, base.as_deref(), threads),
+        } => write::pack_source(&source, &output, &to, base.as_deref(), hints.as_deref(), threads),
         FlistCommand::Import {
             image,
             output,

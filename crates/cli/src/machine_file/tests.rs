@@ -52,6 +52,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("rootfs", "\"virtiofs\"", true),
     ("secret", "[\"db=/etc/pw\"]", true),
     ("jail", "\"off\"", true),
+    ("prefetch", "\"all\"", true),
 ];
 
 /// A folder with `machine.toml` of `content` and what the samples refer to.

@@ -28,7 +28,7 @@ use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
 use crate::network::NetworkArgument;
-use crate::plan::container::channel_driver;
+use crate::plan::container::{channel_driver, is_for_containers};
 use crate::plan::vm::VmStart;
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
 use crate::spec::{self, MachineSpec, ModeChoice, RootfsChoice};
@@ -263,6 +263,8 @@ impl Engine {
         let is_tree = spec.rootfs == RootfsChoice::Virtiofs;
         drivers.extend((uses_shares || is_tree).then_some(FsDriver::Virtiofs));
         drivers.extend(channel_driver(hypervisor));
+        let has_nested = wanted.iter().any(|volume| is_for_containers(&volume.target));
+        drivers.extend(has_nested.then_some(FsDriver::Nested));
         let image = match is_tree {
             true => ImageFacts {
                 tree: Some(unpacked(&library, &image, &spec.flist, options.progress)?),

@@ -22,7 +22,7 @@ use super::rootfs_child::RootfsServer;
 use super::run::{AbortOnDrop, Monitor, at};
 use super::session::Session;
 use super::share::Shares;
-use super::{SharedLog, console};
+use super::{SharedLog, console, rootfs_child};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
 use crate::plan::ContainerPlan;
@@ -129,10 +129,17 @@ impl Monitor<ContainerPlan> {
     fn start_rootfs(&mut self) -> Result<Backed, Failure> {
         let socket = self.home.run_dir(&self.machine.id).join("rootfs.sock");
         let image = self.home.data().join("images").join(&self.plan.image);
-        let blocks = self.home.data().join("blocks");
         let mut rootfs = None;
-        if self.plan.has_image_disk() {
-            let server = RootfsServer::start(&socket, image, blocks, self.plan.stores.clone(), self.cell.as_ref())?;
+        if let Some(queues) = self.plan.image_queues() {
+            let settings = rootfs_child::Settings {
+                record: self.watch.record_first_reads(&image),
+                image,
+                blocks: self.home.data().join("blocks"),
+                stores: self.plan.stores.clone(),
+                queues,
+                prefetch: self.plan.prefetch,
+            };
+            let server = RootfsServer::start(&socket, settings, self.cell.as_ref())?;
             self.kill.pass("start: rootfs server started");
             self.claim_rootfs(server.id())?;
             rootfs = Some(server);
