@@ -18,10 +18,10 @@ AGENT_FLAGS := -C target-feature=+crt-static -C strip=symbols
 AGENT_ARGS := --release --package zmachine-agent --target $(AGENT_TARGET)
 HOST_ARGS := --release --workspace --exclude zmachine-agent
 
-.PHONY: help setup build agent agent-package host demo test test-debian test-kernel test-tools fuzz check install uninstall bench bench-flist clean
+.PHONY: help setup build agent agent-package host demo test test-debian test-kernel test-tools fuzz check install uninstall bench bench-flist bench-rootfs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing on this host (Debian packages), and say what
 	@scripts/setup
@@ -48,7 +48,8 @@ test: build test-kernel test-tools ## every test, the ones with guests included
 	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) test $(AGENT_ARGS)
 	@$(MAKE) --no-print-directory agent # its tests were linked with their own features; the guests get the real one
 	$(CARGO) test $(HOST_ARGS) --no-fail-fast
-	fuzz/run 3
+	@# The same inputs for the same sources: what is new is for `make fuzz` to find.
+	FUZZ_SEED=1 fuzz/run 3
 
 fuzz: setup ## let every fuzz target run for SECONDS (60 by default), and keep what is new in the corpus
 	fuzz/run --keep $(or $(SECONDS),60)
@@ -91,6 +92,10 @@ bench: build ## measure: start-up, packing, reading
 bench-flist: build ## measure packing and unpacking beside tar, zstd and mkfs.erofs
 	@mkdir -p .demo
 	@benches/flist.py $(RELEASE)/zmachine
+
+bench-rootfs: build ## measure the block root beside ext4, virtio-fs and FUSE + overlay + virtio-fs (root; an hour emulated)
+	@mkdir -p .demo
+	@python3 benches/rootfs $(RELEASE)/zmachine $(ROOTFS_ARGS)
 
 clean: ## remove what was built and what the demo made
 	$(CARGO) clean
