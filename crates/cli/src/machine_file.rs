@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use toml::Value;
+use zmachine_hypervisor::choice::Requested;
 use zmachine_machine::log::Limits;
 use zmachine_machine::spec::{ModeChoice, RootfsChoice};
 use zmachine_machine::{Class, Failure, MachineSpec};
@@ -36,6 +37,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         read_only,
         kernel,
         accel,
+        hypervisor,
         stop_signal,
         stop_timeout_s,
         stores,
@@ -83,6 +85,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
     file.flag("read-only", *read_only);
     file.text("kernel", kernel.as_ref());
     file.text("accel", Some(accel).filter(|accel| **accel != default.accel));
+    file.text("hypervisor", hypervisor_text(*hypervisor));
     file.text("stop-signal", stop_signal.as_ref());
     file.number("stop-timeout", *stop_timeout_s);
     file.list("store", stores);
@@ -167,6 +170,14 @@ fn mode_text(mode: ModeChoice) -> Option<&'static str> {
         ModeChoice::Auto => None,
         ModeChoice::Container => Some("container"),
         ModeChoice::Vm => Some("vm"),
+    }
+}
+
+fn hypervisor_text(requested: Requested) -> Option<&'static str> {
+    match requested {
+        Requested::Auto => None,
+        Requested::Qemu => Some("qemu"),
+        Requested::CloudHypervisor => Some("cloud-hypervisor"),
     }
 }
 

@@ -100,7 +100,8 @@ impl Description {
     }
 }
 
-/// A file system whose driver a kernel has as a module, which only machines that mount one carry into their boot.
+/// A driver that a kernel has as a module, and only some machines carry into their boot: those that mount such a file system,
+/// or whose hypervisor has such a channel to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FsDriver {
     /// btrfs.
@@ -109,6 +110,8 @@ pub enum FsDriver {
     Xfs,
     /// Directories of the host.
     Virtiofs,
+    /// No file system: the virtual socket to the host, over which the agent is reached where there is no virtio-serial.
+    Vsock,
 }
 
 impl FsDriver {
@@ -119,12 +122,13 @@ impl FsDriver {
             .find(|driver| driver.name() == fstype)
     }
 
-    /// As `mount -t` names the file system.
+    /// As `mount -t` names the file system; `vsock` for that.
     pub fn name(self) -> &'static str {
         match self {
             FsDriver::Btrfs => "btrfs",
             FsDriver::Xfs => "xfs",
             FsDriver::Virtiofs => "virtiofs",
+            FsDriver::Vsock => "vsock",
         }
     }
 
@@ -140,6 +144,7 @@ impl FsDriver {
             ],
             FsDriver::Xfs => &["xfs.ko"],
             FsDriver::Virtiofs => &["virtiofs.ko"],
+            FsDriver::Vsock => &["vmw_vsock_virtio_transport.ko"],
         }
     }
 }

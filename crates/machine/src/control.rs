@@ -4,9 +4,12 @@
 //! answered with one [`Reply`], after which the connection ends; or, for `attach`, `exec` and transfers, it becomes a process stream,
 //! exactly as between host and agent.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::{Capacity, Process, Transfer};
 use zmachine_network::Attachment;
+use zmachine_network::user::Traffic;
 
 use crate::failure::Failure;
 use crate::state::Exit;
@@ -46,6 +49,8 @@ pub enum Request {
     Wait,
     /// Memory and load of the guest; answered with [`Reply::Capacity`].
     Capacity,
+    /// What went through its interfaces that have no link on the host; answered with [`Reply::Traffic`].
+    Traffic,
     /// Halt the virtual CPUs.
     Pause,
     /// Let them run again.
@@ -80,6 +85,8 @@ pub enum Reply {
     Ended(Result<Exit, Failure>),
     /// What the guest's agent says of its memory and load.
     Capacity(Capacity),
+    /// Totals by interface, as the guest names it.
+    Traffic(BTreeMap<String, Traffic>),
     /// It is not.
     Failed(Failure),
 }

@@ -20,6 +20,7 @@ pub mod control;
 pub mod engine;
 pub mod events;
 pub mod failure;
+pub mod firmware;
 pub mod graveyard;
 pub mod home;
 pub mod journal;

@@ -1,10 +1,13 @@
 //! The value of `--network`: which network a machine joins, and as what. Pure.
 //!
-//! `NAME[:OPTION,...]` with the options `ip=ADDRESS` (one of each family) and `alias=NAME` (any number).
+//! `NAME[:OPTION,...]` with the options `ip=ADDRESS` (one of each family), `alias=NAME` and `allow=CIDR[:PORTS[/tcp|udp]]` (any
+//! number), and `rate=RATE`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+
+use zmachine_network::Policy;
 
 use crate::failure::{Class, Failure};
 
@@ -19,6 +22,8 @@ pub struct NetworkArgument {
     pub ipv6: Option<Ipv6Addr>,
     /// Names it has there beside its own, in lower case.
     pub aliases: Vec<String>,
+    /// What it may reach there, and how fast.
+    pub policy: Policy,
 }
 
 impl NetworkArgument {
@@ -38,7 +43,7 @@ impl NetworkArgument {
         for option in options {
             argument.set(option).map_err(|what| {
                 Failure::new(Class::Usage, format!("--network {text}: {what}"))
-                    .hint("the options are ip=ADDRESS, once for IPv4 and once for IPv6, and alias=NAME")
+                    .hint("the options are ip=ADDRESS, once for IPv4 and once for IPv6, alias=NAME, allow=CIDR[:PORT[/tcp|udp]] and rate=50mbit")
             })?;
         }
         Ok(argument)
@@ -62,6 +67,14 @@ impl NetworkArgument {
                 self.aliases.push(check_alias(alias)?);
                 Ok(())
             }
+            Some(("allow", destination)) => {
+                self.policy.allow.push(destination.parse()?);
+                Ok(())
+            }
+            Some(("rate", rate)) => match self.policy.rate.replace(rate.parse()?) {
+                None => Ok(()),
+                Some(_) => Err("two rates".to_owned()),
+            },
             _ => Err(format!("'{option}' is no option")),
         }
     }
@@ -93,7 +106,9 @@ impl fmt::Display for NetworkArgument {
         let addresses = self.ipv4.map(|a| format!("ip={a}")).into_iter();
         let addresses = addresses.chain(self.ipv6.map(|a| format!("ip={a}")));
         let aliases = self.aliases.iter().map(|alias| format!("alias={alias}"));
-        let options: Vec<String> = addresses.chain(aliases).collect();
+        let allowed = self.policy.allow.iter().map(|allow| format!("allow={allow}"));
+        let rate = self.policy.rate.iter().map(|rate| format!("rate={rate}"));
+        let options: Vec<String> = addresses.chain(aliases).chain(allowed).chain(rate).collect();
         match options.is_empty() {
             true => Ok(()),
             false => write!(f, ":{}", options.join(",")),
@@ -112,6 +127,7 @@ mod tests {
             "inner:ip=10.0.0.7",
             "inner:ip=10.0.0.7,ip=fd00::7",
             "inner:ip=fd00::7,alias=db,alias=db.test",
+            "inner:alias=db,allow=10.0.0.0/8:443/tcp,allow=[fd00::/8]:53/udp,allow=fd01::/16,rate=50mbit",
         ] {
             assert_eq!(NetworkArgument::parse(text).unwrap().to_string(), text);
         }
@@ -128,6 +144,9 @@ mod tests {
             ("inner:ip=10.0.0.7,ip=10.0.0.8", "two addresses of one family"),
             ("inner:alias=a b", "'a b' can not be a name"),
             ("inner:alias=10.0.0.1", "'10.0.0.1' can not be a name"),
+            ("inner:allow=web", "'web' is not an address"),
+            ("inner:rate=5", "'5' is not a rate"),
+            ("inner:rate=5mbit,rate=6mbit", "two rates"),
             ("inner:mtu=9000", "'mtu=9000' is no option"),
         ] {
             let failure = NetworkArgument::parse(text).unwrap_err();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use zmachine_hypervisor::choice::Requested;
 
 use crate::failure::{Class, Failure};
 use crate::log::Limits;
@@ -73,6 +74,9 @@ pub struct MachineSpec {
     pub kernel: Option<String>,
     /// `auto`, `kvm` or `tcg`.
     pub accel: String,
+    /// What runs it.
+    #[serde(default, skip_serializing_if = "Requested::is_auto")]
+    pub hypervisor: Requested,
     /// Signal that asks the entrypoint to stop; the image's or [`DEFAULT_STOP_SIGNAL`] when `None`.
     pub stop_signal: Option<String>,
     /// Seconds between that signal, or the power button of a VM, and the end by force. `None`:
@@ -181,6 +185,7 @@ impl MachineSpec {
             read_only: false,
             kernel: None,
             accel: "auto".to_owned(),
+            hypervisor: Requested::Auto,
             stop_signal: None,
             stop_timeout_s: None,
             stores: Vec::new(),

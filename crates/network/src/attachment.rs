@@ -12,6 +12,7 @@ use crate::network::Network;
 use crate::publish::Publish;
 use crate::resource::Resource;
 use crate::station::Membership;
+use crate::user::UserMode;
 
 /// What an attachment is planned from.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +76,9 @@ pub struct Attachment {
     /// What the network is told of the machine.
     #[serde(flatten)]
     pub membership: Membership,
+    /// Set when it goes through passt in place of a tap on a bridge (see [`crate::user`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserMode>,
 }
 
 impl Attachment {
@@ -126,6 +130,7 @@ impl Attachment {
             search: request.search.to_vec(),
             publish: request.publish.to_vec(),
             membership: request.membership.clone(),
+            user: None,
         })
     }
 
@@ -157,8 +162,11 @@ impl Attachment {
     }
 
     /// What is to be made for it, in this order, and undone in reverse: the lease (which outlives stops), the network, the
-    /// tap, the published ports.
+    /// tap, the published ports. Nothing for one through passt, which is a process.
     pub fn resources(&self) -> Vec<Resource> {
+        if self.user.is_some() {
+            return Vec::new();
+        }
         let Some(ipv4) = self.ipv4() else {
             return Vec::new();
         };

@@ -8,6 +8,7 @@ use thiserror::Error;
 use zmachine_sys::file::FileError;
 
 use crate::publish::{Publish, PublishError};
+use crate::user::MissingPasst;
 
 /// What kind of failure it is, for exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,25 @@ pub enum NetworkError {
         /// What was tried.
         action: String,
     },
+    /// A port that only root may listen on.
+    #[error("host port {port} of '-p {publish}' needs root, as all below {lowest} on this host")]
+    LowPort {
+        /// The published port.
+        publish: Box<Publish>,
+        /// The host port.
+        port: u16,
+        /// The lowest port for everybody.
+        lowest: u32,
+    },
+    /// A network of the name of the one through passt.
+    #[error("{name:?} is the network without root and no other can have its name")]
+    Reserved {
+        /// The name.
+        name: String,
+    },
+    /// passt is missing.
+    #[error(transparent)]
+    NoPasst(#[from] MissingPasst),
     /// A name that can not be that of a network or a machine.
     #[error("{name:?} can not be a name: 1 to 64 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit")]
     BadName {
@@ -295,8 +315,9 @@ impl NetworkError {
                 ErrorKind::Conflict
             }
             E::AddressFixed { .. } | E::PortTaken { .. } => ErrorKind::Conflict,
-            E::NeedsRoot { .. } => ErrorKind::NeedsRoot,
-            E::NoNft { .. } | E::NoDnsmasq { .. } => ErrorKind::Unsupported,
+            E::NeedsRoot { .. } | E::LowPort { .. } => ErrorKind::NeedsRoot,
+            E::NoNft { .. } | E::NoDnsmasq { .. } | E::NoPasst(_) => ErrorKind::Unsupported,
+            E::Reserved { .. } => ErrorKind::Usage,
             E::Tap { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::Unsupported,
             _ => ErrorKind::Failed,
         }
@@ -306,7 +327,14 @@ impl NetworkError {
     pub fn hint(&self) -> Option<String> {
         use NetworkError as E;
         let hint = match self {
-            E::NeedsRoot { .. } => "run it as root, or with --network none",
+            E::NeedsRoot { .. } => "run it as root, or with --network user or none, which need nothing",
+            E::LowPort { port, .. } => {
+                return Some(format!(
+                    "publish on a higher port, or let everybody have it: sysctl net.ipv4.ip_unprivileged_port_start={port}"
+                ));
+            }
+            E::Reserved { .. } => "choose another name",
+            E::NoPasst(_) => "install it (apt-get install passt), or use --network none",
             E::NoNft { .. } => "install nftables (apt-get install nftables), or use --network none",
             E::NoDnsmasq { .. } => "install it (apt-get install dnsmasq-base), or use --network none",
             E::Dnsmasq { said, .. } if said.contains("in use") => {

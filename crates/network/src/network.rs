@@ -21,6 +21,7 @@ use crate::name::{self, DEFAULT_NETWORK, Mac};
 use crate::presence;
 use crate::publish::Publish;
 use crate::station::{Membership, Station};
+use crate::user::USER_NETWORK;
 use crate::{ports, subnet};
 
 /// The version of `network.json`.
@@ -264,6 +265,11 @@ impl Networks {
         }
     }
 
+    /// Tells this home from others of the host.
+    pub(crate) fn home_id(&self) -> &str {
+        &self.home
+    }
+
     pub(crate) fn host_dir(&self) -> &Path {
         &self.host_dir
     }
@@ -333,6 +339,11 @@ impl Networks {
     /// # Errors
     /// When the name is taken or can not be one, the subnet is taken or too small, or no subnet is free.
     pub async fn create(&self, spec: &NetworkSpec) -> Result<Network, NetworkError> {
+        if spec.name == USER_NETWORK {
+            return Err(NetworkError::Reserved {
+                name: spec.name.clone(),
+            });
+        }
         let folder = self.folder(&spec.name)?;
         let record = self.choose(spec).await?;
         let new = self.dir.join(format!(".new-{}-{:016x}", spec.name, file::random_u64()));

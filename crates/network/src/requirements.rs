@@ -8,6 +8,7 @@ use zmachine_sys::tap::TUN_DEVICE;
 
 use crate::links::Links;
 use crate::name::Mac;
+use crate::user::Passt;
 use crate::{dnsmasq, foreign, nft};
 
 /// One requirement of networks.
@@ -25,11 +26,29 @@ pub struct Requirement {
 
 /// Checks this host by trying: as root, a bridge is made and removed at once. Changes nothing that stays.
 pub async fn requirements() -> Vec<Requirement> {
-    let root = has_net_admin(&fs::read_to_string("/proc/thread-self/status").unwrap_or_default());
+    let root = can_make_networks();
     let need = |name, met, lost, mend| Requirement { name, met, lost, mend };
-    let no_network = "machines run with --network none only";
+    let no_network = "machines run with --network user or none only";
     let mut all = vec![
         need("root (CAP_NET_ADMIN)", root, no_network, "sudo zmachine ..."),
+        need(
+            "passt",
+            Passt::find().is_ok(),
+            "no network without root: machines run with --network none only",
+            "apt-get install passt",
+        ),
+        need(
+            "user namespaces for everybody",
+            has_user_namespaces(),
+            "passt does not start for others than root",
+            "sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1",
+        ),
+    ];
+    if !root {
+        // What bridges need is nothing to somebody who may not make any.
+        return all;
+    }
+    all.extend([
         need(
             "nft",
             nft::run(&["--version"], "").await.is_ok_and(|(ok, _)| ok),
@@ -49,21 +68,31 @@ pub async fn requirements() -> Vec<Requirement> {
             "machines reach the host only",
             "mount -o remount,rw /proc/sys",
         ),
-    ];
-    if root {
-        all.push(need("bridges", bridge_works().await, no_network, "modprobe bridge"));
-        let (read, _) = nft::run(&["-j", "list", "chains"], "").await.unwrap_or_default();
-        let lost = "another firewall drops what machines send and get";
-        let mend = "let links zm* through it: docs/networks.md, 'Beside other firewalls'";
-        all.push(need("nf_tables", read, no_network, "modprobe nf_tables"));
-        all.push(need(
-            "no drop policy of another firewall in the way",
-            foreign::obstacles().await.is_empty(),
-            lost,
-            mend,
-        ));
-    }
+    ]);
+    all.push(need("bridges", bridge_works().await, no_network, "modprobe bridge"));
+    let (read, _) = nft::run(&["-j", "list", "chains"], "").await.unwrap_or_default();
+    let lost = "another firewall drops what machines send and get";
+    let mend = "let links zm* through it: docs/networks.md, 'Beside other firewalls'";
+    all.push(need("nf_tables", read, no_network, "modprobe nf_tables"));
+    all.push(need(
+        "no drop policy of another firewall in the way",
+        foreign::obstacles().await.is_empty(),
+        lost,
+        mend,
+    ));
     all
+}
+
+/// Whether this process may make bridges, taps and rules. One that may not connects its machines through passt.
+pub fn can_make_networks() -> bool {
+    has_net_admin(&fs::read_to_string("/proc/thread-self/status").unwrap_or_default())
+}
+
+/// Whether the kernel lets ordinary users make user namespaces, as far as its switches tell: a kernel without a switch has
+/// none that forbids.
+fn has_user_namespaces() -> bool {
+    let is_zero = |key: &str| fs::read_to_string(Path::new("/proc/sys").join(key)).is_ok_and(|v| v.trim() == "0");
+    !is_zero("user/max_user_namespaces") && !is_zero("kernel/unprivileged_userns_clone")
 }
 
 fn tun_opens() -> bool {

@@ -8,6 +8,7 @@
 //! * `postrouting`: what leaves the subnet gets the host's address; so does what would be answered past us (from 127.0.0.1,
 //!   and from machine to machine by way of a published port).
 //! * `input`: who reaches the network's name service, and what an internal network has of the host.
+//! * `input` and `forward` begin with what a machine's policy says (see `policy`).
 //! * `forward`: a machine sends from its subnet only; from elsewhere come only answers and published ports.
 //!
 //! Not reached: a machine's own published port from itself where bridged frames are filtered (`bridge-nf-call-iptables`):
@@ -19,6 +20,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use crate::network::Network;
+use crate::policy;
 use crate::publish::Publish;
 use crate::spoofing;
 use crate::station::Station;
@@ -39,8 +41,9 @@ pub fn render(network: &Network, stations: &[Station]) -> String {
     out += "\t}\n";
     out += NAT_HOOKS;
     out += &postrouting(network);
-    out += &input(network);
-    out += &forward(network);
+    out += &policy::chains(network, stations);
+    out += &hooked(&input(network), &policy::jumps(network, stations, "_host"));
+    out += &hooked(&forward(network), &policy::jumps(network, stations, "_out"));
     out += "}\n";
     out + &spoofing::table(network, stations)
 }
@@ -49,6 +52,11 @@ pub fn render(network: &Network, stations: &[Station]) -> String {
 pub(crate) fn remove(table: &str) -> String {
     let one = |family: &str| format!("table {family} {table}\ndelete table {family} {table}\n");
     one("inet") + &one("bridge")
+}
+
+/// A chain with rules put before its own: behind the line that says what it hooks.
+fn hooked(chain: &str, rules: &str) -> String {
+    chain.replacen("policy accept;\n", &format!("policy accept;\n{rules}"), 1)
 }
 
 fn guard(bridge: &str) -> String {

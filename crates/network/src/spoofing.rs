@@ -16,9 +16,10 @@ use ipnet::Ipv6Net;
 
 use crate::name::{self, Mac};
 use crate::network::Network;
+use crate::policy;
 use crate::station::Station;
 
-/// The table with a chain per station; nothing of it depends on the taps being there.
+/// The table with a chain per station, and those of their policies; nothing of it depends on the taps being there.
 pub(crate) fn table(network: &Network, stations: &[Station]) -> String {
     let mut out = format!("table bridge {} {{\n", network.bridge());
     out += &foreign(network, stations);
@@ -31,7 +32,9 @@ pub(crate) fn table(network: &Network, stations: &[Station]) -> String {
         // Writing to a String can not fail.
         let _ = writeln!(out, "\t\tiifname \"{tap}\" jump {tap}");
     }
-    out + "\t}\n}\n"
+    out += "\t}\n";
+    out += &policy::bridge_chains(network, stations);
+    out + "}\n"
 }
 
 /// The link-local address that belongs to an Ethernet address.
@@ -95,7 +98,7 @@ fn chain(network: &Network, station: &Station) -> String {
     format!("\tchain {} {{\n{body}\t}}\n", network.tap(&station.machine))
 }
 
-fn own_ipv6(network: &Network, station: &Station) -> Vec<Ipv6Addr> {
+pub(crate) fn own_ipv6(network: &Network, station: &Station) -> Vec<Ipv6Addr> {
     let mut own = vec![link_local(network.mac(&station.machine))];
     own.extend(station.ipv6);
     own.extend(network.ipv6_of(&station.machine).filter(|a| station.ipv6 != Some(*a)));

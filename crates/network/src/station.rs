@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::Policy;
 use crate::publish::Publish;
 
 /// What a network knows of a member beside its addresses. Fixed at the machine's creation, or by `network connect`; part
@@ -19,6 +20,9 @@ pub struct Membership {
     /// The machine's default routes go through another network.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub secondary: bool,
+    /// What it may reach, and how fast.
+    #[serde(default, skip_serializing_if = "Policy::is_none")]
+    pub policy: Policy,
 }
 
 /// One attached machine.

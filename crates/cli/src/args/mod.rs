@@ -105,6 +105,9 @@ pub(crate) enum Command {
     /// Networks of machines
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// The firmware that Cloud Hypervisor starts disks with
+    #[command(subcommand)]
+    Firmware(FirmwareCommand),
     /// Guest kernels
     #[command(subcommand)]
     Kernel(KernelCommand),
@@ -433,6 +436,21 @@ pub(crate) enum NetworkCommand {
     Rm {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FirmwareCommand {
+    /// Show the configured one
+    Show,
+    /// Take a file of this host: CLOUDHV.fd of EDK2, or hypervisor-fw. Its hash is pinned
+    Set {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The SHA-256 that it must have
+        #[arg(long, value_name = "HEX")]
+        sha256: Option<String>,
     },
 }
 

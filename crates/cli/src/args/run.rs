@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use zmachine_hypervisor::choice::Requested;
 use zmachine_machine::log::Target;
 use zmachine_machine::network::{self, NetworkArgument};
 use zmachine_machine::spec::{ModeChoice, RootfsChoice};
@@ -108,6 +109,9 @@ pub(crate) struct CreateArgs {
     /// Hardware acceleration
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto", value_parser = ["auto", "kvm", "tcg"])]
     accel: String,
+    /// What runs it; 'auto' takes Cloud Hypervisor where that can, and ZMACHINE_HYPERVISOR is asked first
+    #[arg(long, value_name = "auto|qemu|cloud-hypervisor", value_parser = ["auto", "qemu", "cloud-hypervisor"])]
+    hypervisor: Option<String>,
     /// Guest kernel ('zmachine kernel ls')
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
@@ -172,6 +176,7 @@ impl CreateArgs {
         spec.cpus = self.cpus;
         spec.memory_bytes = size("--memory", &self.memory)?;
         spec.size_bytes = self.size.as_deref().map_or(Ok(0), |text| size("--size", text))?;
+        let preferred = environment("ZMACHINE_HYPERVISOR");
         spec.env = variables(&self.env_file, &self.env, environment)?;
         spec.entrypoint = self.entrypoint.as_deref().map(split).transpose()?;
         spec.command = texts(&self.command)?;
@@ -196,6 +201,7 @@ impl CreateArgs {
         spec.read_only = self.read_only;
         spec.kernel = self.kernel.clone();
         spec.accel = self.accel.clone();
+        spec.hypervisor = hypervisor(self.hypervisor.as_deref(), preferred)?;
         spec.stop_signal = self.stop_signal.clone();
         spec.stop_timeout_s = self.stop_timeout;
         spec.stores = self.store.clone();
@@ -225,6 +231,20 @@ impl CreateArgs {
         };
         spec.legacy_cmdline = self.legacy_cmdline;
         Ok(spec)
+    }
+}
+
+/// What the flag asks for, else what the environment prefers.
+fn hypervisor(flag: Option<&str>, preferred: Option<String>) -> Result<Requested, Failure> {
+    let text = flag.or(preferred.as_deref()).unwrap_or_default();
+    match text {
+        "" | "auto" => Ok(Requested::Auto),
+        "qemu" => Ok(Requested::Qemu),
+        "cloud-hypervisor" => Ok(Requested::CloudHypervisor),
+        other => Err(
+            Failure::new(Class::Usage, format!("ZMACHINE_HYPERVISOR: '{other}' is no hypervisor"))
+                .hint("set it to auto, qemu or cloud-hypervisor"),
+        ),
     }
 }
 

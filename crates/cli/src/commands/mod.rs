@@ -5,6 +5,7 @@ mod deploy;
 mod doctor;
 mod events;
 mod exec;
+mod firmware;
 mod flist;
 mod image;
 mod kernel;
@@ -51,6 +52,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Console(args) => exec::console(&context::engine()?, &args),
         Command::Flist(command) => flist::flist(command),
         Command::Image(command) => image::image(command),
+        Command::Firmware(command) => firmware::firmware(&command),
         Command::Kernel(command) => kernel::kernel(command),
         Command::Volume(command) => volume::volume(command),
         Command::Network(command) => network::network(command),

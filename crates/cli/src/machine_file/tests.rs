@@ -36,6 +36,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("stop-signal", "\"SIGINT\"", true),
     ("stop-timeout", "7", true),
     ("accel", "\"tcg\"", true),
+    ("hypervisor", "\"qemu\"", true),
     ("kernel", "\"own\"", true),
     ("store", "[\"dir:///srv/store\"]", true),
     ("restart", "\"on-failure:3\"", true),

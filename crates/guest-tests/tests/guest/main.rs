@@ -9,6 +9,7 @@ mod crashes;
 mod debian;
 mod errors;
 mod full_disk;
+mod hypervisors;
 mod killpoints;
 mod layers;
 mod life;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::{Accel, Boot, Disk, Nic, Platform, Share, VmSpec};
+use crate::{Accel, Boot, Disk, Nic, NicKind, Platform, Share, VmSpec};
 
 use super::Qemu;
 
@@ -50,10 +50,12 @@ pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
     }
     for nic in &vm.nics {
         let fd = channels.taps.get(&nic.id).copied().unwrap_or(-1);
-        args.add(
-            "-netdev",
-            format!("tap,id={},fd={fd},vhost={}", nic.id, on_off(host.vhost_net)),
-        );
+        let id = &nic.id;
+        let netdev = match nic.kind {
+            NicKind::Tap => format!("tap,id={id},fd={fd},vhost={}", on_off(host.vhost_net)),
+            NicKind::Stream => format!("stream,id={id},server=off,addr.type=fd,addr.str={fd}"),
+        };
+        args.add("-netdev", netdev);
         args.device(nic_device(nic));
     }
     if !vm.nics.is_empty() {
@@ -147,13 +149,15 @@ fn boot(args: &mut Args, vm: &VmSpec) {
             }
             args.add("-append", cmdline.clone());
         }
-        Boot::Firmware { code, variables } => {
+        Boot::Firmware { code, variables, .. } => {
             let flash = |unit: u8, read_only: &str, file: &Path| {
                 let file = escape(&file.display().to_string());
                 format!("if=pflash,unit={unit},format=raw,readonly={read_only},file={file}")
             };
             args.add("-drive", flash(0, "on", code));
-            args.add("-drive", flash(1, "off", variables));
+            if let Some(variables) = variables {
+                args.add("-drive", flash(1, "off", variables));
+            }
         }
     }
 }
@@ -296,6 +300,13 @@ mod tests {
         assert_eq!(line(&vm()), wanted.trim_end());
     }
 
+    #[test]
+    fn an_interface_may_be_a_stream_of_frames() {
+        let mut vm = vm();
+        vm.nics[0].kind = NicKind::Stream;
+        assert!(line(&vm).contains("-netdev stream,id=net0,server=off,addr.type=fd,addr.str=9 -device virtio-net"));
+    }
+
     fn pc() -> VmSpec {
         VmSpec {
             platform: Platform::Pc,
@@ -337,7 +348,8 @@ mod tests {
     fn a_disk_with_a_boot_loader_is_started_by_firmware() {
         let boot = Boot::Firmware {
             code: "/fw/CODE.fd".into(),
-            variables: "/m/a,b.fd".into(),
+            variables: Some("/m/a,b.fd".into()),
+            sha256: None,
         };
         let line = line(&VmSpec { boot, ..pc() });
         assert!(

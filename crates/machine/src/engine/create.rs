@@ -4,15 +4,19 @@ use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 
 use jiff::Timestamp;
+use zmachine_hypervisor::Accel;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
+use zmachine_hypervisor::choice::{self, Choice, Found, Hypervisor};
+use zmachine_hypervisor::firmware::Pinned;
 use zmachine_image::library::hold_images;
 use zmachine_image::{
     FetchOptions, Image, Library, Mode, Progress, PullPolicy, Reference, ResolveError, Timeouts, open_store,
 };
 use zmachine_kernel::{FsDriver, KernelLibrary};
+use zmachine_network::user::{USER_NETWORK, UserRequest};
 use zmachine_network::{
     Attachment, AttachmentRequest, DEFAULT_NETWORK, HostDns, Membership, Network, NetworkError, Networks, Publish,
-    host_nameservers, is_host_name,
+    can_make_networks, host_nameservers, is_host_name,
 };
 use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
@@ -24,6 +28,8 @@ use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
 use crate::network::NetworkArgument;
+use crate::plan::container::channel_driver;
+use crate::plan::vm::VmStart;
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
 use crate::spec::{self, MachineSpec, ModeChoice, RootfsChoice};
 use crate::state::State;
@@ -44,6 +50,8 @@ struct Facts {
     makes: Makes,
     host: HostFacts,
     accel: accel::Choice,
+    hypervisor: Choice,
+    cloud_firmware: Option<Pinned>,
     dns: HostDns,
 }
 
@@ -58,6 +66,18 @@ enum Makes {
 }
 
 impl Makes {
+    /// What of the machine Cloud Hypervisor can not do.
+    fn beyond_cloud_hypervisor(&self, uses_shares: bool, has_firmware: bool) -> Option<&'static str> {
+        const SHARES: &str = "shared directories do not survive there when the guest's own kernel restarts";
+        match self {
+            Makes::Container { .. } => None,
+            Makes::Tree(_) => Some(SHARES),
+            Makes::Vm(_) if uses_shares => Some(SHARES),
+            Makes::Vm(facts) => (matches!(facts.start, VmStart::Firmware { .. }) && !has_firmware)
+                .then_some("no firmware is configured for it ('zmachine firmware set FILE')"),
+        }
+    }
+
     fn content<'a>(&'a self, volumes: &'a [Wanted]) -> Content<'a> {
         match self {
             Makes::Container { image, kernel } => Content::Container { image, kernel, volumes },
@@ -150,6 +170,8 @@ impl Engine {
                     home: &self.home,
                     host: &facts.host,
                     accel: facts.accel.accel,
+                    hypervisor: facts.hypervisor.clone(),
+                    cloud_firmware: facts.cloud_firmware.clone(),
                     attachments,
                     host_dns: &facts.dns,
                     shares: &shares,
@@ -177,9 +199,29 @@ impl Engine {
         };
         let accel = accel::choose(requested, &AccelFacts::gather())
             .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))?;
+        // Asked only where it counts: it is a program to run.
+        let found = match spec.hypervisor {
+            choice::Requested::Qemu => Found::default(),
+            choice::Requested::Auto if accel.accel != Accel::Kvm => Found::default(),
+            _ => Found::gather(),
+        };
+        let choose = |lacks| {
+            choice::choose(spec.hypervisor, &accel, &found, lacks)
+                .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))
+        };
+        let mut hypervisor = choose(None)?;
+        let cloud_firmware = crate::firmware::configured(&self.home)?;
+        let makes = self.makes(spec, options, wanted, (uses_shares, hypervisor.driver))?;
+        if hypervisor.driver == Hypervisor::CloudHypervisor
+            && let Some(lacks) = makes.beyond_cloud_hypervisor(uses_shares, cloud_firmware.is_some())
+        {
+            hypervisor = choose(Some(lacks))?;
+        }
         Ok(Facts {
-            makes: self.makes(spec, options, wanted, uses_shares)?,
+            makes,
             host: HostFacts::gather(),
+            hypervisor,
+            cloud_firmware,
             accel,
             dns: host_nameservers(),
         })
@@ -190,11 +232,11 @@ impl Engine {
         spec: &MachineSpec,
         options: &CreateOptions<'_>,
         wanted: &[Wanted],
-        uses_shares: bool,
+        (uses_shares, hypervisor): (bool, Hypervisor),
     ) -> Result<Makes, Failure> {
         if let Some(path) = host_disk(spec, options.cwd)? {
             return self
-                .host_disk_facts(&path, wanted)
+                .host_disk_facts(&path, wanted, hypervisor)
                 .map(|facts| Makes::Vm(Box::new(facts)));
         }
         let reference = Reference::parse(&spec.flist, options.cwd)
@@ -210,7 +252,7 @@ impl Engine {
             ModeChoice::Vm => Mode::Vm,
         };
         let image = library.resolve_as(&reference, options.pull, mode, options.progress)?;
-        if let Some(facts) = self.flist_facts(&library, &image, spec, wanted)? {
+        if let Some(facts) = self.flist_facts(&library, &image, spec, wanted, hypervisor)? {
             return Ok(Makes::Vm(Box::new(facts)));
         }
         if let Some(facts) = tree_facts(&library, &image, spec, wanted, options.progress)? {
@@ -220,6 +262,7 @@ impl Engine {
         let mut drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
         let is_tree = spec.rootfs == RootfsChoice::Virtiofs;
         drivers.extend((uses_shares || is_tree).then_some(FsDriver::Virtiofs));
+        drivers.extend(channel_driver(hypervisor));
         let image = match is_tree {
             true => ImageFacts {
                 tree: Some(unpacked(&library, &image, &spec.flist, options.progress)?),
@@ -261,6 +304,9 @@ impl Engine {
             .iter()
             .map(|text| NetworkArgument::parse(text))
             .collect::<Result<_, _>>()?;
+        if let Some(attachments) = user_attachments(&wanted, id, publish, dns, networks)? {
+            return Ok(attachments);
+        }
         let mut found: Vec<Network> = Vec::new();
         for argument in &wanted {
             // The interfaces of a machine are told apart by their networks: a second one would take the first one's place.
@@ -308,6 +354,54 @@ impl Engine {
     }
 }
 
+/// The machine's only network, when that is the one through passt: because it was asked for, or because nobody may make
+/// bridges here and nothing else was asked for.
+fn user_attachments(
+    wanted: &[NetworkArgument],
+    id: &str,
+    publish: &[Publish],
+    dns: &HostDns,
+    networks: &Networks,
+) -> Result<Option<Vec<Attachment>>, Failure> {
+    let is_able = can_make_networks();
+    let is_user = |argument: &&NetworkArgument| match argument.name.as_str() {
+        USER_NETWORK => true,
+        DEFAULT_NETWORK => !is_able,
+        _ => false,
+    };
+    let Some(argument) = wanted.iter().find(is_user) else {
+        return match wanted.first() {
+            Some(first) if !is_able => {
+                let action = format!("the network '{}'", first.name);
+                Err(NetworkError::NeedsRoot { action }.into())
+            }
+            _ => Ok(None),
+        };
+    };
+    if wanted.len() > 1 {
+        let message = format!("the network '{USER_NETWORK}' does not go with other networks");
+        return Err(
+            Failure::new(Class::Usage, message).hint("leave the others out, or run it as root with --network default")
+        );
+    }
+    let plain = NetworkArgument {
+        name: argument.name.clone(),
+        ..NetworkArgument::default()
+    };
+    if *argument != plain {
+        let message = format!("--network {argument}: without root a machine can not choose its addresses and names");
+        return Err(Failure::new(Class::Unsupported, message).hint("leave the options out, or run it as root"));
+    }
+    let attachment = networks.user_attachment(UserRequest {
+        machine: id,
+        index: 0,
+        is_default: true,
+        publish,
+        dns,
+    })?;
+    Ok(Some(vec![attachment]))
+}
+
 /// What a network is told of a machine.
 pub(super) fn membership(
     spec: &MachineSpec,
@@ -328,6 +422,7 @@ pub(super) fn membership(
         names,
         also_in: others.map(|network| network.name().to_owned()).collect(),
         secondary,
+        policy: argument.policy.clone(),
     }
 }
 

@@ -1,6 +1,9 @@
 //! Machines that join and leave networks after their creation, running or not.
 
-use zmachine_network::{Attachment, AttachmentRequest, DEFAULT_NETWORK, Network, Networks};
+use zmachine_network::user::USER_NETWORK;
+use zmachine_network::{
+    Attachment, AttachmentRequest, DEFAULT_NETWORK, Network, NetworkError, Networks, can_make_networks,
+};
 use zmachine_sys::lock::FileLock;
 
 use super::Engine;
@@ -21,6 +24,7 @@ impl Engine {
         let machine = self.machine(name)?;
         let networks = self.networks()?;
         let present = machine.plan()?.attachments().to_vec();
+        refuse_user(name, &present, &argument.name)?;
         if present.iter().any(|a| a.network == argument.name) {
             let message = format!("machine '{name}' is in network '{}' already", argument.name);
             return Err(Failure::new(Class::Conflict, message));
@@ -46,6 +50,7 @@ impl Engine {
         let machine = self.machine(name)?;
         let networks = self.networks()?;
         let present = machine.plan()?.attachments().to_vec();
+        refuse_user(name, &present, network)?;
         let Some(leaving) = present.iter().find(|a| a.network == network) else {
             let message = format!("machine '{name}' is not in network '{network}'");
             return Err(
@@ -151,4 +156,19 @@ impl Engine {
         state.addresses = addresses(&plan);
         Ok(catalog::save_state(&machine.dir, &state)?)
     }
+}
+
+/// The network without root is a machine's only one, from its creation to its end, and others need root.
+fn refuse_user(machine: &str, present: &[Attachment], network: &str) -> Result<(), Failure> {
+    if network == USER_NETWORK || present.iter().any(|a| a.user.is_some()) {
+        let message = format!("network '{USER_NETWORK}', which needs no root, is a machine's only one and stays it");
+        return Err(Failure::new(Class::Unsupported, message).hint(format!(
+            "make the machine '{machine}' again with other networks, as root"
+        )));
+    }
+    if !can_make_networks() {
+        let action = format!("the network '{network}'");
+        return Err(NetworkError::NeedsRoot { action }.into());
+    }
+    Ok(())
 }

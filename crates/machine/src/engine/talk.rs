@@ -209,7 +209,7 @@ impl Engine {
             .map_err(|e| Failure::from_error(Class::Failed, &e))?
         {
             // Whatever its end was: that it ended is what was asked for.
-            Reply::Done | Reply::Ended(_) | Reply::Capacity(_) => Ok(()),
+            Reply::Done | Reply::Ended(_) | Reply::Capacity(_) | Reply::Traffic(_) => Ok(()),
             Reply::Failed(failure) => Err(failure),
         }
     }

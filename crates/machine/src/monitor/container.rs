@@ -42,6 +42,7 @@ impl Monitor<ContainerPlan> {
             session,
             events: events.clone(),
             exec_base: std::sync::Arc::new(self.plan.process.clone()),
+            relays: self.relays.clone(),
         };
         let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
         self.report.send(&Report::Listening);
@@ -183,6 +184,7 @@ impl Monitor<ContainerPlan> {
             | Request::Console { .. }
             | Request::Exec(_)
             | Request::Transfer(_)
+            | Request::Traffic
             | Request::Capacity => Err(Failure::new(Class::Usage, "not a command for the monitor")),
         };
         let _ = answer.send(result.map_or_else(Reply::Failed, |()| Reply::Done));

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use zmachine_hypervisor::qemu::{self, Qemu};
+use zmachine_hypervisor::choice::Hypervisor;
 use zmachine_hypervisor::{Driver, LaunchError, LogLines, Resources, RunDir, Vm};
+use zmachine_hypervisor::{cloud_hypervisor, qemu};
 
 use super::networks::{Attached, NetworkHold};
 use super::rootfs_child::RootfsServer;
@@ -94,15 +95,17 @@ impl Monitor<ContainerPlan> {
         self.volumes = joined(volumes).await.map_err(at("volumes"))?;
         self.phase("volumes");
         self.kill.pass("start: volumes ready");
-        self.boot(&Qemu::unasked(None), connected, console)
+        let driver = self.plan.hypervisor.driver.driver();
+        self.boot(driver.as_ref(), connected, console)
             .await
             .map_err(at("hypervisor"))
     }
 
     async fn attach_networks(&mut self, backed: Backed) -> Result<Connected, Failure> {
         let attachments = self.plan.attachments.clone();
-        let Attached { taps, hold } = self.attach(&attachments).await?;
-        let Backed { rootfs, shares } = backed;
+        let Attached { taps, hold, failures } = self.attach(&attachments).await?;
+        let Backed { rootfs, mut shares } = backed;
+        shares.also(failures);
         Ok(Connected {
             rootfs,
             shares,
@@ -151,7 +154,13 @@ impl Monitor<ContainerPlan> {
         let launched = driver.launch(&self.plan.vm, resources, &run).await;
         let mut vm = match launched {
             Ok(vm) => vm,
-            Err(error) => return Err(connected.shares.reason().await.unwrap_or_else(|| not_launched(&error))),
+            Err(error) => {
+                return Err(connected
+                    .shares
+                    .reason()
+                    .await
+                    .unwrap_or_else(|| not_launched(self.plan.hypervisor.driver, &error)));
+            }
         };
         self.kill.pass("start: hypervisor started");
         self.confine(vm.pid());
@@ -171,7 +180,7 @@ impl Monitor<ContainerPlan> {
             .ok_or_else(|| Failure::new(Class::Failed, "the hypervisor gave no channel to the agent"))?;
         Ok(Running {
             vm,
-            session: Session::start(agent),
+            session: Session::start(agent.connected()),
             rootfs: connected.rootfs,
             shares: connected.shares,
             console,
@@ -203,11 +212,19 @@ impl<P> Monitor<P> {
 }
 
 /// Why the hypervisor did not start: what is wrong with the one installed, if that is it, or what it said itself.
-pub(super) fn not_launched(error: &LaunchError) -> Failure {
-    match qemu::probe(None) {
-        Err(cause) => Failure::from_error(Class::Unsupported, &cause).hint(cause.hint()),
-        Ok(_) => Failure::from_error(Class::Failed, error),
-    }
+pub(super) fn not_launched(hypervisor: Hypervisor, error: &LaunchError) -> Failure {
+    let unsupported = |cause: &(dyn std::error::Error + 'static), hint: &str| {
+        Failure::from_error(Class::Unsupported, cause).hint(hint)
+    };
+    let wrong = match hypervisor {
+        Hypervisor::Qemu => qemu::probe(None).err().map(|e| unsupported(&e, e.hint())),
+        Hypervisor::CloudHypervisor => cloud_hypervisor::probe(None).err().map(|e| unsupported(&e, e.hint())),
+    };
+    let class = match error {
+        LaunchError::Unsupported(_) => Class::Unsupported,
+        _ => Class::Failed,
+    };
+    wrong.unwrap_or_else(|| Failure::from_error(class, error).hint(error.hint().unwrap_or_default()))
 }
 
 /// What a thread is making.

@@ -7,7 +7,8 @@
 //! # Invariants
 //! It holds `machines/<id>/lock` for its whole life. One task, `run::run`, writes `state.json`. Every resource is
 //! claimed in the journal before it is made; teardown undoes the journal in reverse, whatever happened. Its children die
-//! with it. It has one thread (but for making the disk, forwarding the log and trimming the cache), closes what it inherits, and leads a session of its own.
+//! with it. It has one thread (but for making the disk, forwarding the log, trimming the cache, and the frames of an
+//! interface through passt), closes what it inherits, and leads a session of its own.
 
 mod agent_start;
 mod appliance;
@@ -27,6 +28,7 @@ mod server;
 mod session;
 mod share;
 mod space;
+mod uplink;
 mod vm;
 
 use std::os::fd::OwnedFd;
@@ -123,7 +125,7 @@ impl SharedLog {
 }
 
 /// Where the roles find QEMU, nft and mkfs, whatever the user's own environment is.
-const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const SEARCH_PATH: &str = zmachine_hypervisor::choice::SEARCH_PATH;
 
 /// This very program in another role, even when its file was replaced since it was started.
 pub(crate) fn own_program(role: &str) -> Command {

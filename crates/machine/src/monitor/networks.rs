@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
+use tokio::sync::mpsc;
 use zmachine_agent_protocol::{Connection, Request as AgentRequest};
-use zmachine_hypervisor::{Nic, Vm};
+use zmachine_hypervisor::{Nic, NicKind, Vm};
 use zmachine_network::{Attachment, Made};
 use zmachine_sys::file;
 
@@ -20,10 +21,12 @@ use crate::spec::MachineSpec;
 /// What a machine has of its networks when its hypervisor starts.
 #[derive(Default)]
 pub(super) struct Attached {
-    /// The open tap of each interface.
+    /// The open tap, or connection to passt, of each interface.
     pub(super) taps: HashMap<String, OwnedFd>,
     /// What is kept until the end.
     pub(super) hold: NetworkHold,
+    /// What ends a machine whose network is lost.
+    pub(super) failures: Option<mpsc::Receiver<Failure>>,
 }
 
 /// What of a running machine a network concerns.
@@ -41,7 +44,7 @@ pub(super) struct Parts<'a> {
 pub(super) struct NetworkHold {
     /// The published host ports, so that nobody else takes one.
     ports: Vec<OwnedFd>,
-    /// Those who start a network's name service again, by the network's name.
+    /// Those who start a network's name service, or passt, again, by the network's name.
     watches: HashMap<String, AbortOnDrop>,
 }
 
@@ -49,10 +52,18 @@ impl<P> Monitor<P> {
     /// Makes every resource of the machine's networks, each claimed before.
     pub(super) async fn attach(&mut self, attachments: &[Attachment]) -> Result<Attached, Failure> {
         let mut attached = Attached::default();
+        let (ended, failures) = mpsc::channel(attachments.len().max(1));
+        attached.failures = Some(failures);
         for attachment in attachments {
+            if attachment.user.is_some() {
+                let (hypervisor, watch) = self.start_uplink(attachment, ended.clone()).await?;
+                attached.taps.insert(attachment.interface.clone(), hypervisor);
+                attached.hold.watches.insert(attachment.network.clone(), watch);
+                continue;
+            }
             self.attach_one(attachment, &mut attached).await?;
         }
-        if !attachments.is_empty() {
+        if attachments.iter().any(|a| a.user.is_none()) {
             for obstacle in zmachine_network::obstacles().await {
                 self.log.note(Source::Monitor, &obstacle);
                 let warning = format!("{obstacle}: docs/networks.md says what lets machines through");
@@ -153,6 +164,7 @@ impl<P> Monitor<P> {
             id: attachment.interface.clone(),
             mac: attachment.mac.to_string(),
             mtu: Some(attachment.mtu),
+            kind: NicKind::Tap,
         };
         vm.add_nic(&nic, tap).await.map_err(refused)?;
         if let Some(session) = session {

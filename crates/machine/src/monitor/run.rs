@@ -16,6 +16,7 @@ use super::restart::{Asked, Row};
 use super::rootfs_watch::RootfsWatch;
 use super::session::SessionError;
 use super::space::Space;
+use super::uplink::Relays;
 use super::{MonitorArgs, ReportPipe, SharedLog};
 use crate::attempt::{self, Recorder};
 use crate::catalog::{self, Machine};
@@ -52,6 +53,7 @@ pub(super) struct Monitor<P> {
     /// The volumes it uses; nobody else writes to them until this is gone, after the hypervisor.
     pub(super) volumes: Vec<Held>,
     pub(super) space: Space,
+    pub(super) relays: Relays,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -95,6 +97,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
         row: Row::default(),
         volumes: Vec::new(),
         space: Space::default(),
+        relays: Relays::default(),
         waiters: Vec::new(),
     };
     monitor.machine.state.restarts = 0;
@@ -166,6 +169,7 @@ impl<Q> Monitor<Q> {
             row: self.row,
             volumes: self.volumes,
             space: self.space,
+            relays: self.relays,
             waiters: self.waiters,
         }
     }

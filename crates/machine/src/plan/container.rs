@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::{BootConfig, HostEntry, Mount, PROTOCOL_VERSION, Process, Root, Upper};
+use zmachine_hypervisor::choice::{Choice, Hypervisor};
 use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
 use zmachine_kernel::FsDriver;
 use zmachine_network::Attachment;
@@ -36,6 +37,9 @@ pub struct ContainerPlan {
     pub image: String,
     /// The kernel.
     pub kernel: KernelChoice,
+    /// What runs it.
+    #[serde(default, skip_serializing_if = "Choice::was_none")]
+    pub hypervisor: Choice,
     /// The virtual machine.
     pub vm: VmSpec,
     /// Size of the writable layer in bytes; `None` when the root is read-only.
@@ -133,6 +137,7 @@ impl ContainerPlan {
             id: inputs.id.to_owned(),
             image: image.digest.clone(),
             kernel: kernel.clone(),
+            hypervisor: inputs.hypervisor.clone(),
             vm: VmSpec {
                 shares: share::devices(&shares, inputs.home, inputs.id),
                 ..vm(spec, kernel, volumes, &inputs, disks)
@@ -153,12 +158,13 @@ impl ContainerPlan {
         })
     }
 
-    /// The drivers of file systems that its initramfs must bring.
+    /// The drivers that its initramfs must bring.
     pub fn fs_drivers(&self) -> Vec<FsDriver> {
         let mounted = self.boot.mounts.iter().map(|mount| &mount.fstype);
         mounted
             .chain([&self.boot.root.lower_fstype])
             .filter_map(|fstype| FsDriver::of(fstype))
+            .chain(channel_driver(self.hypervisor.driver))
             .collect()
     }
 
@@ -181,6 +187,11 @@ impl ContainerPlan {
         self.kernel = kernel;
         self.boot.protocol = PROTOCOL_VERSION;
     }
+}
+
+/// The driver of the channel to the agent, where the boot does not have it anyway.
+pub(crate) fn channel_driver(hypervisor: Hypervisor) -> Option<FsDriver> {
+    (hypervisor == Hypervisor::CloudHypervisor).then_some(FsDriver::Vsock)
 }
 
 fn refuse_vm_flags(spec: &MachineSpec) -> Result<(), PlanError> {
@@ -417,6 +428,8 @@ mod tests {
             home: &home,
             host: &host(),
             accel: Accel::Tcg,
+            hypervisor: Choice::default(),
+            cloud_firmware: None,
             attachments: vec![],
             host_dns: &HostDns {
                 nameservers: vec![],

@@ -4,6 +4,7 @@
 mod faults;
 mod firewalls;
 mod names;
+mod policy;
 mod several;
 mod space;
 mod spoofing;
@@ -15,8 +16,8 @@ use std::process::Command;
 use futures::future::join_all;
 use space::{Space, answers_tcp, answers_udp, in_own_space, ip, output, serve_tcp, serve_udp, sysctl};
 use zmachine_network::{
-    Attachment, AttachmentRequest, Ipv6Choice, Made, Membership, Network, NetworkError, NetworkSpec, Networks, Publish,
-    Resource, Station, Wanted, render,
+    Attachment, AttachmentRequest, Ipv6Choice, Made, Membership, Network, NetworkError, NetworkSpec, Networks, Policy,
+    Publish, Resource, Station, Wanted, render,
 };
 
 fn run<T>(work: impl Future<Output = T>) -> T {
@@ -81,7 +82,11 @@ fn traces() -> String {
     let links = output("ip", &["-o", "link"]);
     let ours: Vec<&str> = links
         .lines()
-        .filter(|l| l.contains(" zm") || l.contains(" zt"))
+        .filter(|l| {
+            l.split(": ")
+                .nth(1)
+                .is_some_and(|name| name.starts_with("zm") || name.starts_with("zt"))
+        })
         .collect();
     let keys = [
         "net/ipv4/ip_forward",

@@ -7,6 +7,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -290,6 +292,35 @@ pub(crate) fn answers_udp(namespace: Option<&str>, host: &str, port: u16) -> Opt
         plain(std::str::from_utf8(&text[..len]).ok()?)
     };
     within(namespace, ask).join().unwrap()
+}
+
+/// A server that takes what one client sends; how many bytes that were so far.
+pub(crate) fn receive_tcp(namespace: &str, port: u16) -> Arc<AtomicU64> {
+    let bound = within(Some(namespace), move || TcpListener::bind(("::", port)).unwrap());
+    let listener = bound.join().unwrap();
+    let received = Arc::new(AtomicU64::new(0));
+    let counter = received.clone();
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut buffer = vec![0; 256 * 1024];
+        while let Ok(count @ 1..) = client.read(&mut buffer) {
+            counter.fetch_add(count as u64, Ordering::Relaxed);
+        }
+    });
+    received
+}
+
+/// Sends as much as it can for some time.
+pub(crate) fn send_tcp(namespace: &str, host: &str, port: u16, time: Duration) -> std::thread::JoinHandle<()> {
+    let at = SocketAddr::new(host.parse().unwrap(), port);
+    within(Some(namespace), move || {
+        let mut stream = TcpStream::connect(at).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let end = std::time::Instant::now() + time;
+        while std::time::Instant::now() < end {
+            let _ = stream.write(&[7; 16 * 1024]);
+        }
+    })
 }
 
 /// A name server's answer: its code (RFC 1035) and the data of its records.

@@ -13,8 +13,7 @@ mod prepare;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use zmachine_hypervisor::qemu::Qemu;
-use zmachine_hypervisor::{Driver, Resources, RunDir, Vm};
+use zmachine_hypervisor::{Resources, RunDir, Vm};
 
 pub(crate) use self::install::open_source;
 use super::console;
@@ -57,6 +56,7 @@ impl Monitor<VmPlan> {
             session,
             events,
             exec_base: std::sync::Arc::new(self.exec_base()),
+            relays: self.relays.clone(),
         };
         let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
         self.report.send(&Report::Listening);
@@ -91,13 +91,19 @@ impl Monitor<VmPlan> {
         waiting: console::Waiting,
     ) -> Result<Booted, Failure> {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
-        let Attached { taps, hold } = attached;
+        let Attached { taps, hold, failures } = attached;
+        shares.also(failures);
         self.kill.pass("start: before the hypervisor");
-        let driver = Qemu::unasked(None);
+        let driver = self.plan.hypervisor.driver.driver();
         let launched = driver.launch(&self.plan.vm, Resources { taps }, &run).await;
         let mut vm = match launched {
             Ok(vm) => vm,
-            Err(error) => return Err(shares.reason().await.unwrap_or_else(|| not_launched(&error))),
+            Err(error) => {
+                return Err(shares
+                    .reason()
+                    .await
+                    .unwrap_or_else(|| not_launched(self.plan.hypervisor.driver, &error)));
+            }
         };
         self.kill.pass("start: hypervisor started");
         self.confine(vm.pid());
