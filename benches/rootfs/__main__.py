@@ -1,6 +1,6 @@
 """`make bench-rootfs`: the root of a container machine beside the other ways to get a file tree into a guest.
 
-    benches/rootfs ZMACHINE [--rounds N] [--stacks A,B] [--workloads A,B] [--memory MIB] [--kernel DIR] [--docs DIR]
+    benches/rootfs ZMACHINE [--rounds N] [--stacks A,B] [--workloads 'A;B'] [--memory MIB] [--kernel DIR] [--docs DIR]
 
 Every stack (stacks.py) has a guest of its own with the same kernel, memory and CPU; all are there from the beginning and take
 turns, workload by workload and round by round, so that whatever else the host does hits all of them. Before a cold workload
@@ -45,9 +45,9 @@ def workloads(tree):
         Workload("read all", "workload readall /mnt", before=f"cp /index {index}"),
         Workload("random 4 KiB", "workload random /big 2000"),
         Workload("small files, cold", "workload small /small"),
-        Workload("small files, warm", "workload small /small", cold=False),
+        Workload("small files, warm", "workload small /small", cold=False, before="workload small /small"),
         Workload("python import, cold", f"workload exec 1 /mnt {python}"),
-        Workload("python import, warm", f"workload exec 3 /mnt {python}", cold=False),
+        Workload("python import, warm", f"workload exec 3 /mnt {python}", cold=False, before=f"workload exec 1 /mnt {python}"),
         Workload("exec x100, warm", "workload exec 100 /mnt /usr/bin/true", cold=False, before="workload exec 1 /mnt /usr/bin/true"),
         Workload("grep -r", f"workload exec 1 /mnt /bin/grep -rlF define /{tree.sources}"),
         Workload("git status, first", f"workload exec 1 /mnt {git}", before=f"cp /index {index}"),
@@ -85,6 +85,9 @@ def run(args, tree, work, say):
     stacks = Stacks(args, tree, work, say)
     guests, samples = {}, {}
     chosen = [w for w in workloads(tree) if not args.workloads or w.name in args.workloads]
+    if unknown := set(args.workloads or []) - {w.name for w in chosen}:
+        stacks.end()
+        sys.exit(f"bench-rootfs: no such workload: {', '.join(unknown)}")
     try:
         for name in args.stacks:
             say(f"{name}: starting")
@@ -120,9 +123,9 @@ def main():
     parser = argparse.ArgumentParser(prog="benches/rootfs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    words = lambda text: [word.strip() for word in text.split(";" if ";" in text else ",")]
-    parser.add_argument("--stacks", type=words, default=DEFAULT, help=f"of {', '.join(TITLES)}")
-    parser.add_argument("--workloads", type=words, help="names as in the table, with semicolons between (default: all)")
+    words = lambda mark: lambda text: [word.strip() for word in text.split(mark)]
+    parser.add_argument("--stacks", type=words(","), default=DEFAULT, help=f"of {', '.join(TITLES)}")
+    parser.add_argument("--workloads", type=words(";"), help="names as in the table (default: all)")
     parser.add_argument("--memory", type=int, default=512, help="MiB of each guest")
     parser.add_argument("--kernel", help="folder of an installed kernel (default: the demo's, or one is installed)")
     parser.add_argument("--docs", type=Path, help="write table and plot for the documentation into this folder")

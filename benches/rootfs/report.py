@@ -34,7 +34,7 @@ def facts(plan, tree, args):
         "virtiofsd": f"{server}: {_said(server, '--version')}",
         "guest": f"kernel {plan['kernel']['name']}, read_ahead_kb {plan['boot']['read_ahead_kib']} for zmachine and ext4",
         "tree": f"{tree.files} files, {tree.bytes / 1e6:.0f} MB; grep -r reads {tree.source_files} files, git status looks at "
-                f"{sum(name.startswith(str(tree.repository)) for name in tree.sizes)}",
+                f"{sum(name.startswith(str(tree.repository)) and '/.git/' not in name for name in tree.sizes)}",
         "rounds": args.rounds,
     }
 
