@@ -55,7 +55,7 @@ fuzz: setup ## let every fuzz target run for SECONDS (60 by default), and keep w
 	fuzz/run --keep $(or $(SECONDS),60)
 
 test-long: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
-test-long: build test-kernel ## what takes minutes: a disk server killed a hundred times, docker in a container
+test-long: build test-kernel ## what takes minutes: a disk server that is killed a hundred times
 	$(CARGO) test $(HOST_ARGS) --test guest -- --ignored --skip debian
 
 test-debian: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
