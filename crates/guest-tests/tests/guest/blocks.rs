@@ -263,7 +263,7 @@ fn a_full_cache_disk_is_told_and_nothing_is_wrong() {
         assert!(log.contains("cache-failed"), "{log}");
     });
     checks.that("what is in the cache is whole, and with room it keeps the rest", || {
-        mount("tmpfs", &blocks, "tmpfs", MountFlags::REMOUNT, c"size=64m").expect("a larger disk");
+        mount_remount(&blocks, MountFlags::empty(), "size=64m").expect("a larger disk");
         assert_eq!(told(&home, "m", sums), sum);
         fs::rename(home.file("store"), home.file("gone")).expect("no store");
         zmachine(&home, &["rm", "-f", "m"]).expect_success();
