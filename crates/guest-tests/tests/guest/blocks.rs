@@ -223,7 +223,7 @@ fn the_second_start_has_its_blocks_before_the_guest_asks() {
 
 #[test]
 fn a_full_cache_disk_is_told_and_nothing_is_wrong() {
-    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
     const FILES: u64 = 24;
     let Some(home) = home() else { return };
     let tree = (0..FILES).fold(Tree::busybox(&home), |tree, number| {
