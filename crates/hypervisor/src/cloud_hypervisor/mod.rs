@@ -27,7 +27,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::driver::check_devices;
-use crate::{Accel, Boot, Driver, LaunchError, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
+use crate::{Accel, Boot, Driver, LaunchError, NicKind, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
 
 pub use agent::AGENT_PORT;
 pub use client::{ApiError, Client, understand};
@@ -93,6 +93,9 @@ fn check(vm: &VmSpec) -> Result<(), Unsupported> {
     // The restarted device connects again, and what the server knew of the guest's open files is gone by then.
     if vm.platform == Platform::Pc && !vm.shares.is_empty() {
         return Err(unsupported("shared directories do not survive a restart of the guest"));
+    }
+    if vm.nics.iter().any(|nic| nic.kind == NicKind::Stream) {
+        return Err(unsupported("its interfaces are taps alone"));
     }
     check_devices(vm, 254).map_err(unsupported)
 }
