@@ -18,10 +18,10 @@ AGENT_FLAGS := -C target-feature=+crt-static -C strip=symbols
 AGENT_ARGS := --release --package zmachine-agent --target $(AGENT_TARGET)
 HOST_ARGS := --release --workspace --exclude zmachine-agent
 
-.PHONY: help setup build agent agent-package host demo test test-debian test-kernel check install uninstall bench bench-flist clean
+.PHONY: help setup build agent agent-package host demo test test-long test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing on this host (Debian packages), and say what
 	@scripts/setup
@@ -44,10 +44,19 @@ demo: build ## pack two file trees, run a container from each
 	@scripts/demo $(RELEASE)/zmachine
 
 test: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
-test: build test-kernel ## every test, the ones with guests included
+test: build test-kernel test-tools ## every test, the ones with guests included
 	RUSTFLAGS='$(AGENT_FLAGS)' $(CARGO) test $(AGENT_ARGS)
 	@$(MAKE) --no-print-directory agent # its tests were linked with their own features; the guests get the real one
 	$(CARGO) test $(HOST_ARGS) --no-fail-fast
+	@# The same inputs for the same sources: what is new is for `make fuzz` to find.
+	FUZZ_SEED=1 fuzz/run 3
+
+fuzz: setup ## let every fuzz target run for SECONDS (60 by default), and keep what is new in the corpus
+	fuzz/run --keep $(or $(SECONDS),60)
+
+test-long: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
+test-long: build test-kernel ## what takes minutes: a disk server that is killed a hundred times
+	$(CARGO) test $(HOST_ARGS) --test guest -- --ignored --skip debian
 
 test-debian: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
 test-debian: build test-kernel ## a VM of a whole Debian with its own cloud-init: minutes, and 200 MB of packages
@@ -57,9 +66,14 @@ test-debian: build test-kernel ## a VM of a whole Debian with its own cloud-init
 test-kernel: build
 	@test -e $(TARGET_DIR)/test-home/kernels/default || ZMACHINE_HOME=$(abspath $(TARGET_DIR))/test-home $(RELEASE)/zmachine kernel install
 
+# A real S3 server. Without optimisation: it is small, and compiles in a third of the time.
+test-tools: setup
+	@command -v s3s-fs >/dev/null || { echo "test: installing s3s-fs"; \
+		CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --quiet --locked --debug s3s-fs --version 0.14.1 --features binary; }
+
 check: setup ## format, lints, dependencies, layers, documentation, scripts
 	$(CARGO) fmt --all --check
-	for script in scripts/* examples/*/build benches/run .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
+	for script in scripts/* examples/*/build benches/run fuzz/run fuzz/rustc-instrumented .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
 	$(CARGO) xtask layering
 	$(CARGO) xtask tidy
 	@command -v cargo-deny >/dev/null || { echo "check: installing cargo-deny"; $(CARGO) install --locked cargo-deny; }
@@ -79,9 +93,16 @@ uninstall: ## remove what `make install` copied; machines and images stay
 bench: build ## measure: start-up, packing, reading
 	@benches/run $(RELEASE)/zmachine
 
+bench-prefetch: build ## measure first starts from a store that is far away, with and without hints (TREE=a tree with python3)
+	@benches/prefetch.py $(RELEASE)/zmachine $(TREE)
+
 bench-flist: build ## measure packing and unpacking beside tar, zstd and mkfs.erofs
 	@mkdir -p .demo
 	@benches/flist.py $(RELEASE)/zmachine
+
+bench-rootfs: build ## measure the block root beside ext4, virtio-fs and FUSE + overlay + virtio-fs (root; an hour emulated)
+	@mkdir -p .demo
+	@python3 benches/rootfs $(RELEASE)/zmachine $(ROOTFS_ARGS)
 
 clean: ## remove what was built and what the demo made
 	$(CARGO) clean

@@ -26,7 +26,7 @@ mod message;
 pub use frame::{Frame, FrameDecoder, FrameError, HEADER_LEN, MAX_DATA, MAX_PAYLOAD};
 pub use message::{
     AgentError, BootConfig, Capacity, Connection, ErrorKind, ExitStatus, HostEntry, Input, Interface, Mount, Phase,
-    Process, Reply, Request, Root, Route, Transfer, Upper, WindowSize,
+    Process, Reply, Request, Root, Route, Secret, Transfer, Upper, WindowSize,
 };
 
 /// Version of the messages. Host and agent come from one build, so a difference is a broken installation.

@@ -120,6 +120,24 @@ pub struct BootConfig {
     pub first_start: bool,
     /// Read-ahead of the root disk in KiB (`/sys/block/*/queue/read_ahead_kb`).
     pub read_ahead_kib: u32,
+    /// Files for `/run/secrets`, which are never on a disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<Secret>,
+}
+
+/// A file in the guest's memory.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// Its name in `/run/secrets`, without a slash.
+    pub name: String,
+    /// Its bytes.
+    pub content: Vec<u8>,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Secret({:?}, {} bytes)", self.name, self.content.len())
+    }
 }
 
 /// The root file system: the image below, something writable above, joined by overlayfs.

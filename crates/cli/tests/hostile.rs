@@ -291,6 +291,15 @@ fn archives() -> Vec<(&'static str, Vec<u8>)> {
         ("hard link out", entry(b'1', b"x", b"../../etc/passwd", 0, b"")),
         ("hard link to nothing", entry(b'1', b"x", b"absent", 0, b"")),
         ("hard link to itself", entry(b'1', b"x", b"x", 0, b"")),
+        (
+            "below a loop of links",
+            [
+                entry(b'2', b"x", b"y", 0, b""),
+                entry(b'2', b"y", b"x", 0, b""),
+                file(b"x/z"),
+            ]
+            .concat(),
+        ),
         ("cut", entry(b'0', b"x", b"", 4096, b"short")),
         ("a size that lies", entry(b'0', b"x", b"", 1 << 60, b"short")),
         ("a header that is damaged", damaged),
@@ -326,7 +335,8 @@ fn what_is_below_a_file_or_a_link_stays_in_the_tree() {
 
 #[test]
 fn archives_that_lie_are_refused() {
-    all_refused(archives().into_iter().map(|(what, bytes)| {
+    let nothing = ("nothing at all", Vec::new());
+    all_refused(archives().into_iter().chain([nothing]).map(|(what, bytes)| {
         let room = Room::new();
         let store = format!("dir://{}", room.path("store").display());
         let answer = room.refused(

@@ -89,8 +89,12 @@ pub enum Boot {
     Firmware {
         /// The firmware's code, which is only read.
         code: PathBuf,
-        /// The machine's own variables, which the firmware writes.
-        variables: PathBuf,
+        /// The machine's own variables, which the firmware writes, where it keeps any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        variables: Option<PathBuf>,
+        /// SHA-256 of the code in hex, where it is pinned.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sha256: Option<String>,
     },
 }
 

@@ -3,7 +3,8 @@
 //! Invariants
 //! * Nothing is visible to a caller or to the cache before it was verified: the digest of the stored bytes is the block id,
 //!   and the digest of the plaintext is the block key ([`BlockRef::open`] checks both).
-//! * One download per block and process at a time, however many threads ask; the others wait for its result.
+//! * One download per block at a time: within a process however many threads ask, and among the processes of a cache as
+//!   far as they can claim blocks (`claim`); the others wait for its result.
 //! * Stores are opened when they are first asked, so an unusable route costs nothing as long as another one delivers.
 //! * A fetch ends within its deadline, whatever the stores do. While several routes are left, one alone can not use up
 //!   the time of the others.
@@ -25,12 +26,16 @@ use thiserror::Error;
 use zmachine_flist::BlockRef;
 use zmachine_flist::RouteTable;
 
-use crate::cache::BlockCache;
+use crate::cache::{BlockCache, CacheError};
+use crate::claim::{Claims, Turn};
 use crate::progress::Progress;
-use crate::store::{BlockStore, StoreError, Timeouts, open_store, redact};
+use crate::store::{BlockStore, Credentials, StoreError, Timeouts, open_store, redact};
 
-/// How long a store that failed is asked only after all others.
+/// How long a store that failed once is asked only after all others; twice as long after each further failure.
 const REST: Duration = Duration::from_secs(10);
+
+/// The longest of these.
+const LONGEST_REST: Duration = Duration::from_secs(300);
 
 /// Pauses before each further round over the stores whose failure may pass. Three rounds in all: a guest sees a failed
 /// block as a read error of its root disk, so one broken connection must not be enough for that.
@@ -45,6 +50,8 @@ pub struct FetchOptions {
     pub deadline: Duration,
     /// The most time one request may take.
     pub timeouts: Timeouts,
+    /// Credentials for stores whose URLs have none.
+    pub credentials: Credentials,
 }
 
 impl Default for FetchOptions {
@@ -55,6 +62,7 @@ impl Default for FetchOptions {
             stores: Vec::new(),
             deadline: Duration::from_secs(60),
             timeouts: Timeouts::default(),
+            credentials: Credentials::default(),
         }
     }
 }
@@ -208,8 +216,25 @@ struct Counters {
 struct Source {
     url: String,
     store: OnceLock<Result<Box<dyn BlockStore>, Arc<StoreError>>>,
-    /// Until when it is asked last, after a failure.
-    resting_until: Mutex<Option<Instant>>,
+    /// Set while it fails.
+    rest: Mutex<Option<Rest>>,
+}
+
+/// A store that failed, and is asked after all others.
+struct Rest {
+    until: Instant,
+    /// One after the other.
+    failures: u32,
+}
+
+impl Rest {
+    /// How long a rest lasts after so many failures.
+    fn length(failures: u32) -> Duration {
+        let doubled = 2u32.checked_pow(failures.saturating_sub(1));
+        doubled
+            .and_then(|times| REST.checked_mul(times))
+            .map_or(LONGEST_REST, |rest| rest.min(LONGEST_REST))
+    }
 }
 
 /// A source that was asked in vain.
@@ -220,16 +245,35 @@ impl Source {
         Source {
             url,
             store: OnceLock::new(),
-            resting_until: Mutex::new(None),
+            rest: Mutex::new(None),
         }
     }
 
+    /// Whether others are to be asked first. When a rest is over, the first who asks tries the store again, and all
+    /// others still see it resting until that has an answer: a server that swallows connections costs one of them its time.
     fn is_resting(&self) -> bool {
-        lock(&self.resting_until).is_some_and(|until| until > Instant::now())
+        let now = Instant::now();
+        match &mut *lock(&self.rest) {
+            None => false,
+            Some(rest) if rest.until > now => true,
+            Some(rest) => {
+                rest.until = now + REST;
+                false
+            }
+        }
     }
 
-    fn rest(&self, duration: Option<Duration>) {
-        *lock(&self.resting_until) = duration.map(|d| Instant::now() + d);
+    fn failed(&self) {
+        let mut rest = lock(&self.rest);
+        let failures = rest.as_ref().map_or(1, |rest| rest.failures.saturating_add(1));
+        *rest = Some(Rest {
+            until: Instant::now() + Rest::length(failures),
+            failures,
+        });
+    }
+
+    fn answered(&self) {
+        *lock(&self.rest) = None;
     }
 }
 
@@ -250,6 +294,9 @@ enum Landed {
 /// Fetches the blocks of one flist. Shared between threads by reference.
 pub struct Fetcher {
     cache: BlockCache,
+    claims: Claims,
+    /// Why the cache could not keep a block, since somebody asked last.
+    trouble: Mutex<Option<CacheError>>,
     routes: RouteTable,
     options: FetchOptions,
     sources: HashMap<String, Source>,
@@ -270,9 +317,15 @@ impl Fetcher {
         } else {
             options.stores.clone()
         };
-        let sources = urls.into_iter().map(|url| (url.clone(), Source::new(url))).collect();
+        let source = |url: String| {
+            let complete = options.credentials.complete(&url);
+            (url, Source::new(complete))
+        };
+        let sources = urls.into_iter().map(source).collect();
         Fetcher {
             cache,
+            claims: Claims::default(),
+            trouble: Mutex::default(),
             routes,
             options,
             sources,
@@ -284,6 +337,11 @@ impl Fetcher {
     /// The cache it fills.
     pub fn cache(&self) -> &BlockCache {
         &self.cache
+    }
+
+    /// Why the cache could not keep a block, the last time since this was asked.
+    pub fn take_cache_error(&self) -> Option<CacheError> {
+        lock(&self.trouble).take()
     }
 
     /// The directories of `dir://` stores it may read, for sandboxes that must allow them.
@@ -391,7 +449,11 @@ impl Fetcher {
             let landed = if is_leader {
                 self.lead(block, &flight, deadline)?
             } else {
-                self.wait(block, &flight, deadline)?
+                match self.wait(block, &flight, deadline) {
+                    // A flight that took off before us ran out of its time, not of ours.
+                    Err(FetchError::Expired { .. }) if Instant::now() < deadline => continue,
+                    other => other?,
+                }
             };
             match landed {
                 Landed::InMemory(bytes) => return Ok(Fetched::Bytes(bytes)),
@@ -451,15 +513,19 @@ impl Fetcher {
     }
 
     fn land(&self, block: &BlockRef, deadline: Instant) -> Result<Landed, FetchError> {
-        // Another flight may have landed between our look into the cache and our take-off.
-        if self.cached(block).is_some() {
+        // Another flight may have landed between our look into the cache and our take-off: `wait` looks.
+        let is_there = || self.cached(block).is_some();
+        let turn = self.claims.wait(self.cache.directory(), block, deadline, is_there);
+        if matches!(turn, Turn::Arrived) {
+            self.counters.cache_hits.fetch_add(1, Relaxed);
             return Ok(Landed::InCache);
         }
         let (_, plain) = self.download(block, deadline)?;
         match self.cache.insert_verified(block, &plain) {
             Ok(_) => Ok(Landed::InCache),
-            Err(_) => {
+            Err(error) => {
                 self.counters.cache_failures.fetch_add(1, Relaxed);
+                *lock(&self.trouble) = Some(error);
                 Ok(Landed::InMemory(plain.into()))
             }
         }
@@ -498,7 +564,8 @@ impl Fetcher {
         let mut seen = std::collections::HashSet::new();
         urls.retain(|url| seen.insert(*url));
         let mut sources: Vec<&Source> = urls.iter().filter_map(|url| self.sources.get(*url)).collect();
-        sources.sort_by_key(|source| source.is_resting());
+        // Once each: asking decides who tries a store whose rest is over.
+        sources.sort_by_cached_key(|source| source.is_resting());
         sources
     }
 
@@ -585,10 +652,14 @@ impl Fetcher {
             Err(e) => return Err(store_failure(redact(&source.url), e)),
         };
         let sealed = store.get_before(&block.id, deadline).map_err(|e| {
-            source.rest(e.is_transient().then_some(REST));
+            if e.is_transient() {
+                source.failed();
+            } else {
+                source.answered();
+            }
             store_failure(store.describe(), &e)
         })?;
-        source.rest(None);
+        source.answered();
         let plain = block.open(&sealed).map_err(|e| {
             self.counters.corrupt_answers.fetch_add(1, Relaxed);
             corruption(store.describe(), &e.to_string())
@@ -623,5 +694,28 @@ fn corruption(store: String, what: &str) -> Attempt {
         is_corrupt: true,
         is_transient: false,
         hint: Some("the store is damaged: restore the block there, or name another store with --store URL".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_keeps_failing_rests_longer_and_longer() {
+        let seconds: Vec<u64> = [1, 2, 3, 5, 6, 40].map(|n| Rest::length(n).as_secs()).into();
+        assert_eq!(seconds, [10, 20, 40, 160, 300, 300]);
+    }
+
+    #[test]
+    fn one_caller_tries_a_store_whose_rest_is_over() {
+        let source = Source::new("http://h".into());
+        assert!(!source.is_resting());
+        source.failed();
+        assert!(source.is_resting());
+        lock(&source.rest).as_mut().unwrap().until = Instant::now();
+        assert_eq!([source.is_resting(), source.is_resting()], [false, true]);
+        source.answered();
+        assert!(!source.is_resting());
     }
 }

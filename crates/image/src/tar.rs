@@ -141,13 +141,15 @@ impl<R: Read> Archive<R> {
         Ok(wanted)
     }
 
-    /// Goes past what is left of the current member.
+    /// Goes past what is left of the current member. The padding behind the last one may be missing, as `umoci insert`
+    /// leaves it out.
     fn skip(&mut self) -> io::Result<()> {
         let wanted = self.left + self.padding;
         let skipped = io::copy(&mut self.reader.by_ref().take(wanted), &mut io::sink())?;
         self.position += skipped;
+        let is_cut = skipped < self.left;
         (self.left, self.padding) = (0, 0);
-        if skipped < wanted {
+        if is_cut {
             return Err(broken("it is cut short"));
         }
         Ok(())

@@ -1,10 +1,8 @@
 //! Container images made by the tools of others, from every place that images are in.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use zmachine_flist::{Flist, ImageConfig, NodeKind};
 use zmachine_image::diff::diff;
@@ -13,6 +11,7 @@ use zmachine_image::pack::PackOptions;
 use zmachine_image::store::RoutedStore;
 use zmachine_image::unpack::{UnpackOptions, unpack};
 use zmachine_image::{BlockCache, FetchOptions, Fetcher, Silent, Timeouts};
+use zmachine_testkit::{Server, debian_program};
 
 /// `user:secret`, with the password hashed by bcrypt.
 const PASSWORDS: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
@@ -102,70 +101,25 @@ impl Room {
     }
 }
 
-/// Debian's `docker-registry` with a password; it ends with the value. It is not installed, as that would start a service.
-struct Registry {
-    child: Child,
-    host: String,
-}
-
-impl Registry {
-    fn start(room: &Room) -> Registry {
-        let program = registry_program();
-        fs::write(room.path("htpasswd"), PASSWORDS).unwrap();
-        fs::write(
-            room.path("registry.yml"),
-            "version: 0.1\nstorage: {filesystem: {}}\nhttp: {}\n",
-        )
-        .unwrap();
-        // The port is free again before the server takes it; another program may be quicker, and the wait below tells.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let host = format!("127.0.0.1:{port}");
-        let child = Command::new(program)
+/// Debian's `docker-registry` with a password.
+fn registry(room: &Room) -> Server {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = debian_program("docker-registry", "usr/bin/docker-registry", cache);
+    fs::write(room.path("htpasswd"), PASSWORDS).unwrap();
+    let config = "version: 0.1\nstorage: {filesystem: {}}\nhttp: {}\n";
+    fs::write(room.path("registry.yml"), config).unwrap();
+    Server::start(|port| {
+        let mut command = Command::new(&program);
+        command
             .args(["serve", "registry.yml"])
             .current_dir(&room.dir)
-            .env("REGISTRY_HTTP_ADDR", &host)
+            .env("REGISTRY_HTTP_ADDR", format!("127.0.0.1:{port}"))
             .env("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY", room.path("registry"))
             .env("REGISTRY_AUTH", "htpasswd")
             .env("REGISTRY_AUTH_HTPASSWD_REALM", "test")
-            .env("REGISTRY_AUTH_HTPASSWD_PATH", room.path("htpasswd"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let started = Instant::now();
-        while TcpStream::connect(&host).is_err() {
-            assert!(
-                started.elapsed() < Duration::from_secs(60),
-                "the registry does not start"
-            );
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Registry { child, host }
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn registry_program() -> PathBuf {
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("docker-registry");
-    let program = cache.join("usr/bin/docker-registry");
-    if !program.exists() {
-        let staging = tempfile::tempdir().unwrap();
-        let script = "apt-get -q download docker-registry && dpkg-deb -x ./*.deb tree";
-        let mut command = Command::new("sh");
-        let done = command.args(["-c", script]).current_dir(&staging).output().unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        fs::create_dir_all(&cache).unwrap();
-        let from = staging.path().join("tree/.");
-        let copied = Command::new("cp").arg("-a").args([from, cache]).status().unwrap();
-        assert!(copied.success());
-    }
-    program
+            .env("REGISTRY_AUTH_HTPASSWD_PATH", room.path("htpasswd"));
+        command
+    })
 }
 
 #[test]
@@ -212,8 +166,8 @@ fn an_image_is_the_same_from_a_layout_an_archive_and_a_registry() {
     let from_archive = room.import(&archive, &ImportOptions::default()).unwrap();
     assert_eq!(diff(&flist.tree, &from_archive.tree), []);
 
-    let registry = Registry::start(&room);
-    let target = format!("docker://{}/team/web:v1", registry.host);
+    let registry = registry(&room);
+    let target = format!("docker://{}/team/web:v1", registry.host());
     let auth = room.path("auth.json");
     let zstd = [
         "--dest-compress-format",
@@ -243,7 +197,7 @@ fn an_image_is_the_same_from_a_layout_an_archive_and_a_registry() {
     ];
     room.tool(
         "skopeo",
-        &[&options[..], &[&auth.display().to_string(), &registry.host]].concat(),
+        &[&options[..], &[&auth.display().to_string(), &registry.host()]].concat(),
     );
     let options = ImportOptions {
         auth_files: vec![auth],
@@ -252,7 +206,7 @@ fn an_image_is_the_same_from_a_layout_an_archive_and_a_registry() {
     let from_registry = room.import(&target, &options).unwrap();
     assert_eq!(diff(&flist.tree, &from_registry.tree), []);
     let missing = room
-        .import(&format!("docker://{}/team/web:v2", registry.host), &options)
+        .import(&format!("docker://{}/team/web:v2", registry.host()), &options)
         .unwrap_err();
     assert!(
         matches!(missing, ImportError::Status { status: 404, .. }),

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use zmachine_hypervisor::choice::Requested;
+use zmachine_rootfs::Prefetch;
 
 use crate::failure::{Class, Failure};
 use crate::log::Limits;
@@ -56,6 +58,9 @@ pub struct MachineSpec {
     pub networks: Vec<String>,
     /// Published ports, as `-p` takes them.
     pub publish: Vec<String>,
+    /// The image's exposed ports are published as well, on free ports of the host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub publish_all: bool,
     /// Name servers in place of the host's.
     pub dns: Vec<String>,
     /// The entrypoint gets a terminal.
@@ -70,6 +75,9 @@ pub struct MachineSpec {
     pub kernel: Option<String>,
     /// `auto`, `kvm` or `tcg`.
     pub accel: String,
+    /// What runs it.
+    #[serde(default, skip_serializing_if = "Requested::is_auto")]
+    pub hypervisor: Requested,
     /// Signal that asks the entrypoint to stop; the image's or [`DEFAULT_STOP_SIGNAL`] when `None`.
     pub stop_signal: Option<String>,
     /// Seconds between that signal, or the power button of a VM, and the end by force. `None`:
@@ -100,6 +108,9 @@ pub struct MachineSpec {
     /// What its root is made of.
     #[serde(default, skip_serializing_if = "RootfsChoice::is_auto")]
     pub rootfs: RootfsChoice,
+    /// How much of its image is fetched before it is read.
+    #[serde(default, skip_serializing_if = "Prefetch::is_default")]
+    pub prefetch: Prefetch,
     /// Names under which other machines find it in all its networks, beside its own; in lower case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub network_aliases: Vec<String>,
@@ -112,6 +123,29 @@ pub struct MachineSpec {
     /// Where its log is sent as well, as `--log-to` takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_to: Option<String>,
+    /// Files of this host for `/run/secrets`, read at each start: names there and absolute paths here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<(String, PathBuf)>,
+    /// Whether its processes on this host are locked in.
+    #[serde(default, skip_serializing_if = "JailChoice::is_auto")]
+    pub jail: JailChoice,
+}
+
+/// Whether the machine's processes are locked in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JailChoice {
+    /// As far as this host can.
+    #[default]
+    Auto,
+    /// Not at all, for debugging.
+    Off,
+}
+
+impl JailChoice {
+    fn is_auto(&self) -> bool {
+        *self == JailChoice::Auto
+    }
 }
 
 /// What the image comes to a container by.
@@ -170,6 +204,7 @@ impl MachineSpec {
             hostname: None,
             networks: vec!["default".to_owned()],
             publish: Vec::new(),
+            publish_all: false,
             dns: Vec::new(),
             terminal: false,
             stdin: false,
@@ -177,6 +212,7 @@ impl MachineSpec {
             read_only: false,
             kernel: None,
             accel: "auto".to_owned(),
+            hypervisor: Requested::Auto,
             stop_signal: None,
             stop_timeout_s: None,
             stores: Vec::new(),
@@ -188,10 +224,13 @@ impl MachineSpec {
             reinstall: false,
             legacy_cmdline: false,
             rootfs: RootfsChoice::Auto,
+            prefetch: Prefetch::default(),
             network_aliases: Vec::new(),
             restart: RestartPolicy::No,
             log_limits: Limits::default(),
             log_to: None,
+            secrets: Vec::new(),
+            jail: JailChoice::Auto,
         }
     }
 

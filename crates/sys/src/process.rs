@@ -111,6 +111,32 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
+/// Lets the process `pid` write files of `bytes`, if it may write only smaller ones now.
+///
+/// # Errors
+/// When it is gone, or the caller may not do that.
+pub fn allow_file_size(pid: u32, bytes: u64) -> io::Result<()> {
+    let mut limit = libc::rlimit64 {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    let pid = pid as i32;
+    // SAFETY: no new limit is given, and the kernel writes one structure of that type.
+    if unsafe { libc::prlimit64(pid, libc::RLIMIT_FSIZE, std::ptr::null(), &mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if limit.rlim_cur >= bytes {
+        return Ok(());
+    }
+    limit.rlim_cur = bytes;
+    limit.rlim_max = limit.rlim_max.max(bytes);
+    // SAFETY: the kernel reads one structure of that type; the old limit is not asked for.
+    match unsafe { libc::prlimit64(pid, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// What a child of ours starts with.
 #[derive(Debug, Clone, Default)]
 pub struct ChildSetup {
@@ -132,9 +158,10 @@ pub fn prepare_child(command: &mut Command, setup: ChildSetup) {
         }
         if setup.die_with_parent {
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            // The parent may have ended before the line above took effect.
+            // The parent may have ended before the line above took effect. In a pid namespace of its own a process does not
+            // see its parent; it looks for it later, by a descriptor.
             let actual = rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get() as u32);
-            if actual != parent {
+            if actual != parent && std::process::id() != 1 {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
         }

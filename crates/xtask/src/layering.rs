@@ -30,6 +30,7 @@ const LEVELS: &[(&str, u8)] = &[
     // Development: nothing is above them, so nothing can import them but a test.
     ("zmachine-testkit", DEVELOPMENT),
     ("zmachine-guest-tests", DEVELOPMENT + 1),
+    ("zmachine-fuzz", DEVELOPMENT + 1),
     ("xtask", DEVELOPMENT + 1),
 ];
 
@@ -58,6 +59,9 @@ const EDGES: &[(&str, &str)] = &[
     ("zmachine", "zmachine-transfer"),
     ("zmachine-agent", "zmachine-agent-protocol"),
     ("zmachine-agent", "zmachine-transfer"),
+    ("zmachine-fuzz", "zmachine-flist"),
+    ("zmachine-fuzz", "zmachine-image"),
+    ("zmachine-fuzz", "zmachine-rootfs"),
     ("zmachine-hypervisor", "zmachine-sys"),
     ("zmachine-image", "zmachine-flist"),
     ("zmachine-image", "zmachine-sys"),
@@ -83,7 +87,10 @@ const EDGES: &[(&str, &str)] = &[
 
 /// Every import that only tests, examples and benches of a crate have, in the same order; the test kit and the crate
 /// itself need no line.
-const TEST_EDGES: &[(&str, &str)] = &[("zmachine-hypervisor", "zmachine-kernel")];
+const TEST_EDGES: &[(&str, &str)] = &[
+    ("zmachine-guest-tests", "zmachine-hypervisor"),
+    ("zmachine-hypervisor", "zmachine-kernel"),
+];
 
 /// One import between two crates of the workspace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,6 +10,7 @@ mod grow;
 mod netlink;
 mod network;
 mod root;
+mod secrets;
 mod special;
 mod volumes;
 
@@ -134,6 +135,11 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
     {
         modules::load_all(order)?;
     }
+    if let Err(error) = modules::load_all(Path::new(modules::NESTED_ORDER)) {
+        outcome
+            .warnings
+            .push(format!("not all that containers inside may need is there: {error}"));
+    }
     root::assemble(&config.root, config.read_ahead_kib, &mut outcome.writable)?;
     phases.end("root");
     root::switch()?;
@@ -146,6 +152,7 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
         etc::remove_host_keys(&mut outcome.warnings);
     }
     etc::authorize(&config.ssh_keys)?;
+    secrets::write_all(&config.secrets)?;
     phases.end("files");
     network::set_up(&config.interfaces, &config.routes)?;
     phases.end("network");

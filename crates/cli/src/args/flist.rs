@@ -25,13 +25,23 @@ pub(crate) struct WriteArgs {
     /// Write the credentials of the URLs into the flist, for every reader to see
     #[arg(long)]
     pub(crate) keep_credentials: bool,
+    /// Leave the credentials of the URLs out of the flist, which is the default
+    #[arg(long, conflicts_with = "keep_credentials")]
+    pub(crate) strip_password: bool,
+}
+
+impl WriteArgs {
+    /// Whether readers of the flist see the credentials of its stores.
+    pub(crate) fn publishes_credentials(&self) -> bool {
+        self.keep_credentials && !self.strip_password
+    }
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum FlistCommand {
     /// Pack a directory or an archive: blocks into stores, metadata into a flist
     Pack {
-        /// The directory, or - for a tar archive on standard input
+        /// The directory or the tar archive (also .gz or .zst); - for an archive on standard input
         source: PathBuf,
         /// The flist to write; one that is there already spares the work of what did not change
         #[arg(short, long, value_name = "FILE.fl")]
@@ -41,6 +51,9 @@ pub(crate) enum FlistCommand {
         /// An earlier flist of about the same tree, if it is not the output
         #[arg(long, value_name = "FILE.fl")]
         base: Option<PathBuf>,
+        /// Put a list of what its start reads into the flist ('zmachine image hints'): hosts fetch that first
+        #[arg(long, value_name = "FILE")]
+        hints: Option<PathBuf>,
         /// Threads; all cores by default
         #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "COUNT")]
         threads: usize,
@@ -188,6 +201,11 @@ pub(crate) enum ImageCommand {
         limit: Option<String>,
         #[arg(short, long, value_enum, default_value = "table")]
         output: Format,
+    },
+    /// Print what the first starts of an image on this host read, in that order: a file for 'flist pack --hints'
+    Hints {
+        /// The image: a path, a URL, or the name of a pulled one
+        image: String,
     },
     /// Remove a name
     Rm {

@@ -105,6 +105,9 @@ pub(crate) enum Command {
     /// Networks of machines
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// The firmware that Cloud Hypervisor starts disks with
+    #[command(subcommand)]
+    Firmware(FirmwareCommand),
     /// Guest kernels
     #[command(subcommand)]
     Kernel(KernelCommand),
@@ -121,6 +124,9 @@ pub(crate) enum Command {
     /// The server of a directory for a machine
     #[command(hide = true)]
     Share(ShareRole),
+    /// A process that locks itself in and becomes another program
+    #[command(hide = true)]
+    Jail(JailRole),
 }
 
 /// How a listing is printed.
@@ -242,6 +248,9 @@ pub(crate) struct InspectArgs {
     /// Print the machine file that asks for the same ('zmachine run -f')
     #[arg(long)]
     pub(crate) spec: bool,
+    /// Print secrets too: variables named *_TOKEN, *_KEY, *_PASSWORD or *SECRET*, and credentials of stores
+    #[arg(long)]
+    pub(crate) show_secrets: bool,
     #[command(flatten)]
     pub(crate) names: NamesArgs,
 }
@@ -437,6 +446,21 @@ pub(crate) enum NetworkCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum FirmwareCommand {
+    /// Show the configured one
+    Show,
+    /// Take a file of this host: CLOUDHV.fd of EDK2, or hypervisor-fw. Its hash is pinned
+    Set {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The SHA-256 that it must have
+        #[arg(long, value_name = "HEX")]
+        sha256: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum KernelCommand {
     /// List installed kernels
     Ls {
@@ -510,8 +534,16 @@ pub(crate) struct RootfsRole {
     pub(crate) serial: String,
     #[arg(long, default_value_t = 1)]
     pub(crate) queues: u16,
+    /// What it locks itself into, as JSON
     #[arg(long)]
-    pub(crate) store: Vec<String>,
+    pub(crate) jail: Option<String>,
+    /// The file with the credentials of stores
+    #[arg(long)]
+    pub(crate) credentials: PathBuf,
+    #[arg(long, default_value = "none", value_parser = ["none", "hints", "all"])]
+    pub(crate) prefetch: String,
+    #[arg(long)]
+    pub(crate) record: bool,
 }
 
 #[derive(Debug, Args)]
@@ -528,4 +560,17 @@ pub(crate) struct ShareRole {
     pub(crate) image: Option<PathBuf>,
     #[arg(long)]
     pub(crate) layer: Option<PathBuf>,
+    /// What it locks itself into, as JSON
+    #[arg(long)]
+    pub(crate) jail: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JailRole {
+    /// What it locks itself into, as JSON
+    #[arg(long)]
+    pub(crate) jail: String,
+    /// What it becomes; nothing: it writes one byte when it is inside, and ends with its input
+    #[arg(last = true)]
+    pub(crate) program: Vec<std::ffi::OsString>,
 }

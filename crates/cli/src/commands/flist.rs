@@ -13,7 +13,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use serde::Serialize;
 use zmachine_flist::{Flist, ImageConfig, Node, NodeId, NodeKind, Route};
-use zmachine_image::store::{Credentials, redact};
+use zmachine_image::store::{CREDENTIALS_FILE, Credentials, redact};
 use zmachine_image::{BlockCache, FetchOptions, Fetcher};
 use zmachine_machine::bytes::Human;
 use zmachine_machine::{Class, Failure};
@@ -30,8 +30,9 @@ pub(crate) fn flist(command: FlistCommand) -> Result<u8, Failure> {
             output,
             to,
             base,
+            hints,
             threads,
-        } => write::pack_directory(&source, &output, &to, base.as_deref(), threads),
+        } => write::pack_source(&source, &output, &to, base.as_deref(), hints.as_deref(), threads),
         FlistCommand::Import {
             image,
             output,
@@ -72,25 +73,20 @@ fn open(file: &Path) -> Result<Flist, Failure> {
 
 /// The credentials of stores on this host.
 fn credentials() -> Result<Credentials, Failure> {
-    let path = context::home()?.data().join("stores.toml");
+    let path = context::home()?.data().join(CREDENTIALS_FILE);
     Credentials::load(&path).map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))
 }
 
 /// A fetcher for the blocks of a flist, from `stores` or from its own.
 fn fetcher(flist: &Flist, stores: &[String]) -> Result<Fetcher, Failure> {
-    let credentials = credentials()?;
     let cache = BlockCache::open(&context::home()?.data().join("blocks"))
         .map_err(|e| Failure::from_error(Class::Failed, &e))?;
-    let mut routes = flist.routes.clone();
-    routes
-        .0
-        .iter_mut()
-        .for_each(|route| route.url = credentials.complete(&route.url));
     let options = FetchOptions {
-        stores: stores.iter().map(|url| credentials.complete(url)).collect(),
+        stores: stores.to_vec(),
+        credentials: credentials()?,
         ..FetchOptions::default()
     };
-    Ok(Fetcher::new(cache, routes, options))
+    Ok(Fetcher::new(cache, flist.routes.clone(), options))
 }
 
 #[derive(Serialize)]
@@ -156,9 +152,12 @@ fn inspect(file: &Path, format: Format) -> Result<u8, Failure> {
     all.routes
         .iter()
         .for_each(|r| line("route", format!("{}-{} {}", r.first, r.last, r.url)));
-    all.tags
-        .iter()
-        .for_each(|(key, value)| line("tag", format!("{key} = {value}")));
+    for (key, value) in all.tags {
+        match value.split_once('\n').filter(|(_, rest)| !rest.is_empty()) {
+            Some((first, rest)) => line("tag", format!("{key} = {first} (and {} lines)", rest.lines().count())),
+            None => line("tag", format!("{key} = {}", value.trim_end())),
+        }
+    }
     output::print(&text)?;
     Ok(0)
 }

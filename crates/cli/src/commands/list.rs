@@ -1,10 +1,15 @@
 //! `ps` and `inspect`.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use zmachine_machine::bytes::Human;
 use zmachine_machine::catalog::Machine;
-use zmachine_machine::{Engine, Failure, MachineSpec, Phase, Plan, State, log};
+use zmachine_machine::shown::without_credentials;
+use zmachine_machine::{Engine, Failure, MachineSpec, Phase, Plan, State, log, redact};
+use zmachine_sys::jail::walls;
+use zmachine_sys::process::ProcessId;
 
 use crate::args::{Format, InspectArgs, PsArgs};
 use crate::{machine_file, output};
@@ -18,7 +23,7 @@ struct Row<'a> {
     exit_code: Option<u8>,
     restarts: u64,
     restart_at: Option<Timestamp>,
-    flist: &'a str,
+    flist: String,
     cpus: u32,
     memory_bytes: u64,
     addresses: Vec<String>,
@@ -41,7 +46,7 @@ impl Row<'_> {
                 Phase::Restarting { at, .. } => Some(*at),
                 _ => None,
             },
-            flist: &machine.spec.flist,
+            flist: without_credentials(&machine.spec.flist),
             cpus: machine.spec.cpus,
             memory_bytes: machine.spec.memory_bytes,
             addresses: machine.state.addresses.iter().map(ToString::to_string).collect(),
@@ -62,7 +67,7 @@ impl Row<'_> {
             self.name.to_owned(),
             self.kind.to_owned(),
             state,
-            self.flist.rsplit('/').next().unwrap_or(self.flist).to_owned(),
+            self.flist.rsplit('/').next().unwrap_or(&self.flist).to_owned(),
             self.cpus.to_string(),
             Human(self.memory_bytes).to_string(),
             self.addresses.first().cloned().unwrap_or_else(|| "-".to_owned()),
@@ -102,9 +107,29 @@ struct Inspection {
     kind: &'static str,
     directory: String,
     log: String,
+    /// What stands around each of its processes, while it runs.
+    walls: BTreeMap<&'static str, String>,
     state: State,
     spec: MachineSpec,
     plan: Plan,
+}
+
+/// What stands around the processes of a machine that runs, one line each.
+fn walls(machine: &Machine) -> BTreeMap<&'static str, String> {
+    let processes = [
+        ("hypervisor", machine.state.hypervisor),
+        ("rootfs", machine.state.rootfs),
+    ];
+    let line = |(role, id): (&'static str, Option<ProcessId>)| {
+        let id = id.filter(|id| id.is_alive())?;
+        let standing = walls::of(id.pid)?.standing();
+        let line = match standing.is_empty() {
+            true => "none".to_owned(),
+            false => standing.join(", "),
+        };
+        Some((role, line))
+    };
+    processes.into_iter().filter_map(line).collect()
 }
 
 /// Shows everything about machines.
@@ -113,7 +138,7 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure
     for name in &args.names.names {
         let machine = engine.machine(name)?;
         if args.spec {
-            output::print(&machine_file::text(&machine.spec)?)?;
+            output::print(&machine_file::text(&machine.spec, args.show_secrets)?)?;
             continue;
         }
         all.push(Inspection {
@@ -121,14 +146,17 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure
             name: machine.spec.name.clone(),
             kind: machine.state.kind.word(),
             directory: machine.dir.display().to_string(),
+            walls: walls(&machine),
             log: log::path(&machine.dir).display().to_string(),
             plan: machine.plan()?,
             state: machine.state,
             spec: machine.spec,
         });
     }
-    if !args.spec {
-        output::json(&all)?;
+    match (args.spec, args.show_secrets) {
+        (true, _) => {}
+        (false, true) => output::json(&all)?,
+        (false, false) => output::json(&redact::shown(&all))?,
     }
     Ok(0)
 }

@@ -5,6 +5,7 @@ mod deploy;
 mod doctor;
 mod events;
 mod exec;
+mod firmware;
 mod flist;
 mod image;
 mod kernel;
@@ -51,6 +52,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Console(args) => exec::console(&context::engine()?, &args),
         Command::Flist(command) => flist::flist(command),
         Command::Image(command) => image::image(command),
+        Command::Firmware(command) => firmware::firmware(&command),
         Command::Kernel(command) => kernel::kernel(command),
         Command::Volume(command) => volume::volume(command),
         Command::Network(command) => network::network(command),
@@ -58,5 +60,6 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Monitor(role) => roles::monitor(role),
         Command::Rootfs(role) => roles::rootfs(role),
         Command::Share(role) => roles::share(role),
+        Command::Jail(role) => roles::jail(&role),
     }
 }

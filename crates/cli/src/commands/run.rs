@@ -5,7 +5,7 @@ use std::thread;
 
 use zmachine_image::PullPolicy;
 use zmachine_machine::engine::{CreateOptions, Starting};
-use zmachine_machine::{Class, Engine, Exit, Failure, MachineSpec, Phase, RestartPolicy, catalog};
+use zmachine_machine::{Class, Engine, Exit, Failure, MachineSpec, Phase, RestartPolicy, catalog, redact};
 
 use crate::args::run::Pull;
 use crate::args::{CreateArgs, RunArgs};
@@ -27,7 +27,7 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs) -> Result<u8, Failure> {
     let spec = spec(engine, &args.machine)?;
     if args.dry_run {
         let plan = with_options(&args.machine, |options| engine.plan(&spec, options))?;
-        output::json(&plan)?;
+        output::json(&redact::shown(&plan))?;
         return Ok(0);
     }
     with_options(&args.machine, |options| engine.create(&spec, options))?;

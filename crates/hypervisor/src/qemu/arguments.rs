@@ -1,8 +1,7 @@
 //! QEMU's command line for a machine: a pure function. Every device and flag is here with its reason.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -31,8 +30,31 @@ pub struct Channels {
     pub console: RawFd,
     /// The agent's byte stream on a [`Platform::Lean`].
     pub agent: Option<RawFd>,
+    /// The listening socket for the agent's streams on a [`Platform::Pc`].
+    pub agent_listener: Option<RawFd>,
     /// The tap of every interface, by the interface's id.
     pub taps: HashMap<String, RawFd>,
+    /// `/dev/vhost-net`, opened once for every interface, by its id; none: packets go through QEMU.
+    pub vhost: HashMap<String, RawFd>,
+    /// The open files of disks by the disks' ids, and those of [`FIRMWARE_CODE`] and [`FIRMWARE_VARIABLES`].
+    pub files: BTreeMap<String, RawFd>,
+}
+
+/// The firmware's code in [`Channels::files`].
+pub const FIRMWARE_CODE: &str = "firmware-code";
+/// The firmware's variables in [`Channels::files`].
+pub const FIRMWARE_VARIABLES: &str = "firmware-variables";
+
+impl Channels {
+    /// The path by which QEMU opens a file that it was given as a descriptor.
+    fn path(&self, id: &str) -> String {
+        let set = self
+            .files
+            .keys()
+            .position(|key| key == id)
+            .map_or(-1, |at| at as i64 + 1);
+        format!("/dev/fdset/{set}")
+    }
 }
 
 /// The arguments for `vm`, without the program's name.
@@ -40,10 +62,13 @@ pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
     let mut args = Args::default();
     machine(&mut args, vm);
     control(&mut args, vm, channels);
-    boot(&mut args, vm);
+    for (index, fd) in channels.files.values().enumerate() {
+        args.add("-add-fd", format!("fd={fd},set={}", index + 1));
+    }
+    boot(&mut args, vm, channels);
     let starts_from_disk = matches!(vm.boot, Boot::Firmware { .. });
     for (index, disk) in vm.disks.iter().enumerate() {
-        args.disk(disk, host, starts_from_disk && index == 0);
+        args.disk(disk, host, channels, starts_from_disk && index == 0);
     }
     for share in &vm.shares {
         args.share(share);
@@ -52,7 +77,13 @@ pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
         let fd = channels.taps.get(&nic.id).copied().unwrap_or(-1);
         let id = &nic.id;
         let netdev = match nic.kind {
-            NicKind::Tap => format!("tap,id={id},fd={fd},vhost={}", on_off(host.vhost_net)),
+            NicKind::Tap => {
+                let vhost = match channels.vhost.get(id) {
+                    Some(fd) => format!("on,vhostfd={fd}"),
+                    None => "off".to_owned(),
+                };
+                format!("tap,id={id},fd={fd},vhost={vhost}")
+            }
             NicKind::Stream => format!("stream,id={id},server=off,addr.type=fd,addr.str={fd}"),
         };
         args.add("-netdev", netdev);
@@ -117,10 +148,13 @@ fn control(args: &mut Args, vm: &VmSpec, channels: &Channels) {
         (Platform::Lean, None) => return,
         (Platform::Lean, Some(fd)) => (format!("socket,id=agent,fd={fd}"), String::new()),
         (Platform::Pc, _) if !vm.agent => return,
-        // By name, so that each life of the guest's agent gets a connection of its own, and none reads what was meant for
+        // A listening socket, so that each life of the guest's agent gets a connection of its own, and none reads what was meant for
         // the one before it.
         (Platform::Pc, _) => (
-            format!("socket,id=agent,path={AGENT_SOCKET},server=on,wait=off"),
+            format!(
+                "socket,id=agent,fd={},server=on,wait=off",
+                channels.agent_listener.unwrap_or(-1)
+            ),
             format!(",id={AGENT_DEVICE}"),
         ),
     };
@@ -132,7 +166,7 @@ fn control(args: &mut Args, vm: &VmSpec, channels: &Channels) {
     ));
 }
 
-fn boot(args: &mut Args, vm: &VmSpec) {
+fn boot(args: &mut Args, vm: &VmSpec, channels: &Channels) {
     match &vm.boot {
         Boot::Kernel {
             kernel,
@@ -149,13 +183,15 @@ fn boot(args: &mut Args, vm: &VmSpec) {
             }
             args.add("-append", cmdline.clone());
         }
-        Boot::Firmware { code, variables } => {
-            let flash = |unit: u8, read_only: &str, file: &Path| {
-                let file = escape(&file.display().to_string());
+        Boot::Firmware { variables, .. } => {
+            let flash = |unit: u8, read_only: &str, file: &str| {
+                let file = channels.path(file);
                 format!("if=pflash,unit={unit},format=raw,readonly={read_only},file={file}")
             };
-            args.add("-drive", flash(0, "on", code));
-            args.add("-drive", flash(1, "off", variables));
+            args.add("-drive", flash(0, "on", FIRMWARE_CODE));
+            if variables.is_some() {
+                args.add("-drive", flash(1, "off", FIRMWARE_VARIABLES));
+            }
         }
     }
 }
@@ -198,14 +234,14 @@ impl Args {
         self.add("-device", value);
     }
 
-    fn disk(&mut self, disk: &Disk, host: &Qemu, is_started_from: bool) {
+    fn disk(&mut self, disk: &Disk, host: &Qemu, channels: &Channels, is_started_from: bool) {
         // The firmware would try the network before it.
         let order = if is_started_from { ",bootindex=0" } else { "" };
         match disk {
             Disk::File {
                 id, serial, discard, ..
             } => {
-                self.add("-blockdev", file_node(disk, host).to_string());
+                self.add("-blockdev", file_node(disk, host, channels).to_string());
                 self.device(format!(
                     "virtio-blk-pci-non-transitional,id=dev-{id},drive={id},serial={},discard={}{order}",
                     escape(serial),
@@ -238,13 +274,9 @@ impl Args {
 }
 
 /// The block node of a disk's file, as `-blockdev` and `blockdev-add` take it.
-fn file_node(disk: &Disk, host: &Qemu) -> serde_json::Value {
+fn file_node(disk: &Disk, host: &Qemu, channels: &Channels) -> serde_json::Value {
     let Disk::File {
-        id,
-        path,
-        read_only,
-        discard,
-        ..
+        id, read_only, discard, ..
     } = disk
     else {
         return serde_json::Value::Null;
@@ -257,7 +289,7 @@ fn file_node(disk: &Disk, host: &Qemu) -> serde_json::Value {
         // Locked, so that no two machines write to one file.
         "file": {
             "driver": "file",
-            "filename": path,
+            "filename": channels.path(id),
             "aio": if host.io_uring { "io_uring" } else { "threads" },
             "locking": "on",
         },
@@ -283,11 +315,19 @@ mod tests {
 
     fn line(vm: &VmSpec) -> String {
         let taps = HashMap::from([("net0".to_owned(), 9)]);
+        let files = vm.disks.iter().filter(|disk| matches!(disk, Disk::File { .. }));
+        let mut files: BTreeMap<String, RawFd> = files.zip(11..).map(|(disk, fd)| (disk.id().to_owned(), fd)).collect();
+        if matches!(vm.boot, Boot::Firmware { .. }) {
+            files.extend([(FIRMWARE_CODE.to_owned(), 21), (FIRMWARE_VARIABLES.to_owned(), 22)]);
+        }
         let channels = Channels {
             qmp: 5,
             console: 6,
             agent: vm.agent.then_some(7),
+            agent_listener: Some(8),
             taps,
+            vhost: HashMap::new(),
+            files,
         };
         arguments(vm, &Qemu::assumed("qemu-system-x86_64"), &channels).join(" ")
     }
@@ -336,7 +376,7 @@ mod tests {
             "{line}"
         );
         assert!(
-            line.contains("path=agent.sock,server=on,wait=off") && line.contains(",id=agent-port"),
+            line.contains("fd=8,server=on,wait=off") && line.contains(",id=agent-port"),
             "{line}"
         );
         assert!(line.contains("-kernel /k/vmlinux"), "{line}");
@@ -346,15 +386,18 @@ mod tests {
     fn a_disk_with_a_boot_loader_is_started_by_firmware() {
         let boot = Boot::Firmware {
             code: "/fw/CODE.fd".into(),
-            variables: "/m/a,b.fd".into(),
+            variables: Some("/m/a,b.fd".into()),
+            sha256: None,
         };
         let line = line(&VmSpec { boot, ..pc() });
         assert!(
-            line.contains("if=pflash,unit=0,format=raw,readonly=on,file=/fw/CODE.fd"),
+            line.contains("-add-fd fd=21,set=2")
+                && line.contains("if=pflash,unit=0,format=raw,readonly=on,file=/dev/fdset/2"),
             "{line}"
         );
         assert!(
-            line.contains("if=pflash,unit=1,format=raw,readonly=off,file=/m/a,,b.fd"),
+            line.contains("-add-fd fd=22,set=3")
+                && line.contains("if=pflash,unit=1,format=raw,readonly=off,file=/dev/fdset/3"),
             "{line}"
         );
         assert!(
@@ -392,7 +435,10 @@ mod tests {
             line.contains(r#""read-only":true"#) && line.contains(r#""discard":"ignore""#),
             "{line}"
         );
-        assert!(line.contains(r#""filename":"/a b\"c""#), "{line}");
+        assert!(
+            line.contains("-add-fd fd=11,set=1") && line.contains(r#""filename":"/dev/fdset/1""#),
+            "{line}"
+        );
     }
 
     #[test]

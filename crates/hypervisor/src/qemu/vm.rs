@@ -6,7 +6,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -16,10 +15,10 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 
-use crate::{ControlError, ExitReason, LogLines, Nic, Vm, VmEvent};
+use crate::process_log::Log;
+use crate::{AgentStream, ControlError, ExitReason, LogLines, Nic, Vm, VmEvent};
 
 use super::arguments::{AGENT_DEVICE, HOTPLUG_SLOTS, later_nic};
-use super::launch::Log;
 use super::qmp::{Event, Qmp};
 
 /// QEMU needs milliseconds to quit; then it is killed.
@@ -28,17 +27,6 @@ const QUIT_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a guest may take to let a device go.
 const UNPLUG_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Signals that a process gets for its own faults, so that dying of one is a crash and not somebody's wish.
-const FAULTS: [i32; 8] = [
-    4,  // SIGILL
-    5,  // SIGTRAP
-    6,  // SIGABRT
-    7,  // SIGBUS
-    8,  // SIGFPE
-    11, // SIGSEGV
-    13, // SIGPIPE
-    31, // SIGSYS, from its own sandbox
-];
 const SIGTERM: i32 = 15;
 
 /// How far the machine's end has come.
@@ -171,14 +159,7 @@ impl QemuVm {
 
     /// The process ended without having said why.
     async fn note_process_end(&mut self, status: Option<ExitStatus>) {
-        let reason = match status.and_then(|s| s.signal()) {
-            Some(signal) if !FAULTS.contains(&signal) => ExitReason::HostSignal(signal),
-            _ => ExitReason::Crashed {
-                status: status.map_or_else(|| "unknown".into(), |s| s.to_string()),
-                last_stderr_lines: self.log.last_lines().await,
-            },
-        };
-        self.end = End::Over(reason);
+        self.end = End::Over(self.log.reason_of(status).await);
     }
 
     async fn order(&mut self, command: &str, arguments: Value) -> Result<Value, ControlError> {
@@ -221,6 +202,8 @@ impl Vm for QemuVm {
     }
 
     async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), ControlError> {
+        // It was started with a limit that fits the disks it had then.
+        zmachine_sys::process::allow_file_size(self.pid, bytes)?;
         let arguments = json!({ "node-name": id, "size": bytes });
         self.order("block_resize", arguments).await.map(drop)
     }
@@ -285,8 +268,8 @@ impl Vm for QemuVm {
         self.qmp.version().to_owned()
     }
 
-    fn take_agent(&mut self) -> Option<UnixStream> {
-        self.agent.take()
+    fn take_agent(&mut self) -> Option<AgentStream> {
+        self.agent.take().map(AgentStream::Connected)
     }
 
     async fn connect_agent(&mut self) -> io::Result<UnixStream> {
@@ -346,6 +329,5 @@ mod tests {
     fn the_signal_is_read_from_qemus_words() {
         assert_eq!(signal_in(&["terminating on signal 2 from pid 77 (sh)".into()]), 2);
         assert_eq!(signal_in(&[]), SIGTERM);
-        assert!(!FAULTS.contains(&9), "being killed is somebody's wish");
     }
 }

@@ -9,7 +9,7 @@ use zmachine_sys::file::FileError;
 use crate::cache::CacheError;
 use crate::facts::KindError;
 use crate::fetch::FetchError;
-use crate::store::StoreError;
+use crate::store::{CredentialsError, StoreError};
 
 /// Why a reference does not lead to an image, or the library can not be used.
 #[derive(Debug, Error)]
@@ -123,6 +123,9 @@ pub enum ResolveError {
         /// The digest of what is there.
         found: String,
     },
+    /// The credentials of stores can not be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The block cache can not be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -180,6 +183,7 @@ impl ResolveError {
             ResolveError::LimitVersion { .. } => {
                 Some("use the zmachine that wrote it, or set it again with `zmachine image cache --limit SIZE`".into())
             }
+            ResolveError::Credentials(source) => Some(source.hint()),
             ResolveError::Cache(source) => source.hint(),
             ResolveError::File(_) => None,
         }

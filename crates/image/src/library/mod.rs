@@ -39,7 +39,7 @@ use crate::fetch::{FetchError, FetchOptions, Fetcher};
 use crate::progress::Progress;
 use crate::reader::FileReader;
 use crate::reference::{ImageName, Reference};
-use crate::store::{StoreError, agent, classify, redact};
+use crate::store::{CREDENTIALS_FILE, Credentials, StoreError, agent, classify, redact};
 pub use error::ResolveError;
 use origin::Origin;
 pub use prune::{Prune, PruneReport, hold_images};
@@ -141,7 +141,7 @@ impl Library {
         })
     }
 
-    /// The same library with other ways to the stores (`--store URL`).
+    /// The same library with other ways to the stores (`--store URL`). Credentials stay those of the home.
     #[must_use]
     pub fn with_fetch_options(self, options: FetchOptions) -> Library {
         Library { options, ..self }
@@ -152,9 +152,16 @@ impl Library {
         &self.cache
     }
 
-    /// A fetcher for the blocks of a flist with these routes.
-    pub fn fetcher(&self, routes: RouteTable) -> Fetcher {
-        Fetcher::new(self.cache.clone(), routes, self.options.clone())
+    /// A fetcher for the blocks of a flist with these routes, with the credentials that the home has for their stores.
+    ///
+    /// # Errors
+    /// [`ResolveError::Credentials`] when these can not be read.
+    pub fn fetcher(&self, routes: RouteTable) -> Result<Fetcher, ResolveError> {
+        let options = FetchOptions {
+            credentials: Credentials::load(&self.images.with_file_name(CREDENTIALS_FILE))?,
+            ..self.options.clone()
+        };
+        Ok(Fetcher::new(self.cache.clone(), routes, options))
     }
 
     /// The image behind `reference`, as a machine of the kind that its content says.
@@ -218,7 +225,7 @@ impl Library {
         let flist = image.open_flist()?;
         let blocks = flist.tree.unique_blocks();
         progress.begin(Some(blocks.len() as u64), "fetching blocks");
-        let fetcher = self.fetcher(flist.routes.clone());
+        let fetcher = self.fetcher(flist.routes.clone())?;
         fetcher
             .fetch_all(&blocks, FETCH_THREADS, progress)
             .map_err(|source| ResolveError::Fetch {
@@ -263,7 +270,7 @@ impl Library {
         let reference = digest.to_string();
         let image = self.image(digest, Mode::Auto, &reference)?;
         let flist = image.open_flist()?;
-        let fetcher = self.fetcher(flist.routes.clone());
+        let fetcher = self.fetcher(flist.routes.clone())?;
         FileReader::new(&flist, path, fetcher).ok_or_else(|| ResolveError::Kind {
             reference,
             source: KindError::Unusable {
@@ -287,7 +294,7 @@ impl Library {
                 },
             });
         };
-        let fetcher = self.fetcher(flist.routes.clone());
+        let fetcher = self.fetcher(flist.routes.clone())?;
         let mut bytes = Vec::with_capacity(size as usize);
         for block in blocks {
             let fetched = fetcher.fetch(block).map_err(|source| ResolveError::Fetch {
@@ -574,7 +581,7 @@ impl Asked<'_> {
             Some(content) => content,
             None => return broken("it is not a regular file"),
         };
-        let fetcher = self.library.fetcher(flist.routes.clone());
+        let fetcher = self.library.fetcher(flist.routes.clone())?;
         let mut bytes = Vec::with_capacity(size as usize);
         for block in blocks {
             let fetched = fetcher.fetch(block).map_err(|source| self.unread(source))?;

@@ -1,4 +1,9 @@
-//! Credentials of registries: the files of docker and podman, and the token servers that registries send to.
+//! Credentials of registries: the files of docker and podman, the helpers that these name, and the token servers that
+//! registries send to.
+//!
+//! A file has `auths` (base64 of `user:password`, or an identity token), `credHelpers` (a helper for a registry) and
+//! `credsStore` (one for all others). They are asked in this order within a file: the helper of the registry, `auths`,
+//! the helper of all. The helpers' protocol is that of the programs `docker-credential-*`: [`super::helper`].
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,21 +15,66 @@ use serde::Deserialize;
 use ureq::Agent;
 
 use super::Problem;
+use super::helper;
 use super::registry::to_problem;
 
 /// The longest credentials file or token answer, in bytes.
 const LIMIT: u64 = 1 << 20;
 
-#[derive(Deserialize, Default)]
-struct AuthFile {
-    #[serde(default)]
-    auths: BTreeMap<String, Auth>,
+/// The name of Docker's own registry in files and helpers.
+const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+
+/// What proves who asks.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Login {
+    /// The value of `Authorization: Basic`.
+    Basic(String),
+    /// A token that the token server takes in place of a password.
+    Identity(String),
 }
 
-#[derive(Deserialize)]
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Login::Basic(_) => "Basic(..)",
+            Login::Identity(_) => "Identity(..)",
+        })
+    }
+}
+
+impl Login {
+    /// As helpers and files tell it: the user `<token>` has an identity token for a password.
+    fn of(user: &str, secret: &str) -> Login {
+        match user {
+            "<token>" => Login::Identity(secret.to_owned()),
+            _ => Login::Basic(STANDARD.encode(format!("{user}:{secret}"))),
+        }
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct AuthFile {
+    auths: BTreeMap<String, Auth>,
+    creds_store: Option<String>,
+    cred_helpers: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
 struct Auth {
-    #[serde(default)]
     auth: String,
+    identitytoken: String,
+}
+
+impl Auth {
+    fn login(&self) -> Option<Login> {
+        if !self.identitytoken.is_empty() {
+            return Some(Login::Identity(self.identitytoken.clone()));
+        }
+        let pair = STANDARD.decode(&self.auth).ok()?;
+        pair.contains(&b':').then(|| Login::Basic(self.auth.clone()))
+    }
 }
 
 #[derive(Deserialize)]
@@ -33,9 +83,40 @@ struct Token {
     access_token: Option<String>,
 }
 
-/// The value of `Authorization: Basic` for a repository, from the first file that knows it. The most special entry counts:
-/// podman's files may name `host/namespace`.
-pub(super) fn basic(files: &[PathBuf], host: &str, repository: &str) -> Option<String> {
+/// Who to be for a repository, from the first file that knows it. The most special entry counts: podman's files may name
+/// `host/namespace`. `None` when nobody knows it.
+///
+/// # Errors
+/// When a helper is named and can not be asked.
+pub(super) fn login(files: &[PathBuf], host: &str, repository: &str) -> Result<Option<Login>, Problem> {
+    let names = names(host, repository);
+    // Docker's own registry has another name with helpers than in references.
+    let server = if host == "docker.io" { DOCKER_HUB } else { host };
+    for file in files {
+        // A file that is not there, or not readable, or of another form, knows nobody.
+        let text = fs::read(file).ok().filter(|text| text.len() as u64 <= LIMIT);
+        let Some(file) = text.and_then(|text| serde_json::from_slice::<AuthFile>(&text).ok()) else {
+            continue;
+        };
+        let ask = |helper: &String| -> Result<Option<Login>, Problem> {
+            let found = helper::ask(helper, server)?;
+            Ok(found.map(|found| Login::of(&found.username, &found.secret)))
+        };
+        let own = names.iter().find_map(|name| file.cred_helpers.get(name));
+        let kept = || names.iter().find_map(|name| file.auths.get(name)?.login());
+        let found = match (own.map(ask).transpose()?.flatten().or_else(kept), &file.creds_store) {
+            (None, Some(helper)) => ask(helper)?,
+            (found, _) => found,
+        };
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+/// The keys that a repository may have in a file, the most special first.
+fn names(host: &str, repository: &str) -> Vec<String> {
     let mut names = vec![format!("{host}/{repository}")];
     let mut path = repository;
     while let Some((parent, _)) = path.rsplit_once('/') {
@@ -46,16 +127,9 @@ pub(super) fn basic(files: &[PathBuf], host: &str, repository: &str) -> Option<S
     names.push(format!("https://{host}"));
     names.push(format!("https://{host}/v2/"));
     if host == "docker.io" {
-        names.extend(["https://index.docker.io/v1/", "index.docker.io"].map(str::to_owned));
+        names.extend([DOCKER_HUB, "index.docker.io"].map(str::to_owned));
     }
-    files.iter().find_map(|file| {
-        // A file that is not there, or not readable, or of another form, knows nobody.
-        let text = fs::read(file).ok().filter(|text| text.len() as u64 <= LIMIT)?;
-        let file: AuthFile = serde_json::from_slice(&text).ok()?;
-        let auth = names.iter().find_map(|name| file.auths.get(name))?;
-        STANDARD.decode(&auth.auth).ok().filter(|pair| pair.contains(&b':'))?;
-        Some(auth.auth.clone())
-    })
+    names
 }
 
 /// The parameters of `WWW-Authenticate: Bearer key="value",...`; `None` for another scheme.
@@ -80,7 +154,7 @@ pub(super) fn challenge(header: &str) -> Option<BTreeMap<String, String>> {
 pub(super) fn token(
     agent: &Agent,
     challenge: &BTreeMap<String, String>,
-    basic: Option<&str>,
+    login: Option<&Login>,
     repository: &str,
 ) -> Result<String, Problem> {
     let realm = challenge
@@ -89,16 +163,29 @@ pub(super) fn token(
     // Credentials go to the server that the registry names, so not in the clear to another host.
     let is_safe =
         realm.starts_with("https://") || realm.starts_with("http://localhost") || realm.starts_with("http://127.");
-    let mut request = agent.get(realm);
-    if let Some(service) = challenge.get("service") {
-        request = request.query("service", service);
-    }
     let scope = format!("repository:{repository}:pull");
-    request = request.query("scope", challenge.get("scope").unwrap_or(&scope));
-    if let Some(basic) = basic.filter(|_| is_safe) {
-        request = request.header("authorization", format!("Basic {basic}"));
-    }
-    let mut response = request.call().map_err(|error| to_problem(&error))?;
+    let scope = challenge.get("scope").unwrap_or(&scope).as_str();
+    let service = challenge.get("service").map(String::as_str);
+    let response = match login.filter(|_| is_safe) {
+        Some(Login::Identity(token)) => agent.post(realm).send_form([
+            ("grant_type", "refresh_token"),
+            ("client_id", "zmachine"),
+            ("service", service.unwrap_or_default()),
+            ("scope", scope),
+            ("refresh_token", token),
+        ]),
+        other => {
+            let mut request = agent.get(realm).query("scope", scope);
+            if let Some(service) = service {
+                request = request.query("service", service);
+            }
+            if let Some(Login::Basic(basic)) = other {
+                request = request.header("authorization", format!("Basic {basic}"));
+            }
+            request.call()
+        }
+    };
+    let mut response = response.map_err(|error| to_problem(&error))?;
     if response.status() != 200 {
         return Err(Problem::Status(response.status().as_u16()));
     }
@@ -135,8 +222,20 @@ mod tests {
         let (broad, narrow) = (STANDARD.encode("a:broad"), STANDARD.encode("a:narrow"));
         let text = format!(r#"{{"auths":{{"h":{{"auth":"{broad}"}},"h/team":{{"auth":"{narrow}"}}}}}}"#);
         let files = [dir.path().join("none"), file("broken", "{"), file("good", &text)];
-        assert_eq!(basic(&files, "h", "team/app"), Some(narrow));
-        assert_eq!(basic(&files, "h", "other"), Some(broad));
-        assert_eq!(basic(&files, "elsewhere", "x"), None);
+        let basic = |pair: &str| Some(Login::Basic(pair.to_owned()));
+        let found = |host, repository| login(&files, host, repository).ok().unwrap();
+        assert_eq!(found("h", "team/app"), basic(&narrow));
+        assert_eq!(found("h", "other"), basic(&broad));
+        assert_eq!(found("elsewhere", "x"), None);
+    }
+
+    #[test]
+    fn an_identity_token_is_no_password_and_is_not_shown() {
+        assert_eq!(Login::of("<token>", "t"), Login::Identity("t".into()));
+        assert_eq!(Login::of("a", "b"), Login::Basic(STANDARD.encode("a:b")));
+        assert!(!format!("{:?}", Login::Identity("hunter2".into())).contains("hunter2"));
+        let auth: Auth = serde_json::from_str(r#"{"identitytoken":"t"}"#).unwrap();
+        assert_eq!(auth.login(), Some(Login::Identity("t".into())));
+        assert_eq!(Auth::default().login(), None);
     }
 }

@@ -1,13 +1,12 @@
 //! A layer's stream: the digest of what is kept, the compression, the digest of the tar inside.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 
-use flate2::read::MultiGzDecoder;
-use ruzstd::decoding::StreamingDecoder;
 use sha2::{Digest as _, Sha256};
 
 use super::Problem;
 use super::manifest::Descriptor;
+use crate::compression::Decompressed;
 
 /// Reads through a hash; the bytes are counted and held against a limit.
 struct Hashing<R> {
@@ -33,38 +32,9 @@ fn broken(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
-type Kept = BufReader<Hashing<Box<dyn Read>>>;
-
-/// The compressions of layers.
-enum Decoder {
-    Plain(Kept),
-    Gzip(Box<MultiGzDecoder<Kept>>),
-    Zstd(Box<StreamingDecoder<Kept, ruzstd::decoding::FrameDecoder>>),
-}
-
-impl Read for Decoder {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Decoder::Plain(kept) => kept.read(bytes),
-            Decoder::Gzip(decoder) => decoder.read(bytes).map_err(|error| damaged(&error)),
-            Decoder::Zstd(decoder) => decoder.read(bytes).map_err(|error| damaged(&error)),
-        }
-    }
-}
-
-/// A decoder's complaint is about the bytes, unless the connection failed.
-fn damaged(error: &io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::TimedOut | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => {
-            io::Error::new(error.kind(), error.to_string())
-        }
-        _ => broken(&format!("the compression of a layer is broken ({error})")),
-    }
-}
-
 /// The tar of a layer.
 pub(super) struct LayerStream {
-    decoder: Hashing<Decoder>,
+    decoder: Hashing<Decompressed<Hashing<Box<dyn Read>>>>,
     digest: String,
     diff_id: String,
 }
@@ -85,21 +55,9 @@ impl LayerStream {
             hash: Sha256::new(),
             left: layer.size,
         };
-        let mut kept = BufReader::with_capacity(64 << 10, hashing);
-        let magic: Vec<u8> = io::BufRead::fill_buf(&mut kept)?.iter().take(4).copied().collect();
-        let decoder = if magic.starts_with(&[0x1f, 0x8b]) {
-            Decoder::Gzip(Box::new(MultiGzDecoder::new(kept)))
-        } else if magic == [0x28, 0xb5, 0x2f, 0xfd] {
-            let decoder = StreamingDecoder::new(kept);
-            Decoder::Zstd(Box::new(decoder.map_err(|error| {
-                Problem::Broken(format!("the compression of a layer is broken ({error})"))
-            })?))
-        } else {
-            Decoder::Plain(kept)
-        };
         Ok(LayerStream {
             decoder: Hashing {
-                inner: decoder,
+                inner: Decompressed::new(hashing)?,
                 hash: Sha256::new(),
                 left: u64::MAX,
             },
@@ -112,11 +70,7 @@ impl LayerStream {
     pub(super) fn finish(mut self) -> Result<(), Problem> {
         io::copy(&mut self.decoder, &mut io::sink())?;
         check(&self.decoder.hash.finalize(), &self.diff_id)?;
-        let mut kept = match self.decoder.inner {
-            Decoder::Plain(kept) => kept,
-            Decoder::Gzip(decoder) => decoder.into_inner(),
-            Decoder::Zstd(decoder) => decoder.into_inner(),
-        };
+        let mut kept = self.decoder.inner.into_inner();
         io::copy(&mut kept, &mut io::sink())?;
         // An archive of docker does not tell the digest of what it keeps; all other places find it by that.
         if self.digest.is_empty() {

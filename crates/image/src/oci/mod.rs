@@ -12,10 +12,12 @@
 //! | `archive` | a file that `docker save` or `podman save` wrote |
 //! | `registry` | the distribution protocol |
 //! | `auth` | credentials of registries: the files of docker and podman, token servers |
+//! | `helper` | programs that keep credentials for these files |
 //! | `layer` | digests and compression of a layer's stream |
 
 mod archive;
 mod auth;
+mod helper;
 mod layer;
 mod layout;
 mod manifest;

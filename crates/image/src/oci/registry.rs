@@ -33,7 +33,7 @@ pub(super) struct Registry {
     base: String,
     repository: String,
     reference: String,
-    basic: Option<String>,
+    login: Option<auth::Login>,
     /// The value of the header `Authorization` that worked last.
     authorization: Mutex<Option<String>>,
     answer: Duration,
@@ -73,7 +73,7 @@ impl Registry {
             base: format!("{scheme}://{server}/v2/{repository}"),
             repository: repository.to_owned(),
             reference: reference.to_owned(),
-            basic: auth::basic(&options.auth_files, host, repository),
+            login: auth::login(&options.auth_files, host, repository)?,
             authorization: Mutex::default(),
             answer: options.timeouts.request,
         })
@@ -116,13 +116,13 @@ impl Registry {
             .headers()
             .get("www-authenticate")
             .and_then(|header| header.to_str().ok());
-        let authorization = match (header.and_then(auth::challenge), &self.basic) {
-            (Some(challenge), basic) => {
-                let token = auth::token(&self.agent, &challenge, basic.as_deref(), &self.repository)?;
+        let authorization = match (header.and_then(auth::challenge), &self.login) {
+            (Some(challenge), login) => {
+                let token = auth::token(&self.agent, &challenge, login.as_ref(), &self.repository)?;
                 format!("Bearer {token}")
             }
-            (None, Some(basic)) => format!("Basic {basic}"),
-            (None, None) => return Ok(response),
+            (None, Some(auth::Login::Basic(basic))) => format!("Basic {basic}"),
+            (None, _) => return Ok(response),
         };
         let response = self.send(path, Some(&authorization))?;
         *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);

@@ -7,14 +7,17 @@ use zmachine_flist::{BlockRef, Flist, RouteTable};
 use super::assemble::{Assembly, Content};
 use super::pipe::{self, Pipe};
 use super::{PackError, PackOptions, PackReport, Packer};
+use crate::compression::Decompressed;
 use crate::progress::Progress;
 use crate::store::BlockStore;
 use crate::tar::{Archive, MemberKind};
 
-/// Packs a tar archive from a stream. Nothing of it is kept on disk but blocks in the store; progress is told in bytes.
+/// Packs a tar archive from a stream, plain or compressed with gzip or zstd. Nothing of it is kept on disk but blocks in the
+/// store; progress is told in bytes.
 ///
 /// # Errors
-/// [`PackError::Archive`] for what the archive can not be, and as [`super::pack`].
+/// [`PackError::Archive`] for what the archive can not be (nothing at all is what a program leaves that failed before a
+/// pipe), and as [`super::pack`].
 pub fn pack_tar(
     reader: impl Read,
     store: &dyn BlockStore,
@@ -23,8 +26,11 @@ pub fn pack_tar(
 ) -> Result<(Flist, PackReport), PackError> {
     progress.begin(None, "packing");
     pack_layers(store, options, progress, false, |layers| {
-        let mut archive = Archive::new(reader);
+        let mut archive = Archive::new(Decompressed::new(reader)?);
         layers.add(&mut archive)?;
+        if archive.position() == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it is empty"));
+        }
         // Padding behind the end is part of many archives; a writer at the other end of a pipe wants it read.
         io::copy(&mut archive.into_inner(), &mut io::sink())?;
         Ok(())

@@ -13,16 +13,26 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use thiserror::Error;
 
 use super::redact;
 
-/// The credentials of one host.
-#[derive(Default)]
+/// The name of the file in a home.
+pub const CREDENTIALS_FILE: &str = "stores.toml";
+
+/// The credentials of one host. Clones share them.
+#[derive(Clone, Default)]
 pub struct Credentials {
-    stores: Vec<Entry>,
+    stores: Arc<[Entry]>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credentials of {} stores", self.stores.len())
+    }
 }
 
 #[derive(Deserialize)]
@@ -106,7 +116,9 @@ impl Credentials {
             path: path.into(),
             offset: error.span().map_or(0, |span| span.start),
         })?;
-        Ok(Credentials { stores: document.store })
+        Ok(Credentials {
+            stores: document.store.into(),
+        })
     }
 
     /// `url` with the credentials that belong to it, unless it has some.

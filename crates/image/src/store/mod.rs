@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use zmachine_flist::BlockId;
 
-pub use credentials::{Credentials, CredentialsError};
+pub use credentials::{CREDENTIALS_FILE, Credentials, CredentialsError};
 pub use dir::DirStore;
 pub use http::HttpStore;
 pub(crate) use http::{agent, classify};
@@ -206,6 +206,9 @@ impl StoreError {
     pub fn hint(&self) -> Option<String> {
         match self {
             StoreError::NotFound { .. } => Some("name another store that has the block with --store URL".into()),
+            StoreError::Unavailable { what, .. } if what.contains("certificate") => {
+                Some("add the issuer of its certificate to those that this host trusts (update-ca-certificates)".into())
+            }
             StoreError::Unavailable { .. } => Some("check the network, or name another store with --store URL".into()),
             StoreError::MissingDirectory { .. } => {
                 Some("create or mount the directory, or name the store's new place with --store dir:///PATH".into())
@@ -215,8 +218,11 @@ impl StoreError {
                     .into(),
             ),
             StoreError::Status { status: 401 | 403, .. } => Some(
-                "the store wants credentials: https://USER:PASSWORD@HOST/PATH, s3://KEY:SECRET@HOST:PORT/BUCKET".into(),
+                "the store wants credentials: in stores.toml, or in its URL (https://USER:PASSWORD@HOST/PATH)".into(),
             ),
+            StoreError::Refused { store, .. } if store.starts_with("s3") => {
+                Some("check that the bucket exists, and the key and secret: in stores.toml, or s3://KEY:SECRET@HOST:PORT/BUCKET".into())
+            }
             StoreError::Refused { .. } => {
                 Some("check the namespace and the password: zdb://:PASSWORD@HOST/NAMESPACE".into())
             }

@@ -1,6 +1,7 @@
-//! `s3://KEY:SECRET@host[:port]/bucket[?region=NAME]`, `s3s://` with TLS: a server with Amazon's S3 interface.
+//! `s3://KEY:SECRET@host[:port]/bucket[/prefix][?region=NAME]`, `s3s://` with TLS: a server with Amazon's S3 interface.
 //!
-//! A block is the object named by its hexadecimal id in the bucket's root, in path style. Requests are signed (version 4)
+//! A block is the object named by its hexadecimal id, in path style; a prefix goes in front of it (which the original tool
+//! does not know: it looks in the bucket's root). Requests are signed (version 4)
 //! by crate `rusty-s3`; a signed URL is a credential for its few minutes, so it is never part of a message. The region
 //! is `us-east-1` when the URL has none, as self-hosted servers expect.
 
@@ -19,9 +20,14 @@ const REGION: &str = "us-east-1";
 /// How long a signature holds.
 const SIGNATURE: Duration = Duration::from_secs(300);
 
+/// The most of an error's description that is read, in bytes.
+const ERROR_BYTES: u64 = 4096;
+
 /// A bucket.
 pub struct S3Store {
     bucket: Bucket,
+    /// What the names of blocks begin with: empty, or ending with a slash.
+    prefix: String,
     credentials: Option<Credentials>,
     description: String,
     agent: Agent,
@@ -44,8 +50,9 @@ impl S3Store {
         let transport = if scheme == "s3" { "http" } else { "https" };
         let (authority, bucket) = rest.split_once('/').ok_or_else(|| malformed("it names no bucket"))?;
         let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-        let bucket = bucket.trim_end_matches('/');
-        if bucket.is_empty() || bucket.contains('/') || host.is_empty() {
+        let (bucket, prefix) = bucket.split_once('/').unwrap_or((bucket, ""));
+        let prefix = prefix.trim_matches('/');
+        if bucket.is_empty() || host.is_empty() {
             return Err(malformed("it must have the form s3://KEY:SECRET@HOST:PORT/BUCKET"));
         }
         let decode = |text: &str| percent_decode(text).ok_or_else(|| malformed("it has a broken percent sign"));
@@ -60,7 +67,12 @@ impl S3Store {
             .parse()
             .map_err(|_| malformed("its host or port is broken"))?;
         let bucket = Bucket::new(endpoint, UrlStyle::Path, bucket.to_owned(), region);
+        let prefix = match decode(prefix)? {
+            prefix if prefix.is_empty() => prefix,
+            prefix => format!("{prefix}/"),
+        };
         Ok(S3Store {
+            prefix,
             bucket: bucket.map_err(|_| malformed("its host or bucket is broken"))?,
             credentials,
             description,
@@ -82,16 +94,39 @@ impl S3Store {
         Ok(left.min(self.timeouts.request))
     }
 
-    fn status(&self, status: u16) -> StoreError {
-        StoreError::Status {
+    /// The object that a block is.
+    fn object(&self, id: &BlockId) -> String {
+        format!("{}{id}", self.prefix)
+    }
+
+    fn missing(&self, id: &BlockId) -> StoreError {
+        StoreError::NotFound {
+            store: self.describe(),
+            id: id.to_string(),
+        }
+    }
+
+    /// An answer that is no success, in the server's words when it has some.
+    fn refusal(&self, response: &mut ureq::http::Response<ureq::Body>) -> StoreError {
+        let status = response.status().as_u16();
+        let by_status = StoreError::Status {
             store: self.describe(),
             status,
+        };
+        let body = response.body_mut().with_config().limit(ERROR_BYTES).read_to_vec();
+        let body = body.unwrap_or_default();
+        match (by_status.is_transient(), reason(&String::from_utf8_lossy(&body))) {
+            (false, Some(what)) => StoreError::Refused {
+                store: self.describe(),
+                what,
+            },
+            _ => by_status,
         }
     }
 
     fn fetch(&self, id: &BlockId, deadline: Option<Instant>) -> Result<Vec<u8>, StoreError> {
         let budget = self.budget(deadline)?;
-        let name = id.to_string();
+        let name = self.object(id);
         let url = self.bucket.get_object(self.credentials.as_ref(), &name).sign(SIGNATURE);
         let request = self
             .agent
@@ -103,12 +138,15 @@ impl S3Store {
         match response.status().as_u16() {
             200 => {}
             404 => {
-                return Err(StoreError::NotFound {
-                    store: self.describe(),
-                    id: name,
+                // A bucket that is not there answers like a block that is not.
+                return Err(match self.refusal(&mut response) {
+                    StoreError::Refused { store, what } if what.starts_with("NoSuchBucket") => {
+                        StoreError::Refused { store, what }
+                    }
+                    _ => self.missing(id),
                 });
             }
-            status => return Err(self.status(status)),
+            _ => return Err(self.refusal(&mut response)),
         }
         let body = response
             .body_mut()
@@ -119,12 +157,28 @@ impl S3Store {
             Ok(bytes) if bytes.len() <= MAX_SEALED_LEN => Ok(bytes),
             Ok(_) | Err(Error::BodyExceedsLimit(_)) => Err(StoreError::TooLong {
                 store: self.describe(),
-                id: name,
+                id: id.to_string(),
                 limit: MAX_SEALED_LEN,
             }),
             Err(error) => Err(classify(&self.description, error)),
         }
     }
+}
+
+/// `CODE: message` of the XML that an S3 server sends with an error. Nothing else of it is shown: some of it is what was
+/// signed.
+fn reason(xml: &str) -> Option<String> {
+    let element = |name: &str| {
+        let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+        let (text, _) = rest.split_once("</")?;
+        let text = text.chars().filter(|letter| !letter.is_control());
+        Some(text.take(200).collect::<String>()).filter(|text| !text.is_empty())
+    };
+    let code = element("Code")?;
+    Some(match element("Message") {
+        Some(message) => format!("{code}: {message}"),
+        None => code,
+    })
 }
 
 impl BlockStore for S3Store {
@@ -139,7 +193,7 @@ impl BlockStore for S3Store {
     fn has(&self, id: &BlockId) -> Result<bool, StoreError> {
         let url = self
             .bucket
-            .head_object(self.credentials.as_ref(), &id.to_string())
+            .head_object(self.credentials.as_ref(), &self.object(id))
             .sign(SIGNATURE);
         let request = self
             .agent
@@ -147,21 +201,25 @@ impl BlockStore for S3Store {
             .config()
             .timeout_global(Some(self.timeouts.request))
             .build();
-        let response = request.call().map_err(|error| classify(&self.description, error))?;
+        let mut response = request.call().map_err(|error| classify(&self.description, error))?;
         match response.status().as_u16() {
             200 => Ok(true),
             404 => Ok(false),
-            status => Err(self.status(status)),
+            _ => Err(self.refusal(&mut response)),
         }
     }
 
     fn put(&self, id: &BlockId, sealed: &[u8]) -> Result<bool, StoreError> {
-        if self.has(id)? {
-            return Ok(false);
+        match self.has(id) {
+            Ok(true) => return Ok(false),
+            Ok(false) => {}
+            // An answer to HEAD has no reason, and who may not list a bucket is not told what is in it. Writing tells.
+            Err(error @ StoreError::Status { .. }) if !error.is_transient() => {}
+            Err(error) => return Err(error),
         }
         let url = self
             .bucket
-            .put_object(self.credentials.as_ref(), &id.to_string())
+            .put_object(self.credentials.as_ref(), &self.object(id))
             .sign(SIGNATURE);
         let request = self
             .agent
@@ -169,12 +227,12 @@ impl BlockStore for S3Store {
             .config()
             .timeout_global(Some(self.timeouts.request))
             .build();
-        let response = request
+        let mut response = request
             .send(sealed)
             .map_err(|error| classify(&self.description, error))?;
         match response.status().as_u16() {
             200..=299 => Ok(true),
-            status => Err(self.status(status)),
+            _ => Err(self.refusal(&mut response)),
         }
     }
 
@@ -189,12 +247,35 @@ mod tests {
 
     #[test]
     fn urls_without_a_bucket_or_secret_are_refused_and_nothing_shows_the_secret() {
-        for url in ["s3://h:1", "s3://h:1/", "s3://h:1/a/b", "s3://key@h:1/b", "s3:///b"] {
+        for url in ["s3://h:1", "s3://h:1/", "s3://h:1//b", "s3://key@h:1/b", "s3:///b"] {
             assert!(S3Store::new(url, Timeouts::default()).is_err(), "{url}");
         }
         let store = S3Store::new("s3s://key:secret@h:1/b?region=eu", Timeouts::default()).unwrap();
         assert_eq!(store.describe(), "s3s://h:1/b");
         assert_eq!(store.bucket.region(), "eu");
         assert_eq!(store.bucket.base_url().scheme(), "https");
+    }
+
+    #[test]
+    fn blocks_are_in_the_bucket_or_below_a_prefix() {
+        let id = zmachine_flist::BlockRef::seal(b"x").0.id;
+        for (url, prefix) in [
+            ("s3://h/b/", ""),
+            ("s3://h/b/team/blocks/", "team/blocks/"),
+            ("s3://h/b/a%20b", "a b/"),
+        ] {
+            let store = S3Store::new(url, Timeouts::default()).unwrap();
+            assert_eq!(store.object(&id), format!("{prefix}{id}"), "{url}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_told_by_its_code_and_message_alone() {
+        let xml = "<?xml version=\"1.0\"?><Error><Code>SignatureDoesNotMatch</Code><Message>No\nmatch</Message>\
+                   <StringToSign>hunter2</StringToSign></Error>";
+        assert_eq!(reason(xml).as_deref(), Some("SignatureDoesNotMatch: Nomatch"));
+        for nothing in ["", "<Code>", "<Code></Code>", "<html>"] {
+            assert_eq!(reason(nothing), None);
+        }
     }
 }

@@ -1,9 +1,13 @@
 //! Creating machines: from a spec to a folder with a plan.
 
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 
 use jiff::Timestamp;
+use zmachine_hypervisor::Accel;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
+use zmachine_hypervisor::choice::{self, Choice, Found, Hypervisor};
+use zmachine_hypervisor::firmware::Pinned;
 use zmachine_image::library::hold_images;
 use zmachine_image::{
     FetchOptions, Image, Library, Mode, Progress, PullPolicy, Reference, ResolveError, Timeouts, open_store,
@@ -24,6 +28,8 @@ use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
 use crate::network::NetworkArgument;
+use crate::plan::container::{channel_driver, is_for_containers};
+use crate::plan::vm::VmStart;
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
 use crate::spec::{self, MachineSpec, ModeChoice, RootfsChoice};
 use crate::state::State;
@@ -44,6 +50,8 @@ struct Facts {
     makes: Makes,
     host: HostFacts,
     accel: accel::Choice,
+    hypervisor: Choice,
+    cloud_firmware: Option<Pinned>,
     dns: HostDns,
 }
 
@@ -58,11 +66,32 @@ enum Makes {
 }
 
 impl Makes {
+    /// What of the machine Cloud Hypervisor can not do.
+    fn beyond_cloud_hypervisor(&self, uses_shares: bool, has_firmware: bool) -> Option<&'static str> {
+        const SHARES: &str = "shared directories do not survive there when the guest's own kernel restarts";
+        match self {
+            Makes::Container { .. } => None,
+            Makes::Tree(_) => Some(SHARES),
+            Makes::Vm(_) if uses_shares => Some(SHARES),
+            Makes::Vm(facts) => (matches!(facts.start, VmStart::Firmware { .. }) && !has_firmware)
+                .then_some("no firmware is configured for it ('zmachine firmware set FILE')"),
+        }
+    }
+
     fn content<'a>(&'a self, volumes: &'a [Wanted]) -> Content<'a> {
         match self {
             Makes::Container { image, kernel } => Content::Container { image, kernel, volumes },
             Makes::Tree(facts) => Content::Tree(facts),
             Makes::Vm(facts) => Content::Vm(facts),
+        }
+    }
+
+    /// Ports that a container's image exposes; a VM's publishes what it likes.
+    fn exposed_ports(&self) -> &[String] {
+        match self {
+            Makes::Container { image, .. } => &image.exposed_ports,
+            Makes::Tree(facts) => &facts.image.exposed_ports,
+            Makes::Vm(_) => &[],
         }
     }
 }
@@ -118,7 +147,7 @@ impl Engine {
     ) -> Result<T, Failure> {
         spec::check_name(&spec.name)?;
         catalog::require_free(&self.home, &spec.name)?;
-        let publish = parse_publish(&spec.publish)?;
+        let mut publish = parse_publish(&spec.publish)?;
         Plan::check_request(spec, &HostFacts::gather())?;
         check_stores(&spec.stores)?;
         let id = catalog::new_id();
@@ -127,6 +156,9 @@ impl Engine {
         // Until the machine is there, nothing says that its image is needed.
         let _images = hold_images(self.home.data())?;
         let facts = self.facts(spec, options, &wanted, !shares.is_empty())?;
+        if spec.publish_all {
+            publish.extend(publish_exposed(facts.makes.exposed_ports(), &publish)?);
+        }
         let networks = self.networks()?;
         // From here on addresses are taken: nobody may sweep them away before the machine's folder is there.
         let _catalog = catalog::lock(&self.home)?;
@@ -138,6 +170,8 @@ impl Engine {
                     home: &self.home,
                     host: &facts.host,
                     accel: facts.accel.accel,
+                    hypervisor: facts.hypervisor.clone(),
+                    cloud_firmware: facts.cloud_firmware.clone(),
                     attachments,
                     host_dns: &facts.dns,
                     shares: &shares,
@@ -165,9 +199,29 @@ impl Engine {
         };
         let accel = accel::choose(requested, &AccelFacts::gather())
             .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))?;
+        // Asked only where it counts: it is a program to run.
+        let found = match spec.hypervisor {
+            choice::Requested::Qemu => Found::default(),
+            choice::Requested::Auto if accel.accel != Accel::Kvm => Found::default(),
+            _ => Found::gather(),
+        };
+        let choose = |lacks| {
+            choice::choose(spec.hypervisor, &accel, &found, lacks)
+                .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))
+        };
+        let mut hypervisor = choose(None)?;
+        let cloud_firmware = crate::firmware::configured(&self.home)?;
+        let makes = self.makes(spec, options, wanted, (uses_shares, hypervisor.driver))?;
+        if hypervisor.driver == Hypervisor::CloudHypervisor
+            && let Some(lacks) = makes.beyond_cloud_hypervisor(uses_shares, cloud_firmware.is_some())
+        {
+            hypervisor = choose(Some(lacks))?;
+        }
         Ok(Facts {
-            makes: self.makes(spec, options, wanted, uses_shares)?,
+            makes,
             host: HostFacts::gather(),
+            hypervisor,
+            cloud_firmware,
             accel,
             dns: host_nameservers(),
         })
@@ -178,11 +232,11 @@ impl Engine {
         spec: &MachineSpec,
         options: &CreateOptions<'_>,
         wanted: &[Wanted],
-        uses_shares: bool,
+        (uses_shares, hypervisor): (bool, Hypervisor),
     ) -> Result<Makes, Failure> {
         if let Some(path) = host_disk(spec, options.cwd)? {
             return self
-                .host_disk_facts(&path, wanted)
+                .host_disk_facts(&path, wanted, hypervisor)
                 .map(|facts| Makes::Vm(Box::new(facts)));
         }
         let reference = Reference::parse(&spec.flist, options.cwd)
@@ -198,7 +252,7 @@ impl Engine {
             ModeChoice::Vm => Mode::Vm,
         };
         let image = library.resolve_as(&reference, options.pull, mode, options.progress)?;
-        if let Some(facts) = self.flist_facts(&library, &image, spec, wanted)? {
+        if let Some(facts) = self.flist_facts(&library, &image, spec, wanted, hypervisor)? {
             return Ok(Makes::Vm(Box::new(facts)));
         }
         if let Some(facts) = tree_facts(&library, &image, spec, wanted, options.progress)? {
@@ -208,6 +262,9 @@ impl Engine {
         let mut drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
         let is_tree = spec.rootfs == RootfsChoice::Virtiofs;
         drivers.extend((uses_shares || is_tree).then_some(FsDriver::Virtiofs));
+        drivers.extend(channel_driver(hypervisor));
+        let has_nested = wanted.iter().any(|volume| is_for_containers(&volume.target));
+        drivers.extend(has_nested.then_some(FsDriver::Nested));
         let image = match is_tree {
             true => ImageFacts {
                 tree: Some(unpacked(&library, &image, &spec.flist, options.progress)?),
@@ -374,6 +431,43 @@ pub(super) fn membership(
 fn parse_publish(texts: &[String]) -> Result<Vec<Publish>, Failure> {
     let parse = |text: &String| Publish::parse(text).map_err(|e| Failure::from(NetworkError::from(e)));
     texts.iter().map(parse).collect()
+}
+
+/// A free port of this host for each exposed port (`80/tcp`, `8000-8002`) that is not published yet. They are kept free of
+/// each other, not of other programs; one that is taken until the start is told then.
+fn publish_exposed(exposed: &[String], published: &[Publish]) -> Result<Vec<Publish>, Failure> {
+    let (mut new, mut tcp, mut udp) = (Vec::new(), Vec::new(), Vec::new());
+    for text in exposed {
+        let broken = || Failure::new(Class::Usage, format!("the image exposes '{text}', which is no port"));
+        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let number = |text: &str| text.parse::<u16>().map_err(|_| broken());
+        for guest in number(first)?..=number(last)? {
+            let free = match protocol {
+                "tcp" => {
+                    let socket = TcpListener::bind(("0.0.0.0", 0))?;
+                    let free = socket.local_addr()?.port();
+                    tcp.push(socket);
+                    free
+                }
+                "udp" => {
+                    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+                    let free = socket.local_addr()?.port();
+                    udp.push(socket);
+                    free
+                }
+                _ => return Err(broken()),
+            };
+            let wanted = parse_publish(&[format!("{free}:{guest}/{protocol}")])?;
+            let is_published = |one: &Publish| {
+                published
+                    .iter()
+                    .any(|other| other.guest == one.guest && other.protocol == one.protocol)
+            };
+            new.extend(wanted.into_iter().filter(|one| !is_published(one)));
+        }
+    }
+    Ok(new)
 }
 
 /// That each is the URL of a store. Whether it answers shows when a block is asked for.

@@ -81,7 +81,7 @@ pub(super) fn unpacked(
         fs::remove_dir_all(&new).map_err(|e| Failure::from(e).context(format!("can not remove {}", new.display())))?;
     }
     let content = image.open_flist()?;
-    let fetcher = library.fetcher(content.routes.clone());
+    let fetcher = library.fetcher(content.routes.clone())?;
     unpack(&content, &new, &fetcher, UnpackOptions::default(), progress).map_err(|e| not_unpacked(&e, flist))?;
     publish(&new, &root)?;
     Ok(root)

@@ -73,6 +73,7 @@ impl Monitor<ContainerPlan> {
         self.machine.state.hypervisor = ProcessId::of(running.vm.pid());
         self.advance(Phase::Running).map_err(at("state"))?;
         self.ready();
+        self.watch.entrypoint_started();
         self.kill.pass("start: state is running");
         self.report.send(&Report::Ready);
         self.report.close();
@@ -81,7 +82,7 @@ impl Monitor<ContainerPlan> {
         let mut killed = false;
         loop {
             let until = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-            let counters_due = self.watch.counters_due();
+            let counters_due = self.watch.due();
             let counters_at = counters_due.unwrap_or_else(Instant::now);
             let retry = self.space.next_try();
             let retry_at = retry.unwrap_or_else(Instant::now);
@@ -123,7 +124,7 @@ impl Monitor<ContainerPlan> {
                     let grace = self.ask_to_stop(running, self.plan.stop_grace_ms).await;
                     deadline = Some(Instant::now() + grace + POWER_OFF_PATIENCE);
                 }
-                () = tokio::time::sleep_until(counters_at.into()), if counters_due.is_some() => self.save_counters(),
+                () = tokio::time::sleep_until(counters_at.into()), if counters_due.is_some() => self.save_due(),
                 () = tokio::time::sleep_until(until.into()) => {
                     self.log.note(Source::Monitor, "the guest did not power off in time: killed");
                     killed = true;

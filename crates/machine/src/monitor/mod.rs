@@ -13,6 +13,7 @@
 mod agent_start;
 mod appliance;
 mod cache;
+mod cell;
 mod confine;
 mod console;
 mod container;
@@ -68,6 +69,8 @@ pub struct MonitorArgs {
 /// # Errors
 /// When the machine could not be started; the failure is in its state, and reported, as well.
 pub fn run(args: MonitorArgs) -> Result<(), Failure> {
+    // Whatever it and its children make is its owner's alone, unless they say otherwise.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run::run(args))
 }
@@ -125,7 +128,7 @@ impl SharedLog {
 }
 
 /// Where the roles find QEMU, nft and mkfs, whatever the user's own environment is.
-const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const SEARCH_PATH: &str = zmachine_hypervisor::choice::SEARCH_PATH;
 
 /// This very program in another role, even when its file was replaced since it was started.
 pub(crate) fn own_program(role: &str) -> Command {

@@ -12,6 +12,7 @@ use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::ProcessId;
 
+use super::cell::Cell;
 use super::restart::{Asked, Row};
 use super::rootfs_watch::RootfsWatch;
 use super::session::SessionError;
@@ -54,6 +55,8 @@ pub(super) struct Monitor<P> {
     pub(super) volumes: Vec<Held>,
     pub(super) space: Space,
     pub(super) relays: Relays,
+    /// What its processes are locked into, while it runs.
+    pub(super) cell: Option<Cell>,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -98,6 +101,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
         volumes: Vec::new(),
         space: Space::default(),
         relays: Relays::default(),
+        cell: None,
         waiters: Vec::new(),
     };
     monitor.machine.state.restarts = 0;
@@ -170,6 +174,7 @@ impl<Q> Monitor<Q> {
             volumes: self.volumes,
             space: self.space,
             relays: self.relays,
+            cell: self.cell,
             waiters: self.waiters,
         }
     }
@@ -234,6 +239,14 @@ impl<P> Monitor<P> {
         self.kill.pass("start: run folder claimed");
         file::make_dirs(&path)?;
         self.kill.pass("start: run folder made");
+        self.cell = None;
+        let (cell, lacking) = Cell::make(&self.home, &self.machine.id, self.machine.spec.jail)?;
+        if let Some(text) = lacking {
+            self.log.note(Source::Monitor, &text);
+            self.machine.state.warn(text);
+        }
+        self.machine.state.user = cell.user();
+        self.cell = Some(cell);
         let socket = self.home.control_socket(&self.machine.id);
         UnixListener::bind(&socket)
             .map_err(|e| Failure::from(e).context(format!("can not listen on {}", socket.display())))
@@ -298,6 +311,8 @@ impl<P> Monitor<P> {
         self.kill.pass("end: before undo");
         let undone = self.journal.undo_all(&self.networks).await;
         self.kill.pass("end: undone");
+        // After its processes: nobody else may have their user before.
+        self.cell = None;
         if let Err(failure) = &undone {
             self.log
                 .note(Source::Monitor, &format!("not everything could be undone: {failure}"));

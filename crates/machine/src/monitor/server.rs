@@ -268,3 +268,7 @@ async fn pass(mut reader: Reader, mut writer: Writer, shared: Shared, request: p
         () = async { input.await; std::future::pending::<()>().await } => {}
     }
 }
+
+#[cfg(test)]
+#[path = "server/hostile.rs"]
+mod hostile;

@@ -16,7 +16,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use zmachine_hypervisor::{ExitReason, Vm, VmEvent};
-use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
+use zmachine_sys::jail::Jailed;
+use zmachine_sys::process::{ChildSetup, ProcessId};
 
 use super::SharedLog;
 use super::run::{AbortOnDrop, Monitor};
@@ -133,6 +134,9 @@ impl<P> Monitor<P> {
         let _ = std::fs::remove_file(&socket);
         // Closed here when it is passed on: a server that ends early then ends the hypervisor's wait.
         let listener = UnixListener::bind(&socket)?;
+        if let Some(cell) = &self.cell {
+            cell.give(&socket)?;
+        }
         let mut command = super::own_program("share");
         command.arg("--mount-point").arg(&mount_point);
         command.arg("--listener-fd").arg(listener.as_raw_fd().to_string());
@@ -141,16 +145,17 @@ impl<P> Monitor<P> {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        prepare_child(
-            &mut command,
-            ChildSetup {
-                keep: vec![listener.as_raw_fd()],
-                die_with_parent: true,
-                new_session: false,
-            },
-        );
         command.arg0("zmachine");
-        Command::from(command).kill_on_drop(true).spawn()
+        let jailed = match self.jail() {
+            Some(jail) => Jailed::role(&jail, command)?,
+            None => Jailed::free(command),
+        };
+        let setup = ChildSetup {
+            keep: vec![listener.as_raw_fd()],
+            die_with_parent: true,
+            new_session: false,
+        };
+        jailed.spawn(setup, |command| Command::from(command).kill_on_drop(true).spawn())
     }
 }
 

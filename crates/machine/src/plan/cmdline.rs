@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn other_networks_take_the_place_of_those_that_were_told() {
         let env = [("A".to_owned(), "b c".to_owned())];
-        let [one, two] = [0, 1].map(|index| attachment(index));
+        let [one, two] = [0, 1].map(attachment);
         let line = command_line(Accel::Kvm, RootDevice::FirstDisk, std::slice::from_ref(&one), &[], &env).unwrap();
         let both = with_network(&line, &[one, two], &[]).unwrap();
         assert!(

@@ -22,12 +22,15 @@ pub mod share;
 pub mod tree;
 pub mod vm;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use zmachine_agent_protocol::{Interface, Route};
+use zmachine_hypervisor::choice::Choice;
+use zmachine_hypervisor::firmware::Pinned;
 use zmachine_hypervisor::{Accel, Nic, NicKind, VmSpec};
 use zmachine_network::{Attachment, HostDns};
 use zmachine_sys::host::HostFacts;
@@ -132,6 +135,14 @@ impl Plan {
         }
     }
 
+    /// What runs it, and why that.
+    pub fn hypervisor(&self) -> &Choice {
+        match self {
+            Plan::Container(plan) => &plan.hypervisor,
+            Plan::Vm(plan) => &plan.hypervisor,
+        }
+    }
+
     /// What kind of machine it is.
     pub fn kind(&self) -> Kind {
         match self {
@@ -160,6 +171,10 @@ pub struct ImageFacts {
     pub user: Option<String>,
     /// The signal that asks its program to end.
     pub stop_signal: Option<String>,
+    /// Ports its program listens on, as `80/tcp`.
+    pub exposed_ports: Vec<String>,
+    /// What it is called by who made it.
+    pub labels: BTreeMap<String, String>,
     /// The unpacked image, when that is to be the root.
     pub tree: Option<PathBuf>,
 }
@@ -204,6 +219,10 @@ pub struct Inputs<'a> {
     pub host: &'a HostFacts,
     /// The accelerator that fits the host and the request.
     pub accel: Accel,
+    /// The hypervisor that fits the host, the request and the machine.
+    pub hypervisor: Choice,
+    /// The firmware that Cloud Hypervisor starts disks with, when one is configured.
+    pub cloud_firmware: Option<Pinned>,
     /// One per network of the spec, in its order.
     pub attachments: Vec<Attachment>,
     /// Search domains of the host; its name servers are asked by those of the networks.

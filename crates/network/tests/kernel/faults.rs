@@ -251,7 +251,7 @@ fn what_is_broken_behind_our_back_is_found_and_mended_by_the_next_start() {
                     &|| drop(output("nft", &["flush", "chain", "inet", bridge, "guard"])),
                     "rules",
                 ),
-                ("dnsmasq is gone", &|| kill_server(), "dnsmasq does not run"),
+                ("dnsmasq is gone", &kill_server, "dnsmasq does not run"),
                 (
                     "a tap is off the bridge",
                     &|| drop(ip(host, &format!("link set {} nomaster", one.tap))),

@@ -82,7 +82,11 @@ fn traces() -> String {
     let links = output("ip", &["-o", "link"]);
     let ours: Vec<&str> = links
         .lines()
-        .filter(|l| l.contains(" zm") || l.contains(" zt"))
+        .filter(|l| {
+            l.split(": ")
+                .nth(1)
+                .is_some_and(|name| name.starts_with("zm") || name.starts_with("zt"))
+        })
         .collect();
     let keys = [
         "net/ipv4/ip_forward",

@@ -23,7 +23,8 @@ pub fn layout(tree: &Tree, uuid: [u8; 16]) -> Result<ErofsImage<'_>, LayoutError
     for position in 0..pass.order.len() {
         pass.place_inode(pass.order[position])?;
     }
-    let inode_blocks = pass.end.div_ceil(BLOCK_SIZE);
+    // `fsck.erofs` (1.5) reads the header of attributes behind every inode, also the last one that has none.
+    let inode_blocks = (pass.end + xattr::HEADER as u64).div_ceil(BLOCK_SIZE);
     let metadata_blocks = pass.place_plain_blocks(inode_blocks);
     pass.place_file_blocks(metadata_blocks, uuid, inode_blocks)
 }

@@ -7,7 +7,7 @@ use super::LayoutError;
 use std::path::PathBuf;
 
 /// Bytes of the header before the entries.
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 /// The most that the 16-bit count in the inode can say: `12 + 4 * (65535 - 1)`.
 const TOTAL_MAX: usize = HEADER + 4 * 65534;
 

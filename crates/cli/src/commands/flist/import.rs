@@ -33,7 +33,7 @@ pub(super) fn import_image(
     };
     let options = PackOptions {
         threads,
-        routes: store.routes(to.keep_credentials),
+        routes: store.routes(to.publishes_credentials()),
         ..PackOptions::default()
     };
     let imported = import(&image, &import_options, &store, &options, &Bars::bytes());

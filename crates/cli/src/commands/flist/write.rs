@@ -1,9 +1,10 @@
 //! `pack`, `convert`, `push`.
 
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use zmachine_flist::Flist;
+use zmachine_flist::{Flist, Hints};
 use zmachine_image::Timeouts;
 use zmachine_image::copy::{CopyError, convert, push};
 use zmachine_image::pack::{PackError, PackOptions, PackReport, pack, pack_tar};
@@ -43,13 +44,15 @@ pub(super) fn report(file: &Path, report: &PackReport) {
     );
 }
 
-pub(super) fn pack_directory(
+pub(super) fn pack_source(
     source: &Path,
     file: &Path,
     to: &WriteArgs,
     base: Option<&Path>,
+    hints: Option<&Path>,
     threads: usize,
 ) -> Result<u8, Failure> {
+    let hints = hints.map(read_hints).transpose()?;
     let store = stores(to)?;
     // An output that is no flist is about to be replaced, whatever it is; a base was named to be used.
     let earlier = match base {
@@ -58,25 +61,52 @@ pub(super) fn pack_directory(
     };
     let options = PackOptions {
         threads,
-        routes: store.routes(to.keep_credentials),
+        routes: store.routes(to.publishes_credentials()),
         known: earlier.map_or_else(Vec::new, |flist| flist.tree.unique_blocks()),
         ..PackOptions::default()
     };
-    let packed = match source.as_os_str().as_bytes() {
-        b"-" => pack_tar(std::io::stdin().lock(), &store, &options, &Bars::bytes()),
-        _ => pack(source, &store, &options, &Bars::bytes()),
+    let packed = if source.as_os_str().as_bytes() == b"-" {
+        pack_tar(std::io::stdin().lock(), &store, &options, &Bars::bytes())
+    } else if source.is_file() {
+        let archive = File::open(source).map_err(|e| {
+            Failure::from_error(Class::Failed, &e).context(format!("can not open {}", source.display()))
+        })?;
+        pack_tar(archive, &store, &options, &Bars::bytes())
+    } else {
+        pack(source, &store, &options, &Bars::bytes())
     };
-    let (flist, packed) = packed.map_err(|e| pack_failure(&e))?;
+    let (mut flist, packed) = packed.map_err(|e| pack_failure(&e))?;
+    if let Some(hints) = hints {
+        let (blocks, lost) = hints.blocks_in(&flist.tree);
+        if lost > 0 {
+            eprintln!("note: {lost} of {} hints name nothing in this tree", hints.0.len());
+        }
+        // By this tree's own paths: what it does not have is no use to anybody.
+        Hints::of_blocks(&flist.tree, &blocks).store(&mut flist.tags);
+    }
     write(&flist, file)?;
     report(file, &packed);
     Ok(0)
+}
+
+fn read_hints(file: &Path) -> Result<Hints, Failure> {
+    let text = std::fs::read_to_string(file).map_err(|e| {
+        Failure::from_error(Class::NotFound, &e)
+            .context(format!("can not read --hints {}", file.display()))
+            .hint("give the path of a file that 'zmachine image hints' has printed")
+    })?;
+    Hints::parse(&text).map_err(|e| {
+        Failure::from_error(Class::Usage, &e)
+            .context(format!("--hints {}", file.display()))
+            .hint("a line is a path in the tree, and the numbers of its blocks: /usr/bin/env 0-2")
+    })
 }
 
 pub(super) fn pack_failure(error: &PackError) -> Failure {
     let hint = match error {
         PackError::Store { source, .. } | PackError::Flush { source } => source.hint(),
         PackError::Archive { .. } => {
-            Some("give an uncompressed tar archive, for example through zcat or zstdcat".into())
+            Some("give a directory, or a tar archive (plain, .tar.gz or .tar.zst) that is whole".into())
         }
         PackError::Changed { .. } => Some("pack when nothing writes there, or pack a snapshot".into()),
         _ => None,
@@ -96,7 +126,7 @@ fn copy_failure(error: &CopyError) -> Failure {
 pub(super) fn convert_flist(file: &Path, output: &Path, to: &WriteArgs, from: Vec<String>) -> Result<u8, Failure> {
     let (flist, store) = (open(file)?, stores(to)?);
     let fetcher = fetcher(&flist, &from)?;
-    let routes = store.routes(to.keep_credentials);
+    let routes = store.routes(to.publishes_credentials());
     let converted = convert(&flist, &fetcher, &store, routes, &Bars::bytes());
     let (converted, packed) = converted.map_err(|e| copy_failure(&e))?;
     write(&converted, output)?;
@@ -107,7 +137,7 @@ pub(super) fn convert_flist(file: &Path, output: &Path, to: &WriteArgs, from: Ve
 pub(super) fn push_flist(file: &Path, output: Option<&Path>, to: &WriteArgs, from: Vec<String>) -> Result<u8, Failure> {
     let (flist, store) = (open(file)?, stores(to)?);
     let fetcher = fetcher(&flist, &from)?;
-    let routes = store.routes(to.keep_credentials);
+    let routes = store.routes(to.publishes_credentials());
     let pushed = push(&flist, &fetcher, &store, routes, &Bars::bytes());
     let (pushed, report) = pushed.map_err(|e| copy_failure(&e))?;
     let output = output.unwrap_or(file);

@@ -240,7 +240,11 @@ impl Monitor<VmPlan> {
                 return self.log.note(Source::Monitor, &text);
             }
         };
-        let (session, slot, log) = (Session::start(stream), slot.clone(), self.log.clone());
+        let (session, slot, log) = (
+            Session::start(std::future::ready(Ok(stream))),
+            slot.clone(),
+            self.log.clone(),
+        );
         tokio::spawn(async move {
             // Only one that answers is ours: any program of the guest may open the port.
             match tokio::time::timeout(AGENT_PATIENCE, session.ask(&AgentRequest::Ping)).await {

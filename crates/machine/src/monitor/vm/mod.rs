@@ -13,8 +13,7 @@ mod prepare;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use zmachine_hypervisor::qemu::Qemu;
-use zmachine_hypervisor::{Driver, Resources, RunDir, Vm};
+use zmachine_hypervisor::{Resources, RunDir, Vm};
 
 pub(crate) use self::install::open_source;
 use super::console;
@@ -95,14 +94,24 @@ impl Monitor<VmPlan> {
         let Attached { taps, hold, failures } = attached;
         shares.also(failures);
         self.kill.pass("start: before the hypervisor");
-        let driver = Qemu::unasked(None);
-        let launched = driver.launch(&self.plan.vm, Resources { taps }, &run).await;
+        let driver = self.plan.hypervisor.driver.driver();
+        let resources = Resources {
+            taps,
+            jail: self.jail(),
+        };
+        let launched = driver.launch(&self.plan.vm, resources, &run).await;
         let mut vm = match launched {
             Ok(vm) => vm,
-            Err(error) => return Err(shares.reason().await.unwrap_or_else(|| not_launched(&error))),
+            Err(error) => {
+                return Err(shares
+                    .reason()
+                    .await
+                    .unwrap_or_else(|| not_launched(self.plan.hypervisor.driver, &error)));
+            }
         };
         self.kill.pass("start: hypervisor started");
         self.confine(vm.pid());
+        self.check_walls("hypervisor", vm.pid(), false);
         self.phase("hypervisor");
         if let Some(recorder) = &mut self.recorder {
             recorder.hypervisor(vm.version());

@@ -1,0 +1,159 @@
+//! A container image made of Debian's packages by `umoci`, copied by `skopeo`, imported and run as what it says it is; with
+//! its blocks in a server that goes away.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use zmachine_testkit::{Need, TestHome, lacking, skip};
+
+use crate::support::{home, sh, told, until, until_logged, zmachine};
+
+/// `cap_net_raw+ep` in the format of the kernel (version 2).
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+const ENTRYPOINT: &str = "#!/bin/sh
+echo \"$(id -un) in $(pwd): $GREETING, $*\"
+getcap /usr/bin/tac
+exec tail -f /dev/null
+";
+
+/// An OCI layout `oci:web` in the home's folder.
+fn debian_image(home: &TestHome) {
+    let tool = |program: &str, args: &[&str]| {
+        home.command(Path::new(program), args)
+            .deadline(Duration::from_secs(300))
+            .finish()
+            .expect_success();
+    };
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/debian-tree");
+    let packages = home.cache().join("oci-tree");
+    // Not in the home's network, which has no way out to a mirror.
+    let made = Command::new(scripts)
+        .arg(&packages)
+        .args(["coreutils", "dash", "libcap2-bin", "base-passwd"])
+        .output();
+    let made = made.expect("debian-tree");
+    assert!(
+        made.status.success(),
+        "debian-tree: {}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    tool("umoci", &["init", "--layout", "made"]);
+    tool("umoci", &["new", "--image", "made:web"]);
+    tool("umoci", &["unpack", "--image", "made:web", "bundle"]);
+    let root = home.file("bundle/rootfs");
+    tool(
+        "cp",
+        &["-a", &format!("{}/.", packages.display()), &root.display().to_string()],
+    );
+    fs::create_dir_all(root.join("srv/www")).expect("a folder");
+    fs::write(root.join("entry"), ENTRYPOINT).expect("the entrypoint");
+    tool("chmod", &["755", &root.join("entry").display().to_string()]);
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::lsetxattr(root.join("usr/bin/tac"), "security.capability", &CAPABILITY, flags).expect("setxattr");
+    tool("umoci", &["repack", "--image", "made:web", "bundle"]);
+    let config = [
+        "--config.entrypoint=/entry",
+        "--config.cmd=from",
+        "--config.cmd=the image",
+        "--config.env=GREETING=hello",
+        "--config.user=www-data",
+        "--config.workingdir=/srv/www",
+        "--config.exposedports=8080/tcp",
+        "--config.label=tier=front",
+        "--config.label=owner=us",
+    ];
+    tool("umoci", &[&["config", "--image", "made:web"][..], &config].concat());
+    // As a registry would have it: layers compressed anew.
+    tool(
+        "skopeo",
+        &[
+            "copy",
+            "-q",
+            "--dest-compress-format",
+            "zstd",
+            "oci:made:web",
+            "oci:oci:web",
+        ],
+    );
+}
+
+/// A server of the 0-db protocol on a Unix socket.
+struct Redis(Child);
+
+impl Redis {
+    fn start(home: &TestHome) -> (Redis, String) {
+        let socket = home.file("redis.sock");
+        // The same program as the server's, from a package that starts no service.
+        let mut command = Command::new("redis-check-rdb");
+        command
+            .arg0("redis-server")
+            .args(["--port", "0", "--save", "", "--unixsocket"])
+            .arg(&socket);
+        let redis = Redis(command.stdout(Stdio::null()).spawn().expect("redis: run scripts/setup"));
+        until("the server's socket", Duration::from_secs(30), || {
+            socket.exists().then_some(())
+        });
+        (redis, format!("zdb://{}", socket.display()))
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_image_of_debian_packages_runs_as_it_says_and_outlives_its_store() {
+    let Some(home) = home() else { return };
+    let commands = ["umoci", "skopeo", "redis-check-rdb", "apt-get", "dpkg-deb"].map(Need::Command);
+    if let Some(reason) = lacking(&commands) {
+        return skip(&reason);
+    }
+    debian_image(&home);
+    let (redis, store) = Redis::start(&home);
+    let image = home.file("web.fl").display().to_string();
+    let imported = ["flist", "import", "oci:oci:web", "-o", &image, "--store", &store];
+    home.zmachine(imported)
+        .deadline(Duration::from_secs(300))
+        .finish()
+        .expect_success();
+
+    let plan = zmachine(&home, &["run", "--dry-run", "-P", "--label", "tier=back", &image]);
+    let plan: Value = serde_json::from_str(&plan.expect_success().stdout()).expect("JSON");
+    assert_eq!(plan["labels"], json!({"tier": "back", "owner": "us"}));
+    assert_eq!(plan["exposed_ports"], json!(["8080/tcp"]));
+    assert!(
+        plan["attachments"].to_string().contains("8080"),
+        "{}",
+        plan["attachments"]
+    );
+
+    zmachine(&home, &["run", "-d", "--name", "w", "--network", "none", &image]).expect_success();
+    let said = "www-data in /srv/www: hello, from the image\n/usr/bin/tac cap_net_raw=ep\n";
+    until_logged(&home, "w", said);
+
+    // What the machine has read is its own from here on, whatever becomes of the store and however small the cache is to be.
+    let sums = "sha256sum /usr/bin/tac /usr/bin/sort";
+    let before = told(&home, "w", sums);
+    drop(redis);
+    let limited = zmachine(&home, &["image", "cache", "--limit", "1K"]);
+    assert!(
+        limited.expect_success().stderr().contains("over its limit"),
+        "{limited}"
+    );
+    let forget = "echo 3 > /proc/sys/vm/drop_caches";
+    zmachine(&home, &["exec", "-u", "0", "w", "sh", "-c", forget]).expect_success();
+    assert_eq!(told(&home, "w", sums), before);
+    let unread = sh(&home, "w", "cat /usr/bin/shuf | wc -c");
+    assert!(unread.stderr().contains("Input/output error"), "{unread}");
+    zmachine(&home, &["rm", "-f", "w"]).expect_success();
+    let freed = zmachine(&home, &["image", "cache", "--limit", "1K"]);
+    assert!(freed.expect_success().stderr().contains("blocks removed"), "{freed}");
+}

@@ -1,0 +1,195 @@
+//! Compressed streams, told apart by their first bytes: gzip of several members, zstd of several frames, or neither.
+//!
+//! Checksums that a stream has are checked. Memory is bounded: zstd's window to 100 MiB by its decoder, whatever a frame asks.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use flate2::bufread::MultiGzDecoder;
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+/// Bytes that are read at once.
+const BUFFER: usize = 64 << 10;
+
+/// A stream without its compression.
+pub(crate) enum Decompressed<R: Read> {
+    Plain(BufReader<R>),
+    Gzip(Box<MultiGzDecoder<BufReader<R>>>),
+    Zstd(Box<Frames<BufReader<R>>>),
+}
+
+impl<R: Read> Decompressed<R> {
+    /// Looks at the first bytes of `inner`.
+    ///
+    /// # Errors
+    /// When these can not be read.
+    pub(crate) fn new(inner: R) -> io::Result<Decompressed<R>> {
+        let mut inner = BufReader::with_capacity(BUFFER, inner);
+        // A pipe may deliver fewer bytes than a magic number has; a shorter stream has no compression.
+        let head = inner.fill_buf()?;
+        Ok(if head.starts_with(&[0x1f, 0x8b]) {
+            Decompressed::Gzip(Box::new(MultiGzDecoder::new(inner)))
+        } else if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || is_skippable(head) {
+            Decompressed::Zstd(Box::new(Frames {
+                source: inner,
+                decoder: FrameDecoder::new(),
+                is_within: false,
+            }))
+        } else {
+            Decompressed::Plain(inner)
+        })
+    }
+
+    /// The compressed stream, where the decoder left it.
+    pub(crate) fn into_inner(self) -> BufReader<R> {
+        match self {
+            Decompressed::Plain(inner) => inner,
+            Decompressed::Gzip(decoder) => decoder.into_inner(),
+            Decompressed::Zstd(frames) => frames.source,
+        }
+    }
+}
+
+/// Frames of zstd that hold no data: tables of contents (`zstd:chunked` layers have them), dictionaries.
+fn is_skippable(head: &[u8]) -> bool {
+    matches!(head, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
+}
+
+impl<R: Read> Read for Decompressed<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Decompressed::Plain(inner) => inner.read(bytes),
+            Decompressed::Gzip(decoder) => decoder.read(bytes).map_err(|error| damaged(&error)),
+            Decompressed::Zstd(frames) => frames.read(bytes),
+        }
+    }
+}
+
+/// A decoder's complaint is about the bytes, unless the connection failed.
+fn damaged(error: &io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted => {
+            io::Error::new(error.kind(), error.to_string())
+        }
+        // A source that complains about its bytes has said all there is to say.
+        io::ErrorKind::InvalidData if error.get_ref().is_some() => io::Error::new(error.kind(), error.to_string()),
+        _ => broken(error),
+    }
+}
+
+fn broken(why: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the compression is broken ({why})"))
+}
+
+/// All frames of a stream, one behind the other.
+pub(crate) struct Frames<R> {
+    source: R,
+    decoder: FrameDecoder,
+    /// Whether a frame was begun and not finished.
+    is_within: bool,
+}
+
+impl<R: BufRead> Frames<R> {
+    /// Begins the next frame; whether there is one.
+    fn begin(&mut self) -> io::Result<bool> {
+        while !self.source.fill_buf()?.is_empty() {
+            match self.decoder.reset(&mut self.source) {
+                Ok(()) => {
+                    self.is_within = true;
+                    return Ok(true);
+                }
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
+                    let wanted = u64::from(length);
+                    if io::copy(&mut self.source.by_ref().take(wanted), &mut io::sink())? < wanted {
+                        return Err(broken("it is cut short"));
+                    }
+                }
+                Err(error) => return Err(broken(error)),
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl<R: BufRead> Read for Frames<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        while self.is_within || self.begin()? {
+            let decoder = &mut self.decoder;
+            while decoder.can_collect() == 0 && !decoder.is_finished() {
+                let decoded = decoder.decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1));
+                decoded.map_err(broken)?;
+            }
+            let read = decoder.read(bytes)?;
+            if read > 0 {
+                return Ok(read);
+            }
+            let (said, is) = (decoder.get_checksum_from_data(), decoder.get_calculated_checksum());
+            if said.is_some() && said != is {
+                return Err(broken("a checksum is wrong"));
+            }
+            self.is_within = false;
+        }
+        Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+
+    use super::*;
+
+    fn read(bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let mut plain = Vec::new();
+        Decompressed::new(bytes)?.read_to_end(&mut plain)?;
+        Ok(plain)
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        compress_to_vec(bytes, CompressionLevel::Fastest)
+    }
+
+    #[test]
+    fn every_member_and_frame_is_read_and_what_holds_no_data_is_skipped() {
+        let plain: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
+        let (a, b) = plain.split_at(1_000_000);
+        let skipped = [&[0x5a, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat();
+        for bytes in [
+            plain.clone(),
+            gzip(&plain),
+            [gzip(a), gzip(b)].concat(),
+            zstd(&plain),
+            [zstd(a), zstd(b)].concat(),
+            [skipped.clone(), zstd(a), skipped.clone(), zstd(b), skipped].concat(),
+        ] {
+            assert!(read(&bytes).unwrap() == plain, "{:?}", &bytes[..8]);
+        }
+        assert_eq!(read(b"").unwrap(), b"");
+        assert_eq!(read(&zstd(b"")).unwrap(), b"");
+    }
+
+    #[test]
+    fn what_is_cut_or_changed_is_an_error() {
+        let plain = vec![7; 100_000];
+        for whole in [gzip(&plain), zstd(&plain)] {
+            for length in [5, whole.len() / 2, whole.len() - 1] {
+                assert!(read(&whole[..length]).is_err(), "{length} of {}", whole.len());
+            }
+            assert!(read(&[&whole[..], b"garbage behind"].concat()).is_err());
+            let mut changed = whole.clone();
+            *changed.last_mut().unwrap() ^= 1;
+            assert!(read(&changed).is_err(), "a checksum or length that is another");
+        }
+    }
+}
