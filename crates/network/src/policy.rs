@@ -210,7 +210,11 @@ pub(crate) fn chains(network: &Network, stations: &[Station]) -> String {
         };
         let answers = "ct state established,related return".to_owned();
         let refuse = "reject with icmpx admin-prohibited".to_owned();
-        let mut rules = vec![answers.clone()];
+        let mut rules = vec![
+            answers.clone(),
+            // Seen here where bridged frames are filtered too (bridge-nf-call-ip6tables); nobody routes them.
+            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } return".to_owned(),
+        ];
         rules.extend(allowed());
         rules.push(refuse.clone());
         // Writing to a String can not fail.
