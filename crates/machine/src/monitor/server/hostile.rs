@@ -67,6 +67,7 @@ fn whatever_comes_over_the_control_socket_is_answered_or_dropped() {
         let shared = Shared {
             attachable: Attachable::Entrypoint(entry),
             console,
+            relays: Default::default(),
             session: watch::channel(None).1,
             events,
             exec_base: Arc::new(process()),
