@@ -340,6 +340,9 @@ impl NetworkError {
             E::Dnsmasq { said, .. } if said.contains("in use") => {
                 "another name server takes port 53 of all addresses: let it listen on its own ones (bind-interfaces of dnsmasq, listen-on of BIND), or see: ss -lnup"
             }
+            E::Dnsmasq { said, .. } if said.contains("inotify") => {
+                "let more watch files: sysctl fs.inotify.max_user_instances=1024"
+            }
             E::Dnsmasq { .. } => "see what this host lacks: zmachine doctor",
             E::NoSuchNetwork { .. } => "'zmachine network ls' lists the networks, 'zmachine network create' makes one",
             E::Exists { .. } => "choose another name, or remove it: zmachine network rm",

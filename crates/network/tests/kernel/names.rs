@@ -72,10 +72,11 @@ fn a_machine_that_knows_nothing_is_told_its_address_routes_names_and_mtu() {
                 assert!(Instant::now() < deadline, "no {own}");
                 std::thread::sleep(Duration::from_millis(20));
             }
-            assert!(output("ip", &["-n", space.guest_ns(), "-6", "route"]).contains("default via fe80:"));
+            // The address is tentative for a second, and the route may come with a later advertisement.
             serve_tcp(space.outside_ns(), 80);
-            std::thread::sleep(Duration::from_millis(1500)); // the address is tentative for a second
-            assert!(answers_tcp(Some(space.guest_ns()), "2001:db8:1::2", 80).is_some());
+            while answers_tcp(Some(space.guest_ns()), "2001:db8:1::2", 80).is_none() {
+                assert!(Instant::now() < deadline, "no way out by IPv6");
+            }
         })
     });
 }

@@ -64,6 +64,17 @@ struct Owner(Space);
 impl Drop for Owner {
     fn drop(&mut self) {
         for name in [&self.0.host, &self.0.guest, &self.0.outside, &self.0.neighbour] {
+            // A test that failed leaves what it started, and a namespace's end ends no process.
+            let listed = Command::new("ip").args(["netns", "pids", name]).output();
+            let pids = listed
+                .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
+                .unwrap_or_default();
+            for id in pids
+                .lines()
+                .filter_map(|pid| zmachine_sys::process::ProcessId::of(pid.parse().ok()?))
+            {
+                let _ = id.signal(9);
+            }
             let _ = Command::new("ip").args(["netns", "del", name]).status();
         }
     }
