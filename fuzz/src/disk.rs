@@ -142,7 +142,10 @@ pub fn block_seed() -> Vec<u8> {
     };
     write(DESCRIPTORS, &chain(0, 4096));
     write(DESCRIPTORS + 48, &chain(3, 20));
-    write(0x8000, &[&0u32.to_le_bytes()[..], &[0; 4], &16u64.to_le_bytes()].concat());
+    write(
+        0x8000,
+        &[&0u32.to_le_bytes()[..], &[0; 4], &16u64.to_le_bytes()].concat(),
+    );
     write(0x8000 + 3 * 64, &[&8u32.to_le_bytes()[..], &[0; 12]].concat());
     write(AVAILABLE, &[0, 0, 2, 0, 0, 0, 3, 0]);
     input

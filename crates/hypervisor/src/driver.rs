@@ -413,7 +413,17 @@ pub(crate) fn check_devices(vm: &VmSpec, most_cpus: u32) -> Result<(), String> {
 
 /// Also keeps ids from being mistaken for our own (`mem0`, `qmp`, ...), which are never user's devices.
 fn is_id(id: &str) -> bool {
-    let ours = ["qmp", "console", "agent", "agent-port", "mem0", "serial0", "vsock0", FIRMWARE_CODE, FIRMWARE_VARIABLES];
+    let ours = [
+        "qmp",
+        "console",
+        "agent",
+        "agent-port",
+        "mem0",
+        "serial0",
+        "vsock0",
+        FIRMWARE_CODE,
+        FIRMWARE_VARIABLES,
+    ];
     id.starts_with(|c: char| c.is_ascii_alphabetic())
         && id.len() <= 24
         && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')

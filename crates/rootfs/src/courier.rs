@@ -132,7 +132,9 @@ fn answer_one(socket: &OwnedFd, blocks: &impl Blocks) -> io::Result<()> {
     counters(&blocks.stats())
         .iter()
         .for_each(|n| answer.extend(n.to_ne_bytes()));
-    let trouble = blocks.take_cache_failure().map(|failure| (failure.reason, failure.hint));
+    let trouble = blocks
+        .take_cache_failure()
+        .map(|failure| (failure.reason, failure.hint));
     for texts in [failure, trouble] {
         let (reason, hint) = texts.unwrap_or_default();
         for text in [reason, hint.unwrap_or_default()] {
@@ -277,7 +279,9 @@ impl Courier {
             cache_failures: number(6),
         };
         let texts = String::from_utf8_lossy(&packet[ANSWER..length]);
-        let mut texts = texts.split('\0').map(|text| Some(text.to_owned()).filter(|text| !text.is_empty()));
+        let mut texts = texts
+            .split('\0')
+            .map(|text| Some(text.to_owned()).filter(|text| !text.is_empty()));
         let mut text = || texts.next().flatten();
         let (failure, hint) = (text(), text());
         let (trouble, trouble_hint) = (text(), text());
@@ -293,7 +297,9 @@ impl Courier {
         }
         match failure {
             Some(reason) => Err(Undelivered { reason, hint }),
-            None => Ok(file.map(|file| (packet[0], file)).filter(|(place, _)| *place != NOWHERE)),
+            None => Ok(file
+                .map(|file| (packet[0], file))
+                .filter(|(place, _)| *place != NOWHERE)),
         }
     }
 }

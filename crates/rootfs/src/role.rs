@@ -190,7 +190,11 @@ struct Disk {
 
 impl Disk {
     fn with_own_fetcher(self) -> Arc<Device> {
-        device(self.serial, LazyDisk::of(self.metadata, self.map, self.fetcher), self.record)
+        device(
+            self.serial,
+            LazyDisk::of(self.metadata, self.map, self.fetcher),
+            self.record,
+        )
     }
 
     fn with_courier(self, courier: Courier) -> Arc<Device> {

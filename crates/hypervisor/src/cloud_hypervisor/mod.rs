@@ -27,7 +27,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::driver::check_devices;
-use crate::{Accel, Boot, Driver, LaunchError, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
+use crate::{Accel, Boot, Driver, LaunchError, NicKind, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
 
 pub use agent::AGENT_PORT;
 pub use client::{ApiError, Client, understand};
@@ -78,6 +78,9 @@ fn unsupported(reason: impl Into<String>) -> Unsupported {
 fn check(vm: &VmSpec) -> Result<(), Unsupported> {
     if vm.accel != Accel::Kvm {
         return Err(unsupported("it needs kvm"));
+    }
+    if vm.nics.iter().any(|nic| nic.kind != NicKind::Tap) {
+        return Err(unsupported("it connects interfaces by taps only, and passt needs QEMU"));
     }
     if let Boot::Firmware { sha256, variables, .. } = &vm.boot {
         if vm.platform != Platform::Pc || vm.disks.is_empty() {
@@ -136,6 +139,7 @@ mod tests {
     fn what_cannot_run_is_refused_with_its_reason() {
         assert_eq!(refusal(|_| ()), "");
         assert_eq!(refusal(|vm| vm.accel = Accel::Tcg), "it needs kvm");
+        assert!(refusal(|vm| vm.nics[0].kind = NicKind::Stream).contains("passt needs QEMU"));
         assert!(refusal(|vm| vm.cpus = 255).contains("255 CPUs"));
         assert!(refusal(|vm| vm.memory_bytes += 1).contains("not whole MiB"));
         let pc = |vm: &mut VmSpec, boot| (vm.platform, vm.boot) = (Platform::Pc, boot);
