@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use zmachine_sys::jail::Jail;
 
+use crate::qemu::{FIRMWARE_CODE, FIRMWARE_VARIABLES};
 use crate::{Boot, Disk, Nic, VmSpec, cloud_hypervisor};
 
 /// What the hypervisor itself says on its standard error, line by line. Lines nobody takes in time are dropped.

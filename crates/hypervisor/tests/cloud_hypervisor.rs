@@ -15,7 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use zmachine_hypervisor::cloud_hypervisor::{self, CloudHypervisor};
 use zmachine_hypervisor::{
-    Accel, Boot, Disk, Driver, ExitReason, LaunchError, Nic, Platform, Resources, RunDir, Share, Vm, VmEvent, VmSpec,
+    Accel, Boot, Disk, Driver, ExitReason, LaunchError, Nic, NicKind, Platform, Resources, RunDir, Share, Vm, VmEvent,
+    VmSpec,
 };
 use zmachine_sys::process::ProcessId;
 use zmachine_testkit::skip;
@@ -481,6 +482,7 @@ async fn a_tap_is_passed_as_one_descriptor_and_never_by_name() {
         id: "net0".into(),
         mac: "02:00:00:00:00:01".into(),
         mtu: Some(1500),
+        kind: NicKind::Tap,
     };
     let spec = VmSpec {
         nics: vec![nic],
@@ -491,6 +493,7 @@ async fn a_tap_is_passed_as_one_descriptor_and_never_by_name() {
     let tap = File::open("/dev/null").unwrap().into();
     let resources = Resources {
         taps: [("net0".to_owned(), tap)].into(),
+        ..Resources::default()
     };
     let mut running = bench.launch(&spec, resources).await.unwrap();
     running.until("TICK").await;

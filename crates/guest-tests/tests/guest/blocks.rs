@@ -223,7 +223,7 @@ fn the_second_start_has_its_blocks_before_the_guest_asks() {
 
 #[test]
 fn a_full_cache_disk_is_told_and_nothing_is_wrong() {
-    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
     const FILES: u64 = 24;
     let Some(home) = home() else { return };
     let tree = (0..FILES).fold(Tree::busybox(&home), |tree, number| {
@@ -263,7 +263,7 @@ fn a_full_cache_disk_is_told_and_nothing_is_wrong() {
         assert!(log.contains("cache-failed"), "{log}");
     });
     checks.that("what is in the cache is whole, and with room it keeps the rest", || {
-        mount("tmpfs", &blocks, "tmpfs", MountFlags::REMOUNT, c"size=64m").expect("a larger disk");
+        mount_remount(&blocks, MountFlags::empty(), "size=64m").expect("a larger disk");
         assert_eq!(told(&home, "m", sums), sum);
         fs::rename(home.file("store"), home.file("gone")).expect("no store");
         zmachine(&home, &["rm", "-f", "m"]).expect_success();

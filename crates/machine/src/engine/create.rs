@@ -212,10 +212,12 @@ impl Engine {
         let mut hypervisor = choose(None)?;
         let cloud_firmware = crate::firmware::configured(&self.home)?;
         let makes = self.makes(spec, options, wanted, (uses_shares, hypervisor.driver))?;
-        if hypervisor.driver == Hypervisor::CloudHypervisor
-            && let Some(lacks) = makes.beyond_cloud_hypervisor(uses_shares, cloud_firmware.is_some())
-        {
-            hypervisor = choose(Some(lacks))?;
+        if hypervisor.driver == Hypervisor::CloudHypervisor {
+            // Its interfaces are taps, and passt has none.
+            let by_passt = uses_passt(&spec.networks).then_some("it has no network without root");
+            if let Some(lacks) = by_passt.or(makes.beyond_cloud_hypervisor(uses_shares, cloud_firmware.is_some())) {
+                hypervisor = choose(Some(lacks))?;
+            }
         }
         Ok(Facts {
             makes,
@@ -354,6 +356,16 @@ impl Engine {
         }
         Ok(attachments)
     }
+}
+
+/// Whether one of the networks is the one through passt, for a user who may make no others.
+fn uses_passt(networks: &[String]) -> bool {
+    let is_able = can_make_networks();
+    let is_user = |text: &String| match NetworkArgument::parse(text) {
+        Ok(argument) => argument.name == USER_NETWORK || (argument.name == DEFAULT_NETWORK && !is_able),
+        Err(_) => false,
+    };
+    networks.iter().any(is_user)
 }
 
 /// The machine's only network, when that is the one through passt: because it was asked for, or because nobody may make

@@ -104,7 +104,7 @@ impl RootfsServer {
         if let Some(at) = self.restart {
             tokio::time::sleep_until(at.into()).await;
             self.restart = None;
-            return match spawn(&self.listener, &self.settings) {
+            return match spawn(&self.listener, &self.settings, self.jail.as_ref()) {
                 Ok(started) => {
                     (self.child, self.events) = started;
                     RootfsEvent::Restarted

@@ -60,16 +60,8 @@ pub(super) fn conf(network: &Network, dir: &Path, account: &Account) -> String {
             network.mtu(),
         );
     }
-    if network.is_internal() || !network.dns().is_empty() {
-        out += "no-resolv\n";
-    } else {
-        // On this host also a resolver on loopback answers, which no machine could ask itself.
-        out += "resolv-file=/etc/resolv.conf\n";
-    }
-    for server in network.dns() {
-        let _ = writeln!(out, "server={server}");
-    }
-    out
+    // Whom to ask is in the file of servers: to watch a resolv.conf takes one of the few inotify instances of a user.
+    out + "no-resolv\n"
 }
 
 /// The names of all machines. The first of a line answers for the address.
@@ -113,8 +105,18 @@ pub(super) fn dhcp(network: &Network, stations: &[Station]) -> String {
 
 /// Where questions go that the names do not answer. A name without a dot, or in the network's own domain, is nobody
 /// else's; but when a machine is in other networks too, these are to be asked for theirs.
-pub(super) fn servers(network: &Network, stations: &[Station], others: &[Network]) -> String {
+/// `resolvers`: those of this host.
+pub(super) fn servers(network: &Network, stations: &[Station], others: &[Network], resolvers: &[String]) -> String {
     let mut out = format!("server=/{}/\n", network.name());
+    let own: Vec<String> = network.dns().iter().map(ToString::to_string).collect();
+    let asked = match (network.is_internal(), own.is_empty()) {
+        (true, _) => &[][..],
+        (false, true) => resolvers,
+        (false, false) => &own[..],
+    };
+    for server in asked {
+        let _ = writeln!(out, "server={server}");
+    }
     let is_shared = stations.iter().any(|s| !s.membership.also_in.is_empty());
     let _ = writeln!(out, "server=//{}", if is_shared { REFUSING } else { "" });
     for other in others {
@@ -161,7 +163,7 @@ mod tests {
             conf(&network, Path::new("/run/x"), &account),
             hosts(&network, &stations),
             dhcp(&network, &stations),
-            servers(&network, &stations, &[]),
+            servers(&network, &stations, &[], &["127.0.0.53".to_owned()]),
         ];
         assert_eq!(all.join("---\n"), include_str!("../../tests/golden/dnsmasq.txt"));
     }
@@ -170,7 +172,7 @@ mod tests {
     fn a_question_for_another_network_of_a_machine_is_refused_so_that_it_is_asked_there() {
         let network = Network::example("10.208.0.0/24", None);
         let other = Network::example("10.208.1.0/24", Some("fd00:1::/64"));
-        let text = servers(&network, &[station(&["a"], &["default"])], &[other]);
+        let text = servers(&network, &[station(&["a"], &["default"])], &[other], &[]);
         assert_eq!(
             text,
             "server=/default/\nserver=//255.255.255.255\nserver=/default/255.255.255.255\n\

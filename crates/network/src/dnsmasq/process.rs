@@ -13,6 +13,7 @@ use zmachine_sys::file::{self, FileError};
 use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
 
 use super::config::{self, Account};
+use crate::dns;
 use crate::error::NetworkError;
 use crate::network::{Network, Networks};
 use crate::station::Station;
@@ -78,16 +79,7 @@ pub(crate) async fn ensure(
     for open in [networks.host_dir(), &dir] {
         readable(open, 0o755)?;
     }
-    let others = others(networks, stations);
-    let texts = [
-        ("hosts", config::hosts(network, stations)),
-        ("dhcp", config::dhcp(network, stations)),
-        ("servers", config::servers(network, stations, &others)),
-    ];
-    let mut is_news = false;
-    for (name, text) in &texts {
-        is_news |= write(&dir.join(name), text)?;
-    }
+    let is_news = inform(networks, network, stations)?;
     let conf = config::conf(network, &dir, &account());
     let running = find(networks, network);
     let is_another = write(&dir.join("dnsmasq.conf"), &conf)?;
@@ -105,6 +97,37 @@ pub(crate) async fn ensure(
         None => {}
     }
     start(networks, network).await
+}
+
+/// Tells a running dnsmasq of the machines and of whom to ask, if that is news. The caller holds the network's lock.
+pub(super) fn refresh(networks: &Networks, network: &Network, stations: &[Station]) -> Result<(), NetworkError> {
+    if let Some(process) = find(networks, network)
+        && inform(networks, network, stations)?
+    {
+        process
+            .signal(SIGHUP)
+            .map_err(|source| NetworkError::NoDnsmasq { source })?;
+    }
+    Ok(())
+}
+
+/// Writes what dnsmasq reads again at SIGHUP; whether it is news.
+fn inform(networks: &Networks, network: &Network, stations: &[Station]) -> Result<bool, NetworkError> {
+    let dir = folder(networks, network);
+    let others = others(networks, stations);
+    let texts = [
+        ("hosts", config::hosts(network, stations)),
+        ("dhcp", config::dhcp(network, stations)),
+        (
+            "servers",
+            config::servers(network, stations, &others, &dns::own_resolvers()),
+        ),
+    ];
+    let mut is_news = false;
+    for (name, text) in &texts {
+        is_news |= write(&dir.join(name), text)?;
+    }
+    Ok(is_news)
 }
 
 /// Ends the network's dnsmasq, and removes its files.

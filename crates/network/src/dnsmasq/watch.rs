@@ -8,7 +8,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::unix::pipe::Receiver;
 use zmachine_sys::process::ProcessId;
 
-use super::process::find;
+use super::process::{find, refresh};
+use crate::dns;
 use crate::error::NetworkError;
 use crate::network::Networks;
 use crate::presence;
@@ -16,6 +17,9 @@ use crate::presence;
 /// The pause before the first try to start it again; it doubles with each failure, up to [`LONGEST`].
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(30);
+
+/// Between two looks at whom the host asks, which changes with the place of a portable one.
+const LOOK: Duration = Duration::from_secs(10);
 
 impl Networks {
     /// Keeps network `name` served for as long as machines are attached to it: when its dnsmasq ends, it is started again,
@@ -26,7 +30,10 @@ impl Networks {
             let Ok(network) = self.get(name) else { return };
             if let Some(process) = find(self, &network) {
                 let since = tokio::time::Instant::now();
-                let _ = ended(process).await;
+                tokio::select! {
+                    _ = ended(process) => {}
+                    () = self.follow_resolvers(name) => {}
+                }
                 if since.elapsed() > LONGEST {
                     pause = FIRST;
                 }
@@ -40,6 +47,24 @@ impl Networks {
                 Err(error) => note(format!("network {name:?} has no name service: {error}")),
             }
         }
+    }
+
+    /// Tells dnsmasq whenever the host asks other resolvers than before. Never ends.
+    async fn follow_resolvers(&self, name: &str) {
+        let mut known = dns::own_resolvers();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = dns::own_resolvers();
+            if now != known && self.refresh(name).await.is_ok() {
+                known = now;
+            }
+        }
+    }
+
+    async fn refresh(&self, name: &str) -> Result<(), NetworkError> {
+        let network = self.get(name)?;
+        let _lock = self.lock(name).await?;
+        refresh(self, &network, &presence::attached(self, name)?)
     }
 
     /// Whether dnsmasq had to be started; `None` when the network needs none.
