@@ -97,9 +97,6 @@ fn check(vm: &VmSpec) -> Result<(), Unsupported> {
     if vm.platform == Platform::Pc && !vm.shares.is_empty() {
         return Err(unsupported("shared directories do not survive a restart of the guest"));
     }
-    if vm.nics.iter().any(|nic| nic.kind == NicKind::Stream) {
-        return Err(unsupported("its interfaces are taps alone"));
-    }
     check_devices(vm, 254).map_err(unsupported)
 }
 
