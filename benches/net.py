@@ -76,8 +76,14 @@ class Rules:
 
 def measure(name, zmachine, tap, rules, send, args):
     """One line: medians with and without rules, and their ratio."""
-    sender = subprocess.Popen([zmachine, "exec", "a", "sh", "-c", send], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(3)
+    # The other side may not listen yet.
+    again = f"while :; do {send}; sleep 1; done"
+    sender = subprocess.Popen([zmachine, "exec", "a", "/bin/busybox", "sh", "-c", again], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while rate(tap, 1) < 1:
+        if time.monotonic() > deadline:
+            sys.exit(f"bench: nothing is sent {name}")
+    time.sleep(2)
     ours, bare = [], []
     for _ in range(args.rounds):
         ours.append(rate(tap, args.window))
@@ -86,10 +92,8 @@ def measure(name, zmachine, tap, rules, send, args):
         rules.back()
     sender.kill()
     sender.wait()
-    if min(ours + bare) == 0:
-        sys.exit(f"bench: nothing was sent {name}")
     ratio = statistics.median(ours) / statistics.median(bare)
-    print(f"{name:<18} {statistics.median(ours):10.0f} {statistics.median(bare):10.0f} {ratio:8.3f}", flush=True)
+    print(f"{name:<18} {statistics.median(ours):10.1f} {statistics.median(bare):10.1f} {ratio:8.3f}", flush=True)
 
 
 def main():
@@ -100,7 +104,7 @@ def main():
     parser.add_argument("--window", type=float, default=2.0)
     args = parser.parse_args()
     zmachine = args.zmachine
-    receive = "while :; do busybox nc -l -p 5001 > /dev/null; done"
+    receive = "while :; do busybox sleep 100000 | busybox nc -l -p 5001 > /dev/null; done"
     try:
         for name, script in (("a", "sleep 100000"), ("b", receive)):
             run(zmachine, "run", "-d", "--name", name, args.flist, "/bin/busybox", "sh", "-c", script)

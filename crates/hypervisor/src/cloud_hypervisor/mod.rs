@@ -79,6 +79,9 @@ fn check(vm: &VmSpec) -> Result<(), Unsupported> {
     if vm.accel != Accel::Kvm {
         return Err(unsupported("it needs kvm"));
     }
+    if vm.nics.iter().any(|nic| nic.kind != NicKind::Tap) {
+        return Err(unsupported("it connects interfaces by taps only, and passt needs QEMU"));
+    }
     if let Boot::Firmware { sha256, variables, .. } = &vm.boot {
         if vm.platform != Platform::Pc || vm.disks.is_empty() {
             return Err(unsupported("firmware starts a PC with a disk, and nothing else"));
@@ -93,9 +96,6 @@ fn check(vm: &VmSpec) -> Result<(), Unsupported> {
     // The restarted device connects again, and what the server knew of the guest's open files is gone by then.
     if vm.platform == Platform::Pc && !vm.shares.is_empty() {
         return Err(unsupported("shared directories do not survive a restart of the guest"));
-    }
-    if vm.nics.iter().any(|nic| nic.kind == NicKind::Stream) {
-        return Err(unsupported("its interfaces are taps alone"));
     }
     check_devices(vm, 254).map_err(unsupported)
 }
@@ -139,6 +139,7 @@ mod tests {
     fn what_cannot_run_is_refused_with_its_reason() {
         assert_eq!(refusal(|_| ()), "");
         assert_eq!(refusal(|vm| vm.accel = Accel::Tcg), "it needs kvm");
+        assert!(refusal(|vm| vm.nics[0].kind = NicKind::Stream).contains("passt needs QEMU"));
         assert!(refusal(|vm| vm.cpus = 255).contains("255 CPUs"));
         assert!(refusal(|vm| vm.memory_bytes += 1).contains("not whole MiB"));
         let pc = |vm: &mut VmSpec, boot| (vm.platform, vm.boot) = (Platform::Pc, boot);
