@@ -8,7 +8,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 use zmachine_flist::{BlockRef, Flist, Metadata, Node, NodeId, NodeKind, RouteTable, TreeBuilder};
 use zmachine_image::fetch::{FetchStats, Fetched};
-use zmachine_rootfs::blocks::{Blocks, Undelivered};
+use zmachine_rootfs::blocks::{Blocks, CacheFailure, Undelivered};
 use zmachine_rootfs::disk::{LazyDisk, Pinned, open_files};
 use zmachine_rootfs::prepare::{EROFS_NAME, MAP_NAME, prepare};
 use zmachine_rootfs::report::Counters;
@@ -44,6 +44,10 @@ impl Blocks for Half {
     fn stats(&self) -> FetchStats {
         FetchStats::default()
     }
+
+    fn take_cache_failure(&self) -> Option<CacheFailure> {
+        None
+    }
 }
 
 fn device() -> &'static Device {
@@ -73,6 +77,7 @@ fn device() -> &'static Device {
             disk: LazyDisk::of(metadata, map, Half(blocks[0])),
             serial: *b"serial-of-20-bytes..",
             counters: Counters::default(),
+            ahead: Default::default(),
         }
     })
 }
@@ -142,7 +147,10 @@ pub fn block_seed() -> Vec<u8> {
     };
     write(DESCRIPTORS, &chain(0, 4096));
     write(DESCRIPTORS + 48, &chain(3, 20));
-    write(0x8000, &[&0u32.to_le_bytes()[..], &[0; 4], &16u64.to_le_bytes()].concat());
+    write(
+        0x8000,
+        &[&0u32.to_le_bytes()[..], &[0; 4], &16u64.to_le_bytes()].concat(),
+    );
     write(0x8000 + 3 * 64, &[&8u32.to_le_bytes()[..], &[0; 12]].concat());
     write(AVAILABLE, &[0, 0, 2, 0, 0, 0, 3, 0]);
     input

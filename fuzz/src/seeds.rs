@@ -118,7 +118,7 @@ fn gzip(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
 }
 
 /// One layer with everything, plain and compressed; two on top of each other.
-fn layers() -> Result<Vec<(&'static str, Vec<u8>)>, Box<dyn std::error::Error>> {
+fn layers() -> std::io::Result<Vec<(&'static str, Vec<u8>)>> {
     let lower = [
         entry(b'5', "etc/", "", b""),
         entry(b'0', "etc/a", "", b"text"),

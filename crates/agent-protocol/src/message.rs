@@ -43,6 +43,10 @@ pub enum Request {
         /// Size of the whole disk in bytes, which the guest may still have to be told of: it is waited for.
         disk_bytes: u64,
     },
+    /// Set one more interface up, which may still have to appear. Answer: [`Reply::Done`].
+    Connect(Box<Connection>),
+    /// Take an interface down, and route as said from then on. Answer: [`Reply::Done`].
+    Disconnect(Box<Connection>),
     /// Is the agent alive? Answer: [`Reply::Done`].
     Ping,
     /// Memory and load of the guest. Answer: [`Reply::Capacity`].
@@ -197,6 +201,19 @@ pub struct Interface {
     pub addresses: Vec<String>,
     /// MTU in bytes; the link's own when `None`.
     pub mtu: Option<u32>,
+}
+
+/// An interface that comes or goes while the guest runs, and what changes with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// The interface.
+    pub interface: Interface,
+    /// Routes to set.
+    pub routes: Vec<Route>,
+    /// Name servers for `/etc/resolv.conf`. With none, the file stays.
+    pub nameservers: Vec<IpAddr>,
+    /// Search domains for `/etc/resolv.conf`.
+    pub search: Vec<String>,
 }
 
 /// One route.

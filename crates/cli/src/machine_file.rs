@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use toml::Value;
+use zmachine_hypervisor::choice::Requested;
 use zmachine_machine::log::Limits;
 use zmachine_machine::shown::without_credentials;
 use zmachine_machine::spec::{ModeChoice, RootfsChoice};
@@ -30,6 +31,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         hostname,
         networks,
         publish,
+        publish_all,
         dns,
         terminal,
         stdin,
@@ -37,6 +39,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         read_only,
         kernel,
         accel,
+        hypervisor,
         stop_signal,
         stop_timeout_s,
         stores,
@@ -50,9 +53,11 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         secrets,
         jail,
         rootfs,
+        prefetch,
         restart,
         log_limits,
         log_to,
+        network_aliases,
     } = spec;
     let default = MachineSpec::new(name, flist);
     let mut file = File(String::new());
@@ -90,7 +95,9 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         networks if *networks != default.networks => file.list("network", networks),
         _ => {}
     }
+    file.list("network-alias", network_aliases);
     file.list("publish", publish);
+    file.flag("publish-all", *publish_all);
     file.list("dns", dns);
     file.flag("tty", *terminal);
     file.flag("interactive", *stdin);
@@ -98,6 +105,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     file.flag("read-only", *read_only);
     file.text("kernel", kernel.as_ref());
     file.text("accel", Some(accel).filter(|accel| **accel != default.accel));
+    file.text("hypervisor", hypervisor_text(*hypervisor));
     file.text("stop-signal", stop_signal.as_ref());
     file.number("stop-timeout", *stop_timeout_s);
     let store = |url: &String| match show_secrets {
@@ -113,6 +121,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     file.flag("reinstall", *reinstall);
     file.flag("legacy-cmdline", *legacy_cmdline);
     file.text("rootfs", rootfs_text(*rootfs));
+    file.text("prefetch", (!prefetch.is_default()).then_some(prefetch.name()));
     file.text(
         "restart",
         Some(restart)
@@ -189,6 +198,14 @@ fn mode_text(mode: ModeChoice) -> Option<&'static str> {
         ModeChoice::Auto => None,
         ModeChoice::Container => Some("container"),
         ModeChoice::Vm => Some("vm"),
+    }
+}
+
+fn hypervisor_text(requested: Requested) -> Option<&'static str> {
+    match requested {
+        Requested::Auto => None,
+        Requested::Qemu => Some("qemu"),
+        Requested::CloudHypervisor => Some("cloud-hypervisor"),
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs::File;
 
 use thiserror::Error;
 use zmachine_flist::BlockRef;
+use zmachine_image::CacheError;
 use zmachine_image::fetch::{FetchError, FetchStats, Fetched, Fetcher};
 
 /// A block that no store delivered.
@@ -25,6 +26,28 @@ impl From<FetchError> for Undelivered {
     }
 }
 
+/// Why the cache could not keep a block, which was served all the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheFailure {
+    /// What went wrong.
+    pub reason: String,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+}
+
+impl From<CacheError> for CacheFailure {
+    fn from(error: CacheError) -> CacheFailure {
+        let reason = match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        CacheFailure {
+            reason,
+            hint: error.hint(),
+        }
+    }
+}
+
 /// Blocks of an image.
 pub trait Blocks: Send + Sync {
     /// The open file of a block that is on this host; never waits for a network.
@@ -38,6 +61,9 @@ pub trait Blocks: Send + Sync {
 
     /// What was done so far.
     fn stats(&self) -> FetchStats;
+
+    /// Why the cache could not keep a block, the last time since this was asked.
+    fn take_cache_failure(&self) -> Option<CacheFailure>;
 }
 
 impl Blocks for Fetcher {
@@ -55,5 +81,9 @@ impl Blocks for Fetcher {
 
     fn stats(&self) -> FetchStats {
         Fetcher::stats(self)
+    }
+
+    fn take_cache_failure(&self) -> Option<CacheFailure> {
+        self.take_cache_error().map(CacheFailure::from)
     }
 }

@@ -6,7 +6,8 @@
 //! # Messages (one packet each, `SOCK_SEQPACKET`; native byte order, since both ends are one program)
 //! ```text
 //! request   order u8 (0 cached, 1 fetch, 2 fetch again) | length of id u8 | id | length of key u8 | key | block length u32
-//! answer    found u8 | seven counters u64 | reason, NUL, hint        with the block's open file when found
+//! answer    found u8 | seven counters u64 | four texts with a NUL after each: reason and hint of a failure, reason and hint of
+//!           the cache's trouble to keep blocks               with the block's open file when found: 1 the cache's, 2 in memory alone
 //! ```
 //! # Invariants
 //! Whatever the server asks for, the courier gives it blocks that were verified against both their digests, opened for reading
@@ -30,16 +31,25 @@ use rustix::net::{
 use zmachine_flist::{BlockId, BlockKey, BlockRef, Digest};
 use zmachine_image::fetch::{FetchStats, Fetched};
 
-use crate::blocks::{Blocks, Undelivered};
+use crate::blocks::{Blocks, CacheFailure, Undelivered};
 
-/// Blocks that can be under way at once.
-const PAIRS: usize = 8;
+/// Blocks that can be under way at once: what is fetched ahead from the list, what is for requests that wait, and one for each
+/// of the usual queues, which so never wait behind the others.
+const PAIRS: usize = 28;
 
 /// Longest packet in bytes.
 const PACKET: usize = 4096;
 
+/// Bytes of a text in an answer.
+const LONGEST_TEXT: usize = 900;
+
 /// Bytes of an answer before its texts.
 const ANSWER: usize = 1 + 7 * 8;
+
+/// Where the block of an answer is.
+const NOWHERE: u8 = 0;
+const IN_CACHE: u8 = 1;
+const IN_MEMORY: u8 = 2;
 
 /// Orders of a request.
 const CACHED: u8 = 0;
@@ -55,7 +65,14 @@ pub struct Counter(Vec<OwnedFd>);
 pub struct Courier {
     pairs: Vec<Mutex<OwnedFd>>,
     next: AtomicUsize,
-    stats: Mutex<FetchStats>,
+    told: Mutex<Told>,
+}
+
+/// What the courier said last.
+#[derive(Debug, Default)]
+struct Told {
+    stats: FetchStats,
+    cache_failure: Option<CacheFailure>,
 }
 
 /// Both ends.
@@ -72,7 +89,7 @@ pub fn pair() -> io::Result<(Courier, Counter)> {
     let courier = Courier {
         pairs: ours,
         next: AtomicUsize::new(0),
-        stats: Mutex::default(),
+        told: Mutex::default(),
     };
     Ok((courier, Counter(theirs)))
 }
@@ -102,33 +119,36 @@ fn answer_one(socket: &OwnedFd, blocks: &impl Blocks) -> io::Result<()> {
     let (length, _) = receive(socket, &mut packet)?;
     let (order, block) = parse_request(&packet[..length]).ok_or(io::ErrorKind::InvalidData)?;
     let result = match order {
-        CACHED => Ok(blocks.cached(&block)),
+        CACHED => Ok(blocks.cached(&block).map(|file| (IN_CACHE, file))),
         order => blocks
             .fetch(&block, order == FETCH_AGAIN)
             .and_then(|fetched| to_file(fetched).map(Some).map_err(|e| failed(&e))),
     };
-    let (file, texts) = match result {
-        Ok(file) => (file, Vec::new()),
-        Err(error) => {
-            let mut texts = error.reason.into_bytes();
-            texts.truncate(PACKET / 2);
-            texts.push(0);
-            texts.extend(error.hint.unwrap_or_default().into_bytes().into_iter().take(PACKET / 4));
-            (None, texts)
-        }
+    let (found, failure) = match result {
+        Ok(found) => (found, None),
+        Err(error) => (None, Some((error.reason, error.hint))),
     };
-    let mut answer = vec![u8::from(file.is_some())];
+    let mut answer = vec![found.as_ref().map_or(NOWHERE, |(place, _)| *place)];
     counters(&blocks.stats())
         .iter()
         .for_each(|n| answer.extend(n.to_ne_bytes()));
-    answer.extend(texts);
-    send(socket, &answer, file.as_ref())
+    let trouble = blocks
+        .take_cache_failure()
+        .map(|failure| (failure.reason, failure.hint));
+    for texts in [failure, trouble] {
+        let (reason, hint) = texts.unwrap_or_default();
+        for text in [reason, hint.unwrap_or_default()] {
+            answer.extend(text.bytes().filter(|byte| *byte != 0).take(LONGEST_TEXT));
+            answer.push(0);
+        }
+    }
+    send(socket, &answer, found.as_ref().map(|(_, file)| file))
 }
 
-/// A block as a file that can only be read.
-fn to_file(fetched: Fetched) -> io::Result<File> {
+/// A block as a file that can only be read, and where it is.
+fn to_file(fetched: Fetched) -> io::Result<(u8, File)> {
     let bytes = match fetched {
-        Fetched::File(file) => return Ok(file),
+        Fetched::File(file) => return Ok((IN_CACHE, file)),
         Fetched::Bytes(bytes) => bytes,
     };
     use std::io::Write;
@@ -136,7 +156,7 @@ fn to_file(fetched: Fetched) -> io::Result<File> {
     let mut memory = File::from(rustix::fs::memfd_create("block", flags)?);
     memory.write_all(&bytes)?;
     rustix::fs::fcntl_add_seals(&memory, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW)?;
-    Ok(memory)
+    Ok((IN_MEMORY, memory))
 }
 
 fn failed(error: &io::Error) -> Undelivered {
@@ -236,7 +256,7 @@ impl Courier {
         self.pairs[turn].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ask(&self, order: u8, block: &BlockRef) -> Result<Option<File>, Undelivered> {
+    fn ask(&self, order: u8, block: &BlockRef) -> Result<Option<(u8, File)>, Undelivered> {
         let pair = self.free();
         let mut packet = [0; PACKET];
         let asked = send(&pair, &request(order, block), None).and_then(|()| receive(&pair, &mut packet));
@@ -249,7 +269,7 @@ impl Courier {
             let at = 1 + index * 8;
             u64::from_ne_bytes(packet[at..at + 8].try_into().unwrap_or_default())
         };
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = FetchStats {
+        let stats = FetchStats {
             blocks: number(0),
             stored_bytes: number(1),
             plain_bytes: number(2),
@@ -258,20 +278,36 @@ impl Courier {
             corrupt_answers: number(5),
             cache_failures: number(6),
         };
-        let text = String::from_utf8_lossy(&packet[ANSWER..length]).into_owned();
-        match text.split_once('\0') {
-            None => Ok(file.filter(|_| packet[0] == 1)),
-            Some((reason, hint)) => Err(Undelivered {
-                reason: reason.to_owned(),
-                hint: (!hint.is_empty()).then(|| hint.to_owned()),
-            }),
+        let texts = String::from_utf8_lossy(&packet[ANSWER..length]);
+        let mut texts = texts
+            .split('\0')
+            .map(|text| Some(text.to_owned()).filter(|text| !text.is_empty()));
+        let mut text = || texts.next().flatten();
+        let (failure, hint) = (text(), text());
+        let (trouble, trouble_hint) = (text(), text());
+        {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.stats = stats;
+            if let Some(reason) = trouble {
+                told.cache_failure = Some(CacheFailure {
+                    reason,
+                    hint: trouble_hint,
+                });
+            }
+        }
+        match failure {
+            Some(reason) => Err(Undelivered { reason, hint }),
+            None => Ok(file
+                .map(|file| (packet[0], file))
+                .filter(|(place, _)| *place != NOWHERE)),
         }
     }
 }
 
 impl Blocks for Courier {
     fn cached(&self, block: &BlockRef) -> Option<File> {
-        self.ask(CACHED, block).ok().flatten()
+        let (_, file) = self.ask(CACHED, block).ok().flatten()?;
+        Some(file)
     }
 
     fn fetch(&self, block: &BlockRef, is_damaged: bool) -> Result<Fetched, Undelivered> {
@@ -280,11 +316,25 @@ impl Blocks for Courier {
             reason: format!("block {} did not come", block.id),
             hint: None,
         };
-        self.ask(order, block)?.map(Fetched::File).ok_or_else(nothing)
+        let (place, file) = self.ask(order, block)?.ok_or_else(nothing)?;
+        let fetched = Fetched::File(file);
+        // What no cache keeps would be lost with its descriptor.
+        match place {
+            IN_MEMORY => match fetched.into_bytes(block.len) {
+                Ok(bytes) => Ok(Fetched::Bytes(bytes.into())),
+                Err(error) => Err(failed(&error)),
+            },
+            _ => Ok(fetched),
+        }
     }
 
     fn stats(&self) -> FetchStats {
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).stats
+    }
+
+    fn take_cache_failure(&self) -> Option<CacheFailure> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.cache_failure.take()
     }
 }
 
@@ -320,6 +370,13 @@ mod tests {
                 ..FetchStats::default()
             }
         }
+
+        fn take_cache_failure(&self) -> Option<CacheFailure> {
+            Some(CacheFailure {
+                reason: "the disk is full".into(),
+                hint: None,
+            })
+        }
     }
 
     #[test]
@@ -336,6 +393,10 @@ mod tests {
             ("no store has it", Some("name one"))
         );
         assert_eq!((courier.stats().blocks, courier.stats().cache_failures), (7, 9));
+        // A block that is in memory alone arrives as such.
+        assert!(matches!(courier.fetch(&block, false), Ok(Fetched::Bytes(_))));
+        assert_eq!(courier.take_cache_failure().unwrap().reason, "the disk is full");
+        assert_eq!(courier.take_cache_failure(), None);
         drop(courier);
         served.join().unwrap().unwrap();
     }
@@ -356,7 +417,8 @@ mod tests {
 
     #[test]
     fn a_block_in_memory_arrives_whole_wherever_it_was_written_to() {
-        let file = to_file(Fetched::Bytes(Arc::from(&b"abc"[..]))).unwrap();
+        let (place, file) = to_file(Fetched::Bytes(Arc::from(&b"abc"[..]))).unwrap();
+        assert_eq!(place, IN_MEMORY);
         let mut text = Vec::new();
         // The reader reads by position; the courier's writing has moved the file's own.
         (&file).read_to_end(&mut text).unwrap();

@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 use std::{io, thread};
 
@@ -26,6 +27,8 @@ use zmachine_sys::jail::{self, Jail, JailError, Limits};
 use crate::courier::{self, Counter, Courier};
 use crate::disk::{self, LazyDisk, OpenDiskError};
 use crate::map::ExtentMap;
+use crate::prefetch::{self, Prefetch};
+use crate::prefetch_list::PrefetchList;
 use crate::prepare::{EROFS_NAME, MAP_NAME, PrepareError, RootDescription};
 use crate::report::{Counters, Reporter};
 use crate::sandbox::{self, Access, SandboxError};
@@ -63,6 +66,10 @@ pub struct RootfsArgs {
     pub credentials: Credentials,
     /// The longest a guest waits for one block.
     pub block_deadline: Duration,
+    /// What is fetched without being asked for.
+    pub prefetch: Prefetch,
+    /// Whether it is noted what the guest reads first.
+    pub record: bool,
     /// Where events go, one JSON object per line (see [`crate::report`]).
     pub events: OwnedFd,
     /// What the process locks itself into; the paths it needs are added. `None`: it has the sandbox alone.
@@ -135,6 +142,7 @@ pub fn serve(args: RootfsArgs) -> Result<(), ServeError> {
     );
     raise_descriptor_limit(&reporter);
     let (disk, access) = open(&args)?;
+    let list = PrefetchList::read(&args.image_dir);
     let listener = UnixListener::from(args.listener);
     listener
         .set_nonblocking(false)
@@ -160,6 +168,7 @@ pub fn serve(args: RootfsArgs) -> Result<(), ServeError> {
     zmachine_sys::heap::trim();
     report_in_background(&device, &reporter, stop).map_err(process("start a thread"))?;
     reporter.ready();
+    prefetch::start(&device, &reporter, args.prefetch, list.blocks().to_vec()).map_err(process("start a thread"))?;
     server::serve(listener, args.queues, &device, &reporter).map_err(|error| ServeError::Server {
         reason: error.to_string(),
     })
@@ -171,23 +180,30 @@ struct Disk {
     metadata: File,
     map: ExtentMap,
     fetcher: Fetcher,
+    /// Whether it is noted what the guest reads first.
+    record: bool,
 }
 
 impl Disk {
     fn with_own_fetcher(self) -> Arc<Device> {
-        device(self.serial, LazyDisk::of(self.metadata, self.map, self.fetcher))
+        device(
+            self.serial,
+            LazyDisk::of(self.metadata, self.map, self.fetcher),
+            self.record,
+        )
     }
 
     fn with_courier(self, courier: Courier) -> Arc<Device> {
-        device(self.serial, LazyDisk::of(self.metadata, self.map, courier))
+        device(self.serial, LazyDisk::of(self.metadata, self.map, courier), self.record)
     }
 }
 
-fn device(serial: [u8; SERIAL_LEN], disk: LazyDisk) -> Arc<Device> {
+fn device(serial: [u8; SERIAL_LEN], disk: LazyDisk, record: bool) -> Arc<Device> {
     Arc::new(Device {
-        disk,
+        disk: if record { disk.recording() } else { disk },
         serial,
         counters: Counters::default(),
+        ahead: AtomicUsize::new(0),
     })
 }
 
@@ -230,6 +246,7 @@ fn open(args: &RootfsArgs) -> Result<(Disk, Access), ServeError> {
         metadata,
         map,
         fetcher,
+        record: args.record,
     };
     Ok((disk, access))
 }
@@ -328,7 +345,8 @@ fn report_in_background(device: &Arc<Device>, reporter: &Arc<Reporter>, stop: Ow
     let (device, reporter) = (Arc::clone(device), Arc::clone(reporter));
     let thread = thread::Builder::new().name("report".into()).stack_size(128 * 1024);
     thread.spawn(move || {
-        reporter.run(stop, || device.counters.snapshot(device.disk.fetch_stats()));
+        let stats = || device.counters.snapshot(device.disk.fetch_stats());
+        reporter.run(stop, stats, || device.disk.take_first_reads());
         std::process::exit(0);
     })?;
     Ok(())

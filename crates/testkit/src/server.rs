@@ -30,7 +30,11 @@ impl Server {
             let port = port.expect("a port of the loopback interface").port();
             let mut command = command(port);
             let name = command.get_program().to_string_lossy().into_owned();
-            let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+            let child = command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn();
             let child = child.unwrap_or_else(|error| panic!("{name}: {error}; run `make test-tools`"));
             let mut server = Server { child, port };
             while server.child.try_wait().expect("wait").is_none() {

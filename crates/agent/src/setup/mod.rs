@@ -20,7 +20,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 use thiserror::Error;
-use zmachine_agent_protocol::{BootConfig, Upper};
+use zmachine_agent_protocol::{BootConfig, Connection, Upper};
 
 use crate::boot::Phases;
 use crate::modules::{self, ModuleError};
@@ -101,6 +101,24 @@ pub(crate) struct Outcome {
     pub(crate) warnings: Vec<String>,
 }
 
+/// Sets an interface up that came while the guest runs.
+///
+/// # Errors
+/// [`SetupError`] naming the interface, address, route or file.
+pub(crate) fn connect(connection: &Connection) -> Result<(), SetupError> {
+    network::connect(&connection.interface, &connection.routes)?;
+    etc::write_resolvers(&connection.nameservers, &connection.search)
+}
+
+/// Takes an interface down, and sets the routes that are to be from then on.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) fn disconnect(connection: &Connection) -> Result<(), SetupError> {
+    network::disconnect(&connection.interface.name, &connection.routes)?;
+    etc::write_resolvers(&connection.nameservers, &connection.search)
+}
+
 /// Sets the guest up as `config` says. What is mounted when a step fails is in `outcome` all the same.
 ///
 /// # Errors
@@ -116,6 +134,11 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
         .filter_map(|fstype| modules::order_of(fstype))
     {
         modules::load_all(order)?;
+    }
+    if let Err(error) = modules::load_all(Path::new(modules::NESTED_ORDER)) {
+        outcome
+            .warnings
+            .push(format!("not all that containers inside may need is there: {error}"));
     }
     root::assemble(&config.root, config.read_ahead_kib, &mut outcome.writable)?;
     phases.end("root");

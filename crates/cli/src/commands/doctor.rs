@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde::Serialize;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
+use zmachine_hypervisor::choice::{self, Hypervisor};
 use zmachine_hypervisor::{Accel, qemu};
 use zmachine_kernel::KernelLibrary;
 use zmachine_machine::user::{self, UserLease};
@@ -34,6 +35,8 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, Failure> {
         state(),
         qemu(),
         acceleration(),
+        cloud_hypervisor(),
+        cloud_firmware(),
         kernel(),
         agent(),
         mkfs(),
@@ -103,14 +106,52 @@ fn qemu() -> Check {
 }
 
 fn acceleration() -> Check {
-    let mend = "enable virtualisation in the firmware, load kvm_intel or kvm_amd";
-    let choice = accel::choose(Requested::Auto, &AccelFacts::gather());
+    let facts = AccelFacts::gather();
+    let is_forbidden = facts.kvm_device_error.as_ref().is_some_and(|e| e.contains("denied"));
+    let mend = match is_forbidden {
+        true => "sudo usermod -aG kvm $USER, and a new login",
+        false => "enable virtualisation in the firmware, load kvm_intel or kvm_amd",
+    };
+    let choice = accel::choose(Requested::Auto, &facts);
     let found = match choice {
         Ok(choice) if choice.accel == Accel::Kvm => Ok(choice.why),
         Ok(choice) => Err(choice.why),
         Err(error) => Err(error.to_string()),
     };
     check("KVM", false, found, "guests are emulated, several times slower", mend)
+}
+
+/// Which hypervisor machines get by default, and why not the other one.
+fn cloud_hypervisor() -> Check {
+    let mend = "a host whose KVM works, and the static binary of Cloud Hypervisor v53 or later in the search path";
+    let found = accel::choose(Requested::Auto, &AccelFacts::gather())
+        .map_err(|e| e.to_string())
+        .and_then(|accel| {
+            let choice = choice::choose(choice::Requested::Auto, &accel, &choice::Found::gather(), None);
+            choice.map_err(|e| e.to_string())
+        });
+    let found = found.and_then(|choice| match choice.driver {
+        Hypervisor::CloudHypervisor => Ok(choice.why),
+        Hypervisor::Qemu => Err(choice.why),
+    });
+    check("Cloud Hypervisor", false, found, "machines run on QEMU", mend)
+}
+
+fn cloud_firmware() -> Check {
+    let configured = context::home().and_then(|home| zmachine_machine::firmware::configured(&home));
+    let found = match configured {
+        Ok(Some(pinned)) => Ok(format!("{} ({}...)", pinned.path.display(), &pinned.sha256[..12])),
+        Ok(None) => Err(String::new()),
+        Err(error) => Err(error.to_string()),
+    };
+    let lost = "machines with a boot loader run on QEMU even where Cloud Hypervisor is";
+    check(
+        "firmware for Cloud Hypervisor",
+        false,
+        found,
+        lost,
+        "zmachine firmware set FILE",
+    )
 }
 
 fn kernel() -> Check {
@@ -247,5 +288,23 @@ fn networks() -> Result<Vec<Check>, Failure> {
         let found = if r.met { Ok(String::new()) } else { Err(String::new()) };
         check(&format!("network: {}", r.name), false, found, r.lost, r.mend)
     };
-    Ok(requirements.into_iter().map(each).collect())
+    let mut checks: Vec<Check> = requirements.into_iter().map(each).collect();
+    if rustix::process::geteuid().is_root() {
+        let networks = zmachine_network::Networks::open(context::home()?.data())?;
+        let found = runtime.block_on(networks.findings());
+        let whole = match found {
+            Ok(found) if found.is_empty() => Ok("as their machines need them".to_owned()),
+            Ok(found) => Err(found.join("; ")),
+            Err(error) => Err(error.to_string()),
+        };
+        let mend = "start any machine of that network: zmachine restart NAME";
+        checks.push(check(
+            "networks in use",
+            false,
+            whole,
+            "machines lost a part of their network",
+            mend,
+        ));
+    }
+    Ok(checks)
 }

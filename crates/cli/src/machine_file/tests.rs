@@ -26,7 +26,9 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("user", "\"me:us\"", true),
     ("hostname", "\"host\"", true),
     ("network", "[\"default\", \"inner\"]", true),
+    ("network-alias", "[\"db\"]", true),
     ("publish", "[\"8080:80\", \"53:53/udp\"]", true),
+    ("publish-all", "true", true),
     ("dns", "[\"9.9.9.9\"]", true),
     ("interactive", "true", true),
     ("tty", "true", true),
@@ -34,6 +36,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("stop-signal", "\"SIGINT\"", true),
     ("stop-timeout", "7", true),
     ("accel", "\"tcg\"", true),
+    ("hypervisor", "\"qemu\"", true),
     ("kernel", "\"own\"", true),
     ("store", "[\"dir:///srv/store\"]", true),
     ("restart", "\"on-failure:3\"", true),
@@ -49,6 +52,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("rootfs", "\"virtiofs\"", true),
     ("secret", "[\"db=/etc/pw\"]", true),
     ("jail", "\"off\"", true),
+    ("prefetch", "\"all\"", true),
 ];
 
 /// A folder with `machine.toml` of `content` and what the samples refer to.

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use zmachine_testkit::{Need, TestHome, lacking, skip};
 
 use crate::support::{home, sh, told, until, until_logged, zmachine};
@@ -62,6 +63,9 @@ fn debian_image(home: &TestHome) {
         "--config.env=GREETING=hello",
         "--config.user=www-data",
         "--config.workingdir=/srv/www",
+        "--config.exposedports=8080/tcp",
+        "--config.label=tier=front",
+        "--config.label=owner=us",
     ];
     tool("umoci", &[&["config", "--image", "made:web"][..], &config].concat());
     // As a registry would have it: layers compressed anew.
@@ -120,6 +124,16 @@ fn an_image_of_debian_packages_runs_as_it_says_and_outlives_its_store() {
         .deadline(Duration::from_secs(300))
         .finish()
         .expect_success();
+
+    let plan = zmachine(&home, &["run", "--dry-run", "-P", "--label", "tier=back", &image]);
+    let plan: Value = serde_json::from_str(&plan.expect_success().stdout()).expect("JSON");
+    assert_eq!(plan["labels"], json!({"tier": "back", "owner": "us"}));
+    assert_eq!(plan["exposed_ports"], json!(["8080/tcp"]));
+    assert!(
+        plan["attachments"].to_string().contains("8080"),
+        "{}",
+        plan["attachments"]
+    );
 
     zmachine(&home, &["run", "-d", "--name", "w", "--network", "none", &image]).expect_success();
     let said = "www-data in /srv/www: hello, from the image\n/usr/bin/tac cap_net_raw=ep\n";

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
 
-use crate::{Accel, Boot, Disk, Nic, Platform, Share, VmSpec};
+use serde_json::{Value, json};
+
+use crate::{Accel, Boot, Disk, Nic, NicKind, Platform, Share, VmSpec};
 
 use super::Qemu;
 
@@ -15,6 +17,9 @@ pub const AGENT_SOCKET: &str = "agent.sock";
 
 /// The device of the agent's port, as events name it.
 pub(super) const AGENT_DEVICE: &str = "agent-port";
+
+/// Slots for interfaces that come while the machine runs. Each is one more bridge that a guest finds at boot.
+pub(super) const HOTPLUG_SLOTS: [&str; 2] = ["later0", "later1"];
 
 /// The numbers of the descriptors that QEMU inherits.
 #[derive(Clone, Debug, Default)]
@@ -70,12 +75,25 @@ pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
     }
     for nic in &vm.nics {
         let fd = channels.taps.get(&nic.id).copied().unwrap_or(-1);
-        let vhost = match channels.vhost.get(&nic.id) {
-            Some(fd) => format!("on,vhostfd={fd}"),
-            None => "off".to_owned(),
+        let id = &nic.id;
+        let netdev = match nic.kind {
+            NicKind::Tap => {
+                let vhost = match channels.vhost.get(id) {
+                    Some(fd) => format!("on,vhostfd={fd}"),
+                    None => "off".to_owned(),
+                };
+                format!("tap,id={id},fd={fd},vhost={vhost}")
+            }
+            NicKind::Stream => format!("stream,id={id},server=off,addr.type=fd,addr.str={fd}"),
         };
-        args.add("-netdev", format!("tap,id={},fd={fd},vhost={vhost}", nic.id));
+        args.add("-netdev", netdev);
         args.device(nic_device(nic));
+    }
+    if !vm.nics.is_empty() {
+        // The root bus takes nothing while the machine runs.
+        for (index, slot) in HOTPLUG_SLOTS.iter().enumerate() {
+            args.device(format!("pcie-root-port,id={slot},chassis={}", index + 1));
+        }
     }
     args.0
 }
@@ -165,13 +183,15 @@ fn boot(args: &mut Args, vm: &VmSpec, channels: &Channels) {
             }
             args.add("-append", cmdline.clone());
         }
-        Boot::Firmware { .. } => {
+        Boot::Firmware { variables, .. } => {
             let flash = |unit: u8, read_only: &str, file: &str| {
                 let file = channels.path(file);
                 format!("if=pflash,unit={unit},format=raw,readonly={read_only},file={file}")
             };
             args.add("-drive", flash(0, "on", FIRMWARE_CODE));
-            args.add("-drive", flash(1, "off", FIRMWARE_VARIABLES));
+            if variables.is_some() {
+                args.add("-drive", flash(1, "off", FIRMWARE_VARIABLES));
+            }
         }
     }
 }
@@ -183,6 +203,18 @@ fn nic_device(nic: &Nic) -> String {
         "virtio-net-pci-non-transitional,id=dev-{0},netdev={0},mac={1},romfile={mtu}",
         nic.id, nic.mac
     )
+}
+
+/// The same for an interface that comes while the machine runs, as the control channel takes it.
+pub(super) fn later_nic(nic: &Nic, slot: &str) -> Value {
+    let mut device = json!({
+        "driver": "virtio-net-pci-non-transitional", "id": format!("dev-{}", nic.id), "netdev": nic.id, "mac": nic.mac,
+        "romfile": "", "bus": slot,
+    });
+    if let Some(mtu) = nic.mtu {
+        device["host_mtu"] = json!(mtu);
+    }
+    device
 }
 
 #[derive(Default)]
@@ -306,6 +338,13 @@ mod tests {
         assert_eq!(line(&vm()), wanted.trim_end());
     }
 
+    #[test]
+    fn an_interface_may_be_a_stream_of_frames() {
+        let mut vm = vm();
+        vm.nics[0].kind = NicKind::Stream;
+        assert!(line(&vm).contains("-netdev stream,id=net0,server=off,addr.type=fd,addr.str=9 -device virtio-net"));
+    }
+
     fn pc() -> VmSpec {
         VmSpec {
             platform: Platform::Pc,
@@ -347,7 +386,8 @@ mod tests {
     fn a_disk_with_a_boot_loader_is_started_by_firmware() {
         let boot = Boot::Firmware {
             code: "/fw/CODE.fd".into(),
-            variables: "/m/a,b.fd".into(),
+            variables: Some("/m/a,b.fd".into()),
+            sha256: None,
         };
         let line = line(&VmSpec { boot, ..pc() });
         assert!(

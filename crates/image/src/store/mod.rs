@@ -206,6 +206,9 @@ impl StoreError {
     pub fn hint(&self) -> Option<String> {
         match self {
             StoreError::NotFound { .. } => Some("name another store that has the block with --store URL".into()),
+            StoreError::Unavailable { what, .. } if what.contains("certificate") => {
+                Some("add the issuer of its certificate to those that this host trusts (update-ca-certificates)".into())
+            }
             StoreError::Unavailable { .. } => Some("check the network, or name another store with --store URL".into()),
             StoreError::MissingDirectory { .. } => {
                 Some("create or mount the directory, or name the store's new place with --store dir:///PATH".into())

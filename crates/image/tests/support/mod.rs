@@ -56,6 +56,7 @@ pub fn quick() -> FetchOptions {
             connect: Duration::from_secs(5),
             request: Duration::from_millis(1000),
         },
+        ..FetchOptions::default()
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) fn image_facts(image: &Image, flist: &str) -> Result<ImageFacts, Fail
         workdir: config.workdir,
         user: config.user.filter(|user| !user.is_empty()),
         stop_signal: config.stop_signal.filter(|signal| !signal.is_empty()),
+        exposed_ports: config.ports,
+        labels: config.labels,
         tree: None,
     };
     // A file of the tree is for every reader and comes first.

@@ -1,15 +1,12 @@
 //! The monitor's life: from the lock to the last line of its state.
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use zmachine_hypervisor::ExitReason;
-use zmachine_network::{Attachment, Made, Networks};
+use zmachine_network::Networks;
 use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
@@ -20,6 +17,7 @@ use super::restart::{Asked, Row};
 use super::rootfs_watch::RootfsWatch;
 use super::session::SessionError;
 use super::space::Space;
+use super::uplink::Relays;
 use super::{MonitorArgs, ReportPipe, SharedLog};
 use crate::attempt::{self, Recorder};
 use crate::catalog::{self, Machine};
@@ -56,6 +54,7 @@ pub(super) struct Monitor<P> {
     /// The volumes it uses; nobody else writes to them until this is gone, after the hypervisor.
     pub(super) volumes: Vec<Held>,
     pub(super) space: Space,
+    pub(super) relays: Relays,
     /// What its processes are locked into, while it runs.
     pub(super) cell: Option<Cell>,
     /// Those who wait for the machine to end.
@@ -67,7 +66,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     let mut report = ReportPipe::new(args.report);
     let kill = Killpoints::new(args.abort_at);
     let claimed = claim(&args.home, &args.id).await;
-    let (lock, machine, plan, journal, networks) = match claimed {
+    let (lock, machine, mut plan, journal, networks) = match claimed {
         Ok(claimed) => claimed,
         Err(failure) => {
             report.send(&Report::Failed(failure.clone()));
@@ -101,6 +100,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
         row: Row::default(),
         volumes: Vec::new(),
         space: Space::default(),
+        relays: Relays::default(),
         cell: None,
         waiters: Vec::new(),
     };
@@ -119,6 +119,10 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
                 monitor.machine.state.restarts += 1;
                 monitor.wait_for_owner = false;
                 monitor.watch = RootfsWatch::new();
+                // It may be in other networks by now.
+                if let Ok(changed) = monitor.machine.plan() {
+                    plan = changed;
+                }
             }
             _ => return monitor.finish(lock, phase, &settled).await,
         }
@@ -169,6 +173,7 @@ impl<Q> Monitor<Q> {
             row: self.row,
             volumes: self.volumes,
             space: self.space,
+            relays: self.relays,
             cell: self.cell,
             waiters: self.waiters,
         }
@@ -216,27 +221,6 @@ impl<P> Monitor<P> {
                 Err(("running".to_owned(), failure))
             }
         }
-    }
-
-    /// Makes every resource of the machine's networks, each claimed before.
-    pub(super) async fn attach(&mut self, attachments: &[Attachment]) -> Result<Attached, Failure> {
-        let mut attached = Attached::default();
-        for attachment in attachments {
-            for resource in attachment.resources() {
-                // The address belongs to the machine until it is removed, so no run may give it back.
-                if !resource.outlives_stop() {
-                    self.journal.claim(Resource::Network(resource.clone()))?;
-                }
-                self.kill.pass("start: network resource claimed");
-                match resource.make(&self.networks).await? {
-                    Made::Nothing => {}
-                    Made::Tap(tap) => drop(attached.taps.insert(attachment.interface.clone(), tap)),
-                    Made::Ports(held) => attached.ports.extend(held),
-                }
-                self.kill.pass("start: network resource made");
-            }
-        }
-        Ok(attached)
     }
 
     /// Claims the hypervisor's process, so that another command can end it should this monitor die.
@@ -407,15 +391,6 @@ impl<P> Monitor<P> {
         Volumes::new(&self.home).remove_anonymous(&self.machine.id)?;
         catalog::remove(&self.home, &self.machine, &self.kill)
     }
-}
-
-/// What a machine holds of its networks while it runs.
-#[derive(Debug, Default)]
-pub(super) struct Attached {
-    /// The open tap of each interface.
-    pub(super) taps: HashMap<String, OwnedFd>,
-    /// The published host ports, held so that nobody else takes one.
-    pub(super) ports: Vec<OwnedFd>,
 }
 
 type Claimed = (FileLock, Machine, Plan, Journal, Networks);

@@ -37,17 +37,22 @@ const REASON_PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct Shares {
     servers: Vec<AbortOnDrop>,
     ended: Option<mpsc::Receiver<Failure>>,
+    /// Of processes beside them without which the machine can not go on either.
+    others: Option<mpsc::Receiver<Failure>>,
 }
 
 impl Shares {
     /// Resolves when one of them has ended, with what that means for the machine. Dropping the future loses nothing.
     pub(super) async fn ended(&mut self) -> Failure {
-        if let Some(ended) = &mut self.ended
-            && let Some(failure) = ended.recv().await
-        {
-            return failure;
+        tokio::select! {
+            failure = next(&mut self.ended) => failure,
+            failure = next(&mut self.others) => failure,
         }
-        std::future::pending().await
+    }
+
+    /// Watches other processes that the machine needs as long as it runs, too.
+    pub(super) fn also(&mut self, failures: Option<mpsc::Receiver<Failure>>) {
+        self.others = failures;
     }
 
     /// Why a hypervisor did not start that needs them: what one of them said, if one has ended.
@@ -62,6 +67,16 @@ impl Shares {
             let _ = tokio::time::timeout_at(deadline, &mut server.0).await;
         }
     }
+}
+
+/// The next failure; without anybody left who could send one there never is any.
+async fn next(failures: &mut Option<mpsc::Receiver<Failure>>) -> Failure {
+    if let Some(failures) = failures
+        && let Some(failure) = failures.recv().await
+    {
+        return failure;
+    }
+    std::future::pending().await
 }
 
 impl<P> Monitor<P> {

@@ -95,6 +95,7 @@ impl VmPlan {
             install: None,
             image: Some(facts.image.digest.clone()),
             appliance: None,
+            hypervisor: inputs.hypervisor.clone(),
             vm: VmSpec {
                 name: spec.name.clone(),
                 uuid: uuid(inputs.id),
@@ -181,6 +182,8 @@ mod tests {
             home: &home,
             host: &host,
             accel: Accel::Kvm,
+            hypervisor: zmachine_hypervisor::choice::Choice::default(),
+            cloud_firmware: None,
             attachments: vec![],
             host_dns: &HostDns {
                 nameservers: vec![],

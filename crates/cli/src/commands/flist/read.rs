@@ -80,7 +80,10 @@ pub(super) fn verify_flist(file: &Path, from: ReadArgs, format: Format) -> Resul
     failure.causes = report
         .dead_stores
         .iter()
-        .map(|(store, why)| format!("{store}: {why}"))
+        .map(|(store, why)| match why.starts_with(store.as_str()) {
+            true => why.clone(),
+            false => format!("{store}: {why}"),
+        })
         .collect();
     Err(failure.hint("restore the blocks there, or push the flist to another store"))
 }
