@@ -53,14 +53,23 @@ fn main() -> Result<(), Box<dyn Error>> {
             rustix::fs::mknodat(CWD, "/disk", FileType::BlockDevice, Mode::RUSR, device)?;
         }
         "open-disk" => drop(File::open("/dev/vda")?),
-        "enter-namespace" => drop(File::open("/proc/1/ns/mnt").map(|_| ()).and_then(|()| fs::read_link("/proc/2/ns/mnt"))?),
+        "enter-namespace" => drop(
+            File::open("/proc/1/ns/mnt")
+                .map(|_| ())
+                .and_then(|()| fs::read_link("/proc/2/ns/mnt"))?,
+        ),
         "see-others" => {
-            let others = fs::read_dir("/proc")?.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+            let others = fs::read_dir("/proc")?
+                .flatten()
+                .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
             others.into_iter().find(|pid| *pid != own).ok_or("nobody")?;
         }
         "kill-others" => {
             let others = (2..1000).filter_map(Pid::from_raw);
-            others.into_iter().find(|pid| rustix::process::test_kill_process(*pid).is_ok()).ok_or("nobody")?;
+            others
+                .into_iter()
+                .find(|pid| rustix::process::test_kill_process(*pid).is_ok())
+                .ok_or("nobody")?;
         }
         "become-root" => {
             let root = rustix::fs::Uid::ROOT;

@@ -158,12 +158,16 @@ pub fn serve(args: RootfsArgs) -> Result<(), ServeError> {
             }
             drop(counter);
             let device = disk.with_courier(courier);
-            lock_server_in(base)?.iter().for_each(|warning| reporter.warning(warning));
+            lock_server_in(base)?
+                .iter()
+                .for_each(|warning| reporter.warning(warning));
             (device, None)
         }
     };
     if let Some(access) = access {
-        sandbox::enter(&access)?.iter().for_each(|warning| reporter.warning(warning));
+        sandbox::enter(&access)?
+            .iter()
+            .for_each(|warning| reporter.warning(warning));
     }
     zmachine_sys::heap::trim();
     report_in_background(&device, &reporter, stop).map_err(process("start a thread"))?;

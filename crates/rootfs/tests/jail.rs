@@ -57,13 +57,21 @@ fn example() -> PathBuf {
 
 fn attempt(dir: &Path, what: &str) -> Output {
     let mut command = Command::new(example());
-    command.arg(dir).arg(what).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .arg(dir)
+        .arg(what)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let jail = Jail::new(dir.join("jail"), Some(USER));
     let setup = ChildSetup {
         die_with_parent: true,
         ..ChildSetup::default()
     };
-    let child = Jailed::role(&jail, command).unwrap().spawn(setup, |mut command| command.spawn()).unwrap();
+    let child = Jailed::role(&jail, command)
+        .unwrap()
+        .spawn(setup, |mut command| command.spawn())
+        .unwrap();
     child.wait_with_output().unwrap()
 }
 
@@ -88,7 +96,10 @@ fn the_server_can_do_nothing_but_serve() {
     for what in ATTEMPTS {
         let output = attempt(dir, what);
         assert!(!free(&output) && !output.status.success(), "{what}: {output:?}");
-        assert!(!String::from_utf8_lossy(&output.stderr).contains("no attempt is called"), "{output:?}");
+        assert!(
+            !String::from_utf8_lossy(&output.stderr).contains("no attempt is called"),
+            "{output:?}"
+        );
     }
     assert_eq!(fs::read(dir.join("blocks/00/block")).unwrap(), b"x");
 }

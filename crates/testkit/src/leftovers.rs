@@ -101,7 +101,10 @@ fn processes(folder: &Path) -> Vec<(i32, String)> {
 fn has_root_of(pid: i32, folder: &[u8]) -> bool {
     let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     let is_root = |line: &&str| line.split(' ').nth(4) == Some("/");
-    table.lines().filter(is_root).any(|line| names_path(line.as_bytes(), folder))
+    table
+        .lines()
+        .filter(is_root)
+        .any(|line| names_path(line.as_bytes(), folder))
 }
 
 /// Whether `text` has `path` itself or something below it.
