@@ -148,7 +148,7 @@ pub fn serve(args: RootfsArgs) -> Result<(), ServeError> {
         .set_nonblocking(false)
         .map_err(process("use the listening socket"))?;
     let (device, access) = match &args.jail {
-        None => (disk.with_own_fetcher(), access),
+        None => (disk.with_own_fetcher(), Some(access)),
         Some(base) => {
             let (courier, counter) = courier::pair().map_err(process("make socket pairs"))?;
             // One thread is here, and nothing of the guest's has been read.
@@ -157,17 +157,17 @@ pub fn serve(args: RootfsArgs) -> Result<(), ServeError> {
                 return fetch(base, &access, disk, counter, &reporter);
             }
             drop(counter);
-            let nothing = Access {
-                write: None,
-                read: Vec::new(),
-                uses_network: false,
-            };
-            zmachine_sys::jail::enter(&server_jail(base))?;
-            (disk.with_courier(courier), nothing)
+            let device = disk.with_courier(courier);
+            lock_server_in(base)?
+                .iter()
+                .for_each(|warning| reporter.warning(warning));
+            (device, None)
         }
     };
-    for warning in sandbox::enter(&access)? {
-        reporter.warning(&warning);
+    if let Some(access) = access {
+        sandbox::enter(&access)?
+            .iter()
+            .for_each(|warning| reporter.warning(warning));
     }
     zmachine_sys::heap::trim();
     report_in_background(&device, &reporter, stop).map_err(process("start a thread"))?;
@@ -296,6 +296,20 @@ fn courier_jail(base: &Jail, access: &Access) -> Jail {
         }
     }
     jail
+}
+
+/// Puts a server that has a courier into its jail and its sandbox; what could not be done although it should be.
+///
+/// # Errors
+/// When a wall that this host has can not be put up.
+pub fn lock_server_in(base: &Jail) -> Result<Vec<String>, ServeError> {
+    zmachine_sys::jail::enter(&server_jail(base))?;
+    let nothing = Access {
+        write: None,
+        read: Vec::new(),
+        uses_network: false,
+    };
+    Ok(sandbox::enter(&nothing)?)
 }
 
 /// The server's jail: all it has is open already.

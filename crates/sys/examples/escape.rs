@@ -16,6 +16,13 @@ use std::time::Duration;
 type Attempt = (&'static str, Box<dyn Fn() -> io::Result<()>>);
 
 fn main() {
+    // Whoever asks why it did not start asks what it is.
+    if std::env::args().any(|word| word == "-version") {
+        return println!("QEMU emulator version 7.2.0");
+    }
+    if std::env::args().any(|word| word == "-L") {
+        return println!("/usr/share/seabios\n/usr/share/qemu");
+    }
     // SAFETY: a file that would become too large shall be an error, not the end of this process.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let home = home();
@@ -155,18 +162,34 @@ fn processes() -> Vec<Attempt> {
                 .then_some(())
                 .ok_or_else(io::Error::last_os_error)
         }),
-        boxed("memory-of-others", || {
+        boxed("memory-of-others", move || {
             any_in(Path::new("/proc"), |dir| {
-                let is_self = fs::canonicalize("/proc/self").is_ok_and(|own| own == dir);
-                match is_self || !dir.join("mem").exists() {
-                    true => Err(io::ErrorKind::NotFound.into()),
-                    false => File::open(dir.join("mem")).map(drop),
+                let number = dir.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok());
+                match number.is_some_and(|pid| pid != own) {
+                    true => File::open(dir.join("mem")).map(drop),
+                    false => Err(io::ErrorKind::NotFound.into()),
                 }
             })
         }),
         boxed("ptrace", || {
-            // SAFETY: PTRACE_TRACEME takes no pointers.
-            call(unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_TRACEME, 0, 0, 0) })
+            // In a child, whose tracer this process is then: a traced process stops at each signal.
+            // SAFETY: this process has one thread; the child makes two system calls.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                // SAFETY: neither call takes a pointer; the child ends here.
+                unsafe {
+                    let refused = libc::syscall(libc::SYS_ptrace, libc::PTRACE_TRACEME, 0, 0, 0) != 0;
+                    libc::_exit(i32::from(refused));
+                }
+            }
+            call(child.into())?;
+            let mut status = 0;
+            // SAFETY: the status is written to a number that lives.
+            call(unsafe { libc::waitpid(child, &mut status, 0) }.into())?;
+            match status {
+                0 => Ok(()),
+                _ => Err(io::ErrorKind::PermissionDenied.into()),
+            }
         }),
         boxed("enter-namespace", || {
             let space = File::open("/proc/1/ns/mnt")?;

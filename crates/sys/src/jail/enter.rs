@@ -107,7 +107,7 @@ fn is_lacking(error: Errno) -> bool {
 
 fn put_view_together(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
     let root = jail.folder.as_path();
-    // What is made here is for another user to enter; and what a program makes is as open as it wants, in nobody's sight.
+    // What is made here is for another user to enter, and what the program makes is out of everybody's sight.
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     let failed = |action: &str| {
         let action = format!("{action} {}", root.display());
@@ -115,7 +115,7 @@ fn put_view_together(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
     };
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(failed("make mounts private for"))?;
-    tmpfs(root, "size=64k,nr_inodes=1k,mode=755", true).map_err(failed("mount a tmpfs on"))?;
+    tmpfs(root, root, "size=64k,nr_inodes=1k,mode=755", true).map_err(failed("mount a tmpfs on"))?;
     for view in &jail.view {
         show(root, view).map_err(|e| JailError::new(format!("show {}", view.path.display()), e))?;
     }
@@ -132,13 +132,14 @@ fn put_view_together(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
     mount_remount("/", flags, "").map_err(failed("seal"))
 }
 
-fn tmpfs(target: &Path, options: &str, no_devices: bool) -> rustix::io::Result<()> {
+/// Whose jail it is shows in the table of mounts.
+fn tmpfs(name: &Path, target: &Path, options: &str, no_devices: bool) -> rustix::io::Result<()> {
     let mut flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     if no_devices {
         flags |= MountFlags::NODEV;
     }
     let options = CString::new(options).unwrap_or_default();
-    mount("jail", target, "tmpfs", flags, options.as_c_str())
+    mount(name, target, "tmpfs", flags, options.as_c_str())
 }
 
 /// Where an absolute path is below `root`.
@@ -183,7 +184,7 @@ fn show(root: &Path, view: &View) -> io::Result<()> {
 fn devices(root: &Path, jail: &Jail) -> io::Result<()> {
     let folder = root.join("dev");
     make_dirs(&folder)?;
-    tmpfs(&folder, "size=4k,nr_inodes=32,mode=755", false)?;
+    tmpfs(root, &folder, "size=4k,nr_inodes=32,mode=755", false)?;
     for device in &jail.devices {
         let host = Path::new("/dev").join(device.name());
         let Ok(meta) = host.metadata() else { continue };
