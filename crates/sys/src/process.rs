@@ -111,30 +111,36 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
+/// Whether this process may raise the limits of others (`CAP_SYS_RESOURCE`); root in a container often may not.
+pub fn may_raise_limits() -> bool {
+    let resource = rustix::thread::CapabilitySet::SYS_RESOURCE;
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(resource))
+}
+
 /// Lets the process `pid` write files of `bytes`, if it may write only smaller ones now.
 ///
 /// # Errors
 /// When it is gone, or the caller may not do that.
 pub fn allow_file_size(pid: u32, bytes: u64) -> io::Result<()> {
-    let mut limit = libc::rlimit64 {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    let pid = pid as i32;
-    // SAFETY: no new limit is given, and the kernel writes one structure of that type.
-    if unsafe { libc::prlimit64(pid, libc::RLIMIT_FSIZE, std::ptr::null(), &mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if limit.rlim_cur >= bytes {
+    if file_size_limit(pid)?.is_none_or(|limit| limit >= bytes) {
         return Ok(());
     }
-    limit.rlim_cur = bytes;
-    limit.rlim_max = limit.rlim_max.max(bytes);
+    let limit = libc::rlimit64 {
+        rlim_cur: bytes,
+        rlim_max: bytes,
+    };
     // SAFETY: the kernel reads one structure of that type; the old limit is not asked for.
-    match unsafe { libc::prlimit64(pid, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) } {
+    match unsafe { libc::prlimit64(pid as i32, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The largest file a process may write in bytes; `None`: any. To read it takes no privilege, unlike prlimit(2).
+fn file_size_limit(pid: u32) -> io::Result<Option<u64>> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"));
+    Ok(line.and_then(|line| line.split_whitespace().next()?.parse().ok()))
 }
 
 /// What a child of ours starts with.

@@ -32,6 +32,9 @@ const PRIVATE_PER_CPU: u64 = 80 << 20;
 /// The smallest limit of a file's size in bytes.
 const FILE_AT_LEAST: u64 = 64 << 20;
 
+/// How much larger files may become where the limit can not be raised later, in bytes.
+const ROOM_TO_GROW: u64 = 1 << 40;
+
 /// The jail of the QEMU at `program` for `vm`, whose largest file has `largest` bytes. `base` has user and folder.
 pub(super) fn of(base: &Jail, program: &Path, vm: &VmSpec, largest: u64) -> Jail {
     let mut jail = base.clone().see_program(program);
@@ -55,11 +58,17 @@ pub(super) fn of(base: &Jail, program: &Path, vm: &VmSpec, largest: u64) -> Jail
     if vm.accel == Accel::Kvm {
         jail.devices.push(Device::Kvm);
     }
+    // A volume may grow under the running guest.
+    let room_to_grow = if zmachine_sys::process::may_raise_limits() {
+        0
+    } else {
+        ROOM_TO_GROW
+    };
     jail.limits = Limits {
         descriptors: Some(DESCRIPTORS),
         processes: Some(512 + 16 * u64::from(vm.cpus)),
         // The guest's memory is a file too.
-        file_bytes: Some(largest.max(vm.memory_bytes).max(FILE_AT_LEAST)),
+        file_bytes: Some(largest.max(vm.memory_bytes).max(FILE_AT_LEAST) + room_to_grow),
         private_bytes: Some(PRIVATE + PRIVATE_PER_CPU * u64::from(vm.cpus)),
     };
     jail
@@ -104,7 +113,7 @@ mod tests {
             }
         }
         assert!(!sees("/usr/bin/sh") && !sees("/etc/passwd") && !sees("/usr/share/doc"));
-        assert_eq!(jail.limits.file_bytes, Some(1 << 40));
+        assert!(jail.limits.file_bytes >= Some(1 << 40));
         assert!(!jail.devices.contains(&Device::Kvm) || vm.accel == Accel::Kvm);
     }
 }
