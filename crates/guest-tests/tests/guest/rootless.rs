@@ -1,6 +1,6 @@
 //! Machines of an ordinary user, connected by passt.
 
-use std::os::unix::fs::{chown, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -58,10 +58,10 @@ impl User<'_> {
             .finish()
     }
 
-    /// Ids of its processes that run `program`.
+    /// Ids of its processes that run `program`; the dead that nobody has asked about yet are not among them.
     fn processes(&self, program: &str) -> Vec<String> {
         let found = Command::new("pgrep")
-            .args(["-u", &USER.to_string(), "-f", program])
+            .args(["-r", "R,S,D", "-u", &USER.to_string(), "-f", program])
             .output();
         let text = String::from_utf8(found.expect("pgrep").stdout).expect("numbers");
         text.lines().map(str::to_owned).collect()
@@ -116,7 +116,7 @@ fn an_ordinary_user_has_machines_with_a_network_and_they_do_not_have_the_hosts_l
         Server(internet.0.command("busybox".as_ref(), httpd("80")).start()),
         Server(home.command("busybox".as_ref(), httpd("127.0.0.1:7777")).start()),
     ];
-    chown(tree.root(), Some(USER), Some(USER)).expect("chown");
+    run("chown", &["-R", &format!("{USER}:{USER}"), path(tree.root())]);
     let image = path(&user.folder.join("box.fl")).to_owned();
     let store = format!("dir://{}", path(&user.folder.join("store")));
     user.zmachine(&["flist", "pack", path(tree.root()), "-o", &image, "--store", &store])
@@ -144,7 +144,8 @@ fn an_ordinary_user_has_machines_with_a_network_and_they_do_not_have_the_hosts_l
         },
     );
     checks.that("it reaches the world", || {
-        let got = in_guest(&format!("printf '{GET}' | nc -w 20 198.51.100.2 80"));
+        // The passt of Debian 12 was seen not to pass on the end of a connection, once in three runs.
+        let got = in_guest(&format!("printf '{GET}' | timeout 20 nc 198.51.100.2 80"));
         assert!(got.ends_with(PAGE), "{got}");
     });
     checks.that("and not the host's loopback, whatever it sends", || {
@@ -185,7 +186,8 @@ fn an_ordinary_user_has_machines_with_a_network_and_they_do_not_have_the_hosts_l
         });
     });
     user.zmachine(&["stop", "-t", "1", "web"]).expect_success();
-    assert!(user.processes("").is_empty(), "processes are left");
+    let gone = || user.processes("").is_empty().then_some(());
+    until("the end of all processes", Duration::from_secs(20), gone);
     checks.that("a machine whose monitor dies leaves nothing", || {
         user.zmachine(&["start", "web"]).expect_success();
         run("kill", &["-9", &user.processes("zmachine monitor")[0]]);
