@@ -146,6 +146,7 @@ mod tests {
                 names: owned(names),
                 also_in: owned(also_in),
                 secondary: false,
+                policy: Default::default(),
             },
             ports: vec![],
         }
