@@ -91,7 +91,7 @@ impl FromStr for Rate {
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = UNITS.iter().find(|(_, factor)| self.0 % factor == 0);
+        let whole = UNITS.iter().find(|(_, factor)| self.0.is_multiple_of(*factor));
         let (unit, factor) = whole.unwrap_or(&UNITS[3]);
         write!(f, "{}{unit}", self.0 / factor)
     }
@@ -178,7 +178,7 @@ impl Allow {
     }
 }
 
-fn limited<'a>(stations: &'a [Station], is: impl Fn(&Policy) -> bool) -> impl Iterator<Item = &'a Station> {
+fn limited(stations: &[Station], is: impl Fn(&Policy) -> bool) -> impl Iterator<Item = &Station> {
     stations.iter().filter(move |station| is(&station.membership.policy))
 }
 

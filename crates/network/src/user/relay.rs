@@ -78,7 +78,7 @@ impl Relay {
         });
         let up = shared.clone();
         thread("relay-up", move || {
-            up.from_guest();
+            up.carry_up();
             up.end();
         })?;
         Ok((Relay { shared }, theirs.into()))
@@ -95,7 +95,7 @@ impl Relay {
         passt.write_all(&announcement)?;
         let passt = Arc::new(passt);
         let (shared, stream) = (self.shared.clone(), passt.clone());
-        thread("relay-down", move || shared.from_passt(&stream))?;
+        thread("relay-down", move || shared.carry_down(&stream))?;
         let before = self.shared.slot().replace(passt);
         if let Some(before) = before {
             let _ = before.shutdown(Shutdown::Both);
@@ -148,7 +148,7 @@ impl Shared {
     }
 
     /// Until the hypervisor is gone, or sends what are no frames.
-    fn from_guest(&self) {
+    fn carry_up(&self) {
         let mut frames = Frames::new();
         let mut batch = Vec::with_capacity(BUFFER);
         while let Ok(true) = frames.fill(&mut &self.guest) {
@@ -177,7 +177,7 @@ impl Shared {
     }
 
     /// Until passt is gone.
-    fn from_passt(&self, passt: &UnixStream) {
+    fn carry_down(&self, passt: &UnixStream) {
         let mut frames = Frames::new();
         let mut batch = Vec::with_capacity(BUFFER);
         while let Ok(true) = frames.fill(&mut &*passt) {
