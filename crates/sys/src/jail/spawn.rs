@@ -87,7 +87,9 @@ fn leave() -> Option<OwnedFd> {
     Some(back.into())
 }
 
-/// Whether the calling process is the first of its pid namespace.
+/// Whether the calling process is in another pid namespace than the `/proc` it sees: the first of one, or a child of that.
 pub(super) fn has_process_namespace() -> bool {
-    std::process::id() == 1
+    let seen = std::fs::read_link("/proc/self").ok();
+    let own = std::process::id();
+    own == 1 || seen.is_some_and(|seen| seen.as_os_str() != own.to_string().as_str())
 }
