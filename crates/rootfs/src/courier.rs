@@ -6,7 +6,7 @@
 //! # Messages (one packet each, `SOCK_SEQPACKET`; native byte order, since both ends are one program)
 //! ```text
 //! request   order u8 (0 cached, 1 fetch, 2 fetch again) | length of id u8 | id | length of key u8 | key | block length u32
-//! answer    found u8 (1 a file of the cache, 2 one in memory, which the cache could not keep) | seven counters u64 | four texts with a NUL after each: reason and hint of a failure, reason and hint of
+//! answer    found u8 | seven counters u64 | four texts with a NUL after each: reason and hint of a failure, reason and hint of
 //!           the cache's trouble to keep blocks               with the block's open file when found: 1 the cache's, 2 in memory alone
 //! ```
 //! # Invariants
@@ -48,10 +48,6 @@ const ANSWER: usize = 1 + 7 * 8;
 
 /// Where the block of an answer is.
 const NOWHERE: u8 = 0;
-const IN_CACHE: u8 = 1;
-const IN_MEMORY: u8 = 2;
-
-/// Where an answer's file is.
 const IN_CACHE: u8 = 1;
 const IN_MEMORY: u8 = 2;
 
