@@ -1,9 +1,11 @@
 //! Sudden deaths of the processes a machine is made of, at every time of its life.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use zmachine_testkit::{TestHome, Tree};
 
 use crate::life::{fsck, in_background};
@@ -32,7 +34,7 @@ fn whatever_dies_the_host_is_clean_and_the_machine_starts_again() {
     checks.that("all of them at once", || {
         begin(&home, "all");
         let all = ["rootfs", "hypervisor", "monitor"].map(|role| process(&home, role));
-        all.into_iter().for_each(kill);
+        kill_all(&all);
         reported(&home, "ended without a word");
         intact(&home, "all");
     });
@@ -107,7 +109,22 @@ fn begin(home: &TestHome, word: &str) {
 }
 
 fn kill(pid: Pid) {
-    kill_process(pid, Signal::KILL).expect("a process of the machine");
+    kill_all(&[pid]);
+}
+
+/// Kills them at once, and waits until they have ended: on a busy host a process of many threads and much memory takes a
+/// while to die, and until then the machine runs, for `ps` too.
+fn kill_all(pids: &[Pid]) {
+    let open = |pid: &Pid| pidfd_open(*pid, PidfdFlags::empty()).expect("a process of the machine");
+    let processes: Vec<OwnedFd> = pids.iter().map(open).collect();
+    for pid in pids {
+        kill_process(*pid, Signal::KILL).expect("a process of the machine");
+    }
+    let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+    for (process, pid) in processes.iter().zip(pids) {
+        let ended = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit)).expect("poll");
+        assert_eq!(ended, 1, "process {pid:?} lives on");
+    }
 }
 
 /// The process of `role` in the machine's state.
