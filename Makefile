@@ -18,10 +18,10 @@ AGENT_FLAGS := -C target-feature=+crt-static -C strip=symbols
 AGENT_ARGS := --release --package zmachine-agent --target $(AGENT_TARGET)
 HOST_ARGS := --release --workspace --exclude zmachine-agent
 
-.PHONY: help setup build agent agent-package host demo test test-debian test-kernel test-tools fuzz check install uninstall bench bench-flist clean
+.PHONY: help setup build agent agent-package host demo test test-long test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing on this host (Debian packages), and say what
 	@scripts/setup
@@ -53,6 +53,10 @@ test: build test-kernel test-tools ## every test, the ones with guests included
 
 fuzz: setup ## let every fuzz target run for SECONDS (60 by default), and keep what is new in the corpus
 	fuzz/run --keep $(or $(SECONDS),60)
+
+test-long: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
+test-long: build test-kernel ## what takes minutes: a disk server that is killed a hundred times
+	$(CARGO) test $(HOST_ARGS) --test guest -- --ignored --skip debian
 
 test-debian: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
 test-debian: build test-kernel ## a VM of a whole Debian with its own cloud-init: minutes, and 200 MB of packages
@@ -89,9 +93,16 @@ uninstall: ## remove what `make install` copied; machines and images stay
 bench: build ## measure: start-up, packing, reading
 	@benches/run $(RELEASE)/zmachine
 
+bench-prefetch: build ## measure first starts from a store that is far away, with and without hints (TREE=a tree with python3)
+	@benches/prefetch.py $(RELEASE)/zmachine $(TREE)
+
 bench-flist: build ## measure packing and unpacking beside tar, zstd and mkfs.erofs
 	@mkdir -p .demo
 	@benches/flist.py $(RELEASE)/zmachine
+
+bench-rootfs: build ## measure the block root beside ext4, virtio-fs and FUSE + overlay + virtio-fs (root; an hour emulated)
+	@mkdir -p .demo
+	@python3 benches/rootfs $(RELEASE)/zmachine $(ROOTFS_ARGS)
 
 clean: ## remove what was built and what the demo made
 	$(CARGO) clean

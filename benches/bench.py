@@ -4,6 +4,7 @@
     bench.py start  ZMACHINE FLIST [--rounds N] [--network NAME ...]   exec to the entrypoint's first byte, against bare QEMU
     bench.py cold   ZMACHINE FLIST STORE [--rounds N]                  the same with no block in the cache
     bench.py memory ZMACHINE FLIST COMMAND...                          memory of the processes of one machine
+    bench.py jail   ZMACHINE FLIST BUSYBOX [--rounds N]                what the jail costs: start and memory, with it and without
     bench.py pack   ZMACHINE TREE STORE [--rounds N]               packing a tree whose blocks are in the store already
     bench.py command ZMACHINE FLIST [--rounds N] -- COMMAND...     a whole run of a command that prints nothing
     bench.py list   ZMACHINE [--machines N] [--rounds N]               CPU time of `ps -a` with N stopped machines
@@ -86,7 +87,9 @@ def flags_of_a_machine(program, flist):
                     words = path.read_bytes().decode(errors="replace").split("\0")[:-1]
                 except OSError:
                     continue
-                if any(word.startswith("guest=bench-flags,") for word in words):
+                # Before it is QEMU, it is a process of ours that locks itself in.
+                is_qemu = words and "qemu" in os.path.basename(words[0])
+                if is_qemu and any(word.startswith("guest=bench-flags,") for word in words):
                     return words
             if machine.poll() is not None:
                 sys.exit("bench: no hypervisor was seen")
@@ -231,6 +234,55 @@ def memory(args):
         zmachine(args.program, "rm", "-f", name)
 
 
+def family(pid):
+    """A process and all that come from it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(pid)] + [one for child in children for one in family(child)]
+
+
+def memory_of_start(program, flist, command, name, words):
+    """Kilobytes of all processes of a machine but what its guest uses, and of the kernel's slabs and page tables for it."""
+    def kernel():
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return sum(int(lines[key].split()[0]) for key in ("SUnreclaim", "PageTables", "KernelStack", "Percpu"))
+
+    before = kernel()
+    zmachine(program, "run", "-d", "--name", name, "--network", "none", *words, flist, *command)
+    try:
+        time.sleep(1)
+        ids = processes(program, name)
+        others = [pid for pid in family(ids["monitor"]) if pid != ids["hypervisor"]]
+        small = sum(status(pid, "Pss") for pid in others)
+        return small, small + status(ids["hypervisor"], "RssAnon"), kernel() - before
+    finally:
+        zmachine(program, "rm", "-f", name)
+
+
+def jail(args):
+    variants = {"--jail off": ["--jail", "off"], "jail": []}
+    first, end = ({name: [] for name in variants} for _ in range(2))
+    run = lambda words: [args.program, "run", "--rm", "--network", "none", *words, args.flist, args.busybox, "echo", "first"]
+    for words in variants.values():
+        spawn_until(run(words), None)
+    for _ in range(args.rounds):
+        for name, words in variants.items():
+            to_first, to_end = spawn_until(run(words), None)
+            first[name].append(to_first)
+            end[name].append(to_end)
+    for title, samples in (("exec to first byte", first), ("exec to end", end)):
+        print(f"# {title}, {args.rounds} rounds")
+        heading()
+        for name in variants:
+            report(name, samples[name], samples["--jail off"])
+    sizes = {name: [] for name in variants}
+    for _ in range(max(3, args.rounds // 3)):
+        for name, words in variants.items():
+            sizes[name].append(memory_of_start(args.program, args.flist, [args.busybox, "sleep", "100"], "bench-jail", words))
+    print("# memory of one machine (kB, medians): processes beside the hypervisor (PSS), with its own (RssAnon), the kernel's")
+    for name, values in sizes.items():
+        print(f"{name:<34}" + "".join(f" {statistics.median(column):>9.0f}" for column in zip(*values)))
+
+
 def list_machines(args):
     home = Path(os.environ["ZMACHINE_HOME"])
     zmachine(args.program, "create", "--name", "bench-list", "--network", "none", args.flist)
@@ -281,6 +333,7 @@ def main():
     command("pack", pack, "program", "tree", "store")
     command("command", whole_run, "program", "flist", "command")
     command("memory", memory, "program", "flist", "command")
+    command("jail", jail, "program", "flist", "busybox")
     command("list", list_machines, "program", "flist").add_argument("--machines", type=int, default=1000)
     args = parser.parse_args()
     args.function(args)

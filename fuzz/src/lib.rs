@@ -9,6 +9,7 @@
 //! | [`block_codec`] | compressed bytes below the encryption, of both formats | what is opened has the digest of its key; what is sealed opens |
 //! | [`oci_layers`] | layers of a container image | the result is a tree that can be written |
 //! | [`oci_documents`] | index, manifest or configuration of one | the same |
+//! | [`block_requests`] | the memory of a guest, with its rings and requests to the root disk's server | every queue is done with |
 //! | [`erofs`] | a tree | the image we make of it is accepted by `fsck.erofs` |
 //!
 //! `fuzz/run` builds them with the fuzzer and its instrumentation and lets each run for a while; the test `corpus` gives
@@ -16,6 +17,7 @@
 //! folder for temporary files.
 
 mod codec;
+mod disk;
 mod oci;
 mod scratch;
 mod trees;
@@ -23,6 +25,7 @@ mod v1;
 mod v2;
 
 pub use codec::block_codec;
+pub use disk::{block_requests, block_seed};
 pub use oci::{oci_documents, oci_layers};
 pub use trees::erofs;
 pub use v1::{objects_of as v1_seed, v1_file, v1_objects};
@@ -32,7 +35,7 @@ pub use v2::{v2_file, v2_rows};
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("v1_file", v1_file),
     ("v1_objects", v1_objects),
     ("v2_file", v2_file),
@@ -41,4 +44,5 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("oci_layers", oci_layers),
     ("oci_documents", oci_documents),
     ("erofs", erofs),
+    ("block_requests", block_requests),
 ];

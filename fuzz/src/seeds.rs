@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 use zmachine_flist::{BlockRef, Flist};
-use zmachine_fuzz::{TARGETS, v1_seed};
+use zmachine_fuzz::{TARGETS, block_seed, v1_seed};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args_os().skip(1).map(PathBuf::from);
@@ -87,6 +87,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
         .collect();
     seed("erofs", "noise", &noise)?;
+    seed("block_requests", "two", &block_seed())?;
     seed("v2_rows", "noise", &noise)?;
     Ok(())
 }

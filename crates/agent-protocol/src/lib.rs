@@ -25,8 +25,8 @@ mod message;
 
 pub use frame::{Frame, FrameDecoder, FrameError, HEADER_LEN, MAX_DATA, MAX_PAYLOAD};
 pub use message::{
-    AgentError, BootConfig, Capacity, ErrorKind, ExitStatus, HostEntry, Input, Interface, Mount, Phase, Process, Reply,
-    Request, Root, Route, Transfer, Upper, WindowSize,
+    AgentError, BootConfig, Capacity, Connection, ErrorKind, ExitStatus, HostEntry, Input, Interface, Mount, Phase,
+    Process, Reply, Request, Root, Route, Secret, Transfer, Upper, WindowSize,
 };
 
 /// Version of the messages. Host and agent come from one build, so a difference is a broken installation.

@@ -43,6 +43,10 @@ pub enum Request {
         /// Size of the whole disk in bytes, which the guest may still have to be told of: it is waited for.
         disk_bytes: u64,
     },
+    /// Set one more interface up, which may still have to appear. Answer: [`Reply::Done`].
+    Connect(Box<Connection>),
+    /// Take an interface down, and route as said from then on. Answer: [`Reply::Done`].
+    Disconnect(Box<Connection>),
     /// Is the agent alive? Answer: [`Reply::Done`].
     Ping,
     /// Memory and load of the guest. Answer: [`Reply::Capacity`].
@@ -116,6 +120,24 @@ pub struct BootConfig {
     pub first_start: bool,
     /// Read-ahead of the root disk in KiB (`/sys/block/*/queue/read_ahead_kb`).
     pub read_ahead_kib: u32,
+    /// Files for `/run/secrets`, which are never on a disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<Secret>,
+}
+
+/// A file in the guest's memory.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// Its name in `/run/secrets`, without a slash.
+    pub name: String,
+    /// Its bytes.
+    pub content: Vec<u8>,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Secret({:?}, {} bytes)", self.name, self.content.len())
+    }
 }
 
 /// The root file system: the image below, something writable above, joined by overlayfs.
@@ -179,6 +201,19 @@ pub struct Interface {
     pub addresses: Vec<String>,
     /// MTU in bytes; the link's own when `None`.
     pub mtu: Option<u32>,
+}
+
+/// An interface that comes or goes while the guest runs, and what changes with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// The interface.
+    pub interface: Interface,
+    /// Routes to set.
+    pub routes: Vec<Route>,
+    /// Name servers for `/etc/resolv.conf`. With none, the file stays.
+    pub nameservers: Vec<IpAddr>,
+    /// Search domains for `/etc/resolv.conf`.
+    pub search: Vec<String>,
 }
 
 /// One route.

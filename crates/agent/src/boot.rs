@@ -13,6 +13,7 @@ use zmachine_agent_protocol::Phase;
 
 use crate::modules::{self, ModuleError};
 use crate::port::{self, PortError};
+use crate::vsock;
 
 /// Open files of the agent itself (pipes and streams of many processes at once), and the hard limit of all processes.
 /// The hard limit is that of systemd (`DefaultLimitNOFILE`).
@@ -106,10 +107,16 @@ pub(crate) fn boot(started: Instant) -> Result<Booted, BootError> {
     modules::load_all(Path::new(modules::ORDER))?;
     phases.end("modules");
     let port = match early_port {
-        Some(port) => port,
-        None => port::open()?,
+        None if Path::new(vsock::ORDER).exists() => {
+            modules::load_all(Path::new(vsock::ORDER))?;
+            vsock::call_patiently().map_err(PortError::Call)?
+        }
+        early_port => {
+            let port = early_port.map_or_else(port::open, Ok)?;
+            port::wait_for_host(&port)?;
+            port
+        }
     };
-    port::wait_for_host(&port)?;
     phases.end("connect");
     Ok(Booted { port, proc, phases })
 }

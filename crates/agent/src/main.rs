@@ -3,7 +3,7 @@
 //!
 //! # Life of PID 1
 //! ```text
-//! boot      early mounts, kernel modules, the virtio-serial port          (boot, modules, port)
+//! boot      early mounts, kernel modules, the channel to the host        (boot, modules, port, vsock)
 //! serve     one yamux connection, one task per stream                     (server)
 //!   Configure   disks, overlay root, switch_root, names, network, mounts  (setup)
 //!   Run, Exec   a process and the pump between its pipes and its stream   (process, users)
@@ -29,6 +29,7 @@ mod service;
 mod setup;
 mod shutdown;
 mod users;
+mod vsock;
 
 use std::path::PathBuf;
 use std::time::Instant;

@@ -3,8 +3,9 @@
 //! # Layout
 //! `/lib/modules/order` names the files beside it that every machine needs, one per line, in load order; `order.network`
 //! those that a machine with interfaces needs besides, since loading them costs a tenth of the set-up, `order.btrfs`,
-//! `order.xfs` and `order.virtiofs` those of a file system, which are there only in a machine that has one. The host computed the order and
-//! unpacked the files: here is no dependency logic and no decompression.
+//! `order.xfs` and `order.virtiofs` those of a file system and `order.nested` those of containers inside, which are there
+//! only in a machine that has one. The host computed the order and unpacked the files: here is no dependency logic and no
+//! decompression.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,6 +18,8 @@ use thiserror::Error;
 pub(crate) const ORDER: &str = "/lib/modules/order";
 /// What a machine with interfaces loads besides; gone with the initramfs when the roots are switched.
 pub(crate) const NETWORK_ORDER: &str = "/lib/modules/order.network";
+/// What containers inside of the machine need; there only in a machine that has a volume for them.
+pub(crate) const NESTED_ORDER: &str = "/lib/modules/order.nested";
 
 /// The list of what the file system `fstype` needs, if it needs anything. As [`NETWORK_ORDER`], only before the switch.
 pub(crate) fn order_of(fstype: &str) -> Option<&'static Path> {

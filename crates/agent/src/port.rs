@@ -38,6 +38,9 @@ pub(crate) enum PortError {
     /// The port can not be opened.
     #[error("open {path}: {source}")]
     Open { path: PathBuf, source: Errno },
+    /// The host did not answer on the virtual socket.
+    #[error("call the host over vsock: {0}")]
+    Call(#[source] io::Error),
     /// Nobody connected on the host.
     #[error("the host did not connect to {PORT_NAME} within {} s", CONNECT.as_secs())]
     NoHost,

@@ -243,6 +243,19 @@ impl Agent {
                 let reply = grown.map_or_else(|error| failure(ErrorKind::Setup, error), |()| Reply::Done);
                 answer(stream, reply).await;
             }
+            Request::Connect(_) | Request::Disconnect(_) if self.state.get() == State::Guest => {
+                answer(stream, bad_request(HAS_INIT)).await;
+            }
+            Request::Connect(connection) => {
+                let reply = setup::connect(&connection);
+                let reply = reply.map_or_else(|error| failure(ErrorKind::Setup, error), |()| Reply::Done);
+                answer(stream, reply).await;
+            }
+            Request::Disconnect(connection) => {
+                let reply = setup::disconnect(&connection);
+                let reply = reply.map_or_else(|error| failure(ErrorKind::Setup, error), |()| Reply::Done);
+                answer(stream, reply).await;
+            }
             Request::Ping => answer(stream, Reply::Done).await,
             Request::Capacity => {
                 let measured = capacity::measure(&self.proc);

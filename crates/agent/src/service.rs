@@ -19,10 +19,13 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::port::{self, PortError};
-use crate::server;
+use crate::{server, vsock};
 
 /// Pause between two looks for a host: nothing announces one.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Pause between two calls over the virtual socket.
+const CALL_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why the service ends.
 #[derive(Debug, Error)]
@@ -55,16 +58,30 @@ fn open_proc() -> Result<OwnedFd, ServiceError> {
     rustix::fs::openat(CWD, "/proc", flags, Mode::empty()).map_err(ServiceError::Proc)
 }
 
-/// The port, opened, once a host is connected to it.
+/// The port, opened, once a host is connected to it; or the virtual socket, in a guest that has that and no port.
 async fn next_port(device: Option<&PathBuf>) -> Result<OwnedFd, ServiceError> {
     let port = match device {
         Some(device) => port::open_device(device.clone())?,
-        None => port::open()?,
+        None => match port::open_if_there()? {
+            Some(port) => port,
+            None if vsock::is_there() => return Ok(next_call().await),
+            None => port::open()?,
+        },
     };
     while !port::has_host(&port) {
         tokio::time::sleep(PAUSE).await;
     }
     Ok(port)
+}
+
+/// Calls the host until it answers.
+async fn next_call() -> OwnedFd {
+    loop {
+        if let Ok(called) = vsock::call() {
+            return called;
+        }
+        tokio::time::sleep(CALL_PAUSE).await;
+    }
 }
 
 /// Asks the init to switch the machine off; every init comes with this command.

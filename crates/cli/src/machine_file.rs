@@ -3,15 +3,18 @@
 use std::fmt::Write as _;
 
 use toml::Value;
+use zmachine_hypervisor::choice::Requested;
 use zmachine_machine::log::Limits;
+use zmachine_machine::shown::without_credentials;
 use zmachine_machine::spec::{ModeChoice, RootfsChoice};
-use zmachine_machine::{Class, Failure, MachineSpec};
+use zmachine_machine::{Class, Failure, MachineSpec, redact};
 
-/// The file, with what differs from the defaults, in the order of the spec.
+/// The file, with what differs from the defaults, in the order of the spec. Without `show_secrets` a variable whose name says that
+/// it is one has its name alone, and stores have no credentials.
 ///
 /// # Errors
 /// When an entrypoint has a NUL byte, which no command line can hold.
-pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
+pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Failure> {
     // Every field by name: a new one does not compile until it has its key.
     let MachineSpec {
         version: _,
@@ -36,6 +39,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         read_only,
         kernel,
         accel,
+        hypervisor,
         stop_signal,
         stop_timeout_s,
         stores,
@@ -46,15 +50,26 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         user_data,
         reinstall,
         legacy_cmdline,
+        secrets,
+        jail,
         rootfs,
+        prefetch,
         restart,
         log_limits,
         log_to,
+        network_aliases,
     } = spec;
     let default = MachineSpec::new(name, flist);
     let mut file = File(String::new());
     file.text("name", Some(name));
-    file.text("flist", Some(flist));
+    file.text(
+        "flist",
+        Some(if show_secrets {
+            flist.clone()
+        } else {
+            without_credentials(flist)
+        }),
+    );
     file.list("command", command);
     file.number("cpus", (*cpus != default.cpus).then_some(u64::from(*cpus)));
     file.text(
@@ -62,7 +77,15 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         (*memory_bytes != default.memory_bytes).then(|| size(*memory_bytes)),
     );
     file.text("size", (*size_bytes != default.size_bytes).then(|| size(*size_bytes)));
-    file.list("env", env.iter().map(|(name, value)| format!("{name}={value}")));
+    // A name alone takes the value from the environment of whoever runs the file.
+    file.list(
+        "env",
+        env.iter()
+            .map(|(name, value)| match show_secrets || !redact::is_secret(name) {
+                true => format!("{name}={value}"),
+                false => name.clone(),
+            }),
+    );
     file.text("entrypoint", entrypoint.as_deref().map(joined).transpose()?);
     file.text("workdir", workdir.as_ref());
     file.text("user", user.as_ref());
@@ -72,6 +95,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
         networks if *networks != default.networks => file.list("network", networks),
         _ => {}
     }
+    file.list("network-alias", network_aliases);
     file.list("publish", publish);
     file.flag("publish-all", *publish_all);
     file.list("dns", dns);
@@ -81,9 +105,14 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
     file.flag("read-only", *read_only);
     file.text("kernel", kernel.as_ref());
     file.text("accel", Some(accel).filter(|accel| **accel != default.accel));
+    file.text("hypervisor", hypervisor_text(*hypervisor));
     file.text("stop-signal", stop_signal.as_ref());
     file.number("stop-timeout", *stop_timeout_s);
-    file.list("store", stores);
+    let store = |url: &String| match show_secrets {
+        true => url.clone(),
+        false => without_credentials(url),
+    };
+    file.list("store", stores.iter().map(store));
     file.list("label", labels.iter().map(|(name, value)| format!("{name}={value}")));
     file.text("mode", mode_text(*mode));
     file.list("volume", volumes);
@@ -92,6 +121,7 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
     file.flag("reinstall", *reinstall);
     file.flag("legacy-cmdline", *legacy_cmdline);
     file.text("rootfs", rootfs_text(*rootfs));
+    file.text("prefetch", (!prefetch.is_default()).then_some(prefetch.name()));
     file.text(
         "restart",
         Some(restart)
@@ -100,6 +130,9 @@ pub(crate) fn text(spec: &MachineSpec) -> Result<String, Failure> {
     );
     file.list("log-opt", log_options(log_limits));
     file.text("log-to", log_to.as_ref());
+    let secret = |(name, path): &(String, std::path::PathBuf)| format!("{name}={}", path.display());
+    file.list("secret", secrets.iter().map(secret));
+    file.text("jail", (*jail != default.jail).then_some("off"));
     Ok(file.0)
 }
 
@@ -165,6 +198,14 @@ fn mode_text(mode: ModeChoice) -> Option<&'static str> {
         ModeChoice::Auto => None,
         ModeChoice::Container => Some("container"),
         ModeChoice::Vm => Some("vm"),
+    }
+}
+
+fn hypervisor_text(requested: Requested) -> Option<&'static str> {
+    match requested {
+        Requested::Auto => None,
+        Requested::Qemu => Some("qemu"),
+        Requested::CloudHypervisor => Some("cloud-hypervisor"),
     }
 }
 

@@ -8,8 +8,9 @@ use zmachine_machine::{Class, Failure, Home};
 use zmachine_rootfs::RootfsArgs;
 use zmachine_share::{ShareArgs, Tree};
 use zmachine_sys::fd;
+use zmachine_sys::jail::{self, Jail};
 
-use crate::args::{MonitorRole, RootfsRole, ShareRole};
+use crate::args::{JailRole, MonitorRole, RootfsRole, ShareRole};
 
 /// The longest a guest waits for one block, over all routes and retries, before its read fails.
 const BLOCK_DEADLINE: Duration = Duration::from_secs(60);
@@ -59,7 +60,10 @@ pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
         stores,
         credentials: credentials.map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))?,
         block_deadline: BLOCK_DEADLINE,
+        prefetch: role.prefetch.parse().unwrap_or_default(),
+        record: role.record,
         events: inherited(role.events_fd)?,
+        jail: role.jail.as_deref().map(told_jail).transpose()?,
     };
     zmachine_rootfs::serve(args).map_err(|e| Failure::from_error(Class::Failed, &e))?;
     Ok(0)
@@ -85,6 +89,28 @@ pub(crate) fn share(role: ShareRole) -> Result<u8, Failure> {
         listener,
         mount_point: role.mount_point,
         tree,
+        jail: role.jail.as_deref().map(told_jail).transpose()?,
     });
     Err(Failure::from_error(Class::Failed, &error))
+}
+
+fn told_jail(text: &str) -> Result<Jail, Failure> {
+    Jail::from_argument(text).map_err(|e| Failure::from_error(Class::Usage, &e).context("--jail is not a jail"))
+}
+
+/// `zmachine jail`: locks itself in and becomes another program, or tells which walls stand.
+pub(crate) fn jail(role: &JailRole) -> Result<u8, Failure> {
+    use std::os::unix::process::CommandExt;
+    let jail = told_jail(&role.jail)?;
+    jail::enter(&jail).map_err(|e| Failure::from_error(Class::Unsupported, &e))?;
+    let Some((program, arguments)) = role.program.split_first() else {
+        use std::io::{Read, Write};
+        std::io::stdout().write_all(b".")?;
+        std::io::stdout().flush()?;
+        std::io::stdin().read_to_end(&mut Vec::new())?;
+        return Ok(0);
+    };
+    let error = std::process::Command::new(program).args(arguments).exec();
+    let text = format!("can not become {}", program.display());
+    Err(Failure::from_error(Class::Failed, &error).context(text))
 }

@@ -12,6 +12,7 @@
 //! | [`route`] | where blocks live |
 //! | [`startup`] | `.startup.toml` |
 //! | [`config`] | what an image says about running it, in a tag |
+//! | [`hints`] | which blocks its start needs, in a tag |
 //! | `v2` | format 2: a SQLite database |
 //! | `v1` | format 1, read only: a tar with a SQLite database of Cap'n Proto objects |
 //! | `database` | asking a SQLite database that nobody vouches for |
@@ -23,6 +24,7 @@ pub mod block;
 pub mod config;
 mod database;
 mod error;
+pub mod hints;
 pub mod route;
 pub mod startup;
 pub mod tree;
@@ -37,6 +39,7 @@ use std::path::Path;
 pub use block::{BlockError, BlockId, BlockKey, BlockRef, Digest, DigestError};
 pub use config::{ConfigError, ImageConfig};
 pub use error::{OpenError, WriteError};
+pub use hints::{Hint, Hints, HintsError};
 pub use route::{Route, RouteTable};
 pub use startup::{Startup, StartupError};
 pub use tree::{Metadata, Node, NodeId, NodeKind, ResolveError, Tree, TreeBuilder, TreeCounts, TreeError};

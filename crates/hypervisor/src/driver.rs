@@ -1,6 +1,7 @@
 //! What every hypervisor can do, and what can happen to a machine.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -9,9 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::VmSpec;
+use zmachine_sys::jail::Jail;
+
+use crate::qemu::{FIRMWARE_CODE, FIRMWARE_VARIABLES};
+use crate::{Boot, Disk, Nic, VmSpec, cloud_hypervisor};
 
 /// What the hypervisor itself says on its standard error, line by line. Lines nobody takes in time are dropped.
 pub type LogLines = mpsc::Receiver<String>;
@@ -55,6 +59,29 @@ pub trait Vm: Send {
     /// Tells the guest that the file behind the disk `id` has become `bytes` long.
     async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), ControlError>;
 
+    /// Plugs one more interface in, whose tap is given away. The guest finds it by its address.
+    ///
+    /// # Errors
+    /// When the hypervisor can not, or has no slot free.
+    async fn add_nic(&mut self, nic: &Nic, tap: OwnedFd) -> Result<(), ControlError> {
+        drop(tap);
+        Err(ControlError::Refused {
+            command: format!("add interface {}", nic.id),
+            reason: "this hypervisor can not while the machine runs".to_owned(),
+        })
+    }
+
+    /// Takes an interface away. One that was there at the start stays visible to the guest, without a link.
+    ///
+    /// # Errors
+    /// When the hypervisor can not.
+    async fn remove_nic(&mut self, id: &str) -> Result<(), ControlError> {
+        Err(ControlError::Refused {
+            command: format!("remove interface {id}"),
+            reason: "this hypervisor can not while the machine runs".to_owned(),
+        })
+    }
+
     /// Ends the machine at once, as by pulling the plug, but lets the hypervisor write what it holds for disks.
     /// [`VmEvent::Exited`] follows.
     async fn quit(&mut self) -> Result<(), ControlError>;
@@ -69,7 +96,7 @@ pub trait Vm: Send {
     fn version(&self) -> String;
 
     /// The byte stream to the guest's agent, once; `None` when it was taken, or the machine has none from the start.
-    fn take_agent(&mut self) -> Option<UnixStream>;
+    fn take_agent(&mut self) -> Option<AgentStream>;
 
     /// A new byte stream to the guest's agent, for a machine of [`crate::Platform::Pc`] after [`VmEvent::AgentPort`] said
     /// that the agent listens. It replaces the one before.
@@ -83,11 +110,36 @@ pub trait Vm: Send {
     fn take_log(&mut self) -> Option<LogLines>;
 }
 
+/// The byte stream to the agent of a [`crate::Platform::Lean`].
+#[derive(Debug)]
+pub enum AgentStream {
+    /// It is there; what is written waits until the guest reads it.
+    Connected(UnixStream),
+    /// It comes when the guest's agent calls; never when the machine ends before.
+    Expected(oneshot::Receiver<UnixStream>),
+}
+
+impl AgentStream {
+    /// Waits until it is there.
+    ///
+    /// # Errors
+    /// When it will never be.
+    pub async fn connected(self) -> io::Result<UnixStream> {
+        match self {
+            Self::Connected(stream) => Ok(stream),
+            Self::Expected(called) => called.await.map_err(|_| io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
 /// What a machine is given as descriptors rather than by name.
 #[derive(Debug, Default)]
 pub struct Resources {
-    /// The open tap of each interface, by the interface's id.
+    /// What each interface is connected by, as its [`crate::NicKind`] says, by the interface's id.
     pub taps: HashMap<String, OwnedFd>,
+    /// What the hypervisor is locked into: user and folder; the driver adds what it must see. `None`: it runs as its
+    /// starter, with nothing but its own sandbox. With a jail the calling program has the role [`zmachine_sys::jail::ROLE`].
+    pub jail: Option<Jail>,
 }
 
 /// A folder only for this run of the machine.
@@ -219,11 +271,17 @@ pub enum LaunchError {
         /// What it said.
         stderr: Vec<String>,
     },
-    /// Nobody serves one of the machine's vhost-user disks.
-    #[error("nobody serves a disk of the machine: {said}")]
+    /// Nobody serves one of the machine's vhost-user devices.
+    #[error("nobody serves a disk or shared directory of the machine: {said}")]
     Unserved {
-        /// What the hypervisor said.
+        /// What the hypervisor said, or what became of a trial.
         said: String,
+    },
+    /// The hypervisor dropped a part of the machine's description without a word.
+    #[error("the hypervisor did not take over '{field}' of the machine's description")]
+    Misunderstood {
+        /// The part.
+        field: String,
     },
     /// The hypervisor does not answer.
     #[error("the hypervisor did not answer within {} s; it said: {}", patience.as_secs(), stderr.join("; "))]
@@ -243,13 +301,27 @@ impl LaunchError {
     pub fn hint(&self) -> Option<&'static str> {
         let said = match self {
             Self::Refused { stderr, .. } | Self::Silent { stderr, .. } => stderr.join("\n"),
+            Self::Spawn { binary, .. } if binary.ends_with(cloud_hypervisor::BINARY) => {
+                return Some(
+                    "put the static binary of Cloud Hypervisor v53 or later into the search path as 'cloud-hypervisor'",
+                );
+            }
             Self::Spawn { .. } => return Some("apt-get install qemu-system-x86"),
+            Self::Misunderstood { .. } => {
+                return Some(
+                    "this version of the hypervisor is not known to work; docs/hypervisors.md names those that are",
+                );
+            }
+            Self::Control(ControlError::Refused { reason, .. }) => reason.clone(),
             _ => String::new(),
         };
         if said.contains("cannot set up guest memory") || said.contains("Cannot allocate memory") {
             return Some("give the machine less memory, or free some on the host");
         }
-        if said.contains("Failed to get \"write\" lock") || said.contains("Failed to get shared \"write\" lock") {
+        if said.contains("file is already locked")
+            || said.contains("Failed to get \"write\" lock")
+            || said.contains("Failed to get shared \"write\" lock")
+        {
             return Some("another machine uses that disk; stop it first");
         }
         matches!(self, Self::Unserved { .. }).then_some("is every process that serves a disk of this machine running?")
@@ -288,4 +360,73 @@ pub enum ControlError {
     /// The channel broke.
     #[error("the control channel broke")]
     Io(#[from] io::Error),
+}
+
+/// That the files which a machine boots from can be opened: no hypervisor says so clearly.
+pub(crate) fn check_files(vm: &VmSpec) -> Result<(), LaunchError> {
+    let open = |what, path: &Path| {
+        File::open(path).map(drop).map_err(|source| LaunchError::Missing {
+            what,
+            path: path.to_owned(),
+            source,
+        })
+    };
+    match &vm.boot {
+        Boot::Kernel { kernel, initrd, .. } => {
+            open("the kernel", kernel)?;
+            initrd.as_ref().map_or(Ok(()), |initrd| open("the initramfs", initrd))
+        }
+        Boot::Firmware { code, variables, .. } => {
+            open("the firmware", code)?;
+            let variables = variables.as_ref();
+            variables.map_or(Ok(()), |variables| open("the firmware's variables", variables))
+        }
+    }
+}
+
+/// That CPUs, memory and devices are such as every hypervisor can have; else the reason.
+pub(crate) fn check_devices(vm: &VmSpec, most_cpus: u32) -> Result<(), String> {
+    if vm.cpus == 0 || vm.cpus > most_cpus {
+        return Err(format!("{} CPUs (1 to {most_cpus} are possible)", vm.cpus));
+    }
+    if vm.memory_bytes < 1 << 20 || !vm.memory_bytes.is_multiple_of(1 << 20) {
+        return Err(format!("{} bytes of memory are not whole MiB", vm.memory_bytes));
+    }
+    let disks = vm.disks.iter().map(Disk::id);
+    let ids: Vec<&str> = disks.chain(vm.nics.iter().map(|n| n.id.as_str())).collect();
+    for (at, id) in ids.iter().enumerate() {
+        if !is_id(id) {
+            return Err(format!("'{id}' cannot be the id of a device"));
+        }
+        if ids[..at].contains(id) {
+            return Err(format!("two devices have the id '{id}'"));
+        }
+    }
+    for disk in &vm.disks {
+        if let Disk::File { id, serial, .. } = disk
+            && serial.len() > 20
+        {
+            return Err(format!("the serial number of disk '{id}' is longer than 20 bytes"));
+        }
+    }
+    Ok(())
+}
+
+/// Also keeps ids from being mistaken for our own (`mem0`, `qmp`, ...), which are never user's devices.
+fn is_id(id: &str) -> bool {
+    let ours = [
+        "qmp",
+        "console",
+        "agent",
+        "agent-port",
+        "mem0",
+        "serial0",
+        "vsock0",
+        FIRMWARE_CODE,
+        FIRMWARE_VARIABLES,
+    ];
+    id.starts_with(|c: char| c.is_ascii_alphabetic())
+        && id.len() <= 24
+        && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+        && !ours.contains(&id)
 }

@@ -8,7 +8,8 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use crate::{
-    ControlError, Driver, ExitReason, LaunchError, LogLines, Resources, RunDir, Unsupported, Vm, VmEvent, VmSpec,
+    AgentStream, ControlError, Driver, ExitReason, LaunchError, LogLines, Resources, RunDir, Unsupported, Vm, VmEvent,
+    VmSpec,
 };
 
 /// A driver whose machines do what the test says.
@@ -142,8 +143,8 @@ impl Vm for FakeVm {
         "fake 1.0".to_owned()
     }
 
-    fn take_agent(&mut self) -> Option<UnixStream> {
-        self.agent.take()
+    fn take_agent(&mut self) -> Option<AgentStream> {
+        self.agent.take().map(AgentStream::Connected)
     }
 
     async fn connect_agent(&mut self) -> io::Result<UnixStream> {

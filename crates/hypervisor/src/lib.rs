@@ -15,14 +15,18 @@
 #![forbid(unsafe_code)]
 
 pub mod accel;
+pub mod choice;
+pub mod cloud_hypervisor;
 mod cmdline;
 mod driver;
 pub mod fake;
+pub mod firmware;
+mod process_log;
 pub mod qemu;
 mod spec;
 
 pub use cmdline::kernel_cmdline;
 pub use driver::{
-    ControlError, Driver, ExitReason, LaunchError, LogLines, Resources, RunDir, Unsupported, Vm, VmEvent,
+    AgentStream, ControlError, Driver, ExitReason, LaunchError, LogLines, Resources, RunDir, Unsupported, Vm, VmEvent,
 };
-pub use spec::{Accel, Boot, Disk, Nic, Platform, Share, VmSpec};
+pub use spec::{Accel, Boot, Disk, Nic, NicKind, Platform, Share, VmSpec};

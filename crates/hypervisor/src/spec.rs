@@ -89,8 +89,12 @@ pub enum Boot {
     Firmware {
         /// The firmware's code, which is only read.
         code: PathBuf,
-        /// The machine's own variables, which the firmware writes.
-        variables: PathBuf,
+        /// The machine's own variables, which the firmware writes, where it keeps any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        variables: Option<PathBuf>,
+        /// SHA-256 of the code in hex, where it is pinned.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sha256: Option<String>,
     },
 }
 
@@ -151,6 +155,26 @@ pub struct Nic {
     pub mac: String,
     /// The MTU the guest is told, in bytes.
     pub mtu: Option<u32>,
+    /// What its descriptor is.
+    #[serde(default, skip_serializing_if = "NicKind::is_tap")]
+    pub kind: NicKind,
+}
+
+/// What an interface is connected by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NicKind {
+    /// A tap of the host.
+    #[default]
+    Tap,
+    /// A stream socket with frames, each behind its length in four bytes (big endian).
+    Stream,
+}
+
+impl NicKind {
+    fn is_tap(&self) -> bool {
+        *self == NicKind::Tap
+    }
 }
 
 #[cfg(test)]

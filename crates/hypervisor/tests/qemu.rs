@@ -326,7 +326,7 @@ async fn the_power_button_reaches_the_guest() {
 async fn the_agents_stream_goes_both_ways() {
     let Some(bench) = Bench::new().await else { return };
     let mut machine = bench.launch(&bench.spec("agent")).await.unwrap();
-    let mut agent = machine.vm.take_agent().unwrap();
+    let mut agent = machine.vm.take_agent().unwrap().connected().await.unwrap();
     agent.write_all(b"hello guest\n").await.unwrap();
     assert_eq!(machine.exit().await, ExitReason::GuestShutdown);
     let mut answer = String::new();

@@ -3,7 +3,8 @@
 //! Invariants
 //! * Nothing is visible to a caller or to the cache before it was verified: the digest of the stored bytes is the block id,
 //!   and the digest of the plaintext is the block key ([`BlockRef::open`] checks both).
-//! * One download per block and process at a time, however many threads ask; the others wait for its result.
+//! * One download per block at a time: within a process however many threads ask, and among the processes of a cache as
+//!   far as they can claim blocks (`claim`); the others wait for its result.
 //! * Stores are opened when they are first asked, so an unusable route costs nothing as long as another one delivers.
 //! * A fetch ends within its deadline, whatever the stores do. While several routes are left, one alone can not use up
 //!   the time of the others.
@@ -25,7 +26,8 @@ use thiserror::Error;
 use zmachine_flist::BlockRef;
 use zmachine_flist::RouteTable;
 
-use crate::cache::BlockCache;
+use crate::cache::{BlockCache, CacheError};
+use crate::claim::{Claims, Turn};
 use crate::progress::Progress;
 use crate::store::{BlockStore, Credentials, StoreError, Timeouts, open_store, redact};
 
@@ -292,6 +294,9 @@ enum Landed {
 /// Fetches the blocks of one flist. Shared between threads by reference.
 pub struct Fetcher {
     cache: BlockCache,
+    claims: Claims,
+    /// Why the cache could not keep a block, since somebody asked last.
+    trouble: Mutex<Option<CacheError>>,
     routes: RouteTable,
     options: FetchOptions,
     sources: HashMap<String, Source>,
@@ -319,6 +324,8 @@ impl Fetcher {
         let sources = urls.into_iter().map(source).collect();
         Fetcher {
             cache,
+            claims: Claims::default(),
+            trouble: Mutex::default(),
             routes,
             options,
             sources,
@@ -330,6 +337,11 @@ impl Fetcher {
     /// The cache it fills.
     pub fn cache(&self) -> &BlockCache {
         &self.cache
+    }
+
+    /// Why the cache could not keep a block, the last time since this was asked.
+    pub fn take_cache_error(&self) -> Option<CacheError> {
+        lock(&self.trouble).take()
     }
 
     /// The directories of `dir://` stores it may read, for sandboxes that must allow them.
@@ -437,7 +449,11 @@ impl Fetcher {
             let landed = if is_leader {
                 self.lead(block, &flight, deadline)?
             } else {
-                self.wait(block, &flight, deadline)?
+                match self.wait(block, &flight, deadline) {
+                    // A flight that took off before us ran out of its time, not of ours.
+                    Err(FetchError::Expired { .. }) if Instant::now() < deadline => continue,
+                    other => other?,
+                }
             };
             match landed {
                 Landed::InMemory(bytes) => return Ok(Fetched::Bytes(bytes)),
@@ -497,15 +513,19 @@ impl Fetcher {
     }
 
     fn land(&self, block: &BlockRef, deadline: Instant) -> Result<Landed, FetchError> {
-        // Another flight may have landed between our look into the cache and our take-off.
-        if self.cached(block).is_some() {
+        // Another flight may have landed between our look into the cache and our take-off: `wait` looks.
+        let is_there = || self.cached(block).is_some();
+        let turn = self.claims.wait(self.cache.directory(), block, deadline, is_there);
+        if matches!(turn, Turn::Arrived) {
+            self.counters.cache_hits.fetch_add(1, Relaxed);
             return Ok(Landed::InCache);
         }
         let (_, plain) = self.download(block, deadline)?;
         match self.cache.insert_verified(block, &plain) {
             Ok(_) => Ok(Landed::InCache),
-            Err(_) => {
+            Err(error) => {
                 self.counters.cache_failures.fetch_add(1, Relaxed);
+                *lock(&self.trouble) = Some(error);
                 Ok(Landed::InMemory(plain.into()))
             }
         }

@@ -7,6 +7,7 @@
 //! | [`facts`] | what an image is: its kind, what it starts, its sizes |
 //! | [`fetch`] | blocks: cache first, then the stores of the flist's routes |
 //! | [`cache`] | `blocks/` of a home: verified plaintext blocks |
+//! | `claim` | one download of a block at a time, among all processes |
 //! | `reader` | a file of an image, read at any place |
 //! | [`store`] | block stores: directories, web servers, 0-db, S3 |
 //! | [`mod@pack`] | from a directory to a flist and its blocks |
@@ -23,6 +24,7 @@
 //! The crate reads no environment and no home directory: paths, URLs and limits come in as arguments.
 
 pub mod cache;
+mod claim;
 mod compression;
 pub mod copy;
 pub mod diff;

@@ -49,6 +49,32 @@ fn a_web_server_delivers_over_one_connection_and_the_cache_afterwards() {
 }
 
 #[test]
+fn fifty_machines_of_one_cache_ask_the_store_for_each_block_once() {
+    let server = Server::of_store(Behaviour::Slow);
+    let dir = tempfile::tempdir().unwrap();
+    let blocks = blocks();
+    let together = Barrier::new(50);
+    std::thread::scope(|scope| {
+        for machine in 0..50 {
+            let (blocks, together, server) = (&blocks, &together, &server);
+            let cache = dir.path().join("blocks");
+            scope.spawn(move || {
+                // Nothing is shared but the directory, as between processes.
+                let cache = BlockCache::open(&cache).unwrap();
+                let fetcher = Fetcher::new(cache, routes(&[server.url()]), quick());
+                together.wait();
+                for at in 0..blocks.len() {
+                    let block = blocks[(at + machine) % blocks.len()];
+                    let plain = fetcher.fetch(&block).unwrap().into_bytes(block.len).unwrap();
+                    block.verify_plain(&plain).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(server.requests().len(), blocks.len());
+}
+
+#[test]
 fn a_flat_store_is_found_after_a_404() {
     let dir = tempfile::tempdir().unwrap();
     let block = a_block();

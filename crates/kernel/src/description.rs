@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::KernelError;
+use crate::modules::NESTED;
 
 /// The version this code writes.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -100,7 +101,8 @@ impl Description {
     }
 }
 
-/// A file system whose driver a kernel has as a module, which only machines that mount one carry into their boot.
+/// A driver that a kernel has as a module, and only some machines carry into their boot: those that mount such a file system,
+/// or whose hypervisor has such a channel to the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FsDriver {
     /// btrfs.
@@ -109,6 +111,10 @@ pub enum FsDriver {
     Xfs,
     /// Directories of the host.
     Virtiofs,
+    /// No file system: the virtual socket to the host, over which the agent is reached where there is no virtio-serial.
+    Vsock,
+    /// No file system: what programs need that run containers inside of the machine.
+    Nested,
 }
 
 impl FsDriver {
@@ -119,19 +125,21 @@ impl FsDriver {
             .find(|driver| driver.name() == fstype)
     }
 
-    /// As `mount -t` names the file system.
+    /// As `mount -t` names the file system; `vsock` and `nested` for those. The end of the name of its list in the initramfs.
     pub fn name(self) -> &'static str {
         match self {
             FsDriver::Btrfs => "btrfs",
             FsDriver::Xfs => "xfs",
             FsDriver::Virtiofs => "virtiofs",
+            FsDriver::Vsock => "vsock",
+            FsDriver::Nested => "nested",
         }
     }
 
     /// The modules, the last one being the driver itself. The first ones of btrfs are asked for by name when it is loaded,
     /// which finds nothing in a guest without modprobe.
-    fn modules(self) -> &'static [&'static str] {
-        match self {
+    fn modules(self) -> Vec<String> {
+        let files: &[&str] = match self {
             FsDriver::Btrfs => &[
                 "blake2b_generic.ko",
                 "sha256_generic.ko",
@@ -140,14 +148,18 @@ impl FsDriver {
             ],
             FsDriver::Xfs => &["xfs.ko"],
             FsDriver::Virtiofs => &["virtiofs.ko"],
-        }
+            FsDriver::Vsock => &["vmw_vsock_virtio_transport.ko"],
+            FsDriver::Nested => return NESTED.iter().map(|name| format!("{name}.ko")).collect(),
+        };
+        files.iter().map(|file| (*file).to_owned()).collect()
     }
 }
 
 impl Description {
     /// The files that `driver` needs beyond the boot's, in loading order; empty when the kernel has it built in.
     pub fn driver_modules(&self, driver: FsDriver) -> Vec<&str> {
-        let mut wanted: BTreeSet<&str> = driver.modules().iter().copied().collect();
+        let of_driver = driver.modules();
+        let mut wanted: BTreeSet<&str> = of_driver.iter().map(String::as_str).collect();
         // Backwards: whoever needs a module comes after it.
         for module in self.modules.iter().rev() {
             if wanted.contains(module.file.as_str()) {

@@ -12,6 +12,8 @@
 //!                                     everything it needs
 //! /lib/modules/order.network          the same for those that a machine with a network interface loads besides
 //! /lib/modules/order.<file system>    the same for a file system's driver, in the archives that are made with it
+//! /lib/modules/order.vsock            the same for the virtual socket; that it is there, if only empty, tells the agent to
+//!                                     call its host over that
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -62,6 +62,59 @@ const LATER: &[&str] = &[
     "tun",
 ];
 
+/// What programs that run containers inside of a machine ask for (docker, podman, containerd, k3s): bridges and pairs of
+/// interfaces, and netfilter as both `iptables` and `nft` use it. By request, which finds nothing in a guest without modprobe.
+pub(crate) const NESTED: &[&str] = &[
+    "bridge",
+    "br_netfilter",
+    "veth",
+    "macvlan",
+    "ipvlan",
+    "vxlan",
+    "fuse",
+    "tun",
+    "nf_conntrack",
+    "nf_conntrack_netlink",
+    "nf_nat",
+    "nf_tables",
+    "nft_compat",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_fib_inet",
+    "nft_limit",
+    "nft_log",
+    "nft_masq",
+    "nft_nat",
+    "nft_redir",
+    "nft_reject_inet",
+    "ip_tables",
+    "iptable_filter",
+    "iptable_mangle",
+    "iptable_nat",
+    "ip6_tables",
+    "ip6table_filter",
+    "ip6table_mangle",
+    "ip6table_nat",
+    "ipt_REJECT",
+    "ip6t_REJECT",
+    "ip_set",
+    "ip_vs",
+    "ip_vs_rr",
+    "xt_MASQUERADE",
+    "xt_REDIRECT",
+    "xt_addrtype",
+    "xt_comment",
+    "xt_conntrack",
+    "xt_ipvs",
+    "xt_limit",
+    "xt_mark",
+    "xt_multiport",
+    "xt_nat",
+    "xt_set",
+    "xt_statistic",
+    "xt_tcpudp",
+];
+
 const SIGNATURE_MAGIC: &[u8] = b"~Module signature appended~\n";
 /// `struct module_signature`: five bytes, three of padding, and the signature's length as a big-endian u32.
 const SIGNATURE_TRAILER_BYTES: usize = 12;
@@ -99,7 +152,7 @@ pub(crate) fn select(files: &KernelFiles, what: &str) -> Result<Vec<TreatedModul
         done: BTreeSet::new(),
         treated: Vec::new(),
     };
-    for (names, boot) in [(BOOT, true), (LATER, false)] {
+    for (names, boot) in [(BOOT, true), (LATER, false), (NESTED, false)] {
         for name in names.iter().filter(|m| files.modules.contains_key(**m)) {
             selection.add(name, boot, 0)?;
         }

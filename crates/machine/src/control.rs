@@ -4,8 +4,12 @@
 //! answered with one [`Reply`], after which the connection ends; or, for `attach`, `exec` and transfers, it becomes a process stream,
 //! exactly as between host and agent.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::{Capacity, Process, Transfer};
+use zmachine_network::Attachment;
+use zmachine_network::user::Traffic;
 
 use crate::failure::Failure;
 use crate::state::Exit;
@@ -45,10 +49,14 @@ pub enum Request {
     Wait,
     /// Memory and load of the guest; answered with [`Reply::Capacity`].
     Capacity,
+    /// What went through its interfaces that have no link on the host; answered with [`Reply::Traffic`].
+    Traffic,
     /// Halt the virtual CPUs.
     Pause,
     /// Let them run again.
     Resume,
+    /// Join one more network, or leave one.
+    Reconnect(Box<Reconnect>),
     /// Make a volume that the machine writes to larger, and the file system on it.
     GrowVolume {
         /// The volume's name.
@@ -56,6 +64,15 @@ pub enum Request {
         /// Its new size in bytes.
         size_bytes: u64,
     },
+}
+
+/// A machine's networks as they are to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconnect {
+    /// Every network of the machine, one of them more or less than it is in.
+    pub attachments: Vec<Attachment>,
+    /// The same as its spec says it.
+    pub networks: Vec<String>,
 }
 
 /// What the monitor answers to everything but `attach` and `exec`.
@@ -68,6 +85,8 @@ pub enum Reply {
     Ended(Result<Exit, Failure>),
     /// What the guest's agent says of its memory and load.
     Capacity(Capacity),
+    /// Totals by interface, as the guest names it.
+    Traffic(BTreeMap<String, Traffic>),
     /// It is not.
     Failed(Failure),
 }

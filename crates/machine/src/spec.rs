@@ -1,10 +1,11 @@
 //! What the user asked for: one machine, as a value. Written once, at creation; a start never changes it.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use zmachine_hypervisor::choice::Requested;
+use zmachine_rootfs::Prefetch;
 
 use crate::failure::{Class, Failure};
 use crate::log::Limits;
@@ -53,7 +54,7 @@ pub struct MachineSpec {
     pub user: Option<String>,
     /// Host name; the machine's name when `None`.
     pub hostname: Option<String>,
-    /// Networks it joins, in order, as [`parse_network`] reads them; empty is none.
+    /// Networks it joins, in order, as [`crate::network::NetworkArgument`] reads them; empty is none.
     pub networks: Vec<String>,
     /// Published ports, as `-p` takes them.
     pub publish: Vec<String>,
@@ -74,6 +75,9 @@ pub struct MachineSpec {
     pub kernel: Option<String>,
     /// `auto`, `kvm` or `tcg`.
     pub accel: String,
+    /// What runs it.
+    #[serde(default, skip_serializing_if = "Requested::is_auto")]
+    pub hypervisor: Requested,
     /// Signal that asks the entrypoint to stop; the image's or [`DEFAULT_STOP_SIGNAL`] when `None`.
     pub stop_signal: Option<String>,
     /// Seconds between that signal, or the power button of a VM, and the end by force. `None`:
@@ -104,6 +108,12 @@ pub struct MachineSpec {
     /// What its root is made of.
     #[serde(default, skip_serializing_if = "RootfsChoice::is_auto")]
     pub rootfs: RootfsChoice,
+    /// How much of its image is fetched before it is read.
+    #[serde(default, skip_serializing_if = "Prefetch::is_default")]
+    pub prefetch: Prefetch,
+    /// Names under which other machines find it in all its networks, beside its own; in lower case.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub network_aliases: Vec<String>,
     /// What happens when a run ends without anybody's asking.
     #[serde(default, skip_serializing_if = "RestartPolicy::is_no")]
     pub restart: RestartPolicy,
@@ -113,6 +123,29 @@ pub struct MachineSpec {
     /// Where its log is sent as well, as `--log-to` takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_to: Option<String>,
+    /// Files of this host for `/run/secrets`, read at each start: names there and absolute paths here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<(String, PathBuf)>,
+    /// Whether its processes on this host are locked in.
+    #[serde(default, skip_serializing_if = "JailChoice::is_auto")]
+    pub jail: JailChoice,
+}
+
+/// Whether the machine's processes are locked in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JailChoice {
+    /// As far as this host can.
+    #[default]
+    Auto,
+    /// Not at all, for debugging.
+    Off,
+}
+
+impl JailChoice {
+    fn is_auto(&self) -> bool {
+        *self == JailChoice::Auto
+    }
 }
 
 /// What the image comes to a container by.
@@ -179,6 +212,7 @@ impl MachineSpec {
             read_only: false,
             kernel: None,
             accel: "auto".to_owned(),
+            hypervisor: Requested::Auto,
             stop_signal: None,
             stop_timeout_s: None,
             stores: Vec::new(),
@@ -190,9 +224,13 @@ impl MachineSpec {
             reinstall: false,
             legacy_cmdline: false,
             rootfs: RootfsChoice::Auto,
+            prefetch: Prefetch::default(),
+            network_aliases: Vec::new(),
             restart: RestartPolicy::No,
             log_limits: Limits::default(),
             log_to: None,
+            secrets: Vec::new(),
+            jail: JailChoice::Auto,
         }
     }
 
@@ -216,24 +254,6 @@ pub fn check_name(name: &str) -> Result<(), Failure> {
         Failure::new(Class::Usage, format!("'{name}' can not be a machine's name"))
             .hint("use letters, digits, '_', '.' and '-', starting with a letter or digit, at most 63 characters"),
     )
-}
-
-/// Reads `NAME[:ip=ADDRESS]`: a network and the address the machine wants in it.
-///
-/// # Errors
-/// [`Class::Usage`] when what follows the name is something else.
-pub fn parse_network(text: &str) -> Result<(&str, Option<Ipv4Addr>), Failure> {
-    let Some((name, option)) = text.split_once(':') else {
-        return Ok((text, None));
-    };
-    let address = option.strip_prefix("ip=").and_then(|address| address.parse().ok());
-    match address {
-        Some(address) => Ok((name, Some(address))),
-        None => Err(
-            Failure::new(Class::Usage, format!("--network {text}: '{option}' is no option"))
-                .hint("use NAME, or NAME:ip=ADDRESS with an IPv4 address of that network"),
-        ),
-    }
 }
 
 /// Reads a signal as `kill` does: a number, or a name with or without `SIG`.
@@ -325,22 +345,6 @@ mod tests {
             assert!(check_name(bad).is_err(), "{bad}");
         }
         check_name("web-1.prod_x").unwrap();
-    }
-
-    #[test]
-    fn a_network_may_come_with_an_address() {
-        assert_eq!(parse_network("inner").unwrap(), ("inner", None));
-        let (name, address) = parse_network("inner:ip=10.0.0.7").unwrap();
-        assert_eq!((name, address.unwrap().to_string()), ("inner", "10.0.0.7".to_owned()));
-        for bad in [
-            "inner:",
-            "inner:ip=",
-            "inner:ip=fd00::1",
-            "inner:10.0.0.7",
-            "inner:ip=10.0.0.7/24",
-        ] {
-            assert_eq!(parse_network(bad).unwrap_err().class, Class::Usage, "{bad}");
-        }
     }
 
     #[test]

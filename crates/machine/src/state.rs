@@ -181,6 +181,9 @@ pub struct State {
     pub hypervisor: Option<ProcessId>,
     /// The rootfs server of the current run.
     pub rootfs: Option<ProcessId>,
+    /// The user that the processes of the current run have on this host; `None`: its starter's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
     /// What the rootfs server of the current or last run served and fetched.
     pub rootfs_counters: Stats,
     /// Release of the guest kernel that last ran.
@@ -220,6 +223,7 @@ impl State {
             monitor: None,
             hypervisor: None,
             rootfs: None,
+            user: None,
             rootfs_counters: Stats::default(),
             guest_kernel: None,
             warnings: Vec::new(),
@@ -239,6 +243,7 @@ impl State {
         self.monitor = Some(monitor);
         self.hypervisor = None;
         self.rootfs = None;
+        self.user = None;
         self.rootfs_counters = Stats::default();
         self.warnings.clear();
         self
@@ -255,6 +260,7 @@ impl State {
                 self.finished_at = Some(at);
                 self.hypervisor = None;
                 self.rootfs = None;
+                self.user = None;
             }
             _ => {}
         }

@@ -3,11 +3,14 @@
 //! The host's figures are those of the machine's processes in `/proc` and of its interfaces in `/proc/net/dev`; the guest's
 //! come from its agent. Everything is a total since the start, so a rate is the difference of two samples.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::Capacity;
+use zmachine_network::Attachment;
+use zmachine_network::user::Traffic as UserTraffic;
 use zmachine_sys::file;
 use zmachine_sys::process::{ProcessId, cpu_time};
 
@@ -44,11 +47,65 @@ pub struct Sample {
     pub network_received_packets: u64,
     /// Packets the guest sent.
     pub network_sent_packets: u64,
+    /// The same by interface.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<InterfaceSample>,
+}
+
+/// What went through one interface of a machine, as its guest counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceSample {
+    /// Its name in the guest of a container, `eth0`.
+    pub interface: String,
+    /// Its network.
+    pub network: String,
+    /// Bytes the guest received.
+    pub received_bytes: u64,
+    /// Packets the guest received.
+    pub received_packets: u64,
+    /// Bytes the guest sent.
+    pub sent_bytes: u64,
+    /// Packets the guest sent.
+    pub sent_packets: u64,
+}
+
+impl InterfaceSample {
+    /// Reads the counters of taps from `/proc/net/dev`, and takes those of interfaces without one from `others`.
+    pub fn take(attachments: &[Attachment], others: &BTreeMap<String, UserTraffic>) -> Vec<InterfaceSample> {
+        let devices = file::read_text(Path::new("/proc/net/dev"), 1 << 20).unwrap_or_default();
+        let sample = |attachment: &Attachment| {
+            let named = InterfaceSample {
+                interface: attachment.interface.clone(),
+                network: attachment.network.clone(),
+                ..InterfaceSample::default()
+            };
+            if attachment.user.is_some() {
+                let traffic = others.get(&attachment.interface)?;
+                return Some(InterfaceSample {
+                    received_bytes: traffic.received_bytes,
+                    received_packets: traffic.received_packets,
+                    sent_bytes: traffic.sent_bytes,
+                    sent_packets: traffic.sent_packets,
+                    ..named
+                });
+            }
+            let traffic = Traffic::parse(&devices, &attachment.tap)?;
+            // What the host's end sends is what the guest receives.
+            Some(InterfaceSample {
+                received_bytes: traffic.sent_bytes,
+                received_packets: traffic.sent_packets,
+                sent_bytes: traffic.received_bytes,
+                sent_packets: traffic.received_packets,
+                ..named
+            })
+        };
+        attachments.iter().filter_map(sample).collect()
+    }
 }
 
 impl Sample {
-    /// Reads the host's side for a machine in `state` with these taps, and adds the guest's.
-    pub fn take(state: &State, taps: &[String], guest: Option<Capacity>) -> Sample {
+    /// Reads the host's side for a machine in `state`, and adds what its interfaces and its guest say.
+    pub fn take(state: &State, interfaces: Vec<InterfaceSample>, guest: Option<Capacity>) -> Sample {
         let processes: Vec<u32> = [state.monitor, state.hypervisor, state.rootfs]
             .into_iter()
             .flatten()
@@ -68,10 +125,11 @@ impl Sample {
             block_written_bytes: 0,
             image_read_bytes: state.rootfs_counters.bytes_read,
             image_fetched_bytes: state.rootfs_counters.bytes_fetched,
-            network_received_bytes: 0,
-            network_sent_bytes: 0,
-            network_received_packets: 0,
-            network_sent_packets: 0,
+            network_received_bytes: interfaces.iter().map(|i| i.received_bytes).sum(),
+            network_sent_bytes: interfaces.iter().map(|i| i.sent_bytes).sum(),
+            network_received_packets: interfaces.iter().map(|i| i.received_packets).sum(),
+            network_sent_packets: interfaces.iter().map(|i| i.sent_packets).sum(),
+            interfaces,
         };
         for pid in processes {
             sample.cpu_ms += cpu_time(pid).unwrap_or(Duration::ZERO).as_millis() as u64;
@@ -88,23 +146,17 @@ impl Sample {
             sample.block_read_bytes += field(&io, "read_bytes:").unwrap_or(0);
             sample.block_written_bytes += field(&io, "write_bytes:").unwrap_or(0);
         }
-        let devices = file::read_text(Path::new("/proc/net/dev"), 1 << 20).unwrap_or_default();
-        for tap in taps {
-            if let Some(traffic) = Traffic::parse(&devices, tap) {
-                // What the host's end sends is what the guest receives.
-                sample.network_received_bytes += traffic.sent_bytes;
-                sample.network_sent_bytes += traffic.received_bytes;
-                sample.network_received_packets += traffic.sent_packets;
-                sample.network_sent_packets += traffic.received_packets;
-            }
-        }
         sample
     }
 }
 
 /// The sum of samples: what all machines use together.
 pub fn total<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Sample {
-    let mut sum = Sample::take(&State::created(jiff::Timestamp::UNIX_EPOCH, Vec::new()), &[], None);
+    let mut sum = Sample::take(
+        &State::created(jiff::Timestamp::UNIX_EPOCH, Vec::new()),
+        Vec::new(),
+        None,
+    );
     for sample in samples {
         sum.cpu_ms += sample.cpu_ms;
         sum.resident_bytes += sample.resident_bytes;
@@ -203,7 +255,7 @@ mod tests {
             uptime_ms: 9,
             cpus: 1,
         };
-        let sample = Sample::take(&state, &[], Some(guest));
+        let sample = Sample::take(&state, Vec::new(), Some(guest));
         assert!(
             sample.resident_bytes >= sample.overhead_bytes && sample.overhead_bytes > 1 << 20,
             "{sample:?}"

@@ -6,23 +6,30 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::error::NetworkError;
+use crate::lease::Lease;
 use crate::name::{self, Mac};
 use crate::network::Network;
 use crate::publish::Publish;
 use crate::resource::Resource;
+use crate::station::Membership;
+use crate::user::UserMode;
 
 /// What an attachment is planned from.
 #[derive(Debug, Clone, Copy)]
 pub struct AttachmentRequest<'a> {
     /// The machine's id.
     pub machine: &'a str,
-    /// Its leased address (see [`crate::Networks::lease`]).
-    pub ipv4: Ipv4Addr,
-    /// Its how-manieth interface it is, from 0. The first one has the default routes.
+    /// Its leased addresses (see [`crate::Networks::lease`]).
+    pub lease: Lease,
+    /// Its how-manieth interface it is, from 0.
     pub index: u8,
+    /// The machine's default routes go through it.
+    pub is_default: bool,
     /// Ports to publish.
     pub publish: &'a [Publish],
-    /// Resolvers for the guest.
+    /// What the network is told of the machine.
+    pub membership: &'a Membership,
+    /// Resolvers for the guest in place of the network's own.
     pub nameservers: &'a [IpAddr],
     /// Search domains for the guest.
     pub search: &'a [String],
@@ -66,6 +73,12 @@ pub struct Attachment {
     pub search: Vec<String>,
     /// Published ports.
     pub publish: Vec<Publish>,
+    /// What the network is told of the machine.
+    #[serde(flatten)]
+    pub membership: Membership,
+    /// Set when it goes through passt in place of a tap on a bridge (see [`crate::user`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserMode>,
 }
 
 impl Attachment {
@@ -75,23 +88,27 @@ impl Attachment {
     /// When the address is not one for a machine of that network, two ports are published twice, or the machine's id can
     /// not be one.
     pub fn plan(network: &Network, request: AttachmentRequest<'_>) -> Result<Attachment, NetworkError> {
-        let AttachmentRequest { machine, ipv4, .. } = request;
+        let AttachmentRequest { machine, lease, .. } = request;
         name::check(machine)?;
-        if !network.may_have(ipv4) {
-            let (name, subnet) = (network.name().to_owned(), network.ipv4());
+        let leased = [Some(IpAddr::V4(lease.ipv4)), lease.ipv6.map(IpAddr::V6)];
+        if let Some(address) = leased.into_iter().flatten().find(|a| !network.may_have(*a)) {
             return Err(NetworkError::AddressOutside {
-                name,
-                address: ipv4,
-                subnet,
+                name: network.name().to_owned(),
+                address,
+                subnet: network.subnets(),
             });
         }
         Publish::check_set(request.publish)?;
-        let ipv6 = network.ipv6_of(machine);
-        let mut addresses: Vec<IpNet> = Ipv4Net::new(ipv4, network.ipv4().prefix_len())
+        request
+            .membership
+            .names
+            .iter()
+            .try_for_each(|alias| name::check_alias(alias))?;
+        let mut addresses: Vec<IpNet> = Ipv4Net::new(lease.ipv4, network.ipv4().prefix_len())
             .into_iter()
             .map(IpNet::V4)
             .collect();
-        addresses.extend(ipv6.and_then(|a| Ipv6Net::new(a, 64).ok()).map(IpNet::V6));
+        addresses.extend(lease.ipv6.and_then(|a| Ipv6Net::new(a, 64).ok()).map(IpNet::V6));
         Ok(Attachment {
             network: network.name().to_owned(),
             machine: machine.to_owned(),
@@ -102,14 +119,18 @@ impl Attachment {
             addresses,
             gateway4: network.gateway4(),
             gateway6: network.gateway6(),
-            routes: if request.index == 0 {
-                default_routes(network)
-            } else {
-                Vec::new()
+            routes: match request.is_default {
+                true => default_routes(network),
+                false => Vec::new(),
             },
-            nameservers: request.nameservers.to_vec(),
+            nameservers: match request.nameservers {
+                [] => vec![network.gateway4().into()],
+                given => given.to_vec(),
+            },
             search: request.search.to_vec(),
             publish: request.publish.to_vec(),
+            membership: request.membership.clone(),
+            user: None,
         })
     }
 
@@ -129,9 +150,23 @@ impl Attachment {
         })
     }
 
+    /// Whether the machine's default routes go through it.
+    pub fn is_default(&self) -> bool {
+        !self.routes.is_empty()
+    }
+
+    /// Has the machine's default routes go through it.
+    pub fn make_default(&mut self, network: &Network) {
+        self.routes = default_routes(network);
+        self.membership.secondary = false;
+    }
+
     /// What is to be made for it, in this order, and undone in reverse: the lease (which outlives stops), the network, the
-    /// tap, the published ports.
+    /// tap, the published ports. Nothing for one through passt, which is a process.
     pub fn resources(&self) -> Vec<Resource> {
+        if self.user.is_some() {
+            return Vec::new();
+        }
         let Some(ipv4) = self.ipv4() else {
             return Vec::new();
         };
@@ -142,6 +177,7 @@ impl Attachment {
             network: n,
             machine: m,
             ipv4,
+            ipv6,
         }];
         let (n, m) = both();
         all.push(Resource::NetworkUp {
@@ -149,6 +185,7 @@ impl Attachment {
             machine: m,
             ipv4,
             ipv6,
+            membership: self.membership.clone(),
         });
         let (n, m) = both();
         all.push(Resource::Tap { network: n, machine: m });
@@ -186,9 +223,14 @@ mod tests {
         let network = Network::example("10.208.7.0/24", Some("fd00:1::/64"));
         let request = AttachmentRequest {
             machine: "0123456789ab",
-            ipv4: address.parse().unwrap(),
+            lease: Lease {
+                ipv4: address.parse().unwrap(),
+                ipv6: network.ipv6_of("0123456789ab"),
+            },
             index: 0,
+            is_default: true,
             publish,
+            membership: &Membership::default(),
             nameservers: &["192.0.2.53".parse().unwrap()],
             search: &[],
         };

@@ -44,6 +44,21 @@ pub fn host_nameservers() -> HostDns {
     HostDns::from_texts(&read(ETC).unwrap_or_default(), read(SYSTEMD).as_deref())
 }
 
+/// The resolvers that this host itself asks, those on loopback included, as resolv.conf(5) writes them.
+pub(crate) fn own_resolvers() -> Vec<String> {
+    resolvers_in(&file::read_text(Path::new(ETC), 64 * 1024).unwrap_or_default())
+}
+
+fn resolvers_in(text: &str) -> Vec<String> {
+    let server = |line: &str| {
+        let server = line.strip_prefix("nameserver")?.split_whitespace().next()?;
+        // A link-local one is followed by its link.
+        let address = server.split('%').next()?;
+        address.parse::<IpAddr>().is_ok().then(|| server.to_owned())
+    };
+    text.lines().filter_map(|line| server(line.trim())).collect()
+}
+
 /// resolv.conf(5): `nameserver ADDRESS` lines; the last `search` or `domain` line counts.
 fn parse(text: &str) -> HostDns {
     let mut found = HostDns::default();
@@ -90,6 +105,12 @@ mod tests {
             HostDns::from_texts(text, None).nameservers,
             ["192.0.2.1".parse::<IpAddr>().unwrap()]
         );
+    }
+
+    #[test]
+    fn the_host_itself_asks_resolvers_on_loopback_too() {
+        let text = "nameserver 127.0.0.53\n# nameserver 192.0.2.1\nnameserver fe80::1%eth0\nnameserver nonsense\n";
+        assert_eq!(resolvers_in(text), ["127.0.0.53", "fe80::1%eth0"]);
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! What can go wrong with networks, and what to do about it.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use thiserror::Error;
 use zmachine_sys::file::FileError;
 
 use crate::publish::{Publish, PublishError};
+use crate::user::MissingPasst;
 
 /// What kind of failure it is, for exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,25 @@ pub enum NetworkError {
         /// What was tried.
         action: String,
     },
+    /// A port that only root may listen on.
+    #[error("host port {port} of '-p {publish}' needs root, as all below {lowest} on this host")]
+    LowPort {
+        /// The published port.
+        publish: Box<Publish>,
+        /// The host port.
+        port: u16,
+        /// The lowest port for everybody.
+        lowest: u32,
+    },
+    /// A network of the name of the one through passt.
+    #[error("{name:?} is the network without root and no other can have its name")]
+    Reserved {
+        /// The name.
+        name: String,
+    },
+    /// passt is missing.
+    #[error(transparent)]
+    NoPasst(#[from] MissingPasst),
     /// A name that can not be that of a network or a machine.
     #[error("{name:?} can not be a name: 1 to 64 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit")]
     BadName {
@@ -64,6 +84,64 @@ pub enum NetworkError {
     #[error("network {name:?} exists already")]
     Exists {
         /// Its name.
+        name: String,
+    },
+    /// Machines are in the network.
+    #[error("network {name:?} is in use by {}", machines.join(", "))]
+    InUse {
+        /// The network.
+        name: String,
+        /// The machines' ids.
+        machines: Vec<String>,
+    },
+    /// An IPv6 subnet of which machines can not derive their addresses.
+    #[error("{subnet} can not be the IPv6 subnet of a network: a /64 of unicast addresses without host bits is")]
+    BadSubnet6 {
+        /// The subnet.
+        subnet: Ipv6Net,
+    },
+    /// A new network's subnet overlaps something that is there.
+    #[error("subnet {subnet} of network {name:?} overlaps {other}")]
+    SubnetOverlaps {
+        /// The network.
+        name: String,
+        /// The subnet asked for.
+        subnet: IpNet,
+        /// What it overlaps: a network, or a route of the host.
+        other: String,
+    },
+    /// Name servers for a network out of which nothing goes.
+    #[error("network {name:?} is to be internal: its machines ask no name servers elsewhere")]
+    InternalDns {
+        /// The network.
+        name: String,
+    },
+    /// An MTU no link or no IPv6 can have.
+    #[error("{mtu} can not be the MTU of a network: {least} to 65535 bytes can")]
+    BadMtu {
+        /// The MTU asked for.
+        mtu: u32,
+        /// The smallest possible one.
+        least: u32,
+    },
+    /// The name service and DHCP server is not there or can not be started.
+    #[error("can not run dnsmasq, which serves names and addresses in networks")]
+    NoDnsmasq {
+        /// Why.
+        source: io::Error,
+    },
+    /// dnsmasq started and gave up.
+    #[error("dnsmasq for network {name:?} does not start: {said}")]
+    Dnsmasq {
+        /// The network.
+        name: String,
+        /// What it said.
+        said: String,
+    },
+    /// A name that can not be looked up.
+    #[error("{name:?} can not be a name in a network: up to 63 letters, digits, '-', '_' and '.' can")]
+    BadAlias {
+        /// The name.
         name: String,
     },
     /// A subnet too small for a gateway and one machine, or not a network address.
@@ -104,9 +182,9 @@ pub enum NetworkError {
         /// The network.
         name: String,
         /// The address.
-        address: Ipv4Addr,
-        /// The network's subnet.
-        subnet: Ipv4Net,
+        address: IpAddr,
+        /// The network's subnets.
+        subnet: String,
     },
     /// Another machine has the address.
     #[error("address {address} of network {name:?} belongs to machine {owner}")]
@@ -114,7 +192,7 @@ pub enum NetworkError {
         /// The network.
         name: String,
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The machine that has it.
         owner: String,
     },
@@ -126,7 +204,7 @@ pub enum NetworkError {
         /// The machine.
         machine: String,
         /// The address it has.
-        address: Ipv4Addr,
+        address: IpAddr,
     },
     /// A port to publish that can not be read.
     #[error(transparent)]
@@ -175,6 +253,14 @@ pub enum NetworkError {
         /// Why.
         source: io::Error,
     },
+    /// Another link has the name of a network's bridge.
+    #[error("link {link} is there and is no bridge, but network {network:?} has that name for its own")]
+    NotABridge {
+        /// The network.
+        network: String,
+        /// The link's name.
+        link: String,
+    },
     /// A link of ours is not there.
     #[error("link {name} is not there")]
     NoLink {
@@ -221,12 +307,17 @@ impl NetworkError {
         use NetworkError as E;
         match self {
             E::BadName { .. } | E::BadSubnet { .. } | E::AddressOutside { .. } => ErrorKind::Usage,
+            E::BadSubnet6 { .. } | E::BadMtu { .. } | E::BadAlias { .. } | E::InternalDns { .. } => ErrorKind::Usage,
+            E::InUse { .. } | E::SubnetOverlaps { .. } => ErrorKind::Conflict,
             E::Publish(_) | E::NotOurAddress { .. } => ErrorKind::Usage,
             E::NoSuchNetwork { .. } => ErrorKind::NotFound,
-            E::Exists { .. } | E::SubnetTaken { .. } | E::AddressTaken { .. } => ErrorKind::Conflict,
+            E::Exists { .. } | E::NotABridge { .. } | E::SubnetTaken { .. } | E::AddressTaken { .. } => {
+                ErrorKind::Conflict
+            }
             E::AddressFixed { .. } | E::PortTaken { .. } => ErrorKind::Conflict,
-            E::NeedsRoot { .. } => ErrorKind::NeedsRoot,
-            E::NoNft { .. } => ErrorKind::Unsupported,
+            E::NeedsRoot { .. } | E::LowPort { .. } => ErrorKind::NeedsRoot,
+            E::NoNft { .. } | E::NoDnsmasq { .. } | E::NoPasst(_) => ErrorKind::Unsupported,
+            E::Reserved { .. } => ErrorKind::Usage,
             E::Tap { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::Unsupported,
             _ => ErrorKind::Failed,
         }
@@ -236,10 +327,35 @@ impl NetworkError {
     pub fn hint(&self) -> Option<String> {
         use NetworkError as E;
         let hint = match self {
-            E::NeedsRoot { .. } => "run it as root, or with --network none",
+            E::NeedsRoot { .. } => "run it as root, or with --network user or none, which need nothing",
+            E::LowPort { port, .. } => {
+                return Some(format!(
+                    "publish on a higher port, or let everybody have it: sysctl net.ipv4.ip_unprivileged_port_start={port}"
+                ));
+            }
+            E::Reserved { .. } => "choose another name",
+            E::NoPasst(_) => "install it (apt-get install passt), or use --network none",
             E::NoNft { .. } => "install nftables (apt-get install nftables), or use --network none",
+            E::NoDnsmasq { .. } => "install it (apt-get install dnsmasq-base), or use --network none",
+            E::Dnsmasq { said, .. } if said.contains("in use") => {
+                "another name server takes port 53 of all addresses: let it listen on its own ones (bind-interfaces of dnsmasq, listen-on of BIND), or see: ss -lnup"
+            }
+            E::Dnsmasq { said, .. } if said.contains("inotify") => {
+                "let more watch files: sysctl fs.inotify.max_user_instances=1024"
+            }
+            E::Dnsmasq { .. } => "see what this host lacks: zmachine doctor",
+            E::NoSuchNetwork { .. } => "'zmachine network ls' lists the networks, 'zmachine network create' makes one",
+            E::Exists { .. } => "choose another name, or remove it: zmachine network rm",
+            E::InUse { .. } => "remove these machines, or 'zmachine network disconnect' them",
             E::Tap { source, .. } if source.kind() == io::ErrorKind::NotFound => "load the tun driver: modprobe tun",
-            E::NoSuchNetwork { .. } => "machines join the network 'default', or none: --network none",
+            E::NotABridge { .. } => "rename or remove that link; see: ip link",
+            E::Sysctl { .. } => "see what this host lacks: zmachine doctor",
+            E::Tap { .. } => {
+                "is another program's link in its place, or /dev/net/tun no tun device? see: zmachine doctor"
+            }
+            E::InternalDns { .. } => "leave out --dns, or --internal",
+            E::SubnetOverlaps { .. } => "leave --subnet and --ipv6 out and free ones are chosen",
+            E::AddressTaken { .. } => "choose another address, or leave ip= out",
             E::SubnetTaken { .. } => "remove the machines of this network and the network, and it gets another subnet",
             E::NoFreeSubnet { .. } => "name one yourself: zmachine network create NAME --subnet CIDR",
             E::NoFreeAddress { .. } => "remove machines that are no longer needed: zmachine ps -a",

@@ -9,46 +9,59 @@
 //! <home>/networks/<name>/attachments/<machine>     what a running machine needs (versioned); from start to stop
 //! <home>/networks/<name>/{lock, leases.lock}
 //! /run/zmachine-host/<net namespace>.{json,lock}   host-wide sysctls we changed, shared by all homes
+//! /run/zmachine-host/<bridge>/                     what the network's dnsmasq reads
 //! ```
-//! In the kernel, per network: a bridge and one nftables table, both named after a hash of (home, network), so two homes
-//! never meet; per attachment a tap that vanishes with its last descriptor.
+//! In the kernel, per network: a bridge and two nftables tables, all named after a hash of (home, network), so two homes
+//! never meet; per attachment a tap that vanishes with its last descriptor. Beside them one dnsmasq per network.
 //!
 //! # Invariants
 //! * What is in the kernel is a function of what is on disk: each change writes the attachment files first, then brings the
 //!   kernel in line (`presence`), under the network's lock. So a crash anywhere is repaired by the next make or undo.
 //! * A [`Resource`] is a value that the machine's journal holds before it is made; undoing is idempotent, from any process,
 //!   also after a reboot.
-//! * With the last attachment, all of it goes: bridge, table, sysctls.
+//! * With the last attachment, all of it goes: bridge, tables, dnsmasq, sysctls.
 //! * An attachment of another boot counts for nothing.
 //!
 //! # What it must not do
-//! Know what a machine is (a machine is an id), read the environment, touch tables, links or sysctls of others.
+//! Know what a machine is (a machine is an id), read the environment, touch tables, links or sysctls of others (docker's
+//! chain for the rules of others excepted: see `foreign`).
 //! All functions work on the network namespace of the calling thread.
 
 mod attachment;
 mod dns;
+mod dnsmasq;
 mod error;
+mod foreign;
+mod health;
 mod lease;
 mod links;
 mod name;
 mod network;
 mod nft;
+mod policy;
 mod ports;
 mod presence;
 mod publish;
 mod requirements;
 mod resource;
 mod rules;
+mod spoofing;
+mod station;
 mod subnet;
 mod sysctl;
+pub mod user;
 
 pub use attachment::{Attachment, AttachmentRequest, Route};
 pub use dns::{HostDns, host_nameservers};
 pub use error::{ErrorKind, NetworkError};
-pub use name::{DEFAULT_NETWORK, Mac};
-pub use network::{Network, NetworkSpec, Networks};
+pub use foreign::obstacles;
+pub use lease::{Lease, Wanted};
+pub use name::{DEFAULT_NETWORK, Mac, is_host_name};
+pub use network::{Ipv6Choice, Network, NetworkSpec, Networks};
+pub use policy::{Allow, Policy, Rate};
 pub use publish::{PortRange, Protocol, Publish, PublishError};
-pub use requirements::{Requirement, requirements};
+pub use requirements::{Requirement, can_make_networks, requirements};
 pub use resource::{Made, Resource};
-pub use rules::{Published, render};
+pub use rules::render;
+pub use station::{Membership, Station};
 pub use subnet::{POOLS, choose_subnet};

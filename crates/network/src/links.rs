@@ -2,11 +2,12 @@
 //!
 //! Every function is idempotent: what is there already stays, what is gone already is fine.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use futures::TryStreamExt;
-use ipnet::{IpNet, Ipv4Net};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
@@ -69,6 +70,21 @@ impl Links {
         ignore(request.execute().await, Errno::EXIST).map_err(|e| error::link("give an address to", name, e))
     }
 
+    /// The addresses of the link with that index.
+    pub(crate) async fn addresses(&self, index: u32) -> Result<Vec<IpAddr>, NetworkError> {
+        let request = self.handle.address().get().set_link_index_filter(index);
+        let messages: Result<Vec<_>, _> = request.execute().try_collect().await;
+        let messages = messages.map_err(|e| error::link("list", "the addresses of a bridge", e))?;
+        let address = |a: &AddressAttribute| match a {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        };
+        Ok(messages
+            .iter()
+            .filter_map(|m| m.attributes.iter().find_map(address))
+            .collect())
+    }
+
     /// Puts link `name` up.
     pub(crate) async fn up(&self, name: &str) -> Result<(), NetworkError> {
         let up = LinkUnspec::new_with_index(self.index(name).await?).up().build();
@@ -107,6 +123,21 @@ impl Links {
         Ok(others.filter_map(destination).collect())
     }
 
+    /// Destinations of all routes of all tables, except those out of link `but` and those of IPv6 that every link has
+    /// (link-local, multicast).
+    pub(crate) async fn routes_but(&self, but: &str) -> Result<Vec<IpNet>, NetworkError> {
+        let ipv4 = self.ipv4_routes(but).await?;
+        let but = self.find(but).await?.map(|l| l.header.index);
+        let all = RouteMessageBuilder::<Ipv6Addr>::new().table_id(0).build();
+        let routes: Result<Vec<RouteMessage>, _> = self.handle.route().get(all).execute().try_collect().await;
+        let routes = routes.map_err(|e| error::link("list", "the IPv6 routes of this host", e))?;
+        let others = routes.iter().filter(|r| but.is_none() || output_link(r) != but);
+        let ipv6 = others
+            .filter_map(destination6)
+            .filter(|net| net.network().octets()[0] < 0xfe);
+        Ok(ipv4.into_iter().map(IpNet::V4).chain(ipv6.map(IpNet::V6)).collect())
+    }
+
     /// The MTU of the link of the preferred IPv4 default route; [`DEFAULT_MTU`] without one.
     pub(crate) async fn uplink_mtu(&self) -> Result<u32, NetworkError> {
         let routes = self.routes().await?;
@@ -132,6 +163,22 @@ impl Links {
     }
 }
 
+/// The index of the bridge that the link is a port of.
+pub(crate) fn controller(link: &LinkMessage) -> Option<u32> {
+    let controller = |a: &LinkAttribute| match a {
+        LinkAttribute::Controller(index) => Some(*index),
+        _ => None,
+    };
+    link.attributes.iter().find_map(controller)
+}
+
+/// Whether the link is a bridge.
+pub(crate) fn is_bridge(link: &LinkMessage) -> bool {
+    let bridge = |info: &LinkInfo| matches!(info, LinkInfo::Kind(InfoKind::Bridge));
+    let kind = |a: &LinkAttribute| matches!(a, LinkAttribute::LinkInfo(infos) if infos.iter().any(bridge));
+    link.attributes.iter().any(kind)
+}
+
 /// Whether the link is up.
 pub(crate) fn is_up(link: &LinkMessage) -> bool {
     link.header.flags.contains(LinkFlags::Up)
@@ -152,6 +199,15 @@ fn destination(route: &RouteMessage) -> Option<Ipv4Net> {
     };
     let address = route.attributes.iter().find_map(address)?;
     Ipv4Net::new(address, route.header.destination_prefix_length).ok()
+}
+
+fn destination6(route: &RouteMessage) -> Option<Ipv6Net> {
+    let address = |a: &RouteAttribute| match a {
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(*address),
+        _ => None,
+    };
+    let address = route.attributes.iter().find_map(address)?;
+    Ipv6Net::new(address, route.header.destination_prefix_length).ok()
 }
 
 fn output_link(route: &RouteMessage) -> Option<u32> {

@@ -62,6 +62,24 @@ pub(crate) fn check(name: &str) -> Result<(), NetworkError> {
     Err(NetworkError::BadName { name: name.to_owned() })
 }
 
+/// Refuses what can not be looked up: a name of a host, with the underscore that machines' names may have, in lower case.
+pub(crate) fn check_alias(name: &str) -> Result<(), NetworkError> {
+    let legal = |label: &str| {
+        let bytes = label.as_bytes();
+        let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(b);
+        (1..=63).contains(&bytes.len()) && bytes.iter().all(inner) && !label.starts_with('-')
+    };
+    if name.len() <= 63 && name.split('.').all(legal) && name.parse::<std::net::IpAddr>().is_err() {
+        return Ok(());
+    }
+    Err(NetworkError::BadAlias { name: name.to_owned() })
+}
+
+/// Whether it can be looked up in a network: labels of a-z, 0-9, '-' and '_' between dots, 63 bytes at most, and no address.
+pub fn is_host_name(name: &str) -> bool {
+    check_alias(name).is_ok()
+}
+
 /// 16 bytes that depend on every part and on where one part ends.
 pub(crate) fn hash(parts: &[&[u8]]) -> [u8; 16] {
     let mut state = blake2b_simd::Params::new().hash_length(16).to_state();

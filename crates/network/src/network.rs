@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +15,14 @@ use zmachine_sys::file::{self, FileError};
 use zmachine_sys::lock::FileLock;
 
 use crate::error::NetworkError;
+use crate::lease::{self, Lease, Wanted};
 use crate::links::{self, Links};
 use crate::name::{self, DEFAULT_NETWORK, Mac};
 use crate::presence;
 use crate::publish::Publish;
-use crate::subnet;
-use crate::{lease, ports};
+use crate::station::{Membership, Station};
+use crate::user::USER_NETWORK;
+use crate::{ports, subnet};
 
 /// The version of `network.json`.
 const VERSION: u32 = 1;
@@ -38,6 +40,12 @@ pub(crate) struct NetworkRecord {
     mtu: u32,
     /// Whether the subnet was chosen by us, so that we may choose again while nobody has an address in it.
     chosen: bool,
+    /// Whether nothing goes in or out of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    internal: bool,
+    /// Name servers for what the network does not know itself; those of the host when there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    dns: Vec<IpAddr>,
 }
 
 /// A network: what is on disk of it, with the names derived from its home.
@@ -67,6 +75,8 @@ impl Network {
             ipv6: ipv6.map(|v6| v6.parse().unwrap()),
             mtu: 1500,
             chosen: true,
+            internal: false,
+            dns: Vec::new(),
         };
         Network::new(record, "home")
     }
@@ -89,6 +99,24 @@ impl Network {
     /// The MTU of its bridge and taps in bytes: that of the host's default route when the network was made.
     pub fn mtu(&self) -> u32 {
         self.record.mtu
+    }
+
+    /// Whether nothing goes in or out of it: its machines reach each other alone.
+    pub fn is_internal(&self) -> bool {
+        self.record.internal
+    }
+
+    /// Name servers that answer what the network does not know itself; empty means those of the host.
+    pub fn dns(&self) -> &[IpAddr] {
+        &self.record.dns
+    }
+
+    /// Its subnets, for people: `10.208.7.0/24 and fd00::/64`.
+    pub(crate) fn subnets(&self) -> String {
+        match self.ipv6() {
+            Some(ipv6) => format!("{} and {ipv6}", self.ipv4()),
+            None => self.ipv4().to_string(),
+        }
     }
 
     /// The name of its bridge, which is also that of its nftables table.
@@ -137,11 +165,19 @@ impl Network {
         self.ipv6().map(|net| name::eui64(net, self.mac(machine)))
     }
 
-    /// Whether a machine may have this address: in the subnet, and neither its ends nor the gateway.
-    pub(crate) fn may_have(&self, address: Ipv4Addr) -> bool {
-        let net = self.ipv4();
-        let reserved = [net.network(), net.broadcast(), self.gateway4()];
-        net.contains(&address) && !reserved.contains(&address)
+    /// Whether a machine may have this address: in a subnet, and neither its ends nor the gateway.
+    pub(crate) fn may_have(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => {
+                let net = self.ipv4();
+                let reserved = [net.network(), net.broadcast(), self.gateway4()];
+                net.contains(&address) && !reserved.contains(&address)
+            }
+            IpAddr::V6(address) => self.ipv6().is_some_and(|net| {
+                let reserved = [Some(net.network()), self.gateway6()];
+                net.contains(&address) && !reserved.contains(&Some(address))
+            }),
+        }
     }
 }
 
@@ -153,7 +189,25 @@ pub struct NetworkSpec {
     /// Its IPv4 subnet.
     pub ipv4: Option<Ipv4Net>,
     /// Its IPv6 subnet.
-    pub ipv6: Option<Ipv6Net>,
+    pub ipv6: Ipv6Choice,
+    /// Nothing goes in or out of it.
+    pub internal: bool,
+    /// Its MTU in bytes; `None`: that of the link to the default route.
+    pub mtu: Option<u32>,
+    /// Name servers for what the network does not know itself; empty means those of the host.
+    pub dns: Vec<IpAddr>,
+}
+
+/// The IPv6 of a new network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ipv6Choice {
+    /// A unique local /64 of the network's own.
+    #[default]
+    Derived,
+    /// None.
+    Without,
+    /// This /64.
+    Subnet(Ipv6Net),
 }
 
 /// A hook that is called with a name after each single step in the kernel or on disk.
@@ -209,6 +263,11 @@ impl Networks {
         if let Some(hook) = &self.step {
             hook(name);
         }
+    }
+
+    /// Tells this home from others of the host.
+    pub(crate) fn home_id(&self) -> &str {
+        &self.home
     }
 
     pub(crate) fn host_dir(&self) -> &Path {
@@ -280,6 +339,11 @@ impl Networks {
     /// # Errors
     /// When the name is taken or can not be one, the subnet is taken or too small, or no subnet is free.
     pub async fn create(&self, spec: &NetworkSpec) -> Result<Network, NetworkError> {
+        if spec.name == USER_NETWORK {
+            return Err(NetworkError::Reserved {
+                name: spec.name.clone(),
+            });
+        }
         let folder = self.folder(&spec.name)?;
         let record = self.choose(spec).await?;
         let new = self.dir.join(format!(".new-{}-{:016x}", spec.name, file::random_u64()));
@@ -309,6 +373,9 @@ impl Networks {
 
     async fn choose(&self, spec: &NetworkSpec) -> Result<NetworkRecord, NetworkError> {
         let name = &spec.name;
+        if spec.internal && !spec.dns.is_empty() {
+            return Err(NetworkError::InternalDns { name: name.clone() });
+        }
         let others = self.list()?;
         let ipv4 = match spec.ipv4 {
             Some(subnet) => subnet,
@@ -323,14 +390,111 @@ impl Networks {
                 .map(|nth| name::ula(&self.home, name, nth))
                 .find(|net| !taken(net))
         };
+        let ipv6 = match spec.ipv6 {
+            Ipv6Choice::Derived => derived(),
+            Ipv6Choice::Without => None,
+            Ipv6Choice::Subnet(subnet) => Some(subnet::check_ipv6(subnet)?),
+        };
+        if spec.ipv4.is_some() {
+            self.refuse_overlap(name, ipv4.into(), &others).await?;
+        }
+        if let Ipv6Choice::Subnet(subnet) = spec.ipv6 {
+            self.refuse_overlap(name, subnet.into(), &others).await?;
+        }
+        let mtu = match spec.mtu {
+            Some(mtu) => mtu,
+            None => Links::open()?.uplink_mtu().await?,
+        };
+        // RFC 791 and RFC 8200 say how little every link has to carry.
+        let least = if ipv6.is_some() { 1280 } else { 576 };
+        if !(least..=65535).contains(&mtu) {
+            return Err(NetworkError::BadMtu { mtu, least });
+        }
         Ok(NetworkRecord {
             version: VERSION,
             name: name.clone(),
             ipv4,
-            ipv6: spec.ipv6.or_else(derived),
-            mtu: Links::open()?.uplink_mtu().await?,
+            ipv6,
+            mtu,
             chosen: spec.ipv4.is_none(),
+            internal: spec.internal,
+            dns: spec.dns.clone(),
         })
+    }
+
+    /// Refuses a subnet that another network of the home or a route of the host has a part of.
+    async fn refuse_overlap(&self, name: &str, subnet: IpNet, others: &[Network]) -> Result<(), NetworkError> {
+        let overlaps = |other: String| {
+            let name = name.to_owned();
+            Err(NetworkError::SubnetOverlaps { name, subnet, other })
+        };
+        for other in others.iter().filter(|n| n.name() != name) {
+            let theirs = [Some(IpNet::V4(other.ipv4())), other.ipv6().map(IpNet::V6)];
+            if theirs.into_iter().flatten().any(|net| subnet::meet(net, subnet)) {
+                return overlaps(format!("network {:?} ({})", other.name(), other.subnets()));
+            }
+        }
+        let routes = Links::open()?.routes_but(&name::bridge(&self.home, name)).await?;
+        match routes
+            .into_iter()
+            .find(|r| r.prefix_len() > 0 && subnet::meet(*r, subnet))
+        {
+            Some(route) => overlaps(format!("the host's route to {route}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a network that no machine is in. Nothing is in the kernel of such a one.
+    ///
+    /// # Errors
+    /// [`NetworkError::NoSuchNetwork`]; [`NetworkError::InUse`] names the machines.
+    pub async fn remove(&self, name: &str) -> Result<(), NetworkError> {
+        let network = self.get(name)?;
+        let lock = self.lock(name).await?;
+        let _leases = lease::lock(self, &network).await?;
+        let mut machines: Vec<String> = lease::all(self, name)?.into_iter().map(|(_, m)| m).collect();
+        machines.extend(presence::attached(self, name)?.into_iter().map(|s| s.machine));
+        machines.sort();
+        machines.dedup();
+        if !machines.is_empty() {
+            let name = name.to_owned();
+            return Err(NetworkError::InUse { name, machines });
+        }
+        // What a crash left.
+        presence::reconcile(self, &network, &lock, &|_| false).await?;
+        let gone = self.dir.join(format!(".gone-{name}-{:016x}", file::random_u64()));
+        let folder = self.folder(name)?;
+        fs::rename(&folder, &gone).map_err(|e| FileError::io("remove", &folder, e))?;
+        file::sync_dir(&self.dir)?;
+        Ok(file::remove_dir_all(&gone)?)
+    }
+
+    /// Tells a network what has become of an attached machine's membership, as when the machine joined another network. One
+    /// that is not attached is told at its start.
+    ///
+    /// # Errors
+    /// As the making of a resource.
+    pub async fn update(&self, name: &str, machine: &str, membership: &Membership) -> Result<(), NetworkError> {
+        let network = self.get(name)?;
+        let lock = self.lock(name).await?;
+        let present = presence::attached(self, name)?;
+        let Some(mut station) = present.into_iter().find(|s| s.machine == machine) else {
+            return Ok(());
+        };
+        if station.membership != *membership {
+            station.membership = membership.clone();
+            presence::record(self, &network, station)?;
+            presence::settle(self, &network, &lock).await?;
+        }
+        Ok(())
+    }
+
+    /// The machines that are attached to a network now, as its rules and name service are made from.
+    ///
+    /// # Errors
+    /// When they can not be read.
+    pub fn stations(&self, name: &str) -> Result<Vec<Station>, NetworkError> {
+        presence::attached(self, name)
     }
 
     async fn free_subnet(&self, name: &str, others: &[Network]) -> Result<Ipv4Net, NetworkError> {
@@ -365,17 +529,12 @@ impl Networks {
         Ok(subnet::overlapping(network.ipv4(), &routes))
     }
 
-    /// The address of `machine` in `network`: the one it has, else `want`, else a free one. It keeps the address until
+    /// The addresses of `machine` in `network`: those it has, else `want`, else free ones. It keeps them until
     /// [`Networks::release`], through stops and reboots. Idempotent; safe among processes and threads.
     ///
     /// # Errors
     /// When `want` is not an address for a machine, is another machine's or not the one the machine has, or none is free.
-    pub async fn lease(
-        &self,
-        network: &Network,
-        machine: &str,
-        want: Option<Ipv4Addr>,
-    ) -> Result<Ipv4Addr, NetworkError> {
+    pub async fn lease(&self, network: &Network, machine: &str, want: Wanted) -> Result<Lease, NetworkError> {
         name::check(machine)?;
         let _lock = lease::lock(self, network).await?;
         // The network may have moved to another subnet since the caller read it; the plan then refuses the address.
@@ -395,7 +554,7 @@ impl Networks {
     ///
     /// # Errors
     /// When they can not be read.
-    pub fn leases(&self, network: &str) -> Result<Vec<(Ipv4Addr, String)>, NetworkError> {
+    pub fn leases(&self, network: &str) -> Result<Vec<(IpAddr, String)>, NetworkError> {
         lease::all(self, network)
     }
 
@@ -469,6 +628,9 @@ mod tests {
             ("10.208.0.255", false),
             ("10.208.0.2", true),
             ("10.208.1.2", false),
+            ("fd00::1", false),
+            ("fd00::2", true),
+            ("fd00:0:0:1::2", false),
         ] {
             assert_eq!(network.may_have(address.parse().unwrap()), may, "{address}");
         }

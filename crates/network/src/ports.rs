@@ -79,8 +79,12 @@ fn claim_one(wanted: &Publish, at: SocketAddr) -> Result<Option<OwnedFd>, Networ
             address: at.ip(),
         }),
         Err(Errno::ACCESS | Errno::PERM) => {
-            let action = format!("to publish host port {} of '-p {wanted}'", at.port());
-            Err(NetworkError::NeedsRoot { action })
+            let lowest = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+            Err(NetworkError::LowPort {
+                publish: publish(),
+                port: at.port(),
+                lowest: lowest.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1024),
+            })
         }
         Err(e) => Err(NetworkError::Claim {
             publish: publish(),

@@ -1,7 +1,7 @@
 //! A network's presence in the kernel, and the attachment files it is a function of.
 //!
 //! # Layout
-//! `attachments/<machine>`: `{"version":1,"boot_id":..,"ipv4":..,"ipv6":..,"ports":["8080:80/tcp"]}`
+//! `attachments/<machine>`: `{"version":1,"boot_id":..,"ipv4":..,"ipv6":..,"names":["web"],"ports":["8080:80/tcp"]}`
 //!
 //! # Invariants
 //! Everything here happens under the network's lock. Files change first, then [`settle`] brings the kernel in line: with
@@ -21,8 +21,8 @@ use crate::error::NetworkError;
 use crate::links::{self, Links};
 use crate::network::{self, Network, Networks};
 use crate::publish::Publish;
-use crate::rules::{self, Published};
-use crate::{name, nft, sysctl};
+use crate::station::{Membership, Station};
+use crate::{dnsmasq, foreign, name, nft, rules, sysctl};
 
 const VERSION: u32 = 1;
 
@@ -32,6 +32,8 @@ struct AttachmentFile {
     boot_id: String,
     ipv4: Ipv4Addr,
     ipv6: Option<Ipv6Addr>,
+    #[serde(flatten)]
+    membership: Membership,
     ports: Vec<Publish>,
 }
 
@@ -44,15 +46,16 @@ fn path(networks: &Networks, network: &str, machine: &str) -> Result<PathBuf, Ne
     Ok(folder(networks, network)?.join(machine))
 }
 
-/// Writes down that `machine` needs the network, with the ports it publishes.
-pub(crate) fn record(networks: &Networks, network: &Network, published: Published) -> Result<(), NetworkError> {
-    let path = path(networks, network.name(), &published.machine)?;
+/// Writes down that a machine needs the network.
+pub(crate) fn record(networks: &Networks, network: &Network, station: Station) -> Result<(), NetworkError> {
+    let path = path(networks, network.name(), &station.machine)?;
     let content = AttachmentFile {
         version: VERSION,
         boot_id: boot_id(),
-        ipv4: published.ipv4,
-        ipv6: published.ipv6,
-        ports: published.ports,
+        ipv4: station.ipv4,
+        ipv6: station.ipv6,
+        membership: station.membership,
+        ports: station.ports,
     };
     file::replace_json(&path, &content)?;
     networks.step("attachment written");
@@ -67,7 +70,7 @@ pub(crate) fn forget(networks: &Networks, network: &Network, machine: &str) -> R
 }
 
 /// The attachments of this boot, by machine.
-pub(crate) fn attached(networks: &Networks, network: &str) -> Result<Vec<Published>, NetworkError> {
+pub(crate) fn attached(networks: &Networks, network: &str) -> Result<Vec<Station>, NetworkError> {
     let dir = folder(networks, network)?;
     let mut machines = match network::entries(&dir) {
         Err(e) if e.is_not_found() => return Ok(Vec::new()),
@@ -94,12 +97,12 @@ pub(crate) fn attached(networks: &Networks, network: &str) -> Result<Vec<Publish
             });
         }
         if found.boot_id == boot {
-            let AttachmentFile { ipv4, ipv6, ports, .. } = found;
-            all.push(Published {
+            all.push(Station {
                 machine,
-                ipv4,
-                ipv6,
-                ports,
+                ipv4: found.ipv4,
+                ipv6: found.ipv6,
+                membership: found.membership,
+                ports: found.ports,
             });
         }
     }
@@ -107,7 +110,7 @@ pub(crate) fn attached(networks: &Networks, network: &str) -> Result<Vec<Publish
 }
 
 /// What all attached machines of the home publish.
-pub(crate) fn published(networks: &Networks) -> Result<Vec<Published>, NetworkError> {
+pub(crate) fn published(networks: &Networks) -> Result<Vec<Station>, NetworkError> {
     let mut all = Vec::new();
     for network in networks.list()? {
         all.extend(attached(networks, network.name())?);
@@ -124,11 +127,18 @@ pub(crate) async fn settle(networks: &Networks, network: &Network, _lock: &FileL
     bring_up(networks, network, &attached).await
 }
 
-async fn bring_up(networks: &Networks, network: &Network, attached: &[Published]) -> Result<(), NetworkError> {
+async fn bring_up(networks: &Networks, network: &Network, attached: &[Station]) -> Result<(), NetworkError> {
     let bridge = network.bridge();
     let links = Links::open()?;
     let found = links.find(bridge).await?;
-    if found.is_none() {
+    let is_fresh = found.is_none();
+    if found.as_ref().is_some_and(|link| !links::is_bridge(link)) {
+        return Err(NetworkError::NotABridge {
+            network: network.name().to_owned(),
+            link: bridge.to_owned(),
+        });
+    }
+    if is_fresh {
         refuse_collision(networks, network).await?;
         links.make_bridge(bridge, network.bridge_mac(), network.mtu()).await?;
         networks.step("bridge made");
@@ -146,8 +156,35 @@ async fn bring_up(networks: &Networks, network: &Network, attached: &[Published]
         links.up(bridge).await?;
         networks.step("bridge up");
     }
+    plug_in(networks, network, &links, attached).await?;
+    tokio::try_join!(
+        dnsmasq::ensure(networks, network, attached, is_fresh),
+        foreign::open(bridge, network.is_internal()),
+    )?;
     sysctl::acquire(networks.host_dir(), bridge, ipv6).await?;
     networks.step("forwarding on");
+    Ok(())
+}
+
+/// Makes ports of the bridge out of the taps that are not: somebody removed the bridge that they were on.
+async fn plug_in(
+    networks: &Networks,
+    network: &Network,
+    links: &Links,
+    attached: &[Station],
+) -> Result<(), NetworkError> {
+    let bridge = links.find(network.bridge()).await?.map(|link| link.header.index);
+    for station in attached {
+        let name = network.tap(&station.machine);
+        let Some(tap) = links.find(&name).await? else {
+            continue;
+        };
+        if links::controller(&tap) != bridge || !links::is_up(&tap) {
+            links.enslave(&name, network.bridge(), network.mtu()).await?;
+            links.up(&name).await?;
+            networks.step("tap plugged in");
+        }
+    }
     Ok(())
 }
 
@@ -188,9 +225,15 @@ async fn tear_down(networks: &Networks, network: &Network) -> Result<(), Network
     let bridge = network.bridge();
     sysctl::release(networks.host_dir(), bridge).await?;
     networks.step("forwarding put back");
+    dnsmasq::stop(networks, network)?;
+    foreign::close(bridge).await?;
     nft::apply(bridge, &rules::remove(bridge)).await?;
     networks.step("rules removed");
-    Links::open()?.remove(bridge).await?;
+    let links = Links::open()?;
+    // Whatever else has that name is not ours.
+    if links.find(bridge).await?.is_none_or(|link| links::is_bridge(&link)) {
+        links.remove(bridge).await?;
+    }
     networks.step("bridge removed");
     Ok(())
 }

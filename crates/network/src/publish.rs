@@ -58,6 +58,18 @@ pub enum PublishError {
         /// How many guest ports.
         guest: usize,
     },
+    /// More ports than passt takes.
+    #[error("without root at most {max} ports of a machine can be published")]
+    TooMany {
+        /// How many.
+        max: usize,
+    },
+    /// A host port on two addresses.
+    #[error("without root host port {port} can be published once only, on one address or on all")]
+    Once {
+        /// The host port.
+        port: u16,
+    },
     /// One machine wants a host port twice.
     #[error("'-p {first}' and '-p {second}' publish the same host port")]
     Twice {
@@ -121,7 +133,7 @@ impl PortRange {
         (first <= self.last.min(other.last)).then_some(first)
     }
 
-    fn parse(text: &str) -> Option<PortRange> {
+    pub(crate) fn parse(text: &str) -> Option<PortRange> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         PortRange::new(port(first)?, port(last)?)
     }
@@ -211,6 +223,11 @@ impl Publish {
             return None;
         }
         self.host.common(other.host)
+    }
+
+    /// Host port and guest port, one by one.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (u16, u16)> {
+        self.host.ports().zip(self.guest.ports())
     }
 
     /// The host addresses to claim for it: a given one, or "any" of both families.

@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use rustix::fs::{Access, access};
-use serde_json::Value;
 use zmachine_sys::tap::TUN_DEVICE;
 
 use crate::links::Links;
 use crate::name::Mac;
-use crate::nft;
+use crate::user::Passt;
+use crate::{dnsmasq, foreign, nft};
 
 /// One requirement of networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,16 +26,40 @@ pub struct Requirement {
 
 /// Checks this host by trying: as root, a bridge is made and removed at once. Changes nothing that stays.
 pub async fn requirements() -> Vec<Requirement> {
-    let root = has_net_admin(&fs::read_to_string("/proc/thread-self/status").unwrap_or_default());
+    let root = can_make_networks();
     let need = |name, met, lost, mend| Requirement { name, met, lost, mend };
-    let no_network = "machines run with --network none only";
+    let no_network = "machines run with --network user or none only";
     let mut all = vec![
         need("root (CAP_NET_ADMIN)", root, no_network, "sudo zmachine ..."),
+        need(
+            "passt",
+            Passt::find().is_ok(),
+            "no network without root: machines run with --network none only",
+            "apt-get install passt",
+        ),
+        need(
+            "user namespaces for everybody",
+            has_user_namespaces(),
+            "passt does not start for others than root",
+            "sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1",
+        ),
+    ];
+    if !root {
+        // What bridges need is nothing to somebody who may not make any.
+        return all;
+    }
+    all.extend([
         need(
             "nft",
             nft::run(&["--version"], "").await.is_ok_and(|(ok, _)| ok),
             no_network,
             "apt-get install nftables",
+        ),
+        need(
+            "dnsmasq",
+            dnsmasq::is_installed(),
+            no_network,
+            "apt-get install dnsmasq-base",
         ),
         need("/dev/net/tun", tun_opens(), no_network, "modprobe tun"),
         need(
@@ -44,23 +68,31 @@ pub async fn requirements() -> Vec<Requirement> {
             "machines reach the host only",
             "mount -o remount,rw /proc/sys",
         ),
-    ];
-    if root {
-        all.push(need("bridges", bridge_works().await, no_network, "modprobe bridge"));
-        let chains = nft::run(&["-j", "list", "chains"], "").await;
-        let (read, text) = chains.unwrap_or_default();
-        let lost = "another firewall drops what machines send and get";
-        let mend =
-            "iptables -I FORWARD -i zm+ -j ACCEPT; iptables -I FORWARD -o zm+ -j ACCEPT (and the same with ip6tables)";
-        all.push(need("nf_tables", read, no_network, "modprobe nf_tables"));
-        all.push(need(
-            "no foreign drop policy on forwarding",
-            dropping_chain(&text).is_none(),
-            lost,
-            mend,
-        ));
-    }
+    ]);
+    all.push(need("bridges", bridge_works().await, no_network, "modprobe bridge"));
+    let (read, _) = nft::run(&["-j", "list", "chains"], "").await.unwrap_or_default();
+    let lost = "another firewall drops what machines send and get";
+    let mend = "let links zm* through it: docs/networks.md, 'Beside other firewalls'";
+    all.push(need("nf_tables", read, no_network, "modprobe nf_tables"));
+    all.push(need(
+        "no drop policy of another firewall in the way",
+        foreign::obstacles().await.is_empty(),
+        lost,
+        mend,
+    ));
     all
+}
+
+/// Whether this process may make bridges, taps and rules. One that may not connects its machines through passt.
+pub fn can_make_networks() -> bool {
+    has_net_admin(&fs::read_to_string("/proc/thread-self/status").unwrap_or_default())
+}
+
+/// Whether the kernel lets ordinary users make user namespaces, as far as its switches tell: a kernel without a switch has
+/// none that forbids.
+fn has_user_namespaces() -> bool {
+    let is_zero = |key: &str| fs::read_to_string(Path::new("/proc/sys").join(key)).is_ok_and(|v| v.trim() == "0");
+    !is_zero("user/max_user_namespaces") && !is_zero("kernel/unprivileged_userns_clone")
 }
 
 fn tun_opens() -> bool {
@@ -89,30 +121,9 @@ fn has_net_admin(status: &str) -> bool {
         .is_some_and(|caps| caps & (1 << 12) != 0)
 }
 
-/// A chain on the forward hook whose policy is to drop, in the JSON of `nft -j list chains`: `<table> <chain>`.
-fn dropping_chain(json: &str) -> Option<String> {
-    let all: Value = serde_json::from_str(json).ok()?;
-    let chains = all["nftables"].as_array()?.iter().map(|entry| &entry["chain"]);
-    let mut dropping = chains.filter(|c| c["hook"] == "forward" && c["policy"] == "drop" && c["family"] != "bridge");
-    dropping
-        .next()
-        .map(|c| format!("{} {}", c["table"], c["name"]).replace('"', ""))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_foreign_drop_policy_is_found() {
-        let chain = |policy| {
-            format!(
-                r#"{{"nftables":[{{"metainfo":{{}}}},{{"chain":{{"family":"ip","table":"filter","name":"FORWARD","hook":"forward","policy":"{policy}"}}}}]}}"#
-            )
-        };
-        assert_eq!(dropping_chain(&chain("drop")).as_deref(), Some("filter FORWARD"));
-        assert_eq!(dropping_chain(&chain("accept")), None);
-    }
 
     #[test]
     fn the_capability_is_read_from_the_effective_set() {

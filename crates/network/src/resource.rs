@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 use zmachine_sys::tap;
 
 use crate::error::NetworkError;
+use crate::lease::Lease;
 use crate::links::Links;
 use crate::network::{Network, Networks};
 use crate::publish::Publish;
-use crate::rules::Published;
+use crate::station::{Membership, Station};
 use crate::{ports, presence, sysctl};
 
 /// One thing to make and to undo. Its JSON is one line of a journal: `{"resource":"tap","network":..,"machine":..}`.
@@ -30,6 +31,9 @@ pub enum Resource {
         machine: String,
         /// The address.
         ipv4: Ipv4Addr,
+        /// The IPv6 address.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ipv6: Option<Ipv6Addr>,
     },
     /// The machine's need of the network: with the first one bridge, rules and forwarding come, with the last one they go.
     NetworkUp {
@@ -41,6 +45,9 @@ pub enum Resource {
         ipv4: Ipv4Addr,
         /// Its IPv6 address.
         ipv6: Option<Ipv6Addr>,
+        /// What the network is told of it.
+        #[serde(flatten)]
+        membership: Membership,
     },
     /// The machine's tap on the bridge.
     Tap {
@@ -88,9 +95,18 @@ impl Resource {
     /// [`NetworkError::NeedsRoot`] without CAP_NET_ADMIN; else whatever the host refuses. What was made stays until `undo`.
     pub async fn make(&self, networks: &Networks) -> Result<Made, NetworkError> {
         match self {
-            Resource::Lease { network, machine, ipv4 } => {
+            Resource::Lease {
+                network,
+                machine,
+                ipv4,
+                ipv6,
+            } => {
                 let network = networks.get(network)?;
-                networks.lease(&network, machine, Some(*ipv4)).await?;
+                let lease = Lease {
+                    ipv4: *ipv4,
+                    ipv6: *ipv6,
+                };
+                networks.lease(&network, machine, lease.into()).await?;
                 networks.step("lease written");
                 Ok(Made::Nothing)
             }
@@ -99,14 +115,16 @@ impl Resource {
                 machine,
                 ipv4,
                 ipv6,
+                membership,
             } => {
-                let published = Published {
+                let station = Station {
                     machine: machine.clone(),
                     ipv4: *ipv4,
                     ipv6: *ipv6,
+                    membership: membership.clone(),
                     ports: Vec::new(),
                 };
-                attach(networks, network, published).await?;
+                attach(networks, network, machine, |_| station).await?;
                 Ok(Made::Nothing)
             }
             Resource::Tap { network, machine } => make_tap(networks, &networks.get(network)?, machine)
@@ -121,13 +139,14 @@ impl Resource {
             } => {
                 let held = ports::claim(networks, machine, ports)?;
                 networks.step("ports claimed");
-                let published = Published {
+                let publish = |present: Option<Station>| Station {
                     machine: machine.clone(),
                     ipv4: *ipv4,
                     ipv6: *ipv6,
+                    membership: present.map(|station| station.membership).unwrap_or_default(),
                     ports: ports.clone(),
                 };
-                attach(networks, network, published).await?;
+                attach(networks, network, machine, publish).await?;
                 Ok(Made::Ports(held))
             }
         }
@@ -169,10 +188,18 @@ impl Resource {
     }
 }
 
-async fn attach(networks: &Networks, network: &str, published: Published) -> Result<(), NetworkError> {
+/// Writes down what becomes of the machine's attachment, and brings the kernel in line.
+async fn attach(
+    networks: &Networks,
+    network: &str,
+    machine: &str,
+    station: impl FnOnce(Option<Station>) -> Station,
+) -> Result<(), NetworkError> {
     let network = networks.get(network)?;
     let lock = networks.lock(network.name()).await?;
-    presence::record(networks, &network, published)?;
+    let present = presence::attached(networks, network.name())?;
+    let mine = present.into_iter().find(|s| s.machine == machine);
+    presence::record(networks, &network, station(mine))?;
     presence::settle(networks, &network, &lock).await
 }
 
@@ -190,7 +217,7 @@ async fn unpublish(networks: &Networks, network: &Network, machine: &str) -> Res
     presence::record(
         networks,
         network,
-        Published {
+        Station {
             ports: Vec::new(),
             ..mine
         },

@@ -1,11 +1,14 @@
-//! The nftables rule set of one network, as text. Pure: a function of the network and of what its machines publish.
+//! The nftables rule set of one network, as text. Pure: a function of the network and of its attached machines.
 //!
-//! One table of family `inet`, named like the bridge; the text replaces it as a whole in one transaction. Its chains:
+//! One table of family `inet` and one of family `bridge` (see `spoofing`), both named like the bridge; the text replaces
+//! them as a whole in one transaction. The chains of the first:
 //! * `guard`: machines can not reach the host's loopback addresses, although `route_localnet` is on for the bridge.
 //! * `published`: where a local destination goes; used for traffic from outside and from machines (`prerouting`) and from
 //!   the host itself (`output`).
 //! * `postrouting`: what leaves the subnet gets the host's address; so does what would be answered past us (from 127.0.0.1,
 //!   and from machine to machine by way of a published port).
+//! * `input`: who reaches the network's name service, and what an internal network has of the host.
+//! * `input` and `forward` begin with what a machine's policy says (see `policy`).
 //! * `forward`: a machine sends from its subnet only; from elsewhere come only answers and published ports.
 //!
 //! Not reached: a machine's own published port from itself where bridged frames are filtered (`bridge-nf-call-iptables`):
@@ -14,31 +17,21 @@
 //! An `accept` here ends our chain, not the filters of others: a drop policy of another table still drops.
 
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use crate::network::Network;
+use crate::policy;
 use crate::publish::Publish;
+use crate::spoofing;
+use crate::station::Station;
 
-/// What one attached machine publishes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Published {
-    /// The machine's id.
-    pub machine: String,
-    /// Its IPv4 address.
-    pub ipv4: Ipv4Addr,
-    /// Its IPv6 address.
-    pub ipv6: Option<Ipv6Addr>,
-    /// Its ports.
-    pub ports: Vec<Publish>,
-}
-
-/// The script for `nft -f -` that makes the network's table what it should be, whatever it was.
-pub fn render(network: &Network, published: &[Published]) -> String {
+/// The script for `nft -f -` that makes the network's tables what they should be, whatever they were.
+pub fn render(network: &Network, stations: &[Station]) -> String {
     let mut out = remove(network.bridge());
     // Writing to a String can not fail.
     let _ = write!(out, "table inet {} {{\n{}", network.bridge(), guard(network.bridge()));
     out += "\tchain published {\n";
-    for machine in published {
+    for machine in stations {
         for port in &machine.ports {
             for rule in port_rules(machine, port) {
                 let _ = writeln!(out, "\t\t{rule} comment \"{}\"", machine.machine);
@@ -48,13 +41,22 @@ pub fn render(network: &Network, published: &[Published]) -> String {
     out += "\t}\n";
     out += NAT_HOOKS;
     out += &postrouting(network);
-    out += &forward(network);
-    out + "}\n"
+    out += &policy::chains(network, stations);
+    out += &hooked(&input(network), &policy::jumps(network, stations, "_host"));
+    out += &hooked(&forward(network), &policy::jumps(network, stations, "_out"));
+    out += "}\n";
+    out + &spoofing::table(network, stations)
 }
 
-/// The script that removes a table, also when it is not there.
+/// The script that removes the tables of a network, also when they are not there.
 pub(crate) fn remove(table: &str) -> String {
-    format!("table inet {table}\ndelete table inet {table}\n")
+    let one = |family: &str| format!("table {family} {table}\ndelete table {family} {table}\n");
+    one("inet") + &one("bridge")
+}
+
+/// A chain with rules put before its own: behind the line that says what it hooks.
+fn hooked(chain: &str, rules: &str) -> String {
+    chain.replacen("policy accept;\n", &format!("policy accept;\n{rules}"), 1)
 }
 
 fn guard(bridge: &str) -> String {
@@ -95,12 +97,48 @@ fn postrouting(network: &Network) -> String {
     out + "\t}\n"
 }
 
+/// The network's own name service and DHCP are for its machines; an internal one has nothing else of the host.
+fn input(network: &Network) -> String {
+    let bridge = network.bridge();
+    let mut out = "\tchain input {\n\t\ttype filter hook input priority filter; policy accept;\n".to_owned();
+    let others = format!("iifname != {{ \"lo\", \"{bridge}\" }}");
+    let mut gateways = vec![format!("ip daddr {}", network.gateway4())];
+    gateways.extend(network.gateway6().map(|gateway| format!("ip6 daddr {gateway}")));
+    for gateway in gateways {
+        for protocol in ["udp", "tcp"] {
+            let _ = writeln!(out, "\t\t{others} {gateway} {protocol} dport 53 drop");
+        }
+    }
+    if network.is_internal() {
+        for rule in [
+            "ct state established,related accept",
+            "meta l4proto { icmp, ipv6-icmp } accept",
+            "udp dport { 53, 67, 547 } accept",
+            "tcp dport 53 accept",
+            "drop",
+        ] {
+            let _ = writeln!(out, "\t\tiifname \"{bridge}\" {rule}");
+        }
+    }
+    out + "\t}\n"
+}
+
 fn forward(network: &Network) -> String {
     let (bridge, v4) = (network.bridge(), network.ipv4());
     let v6 = match network.ipv6() {
         Some(v6) => format!("ip6 saddr != {v6}"),
         None => "meta nfproto ipv6".to_owned(),
     };
+    if network.is_internal() {
+        return format!(
+            "\tchain forward {{\n\
+             \t\ttype filter hook forward priority filter; policy accept;\n\
+             \t\tiifname \"{bridge}\" oifname \"{bridge}\" accept\n\
+             \t\tiifname \"{bridge}\" drop\n\
+             \t\toifname \"{bridge}\" drop\n\
+             \t}}\n"
+        );
+    }
     // Frames between two machines come by only where bridged traffic is filtered too; they are not ours to judge.
     format!(
         "\tchain forward {{\n\
@@ -118,7 +156,7 @@ fn forward(network: &Network) -> String {
 
 /// The rules of one `-p`: one per family, or one per port and family when the range is shifted, since a target range
 /// would be filled in any order.
-fn port_rules(machine: &Published, port: &Publish) -> Vec<String> {
+fn port_rules(machine: &Station, port: &Publish) -> Vec<String> {
     let mut targets: Vec<IpAddr> = vec![machine.ipv4.into()];
     targets.extend(machine.ipv6.map(IpAddr::V6));
     let mut rules = Vec::new();
@@ -157,19 +195,22 @@ fn from_match(address: Option<IpAddr>, target: IpAddr) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
-    fn published(ports: &[&str]) -> Published {
-        Published {
+    fn station(ports: &[&str]) -> Station {
+        Station {
             machine: "m1".to_owned(),
             ipv4: Ipv4Addr::new(10, 208, 0, 2),
             ipv6: Some("fd00::2".parse().unwrap()),
+            membership: Default::default(),
             ports: ports.iter().map(|p| p.parse().unwrap()).collect(),
         }
     }
 
     fn rules(port: &str) -> Vec<String> {
-        port_rules(&published(&[]), &port.parse().unwrap())
+        port_rules(&station(&[]), &port.parse().unwrap())
     }
 
     #[test]
@@ -208,10 +249,7 @@ mod tests {
     #[test]
     fn the_whole_rule_set_is_as_written_down() {
         let network = Network::example("10.208.0.0/24", Some("fd00::/64"));
-        let text = render(
-            &network,
-            &[published(&["8080:80", "127.0.0.1:7000-7001:7000-7001/udp"])],
-        );
+        let text = render(&network, &[station(&["8080:80", "127.0.0.1:7000-7001:7000-7001/udp"])]);
         assert_eq!(text, include_str!("../tests/golden/rules.nft"));
     }
 }

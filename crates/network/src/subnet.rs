@@ -1,6 +1,8 @@
 //! Choosing an IPv4 subnet that meets nothing on the host. Pure.
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::error::NetworkError;
 
 /// Where subnets are taken from, in this order. Each is private (RFC 1918) and away from the defaults of others on the same
 /// host: docker 172.17.0.0/16 and up to 172.31, podman 10.88.0.0/16, Kubernetes 10.96.0.0/12 and 10.244.0.0/16,
@@ -32,6 +34,23 @@ pub(crate) fn overlapping(subnet: Ipv4Net, taken: &[Ipv4Net]) -> Option<Ipv4Net>
     taken.iter().find(meets).copied()
 }
 
+/// Whether two subnets share an address.
+pub(crate) fn meet(one: IpNet, other: IpNet) -> bool {
+    one.contains(&other) || other.contains(&one)
+}
+
+/// The subnet, when machines can derive their addresses in it.
+pub(crate) fn check_ipv6(subnet: Ipv6Net) -> Result<Ipv6Net, NetworkError> {
+    let network = subnet.network();
+    // Unique local (fc00::/7) or global unicast (2000::/3): RFC 4193, RFC 4291.
+    let first = network.octets()[0];
+    let unicast = first & 0xfe == 0xfc || first & 0xe0 == 0x20;
+    if subnet.trunc() == subnet && subnet.prefix_len() == 64 && unicast {
+        return Ok(subnet);
+    }
+    Err(NetworkError::BadSubnet6 { subnet })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +78,14 @@ mod tests {
         assert_eq!(choose_subnet(&ten, 0).unwrap().to_string(), "172.24.0.0/24");
         let all = nets(&["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]);
         assert_eq!(choose_subnet(&all, 7), None);
+    }
+
+    #[test]
+    fn only_a_64_of_unicast_addresses_is_an_ipv6_subnet() {
+        let check = |text: &str| check_ipv6(text.parse().unwrap()).is_ok();
+        assert!(check("fd00:1::/64") && check("2001:db8:5::/64"));
+        for bad in ["fd00:1::/48", "fd00:1::1/64", "fe80::/64", "ff02::/64", "::/64"] {
+            assert!(!check(bad), "{bad}");
+        }
     }
 }

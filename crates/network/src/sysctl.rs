@@ -162,6 +162,16 @@ pub(crate) fn is_holder(dir: &Path, bridge: &str) -> bool {
     file::read_json::<HostRecord>(&record).is_ok_and(|r| r.holders.iter().any(|h| h == bridge))
 }
 
+/// The forwarding switch that is off although networks need it.
+pub(crate) fn lost(ipv6: bool) -> Result<Option<&'static str>, NetworkError> {
+    for key in [V4_FORWARD, V6_FORWARD].into_iter().take(if ipv6 { 2 } else { 1 }) {
+        if get(key)?.is_some_and(|value| value == "0") {
+            return Ok(Some(key));
+        }
+    }
+    Ok(None)
+}
+
 /// What has to be set, in this order: links that got their default route from a router keep listening to it (a
 /// forwarding host with `accept_ra` 1 forgets such routes: ip-sysctl.rst), then forwarding.
 fn wanted(ipv6: bool) -> Result<Vec<(String, String)>, NetworkError> {

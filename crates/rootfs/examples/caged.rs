@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let dir = PathBuf::from(dir);
     let access = Access {
-        write: dir.join("cache"),
+        write: Some(dir.join("cache")),
         read: vec![dir.join("image")],
         uses_network: attempt.starts_with("http"),
     };

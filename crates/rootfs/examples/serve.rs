@@ -1,5 +1,6 @@
-//! The `rootfs` role as a program of its own, for the tests: `serve IMAGE BLOCKS LISTENER-FD SERIAL QUEUES DEADLINE-MS`.
-//! Events go to standard error.
+//! The `rootfs` role as a program of its own, for the tests: `serve IMAGE BLOCKS LISTENER-FD SERIAL QUEUES DEADLINE-MS
+//! none|hints|all`.
+//! Events go to standard error, what is read first among them.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -9,8 +10,8 @@ use zmachine_rootfs::{RootfsArgs, serve};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [image, blocks, listener, serial, queues, deadline] = arguments.as_slice() else {
-        return Err("six arguments are needed".into());
+    let [image, blocks, listener, serial, queues, deadline, prefetch] = arguments.as_slice() else {
+        return Err("seven arguments are needed".into());
     };
     serve(RootfsArgs {
         image_dir: PathBuf::from(image),
@@ -18,10 +19,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         listener: zmachine_sys::fd::take_inherited(listener.parse()?)?,
         serial: serial.clone(),
         queues: queues.parse()?,
-        credentials: zmachine_image::store::Credentials::default(),
         stores: Vec::new(),
+        credentials: Default::default(),
         block_deadline: Duration::from_millis(deadline.parse()?),
+        prefetch: prefetch.parse()?,
+        record: true,
         events: std::io::stderr().as_fd().try_clone_to_owned()?,
+        jail: None,
     })?;
     Ok(())
 }

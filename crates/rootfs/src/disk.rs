@@ -19,18 +19,20 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
-use zmachine_image::fetch::{FetchError, FetchStats, Fetched, Fetcher};
-use zmachine_sys::io::preadv_volatile;
+use zmachine_image::fetch::{FetchStats, Fetched};
 
+use crate::blocks::{Blocks, CacheFailure, Undelivered};
 use crate::erofs::{BLOCK_SIZE, Extent};
+use crate::first_reads::FirstReads;
 use crate::map::{ExtentMap, MapError};
+use crate::slices::{Cursor, fill_zero, read_bytes, read_file};
 
 /// How long a block that failed is not asked for again.
 pub const FAILURE_REST: Duration = Duration::from_secs(2);
 /// Open block files kept at most.
 const OPEN_FILES_MAX: usize = 256;
-/// Blocks kept in memory at most, when the cache can not keep them (512 KiB each).
-const IN_MEMORY_MAX: usize = 4;
+/// Bytes of blocks kept in memory at most, when the cache can not keep them.
+const IN_MEMORY_BYTES_MAX: usize = 16 << 20;
 /// Failed blocks remembered at most; a forgotten one is only asked for again.
 const FAILURES_MAX: usize = 1024;
 
@@ -99,10 +101,19 @@ pub type Pinned = Vec<(u32, Arc<Fetched>)>;
 pub struct LazyDisk {
     metadata: File,
     map: ExtentMap,
-    fetcher: Fetcher,
+    blocks: Box<dyn Blocks>,
     open: Mutex<OpenBlocks>,
     /// First device block of failed blocks, and since when.
     failures: Mutex<HashMap<u32, Instant>>,
+    first_reads: FirstReads,
+    demand: Mutex<Demand>,
+}
+
+/// What guests wait for.
+#[derive(Debug)]
+struct Demand {
+    waiting: usize,
+    last: Option<Instant>,
 }
 
 /// The blocks used last.
@@ -123,20 +134,27 @@ impl OpenBlocks {
 
     fn insert(&mut self, start: u32, block: Arc<Fetched>) {
         self.clock += 1;
-        let is_in_memory = |b: &Fetched| matches!(b, Fetched::Bytes(_));
-        let limit = if is_in_memory(&block) {
-            IN_MEMORY_MAX
-        } else {
-            OPEN_FILES_MAX
+        let bytes = |block: &Fetched| match block {
+            Fetched::Bytes(bytes) => bytes.len(),
+            Fetched::File(_) => 0,
         };
-        let alike = |b: &Fetched| is_in_memory(b) == is_in_memory(&block);
-        if self.blocks.values().filter(|(b, _)| alike(b)).count() >= limit {
-            let of_kind = self.blocks.iter().filter(|(_, (b, _))| alike(b));
-            if let Some(oldest) = of_kind.min_by_key(|(_, (_, used))| *used).map(|(start, _)| *start) {
-                self.blocks.remove(&oldest);
+        self.blocks.remove(&start);
+        if bytes(&block) > 0 {
+            let in_memory = |this: &Self| this.blocks.values().map(|(b, _)| bytes(b)).sum::<usize>();
+            while in_memory(self) > 0 && in_memory(self) + bytes(&block) > IN_MEMORY_BYTES_MAX {
+                self.remove_oldest(|b| bytes(b) > 0);
             }
+        } else if self.blocks.values().filter(|(b, _)| bytes(b) == 0).count() >= OPEN_FILES_MAX {
+            self.remove_oldest(|b| bytes(b) == 0);
         }
         self.blocks.insert(start, (block, self.clock));
+    }
+
+    fn remove_oldest(&mut self, of_kind: impl Fn(&Fetched) -> bool) {
+        let alike = self.blocks.iter().filter(|(_, (block, _))| of_kind(block));
+        if let Some(oldest) = alike.min_by_key(|(_, (_, used))| *used).map(|(start, _)| *start) {
+            self.blocks.remove(&oldest);
+        }
     }
 }
 
@@ -145,32 +163,61 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Opens the metadata file and the extent table of a disk.
+///
+/// # Errors
+/// When one of the files can not be used, or they do not belong together.
+pub fn open_files(erofs: &Path, map: &Path) -> Result<(File, ExtentMap), OpenDiskError> {
+    let map = ExtentMap::open(map)?;
+    let opened = File::open(erofs).and_then(|file| file.metadata().map(|m| (file, m.len())));
+    let (metadata, found) = opened.map_err(|source| OpenDiskError::Metadata {
+        path: erofs.to_owned(),
+        source,
+    })?;
+    if found != map.metadata_bytes() {
+        return Err(OpenDiskError::Length {
+            path: erofs.to_owned(),
+            found,
+            expected: map.metadata_bytes(),
+        });
+    }
+    Ok((metadata, map))
+}
+
 impl LazyDisk {
-    /// Opens the disk whose metadata file and extent table are `erofs` and `map`; blocks come through `fetcher`.
+    /// Opens the disk whose metadata file and extent table are `erofs` and `map`; its blocks are `blocks`.
     ///
     /// # Errors
     /// When one of the files can not be used, or they do not belong together.
-    pub fn open(erofs: &Path, map: &Path, fetcher: Fetcher) -> Result<LazyDisk, OpenDiskError> {
-        let map = ExtentMap::open(map)?;
-        let opened = File::open(erofs).and_then(|file| file.metadata().map(|m| (file, m.len())));
-        let (metadata, found) = opened.map_err(|source| OpenDiskError::Metadata {
-            path: erofs.to_owned(),
-            source,
-        })?;
-        if found != map.metadata_bytes() {
-            return Err(OpenDiskError::Length {
-                path: erofs.to_owned(),
-                found,
-                expected: map.metadata_bytes(),
-            });
-        }
-        Ok(LazyDisk {
+    pub fn open(erofs: &Path, map: &Path, blocks: impl Blocks + 'static) -> Result<LazyDisk, OpenDiskError> {
+        let (metadata, map) = open_files(erofs, map)?;
+        Ok(LazyDisk::of(metadata, map, blocks))
+    }
+
+    /// The disk of files that are open already (see [`open_files`]).
+    pub fn of(metadata: File, map: ExtentMap, blocks: impl Blocks + 'static) -> LazyDisk {
+        LazyDisk {
             metadata,
             map,
-            fetcher,
+            blocks: Box::new(blocks),
             open: Mutex::default(),
             failures: Mutex::default(),
-        })
+            first_reads: FirstReads::default(),
+            demand: Mutex::new(Demand { waiting: 0, last: None }),
+        }
+    }
+
+    /// Notes from now on which blocks are read, in which order.
+    #[must_use]
+    pub fn recording(mut self) -> LazyDisk {
+        self.first_reads = FirstReads::recording();
+        self
+    }
+
+    /// The first device blocks of those read for the first time since this was asked, at most 256 of them, in the order
+    /// of reading.
+    pub fn take_first_reads(&self) -> Vec<u32> {
+        self.first_reads.take()
     }
 
     /// Size in sectors of 512 bytes.
@@ -178,9 +225,29 @@ impl LazyDisk {
         self.map.device_bytes() / 512
     }
 
-    /// What the fetcher has done so far.
+    /// Why the cache could not keep a block, the last time since this was asked.
+    pub fn take_cache_failure(&self) -> Option<CacheFailure> {
+        self.blocks.take_cache_failure()
+    }
+
+    /// The block that begins at device block `start`, if one does.
+    pub fn extent_at(&self, start: u32) -> Option<Extent> {
+        let found = self.map.lookup(start).ok().flatten()?;
+        (found.start == start).then_some(found)
+    }
+
+    /// The block after `extent` on the device, or the first of all.
+    pub fn extent_after(&self, extent: Option<&Extent>) -> Option<Extent> {
+        let next = match extent {
+            Some(extent) => extent.start.checked_add(extent.device_blocks())?,
+            None => u32::try_from(self.map.metadata_bytes() / BLOCK_SIZE).ok()?,
+        };
+        self.extent_at(next)
+    }
+
+    /// What was fetched so far.
     pub fn fetch_stats(&self) -> FetchStats {
-        self.fetcher.stats()
+        self.blocks.stats()
     }
 
     /// The piece at byte `offset` of the device and its length, at most `len` (more than 0). Past the end are zeros.
@@ -262,6 +329,7 @@ impl LazyDisk {
         target: &[VolatileSlice<'_, B>],
         pinned: &Pinned,
     ) -> Outcome {
+        self.first_reads.note(extent.start);
         let Some(block) = self.local(extent, pinned) else {
             return match self.has_just_failed(extent) {
                 true => Outcome::Failed,
@@ -297,22 +365,25 @@ impl LazyDisk {
         if known.is_some() {
             return known;
         }
-        let file = self.fetcher.cache().get(&extent.block).ok().flatten()?;
+        let file = self.blocks.cached(&extent.block)?;
         let block = Arc::new(Fetched::File(file));
         lock(&self.open).insert(extent.start, Arc::clone(&block));
         Some(block)
     }
 
-    /// Gets a block that [`LazyDisk::read_local`] missed; waits as long as the fetcher's deadline. What the cache could not
+    /// Gets a block that [`LazyDisk::read_local`] missed; waits as long as a block's deadline. What the cache could not
     /// keep is added to `pinned`.
     ///
     /// # Errors
     /// When no store delivers it; it then counts as failed for [`FAILURE_REST`].
-    pub fn fetch(&self, extent: &Extent, is_damaged: bool, pinned: &mut Pinned) -> Result<(), FetchError> {
-        let fetched = match is_damaged {
-            true => self.fetcher.refetch(&extent.block),
-            false => self.fetcher.fetch(&extent.block),
-        };
+    pub fn fetch(&self, extent: &Extent, is_damaged: bool, pinned: &mut Pinned) -> Result<(), Undelivered> {
+        lock(&self.demand).waiting += 1;
+        let fetched = self.blocks.fetch(&extent.block, is_damaged);
+        {
+            let mut demand = lock(&self.demand);
+            demand.waiting -= 1;
+            demand.last = Some(Instant::now());
+        }
         match fetched {
             Ok(fetched) => {
                 let block = Arc::new(fetched);
@@ -330,6 +401,52 @@ impl LazyDisk {
         }
     }
 
+    /// Adds the blocks that a read of `len` bytes from byte `offset` on needs and this host does not have to `missing`, up to
+    /// `most` in all. Those that have just failed are left out. Looks at `pieces` pieces at the most, and takes them off.
+    pub fn missing(&self, mut offset: u64, mut len: u64, missing: &mut Vec<Extent>, most: usize, pieces: &mut usize) {
+        while len > 0 && missing.len() < most && *pieces > 0 {
+            *pieces -= 1;
+            let Ok((piece, piece_len)) = self.piece(offset, len) else {
+                return;
+            };
+            if let Piece::Block { extent, .. } = piece
+                && !missing.contains(&extent)
+                && !self.has_just_failed(&extent)
+                && !self.is_here(&extent)
+            {
+                missing.push(extent);
+            }
+            offset += piece_len;
+            len -= piece_len;
+        }
+    }
+
+    /// Whether the block is on this host.
+    pub fn is_here(&self, extent: &Extent) -> bool {
+        lock(&self.open).get(extent.start).is_some() || self.blocks.cached(&extent.block).is_some()
+    }
+
+    /// Gets a block that nobody waits for yet. Whether the cache has kept it; if not, it is in memory for a moment. A
+    /// failure is not remembered: who needs the block finds out for himself.
+    ///
+    /// # Errors
+    /// When no store delivers it.
+    pub fn fetch_ahead(&self, extent: &Extent) -> Result<bool, Undelivered> {
+        let fetched = self.blocks.fetch(&extent.block, false)?;
+        if matches!(fetched, Fetched::File(_)) {
+            // Opened again when it is read; there are more blocks than descriptors.
+            return Ok(true);
+        }
+        lock(&self.open).insert(extent.start, Arc::new(fetched));
+        Ok(false)
+    }
+
+    /// Whether no guest has waited for a block for `time`.
+    pub fn is_idle_for(&self, time: Duration) -> bool {
+        let demand = lock(&self.demand);
+        demand.waiting == 0 && demand.last.is_none_or(|last| last.elapsed() >= time)
+    }
+
     /// Lets a block count as failed for [`FAILURE_REST`].
     pub fn give_up(&self, extent: &Extent) {
         let mut failures = lock(&self.failures);
@@ -344,79 +461,4 @@ impl LazyDisk {
             .get(&extent.start)
             .is_some_and(|since| since.elapsed() < FAILURE_REST)
     }
-}
-
-/// A position in a list of slices.
-struct Cursor<'s, 'm, B> {
-    slices: &'s [VolatileSlice<'m, B>],
-    /// Bytes of the first slice that are used up.
-    skip: usize,
-}
-
-impl<'m, B: BitmapSlice> Cursor<'_, 'm, B> {
-    fn left(&self) -> usize {
-        self.slices.iter().map(VolatileSlice::len).sum::<usize>() - self.skip
-    }
-
-    /// The next `len` bytes; fewer at the end.
-    fn take(&mut self, mut len: usize) -> Vec<VolatileSlice<'m, B>> {
-        let mut taken = Vec::new();
-        while let Some(first) = self.slices.first() {
-            let here = len.min(first.len() - self.skip);
-            if here > 0
-                && let Ok(part) = first.subslice(self.skip, here)
-            {
-                taken.push(part);
-            }
-            len -= here;
-            self.skip += here;
-            if self.skip < first.len() {
-                break;
-            }
-            (self.slices, self.skip) = (&self.slices[1..], 0);
-        }
-        taken
-    }
-}
-
-fn fill_zero<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) {
-    const ZEROS: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
-    let mut at = 0;
-    while let Ok(rest) = slice.offset(at)
-        && !rest.is_empty()
-    {
-        at += rest.len().min(ZEROS.len());
-        rest.copy_from(&ZEROS[..]);
-    }
-}
-
-/// Fills all of `target` from byte `offset` of `file`.
-fn read_file<B: BitmapSlice>(file: &File, target: &[VolatileSlice<'_, B>], mut offset: u64) -> io::Result<()> {
-    let mut cursor = Cursor {
-        slices: target,
-        skip: 0,
-    };
-    loop {
-        let mut ahead = Cursor { ..cursor };
-        let rest = ahead.take(usize::MAX);
-        if rest.is_empty() {
-            return Ok(());
-        }
-        match preadv_volatile(file, &rest, offset)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            read => {
-                cursor.take(read);
-                offset += read as u64;
-            }
-        }
-    }
-}
-
-fn read_bytes<B: BitmapSlice>(bytes: &[u8], target: &[VolatileSlice<'_, B>], mut offset: usize) -> io::Result<()> {
-    for slice in target {
-        let source = bytes.get(offset..).and_then(|rest| rest.get(..slice.len()));
-        slice.copy_from(source.ok_or(io::ErrorKind::UnexpectedEof)?);
-        offset += slice.len();
-    }
-    Ok(())
 }

@@ -4,28 +4,38 @@
 //! Flist ──[prepare]──> images/<digest>/root.erofs   metadata of a read-only file system       ([erofs])
 //!                                      root.map     which file block is where on the device   ([map])
 //!                                      root.json    where the blocks come from
+//!                                      prefetch.json  what starts read                        ([prefetch_list])
 //!
-//! guest ──virtio-blk──> hypervisor ──vhost-user──> [server] ──> [disk] ──> root.erofs | block cache | stores
+//! guest ──virtio-blk──> hypervisor ──vhost-user──> [server] ──> [disk] ──> root.erofs | [courier] ──> block cache | stores
 //! ```
-//! The right half is a process of its own, the role [`role::serve`]: a hostile guest talks to it, so it locks itself in
-//! ([`sandbox`]) before it reads the first byte. The writable layer on top is an ordinary disk ([`upper`]); the guest
-//! stacks the two.
+//! The right half are processes of their own, the role [`role::serve`]: a hostile guest talks to the server, so it locks itself in
+//! ([`sandbox`]) before it reads the first byte; in a jail the courier fetches for it, which no guest talks to. The writable layer on
+//! top is an ordinary disk ([`upper`]); the guest stacks the two. The server notes what starts read, and fetches it ahead of later
+//! guests ([`prefetch`]).
 //!
 //! # Invariants
 //! Nothing here mounts anything, and no file data is needed before a guest reads it.
 
+pub mod blocks;
+pub mod courier;
 pub mod disk;
 pub mod erofs;
 pub mod files;
+mod first_reads;
 pub mod map;
+pub mod prefetch;
+pub mod prefetch_list;
 pub mod prepare;
 pub mod report;
 pub mod role;
 pub mod sandbox;
 pub mod server;
+mod slices;
 pub mod upper;
 
 pub use files::files_of_block;
+pub use prefetch::Prefetch;
+pub use prefetch_list::PrefetchList;
 pub use prepare::{PrepareError, prepare};
 pub use role::{RootfsArgs, ServeError, serve};
 pub use upper::{UpperError, create_upper};

@@ -5,6 +5,8 @@
 //! <image>/root.map      where the blocks are on it
 //! <image>/root.json     {"version":1,"routes":[{"first":0,"last":255,"url":...}],"inodes":n,...}; written last
 //! ```
+//! and, when the flist brings hints, the list of [`crate::prefetch_list`].
+//!
 //! # Invariants
 //! Each file appears whole and durable. When `root.json` is there, all three are. Two processes may prepare one image at
 //! once: they write the same bytes.
@@ -20,6 +22,7 @@ use zmachine_sys::file::{FileError, NewFile, read_json, replace_json};
 
 use crate::erofs::{BLOCK_SIZE, ErofsImage, LayoutError, layout};
 use crate::map::write_map;
+use crate::prefetch_list::{self, PrefetchList};
 
 /// Name of the metadata file in an image directory.
 pub const EROFS_NAME: &str = "root.erofs";
@@ -136,6 +139,10 @@ pub fn prepare(image: &Path, digest: &str, flist: &Flist) -> Result<RootDescript
     })?;
     write_file(image, EROFS_NAME, |out| erofs.write_metadata(out))?;
     write_file(image, MAP_NAME, |out| write_map(&erofs, out))?;
+    let list = PrefetchList::of_flist(flist, &erofs);
+    if !list.blocks().is_empty() && !image.join(prefetch_list::NAME).exists() {
+        list.save(image)?;
+    }
     let description = RootDescription::new(&erofs, &flist.routes);
     replace_json(&image.join(ROOT_NAME), &description)?;
     Ok(description)

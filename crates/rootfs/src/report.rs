@@ -4,6 +4,9 @@
 //! {"event":"warning","message":...}
 //! {"event":"ready"}
 //! {"event":"block-failed","block":"<id>","device_offset":n,"length":n,"error":...,"hint":...}
+//! {"event":"cache-failed","error":...,"hint":...}              blocks are served from memory; at most once a minute
+//! {"event":"prefetched","what":"hints"|"all","blocks":n,"milliseconds":n,"stopped":...}
+//! {"event":"first-reads","blocks":[n,...]}                     first device blocks, in the order of their first reads
 //! {"event":"disconnected","error":...}
 //! {"event":"stats","requests":n,"request_errors":n,"bytes_read":n,"blocks_fetched":n,...}      at most once per second
 //! ```
@@ -14,16 +17,20 @@ use std::io::Write;
 use std::ops::Add;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use serde::{Deserialize, Serialize};
 use zmachine_image::fetch::FetchStats;
 
+use crate::blocks::CacheFailure;
 use crate::erofs::{BLOCK_SIZE, Extent};
 
 /// The least time between two lines of statistics.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// The least time between two lines about a failing cache: it fails with every block.
+const CACHE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Counters of the device.
 #[derive(Debug, Default)]
@@ -31,9 +38,15 @@ pub struct Counters {
     requests: AtomicU64,
     errors: AtomicU64,
     bytes: AtomicU64,
+    prefetched: AtomicU64,
 }
 
 impl Counters {
+    /// Counts one block that came before anybody asked for it.
+    pub fn prefetched(&self) {
+        self.prefetched.fetch_add(1, Relaxed);
+    }
+
     /// Counts one answered request and the bytes it got.
     pub fn request(&self, is_error: bool, bytes: u64) {
         self.requests.fetch_add(1, Relaxed);
@@ -54,6 +67,7 @@ impl Counters {
             cache_failures: fetch.cache_failures,
             corrupt_answers: fetch.corrupt_answers,
             blocks_failed: fetch.errors,
+            blocks_prefetched: self.prefetched.load(Relaxed),
         }
     }
 }
@@ -82,6 +96,13 @@ pub struct Stats {
     pub corrupt_answers: u64,
     /// Blocks that no store delivered.
     pub blocks_failed: u64,
+    /// Blocks that came from a store, or from another machine, before the guest asked for them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub blocks_prefetched: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Add for Stats {
@@ -99,6 +120,7 @@ impl Add for Stats {
             cache_failures: self.cache_failures + other.cache_failures,
             corrupt_answers: self.corrupt_answers + other.corrupt_answers,
             blocks_failed: self.blocks_failed + other.blocks_failed,
+            blocks_prefetched: self.blocks_prefetched + other.blocks_prefetched,
         }
     }
 }
@@ -118,6 +140,21 @@ enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         hint: Option<&'a str>,
     },
+    CacheFailed {
+        error: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        hint: Option<&'a str>,
+    },
+    Prefetched {
+        what: &'a str,
+        blocks: u64,
+        milliseconds: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        stopped: Option<&'a str>,
+    },
+    FirstReads {
+        blocks: &'a [u32],
+    },
     Disconnected {
         error: &'a str,
     },
@@ -130,6 +167,8 @@ pub struct Reporter {
     /// Readable when there is something new to tell.
     wake: OwnedFd,
     is_awake: AtomicBool,
+    /// When a failure of the cache was told last.
+    cache_failed: Mutex<Option<Instant>>,
 }
 
 impl Reporter {
@@ -142,6 +181,7 @@ impl Reporter {
             out: File::from(out),
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             is_awake: AtomicBool::new(false),
+            cache_failed: Mutex::default(),
         })
     }
 
@@ -166,6 +206,28 @@ impl Reporter {
         });
     }
 
+    /// The cache could not keep a block, which was served from memory.
+    pub fn cache_failed(&self, failure: &CacheFailure) {
+        let mut told = self.cache_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= CACHE_INTERVAL) {
+            *told = Some(Instant::now());
+            self.line(&Event::CacheFailed {
+                error: &failure.reason,
+                hint: failure.hint.as_deref(),
+            });
+        }
+    }
+
+    /// Fetching ahead has ended, `stopped` early for that reason.
+    pub fn prefetched(&self, what: &str, blocks: u64, took: Duration, stopped: Option<&str>) {
+        self.line(&Event::Prefetched {
+            what,
+            blocks,
+            milliseconds: took.as_millis() as u64,
+            stopped,
+        });
+    }
+
     /// The hypervisor broke off.
     pub fn connection_ended(&self, error: &str) {
         self.line(&Event::Disconnected { error });
@@ -178,10 +240,18 @@ impl Reporter {
         }
     }
 
-    /// Writes statistics whenever they changed, at most once per second, until `stop` is readable, and then once more.
-    pub fn run(&self, stop: impl AsFd, stats: impl Fn() -> Stats) {
+    /// Writes statistics whenever they changed, and what `first_reads` gives until it gives nothing, at most once per
+    /// second, until `stop` is readable, and then once more.
+    pub fn run(&self, stop: impl AsFd, stats: impl Fn() -> Stats, first_reads: impl Fn() -> Vec<u32>) {
         let mut last = None;
         let mut tell = || {
+            loop {
+                let blocks = first_reads();
+                if blocks.is_empty() {
+                    break;
+                }
+                self.line(&Event::FirstReads { blocks: &blocks });
+            }
             let now = Some(stats());
             if now != last {
                 last = now;

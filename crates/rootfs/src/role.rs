@@ -1,17 +1,20 @@
 //! The `rootfs` role: the process that serves one machine's root disk.
 //!
 //! # Start
-//! Everything is opened, then the sandbox is closed, then `{"event":"ready"}` is written, then the hypervisor is accepted.
+//! Everything is opened, the courier split off (in a jail), then the sandbox is closed, then `{"event":"ready"}` is written, then the
+//! hypervisor is accepted.
 //! The listening socket is inherited, so a killed process can be replaced by another with the same arguments, and no
 //! path has to be reachable from inside the sandbox.
 //!
 //! # End
 //! SIGTERM or SIGINT: one last line of statistics, exit status 0. There is nothing to save.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 use std::{io, thread};
 
@@ -19,8 +22,13 @@ use thiserror::Error;
 use zmachine_image::cache::{BlockCache, CacheError};
 use zmachine_image::fetch::{FetchOptions, Fetcher};
 use zmachine_image::store::Credentials;
+use zmachine_sys::jail::{self, Jail, JailError, Limits};
 
-use crate::disk::{LazyDisk, OpenDiskError};
+use crate::courier::{self, Counter, Courier};
+use crate::disk::{self, LazyDisk, OpenDiskError};
+use crate::map::ExtentMap;
+use crate::prefetch::{self, Prefetch};
+use crate::prefetch_list::PrefetchList;
 use crate::prepare::{EROFS_NAME, MAP_NAME, PrepareError, RootDescription};
 use crate::report::{Counters, Reporter};
 use crate::sandbox::{self, Access, SandboxError};
@@ -29,6 +37,15 @@ use crate::server::queue::{Device, SERIAL_LEN};
 
 /// Descriptors the process may have: 256 block files, sockets to stores, two per queue, and room.
 const DESCRIPTORS: u64 = 4096;
+
+/// The largest file it writes in bytes: a block of the cache.
+const LARGEST_FILE: u64 = 256 << 20;
+
+/// Threads it may have, those of the machine's hypervisor counted in: they are one user's.
+const PROCESSES: u64 = 4096;
+
+/// Private memory it may have in bytes: blocks on their way, a few at a time, and threads' stacks.
+const PRIVATE_BYTES: u64 = 1 << 30;
 
 /// What one root disk server needs.
 #[derive(Debug)]
@@ -49,8 +66,14 @@ pub struct RootfsArgs {
     pub credentials: Credentials,
     /// The longest a guest waits for one block.
     pub block_deadline: Duration,
+    /// What is fetched without being asked for.
+    pub prefetch: Prefetch,
+    /// Whether it is noted what the guest reads first.
+    pub record: bool,
     /// Where events go, one JSON object per line (see [`crate::report`]).
     pub events: OwnedFd,
+    /// What the process locks itself into; the paths it needs are added. `None`: it has the sandbox alone.
+    pub jail: Option<Jail>,
 }
 
 /// Why a root disk can not be served.
@@ -85,6 +108,9 @@ pub enum ServeError {
     /// The process can not be locked in; it serves nothing then.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// The process has no jail; it serves nothing then.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// Something of the process itself.
     #[error("can not {action}")]
     Process {
@@ -115,24 +141,91 @@ pub fn serve(args: RootfsArgs) -> Result<(), ServeError> {
             .map_err(process("make an eventfd"))?,
     );
     raise_descriptor_limit(&reporter);
-    let (device, access) = open(&args)?;
+    let (disk, access) = open(&args)?;
+    let list = PrefetchList::read(&args.image_dir);
     let listener = UnixListener::from(args.listener);
     listener
         .set_nonblocking(false)
         .map_err(process("use the listening socket"))?;
-    for warning in sandbox::enter(&access)? {
-        reporter.warning(&warning);
+    let (device, access) = match &args.jail {
+        None => (disk.with_own_fetcher(), Some(access)),
+        Some(base) => {
+            let (courier, counter) = courier::pair().map_err(process("make socket pairs"))?;
+            // One thread is here, and nothing of the guest's has been read.
+            if zmachine_sys::process::fork_single_threaded().map_err(process("start the courier"))? {
+                drop((courier, listener));
+                return fetch(base, &access, disk, counter, &reporter);
+            }
+            drop(counter);
+            let device = disk.with_courier(courier);
+            lock_server_in(base)?
+                .iter()
+                .for_each(|warning| reporter.warning(warning));
+            (device, None)
+        }
+    };
+    if let Some(access) = access {
+        sandbox::enter(&access)?
+            .iter()
+            .for_each(|warning| reporter.warning(warning));
     }
     zmachine_sys::heap::trim();
     report_in_background(&device, &reporter, stop).map_err(process("start a thread"))?;
     reporter.ready();
+    prefetch::start(&device, &reporter, args.prefetch, list.blocks().to_vec()).map_err(process("start a thread"))?;
     server::serve(listener, args.queues, &device, &reporter).map_err(|error| ServeError::Server {
         reason: error.to_string(),
     })
 }
 
+/// The disk before it is decided who fetches its blocks: all that has a path is open.
+struct Disk {
+    serial: [u8; SERIAL_LEN],
+    metadata: File,
+    map: ExtentMap,
+    fetcher: Fetcher,
+    /// Whether it is noted what the guest reads first.
+    record: bool,
+}
+
+impl Disk {
+    fn with_own_fetcher(self) -> Arc<Device> {
+        device(
+            self.serial,
+            LazyDisk::of(self.metadata, self.map, self.fetcher),
+            self.record,
+        )
+    }
+
+    fn with_courier(self, courier: Courier) -> Arc<Device> {
+        device(self.serial, LazyDisk::of(self.metadata, self.map, courier), self.record)
+    }
+}
+
+fn device(serial: [u8; SERIAL_LEN], disk: LazyDisk, record: bool) -> Arc<Device> {
+    Arc::new(Device {
+        disk: if record { disk.recording() } else { disk },
+        serial,
+        counters: Counters::default(),
+        ahead: AtomicUsize::new(0),
+    })
+}
+
+/// The courier's life. No guest reaches it; stores do.
+fn fetch(base: &Jail, access: &Access, disk: Disk, counter: Counter, reporter: &Reporter) -> Result<(), ServeError> {
+    let process = |action| move |source: io::Error| ServeError::Process { action, source };
+    let _ = rustix::thread::set_name(c"zm-courier");
+    zmachine_sys::jail::enter(&courier_jail(base, access))?;
+    for warning in sandbox::enter(access)? {
+        reporter.warning(&warning);
+    }
+    let Disk { fetcher, .. } = disk;
+    zmachine_sys::heap::trim();
+    counter.serve(fetcher).map_err(process("start a thread"))
+}
+
 /// Opens all that has a path.
-fn open(args: &RootfsArgs) -> Result<(Arc<Device>, Access), ServeError> {
+fn open(args: &RootfsArgs) -> Result<(Disk, Access), ServeError> {
     let serial = padded(&args.serial).ok_or_else(|| ServeError::Serial {
         serial: args.serial.clone(),
     })?;
@@ -151,13 +244,15 @@ fn open(args: &RootfsArgs) -> Result<(Arc<Device>, Access), ServeError> {
     };
     let fetcher = Fetcher::new(BlockCache::open(&args.blocks_dir)?, image.routes(), options);
     let access = access(args, &fetcher, &image);
-    let (erofs, map) = (args.image_dir.join(EROFS_NAME), args.image_dir.join(MAP_NAME));
-    let device = Device {
-        disk: LazyDisk::open(&erofs, &map, fetcher)?,
+    let (metadata, map) = disk::open_files(&args.image_dir.join(EROFS_NAME), &args.image_dir.join(MAP_NAME))?;
+    let disk = Disk {
         serial,
-        counters: Counters::default(),
+        metadata,
+        map,
+        fetcher,
+        record: args.record,
     };
-    Ok((Arc::new(device), access))
+    Ok((disk, access))
 }
 
 /// What the sandbox leaves open.
@@ -168,9 +263,66 @@ fn access(args: &RootfsArgs, fetcher: &Fetcher, image: &RootDescription) -> Acce
     let mut read = fetcher.local_directories();
     read.push(args.image_dir.clone());
     Access {
-        write: args.blocks_dir.clone(),
+        write: Some(args.blocks_dir.clone()),
         read,
         uses_network,
+    }
+}
+
+/// The courier's jail: what the sandbox leaves open, and the network only when blocks come from there. It stays the user who owns the
+/// cache, which it fills, without any of its capabilities.
+fn courier_jail(base: &Jail, access: &Access) -> Jail {
+    let mut jail = Jail {
+        user: None,
+        network: access.uses_network,
+        own_landlock: true,
+        limits: Limits {
+            descriptors: Some(DESCRIPTORS),
+            processes: None,
+            file_bytes: Some(LARGEST_FILE),
+            private_bytes: Some(PRIVATE_BYTES),
+        },
+        ..base.clone()
+    };
+    if let Some(path) = &access.write {
+        jail = jail.see(path, jail::Access::Write);
+    }
+    for path in &access.read {
+        jail = jail.see(path, jail::Access::Read);
+    }
+    if access.uses_network {
+        for path in sandbox::NETWORK_FILES {
+            jail = jail.see(path, jail::Access::Read);
+        }
+    }
+    jail
+}
+
+/// Puts a server that has a courier into its jail and its sandbox; what could not be done although it should be.
+///
+/// # Errors
+/// When a wall that this host has can not be put up.
+pub fn lock_server_in(base: &Jail) -> Result<Vec<String>, ServeError> {
+    zmachine_sys::jail::enter(&server_jail(base))?;
+    let nothing = Access {
+        write: None,
+        read: Vec::new(),
+        uses_network: false,
+    };
+    Ok(sandbox::enter(&nothing)?)
+}
+
+/// The server's jail: all it has is open already.
+fn server_jail(base: &Jail) -> Jail {
+    Jail {
+        own_landlock: true,
+        limits: Limits {
+            descriptors: Some(DESCRIPTORS),
+            processes: Some(PROCESSES),
+            file_bytes: Some(0),
+            private_bytes: Some(PRIVATE_BYTES),
+        },
+        ..base.clone()
     }
 }
 
@@ -197,7 +349,8 @@ fn report_in_background(device: &Arc<Device>, reporter: &Arc<Reporter>, stop: Ow
     let (device, reporter) = (Arc::clone(device), Arc::clone(reporter));
     let thread = thread::Builder::new().name("report".into()).stack_size(128 * 1024);
     thread.spawn(move || {
-        reporter.run(stop, || device.counters.snapshot(device.disk.fetch_stats()));
+        let stats = || device.counters.snapshot(device.disk.fetch_stats());
+        reporter.run(stop, stats, || device.disk.take_first_reads());
         std::process::exit(0);
     })?;
     Ok(())

@@ -3,7 +3,7 @@
 //! | what | afterwards |
 //! |---|---|
 //! | capabilities | none, and none can come back (bounding set empty, `no_new_privs`) |
-//! | files (Landlock) | the block cache is read and written; the image and local stores are read; nothing else is there |
+//! | files (Landlock) | the block cache is read and written; the image and local stores are read; nothing else is there. With a courier (see [`crate::courier`]): nothing |
 //! | network (Landlock) | TCP can be connected, not listened to |
 //! | system calls (seccomp) | a list; any other ends the process |
 //! | others | can not trace it or read its memory (not dumpable) |
@@ -28,8 +28,8 @@ use thiserror::Error;
 /// What stays reachable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access {
-    /// The block cache: read, and files made and removed in it.
-    pub write: PathBuf,
+    /// The block cache: read, and files made and removed in it. `None`: nothing is written, and nothing is connected to.
+    pub write: Option<PathBuf>,
     /// Files and directories to read; those that do not exist are left out.
     pub read: Vec<PathBuf>,
     /// Blocks come over the network: names are resolved and certificates checked, with the files that needs.
@@ -37,7 +37,7 @@ pub struct Access {
 }
 
 /// What resolving a name and checking a certificate read.
-const NETWORK_FILES: [&str; 10] = [
+pub(crate) const NETWORK_FILES: [&str; 10] = [
     "/etc/resolv.conf",
     "/etc/hosts",
     "/etc/nsswitch.conf",
@@ -96,7 +96,7 @@ pub fn enter(access: &Access) -> Result<Vec<String>, SandboxError> {
     rustix::thread::set_no_new_privs(true).map_err(refused("give up new privileges"))?;
     let warnings = restrict_files(access)?;
     drop_capabilities().map_err(refused("drop capabilities"))?;
-    for filter in filters()? {
+    for filter in filters(access)? {
         seccompiler::apply_filter(&filter)?;
     }
     Ok(warnings)
@@ -146,7 +146,7 @@ fn restrict_files(access: &Access) -> Result<Vec<String>, RulesetError> {
         .chain(access.read.iter().map(PathBuf::as_path));
     for (path, rights) in read_only
         .map(|path| (path, read))
-        .chain([(access.write.as_path(), write)])
+        .chain(access.write.iter().map(|path| (path.as_path(), write)))
     {
         if let Some(rule) = beneath(path, rights) {
             rules = rules.add_rule(rule)?;
@@ -172,7 +172,7 @@ fn beneath(path: &Path, rights: BitFlags<AccessFs>) -> Option<PathBeneath<PathFd
 }
 
 /// The filters, in the order of their installation; the strictest answer of all counts.
-fn filters() -> Result<Vec<BpfProgram>, seccompiler::Error> {
+fn filters(access: &Access) -> Result<Vec<BpfProgram>, seccompiler::Error> {
     // The C library falls back to `clone`, whose flags a filter can see.
     let errno = |number: i32| SeccompAction::Errno(number as u32);
     let clone3 = filter([(libc::SYS_clone3, vec![])], SeccompAction::Allow, errno(libc::ENOSYS))?;
@@ -183,7 +183,11 @@ fn filters() -> Result<Vec<BpfProgram>, seccompiler::Error> {
     )?];
     let executable = [(libc::SYS_mmap, exec.clone()), (libc::SYS_mprotect, exec)];
     let executable = filter(executable, SeccompAction::Allow, errno(libc::EACCES))?;
-    let listed = filter(allowed()?, SeccompAction::KillProcess, SeccompAction::Allow)?;
+    let mut allowed = allowed()?;
+    if access.write.is_none() {
+        allowed.retain(|(number, _)| !OF_THE_COURIER.contains(number));
+    }
+    let listed = filter(allowed, SeccompAction::KillProcess, SeccompAction::Allow)?;
     Ok(vec![clone3, executable, listed])
 }
 
@@ -233,6 +237,34 @@ fn allowed() -> Result<Vec<(i64, Vec<SeccompRule>)>, seccompiler::Error> {
     Ok(list)
 }
 
+/// What a server does not do that has somebody else fetch its blocks: change files, and connect.
+const OF_THE_COURIER: &[i64] = &[
+    libc::SYS_mkdirat,
+    libc::SYS_linkat,
+    libc::SYS_unlinkat,
+    libc::SYS_ftruncate,
+    libc::SYS_fallocate,
+    libc::SYS_fchmod,
+    libc::SYS_flock,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_utimensat,
+    libc::SYS_memfd_create,
+    libc::SYS_socket,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmmsg,
+    libc::SYS_recvmmsg,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_link,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+];
+
 const ALWAYS: &[i64] = &[
     // Reading, writing, waiting.
     libc::SYS_read,
@@ -278,6 +310,7 @@ const ALWAYS: &[i64] = &[
     libc::SYS_mremap,
     libc::SYS_madvise,
     libc::SYS_brk,
+    libc::SYS_memfd_create,
     libc::SYS_membarrier,
     // Threads, time, signals, the end.
     libc::SYS_clone3,

@@ -12,7 +12,8 @@ use std::time::Duration;
 use guest::{Guest, Kernel, Server};
 use support::{Blocks, builder, directory, flist, metadata, node, noise, stored_path};
 use zmachine_flist::{BlockRef, Flist, NodeId, NodeKind};
-use zmachine_rootfs::{files_of_block, prepare};
+use zmachine_rootfs::map::ExtentMap;
+use zmachine_rootfs::{PrefetchList, files_of_block, prepare};
 
 /// Guests run one after another: each would starve the others.
 static ONE_GUEST: Mutex<()> = Mutex::new(());
@@ -154,6 +155,61 @@ fn a_waiting_server_is_locked_in_and_ends_well_on_sigterm() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(server.process.0.wait().unwrap().success());
     assert!(server.events().contains("\"event\":\"stats\""), "{}", server.events());
+}
+
+/// Waits for a line of the server's events.
+fn told(server: &Server, text: &str) -> String {
+    for _ in 0..400 {
+        if let Some(line) = server.events().lines().find(|line| line.contains(text)) {
+            return line.to_owned();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("no {text:?} in {}", server.events());
+}
+
+fn cached(dir: &Path) -> usize {
+    let shards = fs::read_dir(dir.join("blocks")).unwrap().flatten();
+    let shards = shards.filter(|shard| shard.path().is_dir());
+    shards.map(|shard| fs::read_dir(shard.path()).unwrap().count()).sum()
+}
+
+#[test]
+fn a_server_fetches_what_starts_read_and_when_asked_the_rest_from_within_its_cage() {
+    let dir = tempfile::tempdir().unwrap();
+    let (flist, blocks) = image(dir.path(), 3);
+    let image = dir.path().join("image");
+    let names = "/data/file1 1\n/lonely\n/sums\n/gone\n";
+    let (listed, lost) = zmachine_flist::Hints::parse(names).unwrap().blocks_in(&flist.tree);
+    assert_eq!((listed.len(), lost), (3, 1));
+    let map = ExtentMap::open(&image.join("root.map")).unwrap();
+    let first = u32::try_from(map.metadata_bytes() / 4096).unwrap();
+    let all =
+        (first..u32::try_from(map.device_bytes() / 4096).unwrap()).map(|block| map.lookup(block).unwrap().unwrap());
+    let mut list = PrefetchList::default();
+    let starts: Vec<u32> = all
+        .filter(|extent| listed.contains(&extent.block))
+        .map(|extent| extent.start)
+        .collect();
+    // Numbers at which no block begins come from a guest, too.
+    list.add_recording(&[&starts[..], &[0, 1, u32::MAX, starts[0] + 1]].concat());
+    list.save(&image).unwrap();
+    assert_eq!(list.hints(&image, &flist).unwrap().0.len(), 3);
+
+    let server = Server::prefetching(dir.path(), &image, 1, "hints");
+    let line = told(&server, "prefetched");
+    assert!(line.contains("\"what\":\"hints\",\"blocks\":3,"), "{line}");
+    assert_eq!(cached(dir.path()), 3);
+    drop(server);
+    fs::remove_file(dir.path().join("rootfs.sock")).unwrap();
+    let shard = dir.path().join("store").join(&listed[0].id.0.to_hex()[..2]);
+    let lost = fs::read_dir(&shard).unwrap().count();
+    fs::remove_dir_all(shard).unwrap();
+    fs::remove_dir_all(dir.path().join("blocks")).unwrap();
+    let server = Server::prefetching(dir.path(), &image, 1, "all");
+    told(&server, "\"what\":\"all\"");
+    assert_eq!(cached(dir.path()), blocks.0.len() - lost, "{}", server.events());
+    assert!(!server.events().contains("block-failed"), "nobody has asked for it");
 }
 
 #[test]

@@ -20,12 +20,16 @@ use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use thiserror::Error;
+use zmachine_sys::jail::{self, Access, Jail, JailError, Limits};
 use zmachine_sys::{fd, mount};
 
-use crate::server::{MissingServer, Server};
+use crate::server::{MissingServer, Sandbox, Server};
 
 /// How long the processes of a run before may take to leave the layer. They are being killed when this one starts.
 const LAYER_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Private memory that virtiofsd may have in bytes: its threads' stacks (8 MiB each, reserved), and what it knows of open files.
+const PRIVATE_BYTES: u64 = 2 << 30;
 
 /// What is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +59,8 @@ pub struct ShareArgs {
     pub mount_point: PathBuf,
     /// What is served.
     pub tree: Tree,
+    /// What the process locks itself into before it becomes virtiofsd; `None`: it has virtiofsd's own sandbox alone.
+    pub jail: Option<Jail>,
 }
 
 /// Why a tree can not be served.
@@ -77,6 +83,9 @@ pub enum ShareError {
         /// The layer.
         layer: PathBuf,
     },
+    /// The process can not be locked in; it serves nothing then.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// A step that the host refused.
     #[error("can not {action}")]
     Process {
@@ -130,10 +139,52 @@ fn prepare(args: &ShareArgs) -> Result<Command, ShareError> {
         }
     };
     fd::set_inheritable(args.listener.as_fd(), true).map_err(failed("pass the socket on"))?;
+    if let Some(base) = &args.jail {
+        jail::enter(&locked_in(base, server.program(), &args.mount_point))?;
+    }
     let mut command = Command::new(server.program());
     command.arg0("virtiofsd");
-    command.args(server.arguments(&args.mount_point, args.listener.as_raw_fd(), is_root));
+    let sandbox = match args.jail {
+        Some(_) => Sandbox::ChangedRoot,
+        None => Sandbox::Namespaces,
+    };
+    command.args(server.arguments(&args.mount_point, args.listener.as_raw_fd(), is_root, sandbox));
     Ok(command)
+}
+
+/// What it takes to make files as any user, which is what a guest's root does: the capabilities that virtiofsd itself keeps,
+/// by their numbers in linux/capability.h.
+const OF_FILES: [u32; 8] = [
+    0,  // CAP_CHOWN
+    1,  // CAP_DAC_OVERRIDE
+    3,  // CAP_FOWNER
+    4,  // CAP_FSETID
+    6,  // CAP_SETGID
+    7,  // CAP_SETUID
+    27, // CAP_MKNOD
+    31, // CAP_SETFCAP
+];
+
+/// What it takes until then: CAP_SETPCAP to give the rest up, CAP_SYS_CHROOT to make the tree its root.
+const TO_START: [u32; 2] = [8, 18];
+
+/// virtiofsd's jail. It is root, because files of all users are behind it; all it can see is the tree.
+fn locked_in(base: &Jail, program: &Path, tree: &Path) -> Jail {
+    let mut jail = Jail {
+        user: None,
+        capabilities: OF_FILES.iter().chain(&TO_START).copied().collect(),
+        // It asks the system for the number of files it may have open.
+        system_proc: true,
+        // Which files of the tree are reached is the guest's business; where they end is a matter of mounts.
+        own_landlock: true,
+        limits: Limits {
+            private_bytes: Some(PRIVATE_BYTES),
+            ..Limits::default()
+        },
+        ..base.clone()
+    };
+    jail = jail.see_program(program);
+    jail.see(tree, Access::Write)
 }
 
 fn directory(path: &Path, resolve: ResolveFlags) -> Result<OwnedFd, ShareError> {

@@ -19,6 +19,15 @@ const PLACES: [&str; 6] = [
     "/usr/lib/qemu/virtiofsd",
 ];
 
+/// How virtiofsd locks itself in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sandbox {
+    /// It makes namespaces of its own.
+    Namespaces,
+    /// It is in namespaces of its own already, and makes the tree its root.
+    ChangedRoot,
+}
+
 /// A virtiofsd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
@@ -66,21 +75,32 @@ impl Server {
 
     /// Its arguments: serve `directory` on the listening socket `listener`. A root's tree comes with extended attributes
     /// (file capabilities) and nobody but the guest changes it; a shared directory has what the host allows, now.
-    pub(crate) fn arguments(&self, directory: &Path, listener: RawFd, is_root: bool) -> Vec<OsString> {
+    pub(crate) fn arguments(
+        &self,
+        directory: &Path,
+        listener: RawFd,
+        is_root: bool,
+        sandbox: Sandbox,
+    ) -> Vec<OsString> {
         let source = |option: &str| {
             let mut text = OsString::from(option);
             text.push(directory);
             text
         };
+        let sandbox = match sandbox {
+            Sandbox::Namespaces => "namespace",
+            Sandbox::ChangedRoot => "chroot",
+        };
         let cache = if is_root { "always" } else { "auto" };
         let mut arguments: Vec<OsString> = vec![format!("--fd={listener}").into()];
         if self.is_qemus {
             let xattr = if is_root { "xattr" } else { "no_xattr" };
-            let options = format!("sandbox=namespace,cache={cache},{xattr},announce_submounts,log_level=err");
+            let options = format!("sandbox={sandbox},cache={cache},{xattr},announce_submounts,log_level=err");
             arguments.extend(["-f".into(), "-o".into(), options.into(), "-o".into(), source("source=")]);
         } else {
             arguments.push(source("--shared-dir="));
-            arguments.extend(["--sandbox=namespace", "--announce-submounts", "--log-level=warn"].map(OsString::from));
+            arguments.push(format!("--sandbox={sandbox}").into());
+            arguments.extend(["--announce-submounts", "--log-level=warn"].map(OsString::from));
             arguments.push(format!("--cache={cache}").into());
             if is_root {
                 arguments.push("--xattr".into());
@@ -99,7 +119,7 @@ mod tests {
             program: "/v".into(),
             is_qemus,
         };
-        let words = server.arguments(Path::new("/run/m/tree"), 7, is_root);
+        let words = server.arguments(Path::new("/run/m/tree"), 7, is_root, Sandbox::Namespaces);
         words.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 

@@ -1,5 +1,5 @@
 //! All unsafe of the host, and the few primitives that every crate above needs: durable files, locks, child
-//! processes, descriptors, mounts of a process of its own, sockets, taps, terminals, host facts.
+//! processes and their jail, descriptors, mounts of a process of its own, sockets, taps, terminals, host facts.
 //!
 //! # Invariants
 //! Every `unsafe` block of the host program is in this crate, each with its reason. Nothing here knows what a machine
@@ -12,6 +12,7 @@ pub mod file;
 pub mod heap;
 pub mod host;
 pub mod io;
+pub mod jail;
 pub mod lock;
 pub mod mount;
 pub mod process;

@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -43,6 +44,14 @@ impl FileLock {
                 Err(e) => return Err(FileError::io("lock", path, e.into())),
             }
         }
+    }
+
+    /// Whether the locked file is the one that has the name `path` now.
+    pub fn is_at(&self, path: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let which = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let locked = self.file.metadata().map(which).ok();
+        locked.is_some() && path.metadata().map(which).ok() == locked
     }
 
     /// Takes the lock together with others who take it so, waiting as long as it takes. The file is made when missing.
@@ -126,6 +135,65 @@ impl FileLock {
     }
 }
 
+/// Many small locks in one file, each a byte of it (`F_OFD_SETLK`): they too go with the process that holds them. The file
+/// stays empty; a lock needs no byte to be there.
+#[derive(Debug)]
+pub struct ByteLocks {
+    file: File,
+}
+
+/// A held byte; dropping it releases it.
+#[derive(Debug)]
+pub struct ByteLock<'a> {
+    locks: &'a ByteLocks,
+    at: u64,
+}
+
+impl ByteLocks {
+    /// Opens the file, which is made when missing.
+    ///
+    /// # Errors
+    /// When it can not be opened.
+    pub fn open(path: &Path) -> Result<ByteLocks, FileError> {
+        Ok(ByteLocks { file: open(path)? })
+    }
+
+    /// Takes the lock number `at` (its two highest bits do not count) when no other [`ByteLocks`] holds it; `None` when one
+    /// does. Whoever shares this value has to keep its own order: it can take what it holds.
+    ///
+    /// # Errors
+    /// When the file system knows no such locks.
+    pub fn try_take(&self, at: u64) -> io::Result<Option<ByteLock<'_>>> {
+        match self.set(at, libc::F_WRLCK) {
+            Ok(()) => Ok(Some(ByteLock { locks: self, at })),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn set(&self, at: u64, kind: libc::c_int) -> io::Result<()> {
+        // SAFETY: `flock` is a plain structure of integers, for which zeros are a value.
+        let mut range: libc::flock = unsafe { std::mem::zeroed() };
+        range.l_type = kind as libc::c_short;
+        range.l_whence = libc::SEEK_SET as libc::c_short;
+        // The end of the range must be an offset too.
+        range.l_start = (at & (i64::MAX as u64 >> 1)) as libc::off_t;
+        range.l_len = 1;
+        // SAFETY: the descriptor is open, and the kernel reads one `flock`, which lives until the call returns.
+        match unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for ByteLock<'_> {
+    fn drop(&mut self) {
+        // It can not fail on a range that is held; at the worst the lock ends with the process.
+        let _ = self.locks.set(self.at, libc::F_UNLCK);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,5 +215,23 @@ mod tests {
         ];
         assert!(readers.iter().all(Option::is_some));
         assert!(FileLock::try_exclusive(&path).unwrap().is_none());
+    }
+    #[test]
+    fn bytes_are_locked_one_by_one_between_openings_of_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bytes");
+        let (ours, theirs) = (ByteLocks::open(&path).unwrap(), ByteLocks::open(&path).unwrap());
+        let held = ours.try_take(7).unwrap().unwrap();
+        assert!(theirs.try_take(7).unwrap().is_none());
+        assert!(theirs.try_take(8).unwrap().is_some());
+        assert!(theirs.try_take(u64::MAX).unwrap().is_some());
+        drop(held);
+        assert!(theirs.try_take(7).unwrap().is_some());
+        let kept = ByteLocks::open(&path).unwrap();
+        std::mem::forget(kept.try_take(9).unwrap());
+        assert!(theirs.try_take(9).unwrap().is_none());
+        drop(kept);
+        assert!(theirs.try_take(9).unwrap().is_some(), "it went with its holder");
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
     }
 }

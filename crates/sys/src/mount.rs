@@ -26,21 +26,32 @@ pub fn make_private() -> io::Result<()> {
 /// # Errors
 /// The kernel's reason.
 pub fn bind_tree(source: impl AsFd, target: &Path, read_only: bool) -> io::Result<()> {
+    bind_restricted(source, target, read_only, true)
+}
+
+/// As [`bind_tree`], of a directory or any other file; programs in it can be executed only when `executable`.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn bind_restricted(source: impl AsFd, target: &Path, read_only: bool, executable: bool) -> io::Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(source.as_fd(), "", flags)?;
-    restrict(&tree, read_only)?;
+    restrict(&tree, read_only, executable)?;
     move_mount(tree.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())
 }
 
 /// Sets the attributes of all mounts of a tree.
-fn restrict(tree: &OwnedFd, read_only: bool) -> io::Result<()> {
+fn restrict(tree: &OwnedFd, read_only: bool, executable: bool) -> io::Result<()> {
     let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     if read_only {
         attributes |= libc::MOUNT_ATTR_RDONLY;
+    }
+    if !executable {
+        attributes |= libc::MOUNT_ATTR_NOEXEC;
     }
     let wanted = libc::mount_attr {
         attr_set: attributes,

@@ -111,6 +111,38 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
+/// Whether this process may raise the limits of others (`CAP_SYS_RESOURCE`); root in a container often may not.
+pub fn may_raise_limits() -> bool {
+    let resource = rustix::thread::CapabilitySet::SYS_RESOURCE;
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(resource))
+}
+
+/// Lets the process `pid` write files of `bytes`, if it may write only smaller ones now.
+///
+/// # Errors
+/// When it is gone, or the caller may not do that.
+pub fn allow_file_size(pid: u32, bytes: u64) -> io::Result<()> {
+    if file_size_limit(pid)?.is_none_or(|limit| limit >= bytes) {
+        return Ok(());
+    }
+    let limit = libc::rlimit64 {
+        rlim_cur: bytes,
+        rlim_max: bytes,
+    };
+    // SAFETY: the kernel reads one structure of that type; the old limit is not asked for.
+    match unsafe { libc::prlimit64(pid as i32, libc::RLIMIT_FSIZE, &limit, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The largest file a process may write in bytes; `None`: any. To read it takes no privilege, unlike prlimit(2).
+fn file_size_limit(pid: u32) -> io::Result<Option<u64>> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"));
+    Ok(line.and_then(|line| line.split_whitespace().next()?.parse().ok()))
+}
+
 /// What a child of ours starts with.
 #[derive(Debug, Clone, Default)]
 pub struct ChildSetup {
@@ -132,9 +164,10 @@ pub fn prepare_child(command: &mut Command, setup: ChildSetup) {
         }
         if setup.die_with_parent {
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            // The parent may have ended before the line above took effect.
+            // The parent may have ended before the line above took effect. In a pid namespace of its own a process does not
+            // see its parent; it looks for it later, by a descriptor.
             let actual = rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get() as u32);
-            if actual != parent {
+            if actual != parent && std::process::id() != 1 {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
         }

@@ -77,7 +77,7 @@ impl Surroundings {
     }
 }
 
-/// Processes, other than this one, that name `folder` in their command line or environment.
+/// Processes, other than this one, that name `folder` in their command line or environment, or whose root is a jail of it.
 fn processes(folder: &Path) -> Vec<(i32, String)> {
     let folder = folder.as_os_str().as_encoded_bytes();
     let own = std::process::id().cast_signed();
@@ -90,11 +90,21 @@ fn processes(folder: &Path) -> Vec<(i32, String)> {
             // A process that ended meanwhile, or a zombie, has neither.
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            let named = names_path(&line, folder) || names_path(&environment, folder);
+            let named = names_path(&line, folder) || names_path(&environment, folder) || has_root_of(pid, folder);
             let words = String::from_utf8_lossy(&line).replace('\0', " ");
             named.then(|| (pid, words.trim_end().to_owned()))
         })
         .collect()
+}
+
+/// Whether the root of a process is a file system of its own that is named after something in `folder`.
+fn has_root_of(pid: i32, folder: &[u8]) -> bool {
+    let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let is_root = |line: &&str| line.split(' ').nth(4) == Some("/");
+    table
+        .lines()
+        .filter(is_root)
+        .any(|line| names_path(line.as_bytes(), folder))
 }
 
 /// Whether `text` has `path` itself or something below it.

@@ -34,14 +34,18 @@ pub(super) fn write_names(config: &BootConfig) -> Result<(), SetupError> {
     })?;
     write("/etc/hostname", &format!("{}\n", config.hostname), 0o644)?;
     write("/etc/hosts", &hosts(&config.hostname, &config.hosts), 0o644)?;
-    if !config.nameservers.is_empty() {
-        write(
-            "/etc/resolv.conf",
-            &resolv_conf(&config.nameservers, &config.search),
-            0o644,
-        )?;
+    write_resolvers(&config.nameservers, &config.search)
+}
+
+/// Writes `/etc/resolv.conf`, when there are name servers.
+///
+/// # Errors
+/// [`SetupError`] naming the file.
+pub(super) fn write_resolvers(nameservers: &[IpAddr], search: &[String]) -> Result<(), SetupError> {
+    match nameservers.is_empty() {
+        true => Ok(()),
+        false => write("/etc/resolv.conf", &resolv_conf(nameservers, search), 0o644),
     }
-    Ok(())
 }
 
 /// The text of `/etc/hosts`. The machine's own name always resolves.

@@ -10,6 +10,7 @@ mod grow;
 mod netlink;
 mod network;
 mod root;
+mod secrets;
 mod special;
 mod volumes;
 
@@ -19,7 +20,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 use thiserror::Error;
-use zmachine_agent_protocol::{BootConfig, Upper};
+use zmachine_agent_protocol::{BootConfig, Connection, Upper};
 
 use crate::boot::Phases;
 use crate::modules::{self, ModuleError};
@@ -100,6 +101,24 @@ pub(crate) struct Outcome {
     pub(crate) warnings: Vec<String>,
 }
 
+/// Sets an interface up that came while the guest runs.
+///
+/// # Errors
+/// [`SetupError`] naming the interface, address, route or file.
+pub(crate) fn connect(connection: &Connection) -> Result<(), SetupError> {
+    network::connect(&connection.interface, &connection.routes)?;
+    etc::write_resolvers(&connection.nameservers, &connection.search)
+}
+
+/// Takes an interface down, and sets the routes that are to be from then on.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) fn disconnect(connection: &Connection) -> Result<(), SetupError> {
+    network::disconnect(&connection.interface.name, &connection.routes)?;
+    etc::write_resolvers(&connection.nameservers, &connection.search)
+}
+
 /// Sets the guest up as `config` says. What is mounted when a step fails is in `outcome` all the same.
 ///
 /// # Errors
@@ -116,6 +135,11 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
     {
         modules::load_all(order)?;
     }
+    if let Err(error) = modules::load_all(Path::new(modules::NESTED_ORDER)) {
+        outcome
+            .warnings
+            .push(format!("not all that containers inside may need is there: {error}"));
+    }
     root::assemble(&config.root, config.read_ahead_kib, &mut outcome.writable)?;
     phases.end("root");
     root::switch()?;
@@ -128,6 +152,7 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
         etc::remove_host_keys(&mut outcome.warnings);
     }
     etc::authorize(&config.ssh_keys)?;
+    secrets::write_all(&config.secrets)?;
     phases.end("files");
     network::set_up(&config.interfaces, &config.routes)?;
     phases.end("network");

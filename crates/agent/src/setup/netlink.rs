@@ -69,6 +69,11 @@ impl Netlink {
         self.request(Message::link(index, IFF_UP, IFF_UP))
     }
 
+    /// Takes interface `index` down.
+    pub(super) fn set_down(&self, index: u32) -> Result<(), Errno> {
+        self.request(Message::link(index, 0, IFF_UP))
+    }
+
     /// Adds an address, usable at once: no duplicate detection.
     pub(super) fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<(), Errno> {
         let mut header = vec![family(address), prefix, IFA_F_NODAD, RT_SCOPE_UNIVERSE];

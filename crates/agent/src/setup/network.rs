@@ -35,6 +35,26 @@ pub(super) fn set_up(interfaces: &[Interface], routes: &[Route]) -> Result<(), S
     routes.iter().try_for_each(|route| add_route(&netlink, route))
 }
 
+/// Sets one more interface up, while the guest runs.
+///
+/// # Errors
+/// As [`set_up`].
+pub(super) fn connect(interface: &Interface, routes: &[Route]) -> Result<(), SetupError> {
+    set_up(std::slice::from_ref(interface), routes)
+}
+
+/// Takes an interface down; its addresses and routes are of no use from then on. One that is gone is fine.
+///
+/// # Errors
+/// [`SetupError`] naming the interface or route.
+pub(super) fn disconnect(name: &str, routes: &[Route]) -> Result<(), SetupError> {
+    let netlink = Netlink::open().map_err(|source| SetupError::Netlink { source })?;
+    if let Ok(index) = index_of(name) {
+        netlink.set_down(index).map_err(refused(name, "take down"))?;
+    }
+    routes.iter().try_for_each(|route| add_route(&netlink, route))
+}
+
 struct Link {
     name: String,
     index: u32,
@@ -112,8 +132,11 @@ fn bring_up(netlink: &Netlink, interface: &Interface, index: u32) -> Result<(), 
             .set_mtu(index, mtu)
             .map_err(refused(name, &format!("mtu {mtu}")))?;
     }
-    // Without it the link-local address is tentative for a second, and a router behind one out of reach.
-    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0");
+    // Without the first the link-local address is tentative for a second, and a router behind one out of reach. What the
+    // network advertises to those who know nothing is what this interface is given here, and for as long as it is there.
+    for (key, value) in [("accept_dad", "0"), ("accept_ra", "0")] {
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{key}"), value);
+    }
     netlink.set_up(index).map_err(refused(name, "bring up"))?;
     for text in &interface.addresses {
         let (address, prefix) = cidr(text).ok_or_else(|| SetupError::Cidr {

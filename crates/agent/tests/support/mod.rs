@@ -481,6 +481,7 @@ pub(crate) fn config() -> BootConfig {
         ssh_keys: vec!["ssh-ed25519 AAAA me".into()],
         first_start: true,
         read_ahead_kib: 512,
+        secrets: Vec::new(),
     }
 }
 

@@ -51,6 +51,9 @@ pub(crate) enum FlistCommand {
         /// An earlier flist of about the same tree, if it is not the output
         #[arg(long, value_name = "FILE.fl")]
         base: Option<PathBuf>,
+        /// Put a list of what its start reads into the flist ('zmachine image hints'): hosts fetch that first
+        #[arg(long, value_name = "FILE")]
+        hints: Option<PathBuf>,
         /// Threads; all cores by default
         #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "COUNT")]
         threads: usize,
@@ -198,6 +201,11 @@ pub(crate) enum ImageCommand {
         limit: Option<String>,
         #[arg(short, long, value_enum, default_value = "table")]
         output: Format,
+    },
+    /// Print what the first starts of an image on this host read, in that order: a file for 'flist pack --hints'
+    Hints {
+        /// The image: a path, a URL, or the name of a pulled one
+        image: String,
     },
     /// Remove a name
     Rm {

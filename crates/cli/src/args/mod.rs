@@ -102,6 +102,12 @@ pub(crate) enum Command {
     /// Disks with a life of their own
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Networks of machines
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// The firmware that Cloud Hypervisor starts disks with
+    #[command(subcommand)]
+    Firmware(FirmwareCommand),
     /// Guest kernels
     #[command(subcommand)]
     Kernel(KernelCommand),
@@ -118,6 +124,9 @@ pub(crate) enum Command {
     /// The server of a directory for a machine
     #[command(hide = true)]
     Share(ShareRole),
+    /// A process that locks itself in and becomes another program
+    #[command(hide = true)]
+    Jail(JailRole),
 }
 
 /// How a listing is printed.
@@ -239,6 +248,9 @@ pub(crate) struct InspectArgs {
     /// Print the machine file that asks for the same ('zmachine run -f')
     #[arg(long)]
     pub(crate) spec: bool,
+    /// Print secrets too: variables named *_TOKEN, *_KEY, *_PASSWORD or *SECRET*, and credentials of stores
+    #[arg(long)]
+    pub(crate) show_secrets: bool,
     #[command(flatten)]
     pub(crate) names: NamesArgs,
 }
@@ -381,6 +393,74 @@ pub(crate) enum VolumeCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// Make a network; nothing of it is on this host before a machine in it runs
+    Create {
+        name: String,
+        /// Its IPv4 subnet; a free one when nothing is said
+        #[arg(long, value_name = "CIDR")]
+        subnet: Option<String>,
+        /// Its IPv6 subnet, a /64, or 'none'; a private one when nothing is said
+        #[arg(long, value_name = "CIDR|none")]
+        ipv6: Option<String>,
+        /// Its machines reach each other alone: nothing goes out or in
+        #[arg(long)]
+        internal: bool,
+        /// Largest packet in bytes; that of the host's way out when nothing is said
+        #[arg(long, value_name = "BYTES")]
+        mtu: Option<u32>,
+        /// Name servers for what the network does not know itself; this host's when nothing is said
+        #[arg(long, value_name = "IP")]
+        dns: Vec<std::net::IpAddr>,
+    },
+    /// List networks
+    Ls {
+        #[arg(short, long)]
+        quiet: bool,
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
+    /// Show everything about networks, as JSON
+    Inspect {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Have a machine join a network, at once when it runs
+    Connect {
+        /// An address wanted there, once for IPv4 and once for IPv6
+        #[arg(long, value_name = "ADDRESS")]
+        ip: Vec<std::net::IpAddr>,
+        /// A name under which others find it there, beside its own
+        #[arg(long, value_name = "NAME")]
+        alias: Vec<String>,
+        network: String,
+        machine: String,
+    },
+    /// Have a machine leave a network, at once when it runs
+    Disconnect { network: String, machine: String },
+    /// Remove networks that no machine is in
+    Rm {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FirmwareCommand {
+    /// Show the configured one
+    Show,
+    /// Take a file of this host: CLOUDHV.fd of EDK2, or hypervisor-fw. Its hash is pinned
+    Set {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The SHA-256 that it must have
+        #[arg(long, value_name = "HEX")]
+        sha256: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum KernelCommand {
     /// List installed kernels
     Ls {
@@ -454,9 +534,16 @@ pub(crate) struct RootfsRole {
     pub(crate) serial: String,
     #[arg(long, default_value_t = 1)]
     pub(crate) queues: u16,
+    /// What it locks itself into, as JSON
+    #[arg(long)]
+    pub(crate) jail: Option<String>,
     /// The file with the credentials of stores
     #[arg(long)]
     pub(crate) credentials: PathBuf,
+    #[arg(long, default_value = "none", value_parser = ["none", "hints", "all"])]
+    pub(crate) prefetch: String,
+    #[arg(long)]
+    pub(crate) record: bool,
 }
 
 #[derive(Debug, Args)]
@@ -473,4 +560,17 @@ pub(crate) struct ShareRole {
     pub(crate) image: Option<PathBuf>,
     #[arg(long)]
     pub(crate) layer: Option<PathBuf>,
+    /// What it locks itself into, as JSON
+    #[arg(long)]
+    pub(crate) jail: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JailRole {
+    /// What it locks itself into, as JSON
+    #[arg(long)]
+    pub(crate) jail: String,
+    /// What it becomes; nothing: it writes one byte when it is inside, and ends with its input
+    #[arg(last = true)]
+    pub(crate) program: Vec<std::ffi::OsString>,
 }

@@ -5,8 +5,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use zmachine_hypervisor::choice::Requested;
 use zmachine_machine::log::Target;
-use zmachine_machine::spec::{ModeChoice, RootfsChoice, parse_network};
+use zmachine_machine::network::{self, NetworkArgument};
+use zmachine_machine::spec::{JailChoice, ModeChoice, RootfsChoice};
 use zmachine_machine::volume::VolumeArgument;
 use zmachine_machine::{Class, Failure, MachineSpec, RestartPolicy, bytes};
 
@@ -58,6 +60,9 @@ pub(crate) struct CreateArgs {
     /// Read environment variables from a file, one NAME=VALUE a line
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
+    /// A file of this host for the container's /run/secrets, which is in its memory alone; read at each start
+    #[arg(long, value_name = "[NAME=]FILE")]
+    secret: Vec<String>,
     /// Program in place of the image's; split as a shell does
     #[arg(long, value_name = "STRING")]
     entrypoint: Option<String>,
@@ -74,16 +79,19 @@ pub(crate) struct CreateArgs {
     /// a directory of this host: ./DIR:/PATH or /DIR:/PATH; option ro
     #[arg(short = 'v', long, value_name = "NAME|DIR:/PATH[:OPTION,...]")]
     volume: Vec<String>,
-    /// Network to join, and the address wanted in it; 'none' for none
-    #[arg(long, value_name = "NAME[:ip=ADDRESS]", default_value = "default")]
+    /// Network to join ('zmachine network ls'), with ip=ADDRESS and alias=NAME there; 'none' for none
+    #[arg(long, value_name = "NAME[:OPTION,...]", default_value = "default")]
     network: Vec<String>,
+    /// A name under which other machines find it in its networks, beside its own
+    #[arg(long, value_name = "NAME")]
+    network_alias: Vec<String>,
     /// Publish a port of the machine on this host
     #[arg(short, long, value_name = "[IP:]HOST:GUEST[/tcp|udp]")]
     publish: Vec<String>,
     /// Publish every port that the image exposes, on free ports of this host
     #[arg(short = 'P', long)]
     publish_all: bool,
-    /// Name servers in place of the host's
+    /// Name servers in place of those of its networks
     #[arg(long, value_name = "IP")]
     dns: Vec<String>,
     /// Pass standard input on
@@ -104,6 +112,9 @@ pub(crate) struct CreateArgs {
     /// Hardware acceleration
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto", value_parser = ["auto", "kvm", "tcg"])]
     accel: String,
+    /// What runs it; 'auto' takes Cloud Hypervisor where that can, and ZMACHINE_HYPERVISOR is asked first
+    #[arg(long, value_name = "auto|qemu|cloud-hypervisor", value_parser = ["auto", "qemu", "cloud-hypervisor"])]
+    hypervisor: Option<String>,
     /// Guest kernel ('zmachine kernel ls')
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
@@ -138,9 +149,16 @@ pub(crate) struct CreateArgs {
     /// What a container's image comes by: a disk whose blocks are fetched when read, or an unpacked tree over virtio-fs
     #[arg(long, value_name = "auto|block|virtiofs", default_value = "auto", value_parser = ["auto", "block", "virtiofs"])]
     rootfs: String,
+    /// What of a container's image is fetched before it is read: nothing, what earlier starts of it read, or, when it waits
+    /// for nothing, everything
+    #[arg(long, value_name = "none|hints|all", default_value = "hints", value_parser = ["none", "hints", "all"])]
+    prefetch: String,
     /// Tell a container's own kernel of network and environment on its command line, as Zero-OS did
     #[arg(long)]
     legacy_cmdline: bool,
+    /// Lock its processes on this host in as far as the host can, or not at all, for debugging
+    #[arg(long, value_name = "auto|off", default_value = "auto", value_parser = ["auto", "off"])]
+    jail: String,
     /// A word of your own about it
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
@@ -168,6 +186,7 @@ impl CreateArgs {
         spec.cpus = self.cpus;
         spec.memory_bytes = size("--memory", &self.memory)?;
         spec.size_bytes = self.size.as_deref().map_or(Ok(0), |text| size("--size", text))?;
+        let preferred = environment("ZMACHINE_HYPERVISOR");
         spec.env = variables(&self.env_file, &self.env, environment)?;
         spec.entrypoint = self.entrypoint.as_deref().map(split).transpose()?;
         spec.command = texts(&self.command)?;
@@ -177,6 +196,13 @@ impl CreateArgs {
         let volume = |text: &String| Ok(VolumeArgument::parse(text, cwd)?.to_string());
         spec.volumes = self.volume.iter().map(volume).collect::<Result<_, Failure>>()?;
         spec.networks = networks(&self.network)?;
+        let alias = |alias: &String| {
+            network::check_alias(alias).map_err(|what| {
+                Failure::new(Class::Usage, format!("--network-alias: {what}"))
+                    .hint("use letters, digits, '-', '_' and '.', at most 63 characters")
+            })
+        };
+        spec.network_aliases = self.network_alias.iter().map(alias).collect::<Result<_, _>>()?;
         spec.publish = self.publish.clone();
         spec.publish_all = self.publish_all;
         spec.dns = self.dns.clone();
@@ -185,6 +211,7 @@ impl CreateArgs {
         spec.read_only = self.read_only;
         spec.kernel = self.kernel.clone();
         spec.accel = self.accel.clone();
+        spec.hypervisor = hypervisor(self.hypervisor.as_deref(), preferred)?;
         spec.stop_signal = self.stop_signal.clone();
         spec.stop_timeout_s = self.stop_timeout;
         spec.stores = self.store.clone();
@@ -212,8 +239,30 @@ impl CreateArgs {
             "virtiofs" => RootfsChoice::Virtiofs,
             _ => RootfsChoice::Auto,
         };
+        // The parser lets nothing else through.
+        spec.prefetch = self.prefetch.parse().unwrap_or_default();
         spec.legacy_cmdline = self.legacy_cmdline;
+        let secret = |text: &String| zmachine_machine::secret::parse(text, cwd);
+        spec.secrets = self.secret.iter().map(secret).collect::<Result<_, Failure>>()?;
+        spec.jail = match self.jail.as_str() {
+            "off" => JailChoice::Off,
+            _ => JailChoice::Auto,
+        };
         Ok(spec)
+    }
+}
+
+/// What the flag asks for, else what the environment prefers.
+fn hypervisor(flag: Option<&str>, preferred: Option<String>) -> Result<Requested, Failure> {
+    let text = flag.or(preferred.as_deref()).unwrap_or_default();
+    match text {
+        "" | "auto" => Ok(Requested::Auto),
+        "qemu" => Ok(Requested::Qemu),
+        "cloud-hypervisor" => Ok(Requested::CloudHypervisor),
+        other => Err(
+            Failure::new(Class::Usage, format!("ZMACHINE_HYPERVISOR: '{other}' is no hypervisor"))
+                .hint("set it to auto, qemu or cloud-hypervisor"),
+        ),
     }
 }
 
@@ -344,8 +393,8 @@ fn networks(names: &[String]) -> Result<Vec<String>, Failure> {
             "--network none does not go with other networks",
         )),
         names => {
-            names.iter().try_for_each(|name| parse_network(name).map(drop))?;
-            Ok(names.to_vec())
+            let argument = |name: &String| Ok(NetworkArgument::parse(name)?.to_string());
+            names.iter().map(argument).collect()
         }
     }
 }

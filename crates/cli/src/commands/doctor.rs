@@ -1,10 +1,19 @@
 //! `zmachine doctor`: what this host offers, what is lost where it does not, and what mends it.
 
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
 use serde::Serialize;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
+use zmachine_hypervisor::choice::{self, Hypervisor};
 use zmachine_hypervisor::{Accel, qemu};
 use zmachine_kernel::KernelLibrary;
-use zmachine_machine::{Failure, cgroup};
+use zmachine_machine::user::{self, UserLease};
+use zmachine_machine::{Class, Failure, cgroup};
+use zmachine_sys::jail::walls::{self, Walls};
+use zmachine_sys::jail::{self, Jail, Jailed};
+use zmachine_sys::process::ChildSetup;
 
 use crate::args::{DoctorArgs, Format};
 use crate::{context, output};
@@ -26,10 +35,13 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, Failure> {
         state(),
         qemu(),
         acceleration(),
+        cloud_hypervisor(),
+        cloud_firmware(),
         kernel(),
         agent(),
         mkfs(),
         virtiofsd(),
+        jail(),
         cgroups(),
     ];
     checks.extend(networks()?);
@@ -94,14 +106,52 @@ fn qemu() -> Check {
 }
 
 fn acceleration() -> Check {
-    let mend = "enable virtualisation in the firmware, load kvm_intel or kvm_amd";
-    let choice = accel::choose(Requested::Auto, &AccelFacts::gather());
+    let facts = AccelFacts::gather();
+    let is_forbidden = facts.kvm_device_error.as_ref().is_some_and(|e| e.contains("denied"));
+    let mend = match is_forbidden {
+        true => "sudo usermod -aG kvm $USER, and a new login",
+        false => "enable virtualisation in the firmware, load kvm_intel or kvm_amd",
+    };
+    let choice = accel::choose(Requested::Auto, &facts);
     let found = match choice {
         Ok(choice) if choice.accel == Accel::Kvm => Ok(choice.why),
         Ok(choice) => Err(choice.why),
         Err(error) => Err(error.to_string()),
     };
     check("KVM", false, found, "guests are emulated, several times slower", mend)
+}
+
+/// Which hypervisor machines get by default, and why not the other one.
+fn cloud_hypervisor() -> Check {
+    let mend = "a host whose KVM works, and the static binary of Cloud Hypervisor v53 or later in the search path";
+    let found = accel::choose(Requested::Auto, &AccelFacts::gather())
+        .map_err(|e| e.to_string())
+        .and_then(|accel| {
+            let choice = choice::choose(choice::Requested::Auto, &accel, &choice::Found::gather(), None);
+            choice.map_err(|e| e.to_string())
+        });
+    let found = found.and_then(|choice| match choice.driver {
+        Hypervisor::CloudHypervisor => Ok(choice.why),
+        Hypervisor::Qemu => Err(choice.why),
+    });
+    check("Cloud Hypervisor", false, found, "machines run on QEMU", mend)
+}
+
+fn cloud_firmware() -> Check {
+    let configured = context::home().and_then(|home| zmachine_machine::firmware::configured(&home));
+    let found = match configured {
+        Ok(Some(pinned)) => Ok(format!("{} ({}...)", pinned.path.display(), &pinned.sha256[..12])),
+        Ok(None) => Err(String::new()),
+        Err(error) => Err(error.to_string()),
+    };
+    let lost = "machines with a boot loader run on QEMU even where Cloud Hypervisor is";
+    check(
+        "firmware for Cloud Hypervisor",
+        false,
+        found,
+        lost,
+        "zmachine firmware set FILE",
+    )
 }
 
 fn kernel() -> Check {
@@ -160,6 +210,63 @@ fn virtiofsd() -> Check {
     )
 }
 
+fn jail() -> Check {
+    let found = match try_jail() {
+        Ok(walls) if walls.missing(false).is_empty() => Ok(walls.standing().join(", ")),
+        Ok(walls) => Err(format!("missing: {}", walls.missing(false).join(", "))),
+        Err(failure) => Err(failure.to_string()),
+    };
+    check(
+        "every wall of the jail",
+        false,
+        found,
+        "a guest that takes over its hypervisor meets fewer walls",
+        "run as root on Linux 5.13 or later with namespaces, seccomp and Landlock (docs/security.md)",
+    )
+}
+
+/// Puts a process into a jail as machines' processes are, and looks at it from outside.
+fn try_jail() -> Result<Walls, Failure> {
+    let home = context::home()?;
+    let folder = home.run().join(format!("doctor-{}", std::process::id()));
+    zmachine_sys::file::make_dirs(&folder)?;
+    let walls = look_into(&folder);
+    let _ = std::fs::remove_dir(&folder);
+    walls
+}
+
+fn look_into(folder: &Path) -> Result<Walls, Failure> {
+    let is_root = rustix::process::geteuid().is_root();
+    let lease = is_root
+        .then(|| UserLease::take(Path::new(user::FOLDER), "doctor"))
+        .transpose()?;
+    let jail = Jail::new(folder, lease.as_ref().map(UserLease::number));
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg(jail::ROLE)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let setup = ChildSetup {
+        die_with_parent: true,
+        ..ChildSetup::default()
+    };
+    let mut child = Jailed::role(&jail, command)?.spawn(setup, |mut command| command.spawn())?;
+    // It says one word when it is inside, and waits for the end of its input.
+    let mut said = [0; 1];
+    let inside = child.stdout.take().map(|mut out| out.read_exact(&mut said));
+    let walls = walls::of(child.id());
+    drop(child.stdin.take());
+    let status = child.wait()?;
+    match (inside, walls, status.success()) {
+        (Some(Ok(())), Some(walls), true) => Ok(walls),
+        _ => Err(Failure::new(
+            Class::Failed,
+            format!("the process in it ended ({status})"),
+        )),
+    }
+}
+
 fn cgroups() -> Check {
     let found = match cgroup::lacking(std::path::Path::new(cgroup::ROOT)) {
         None => Ok("cpu, memory, pids".to_owned()),
@@ -181,5 +288,23 @@ fn networks() -> Result<Vec<Check>, Failure> {
         let found = if r.met { Ok(String::new()) } else { Err(String::new()) };
         check(&format!("network: {}", r.name), false, found, r.lost, r.mend)
     };
-    Ok(requirements.into_iter().map(each).collect())
+    let mut checks: Vec<Check> = requirements.into_iter().map(each).collect();
+    if rustix::process::geteuid().is_root() {
+        let networks = zmachine_network::Networks::open(context::home()?.data())?;
+        let found = runtime.block_on(networks.findings());
+        let whole = match found {
+            Ok(found) if found.is_empty() => Ok("as their machines need them".to_owned()),
+            Ok(found) => Err(found.join("; ")),
+            Err(error) => Err(error.to_string()),
+        };
+        let mend = "start any machine of that network: zmachine restart NAME";
+        checks.push(check(
+            "networks in use",
+            false,
+            whole,
+            "machines lost a part of their network",
+            mend,
+        ));
+    }
+    Ok(checks)
 }

@@ -30,8 +30,9 @@ pub(crate) fn flist(command: FlistCommand) -> Result<u8, Failure> {
             output,
             to,
             base,
+            hints,
             threads,
-        } => write::pack_source(&source, &output, &to, base.as_deref(), threads),
+        } => write::pack_source(&source, &output, &to, base.as_deref(), hints.as_deref(), threads),
         FlistCommand::Import {
             image,
             output,
@@ -151,9 +152,12 @@ fn inspect(file: &Path, format: Format) -> Result<u8, Failure> {
     all.routes
         .iter()
         .for_each(|r| line("route", format!("{}-{} {}", r.first, r.last, r.url)));
-    all.tags
-        .iter()
-        .for_each(|(key, value)| line("tag", format!("{key} = {value}")));
+    for (key, value) in all.tags {
+        match value.split_once('\n').filter(|(_, rest)| !rest.is_empty()) {
+            Some((first, rest)) => line("tag", format!("{key} = {first} (and {} lines)", rest.lines().count())),
+            None => line("tag", format!("{key} = {}", value.trim_end())),
+        }
+    }
     output::print(&text)?;
     Ok(0)
 }

@@ -3,9 +3,10 @@
 use std::env;
 
 use serde::Serialize;
-use zmachine_image::{ImageKind, ImageName, Library, Reference};
+use zmachine_image::{ImageKind, ImageName, Library, PullPolicy, Reference};
 use zmachine_machine::bytes::{self, Human};
 use zmachine_machine::{Class, Failure};
+use zmachine_rootfs::PrefetchList;
 
 use crate::args::{Format, ImageCommand};
 use crate::commands::machines::each;
@@ -29,6 +30,7 @@ pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
         ImageCommand::Ls { quiet, output } => list(&library, quiet, output),
         ImageCommand::Prune { output } => prune(output),
         ImageCommand::Cache { limit, output } => cache(&library, limit.as_deref(), output),
+        ImageCommand::Hints { image } => hints(&library, &image),
         ImageCommand::Rm { names } => each(&names, |name| Ok(library.remove_name(&image_name(name)?)?)),
     }
 }
@@ -50,6 +52,23 @@ fn pull(library: &Library, text: &str, blocks: bool) -> Result<u8, Failure> {
         trim()?;
     }
     output::print(&format!("{name} {}\n", image.digest))?;
+    Ok(0)
+}
+
+/// What starts of an image have read on this host, by the files it is in.
+fn hints(library: &Library, text: &str) -> Result<u8, Failure> {
+    let reference = Reference::parse(text, &env::current_dir()?)
+        .map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))?;
+    let image = library.resolve(&reference, PullPolicy::Never, &Bars::bytes())?;
+    let list = PrefetchList::read(&image.directory);
+    if list.blocks().is_empty() {
+        let message = format!("nothing is known of what starts of {text} read");
+        return Err(Failure::new(Class::NotFound, message).hint("run it once: its first starts are recorded"));
+    }
+    let hints = list
+        .hints(&image.directory, &image.open_flist()?)
+        .map_err(|e| Failure::from_error(Class::Failed, &e))?;
+    output::print(&hints.to_string())?;
     Ok(0)
 }
 

@@ -1,11 +1,15 @@
 //! `ps` and `inspect`.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use zmachine_machine::bytes::Human;
 use zmachine_machine::catalog::Machine;
-use zmachine_machine::shown::{redact_document, without_credentials};
-use zmachine_machine::{Class, Engine, Failure, MachineSpec, Phase, Plan, State, log};
+use zmachine_machine::shown::without_credentials;
+use zmachine_machine::{Engine, Failure, MachineSpec, Phase, Plan, State, log, redact};
+use zmachine_sys::jail::walls;
+use zmachine_sys::process::ProcessId;
 
 use crate::args::{Format, InspectArgs, PsArgs};
 use crate::{machine_file, output};
@@ -103,9 +107,29 @@ struct Inspection {
     kind: &'static str,
     directory: String,
     log: String,
+    /// What stands around each of its processes, while it runs.
+    walls: BTreeMap<&'static str, String>,
     state: State,
     spec: MachineSpec,
     plan: Plan,
+}
+
+/// What stands around the processes of a machine that runs, one line each.
+fn walls(machine: &Machine) -> BTreeMap<&'static str, String> {
+    let processes = [
+        ("hypervisor", machine.state.hypervisor),
+        ("rootfs", machine.state.rootfs),
+    ];
+    let line = |(role, id): (&'static str, Option<ProcessId>)| {
+        let id = id.filter(|id| id.is_alive())?;
+        let standing = walls::of(id.pid)?.standing();
+        let line = match standing.is_empty() {
+            true => "none".to_owned(),
+            false => standing.join(", "),
+        };
+        Some((role, line))
+    };
+    processes.into_iter().filter_map(line).collect()
 }
 
 /// Shows everything about machines.
@@ -114,10 +138,7 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure
     for name in &args.names.names {
         let machine = engine.machine(name)?;
         if args.spec {
-            let mut spec = machine.spec;
-            spec.flist = without_credentials(&spec.flist);
-            spec.stores = spec.stores.iter().map(|store| without_credentials(store)).collect();
-            output::print(&machine_file::text(&spec)?)?;
+            output::print(&machine_file::text(&machine.spec, args.show_secrets)?)?;
             continue;
         }
         all.push(Inspection {
@@ -125,16 +146,17 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure
             name: machine.spec.name.clone(),
             kind: machine.state.kind.word(),
             directory: machine.dir.display().to_string(),
+            walls: walls(&machine),
             log: log::path(&machine.dir).display().to_string(),
             plan: machine.plan()?,
             state: machine.state,
             spec: machine.spec,
         });
     }
-    if !args.spec {
-        let mut all = serde_json::to_value(&all).map_err(|e| Failure::from_error(Class::Failed, &e))?;
-        redact_document(&mut all);
-        output::json(&all)?;
+    match (args.spec, args.show_secrets) {
+        (true, _) => {}
+        (false, true) => output::json(&all)?,
+        (false, false) => output::json(&redact::shown(&all))?,
     }
     Ok(0)
 }

@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use zmachine_machine::catalog::Machine;
-use zmachine_machine::stats::Sample;
+use zmachine_machine::stats::{InterfaceSample, Sample};
 use zmachine_machine::{Class, Engine, Failure, State};
 
 use crate::args::MetricsArgs;
@@ -194,8 +194,47 @@ fn render(machines: &[(Machine, Option<Sample>)]) -> String {
         let values = machines.iter().map(|(machine, sample)| (machine, value(sample)));
         write_family(&mut text, family, values);
     }
+    for (name, help, value) in OF_INTERFACE {
+        head(&mut text, name, "counter", help);
+        for (machine, sample) in machines {
+            for one in sample.iter().flat_map(|sample| &sample.interfaces) {
+                let (labels, value) = (labels(machine), value(one));
+                let (interface, network) = (&one.interface, &one.network);
+                let _ = writeln!(
+                    text,
+                    "zmachine_{name}{{{labels},interface=\"{interface}\",network=\"{network}\"}} {value}"
+                );
+            }
+        }
+    }
     text
 }
+
+/// Name, help and value of a figure that each interface has.
+type OfInterface = (&'static str, &'static str, fn(&InterfaceSample) -> u64);
+
+const OF_INTERFACE: [OfInterface; 4] = [
+    (
+        "interface_received_bytes_total",
+        "Bytes the guest received, by interface.",
+        |i| i.received_bytes,
+    ),
+    (
+        "interface_sent_bytes_total",
+        "Bytes the guest sent, by interface.",
+        |i| i.sent_bytes,
+    ),
+    (
+        "interface_received_packets_total",
+        "Packets the guest received, by interface.",
+        |i| i.received_packets,
+    ),
+    (
+        "interface_sent_packets_total",
+        "Packets the guest sent, by interface.",
+        |i| i.sent_packets,
+    ),
+];
 
 fn write_family<'a, T>(
     text: &mut String,
@@ -239,6 +278,12 @@ mod tests {
         let mut sample = total([]);
         sample.cpu_ms = 1500;
         sample.guest_used_bytes = Some(1 << 20);
+        sample.interfaces = vec![InterfaceSample {
+            interface: "eth0".into(),
+            network: "default".into(),
+            received_bytes: 7,
+            ..InterfaceSample::default()
+        }];
         let other = Machine {
             spec: MachineSpec::new("db", "/db.fl"),
             ..machine.clone()

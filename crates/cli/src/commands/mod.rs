@@ -5,12 +5,14 @@ mod deploy;
 mod doctor;
 mod events;
 mod exec;
+mod firmware;
 mod flist;
 mod image;
 mod kernel;
 mod list;
 mod machines;
 mod metrics;
+mod network;
 mod run;
 mod stats;
 mod units;
@@ -50,11 +52,14 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Console(args) => exec::console(&context::engine()?, &args),
         Command::Flist(command) => flist::flist(command),
         Command::Image(command) => image::image(command),
+        Command::Firmware(command) => firmware::firmware(&command),
         Command::Kernel(command) => kernel::kernel(command),
         Command::Volume(command) => volume::volume(command),
+        Command::Network(command) => network::network(command),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Monitor(role) => roles::monitor(role),
         Command::Rootfs(role) => roles::rootfs(role),
         Command::Share(role) => roles::share(role),
+        Command::Jail(role) => roles::jail(&role),
     }
 }

@@ -5,8 +5,7 @@ use std::thread;
 
 use zmachine_image::PullPolicy;
 use zmachine_machine::engine::{CreateOptions, Starting};
-use zmachine_machine::shown::redact_document;
-use zmachine_machine::{Class, Engine, Exit, Failure, MachineSpec, Phase, RestartPolicy, catalog};
+use zmachine_machine::{Class, Engine, Exit, Failure, MachineSpec, Phase, RestartPolicy, catalog, redact};
 
 use crate::args::run::Pull;
 use crate::args::{CreateArgs, RunArgs};
@@ -28,9 +27,7 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs) -> Result<u8, Failure> {
     let spec = spec(engine, &args.machine)?;
     if args.dry_run {
         let plan = with_options(&args.machine, |options| engine.plan(&spec, options))?;
-        let mut plan = serde_json::to_value(&plan).map_err(|e| Failure::from_error(Class::Failed, &e))?;
-        redact_document(&mut plan);
-        output::json(&plan)?;
+        output::json(&redact::shown(&plan))?;
         return Ok(0);
     }
     with_options(&args.machine, |options| engine.create(&spec, options))?;

@@ -26,6 +26,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("user", "\"me:us\"", true),
     ("hostname", "\"host\"", true),
     ("network", "[\"default\", \"inner\"]", true),
+    ("network-alias", "[\"db\"]", true),
     ("publish", "[\"8080:80\", \"53:53/udp\"]", true),
     ("publish-all", "true", true),
     ("dns", "[\"9.9.9.9\"]", true),
@@ -35,6 +36,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("stop-signal", "\"SIGINT\"", true),
     ("stop-timeout", "7", true),
     ("accel", "\"tcg\"", true),
+    ("hypervisor", "\"qemu\"", true),
     ("kernel", "\"own\"", true),
     ("store", "[\"dir:///srv/store\"]", true),
     ("restart", "\"on-failure:3\"", true),
@@ -48,6 +50,9 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("reinstall", "true", true),
     ("legacy-cmdline", "true", true),
     ("rootfs", "\"virtiofs\"", true),
+    ("secret", "[\"db=/etc/pw\"]", true),
+    ("jail", "\"off\"", true),
+    ("prefetch", "\"all\"", true),
 ];
 
 /// A folder with `machine.toml` of `content` and what the samples refer to.
@@ -99,7 +104,7 @@ fn every_flag_of_run_has_its_key_and_survives_the_round_trip() {
     let spec = run(asked.path(), &[]).unwrap();
     assert_eq!(spec.flist, asked.path().join("x.fl").to_str().unwrap());
     assert_eq!(spec.command, ["ls", "-l"]);
-    let printed = text(&spec).unwrap();
+    let printed = text(&spec, true).unwrap();
     for (key, ..) in SAMPLES.iter().filter(|(.., is_kept)| *is_kept) {
         assert!(
             printed.lines().any(|line| line.starts_with(&format!("{key} = "))),
@@ -121,7 +126,7 @@ fn each_sample_alone_changes_what_is_asked_for() {
 #[test]
 fn a_machine_of_defaults_prints_nothing_but_its_name_and_image() {
     let spec = MachineSpec::new("web", "/x.fl");
-    assert_eq!(text(&spec).unwrap(), "name = \"web\"\nflist = \"/x.fl\"\n");
+    assert_eq!(text(&spec, true).unwrap(), "name = \"web\"\nflist = \"/x.fl\"\n");
 }
 
 #[test]
@@ -132,7 +137,7 @@ fn odd_words_survive() {
     spec.env = vec![("A".into(), "\"quoted\"\n$x".into()), ("A".into(), "again".into())];
     spec.networks = Vec::new();
     spec.labels.insert("-x".into(), "'''".into());
-    let printed = text(&spec).unwrap();
+    let printed = text(&spec, true).unwrap();
     assert_eq!(run(folder(&printed).path(), &[]).unwrap(), spec, "{printed}");
 }
 
@@ -200,4 +205,15 @@ fn what_is_wrong_in_a_file_is_named() {
     );
     let absent = tempfile::tempdir().unwrap();
     assert_eq!(run(absent.path(), &[]).unwrap_err().class, Class::NotFound);
+}
+
+#[test]
+fn secrets_are_left_to_the_environment_of_who_runs_the_file() {
+    let mut spec = MachineSpec::new("web", "/x.fl");
+    spec.env = vec![("API_TOKEN".into(), "sesame".into()), ("A".into(), "b".into())];
+    spec.stores = vec!["s3://me:hunter2@objects:9000/blocks".into()];
+    let printed = text(&spec, false).unwrap();
+    assert!(!printed.contains("sesame") && !printed.contains("hunter2"), "{printed}");
+    assert!(printed.contains("API_TOKEN") && printed.contains("A=b"), "{printed}");
+    assert!(text(&spec, true).unwrap().contains("API_TOKEN=sesame"));
 }

@@ -157,3 +157,190 @@ fn distinct_blocks(path: &Path, file: u64, blocks: u64, block_bytes: u64) {
             .expect("a block");
     }
 }
+
+#[test]
+fn the_second_start_has_its_blocks_before_the_guest_asks() {
+    let Some(home) = home() else { return };
+    let tree = (0..30).fold(Tree::busybox(&home), |tree, number| {
+        tree.file(&format!("data{number}"), noise(number + 1, 60_000))
+    });
+    let image = tree.pack(&home, "hinted");
+    let read = [
+        "run",
+        "--name",
+        "m",
+        "--network",
+        "none",
+        &image,
+        "sh",
+        "-c",
+        "cat /data* | md5sum",
+    ];
+    let counters = || {
+        let counters = inspect(&home, "m")["state"]["rootfs_counters"].clone();
+        zmachine(&home, &["rm", "m"]).expect_success();
+        (
+            counters["blocks_fetched"].as_u64(),
+            counters["blocks_prefetched"].as_u64().unwrap_or(0),
+        )
+    };
+    let sum = zmachine(&home, &read).expect_success().stdout();
+    let (fetched, ahead) = counters();
+    assert!(fetched >= Some(31) && ahead == 0, "{fetched:?} {ahead}");
+
+    let empty = || fs::remove_dir_all(home.path().join("blocks")).expect("an empty cache");
+    empty();
+    assert_eq!(zmachine(&home, &read).expect_success().stdout(), sum);
+    let (again, ahead) = counters();
+    assert!(ahead >= 28, "{ahead} of {again:?} blocks came ahead of the guest");
+
+    // What this host has learnt goes into the flist, and serves a host that never ran it.
+    let hints = zmachine(&home, &["image", "hints", &image]).expect_success().stdout();
+    assert!(hints.contains("/data7 0\n") && hints.contains("busybox"), "{hints}");
+    fs::write(home.file("hints"), &hints).expect("the hints");
+    let packed = home.file("with-hints.fl").to_string_lossy().into_owned();
+    let tree = tree.root().to_string_lossy().into_owned();
+    let hints = home.file("hints").to_string_lossy().into_owned();
+    let pack = [
+        "flist",
+        "pack",
+        &tree,
+        "-o",
+        &packed,
+        "--store",
+        &home.store(),
+        "--hints",
+        &hints,
+    ];
+    zmachine(&home, &pack).expect_success();
+    empty();
+    let mut first = read;
+    first[5] = &packed;
+    assert_eq!(zmachine(&home, &first).expect_success().stdout(), sum);
+    let (_, ahead) = counters();
+    assert!(ahead >= 28, "{ahead} blocks came ahead of a first start with hints");
+}
+
+#[test]
+fn a_full_cache_disk_is_told_and_nothing_is_wrong() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+    const FILES: u64 = 24;
+    let Some(home) = home() else { return };
+    let tree = (0..FILES).fold(Tree::busybox(&home), |tree, number| {
+        tree.file(&format!("data{number}"), noise(number + 1, 300_000))
+    });
+    let image = tree.pack(&home, "big");
+    let blocks = home.path().join("blocks");
+    fs::create_dir_all(&blocks).expect("the cache");
+    mount("tmpfs", &blocks, "tmpfs", MountFlags::empty(), c"size=3m").expect("a small disk");
+    zmachine(
+        &home,
+        &["run", "-d", "--name", "m", "--network", "none", &image, "sleep", "1000"],
+    )
+    .expect_success();
+    let mut checks = Checks::default();
+    let sums = "echo 3 > /proc/sys/vm/drop_caches; md5sum /data* | md5sum";
+    let sum = told(&home, "m", sums);
+    checks.that("what does not fit is read all the same, again and again", || {
+        let mut all: Vec<String> = (0..FILES).map(|number| format!("data{number}")).collect();
+        all.sort();
+        for name in all {
+            let read = zmachine(&home, &["exec", "m", "cat", &format!("/{name}")]);
+            let number: u64 = name[4..].parse().expect("a number");
+            assert!(
+                read.code == 0 && read.stdout_bytes == noise(number + 1, 300_000),
+                "{name}"
+            );
+        }
+        assert_eq!(told(&home, "m", sums), sum);
+    });
+    checks.that("the machine says so", || {
+        until("a warning", Duration::from_secs(20), || {
+            let warnings = inspect(&home, "m")["state"]["warnings"].to_string();
+            (warnings.contains("is full") && warnings.contains("served from memory")).then_some(())
+        });
+        let log = zmachine(&home, &["logs", "--source", "monitor", "m"]).stdout();
+        assert!(log.contains("cache-failed"), "{log}");
+    });
+    checks.that("what is in the cache is whole, and with room it keeps the rest", || {
+        mount_remount(&blocks, MountFlags::empty(), "size=64m").expect("a larger disk");
+        assert_eq!(told(&home, "m", sums), sum);
+        fs::rename(home.file("store"), home.file("gone")).expect("no store");
+        zmachine(&home, &["rm", "-f", "m"]).expect_success();
+        zmachine(
+            &home,
+            &["run", "-d", "--name", "m", "--network", "none", &image, "sleep", "1000"],
+        )
+        .expect_success();
+        assert_eq!(told(&home, "m", sums), sum);
+    });
+    zmachine(&home, &["rm", "-f", "m"]).expect_success();
+    unmount(&blocks, UnmountFlags::DETACH).expect("unmounted");
+}
+
+#[test]
+#[ignore = "minutes: `make test-long`"]
+fn a_hundred_killed_servers_are_not_noticed() {
+    const KILLS: u32 = 100;
+    let Some(home) = home() else { return };
+    let tree = (0..24).fold(Tree::busybox(&home), |tree, number| {
+        tree.file(&format!("data{number}"), noise(number + 1, 1_000_000))
+    });
+    let image = tree.pack(&home, "killed");
+    zmachine(
+        &home,
+        &[
+            "run",
+            "-d",
+            "--cpus",
+            "2",
+            "--name",
+            "m",
+            "--network",
+            "none",
+            &image,
+            "sleep",
+            "100000",
+        ],
+    )
+    .expect_success();
+    let sum = told(&home, "m", "md5sum /data* | md5sum");
+    // Two readers, one for each queue, without a moment's pause.
+    let reader = "while [ ! -e /tmp/stop ]; do echo 3 > /proc/sys/vm/drop_caches; md5sum /data* 2>&1 | md5sum; done";
+    let both = format!("for n in 1 2; do ({reader}) > /tmp/sums.$n & done; wait");
+    let readers = home.zmachine(["exec", "m", "sh", "-c", &both]).start();
+    let server = || inspect(&home, "m")["state"]["rootfs"]["pid"].as_i64();
+    let requests = || {
+        inspect(&home, "m")["state"]["rootfs_counters"]["requests"]
+            .as_u64()
+            .unwrap_or(0)
+    };
+    let (mut last, before) = (None, requests());
+    for kill in 0..KILLS {
+        let pid = until("a server", Duration::from_secs(60), || {
+            server().filter(|pid| last != Some(*pid))
+        });
+        // Somewhere within what it does: at the start, while it answers, before and after an interrupt.
+        std::thread::sleep(Duration::from_millis(u64::from(kill * 37 % 700)));
+        let victim = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
+        rustix::process::kill_process(victim, rustix::process::Signal::KILL).expect("killed");
+        last = Some(pid);
+    }
+    until("a last server", Duration::from_secs(60), || {
+        server().filter(|pid| last != Some(*pid))
+    });
+    std::thread::sleep(Duration::from_secs(10));
+    told(&home, "m", "touch /tmp/stop");
+    let ended = readers.wait_with_output().expect("the readers");
+    assert!(ended.status.success(), "{ended:?}");
+    let sums = told(&home, "m", "cat /tmp/sums.*");
+    println!(
+        "{KILLS} kills, {} requests, {} rounds of reading",
+        requests() - before,
+        sums.lines().count()
+    );
+    assert!(sums.lines().count() >= 4, "too little was read:\n{sums}");
+    assert!(sums.lines().all(|line| line == sum), "{sum}\n{sums}");
+    assert!(!told(&home, "m", "dmesg").contains("I/O error"));
+    zmachine(&home, &["rm", "-f", "m"]).expect_success();
+}

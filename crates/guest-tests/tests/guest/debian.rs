@@ -49,6 +49,42 @@ fn wait_for_cloud_init(home: &TestHome) {
     }
 }
 
+/// All that cloud-init wrote is taken away, as in an image that has nothing but networkd.
+const ALONE: &str =
+    "rm -rf /etc/netplan/* /run/systemd/network/* /run/netplan; ip addr flush dev eth0; ip route flush dev eth0
+printf '[Match]\nName=e*\n[Network]\nDHCP=yes\n' > /etc/systemd/network/10-all.network
+systemctl restart systemd-networkd";
+
+fn networkd_alone(home: &TestHome) {
+    let nic = inspect(home, "deb")["plan"]["attachments"][0].clone();
+    told(home, ALONE);
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let (gateway, gateway6) = (text(&nic["gateway4"]), text(&nic["gateway6"]));
+    let wanted = [
+        text(&nic["addresses"][0]),
+        // By DHCPv6 alone, so that its prefix length is 128, or by the advertised prefix.
+        text(&nic["addresses"][1]).replace("/64", "/"),
+        format!("default via {gateway}"),
+        "default proto ra".to_owned(),
+        format!("nameserver {gateway}"),
+        format!("nameserver {gateway6}"),
+    ];
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let found = told(
+            home,
+            "ip -o addr show dev eth0; ip route; ip -6 route | sed 's/ via [^ ]*//; s/ dev eth0//'; cat /run/systemd/resolve/resolv.conf",
+        );
+        let lacking: Vec<&String> = wanted.iter().filter(|w| !found.contains(w.as_str())).collect();
+        if lacking.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{lacking:?} not in {found}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert!(told(home, "resolvectl query deb").contains(gateway.rsplit_once('.').map_or("", |(net, _)| net)));
+}
+
 #[test]
 #[ignore = "downloads and boots a whole Debian, which takes minutes: make test-debian"]
 fn debian_gets_its_seed_from_cloud_init_and_its_agent_from_our_package() {
@@ -102,6 +138,9 @@ fn debian_gets_its_seed_from_cloud_init_and_its_agent_from_our_package() {
         assert_eq!(zmachine(&home, &["exec", "deb", "sh", "-c", "exit 7"]).code, 7);
         zmachine(&home, &["cp", &user_data, "deb:/root/copy"]).expect_success();
         assert_eq!(told(&home, "cat /root/copy"), USER_DATA.trim_end());
+    });
+    checks.that("systemd-networkd alone gets the same from the network", || {
+        networkd_alone(&home)
     });
     checks.that("its root grows with its volume while it runs", || {
         zmachine(&home, &["volume", "grow", "boot", "3G"]).expect_success();

@@ -15,6 +15,7 @@ pub(crate) fn home() -> Option<TestHome> {
         "busybox",
         "ip",
         "nft",
+        "dnsmasq",
         "nsenter",
         "setsid",
     ];

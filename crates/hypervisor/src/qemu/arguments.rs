@@ -1,10 +1,11 @@
 //! QEMU's command line for a machine: a pure function. Every device and flag is here with its reason.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
-use std::path::Path;
 
-use crate::{Accel, Boot, Disk, Nic, Platform, Share, VmSpec};
+use serde_json::{Value, json};
+
+use crate::{Accel, Boot, Disk, Nic, NicKind, Platform, Share, VmSpec};
 
 use super::Qemu;
 
@@ -17,6 +18,9 @@ pub const AGENT_SOCKET: &str = "agent.sock";
 /// The device of the agent's port, as events name it.
 pub(super) const AGENT_DEVICE: &str = "agent-port";
 
+/// Slots for interfaces that come while the machine runs. Each is one more bridge that a guest finds at boot.
+pub(super) const HOTPLUG_SLOTS: [&str; 2] = ["later0", "later1"];
+
 /// The numbers of the descriptors that QEMU inherits.
 #[derive(Clone, Debug, Default)]
 pub struct Channels {
@@ -26,8 +30,31 @@ pub struct Channels {
     pub console: RawFd,
     /// The agent's byte stream on a [`Platform::Lean`].
     pub agent: Option<RawFd>,
+    /// The listening socket for the agent's streams on a [`Platform::Pc`].
+    pub agent_listener: Option<RawFd>,
     /// The tap of every interface, by the interface's id.
     pub taps: HashMap<String, RawFd>,
+    /// `/dev/vhost-net`, opened once for every interface, by its id; none: packets go through QEMU.
+    pub vhost: HashMap<String, RawFd>,
+    /// The open files of disks by the disks' ids, and those of [`FIRMWARE_CODE`] and [`FIRMWARE_VARIABLES`].
+    pub files: BTreeMap<String, RawFd>,
+}
+
+/// The firmware's code in [`Channels::files`].
+pub const FIRMWARE_CODE: &str = "firmware-code";
+/// The firmware's variables in [`Channels::files`].
+pub const FIRMWARE_VARIABLES: &str = "firmware-variables";
+
+impl Channels {
+    /// The path by which QEMU opens a file that it was given as a descriptor.
+    fn path(&self, id: &str) -> String {
+        let set = self
+            .files
+            .keys()
+            .position(|key| key == id)
+            .map_or(-1, |at| at as i64 + 1);
+        format!("/dev/fdset/{set}")
+    }
 }
 
 /// The arguments for `vm`, without the program's name.
@@ -35,21 +62,38 @@ pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
     let mut args = Args::default();
     machine(&mut args, vm);
     control(&mut args, vm, channels);
-    boot(&mut args, vm);
+    for (index, fd) in channels.files.values().enumerate() {
+        args.add("-add-fd", format!("fd={fd},set={}", index + 1));
+    }
+    boot(&mut args, vm, channels);
     let starts_from_disk = matches!(vm.boot, Boot::Firmware { .. });
     for (index, disk) in vm.disks.iter().enumerate() {
-        args.disk(disk, host, starts_from_disk && index == 0);
+        args.disk(disk, host, channels, starts_from_disk && index == 0);
     }
     for share in &vm.shares {
         args.share(share);
     }
     for nic in &vm.nics {
         let fd = channels.taps.get(&nic.id).copied().unwrap_or(-1);
-        args.add(
-            "-netdev",
-            format!("tap,id={},fd={fd},vhost={}", nic.id, on_off(host.vhost_net)),
-        );
+        let id = &nic.id;
+        let netdev = match nic.kind {
+            NicKind::Tap => {
+                let vhost = match channels.vhost.get(id) {
+                    Some(fd) => format!("on,vhostfd={fd}"),
+                    None => "off".to_owned(),
+                };
+                format!("tap,id={id},fd={fd},vhost={vhost}")
+            }
+            NicKind::Stream => format!("stream,id={id},server=off,addr.type=fd,addr.str={fd}"),
+        };
+        args.add("-netdev", netdev);
         args.device(nic_device(nic));
+    }
+    if !vm.nics.is_empty() {
+        // The root bus takes nothing while the machine runs.
+        for (index, slot) in HOTPLUG_SLOTS.iter().enumerate() {
+            args.device(format!("pcie-root-port,id={slot},chassis={}", index + 1));
+        }
     }
     args.0
 }
@@ -104,10 +148,13 @@ fn control(args: &mut Args, vm: &VmSpec, channels: &Channels) {
         (Platform::Lean, None) => return,
         (Platform::Lean, Some(fd)) => (format!("socket,id=agent,fd={fd}"), String::new()),
         (Platform::Pc, _) if !vm.agent => return,
-        // By name, so that each life of the guest's agent gets a connection of its own, and none reads what was meant for
+        // A listening socket, so that each life of the guest's agent gets a connection of its own, and none reads what was meant for
         // the one before it.
         (Platform::Pc, _) => (
-            format!("socket,id=agent,path={AGENT_SOCKET},server=on,wait=off"),
+            format!(
+                "socket,id=agent,fd={},server=on,wait=off",
+                channels.agent_listener.unwrap_or(-1)
+            ),
             format!(",id={AGENT_DEVICE}"),
         ),
     };
@@ -119,7 +166,7 @@ fn control(args: &mut Args, vm: &VmSpec, channels: &Channels) {
     ));
 }
 
-fn boot(args: &mut Args, vm: &VmSpec) {
+fn boot(args: &mut Args, vm: &VmSpec, channels: &Channels) {
     match &vm.boot {
         Boot::Kernel {
             kernel,
@@ -136,13 +183,15 @@ fn boot(args: &mut Args, vm: &VmSpec) {
             }
             args.add("-append", cmdline.clone());
         }
-        Boot::Firmware { code, variables } => {
-            let flash = |unit: u8, read_only: &str, file: &Path| {
-                let file = escape(&file.display().to_string());
+        Boot::Firmware { variables, .. } => {
+            let flash = |unit: u8, read_only: &str, file: &str| {
+                let file = channels.path(file);
                 format!("if=pflash,unit={unit},format=raw,readonly={read_only},file={file}")
             };
-            args.add("-drive", flash(0, "on", code));
-            args.add("-drive", flash(1, "off", variables));
+            args.add("-drive", flash(0, "on", FIRMWARE_CODE));
+            if variables.is_some() {
+                args.add("-drive", flash(1, "off", FIRMWARE_VARIABLES));
+            }
         }
     }
 }
@@ -154,6 +203,18 @@ fn nic_device(nic: &Nic) -> String {
         "virtio-net-pci-non-transitional,id=dev-{0},netdev={0},mac={1},romfile={mtu}",
         nic.id, nic.mac
     )
+}
+
+/// The same for an interface that comes while the machine runs, as the control channel takes it.
+pub(super) fn later_nic(nic: &Nic, slot: &str) -> Value {
+    let mut device = json!({
+        "driver": "virtio-net-pci-non-transitional", "id": format!("dev-{}", nic.id), "netdev": nic.id, "mac": nic.mac,
+        "romfile": "", "bus": slot,
+    });
+    if let Some(mtu) = nic.mtu {
+        device["host_mtu"] = json!(mtu);
+    }
+    device
 }
 
 #[derive(Default)]
@@ -173,14 +234,14 @@ impl Args {
         self.add("-device", value);
     }
 
-    fn disk(&mut self, disk: &Disk, host: &Qemu, is_started_from: bool) {
+    fn disk(&mut self, disk: &Disk, host: &Qemu, channels: &Channels, is_started_from: bool) {
         // The firmware would try the network before it.
         let order = if is_started_from { ",bootindex=0" } else { "" };
         match disk {
             Disk::File {
                 id, serial, discard, ..
             } => {
-                self.add("-blockdev", file_node(disk, host).to_string());
+                self.add("-blockdev", file_node(disk, host, channels).to_string());
                 self.device(format!(
                     "virtio-blk-pci-non-transitional,id=dev-{id},drive={id},serial={},discard={}{order}",
                     escape(serial),
@@ -213,13 +274,9 @@ impl Args {
 }
 
 /// The block node of a disk's file, as `-blockdev` and `blockdev-add` take it.
-fn file_node(disk: &Disk, host: &Qemu) -> serde_json::Value {
+fn file_node(disk: &Disk, host: &Qemu, channels: &Channels) -> serde_json::Value {
     let Disk::File {
-        id,
-        path,
-        read_only,
-        discard,
-        ..
+        id, read_only, discard, ..
     } = disk
     else {
         return serde_json::Value::Null;
@@ -232,7 +289,7 @@ fn file_node(disk: &Disk, host: &Qemu) -> serde_json::Value {
         // Locked, so that no two machines write to one file.
         "file": {
             "driver": "file",
-            "filename": path,
+            "filename": channels.path(id),
             "aio": if host.io_uring { "io_uring" } else { "threads" },
             "locking": "on",
         },
@@ -258,11 +315,19 @@ mod tests {
 
     fn line(vm: &VmSpec) -> String {
         let taps = HashMap::from([("net0".to_owned(), 9)]);
+        let files = vm.disks.iter().filter(|disk| matches!(disk, Disk::File { .. }));
+        let mut files: BTreeMap<String, RawFd> = files.zip(11..).map(|(disk, fd)| (disk.id().to_owned(), fd)).collect();
+        if matches!(vm.boot, Boot::Firmware { .. }) {
+            files.extend([(FIRMWARE_CODE.to_owned(), 21), (FIRMWARE_VARIABLES.to_owned(), 22)]);
+        }
         let channels = Channels {
             qmp: 5,
             console: 6,
             agent: vm.agent.then_some(7),
+            agent_listener: Some(8),
             taps,
+            vhost: HashMap::new(),
+            files,
         };
         arguments(vm, &Qemu::assumed("qemu-system-x86_64"), &channels).join(" ")
     }
@@ -271,6 +336,13 @@ mod tests {
     fn the_command_line_of_a_container_machine() {
         let wanted = include_str!("../../tests/golden/qemu-arguments.txt").replace('\n', " ");
         assert_eq!(line(&vm()), wanted.trim_end());
+    }
+
+    #[test]
+    fn an_interface_may_be_a_stream_of_frames() {
+        let mut vm = vm();
+        vm.nics[0].kind = NicKind::Stream;
+        assert!(line(&vm).contains("-netdev stream,id=net0,server=off,addr.type=fd,addr.str=9 -device virtio-net"));
     }
 
     fn pc() -> VmSpec {
@@ -304,7 +376,7 @@ mod tests {
             "{line}"
         );
         assert!(
-            line.contains("path=agent.sock,server=on,wait=off") && line.contains(",id=agent-port"),
+            line.contains("fd=8,server=on,wait=off") && line.contains(",id=agent-port"),
             "{line}"
         );
         assert!(line.contains("-kernel /k/vmlinux"), "{line}");
@@ -314,15 +386,18 @@ mod tests {
     fn a_disk_with_a_boot_loader_is_started_by_firmware() {
         let boot = Boot::Firmware {
             code: "/fw/CODE.fd".into(),
-            variables: "/m/a,b.fd".into(),
+            variables: Some("/m/a,b.fd".into()),
+            sha256: None,
         };
         let line = line(&VmSpec { boot, ..pc() });
         assert!(
-            line.contains("if=pflash,unit=0,format=raw,readonly=on,file=/fw/CODE.fd"),
+            line.contains("-add-fd fd=21,set=2")
+                && line.contains("if=pflash,unit=0,format=raw,readonly=on,file=/dev/fdset/2"),
             "{line}"
         );
         assert!(
-            line.contains("if=pflash,unit=1,format=raw,readonly=off,file=/m/a,,b.fd"),
+            line.contains("-add-fd fd=22,set=3")
+                && line.contains("if=pflash,unit=1,format=raw,readonly=off,file=/dev/fdset/3"),
             "{line}"
         );
         assert!(
@@ -360,7 +435,10 @@ mod tests {
             line.contains(r#""read-only":true"#) && line.contains(r#""discard":"ignore""#),
             "{line}"
         );
-        assert!(line.contains(r#""filename":"/a b\"c""#), "{line}");
+        assert!(
+            line.contains("-add-fd fd=11,set=1") && line.contains(r#""filename":"/dev/fdset/1""#),
+            "{line}"
+        );
     }
 
     #[test]

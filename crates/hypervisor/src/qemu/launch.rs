@@ -1,25 +1,25 @@
 //! Starting QEMU: descriptors, process, handshake. On every error no process is left.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream as StdStream;
+use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::process::{Child, ChildStderr};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use zmachine_sys::process::{ChildSetup, prepare_child};
+use tokio::process::Child;
+use zmachine_sys::jail::{self, Jail, Jailed};
+use zmachine_sys::process::ChildSetup;
 
-use crate::{Boot, ControlError, Disk, LaunchError, LogLines, Platform, Resources, RunDir, VmSpec};
+use crate::driver::check_files;
+use crate::process_log::Log;
+use crate::{Boot, ControlError, Disk, LaunchError, NicKind, Platform, Resources, RunDir, VmSpec};
 
-use super::arguments::{AGENT_SOCKET, Channels, arguments};
+use super::arguments::{AGENT_SOCKET, Channels, FIRMWARE_CODE, FIRMWARE_VARIABLES, arguments};
 use super::qmp::Qmp;
 use super::vm::QemuVm;
 use super::{BINARY, Qemu};
@@ -28,18 +28,19 @@ use super::{BINARY, Qemu};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long whoever serves a disk may refuse connections: it may be restarting.
 const UNSERVED_PATIENCE: Duration = Duration::from_secs(5);
-/// Lines of QEMU's messages that are kept for error texts.
-const KEPT_LINES: usize = 20;
-/// Lines of QEMU's messages that wait for whoever takes the log.
-const WAITING_LINES: usize = 256;
-/// No line is shown longer than this.
-const MAX_LINE_BYTES: usize = 4096;
 
 /// The ends of the socket pairs that stay with us, and the other ends that QEMU inherits.
 struct Pairs {
     qmp: (StdStream, StdStream),
     console: (StdStream, StdStream),
     agent: Option<(StdStream, StdStream)>,
+}
+
+/// What QEMU inherits open, since its jail has no path to it.
+struct Opened {
+    agent_listener: Option<UnixListener>,
+    vhost: HashMap<String, File>,
+    files: BTreeMap<String, File>,
 }
 
 pub(super) async fn launch(
@@ -49,6 +50,8 @@ pub(super) async fn launch(
     run: &RunDir,
 ) -> Result<QemuVm, LaunchError> {
     check_files(vm)?;
+    check_sockets(vm)?;
+    let opened = open(qemu, vm, run)?;
     let channel = |what| move |source| LaunchError::Channel { what, source };
     let pairs = Pairs {
         qmp: StdStream::pair().map_err(channel("control channel"))?,
@@ -59,8 +62,26 @@ pub(super) async fn launch(
             .map_err(channel("agent channel"))?,
     };
     let taps = taps(vm, &resources.taps)?;
-    let mut child = spawn(qemu, vm, &pairs, taps, run)?;
-    let log = Log::collect(child.stderr.take());
+    let channels = Channels {
+        qmp: pairs.qmp.1.as_raw_fd(),
+        console: pairs.console.1.as_raw_fd(),
+        agent: pairs.agent.as_ref().map(|pair| pair.1.as_raw_fd()),
+        agent_listener: opened.agent_listener.as_ref().map(AsRawFd::as_raw_fd),
+        taps,
+        vhost: numbers(&opened.vhost).collect(),
+        files: numbers(&opened.files).collect(),
+    };
+    let jailed = match &resources.jail {
+        Some(base) => in_jail(base, qemu, vm, &opened)?,
+        None => {
+            let mut command = Command::new(&qemu.binary);
+            command.current_dir(run.path());
+            Jailed::free(command)
+        }
+    };
+    let mut child = spawn(qemu, jailed, vm, &channels)?;
+    drop(opened);
+    let log = Log::collect(child.stderr.take(), BINARY);
     let Pairs { qmp, console, agent } = pairs;
     // Our copies of QEMU's ends must go, or its death would not show as the end of the streams.
     let ours = |pair: (StdStream, StdStream), what| into_tokio(pair.0).map_err(channel(what));
@@ -70,7 +91,7 @@ pub(super) async fn launch(
     let qmp = ours(qmp, "control channel")?;
     let greeted = tokio::select! {
         greeted = handshake(qmp) => greeted,
-        said = log.unserved_disk() => {
+        said = unserved_disk(&log) => {
             let _ = child.kill().await; // also reaps it; it can only fail when it is gone already
             return Err(LaunchError::Unserved { said });
         }
@@ -88,29 +109,16 @@ pub(super) async fn launch(
 }
 
 /// Checks what QEMU would not: it waits forever for a socket that is not there.
-fn check_files(vm: &VmSpec) -> Result<(), LaunchError> {
-    let missing = |what, path: &Path| {
-        let path = path.to_owned();
+fn check_sockets(vm: &VmSpec) -> Result<(), LaunchError> {
+    let missing = |path: &Path| {
+        let (what, path) = ("the disk's socket", path.to_owned());
         move |source| LaunchError::Missing { what, path, source }
     };
-    match &vm.boot {
-        Boot::Kernel { kernel, initrd, .. } => {
-            File::open(kernel).map_err(missing("the kernel", kernel))?;
-            if let Some(initrd) = initrd {
-                File::open(initrd).map_err(missing("the initramfs", initrd))?;
-            }
-        }
-        Boot::Firmware { code, variables } => {
-            File::open(code).map_err(missing("the firmware", code))?;
-            File::open(variables).map_err(missing("the firmware's variables", variables))?;
-        }
-    }
     for disk in &vm.disks {
         if let Disk::VhostUser { socket, .. } = disk {
-            let what = "the disk's socket";
-            let kind = std::fs::metadata(socket).map_err(missing(what, socket))?.file_type();
+            let kind = std::fs::metadata(socket).map_err(missing(socket))?.file_type();
             if !kind.is_socket() {
-                return Err(missing(what, socket)(std::io::Error::other("it is not a socket")));
+                return Err(missing(socket)(std::io::Error::other("it is not a socket")));
             }
         }
     }
@@ -125,39 +133,102 @@ fn taps(vm: &VmSpec, given: &HashMap<String, OwnedFd>) -> Result<HashMap<String,
         .collect()
 }
 
-fn spawn(
-    qemu: &Qemu,
-    vm: &VmSpec,
-    pairs: &Pairs,
-    taps: HashMap<String, RawFd>,
-    run: &RunDir,
-) -> Result<Child, LaunchError> {
-    let channels = Channels {
-        qmp: pairs.qmp.1.as_raw_fd(),
-        console: pairs.console.1.as_raw_fd(),
-        agent: pairs.agent.as_ref().map(|pair| pair.1.as_raw_fd()),
-        taps,
+/// Opens what QEMU reads and writes.
+fn open(qemu: &Qemu, vm: &VmSpec, run: &RunDir) -> Result<Opened, LaunchError> {
+    let open = |what, path: &Path, writable: bool| {
+        let missing = |source| LaunchError::Missing {
+            what,
+            path: path.to_owned(),
+            source,
+        };
+        File::options().read(true).write(writable).open(path).map_err(missing)
     };
+    let mut files = BTreeMap::new();
+    if let Boot::Firmware { code, variables, .. } = &vm.boot {
+        files.insert(FIRMWARE_CODE.to_owned(), open("the firmware", code, false)?);
+        if let Some(variables) = variables {
+            let file = open("the firmware's variables", variables, true)?;
+            files.insert(FIRMWARE_VARIABLES.to_owned(), file);
+        }
+    }
+    for disk in &vm.disks {
+        if let Disk::File {
+            id, path, read_only, ..
+        } = disk
+        {
+            files.insert(id.clone(), open("the disk", path, !read_only)?);
+        }
+    }
+    let mut vhost = HashMap::new();
+    if qemu.vhost_net {
+        for nic in vm.nics.iter().filter(|nic| nic.kind == NicKind::Tap) {
+            vhost.insert(nic.id.clone(), open("the device", Path::new("/dev/vhost-net"), true)?);
+        }
+    }
+    let agent_listener = (vm.agent && vm.platform == Platform::Pc)
+        .then(|| listen(&run.path().join(AGENT_SOCKET)))
+        .transpose()
+        .map_err(|source| LaunchError::Channel {
+            what: "agent channel",
+            source,
+        })?;
+    Ok(Opened {
+        agent_listener,
+        vhost,
+        files,
+    })
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    // Of an earlier attempt of this run.
+    let _ = std::fs::remove_file(path);
+    UnixListener::bind(path)
+}
+
+fn numbers<'a>(files: impl IntoIterator<Item = (&'a String, &'a File)>) -> impl Iterator<Item = (String, RawFd)> {
+    files.into_iter().map(|(id, file)| (id.clone(), file.as_raw_fd()))
+}
+
+/// The command that enters the jail and becomes QEMU.
+fn in_jail(base: &Jail, qemu: &Qemu, vm: &VmSpec, opened: &Opened) -> Result<Jailed, LaunchError> {
+    let spawn = |source| LaunchError::Spawn {
+        binary: qemu.binary.clone(),
+        source,
+    };
+    let binary = jail::find_program(&qemu.binary).ok_or_else(|| spawn(io::ErrorKind::NotFound.into()))?;
+    super::jail::make_readable(&vm.boot).map_err(spawn)?;
+    let sizes = opened
+        .files
+        .values()
+        .filter_map(|file| Some(file.metadata().ok()?.len()));
+    let jail = super::jail::of(base, &binary, vm, sizes.max().unwrap_or_default());
+    Jailed::program(&jail, &binary).map_err(spawn)
+}
+
+fn spawn(qemu: &Qemu, mut jailed: Jailed, vm: &VmSpec, channels: &Channels) -> Result<Child, LaunchError> {
     let mut keep = vec![channels.qmp, channels.console];
     keep.extend(channels.agent);
-    keep.extend(channels.taps.values());
-    let mut command = Command::new(&qemu.binary);
-    command.args(arguments(vm, qemu, &channels)).current_dir(run.path());
-    command
+    keep.extend(channels.agent_listener);
+    keep.extend(
+        channels
+            .taps
+            .values()
+            .chain(channels.vhost.values())
+            .chain(channels.files.values()),
+    );
+    jailed
+        .command()
+        .args(arguments(vm, qemu, channels))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    prepare_child(
-        &mut command,
-        ChildSetup {
-            keep,
-            die_with_parent: true,
-            new_session: true,
-        },
-    );
-    let mut command = tokio::process::Command::from(command);
-    command.kill_on_drop(true);
-    command.spawn().map_err(|source| LaunchError::Spawn {
+    let setup = ChildSetup {
+        keep,
+        die_with_parent: true,
+        new_session: true,
+    };
+    let start = |command| tokio::process::Command::from(command).kill_on_drop(true).spawn();
+    jailed.spawn(setup, start).map_err(|source| LaunchError::Spawn {
         binary: qemu.binary.clone(),
         source,
     })
@@ -199,76 +270,14 @@ fn into_tokio(stream: StdStream) -> std::io::Result<UnixStream> {
     UnixStream::from_std(stream)
 }
 
-/// QEMU's standard error: read by a task of its own, so that QEMU never waits for us to read it.
-#[derive(Debug)]
-pub(super) struct Log {
-    kept: Arc<Mutex<VecDeque<String>>>,
-    pub(super) lines: Option<LogLines>,
-    task: Option<JoinHandle<()>>,
-}
-
-impl Log {
-    fn collect(stderr: Option<ChildStderr>) -> Self {
-        let kept = Arc::new(Mutex::new(VecDeque::new()));
-        let (sender, lines) = mpsc::channel(WAITING_LINES);
-        let task = stderr.map(|stderr| tokio::spawn(read_lines(stderr, kept.clone(), sender)));
-        Self {
-            kept,
-            lines: Some(lines),
-            task,
+/// Returns when QEMU has said that a disk's socket refuses it, and the patience for that is over. QEMU itself would try
+/// forever, without answering on its control channel.
+async fn unserved_disk(log: &Log) -> String {
+    loop {
+        if let Some(said) = log.find("Unable to connect character") {
+            tokio::time::sleep(UNSERVED_PATIENCE).await;
+            return said;
         }
-    }
-
-    /// Returns when QEMU has said that a disk's socket refuses it, and the patience for that is over. QEMU itself would try
-    /// forever, without answering on its control channel.
-    async fn unserved_disk(&self) -> String {
-        let find = |kept: &VecDeque<String>| kept.iter().find(|l| l.contains("Unable to connect character")).cloned();
-        loop {
-            let said = find(&self.kept.lock().unwrap_or_else(PoisonError::into_inner));
-            if let Some(said) = said {
-                tokio::time::sleep(UNSERVED_PATIENCE).await;
-                return said;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    /// The last lines, after QEMU has ended and all was read.
-    pub(super) async fn finish(mut self) -> Vec<String> {
-        self.last_lines().await
-    }
-
-    /// As [`Self::finish`]. Bounded, in case somebody else holds QEMU's standard error open.
-    pub(super) async fn last_lines(&mut self) -> Vec<String> {
-        if let Some(task) = self.task.take() {
-            let _ = tokio::time::timeout(Duration::from_secs(2), task).await;
-        }
-        self.kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .cloned()
-            .collect()
-    }
-}
-
-async fn read_lines(stderr: ChildStderr, kept: Arc<Mutex<VecDeque<String>>>, sender: mpsc::Sender<String>) {
-    let mut reader = BufReader::new(stderr);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).await.is_ok_and(|n| n > 0) {
-        line.truncate(MAX_LINE_BYTES);
-        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-        let text = text
-            .strip_prefix(BINARY)
-            .and_then(|t| t.strip_prefix(": "))
-            .unwrap_or(&text)
-            .to_owned();
-        let _ = sender.try_send(text.clone()); // nobody may be listening, or not fast enough
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == KEPT_LINES {
-            kept.pop_front();
-        }
-        kept.push_back(text);
-        line.clear();
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod firmware;
+mod jail;
 mod launch;
 mod probe;
 mod qmp;
@@ -15,9 +16,10 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{Boot, Disk, Driver, LaunchError, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
+use crate::driver::check_devices;
+use crate::{Boot, Driver, LaunchError, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
 
-pub use arguments::{AGENT_PORT, AGENT_SOCKET, Channels, arguments};
+pub use arguments::{AGENT_PORT, AGENT_SOCKET, Channels, FIRMWARE_CODE, FIRMWARE_VARIABLES, arguments};
 pub use firmware::Firmware;
 pub use probe::{ProbeError, probe};
 
@@ -78,54 +80,16 @@ impl Driver for Qemu {
         if matches!(vm.boot, Boot::Firmware { .. }) && (vm.platform != Platform::Pc || vm.disks.is_empty()) {
             return Err(Self::unsupported("firmware starts a PC with a disk, and nothing else"));
         }
-        if vm.cpus == 0 || vm.cpus > 255 {
-            return Err(Self::unsupported(format!("{} CPUs (1 to 255 are possible)", vm.cpus)));
+        if let Boot::Firmware { variables: None, .. } = &vm.boot {
+            return Err(Self::unsupported("its firmware needs a file for its variables"));
         }
-        if vm.memory_bytes < 1 << 20 || !vm.memory_bytes.is_multiple_of(1 << 20) {
-            return Err(Self::unsupported(format!(
-                "{} bytes of memory are not whole MiB",
-                vm.memory_bytes
-            )));
-        }
-        let ids: Vec<&str> = vm
-            .disks
-            .iter()
-            .map(Disk::id)
-            .chain(vm.nics.iter().map(|n| n.id.as_str()))
-            .collect();
-        for (at, id) in ids.iter().enumerate() {
-            if !is_id(id) {
-                return Err(Self::unsupported(format!("'{id}' cannot be the id of a device")));
-            }
-            if ids[..at].contains(id) {
-                return Err(Self::unsupported(format!("two devices have the id '{id}'")));
-            }
-        }
-        for disk in &vm.disks {
-            if let Disk::File { id, serial, .. } = disk
-                && serial.len() > 20
-            {
-                return Err(Self::unsupported(format!(
-                    "the serial number of disk '{id}' is longer than 20 bytes"
-                )));
-            }
-        }
-        Ok(())
+        check_devices(vm, 255).map_err(Self::unsupported)
     }
 
     async fn launch(&self, vm: &VmSpec, resources: Resources, run: &RunDir) -> Result<Box<dyn Vm>, LaunchError> {
         self.supports(vm)?;
         Ok(Box::new(launch::launch(self, vm, resources, run).await?))
     }
-}
-
-/// Also keeps ids from being mistaken for our own (`mem0`, `qmp`, ...), which are never user's devices.
-fn is_id(id: &str) -> bool {
-    let ours = ["qmp", "console", "agent", "agent-port", "mem0", "serial0"];
-    id.starts_with(|c: char| c.is_ascii_alphabetic())
-        && id.len() <= 24
-        && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
-        && !ours.contains(&id)
 }
 
 #[cfg(test)]
@@ -150,7 +114,8 @@ mod tests {
             refusal(|vm| {
                 vm.boot = Boot::Firmware {
                     code: "/c".into(),
-                    variables: "/v".into(),
+                    variables: Some("/v".into()),
+                    sha256: None,
                 }
             })
             .contains("firmware")

@@ -4,11 +4,14 @@
 //! what was read stays in the buffer. An answer to an order whose future was dropped is skipped when it comes.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Map, Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 use crate::ControlError;
@@ -63,11 +66,48 @@ impl Qmp {
 
     /// Gives an order and waits for its answer. Events that come meanwhile are kept.
     pub(crate) async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, ControlError> {
+        self.ask(command, arguments, None).await
+    }
+
+    /// Hands a descriptor over, which later orders name.
+    pub(crate) async fn pass_descriptor(&mut self, name: &str, descriptor: OwnedFd) -> Result<(), ControlError> {
+        let arguments = json!({ "fdname": name });
+        self.ask("getfd", arguments, Some(descriptor)).await.map(drop)
+    }
+
+    /// Waits for an event, for at most `patience`; whether it came. Others that come meanwhile are kept.
+    pub(crate) async fn await_event(
+        &mut self,
+        wanted: impl Fn(&Event) -> bool,
+        patience: Duration,
+    ) -> Result<bool, ControlError> {
+        let come = async {
+            loop {
+                if let Some(at) = self.events.iter().position(&wanted) {
+                    self.events.remove(at);
+                    return Ok(true);
+                }
+                let message = self.read_message().await?;
+                self.keep_event(message);
+            }
+        };
+        tokio::time::timeout(patience, come).await.unwrap_or(Ok(false))
+    }
+
+    async fn ask(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Value, ControlError> {
         let id = self.next_id;
         self.next_id += 1;
         let line = json!({"execute": command, "arguments": arguments, "id": id}).to_string() + "\n";
         let answer = async {
-            self.stream.write_all(line.as_bytes()).await.map_err(gone)?;
+            match &descriptor {
+                Some(descriptor) => self.send_with(line.as_bytes(), descriptor).await.map_err(gone)?,
+                None => self.stream.write_all(line.as_bytes()).await.map_err(gone)?,
+            }
             loop {
                 let message = self.read_message().await?;
                 if message.get("id").and_then(Value::as_u64) == Some(id) {
@@ -93,6 +133,28 @@ impl Qmp {
             let message = self.read_message().await?;
             self.keep_event(message);
         }
+    }
+
+    /// Sends a line and a descriptor with its first byte.
+    async fn send_with(&mut self, line: &[u8], descriptor: &OwnedFd) -> io::Result<()> {
+        let stream = &self.stream;
+        let sent = stream
+            .async_io(Interest::WRITABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                let descriptors = [descriptor.as_fd()];
+                if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+                    return Err(io::ErrorKind::OutOfMemory.into());
+                }
+                Ok(sendmsg(
+                    stream,
+                    &[IoSlice::new(line)],
+                    &mut control,
+                    SendFlags::empty(),
+                )?)
+            })
+            .await?;
+        self.stream.write_all(&line[sent..]).await
     }
 
     fn keep_event(&mut self, mut message: Map<String, Value>) {

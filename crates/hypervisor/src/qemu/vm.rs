@@ -5,7 +5,7 @@
 //! ended; it is told to quit then.
 
 use std::io;
-use std::os::unix::process::ExitStatusExt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -15,26 +15,18 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 
-use crate::{ControlError, ExitReason, LogLines, Vm, VmEvent};
+use crate::process_log::Log;
+use crate::{AgentStream, ControlError, ExitReason, LogLines, Nic, Vm, VmEvent};
 
-use super::arguments::AGENT_DEVICE;
-use super::launch::Log;
+use super::arguments::{AGENT_DEVICE, HOTPLUG_SLOTS, later_nic};
 use super::qmp::{Event, Qmp};
 
 /// QEMU needs milliseconds to quit; then it is killed.
 const QUIT_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Signals that a process gets for its own faults, so that dying of one is a crash and not somebody's wish.
-const FAULTS: [i32; 8] = [
-    4,  // SIGILL
-    5,  // SIGTRAP
-    6,  // SIGABRT
-    7,  // SIGBUS
-    8,  // SIGFPE
-    11, // SIGSEGV
-    13, // SIGPIPE
-    31, // SIGSYS, from its own sandbox
-];
+/// How long a guest may take to let a device go.
+const UNPLUG_PATIENCE: Duration = Duration::from_secs(10);
+
 const SIGTERM: i32 = 15;
 
 /// How far the machine's end has come.
@@ -60,6 +52,8 @@ pub(super) struct QemuVm {
     agent_socket: PathBuf,
     log: Log,
     end: End,
+    /// The interface in each slot of [`HOTPLUG_SLOTS`].
+    slots: [Option<String>; HOTPLUG_SLOTS.len()],
 }
 
 impl QemuVm {
@@ -83,6 +77,7 @@ impl QemuVm {
             agent_socket,
             log,
             end: End::None,
+            slots: Default::default(),
         }
     }
 
@@ -164,14 +159,7 @@ impl QemuVm {
 
     /// The process ended without having said why.
     async fn note_process_end(&mut self, status: Option<ExitStatus>) {
-        let reason = match status.and_then(|s| s.signal()) {
-            Some(signal) if !FAULTS.contains(&signal) => ExitReason::HostSignal(signal),
-            _ => ExitReason::Crashed {
-                status: status.map_or_else(|| "unknown".into(), |s| s.to_string()),
-                last_stderr_lines: self.log.last_lines().await,
-            },
-        };
-        self.end = End::Over(reason);
+        self.end = End::Over(self.log.reason_of(status).await);
     }
 
     async fn order(&mut self, command: &str, arguments: Value) -> Result<Value, ControlError> {
@@ -214,8 +202,50 @@ impl Vm for QemuVm {
     }
 
     async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), ControlError> {
+        // It was started with a limit that fits the disks it had then.
+        zmachine_sys::process::allow_file_size(self.pid, bytes)?;
         let arguments = json!({ "node-name": id, "size": bytes });
         self.order("block_resize", arguments).await.map(drop)
+    }
+
+    async fn add_nic(&mut self, nic: &Nic, tap: OwnedFd) -> Result<(), ControlError> {
+        let Some(slot) = self.slots.iter().position(Option::is_none) else {
+            return Err(ControlError::Refused {
+                command: "device_add".to_owned(),
+                reason: format!(
+                    "the {} slots for interfaces that come later are taken",
+                    HOTPLUG_SLOTS.len()
+                ),
+            });
+        };
+        if self.deaf || !matches!(self.end, End::None) {
+            return Err(ControlError::Gone);
+        }
+        self.qmp.pass_descriptor(&nic.id, tap).await?;
+        let backend = json!({"type": "tap", "id": nic.id, "fd": nic.id, "vhost": false});
+        self.order("netdev_add", backend).await?;
+        if let Err(error) = self.order("device_add", later_nic(nic, HOTPLUG_SLOTS[slot])).await {
+            let _ = self.order("netdev_del", json!({ "id": nic.id })).await;
+            return Err(error);
+        }
+        self.slots[slot] = Some(nic.id.clone());
+        Ok(())
+    }
+
+    async fn remove_nic(&mut self, id: &str) -> Result<(), ControlError> {
+        let slot = self.slots.iter().position(|slot| slot.as_deref() == Some(id));
+        if let Some(slot) = slot {
+            let device = format!("dev-{id}");
+            self.order("device_del", json!({ "id": device })).await?;
+            let is_gone = |event: &Event| {
+                event.name == "DEVICE_DELETED" && event.data.get("device").and_then(Value::as_str) == Some(&device)
+            };
+            // The guest has to let it go. One that does not keeps it, without a link, and the slot.
+            if self.qmp.await_event(is_gone, UNPLUG_PATIENCE).await? {
+                self.slots[slot] = None;
+            }
+        }
+        self.order("netdev_del", json!({ "id": id })).await.map(drop)
     }
 
     async fn quit(&mut self) -> Result<(), ControlError> {
@@ -238,8 +268,8 @@ impl Vm for QemuVm {
         self.qmp.version().to_owned()
     }
 
-    fn take_agent(&mut self) -> Option<UnixStream> {
-        self.agent.take()
+    fn take_agent(&mut self) -> Option<AgentStream> {
+        self.agent.take().map(AgentStream::Connected)
     }
 
     async fn connect_agent(&mut self) -> io::Result<UnixStream> {
@@ -299,6 +329,5 @@ mod tests {
     fn the_signal_is_read_from_qemus_words() {
         assert_eq!(signal_in(&["terminating on signal 2 from pid 77 (sh)".into()]), 2);
         assert_eq!(signal_in(&[]), SIGTERM);
-        assert!(!FAULTS.contains(&9), "being killed is somebody's wish");
     }
 }

@@ -24,7 +24,8 @@ pub use self::console::ConsoleTail;
 pub(crate) use self::explain::hint_for;
 pub use self::explain::{Explanation, explain};
 use crate::failure::Failure;
-use crate::shown::{redact_document, without_credentials};
+use crate::redact;
+use crate::shown::without_credentials;
 use crate::state::Exit;
 
 /// Version of a record.
@@ -66,7 +67,7 @@ pub struct Attempt {
     /// The hypervisor that ran it, with its version: `qemu 7.2.22`.
     #[serde(default)]
     pub hypervisor: Option<String>,
-    /// The plan that was carried out, as `plan.json` has it.
+    /// The plan that was carried out, as `plan.json` has it, without secrets.
     #[serde(default)]
     pub plan: serde_json::Value,
     /// How it ended; `None` while it runs.
@@ -123,8 +124,8 @@ pub enum Outcome {
 
 impl Attempt {
     /// The record of an attempt that begins now.
-    pub fn begin(machine: &crate::catalog::Machine, number: u64, mut plan: serde_json::Value) -> Attempt {
-        redact_document(&mut plan);
+    pub fn begin(machine: &crate::catalog::Machine, number: u64, plan: serde_json::Value) -> Attempt {
+        let plan = redact::shown(&plan);
         Attempt {
             version: ATTEMPT_VERSION,
             number,

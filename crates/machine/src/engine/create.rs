@@ -1,17 +1,22 @@
 //! Creating machines: from a spec to a folder with a plan.
 
-use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 
 use jiff::Timestamp;
+use zmachine_hypervisor::Accel;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
+use zmachine_hypervisor::choice::{self, Choice, Found, Hypervisor};
+use zmachine_hypervisor::firmware::Pinned;
 use zmachine_image::library::hold_images;
 use zmachine_image::{
     FetchOptions, Image, Library, Mode, Progress, PullPolicy, Reference, ResolveError, Timeouts, open_store,
 };
 use zmachine_kernel::{FsDriver, KernelLibrary};
+use zmachine_network::user::{USER_NETWORK, UserRequest};
 use zmachine_network::{
-    Attachment, AttachmentRequest, DEFAULT_NETWORK, HostDns, NetworkError, Networks, Publish, host_nameservers,
+    Attachment, AttachmentRequest, DEFAULT_NETWORK, HostDns, Membership, Network, NetworkError, Networks, Publish,
+    can_make_networks, host_nameservers, is_host_name,
 };
 use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
@@ -22,6 +27,9 @@ use super::vm::host_disk;
 use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
+use crate::network::NetworkArgument;
+use crate::plan::container::{channel_driver, is_for_containers};
+use crate::plan::vm::VmStart;
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
 use crate::spec::{self, MachineSpec, ModeChoice, RootfsChoice};
 use crate::state::State;
@@ -42,6 +50,8 @@ struct Facts {
     makes: Makes,
     host: HostFacts,
     accel: accel::Choice,
+    hypervisor: Choice,
+    cloud_firmware: Option<Pinned>,
     dns: HostDns,
 }
 
@@ -56,6 +66,18 @@ enum Makes {
 }
 
 impl Makes {
+    /// What of the machine Cloud Hypervisor can not do.
+    fn beyond_cloud_hypervisor(&self, uses_shares: bool, has_firmware: bool) -> Option<&'static str> {
+        const SHARES: &str = "shared directories do not survive there when the guest's own kernel restarts";
+        match self {
+            Makes::Container { .. } => None,
+            Makes::Tree(_) => Some(SHARES),
+            Makes::Vm(_) if uses_shares => Some(SHARES),
+            Makes::Vm(facts) => (matches!(facts.start, VmStart::Firmware { .. }) && !has_firmware)
+                .then_some("no firmware is configured for it ('zmachine firmware set FILE')"),
+        }
+    }
+
     fn content<'a>(&'a self, volumes: &'a [Wanted]) -> Content<'a> {
         match self {
             Makes::Container { image, kernel } => Content::Container { image, kernel, volumes },
@@ -148,6 +170,8 @@ impl Engine {
                     home: &self.home,
                     host: &facts.host,
                     accel: facts.accel.accel,
+                    hypervisor: facts.hypervisor.clone(),
+                    cloud_firmware: facts.cloud_firmware.clone(),
                     attachments,
                     host_dns: &facts.dns,
                     shares: &shares,
@@ -175,9 +199,31 @@ impl Engine {
         };
         let accel = accel::choose(requested, &AccelFacts::gather())
             .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))?;
+        // Asked only where it counts: it is a program to run.
+        let found = match spec.hypervisor {
+            choice::Requested::Qemu => Found::default(),
+            choice::Requested::Auto if accel.accel != Accel::Kvm => Found::default(),
+            _ => Found::gather(),
+        };
+        let choose = |lacks| {
+            choice::choose(spec.hypervisor, &accel, &found, lacks)
+                .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))
+        };
+        let mut hypervisor = choose(None)?;
+        let cloud_firmware = crate::firmware::configured(&self.home)?;
+        let makes = self.makes(spec, options, wanted, (uses_shares, hypervisor.driver))?;
+        if hypervisor.driver == Hypervisor::CloudHypervisor {
+            // Its interfaces are taps, and passt has none.
+            let by_passt = uses_passt(&spec.networks).then_some("it has no network without root");
+            if let Some(lacks) = by_passt.or(makes.beyond_cloud_hypervisor(uses_shares, cloud_firmware.is_some())) {
+                hypervisor = choose(Some(lacks))?;
+            }
+        }
         Ok(Facts {
-            makes: self.makes(spec, options, wanted, uses_shares)?,
+            makes,
             host: HostFacts::gather(),
+            hypervisor,
+            cloud_firmware,
             accel,
             dns: host_nameservers(),
         })
@@ -188,11 +234,11 @@ impl Engine {
         spec: &MachineSpec,
         options: &CreateOptions<'_>,
         wanted: &[Wanted],
-        uses_shares: bool,
+        (uses_shares, hypervisor): (bool, Hypervisor),
     ) -> Result<Makes, Failure> {
         if let Some(path) = host_disk(spec, options.cwd)? {
             return self
-                .host_disk_facts(&path, wanted)
+                .host_disk_facts(&path, wanted, hypervisor)
                 .map(|facts| Makes::Vm(Box::new(facts)));
         }
         let reference = Reference::parse(&spec.flist, options.cwd)
@@ -208,7 +254,7 @@ impl Engine {
             ModeChoice::Vm => Mode::Vm,
         };
         let image = library.resolve_as(&reference, options.pull, mode, options.progress)?;
-        if let Some(facts) = self.flist_facts(&library, &image, spec, wanted)? {
+        if let Some(facts) = self.flist_facts(&library, &image, spec, wanted, hypervisor)? {
             return Ok(Makes::Vm(Box::new(facts)));
         }
         if let Some(facts) = tree_facts(&library, &image, spec, wanted, options.progress)? {
@@ -218,6 +264,9 @@ impl Engine {
         let mut drivers: Vec<FsDriver> = wanted.iter().filter_map(|v| FsDriver::of(v.fs.name())).collect();
         let is_tree = spec.rootfs == RootfsChoice::Virtiofs;
         drivers.extend((uses_shares || is_tree).then_some(FsDriver::Virtiofs));
+        drivers.extend(channel_driver(hypervisor));
+        let has_nested = wanted.iter().any(|volume| is_for_containers(&volume.target));
+        drivers.extend(has_nested.then_some(FsDriver::Nested));
         let image = match is_tree {
             true => ImageFacts {
                 tree: Some(unpacked(&library, &image, &spec.flist, options.progress)?),
@@ -254,37 +303,140 @@ impl Engine {
         networks: &Networks,
     ) -> Result<Vec<Attachment>, Failure> {
         networks.check_publish(id, publish)?;
-        let dns_servers: &[IpAddr] = &dns.nameservers;
-        let mut attachments = Vec::new();
-        for (index, text) in spec.networks.iter().enumerate() {
-            let (name, want) = spec::parse_network(text)?;
+        let wanted: Vec<NetworkArgument> = spec
+            .networks
+            .iter()
+            .map(|text| NetworkArgument::parse(text))
+            .collect::<Result<_, _>>()?;
+        if let Some(attachments) = user_attachments(&wanted, id, publish, dns, networks)? {
+            return Ok(attachments);
+        }
+        let mut found: Vec<Network> = Vec::new();
+        for argument in &wanted {
             // The interfaces of a machine are told apart by their networks: a second one would take the first one's place.
-            let is_first = attachments.iter().all(|other: &Attachment| other.network != name);
-            if !is_first {
-                return Err(
-                    Failure::new(Class::Usage, format!("the network '{name}' is named twice"))
-                        .hint("a machine has one interface in a network; leave out the second --network"),
-                );
+            if found.iter().any(|other| other.name() == argument.name) {
+                let message = format!("the network '{}' is named twice", argument.name);
+                return Err(Failure::new(Class::Usage, message)
+                    .hint("a machine has one interface in a network; leave out the second --network"));
             }
-            let attachment = self.block_on(async {
-                let network = match name {
-                    DEFAULT_NETWORK => networks.default_network().await?,
-                    name => networks.get(name)?,
-                };
-                let ipv4 = networks.lease(&network, id, want).await?;
-                let request = AttachmentRequest {
+            found.push(self.block_on(async {
+                match argument.name.as_str() {
+                    DEFAULT_NETWORK => networks.default_network().await,
+                    name => networks.get(name),
+                }
+            })??);
+        }
+        // Nothing goes out of an internal network, nor in.
+        let outward = found.iter().position(|network| !network.is_internal());
+        if outward.is_none() && !publish.is_empty() {
+            let message = format!("-p {}: every network of the machine is internal", publish[0]);
+            return Err(Failure::new(Class::Usage, message).hint("add a --network that is not, or leave out -p"));
+        }
+        let mut attachments = Vec::new();
+        for (index, (argument, network)) in wanted.iter().zip(&found).enumerate() {
+            let is_default = outward == Some(index);
+            let addresses = zmachine_network::Wanted {
+                ipv4: argument.ipv4,
+                ipv6: argument.ipv6,
+            };
+            let lease = self.block_on(networks.lease(network, id, addresses))??;
+            attachments.push(Attachment::plan(
+                network,
+                AttachmentRequest {
                     machine: id,
-                    ipv4,
+                    lease,
                     index: index as u8,
-                    publish: if index == 0 { publish } else { &[] },
-                    nameservers: dns_servers,
+                    is_default,
+                    publish: if is_default { publish } else { &[] },
+                    membership: &membership(spec, argument, &found, outward.is_some_and(|nth| nth != index)),
+                    nameservers: &[],
                     search: &dns.search,
-                };
-                Attachment::plan(&network, request)
-            })??;
-            attachments.push(attachment);
+                },
+            )?);
         }
         Ok(attachments)
+    }
+}
+
+/// Whether one of the networks is the one through passt, for a user who may make no others.
+fn uses_passt(networks: &[String]) -> bool {
+    let is_able = can_make_networks();
+    let is_user = |text: &String| match NetworkArgument::parse(text) {
+        Ok(argument) => argument.name == USER_NETWORK || (argument.name == DEFAULT_NETWORK && !is_able),
+        Err(_) => false,
+    };
+    networks.iter().any(is_user)
+}
+
+/// The machine's only network, when that is the one through passt: because it was asked for, or because nobody may make
+/// bridges here and nothing else was asked for.
+fn user_attachments(
+    wanted: &[NetworkArgument],
+    id: &str,
+    publish: &[Publish],
+    dns: &HostDns,
+    networks: &Networks,
+) -> Result<Option<Vec<Attachment>>, Failure> {
+    let is_able = can_make_networks();
+    let is_user = |argument: &&NetworkArgument| match argument.name.as_str() {
+        USER_NETWORK => true,
+        DEFAULT_NETWORK => !is_able,
+        _ => false,
+    };
+    let Some(argument) = wanted.iter().find(is_user) else {
+        return match wanted.first() {
+            Some(first) if !is_able => {
+                let action = format!("the network '{}'", first.name);
+                Err(NetworkError::NeedsRoot { action }.into())
+            }
+            _ => Ok(None),
+        };
+    };
+    if wanted.len() > 1 {
+        let message = format!("the network '{USER_NETWORK}' does not go with other networks");
+        return Err(
+            Failure::new(Class::Usage, message).hint("leave the others out, or run it as root with --network default")
+        );
+    }
+    let plain = NetworkArgument {
+        name: argument.name.clone(),
+        ..NetworkArgument::default()
+    };
+    if *argument != plain {
+        let message = format!("--network {argument}: without root a machine can not choose its addresses and names");
+        return Err(Failure::new(Class::Unsupported, message).hint("leave the options out, or run it as root"));
+    }
+    let attachment = networks.user_attachment(UserRequest {
+        machine: id,
+        index: 0,
+        is_default: true,
+        publish,
+        dns,
+    })?;
+    Ok(Some(vec![attachment]))
+}
+
+/// What a network is told of a machine.
+pub(super) fn membership(
+    spec: &MachineSpec,
+    argument: &NetworkArgument,
+    all: &[Network],
+    secondary: bool,
+) -> Membership {
+    let own = spec.name.to_ascii_lowercase();
+    // A name such as `a..b` is one of a machine, but none that can be looked up.
+    let mut names: Vec<String> = Some(own).filter(|name| is_host_name(name)).into_iter().collect();
+    for alias in spec.network_aliases.iter().chain(&argument.aliases) {
+        if !names.contains(alias) {
+            names.push(alias.clone());
+        }
+    }
+    let others = all.iter().filter(|network| network.name() != argument.name);
+    Membership {
+        names,
+        also_in: others.map(|network| network.name().to_owned()).collect(),
+        secondary,
+        policy: argument.policy.clone(),
     }
 }
 

@@ -9,6 +9,7 @@
 mod create;
 mod history;
 mod image_facts;
+mod networks;
 mod prune;
 mod reconcile;
 mod remove;

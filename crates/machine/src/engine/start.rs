@@ -100,7 +100,10 @@ impl Engine {
         let mut plan = match machine.plan()? {
             Plan::Container(plan) => plan,
             Plan::Vm(mut plan) => {
-                let kernel = plan.install.as_ref().and_then(|_| self.appliance_kernel());
+                let kernel = plan
+                    .install
+                    .as_ref()
+                    .and_then(|_| self.appliance_kernel(plan.hypervisor.driver));
                 if plan.appliance != kernel {
                     plan.appliance = kernel;
                     zmachine_sys::file::replace_json(&path, &Plan::Vm(plan))?;

@@ -5,7 +5,7 @@ use crate::catalog::Machine;
 use crate::control::{Reply, Request};
 use crate::failure::Failure;
 use crate::state::Phase;
-use crate::stats::Sample;
+use crate::stats::{InterfaceSample, Sample};
 
 impl Engine {
     /// What a running machine uses now; `None` for one that does not run.
@@ -17,7 +17,15 @@ impl Engine {
             return Ok(None);
         }
         let plan = machine.plan()?;
-        let taps: Vec<String> = plan.attachments().iter().map(|a| a.tap.clone()).collect();
+        let attachments = plan.attachments();
+        let through_passt = match attachments.iter().any(|a| a.user.is_some()) {
+            true => match self.reply(machine, &Request::Traffic) {
+                Ok(Some(Reply::Traffic(traffic))) => traffic,
+                _ => Default::default(),
+            },
+            false => Default::default(),
+        };
+        let interfaces = InterfaceSample::take(attachments, &through_passt);
         // A paused guest does not answer, and one that starts or stops has other things to do.
         let guest = match machine.state.phase {
             Phase::Running => match self.reply(machine, &Request::Capacity) {
@@ -26,6 +34,6 @@ impl Engine {
             },
             _ => None,
         };
-        Ok(Some(Sample::take(&machine.state, &taps, guest)))
+        Ok(Some(Sample::take(&machine.state, interfaces, guest)))
     }
 }

@@ -199,7 +199,7 @@ impl Engine {
         Ok(frame.parse().ok())
     }
 
-    fn ask(&self, machine: &Machine, request: &Request) -> Result<(), Failure> {
+    pub(super) fn ask(&self, machine: &Machine, request: &Request) -> Result<(), Failure> {
         let (_input, mut output) = self.stream(machine, request)?;
         let Some(frame) = output.next_frame()? else {
             return Err(not_running(machine));
@@ -209,7 +209,7 @@ impl Engine {
             .map_err(|e| Failure::from_error(Class::Failed, &e))?
         {
             // Whatever its end was: that it ended is what was asked for.
-            Reply::Done | Reply::Ended(_) | Reply::Capacity(_) => Ok(()),
+            Reply::Done | Reply::Ended(_) | Reply::Capacity(_) | Reply::Traffic(_) => Ok(()),
             Reply::Failed(failure) => Err(failure),
         }
     }

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use zmachine_disk::{self as disk, Content as OnDisk, RawFile, Source, identify};
+use zmachine_hypervisor::choice::Hypervisor;
 use zmachine_hypervisor::qemu::Firmware;
 use zmachine_image::{Image, ImageKind, Library, Reference};
 use zmachine_kernel::FsDriver;
@@ -13,6 +14,7 @@ use super::Engine;
 use crate::failure::{Class, Failure};
 use crate::monitor::open_source;
 use crate::plan::KernelChoice;
+use crate::plan::container::channel_driver;
 use crate::plan::vm::{DiskSource, VmFacts, VmStart};
 use crate::spec::{MachineSpec, ModeChoice};
 use crate::volume::Wanted;
@@ -44,13 +46,19 @@ fn has_gpt(path: &Path) -> bool {
 
 impl Engine {
     /// The kernel of the appliance machine; `None` when none is installed.
-    pub(super) fn appliance_kernel(&self) -> Option<KernelChoice> {
-        let drivers: Vec<FsDriver> = ["btrfs", "xfs"].into_iter().filter_map(FsDriver::of).collect();
+    pub(super) fn appliance_kernel(&self, hypervisor: Hypervisor) -> Option<KernelChoice> {
+        let drivers = ["btrfs", "xfs"].into_iter().filter_map(FsDriver::of);
+        let drivers: Vec<FsDriver> = drivers.chain(channel_driver(hypervisor)).collect();
         self.kernel(None, &drivers).ok()
     }
 
     /// The facts of a VM whose disk is a file of this host.
-    pub(super) fn host_disk_facts(&self, path: &Path, wanted: &[Wanted]) -> Result<VmFacts, Failure> {
+    pub(super) fn host_disk_facts(
+        &self,
+        path: &Path,
+        wanted: &[Wanted],
+        hypervisor: Hypervisor,
+    ) -> Result<VmFacts, Failure> {
         let meta = path.metadata()?;
         // What was installed from a file is known again by these; its content may be huge.
         let identity = format!(
@@ -74,7 +82,7 @@ impl Engine {
             bytes: bytes.len(),
             unbootable: unbootable(&found, bytes.as_mut()),
             source,
-            appliance: self.appliance_kernel(),
+            appliance: self.appliance_kernel(hypervisor),
             volumes: boot_first(wanted),
         })
     }
@@ -86,6 +94,7 @@ impl Engine {
         image: &Image,
         spec: &MachineSpec,
         wanted: &[Wanted],
+        hypervisor: Hypervisor,
     ) -> Result<Option<VmFacts>, Failure> {
         let (start, disk) = match &image.facts.kind {
             ImageKind::KernelDisk {
@@ -135,7 +144,7 @@ impl Engine {
             digest: image.digest.to_string(),
             bytes: disk.size,
             unbootable,
-            appliance: self.appliance_kernel(),
+            appliance: self.appliance_kernel(hypervisor),
             volumes: boot_first(wanted),
         }))
     }

@@ -9,6 +9,7 @@ use zmachine_hypervisor::{ExitReason, VmEvent};
 use super::entry::{self, Entry};
 use super::launch::Running;
 use super::restart::Asked;
+use super::rootfs_child::RootfsEvent;
 use super::run::{Monitor, Started, at, describe};
 use super::session::SessionError;
 use super::{Event, rootfs_child};
@@ -56,7 +57,9 @@ impl Monitor<ContainerPlan> {
             let _ = tokio::time::timeout(OWNER_PATIENCE, entry.owner_attached()).await;
         }
         let session = running.session.clone();
-        let boot = AgentRequest::Configure(Box::new(self.plan.boot.clone()));
+        let mut boot = self.plan.boot.clone();
+        boot.secrets = crate::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;
+        let boot = AgentRequest::Configure(Box::new(boot));
         let run = AgentRequest::Run(self.plan.process.clone());
         // Both at once, which saves a round trip through the guest: the agent runs nothing before it is configured.
         let asked = async {
@@ -141,7 +144,7 @@ impl Monitor<ContainerPlan> {
                 },
                 failure = running.shares.ended() => return Err(Interrupt::Rootfs("guest boot".to_owned(), failure)),
                 event = rootfs_child::next_event(&mut running.rootfs) => {
-                    if let (Err(status), RootfsEnd::IsFatal) = (&event, rootfs_end) {
+                    if let (RootfsEvent::Ended(status), RootfsEnd::IsFatal) = (&event, rootfs_end) {
                         let failure = Failure::new(Class::Failed, format!("the rootfs server ended while the guest started ({status})"));
                         return Err(Interrupt::Rootfs("guest boot".to_owned(), failure.hint("start the machine again")));
                     }

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use zmachine_agent_protocol::Request as AgentRequest;
-use zmachine_hypervisor::qemu::Qemu;
-use zmachine_hypervisor::{Accel, Boot, Disk, Driver, Platform, Resources, RunDir, Vm, VmEvent, VmSpec};
+use zmachine_hypervisor::choice::Hypervisor;
+use zmachine_hypervisor::{Accel, Boot, Disk, Platform, Resources, RunDir, Vm, VmEvent, VmSpec};
 
 use super::launch::{not_launched, note_lines};
 use super::run::{AbortOnDrop, Monitor};
@@ -28,24 +28,29 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const END_PATIENCE: Duration = Duration::from_secs(20);
 
 impl<P> Monitor<P> {
-    /// Grows the file system `fstype` on a volume, or on its partition, to the size of what it is on.
+    /// Grows the file system `fstype` on a volume, or on its partition, to the size of what it is on. The appliance runs `on`
+    /// the hypervisor and accelerator of the machine.
     ///
     /// # Errors
     /// When the appliance can not be started, or its kernel's reason why the file system can not be grown.
     pub(super) async fn grow_in_appliance(
         &mut self,
-        accel: Accel,
+        on: (Hypervisor, Accel),
         kernel: &KernelChoice,
         held: &Held,
         partition: Option<u32>,
         fstype: &str,
     ) -> Result<(), Failure> {
         let serial = crate::volume::serial(&held.volume.name);
-        let spec = spec(&self.machine.id, accel, kernel, held, &serial);
+        let spec = spec(&self.machine.id, on.1, kernel, held, &serial);
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
-        let driver = Qemu::unasked(None);
-        let launched = driver.launch(&spec, Resources::default(), &run).await;
-        let mut vm = launched.map_err(|e| not_launched(&e))?;
+        let driver = on.0.driver();
+        let resources = Resources {
+            jail: self.jail(),
+            ..Resources::default()
+        };
+        let launched = driver.launch(&spec, resources, &run).await;
+        let mut vm = launched.map_err(|e| not_launched(on.0, &e))?;
         self.claim_hypervisor(vm.pid())?;
         self.kill.pass("grow: appliance started");
         let _tasks = watch(vm.as_mut(), &self.log);
@@ -61,7 +66,7 @@ impl<P> Monitor<P> {
             fstype: fstype.to_owned(),
             disk_bytes: held.volume.size_bytes,
         };
-        let session = Session::start(stream);
+        let session = Session::start(stream.connected());
         let result = tokio::select! {
             answer = session.ask(&request) => answer.map(drop).map_err(Failure::from),
             () = gone(vm.as_mut()) => Err(Failure::new(Class::Failed, "the appliance ended early")),

@@ -8,15 +8,16 @@ use zmachine_hypervisor::VmEvent;
 use zmachine_sys::process::ProcessId;
 
 use super::launch::Running;
+use super::networks::Parts;
 use super::restart::Asked;
 use super::run::{AbortOnDrop, Monitor, Outcome, at};
 use super::server::{self, Attachable, Shared};
 use super::{Event, console, entry, rootfs_child};
-use crate::control::{Reply, Report, Request};
+use crate::control::{Reconnect, Reply, Report, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
-use crate::plan::ContainerPlan;
 use crate::plan::container::{VolumeUse, volume_disk};
+use crate::plan::{ContainerPlan, Plan};
 use crate::state::{Exit, Phase};
 use crate::volume::Volumes;
 
@@ -41,6 +42,7 @@ impl Monitor<ContainerPlan> {
             session,
             events: events.clone(),
             exec_base: std::sync::Arc::new(self.plan.process.clone()),
+            relays: self.relays.clone(),
         };
         let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
         self.report.send(&Report::Listening);
@@ -71,6 +73,7 @@ impl Monitor<ContainerPlan> {
         self.machine.state.hypervisor = ProcessId::of(running.vm.pid());
         self.advance(Phase::Running).map_err(at("state"))?;
         self.ready();
+        self.watch.entrypoint_started();
         self.kill.pass("start: state is running");
         self.report.send(&Report::Ready);
         self.report.close();
@@ -79,7 +82,7 @@ impl Monitor<ContainerPlan> {
         let mut killed = false;
         loop {
             let until = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-            let counters_due = self.watch.counters_due();
+            let counters_due = self.watch.due();
             let counters_at = counters_due.unwrap_or_else(Instant::now);
             let retry = self.space.next_try();
             let retry_at = retry.unwrap_or_else(Instant::now);
@@ -121,7 +124,7 @@ impl Monitor<ContainerPlan> {
                     let grace = self.ask_to_stop(running, self.plan.stop_grace_ms).await;
                     deadline = Some(Instant::now() + grace + POWER_OFF_PATIENCE);
                 }
-                () = tokio::time::sleep_until(counters_at.into()), if counters_due.is_some() => self.save_counters(),
+                () = tokio::time::sleep_until(counters_at.into()), if counters_due.is_some() => self.save_due(),
                 () = tokio::time::sleep_until(until.into()) => {
                     self.log.note(Source::Monitor, "the guest did not power off in time: killed");
                     killed = true;
@@ -177,14 +180,36 @@ impl Monitor<ContainerPlan> {
                 .await
                 .map_err(|e| Failure::from_error(Class::Failed, &e)),
             Request::GrowVolume { name, size_bytes } => self.grow_volume(running, &name, size_bytes).await,
+            Request::Reconnect(wanted) => self.change_networks(running, &wanted).await,
             Request::Attach { .. }
             | Request::Console { .. }
             | Request::Exec(_)
             | Request::Transfer(_)
+            | Request::Traffic
             | Request::Capacity => Err(Failure::new(Class::Usage, "not a command for the monitor")),
         };
         let _ = answer.send(result.map_or_else(Reply::Failed, |()| Reply::Done));
         None
+    }
+
+    /// Joins or leaves a network.
+    async fn change_networks(&mut self, running: &mut Running, wanted: &Reconnect) -> Result<(), Failure> {
+        if self.plan.attachments.is_empty() {
+            // What drives interfaces is loaded at the start, when there is one.
+            let message = "the machine runs without any network, so its guest has no driver for one";
+            return Err(Failure::new(Class::Conflict, message).hint("stop it, and do it then"));
+        }
+        let present = self.plan.attachments.clone();
+        let parts = Parts {
+            vm: &mut *running.vm,
+            session: Some(&running.session),
+            hold: &mut running.networks,
+        };
+        self.reconnect(parts, &present, wanted).await?;
+        self.plan
+            .set_attachments(&self.machine.spec, wanted.attachments.clone());
+        let plan = Plan::Container(Box::new(self.plan.clone()));
+        self.write_networks(wanted, &plan)
     }
 
     /// Makes a volume larger: its file, the disk that the guest sees, the file system on it.

@@ -13,14 +13,16 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use zmachine_hypervisor::qemu::{self, Qemu};
+use zmachine_hypervisor::choice::Hypervisor;
 use zmachine_hypervisor::{Driver, LaunchError, LogLines, Resources, RunDir, Vm};
+use zmachine_hypervisor::{cloud_hypervisor, qemu};
 
+use super::networks::{Attached, NetworkHold};
 use super::rootfs_child::RootfsServer;
-use super::run::{AbortOnDrop, Attached, Monitor, at};
+use super::run::{AbortOnDrop, Monitor, at};
 use super::session::Session;
 use super::share::Shares;
-use super::{SharedLog, console};
+use super::{SharedLog, console, rootfs_child};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
 use crate::plan::ContainerPlan;
@@ -38,7 +40,7 @@ struct Connected {
     rootfs: Option<RootfsServer>,
     shares: Shares,
     taps: HashMap<String, OwnedFd>,
-    ports: Vec<OwnedFd>,
+    hold: NetworkHold,
 }
 
 /// The hypervisor runs the guest; dropping it ends both children.
@@ -49,8 +51,7 @@ pub(super) struct Running {
     pub(super) rootfs: Option<RootfsServer>,
     pub(super) shares: Shares,
     console: Option<JoinHandle<()>>,
-    /// Hold the published host ports, so that nobody else takes one.
-    _ports: Vec<OwnedFd>,
+    pub(super) networks: NetworkHold,
     _hypervisor_log: Option<AbortOnDrop>,
 }
 
@@ -94,20 +95,22 @@ impl Monitor<ContainerPlan> {
         self.volumes = joined(volumes).await.map_err(at("volumes"))?;
         self.phase("volumes");
         self.kill.pass("start: volumes ready");
-        self.boot(&Qemu::unasked(None), connected, console)
+        let driver = self.plan.hypervisor.driver.driver();
+        self.boot(driver.as_ref(), connected, console)
             .await
             .map_err(at("hypervisor"))
     }
 
     async fn attach_networks(&mut self, backed: Backed) -> Result<Connected, Failure> {
         let attachments = self.plan.attachments.clone();
-        let Attached { taps, ports } = self.attach(&attachments).await?;
-        let Backed { rootfs, shares } = backed;
+        let Attached { taps, hold, failures } = self.attach(&attachments).await?;
+        let Backed { rootfs, mut shares } = backed;
+        shares.also(failures);
         Ok(Connected {
             rootfs,
             shares,
             taps,
-            ports,
+            hold,
         })
     }
 
@@ -126,10 +129,17 @@ impl Monitor<ContainerPlan> {
     fn start_rootfs(&mut self) -> Result<Backed, Failure> {
         let socket = self.home.run_dir(&self.machine.id).join("rootfs.sock");
         let image = self.home.data().join("images").join(&self.plan.image);
-        let blocks = self.home.data().join("blocks");
         let mut rootfs = None;
-        if self.plan.has_image_disk() {
-            let server = RootfsServer::start(&socket, image, blocks, self.plan.stores.clone())?;
+        if let Some(queues) = self.plan.image_queues() {
+            let settings = rootfs_child::Settings {
+                record: self.watch.record_first_reads(&image),
+                image,
+                blocks: self.home.data().join("blocks"),
+                stores: self.plan.stores.clone(),
+                queues,
+                prefetch: self.plan.prefetch,
+            };
+            let server = RootfsServer::start(&socket, settings, self.cell.as_ref())?;
             self.kill.pass("start: rootfs server started");
             self.claim_rootfs(server.id())?;
             rootfs = Some(server);
@@ -146,15 +156,25 @@ impl Monitor<ContainerPlan> {
         console: console::Waiting,
     ) -> Result<Running, Failure> {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
-        let resources = Resources { taps: connected.taps };
+        let resources = Resources {
+            taps: connected.taps,
+            jail: self.jail(),
+        };
         self.kill.pass("start: before the hypervisor");
         let launched = driver.launch(&self.plan.vm, resources, &run).await;
         let mut vm = match launched {
             Ok(vm) => vm,
-            Err(error) => return Err(connected.shares.reason().await.unwrap_or_else(|| not_launched(&error))),
+            Err(error) => {
+                return Err(connected
+                    .shares
+                    .reason()
+                    .await
+                    .unwrap_or_else(|| not_launched(self.plan.hypervisor.driver, &error)));
+            }
         };
         self.kill.pass("start: hypervisor started");
         self.confine(vm.pid());
+        self.check_walls("hypervisor", vm.pid(), false);
         self.phase("hypervisor");
         if let Some(recorder) = &mut self.recorder {
             recorder.hypervisor(vm.version());
@@ -171,11 +191,11 @@ impl Monitor<ContainerPlan> {
             .ok_or_else(|| Failure::new(Class::Failed, "the hypervisor gave no channel to the agent"))?;
         Ok(Running {
             vm,
-            session: Session::start(agent),
+            session: Session::start(agent.connected()),
             rootfs: connected.rootfs,
             shares: connected.shares,
             console,
-            _ports: connected.ports,
+            networks: connected.hold,
             _hypervisor_log: messages.map(AbortOnDrop),
         })
     }
@@ -203,11 +223,19 @@ impl<P> Monitor<P> {
 }
 
 /// Why the hypervisor did not start: what is wrong with the one installed, if that is it, or what it said itself.
-pub(super) fn not_launched(error: &LaunchError) -> Failure {
-    match qemu::probe(None) {
-        Err(cause) => Failure::from_error(Class::Unsupported, &cause).hint(cause.hint()),
-        Ok(_) => Failure::from_error(Class::Failed, error),
-    }
+pub(super) fn not_launched(hypervisor: Hypervisor, error: &LaunchError) -> Failure {
+    let unsupported = |cause: &(dyn std::error::Error + 'static), hint: &str| {
+        Failure::from_error(Class::Unsupported, cause).hint(hint)
+    };
+    let wrong = match hypervisor {
+        Hypervisor::Qemu => qemu::probe(None).err().map(|e| unsupported(&e, e.hint())),
+        Hypervisor::CloudHypervisor => cloud_hypervisor::probe(None).err().map(|e| unsupported(&e, e.hint())),
+    };
+    let class = match error {
+        LaunchError::Unsupported(_) => Class::Unsupported,
+        _ => Class::Failed,
+    };
+    wrong.unwrap_or_else(|| Failure::from_error(class, error).hint(error.hint().unwrap_or_default()))
 }
 
 /// What a thread is making.

@@ -7,17 +7,20 @@
 //! # Invariants
 //! It holds `machines/<id>/lock` for its whole life. One task, `run::run`, writes `state.json`. Every resource is
 //! claimed in the journal before it is made; teardown undoes the journal in reverse, whatever happened. Its children die
-//! with it. It has one thread (but for making the disk, forwarding the log and trimming the cache), closes what it inherits, and leads a session of its own.
+//! with it. It has one thread (but for making the disk, forwarding the log, trimming the cache, and the frames of an
+//! interface through passt), closes what it inherits, and leads a session of its own.
 
 mod agent_start;
 mod appliance;
 mod cache;
+mod cell;
 mod confine;
 mod console;
 mod container;
 mod entry;
 mod forwarding;
 mod launch;
+mod networks;
 mod restart;
 mod rootfs_child;
 mod rootfs_watch;
@@ -26,6 +29,7 @@ mod server;
 mod session;
 mod share;
 mod space;
+mod uplink;
 mod vm;
 
 use std::os::fd::OwnedFd;
@@ -36,6 +40,7 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 use zmachine_agent_protocol::ExitStatus;
 
+pub(crate) use self::networks::{addresses, write_networks};
 use self::session::SessionError;
 pub(crate) use self::vm::open_source;
 use crate::attempt::ConsoleTail;
@@ -64,6 +69,8 @@ pub struct MonitorArgs {
 /// # Errors
 /// When the machine could not be started; the failure is in its state, and reported, as well.
 pub fn run(args: MonitorArgs) -> Result<(), Failure> {
+    // Whatever it and its children make is its owner's alone, unless they say otherwise.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run::run(args))
 }
@@ -121,7 +128,7 @@ impl SharedLog {
 }
 
 /// Where the roles find QEMU, nft and mkfs, whatever the user's own environment is.
-const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const SEARCH_PATH: &str = zmachine_hypervisor::choice::SEARCH_PATH;
 
 /// This very program in another role, even when its file was replaced since it was started.
 pub(crate) fn own_program(role: &str) -> Command {

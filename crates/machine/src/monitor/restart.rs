@@ -104,6 +104,7 @@ impl Monitor<()> {
             session: watch::channel(None).1,
             events,
             exec_base: Arc::new(nothing),
+            relays: self.relays.clone(),
         };
         let _server = match self.make_run_dir() {
             Ok(listener) => Some(AbortOnDrop(tokio::spawn(server::serve(listener, shared)))),

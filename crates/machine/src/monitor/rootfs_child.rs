@@ -9,25 +9,60 @@ use std::os::unix::net::{UnixListener, UnixStream as StdUnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use zmachine_image::store::CREDENTIALS_FILE;
-use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
+use zmachine_rootfs::Prefetch;
+use zmachine_sys::jail::{Jail, Jailed};
+use zmachine_sys::process::{ChildSetup, ProcessId};
 
+use super::cell::Cell;
 use crate::failure::{Class, Failure};
 use crate::plan;
 
-/// What the server is started with.
+/// What a server is started with.
+#[derive(Debug)]
+pub(super) struct Settings {
+    /// The image's directory.
+    pub(super) image: PathBuf,
+    /// The block cache.
+    pub(super) blocks: PathBuf,
+    /// Block stores in place of the flist's routes.
+    pub(super) stores: Vec<String>,
+    /// Queues of the disk.
+    pub(super) queues: u16,
+    /// How much is fetched before it is read.
+    pub(super) prefetch: Prefetch,
+    /// It tells what is read first.
+    pub(super) record: bool,
+}
+
+/// A server, and the one after it.
 #[derive(Debug)]
 pub(super) struct RootfsServer {
     listener: UnixListener,
-    image: PathBuf,
-    blocks: PathBuf,
-    stores: Vec<String>,
+    settings: Settings,
+    jail: Option<Jail>,
     child: Child,
     events: Lines<BufReader<UnixStream>>,
+    /// When the next one is to be started.
+    restart: Option<Instant>,
+}
+
+/// What happens to a server.
+#[derive(Debug)]
+pub(super) enum RootfsEvent {
+    /// A line of its events.
+    Line(String),
+    /// How it ended.
+    Ended(String),
+    /// A new one has taken its place.
+    Restarted,
+    /// None could be started in its place.
+    NotRestarted(Failure),
 }
 
 impl RootfsServer {
@@ -35,34 +70,28 @@ impl RootfsServer {
     ///
     /// # Errors
     /// When the socket can not be bound or the process not started.
-    pub(super) fn start(
-        socket: &Path,
-        image: PathBuf,
-        blocks: PathBuf,
-        stores: Vec<String>,
-    ) -> Result<RootfsServer, Failure> {
+    pub(super) fn start(socket: &Path, settings: Settings, cell: Option<&Cell>) -> Result<RootfsServer, Failure> {
         let bound = UnixListener::bind(socket);
         let listener =
             bound.map_err(|e| Failure::from(e).context(format!("can not listen on {}", socket.display())))?;
-        let (child, events) = spawn(&listener, &image, &blocks, &stores).map_err(not_started)?;
+        let jail = cell.and_then(Cell::jail);
+        if let Some(cell) = cell {
+            cell.give(socket).map_err(not_started)?;
+        }
+        let (child, events) = spawn(&listener, &settings, jail.as_ref()).map_err(not_started)?;
         Ok(RootfsServer {
             listener,
-            image,
-            blocks,
-            stores,
+            settings,
+            jail,
             child,
             events,
+            restart: None,
         })
     }
 
-    /// Starts a new server in place of one that ended.
-    ///
-    /// # Errors
-    /// When the process can not be started.
-    pub(super) fn restart(&mut self) -> Result<(), Failure> {
-        (self.child, self.events) =
-            spawn(&self.listener, &self.image, &self.blocks, &self.stores).map_err(not_started)?;
-        Ok(())
+    /// Lets a new server take the place of one that ended, after `pause`; [`RootfsServer::next_event`] does it.
+    pub(super) fn restart_after(&mut self, pause: Duration) {
+        self.restart = Some(Instant::now() + pause);
     }
 
     /// Which process it is; `None` when it has ended.
@@ -70,12 +99,23 @@ impl RootfsServer {
         self.child.id().and_then(ProcessId::of)
     }
 
-    /// The next line of its events; `Err` with how it ended when there are no more. Dropping the future loses nothing.
-    pub(super) async fn next_event(&mut self) -> Result<String, String> {
-        if let Ok(Some(line)) = self.events.next_line().await {
-            return Ok(line);
+    /// The next thing that happens to it. Dropping the future loses nothing.
+    pub(super) async fn next_event(&mut self) -> RootfsEvent {
+        if let Some(at) = self.restart {
+            tokio::time::sleep_until(at.into()).await;
+            self.restart = None;
+            return match spawn(&self.listener, &self.settings, self.jail.as_ref()) {
+                Ok(started) => {
+                    (self.child, self.events) = started;
+                    RootfsEvent::Restarted
+                }
+                Err(error) => RootfsEvent::NotRestarted(not_started(error)),
+            };
         }
-        Err(match self.child.wait().await {
+        if let Ok(Some(line)) = self.events.next_line().await {
+            return RootfsEvent::Line(line);
+        }
+        RootfsEvent::Ended(match self.child.wait().await {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
         })
@@ -88,7 +128,7 @@ impl RootfsServer {
 }
 
 /// The next event of a server, as [`RootfsServer::next_event`]; without one there never is any.
-pub(super) async fn next_event(server: &mut Option<RootfsServer>) -> Result<String, String> {
+pub(super) async fn next_event(server: &mut Option<RootfsServer>) -> RootfsEvent {
     match server {
         Some(server) => server.next_event().await,
         None => std::future::pending().await,
@@ -101,40 +141,45 @@ fn not_started(error: io::Error) -> Failure {
 
 fn spawn(
     listener: &UnixListener,
-    image: &Path,
-    blocks: &Path,
-    stores: &[String],
+    settings: &Settings,
+    jail: Option<&Jail>,
 ) -> io::Result<(Child, Lines<BufReader<UnixStream>>)> {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let theirs = OwnedFd::from(theirs);
     let mut command = super::own_program("rootfs");
-    command.arg("--image-dir").arg(image).arg("--blocks-dir").arg(blocks);
-    command.args(["--serial", plan::ROOT_SERIAL, "--queues", "1"]);
+    command.arg("--image-dir").arg(&settings.image);
+    command.arg("--blocks-dir").arg(&settings.blocks);
+    command.args(["--serial", plan::ROOT_SERIAL, "--queues", &settings.queues.to_string()]);
+    command.args(["--prefetch", settings.prefetch.name()]);
+    if settings.record {
+        command.arg("--record");
+    }
     command.arg("--listener-fd").arg(listener.as_raw_fd().to_string());
     command.arg("--events-fd").arg(theirs.as_raw_fd().to_string());
     command
         .arg("--credentials")
-        .arg(blocks.with_file_name(CREDENTIALS_FILE));
+        .arg(settings.blocks.with_file_name(CREDENTIALS_FILE));
     // Stores may have credentials in them, and everybody on the host sees arguments. A pipe holds 64 KiB before its reader
     // comes.
     let (stdin, mut told) = io::pipe()?;
-    let stores = serde_json::to_vec(stores)?;
+    let stores = serde_json::to_vec(&settings.stores)?;
     if stores.len() > 32 << 10 {
         return Err(io::Error::other("the URLs of its stores are too long"));
     }
     told.write_all(&stores)?;
     drop(told);
     command.stdin(stdin).stdout(Stdio::null()).stderr(theirs.try_clone()?);
-    prepare_child(
-        &mut command,
-        ChildSetup {
-            keep: vec![listener.as_raw_fd(), theirs.as_raw_fd()],
-            die_with_parent: true,
-            new_session: false,
-        },
-    );
     command.arg0("zmachine");
-    let child = Command::from(command).kill_on_drop(true).spawn()?;
+    let jailed = match jail {
+        Some(jail) => Jailed::role(jail, command)?,
+        None => Jailed::free(command),
+    };
+    let setup = ChildSetup {
+        keep: vec![listener.as_raw_fd(), theirs.as_raw_fd()],
+        die_with_parent: true,
+        new_session: false,
+    };
+    let child = jailed.spawn(setup, |command| Command::from(command).kill_on_drop(true).spawn())?;
     Ok((child, BufReader::new(UnixStream::from_std(ours)?).lines()))
 }

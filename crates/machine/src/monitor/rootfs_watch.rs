@@ -1,24 +1,39 @@
-//! What the monitor makes of its rootfs server: counters, failed blocks with the files they belong to, restarts.
+//! What the monitor makes of its rootfs server: counters, failed blocks with the files they belong to, what the guest read
+//! first, restarts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use zmachine_flist::{BlockId, Flist};
-use zmachine_rootfs::files_of_block;
+use zmachine_rootfs::prefetch_list::BLOCKS_MAX;
 use zmachine_rootfs::report::Stats;
+use zmachine_rootfs::{PrefetchList, files_of_block};
 use zmachine_sys::process::ProcessId;
 
 use super::launch::Running;
+use super::rootfs_child::{RootfsEvent, RootfsServer};
 use super::run::{Monitor, at};
 use crate::failure::{Class, Failure};
 use crate::journal::Resource;
 use crate::log::Source;
 use crate::plan::ContainerPlan;
 
-/// How often a rootfs server may be started again within [`RESTART_WINDOW`] before the machine fails.
+/// How many servers in a row may end before they serve, until the machine fails.
+const STARTS: u32 = 5;
+
+/// How many servers may end in [`RESTART_WINDOW`] before the next one is made to wait: the guest would notice a pause.
 const RESTARTS: usize = 5;
 const RESTART_WINDOW: Duration = Duration::from_secs(60);
+
+/// The pause before one more than that, doubled for each further one.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
+/// The longest such pause. A guest that could make its server end at will would be slowed down, not the host.
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// For how long after the entrypoint's start it is noted what the guest reads.
+const RECORDING: Duration = Duration::from_secs(60);
 
 /// How often the counters are written into the state, at the most.
 const COUNTERS_PERIOD: Duration = Duration::from_secs(5);
@@ -39,7 +54,23 @@ pub(super) struct RootfsWatch {
     /// They changed since.
     changed: bool,
     restarts: Vec<Instant>,
+    /// The current server has said that it serves.
+    is_serving: bool,
+    /// Servers in a row that never did.
+    in_vain: u32,
     failed_blocks: BTreeSet<String>,
+    recording: Option<Recording>,
+}
+
+/// What the guest reads first, while that is noted.
+#[derive(Debug)]
+struct Recording {
+    /// Where the list is kept.
+    image: PathBuf,
+    blocks: Vec<u32>,
+    known: HashSet<u32>,
+    /// When it is over.
+    until: Option<Instant>,
 }
 
 impl RootfsWatch {
@@ -49,12 +80,58 @@ impl RootfsWatch {
             saved: Instant::now(),
             changed: false,
             restarts: Vec::new(),
+            is_serving: false,
+            in_vain: 0,
             failed_blocks: BTreeSet::new(),
+            recording: None,
         }
     }
 
-    /// When the counters are to be written; `None` when they are.
-    pub(super) fn counters_due(&self) -> Option<Instant> {
+    /// A start begins: whether the server of `image` should tell what is read first.
+    pub(super) fn record_first_reads(&mut self, image: &Path) -> bool {
+        let recording = Recording {
+            image: image.to_owned(),
+            blocks: Vec::new(),
+            known: HashSet::new(),
+            until: None,
+        };
+        self.recording = PrefetchList::read(image).wants_recording().then_some(recording);
+        self.recording.is_some()
+    }
+
+    /// The entrypoint runs.
+    pub(super) fn entrypoint_started(&mut self) {
+        if let Some(recording) = &mut self.recording {
+            recording.until = Some(Instant::now() + RECORDING);
+        }
+    }
+
+    fn first_reads(&mut self, blocks: Vec<u32>) {
+        let Some(recording) = &mut self.recording else { return };
+        // A server that was started again tells them once more.
+        let new = blocks.into_iter().filter(|block| recording.known.insert(*block));
+        recording.blocks.extend(new);
+        recording.blocks.truncate(BLOCKS_MAX);
+    }
+
+    /// How long the next server has to wait.
+    fn pause(&mut self) -> Duration {
+        self.restarts.retain(|at| at.elapsed() < RESTART_WINDOW);
+        self.restarts.push(Instant::now());
+        match self.restarts.len().checked_sub(RESTARTS + 1) {
+            None => Duration::ZERO,
+            Some(more) => RESTART_PAUSE_MAX.min(RESTART_PAUSE * 2u32.saturating_pow(more as u32)),
+        }
+    }
+
+    /// When something is to be written; `None` when all is.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let recording = self.recording.as_ref().and_then(|recording| recording.until);
+        let both = self.counters_due().into_iter().chain(recording);
+        both.min()
+    }
+
+    fn counters_due(&self) -> Option<Instant> {
         self.changed.then(|| self.saved + COUNTERS_PERIOD)
     }
 }
@@ -63,7 +140,15 @@ impl RootfsWatch {
 #[derive(Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 enum Line {
+    Ready,
     Stats(Stats),
+    FirstReads {
+        blocks: Vec<u32>,
+    },
+    CacheFailed {
+        error: String,
+        hint: Option<String>,
+    },
     BlockFailed {
         block: String,
         error: String,
@@ -73,36 +158,44 @@ enum Line {
 }
 
 impl Monitor<ContainerPlan> {
-    /// A line of the server, or its end, after which it is started again.
-    pub(super) fn rootfs_event(
-        &mut self,
-        running: &mut Running,
-        event: Result<String, String>,
-    ) -> Result<(), (String, Failure)> {
-        let status = match event {
-            Ok(line) => {
-                self.rootfs_line(&line);
-                return Ok(());
+    /// What happens to the server; when it ends, another one takes its place.
+    pub(super) fn rootfs_event(&mut self, running: &mut Running, event: RootfsEvent) -> Result<(), (String, Failure)> {
+        match event {
+            RootfsEvent::Line(line) => self.rootfs_line(&line),
+            RootfsEvent::Ended(status) => self.rootfs_ended(running, &status)?,
+            RootfsEvent::Restarted => {
+                let id = running.rootfs.as_ref().and_then(RootfsServer::id);
+                self.claim_rootfs(id).map_err(at("rootfs server"))?;
+                // Now: the state names a process that is gone.
+                self.save_counters();
             }
-            Err(status) => status,
-        };
+            RootfsEvent::NotRestarted(failure) => return Err(("rootfs server".to_owned(), failure)),
+        }
+        Ok(())
+    }
+
+    fn rootfs_ended(&mut self, running: &mut Running, status: &str) -> Result<(), (String, Failure)> {
         let text = format!("the rootfs server ended ({status}); it is started again");
         self.log.note(Source::Monitor, &text);
-        self.machine.state.warn(text);
+        if self.watch.restarts.len() < RESTARTS {
+            self.machine.state.warn(text);
+        }
         self.watch.earlier = self.machine.state.rootfs_counters;
-        let restarts = &mut self.watch.restarts;
-        restarts.retain(|at| at.elapsed() < RESTART_WINDOW);
-        if restarts.len() >= RESTARTS {
-            let message = format!("the rootfs server ended {} times in a minute", RESTARTS + 1);
+        self.watch.in_vain = match std::mem::take(&mut self.watch.is_serving) {
+            true => 0,
+            false => self.watch.in_vain + 1,
+        };
+        if self.watch.in_vain > STARTS {
+            let message = format!(
+                "the rootfs server ended {} times before it served ({status})",
+                self.watch.in_vain
+            );
             return Err(("running".to_owned(), Failure::new(Class::Failed, message)));
         }
-        restarts.push(Instant::now());
+        let pause = self.watch.pause();
         if let Some(rootfs) = &mut running.rootfs {
-            rootfs.restart().map_err(at("rootfs server"))?;
-            self.claim_rootfs(rootfs.id()).map_err(at("rootfs server"))?;
+            rootfs.restart_after(pause);
         }
-        // Now: the state names a process that is gone.
-        self.save_counters();
         Ok(())
     }
 
@@ -117,10 +210,23 @@ impl Monitor<ContainerPlan> {
                 }
                 return;
             }
+            Ok(Line::FirstReads { blocks }) => return self.watch.first_reads(blocks),
+            Ok(Line::Ready) => self.watch.is_serving = true,
+            Ok(Line::CacheFailed { error, hint }) => self.cache_failed(&error, hint),
             Ok(Line::BlockFailed { block, error }) => self.block_failed(block, error),
             Ok(Line::Other) | Err(_) => {}
         }
         self.log.note(Source::Monitor, &format!("rootfs: {line}"));
+    }
+
+    /// The cache keeps nothing, most likely because its disk is full. The guest does not notice.
+    fn cache_failed(&mut self, error: &str, hint: Option<String>) {
+        let hint = hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
+        let text = format!("{error}: blocks are served from memory and fetched again when they are read again{hint}");
+        if !self.machine.state.warnings.contains(&text) {
+            self.machine.state.warn(text);
+            self.watch.changed = true;
+        }
     }
 
     /// Tells which files can not be read. The guest asks again and again for the same block, so it is told once.
@@ -150,6 +256,37 @@ impl Monitor<ContainerPlan> {
         });
     }
 
+    /// Writes what is due.
+    pub(super) fn save_due(&mut self) {
+        let now = Instant::now();
+        if self.watch.counters_due().is_some_and(|due| due <= now) {
+            self.save_counters();
+        }
+        let recording = self.watch.recording.as_ref();
+        if recording
+            .and_then(|recording| recording.until)
+            .is_some_and(|until| until <= now)
+        {
+            self.save_first_reads();
+        }
+    }
+
+    /// Adds what this start read to the image's list: later machines fetch it early. Two starts that end at once lose one
+    /// of both recordings, no more.
+    fn save_first_reads(&mut self) {
+        let Some(recording) = self.watch.recording.take() else {
+            return;
+        };
+        let mut list = PrefetchList::read(&recording.image);
+        list.add_recording(&recording.blocks);
+        if let Err(error) = list.save(&recording.image) {
+            self.log.note(
+                Source::Monitor,
+                &format!("what this start read can not be kept: {error}"),
+            );
+        }
+    }
+
     /// Writes the counters into the state.
     pub(super) fn save_counters(&mut self) {
         self.watch.changed = false;
@@ -168,11 +305,20 @@ impl Monitor<ContainerPlan> {
             self.log.note(Source::Monitor, &text);
         }
         let lines = async {
-            while let Ok(line) = rootfs.next_event().await {
+            while let RootfsEvent::Line(line) = rootfs.next_event().await {
                 self.rootfs_line(&line);
             }
         };
         let _ = tokio::time::timeout(LAST_LINES_PATIENCE, lines).await;
+        // A machine that never came up has read less than it needs.
+        if self
+            .watch
+            .recording
+            .as_ref()
+            .is_some_and(|recording| recording.until.is_some())
+        {
+            self.save_first_reads();
+        }
     }
 
     /// Claims the server's process, so that another command can end it should this monitor die.
@@ -204,6 +350,35 @@ mod tests {
         ));
         let failed = r#"{"event":"block-failed","block":"ab","device_offset":1,"length":2,"error":"gone"}"#;
         assert!(matches!(serde_json::from_str(failed), Ok(Line::BlockFailed { .. })));
-        assert!(matches!(serde_json::from_str(r#"{"event":"ready"}"#), Ok(Line::Other)));
+        assert!(matches!(serde_json::from_str(r#"{"event":"ready"}"#), Ok(Line::Ready)));
+        let reads = r#"{"event":"first-reads","blocks":[7,9]}"#;
+        assert!(matches!(serde_json::from_str(reads), Ok(Line::FirstReads { blocks }) if blocks == [7, 9]));
+        let full = r#"{"event":"cache-failed","error":"full"}"#;
+        assert!(matches!(serde_json::from_str(full), Ok(Line::CacheFailed { .. })));
+        assert!(matches!(serde_json::from_str(r#"{"event":"new"}"#), Ok(Line::Other)));
+    }
+
+    #[test]
+    fn servers_that_end_often_have_to_wait_but_never_long() {
+        let mut watch = RootfsWatch::new();
+        let pauses: Vec<u128> = (0..100).map(|_| watch.pause().as_millis()).collect();
+        assert_eq!(pauses[..10], [0, 0, 0, 0, 0, 100, 200, 400, 800, 1000]);
+        assert!(pauses[10..].iter().all(|pause| *pause == 1000));
+    }
+
+    #[test]
+    fn what_is_read_first_is_kept_once_and_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watch = RootfsWatch::new();
+        watch.first_reads(vec![1]);
+        assert!(watch.record_first_reads(dir.path()));
+        watch.first_reads(vec![4, 2, 4]);
+        watch.first_reads(vec![2, 3]);
+        assert_eq!(watch.recording.as_ref().unwrap().blocks, [4, 2, 3]);
+        watch.first_reads((0..100_000).collect());
+        assert_eq!(watch.recording.as_ref().unwrap().blocks.len(), BLOCKS_MAX);
+        assert_eq!(watch.due(), None);
+        watch.entrypoint_started();
+        assert!(watch.due().is_some());
     }
 }

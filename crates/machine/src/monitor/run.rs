@@ -1,24 +1,23 @@
 //! The monitor's life: from the lock to the last line of its state.
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use zmachine_hypervisor::ExitReason;
-use zmachine_network::{Attachment, Made, Networks};
+use zmachine_network::Networks;
 use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::ProcessId;
 
+use super::cell::Cell;
 use super::restart::{Asked, Row};
 use super::rootfs_watch::RootfsWatch;
 use super::session::SessionError;
 use super::space::Space;
+use super::uplink::Relays;
 use super::{MonitorArgs, ReportPipe, SharedLog};
 use crate::attempt::{self, Recorder};
 use crate::catalog::{self, Machine};
@@ -55,6 +54,9 @@ pub(super) struct Monitor<P> {
     /// The volumes it uses; nobody else writes to them until this is gone, after the hypervisor.
     pub(super) volumes: Vec<Held>,
     pub(super) space: Space,
+    pub(super) relays: Relays,
+    /// What its processes are locked into, while it runs.
+    pub(super) cell: Option<Cell>,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -64,7 +66,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     let mut report = ReportPipe::new(args.report);
     let kill = Killpoints::new(args.abort_at);
     let claimed = claim(&args.home, &args.id).await;
-    let (lock, machine, plan, journal, networks) = match claimed {
+    let (lock, machine, mut plan, journal, networks) = match claimed {
         Ok(claimed) => claimed,
         Err(failure) => {
             report.send(&Report::Failed(failure.clone()));
@@ -98,6 +100,8 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
         row: Row::default(),
         volumes: Vec::new(),
         space: Space::default(),
+        relays: Relays::default(),
+        cell: None,
         waiters: Vec::new(),
     };
     monitor.machine.state.restarts = 0;
@@ -115,6 +119,10 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
                 monitor.machine.state.restarts += 1;
                 monitor.wait_for_owner = false;
                 monitor.watch = RootfsWatch::new();
+                // It may be in other networks by now.
+                if let Ok(changed) = monitor.machine.plan() {
+                    plan = changed;
+                }
             }
             _ => return monitor.finish(lock, phase, &settled).await,
         }
@@ -165,6 +173,8 @@ impl<Q> Monitor<Q> {
             row: self.row,
             volumes: self.volumes,
             space: self.space,
+            relays: self.relays,
+            cell: self.cell,
             waiters: self.waiters,
         }
     }
@@ -213,27 +223,6 @@ impl<P> Monitor<P> {
         }
     }
 
-    /// Makes every resource of the machine's networks, each claimed before.
-    pub(super) async fn attach(&mut self, attachments: &[Attachment]) -> Result<Attached, Failure> {
-        let mut attached = Attached::default();
-        for attachment in attachments {
-            for resource in attachment.resources() {
-                // The address belongs to the machine until it is removed, so no run may give it back.
-                if !resource.outlives_stop() {
-                    self.journal.claim(Resource::Network(resource.clone()))?;
-                }
-                self.kill.pass("start: network resource claimed");
-                match resource.make(&self.networks).await? {
-                    Made::Nothing => {}
-                    Made::Tap(tap) => drop(attached.taps.insert(attachment.interface.clone(), tap)),
-                    Made::Ports(held) => attached.ports.extend(held),
-                }
-                self.kill.pass("start: network resource made");
-            }
-        }
-        Ok(attached)
-    }
-
     /// Claims the hypervisor's process, so that another command can end it should this monitor die.
     pub(super) fn claim_hypervisor(&mut self, pid: u32) -> Result<(), Failure> {
         if let Some(id) = ProcessId::of(pid) {
@@ -250,6 +239,14 @@ impl<P> Monitor<P> {
         self.kill.pass("start: run folder claimed");
         file::make_dirs(&path)?;
         self.kill.pass("start: run folder made");
+        self.cell = None;
+        let (cell, lacking) = Cell::make(&self.home, &self.machine.id, self.machine.spec.jail)?;
+        if let Some(text) = lacking {
+            self.log.note(Source::Monitor, &text);
+            self.machine.state.warn(text);
+        }
+        self.machine.state.user = cell.user();
+        self.cell = Some(cell);
         let socket = self.home.control_socket(&self.machine.id);
         UnixListener::bind(&socket)
             .map_err(|e| Failure::from(e).context(format!("can not listen on {}", socket.display())))
@@ -314,6 +311,8 @@ impl<P> Monitor<P> {
         self.kill.pass("end: before undo");
         let undone = self.journal.undo_all(&self.networks).await;
         self.kill.pass("end: undone");
+        // After its processes: nobody else may have their user before.
+        self.cell = None;
         if let Err(failure) = &undone {
             self.log
                 .note(Source::Monitor, &format!("not everything could be undone: {failure}"));
@@ -392,15 +391,6 @@ impl<P> Monitor<P> {
         Volumes::new(&self.home).remove_anonymous(&self.machine.id)?;
         catalog::remove(&self.home, &self.machine, &self.kill)
     }
-}
-
-/// What a machine holds of its networks while it runs.
-#[derive(Debug, Default)]
-pub(super) struct Attached {
-    /// The open tap of each interface.
-    pub(super) taps: HashMap<String, OwnedFd>,
-    /// The published host ports, held so that nobody else takes one.
-    pub(super) ports: Vec<OwnedFd>,
 }
 
 type Claimed = (FileLock, Machine, Plan, Journal, Networks);

@@ -14,6 +14,7 @@ use super::Event;
 use super::console::Console;
 use super::entry::{Client, Entry, client_queue};
 use super::session::{AgentStream, FrameReader, FrameWriter, Session};
+use super::uplink::Relays;
 use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
 
@@ -33,6 +34,8 @@ pub(super) struct Shared {
     pub(super) events: mpsc::Sender<Event>,
     /// An exec has its environment, user and working directory where it says nothing else.
     pub(super) exec_base: Arc<Process>,
+    /// The interfaces through passt.
+    pub(super) relays: Relays,
 }
 
 /// What `attach` follows.
@@ -86,6 +89,10 @@ async fn connection(stream: UnixStream, shared: Shared) {
         Request::Console { stdin } => console(reader, writer, &shared, stdin, false).await,
         Request::Exec(process) => exec(reader, writer, shared, process).await,
         Request::Transfer(transfer) => pass(reader, writer, shared, protocol::Request::Transfer(transfer)).await,
+        Request::Traffic => {
+            let reply = Reply::Traffic(shared.relays.traffic());
+            let _ = writer.send(&Frame::message(&reply)).await;
+        }
         Request::Capacity => {
             let reply = capacity(&shared).await.map_or_else(Reply::Failed, Reply::Capacity);
             let _ = writer.send(&Frame::message(&reply)).await;
@@ -261,3 +268,7 @@ async fn pass(mut reader: Reader, mut writer: Writer, shared: Shared, request: p
         () = async { input.await; std::future::pending::<()>().await } => {}
     }
 }
+
+#[cfg(test)]
+#[path = "server/hostile.rs"]
+mod hostile;

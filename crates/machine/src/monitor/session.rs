@@ -46,13 +46,17 @@ pub(super) enum SessionError {
 }
 
 impl Session {
-    /// Starts the session on the stream to the guest; data waits there until the guest reads.
-    pub(super) fn start(stream: UnixStream) -> Session {
+    /// Starts the session on the stream to the guest, once that is there. Data waits until then, and until the guest reads.
+    pub(super) fn start(stream: impl Future<Output = io::Result<UnixStream>> + Send + 'static) -> Session {
         let mut config = yamux::Config::default();
         config.set_split_send_size(zmachine_agent_protocol::MAX_DATA);
-        let connection = yamux::Connection::new(stream.compat(), config, yamux::Mode::Client);
         let (open, requests) = mpsc::channel(16);
-        tokio::spawn(drive(connection, requests));
+        tokio::spawn(async move {
+            if let Ok(stream) = stream.await {
+                let connection = yamux::Connection::new(stream.compat(), config, yamux::Mode::Client);
+                drive(connection, requests).await;
+            }
+        });
         Session { open }
     }
 

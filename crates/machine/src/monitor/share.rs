@@ -16,7 +16,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use zmachine_hypervisor::{ExitReason, Vm, VmEvent};
-use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
+use zmachine_sys::jail::Jailed;
+use zmachine_sys::process::{ChildSetup, ProcessId};
 
 use super::SharedLog;
 use super::run::{AbortOnDrop, Monitor};
@@ -36,17 +37,22 @@ const REASON_PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct Shares {
     servers: Vec<AbortOnDrop>,
     ended: Option<mpsc::Receiver<Failure>>,
+    /// Of processes beside them without which the machine can not go on either.
+    others: Option<mpsc::Receiver<Failure>>,
 }
 
 impl Shares {
     /// Resolves when one of them has ended, with what that means for the machine. Dropping the future loses nothing.
     pub(super) async fn ended(&mut self) -> Failure {
-        if let Some(ended) = &mut self.ended
-            && let Some(failure) = ended.recv().await
-        {
-            return failure;
+        tokio::select! {
+            failure = next(&mut self.ended) => failure,
+            failure = next(&mut self.others) => failure,
         }
-        std::future::pending().await
+    }
+
+    /// Watches other processes that the machine needs as long as it runs, too.
+    pub(super) fn also(&mut self, failures: Option<mpsc::Receiver<Failure>>) {
+        self.others = failures;
     }
 
     /// Why a hypervisor did not start that needs them: what one of them said, if one has ended.
@@ -61,6 +67,16 @@ impl Shares {
             let _ = tokio::time::timeout_at(deadline, &mut server.0).await;
         }
     }
+}
+
+/// The next failure; without anybody left who could send one there never is any.
+async fn next(failures: &mut Option<mpsc::Receiver<Failure>>) -> Failure {
+    if let Some(failures) = failures
+        && let Some(failure) = failures.recv().await
+    {
+        return failure;
+    }
+    std::future::pending().await
 }
 
 impl<P> Monitor<P> {
@@ -118,6 +134,9 @@ impl<P> Monitor<P> {
         let _ = std::fs::remove_file(&socket);
         // Closed here when it is passed on: a server that ends early then ends the hypervisor's wait.
         let listener = UnixListener::bind(&socket)?;
+        if let Some(cell) = &self.cell {
+            cell.give(&socket)?;
+        }
         let mut command = super::own_program("share");
         command.arg("--mount-point").arg(&mount_point);
         command.arg("--listener-fd").arg(listener.as_raw_fd().to_string());
@@ -126,16 +145,17 @@ impl<P> Monitor<P> {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        prepare_child(
-            &mut command,
-            ChildSetup {
-                keep: vec![listener.as_raw_fd()],
-                die_with_parent: true,
-                new_session: false,
-            },
-        );
         command.arg0("zmachine");
-        Command::from(command).kill_on_drop(true).spawn()
+        let jailed = match self.jail() {
+            Some(jail) => Jailed::role(&jail, command)?,
+            None => Jailed::free(command),
+        };
+        let setup = ChildSetup {
+            keep: vec![listener.as_raw_fd()],
+            die_with_parent: true,
+            new_session: false,
+        };
+        jailed.spawn(setup, |command| Command::from(command).kill_on_drop(true).spawn())
     }
 }
 

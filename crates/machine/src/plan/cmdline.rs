@@ -95,6 +95,29 @@ pub(super) fn command_line(
     Ok(line)
 }
 
+/// A command line of ours with other networks in it.
+///
+/// # Errors
+/// As [`command_line`].
+pub(super) fn with_network(
+    line: &str,
+    attachments: &[Attachment],
+    nameservers: &[IpAddr],
+) -> Result<String, PlanError> {
+    // None of these words has a space in it. In a quoted variable such a word would be one of its own only after a space.
+    let mut words: Vec<String> = line
+        .split(' ')
+        .filter(|word| !word.starts_with("net_"))
+        .map(str::to_owned)
+        .collect();
+    words.extend(network(attachments, nameservers)?);
+    let line = words.join(" ");
+    match line.len() >= LIMIT {
+        true => Err(PlanError::CommandLineTooLong { bytes: line.len() }),
+        false => Ok(line),
+    }
+}
+
 fn network(attachments: &[Attachment], nameservers: &[IpAddr]) -> Result<Vec<String>, PlanError> {
     if attachments.len() > INTERFACES {
         return Err(PlanError::TooManyInterfaces {
@@ -207,6 +230,19 @@ mod tests {
              net_eth0=10.1.1.3/24;fd39:775a:4846:1::3/64 net_r4=default,10.1.1.1;10.1.0.0/16,10.1.1.1 \
              net_r6=default,fd39:775a:4846:1::1 net_dns=8.8.8.8;1.1.1.1"
         );
+    }
+
+    #[test]
+    fn other_networks_take_the_place_of_those_that_were_told() {
+        let env = [("A".to_owned(), "b c".to_owned())];
+        let [one, two] = [0, 1].map(attachment);
+        let line = command_line(Accel::Kvm, RootDevice::FirstDisk, std::slice::from_ref(&one), &[], &env).unwrap();
+        let both = with_network(&line, &[one, two], &[]).unwrap();
+        assert!(
+            both.contains("A=\"b c\"") && both.contains(" net_eth0=") && both.contains(" net_eth1="),
+            "{both}"
+        );
+        assert!(!with_network(&both, &[], &[]).unwrap().contains("net_"));
     }
 
     #[test]

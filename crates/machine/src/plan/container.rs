@@ -6,9 +6,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::{BootConfig, HostEntry, Mount, PROTOCOL_VERSION, Process, Root, Upper};
+use zmachine_hypervisor::choice::{Choice, Hypervisor};
 use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
 use zmachine_kernel::FsDriver;
 use zmachine_network::Attachment;
+use zmachine_rootfs::Prefetch;
 
 use super::{
     ImageFacts, Inputs, KernelChoice, PLAN_VERSION, PlanError, ShareUse, SharedTree, dns, grace_ms, hostname,
@@ -21,6 +23,23 @@ use crate::volume::{SharedDirectory, Wanted};
 pub const ROOT_SERIAL: &str = "zm-root";
 /// virtio serial of the writable layer's disk.
 pub const UPPER_SERIAL: &str = "zm-upper";
+
+/// Where programs that run containers keep them. They want a real file system there, so a machine that runs them has a
+/// volume at one of these, and by that we know it.
+const NESTED_STORAGE: [&str; 5] = [
+    "/var/lib/docker",
+    "/var/lib/containerd",
+    "/var/lib/containers",
+    "/var/lib/rancher",
+    "/var/lib/incus",
+];
+
+/// Whether what is mounted at `target` is for containers inside of the machine.
+pub fn is_for_containers(target: &str) -> bool {
+    NESTED_STORAGE
+        .iter()
+        .any(|storage| Path::new(target).starts_with(storage))
+}
 
 /// `PATH` where nothing else is said.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -36,6 +55,9 @@ pub struct ContainerPlan {
     pub image: String,
     /// The kernel.
     pub kernel: KernelChoice,
+    /// What runs it.
+    #[serde(default, skip_serializing_if = "Choice::was_none")]
+    pub hypervisor: Choice,
     /// The virtual machine.
     pub vm: VmSpec,
     /// Size of the writable layer in bytes; `None` when the root is read-only.
@@ -54,6 +76,9 @@ pub struct ContainerPlan {
     pub shares: Vec<ShareUse>,
     /// Block stores in place of the flist's routes.
     pub stores: Vec<String>,
+    /// How much of its image is fetched before it is read.
+    #[serde(default, skip_serializing_if = "Prefetch::is_default")]
+    pub prefetch: Prefetch,
     /// Labels: the image's, and over them the user's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -86,6 +111,11 @@ impl VolumeUse {
             read_only: volume.read_only,
         }
     }
+}
+
+/// Queues of the image's disk: one per virtual CPU, so none waits for another one's block; more than 4 gain nothing.
+fn root_queues(cpus: u32) -> u16 {
+    cpus.clamp(1, 4) as u16
 }
 
 /// Id of the disk of a machine's volume number `index`, counted from 0.
@@ -133,6 +163,7 @@ impl ContainerPlan {
             id: inputs.id.to_owned(),
             image: image.digest.clone(),
             kernel: kernel.clone(),
+            hypervisor: inputs.hypervisor.clone(),
             vm: VmSpec {
                 shares: share::devices(&shares, inputs.home, inputs.id),
                 ..vm(spec, kernel, volumes, &inputs, disks)
@@ -144,6 +175,7 @@ impl ContainerPlan {
             volumes: volumes.iter().map(VolumeUse::of).collect(),
             shares,
             stores: spec.stores.clone(),
+            prefetch: spec.prefetch,
             labels: image.labels.clone().into_iter().chain(spec.labels.clone()).collect(),
             exposed_ports: image.exposed_ports.clone(),
             stop_signal,
@@ -153,18 +185,24 @@ impl ContainerPlan {
         })
     }
 
-    /// The drivers of file systems that its initramfs must bring.
+    /// The drivers that its initramfs must bring: those of its file systems, and what containers inside of it need.
     pub fn fs_drivers(&self) -> Vec<FsDriver> {
         let mounted = self.boot.mounts.iter().map(|mount| &mount.fstype);
+        let has_nested = self.boot.mounts.iter().any(|mount| is_for_containers(&mount.target));
         mounted
             .chain([&self.boot.root.lower_fstype])
             .filter_map(|fstype| FsDriver::of(fstype))
+            .chain(channel_driver(self.hypervisor.driver))
+            .chain(has_nested.then_some(FsDriver::Nested))
             .collect()
     }
 
-    /// Whether its image is a disk that somebody must serve.
-    pub fn has_image_disk(&self) -> bool {
-        self.vm.disks.iter().any(|disk| matches!(disk, Disk::VhostUser { .. }))
+    /// The queues of its image's disk; `None` when its image is no disk that somebody must serve.
+    pub fn image_queues(&self) -> Option<u16> {
+        self.vm.disks.iter().find_map(|disk| match disk {
+            Disk::VhostUser { queues, .. } => Some(*queues),
+            _ => None,
+        })
     }
 
     /// Boots `kernel` from now on, whose initramfs has the agent of this program.
@@ -181,6 +219,11 @@ impl ContainerPlan {
         self.kernel = kernel;
         self.boot.protocol = PROTOCOL_VERSION;
     }
+}
+
+/// The driver of the channel to the agent, where the boot does not have it anyway.
+pub(crate) fn channel_driver(hypervisor: Hypervisor) -> Option<FsDriver> {
+    (hypervisor == Hypervisor::CloudHypervisor).then_some(FsDriver::Vsock)
 }
 
 fn refuse_vm_flags(spec: &MachineSpec) -> Result<(), PlanError> {
@@ -274,7 +317,7 @@ fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &In
         disks.push(Disk::VhostUser {
             id: "root".to_owned(),
             socket: inputs.home.run_dir(inputs.id).join("rootfs.sock"),
-            queues: 1,
+            queues: root_queues(spec.cpus),
         });
     }
     if has.has_upper {
@@ -350,6 +393,8 @@ fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, has: Disks)
         first_start: true,
         // One flist block: halves the requests of a cold start against the kernel's own 128 KiB.
         read_ahead_kib: 512,
+        // Read at each start, and never written to a file.
+        secrets: Vec::new(),
     })
 }
 
@@ -417,6 +462,8 @@ mod tests {
             home: &home,
             host: &host(),
             accel: Accel::Tcg,
+            hypervisor: Choice::default(),
+            cloud_firmware: None,
             attachments: vec![],
             host_dns: &HostDns {
                 nameservers: vec![],
@@ -570,6 +617,30 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_for_containers_brings_what_containers_need() {
+        let drivers = |target: &str| {
+            let mut plan = plan(|_| ()).unwrap();
+            plan.boot.mounts.push(Mount {
+                serial: "v".to_owned(),
+                fstype: "ext4".to_owned(),
+                target: target.to_owned(),
+                read_only: false,
+            });
+            plan.fs_drivers()
+        };
+        assert_eq!(drivers("/var/lib/docker"), [FsDriver::Nested]);
+        assert_eq!(drivers("/var/lib/containers/storage"), [FsDriver::Nested]);
+        assert_eq!(drivers("/var/lib/docker-registry"), []);
+    }
+
+    #[test]
+    fn the_images_disk_has_a_queue_per_cpu_up_to_four() {
+        let queues = |cpus| plan(|s| s.cpus = cpus).unwrap().image_queues();
+        assert_eq!([1, 2, 4].map(queues), [Some(1), Some(2), Some(4)]);
+        assert_eq!((root_queues(0), root_queues(64)), (1, 4));
+    }
+
+    #[test]
     fn another_kernel_is_booted_once_it_is_chosen() {
         let mut plan = plan(|_| ()).unwrap();
         let kernel = KernelChoice {
@@ -626,7 +697,7 @@ mod tests {
         let mut spec = MachineSpec::new("web", "/x.fl");
         spec.networks.clear();
         let plan = plan_of(&spec, &image).unwrap();
-        assert!(!plan.has_image_disk());
+        assert!(plan.image_queues().is_none());
         assert_eq!(plan.vm.disks.iter().map(Disk::id).collect::<Vec<_>>(), ["upper"]);
         assert_eq!(plan.boot.root.lower_fstype, "virtiofs");
         assert_eq!(

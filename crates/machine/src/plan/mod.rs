@@ -7,6 +7,7 @@
 //! | [`container`] | the plan of a container: root disk, what the guest's agent is told, the entrypoint |
 //! | [`vm`] | the plan of a VM: volumes, boot, seed |
 //! | [`tree`] | the plan of a container with a kernel of its own, which lives like a VM |
+//! | `networks` | a machine that joins or leaves a network |
 //! | [`share`] | what is served to either over virtio-fs |
 //! | [`error`] | every refusal |
 //!
@@ -16,6 +17,7 @@
 mod cmdline;
 pub mod container;
 pub mod error;
+mod networks;
 pub mod share;
 pub mod tree;
 pub mod vm;
@@ -27,12 +29,15 @@ use std::path::PathBuf;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use zmachine_agent_protocol::{Interface, Route};
-use zmachine_hypervisor::{Accel, Nic, VmSpec};
+use zmachine_hypervisor::choice::Choice;
+use zmachine_hypervisor::firmware::Pinned;
+use zmachine_hypervisor::{Accel, Nic, NicKind, VmSpec};
 use zmachine_network::{Attachment, HostDns};
 use zmachine_sys::host::HostFacts;
 
 pub use container::{ContainerPlan, ROOT_SERIAL, UPPER_SERIAL, root_size};
 pub use error::PlanError;
+pub(crate) use networks::check_step;
 pub use share::{ShareUse, SharedTree, share_tag};
 pub use tree::TreeFacts;
 pub use vm::{VmFacts, VmPlan};
@@ -130,6 +135,14 @@ impl Plan {
         }
     }
 
+    /// What runs it, and why that.
+    pub fn hypervisor(&self) -> &Choice {
+        match self {
+            Plan::Container(plan) => &plan.hypervisor,
+            Plan::Vm(plan) => &plan.hypervisor,
+        }
+    }
+
     /// What kind of machine it is.
     pub fn kind(&self) -> Kind {
         match self {
@@ -206,9 +219,13 @@ pub struct Inputs<'a> {
     pub host: &'a HostFacts,
     /// The accelerator that fits the host and the request.
     pub accel: Accel,
+    /// The hypervisor that fits the host, the request and the machine.
+    pub hypervisor: Choice,
+    /// The firmware that Cloud Hypervisor starts disks with, when one is configured.
+    pub cloud_firmware: Option<Pinned>,
     /// One per network of the spec, in its order.
     pub attachments: Vec<Attachment>,
-    /// Name servers and search domains of the host.
+    /// Search domains of the host; its name servers are asked by those of the networks.
     pub host_dns: &'a HostDns,
     /// Directories of the host that it uses.
     pub shares: &'a [SharedDirectory],
@@ -273,7 +290,7 @@ fn uuid(id: &str) -> String {
     format!("{}-{}-8000-8000-000000000000", &id[..8], &id[8..12])
 }
 
-fn interface(attachment: &Attachment) -> Interface {
+pub(crate) fn interface(attachment: &Attachment) -> Interface {
     Interface {
         name: attachment.interface.clone(),
         mac: attachment.mac.to_string(),
@@ -282,7 +299,7 @@ fn interface(attachment: &Attachment) -> Interface {
     }
 }
 
-fn routes(attachments: &[Attachment]) -> Vec<Route> {
+pub(crate) fn routes(attachments: &[Attachment]) -> Vec<Route> {
     let route = |a: &Attachment, r: &zmachine_network::Route| Route {
         destination: r.destination.to_string(),
         gateway: Some(r.gateway),
@@ -298,11 +315,22 @@ fn dns(spec: &MachineSpec, inputs: &Inputs<'_>) -> Result<(Vec<IpAddr>, Vec<Stri
     if spec.dns.is_empty() {
         return Ok(match inputs.attachments.is_empty() {
             true => Default::default(),
-            false => (inputs.host_dns.nameservers.clone(), inputs.host_dns.search.clone()),
+            false => (resolvers(&inputs.attachments), inputs.host_dns.search.clone()),
         });
     }
     let parse = |text: &String| text.parse().map_err(|_| PlanError::Dns { text: text.clone() });
     Ok((spec.dns.iter().map(parse).collect::<Result<_, _>>()?, Vec::new()))
+}
+
+/// The name servers of all networks of a machine: each knows its own machines. More than three are asked by no resolver.
+pub(crate) fn resolvers(attachments: &[Attachment]) -> Vec<IpAddr> {
+    let mut all: Vec<IpAddr> = Vec::new();
+    for server in attachments.iter().flat_map(|a| &a.nameservers) {
+        if !all.contains(server) && all.len() < 3 {
+            all.push(*server);
+        }
+    }
+    all
 }
 
 /// The keys of `SSH_KEY`, separated by newlines or commas, and those asked for; blanks dropped, each once.
@@ -328,6 +356,10 @@ fn nics(attachments: &[Attachment]) -> Vec<Nic> {
         id: a.interface.clone(),
         mac: a.mac.to_string(),
         mtu: Some(a.mtu),
+        kind: match a.user {
+            Some(_) => NicKind::Stream,
+            None => NicKind::Tap,
+        },
     };
     attachments.iter().map(nic).collect()
 }

@@ -95,6 +95,7 @@ impl VmPlan {
             install: None,
             image: Some(facts.image.digest.clone()),
             appliance: None,
+            hypervisor: inputs.hypervisor.clone(),
             vm: VmSpec {
                 name: spec.name.clone(),
                 uuid: uuid(inputs.id),
@@ -128,6 +129,7 @@ fn refuse_flags(spec: &MachineSpec) -> Result<(), PlanError> {
         ("--workdir", spec.workdir.is_some()),
         ("--tty", spec.terminal),
         ("--rootfs block", spec.rootfs == RootfsChoice::Block),
+        ("--secret", !spec.secrets.is_empty()),
     ];
     match used.into_iter().find(|(_, is_used)| *is_used) {
         Some((flag, _)) => Err(PlanError::NotForOwnKernels { flag }),
@@ -180,6 +182,8 @@ mod tests {
             home: &home,
             host: &host,
             accel: Accel::Kvm,
+            hypervisor: zmachine_hypervisor::choice::Choice::default(),
+            cloud_firmware: None,
             attachments: vec![],
             host_dns: &HostDns {
                 nameservers: vec![],

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::{Interface, Mount, Route};
+use zmachine_hypervisor::choice::{Choice, Hypervisor};
 use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
 use zmachine_network::Attachment;
 
@@ -39,6 +40,9 @@ pub struct VmPlan {
     pub image: Option<String>,
     /// The kernel of the appliance that grows its file system; `None` when none is installed on this host.
     pub appliance: Option<KernelChoice>,
+    /// What runs it.
+    #[serde(default, skip_serializing_if = "Choice::was_none")]
+    pub hypervisor: Choice,
     /// The virtual machine.
     pub vm: VmSpec,
     /// Its volumes, in the order of its disks; the first is the boot disk of a VM.
@@ -211,11 +215,21 @@ impl VmPlan {
                     None,
                 )
             }
+            VmStart::Firmware { .. } if inputs.hypervisor.driver == Hypervisor::CloudHypervisor => {
+                let pinned = inputs.cloud_firmware.as_ref().ok_or(PlanError::NoFirmware)?;
+                let boot = Boot::Firmware {
+                    code: pinned.path.clone(),
+                    variables: None,
+                    sha256: Some(pinned.sha256.clone()),
+                };
+                (boot, None)
+            }
             VmStart::Firmware { firmware } => {
                 let firmware = firmware.as_ref().ok_or(PlanError::NoFirmware)?;
                 let boot = Boot::Firmware {
                     code: firmware.code.clone(),
-                    variables: machine.join("firmware.vars"),
+                    variables: Some(machine.join("firmware.vars")),
+                    sha256: None,
                 };
                 (boot, Some(firmware.variables.clone()))
             }
@@ -233,6 +247,7 @@ impl VmPlan {
             }),
             image: None,
             appliance: facts.appliance.clone(),
+            hypervisor: inputs.hypervisor.clone(),
             vm: VmSpec {
                 name: spec.name.clone(),
                 uuid: uuid(inputs.id),
@@ -251,8 +266,20 @@ impl VmPlan {
             seed,
             attachments: inputs.attachments,
             stop_grace_ms: grace_ms(spec, DEFAULT_VM_STOP_TIMEOUT_S),
-            warnings: warnings(inputs.host),
+            warnings: [warnings(inputs.host), told_to_everybody(&facts.start, &env)].concat(),
         })
+    }
+}
+
+/// A kernel that is told of its environment on its command line, as Zero-OS does, has that in the hypervisor's as well.
+fn told_to_everybody(start: &VmStart, env: &[(String, String)]) -> Vec<String> {
+    let secret = env.iter().find(|(name, _)| crate::redact::is_secret(name));
+    match (start, secret) {
+        (VmStart::Kernel { .. }, Some((name, _))) => vec![format!(
+            "the value of {name} is on the command line of the VM's kernel, which all users of this host can read; \
+             --user-data keeps it to the VM"
+        )],
+        _ => Vec::new(),
     }
 }
 
@@ -263,6 +290,7 @@ fn refuse_container_flags(spec: &MachineSpec) -> Result<(), PlanError> {
         ("--read-only", spec.read_only),
         ("--kernel", spec.kernel.is_some()),
         ("--rootfs", spec.rootfs != RootfsChoice::Auto),
+        ("--secret", !spec.secrets.is_empty()),
     ];
     match used.into_iter().find(|(_, is_used)| *is_used) {
         Some((flag, _)) => Err(PlanError::NotForVms { flag }),
@@ -393,6 +421,8 @@ mod tests {
             home: &home,
             host: &host,
             accel: Accel::Kvm,
+            hypervisor: Choice::default(),
+            cloud_firmware: None,
             attachments: vec![],
             host_dns: &HostDns {
                 nameservers: vec![],
@@ -435,7 +465,9 @@ mod tests {
             spec.env = vec![("init".into(), "a\"b\nc".into())];
         })
         .unwrap();
-        assert!(matches!(&plan.vm.boot, Boot::Firmware { variables, .. } if variables.ends_with("firmware.vars")));
+        assert!(
+            matches!(&plan.vm.boot, Boot::Firmware { variables: Some(variables), .. } if variables.ends_with("firmware.vars"))
+        );
         assert_eq!(plan.install.unwrap().firmware_variables, Some("/fw/vars".into()));
         assert_eq!(plan.seed.env, [("init".to_owned(), "a\"b\nc".to_owned())]);
     }

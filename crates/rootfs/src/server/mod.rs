@@ -32,7 +32,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 use crate::disk::Pinned;
 use crate::erofs::Extent;
 use crate::report::Reporter;
-use queue::{Device, Step, step};
+use queue::{Device, Step, missing_ahead, step};
 
 /// Data segments per request: QEMU's default queue of 128 descriptors without header and status.
 pub const SEG_MAX: u32 = 126;
@@ -44,6 +44,8 @@ const QUEUE_SIZE_MAX: usize = 1024;
 const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 /// Answers after which the guest is told, although more requests wait.
 const BATCH: usize = 16;
+/// Blocks fetched at once for the requests that wait behind one, in all queues.
+const AHEAD_MAX: usize = 16;
 /// Tries to get one unreadable block for one request.
 const DAMAGED_TRIES: usize = 2;
 
@@ -139,10 +141,33 @@ impl Backend {
                     pinned.clear();
                     tries.clear();
                 }
-                Step::Missing { extent, is_damaged } => return Some((extent, is_damaged)),
+                Step::Missing { extent, is_damaged } => {
+                    let free = AHEAD_MAX.saturating_sub(self.device.ahead.load(Ordering::Relaxed));
+                    let ahead = missing_ahead(&self.device, state.get_queue_mut(), &self.memory, free + 1);
+                    self.fetch_ahead(ahead.iter().filter(|other| **other != extent));
+                    return Some((extent, is_damaged));
+                }
                 // Asking for kicks again may show that one was missed.
                 Step::Empty if matches!(state.enable_notification(), Ok(true)) => {}
                 Step::Empty | Step::Unusable => return None,
+            }
+        }
+    }
+
+    /// Fetches what later requests need, each block in a thread of its own: answers come in order, so without this a queue
+    /// would wait for one block after the other. A failure shows when its request comes to the front.
+    fn fetch_ahead<'a>(&self, extents: impl Iterator<Item = &'a Extent>) {
+        for extent in extents {
+            let (device, extent) = (Arc::clone(&self.device), *extent);
+            device.ahead.fetch_add(1, Ordering::Relaxed);
+            let thread = std::thread::Builder::new().name("ahead".into()).stack_size(256 * 1024);
+            let started = thread.spawn(move || {
+                let _ = device.disk.fetch_ahead(&extent);
+                device.ahead.fetch_sub(1, Ordering::Relaxed);
+            });
+            if started.is_err() {
+                self.device.ahead.fetch_sub(1, Ordering::Relaxed);
+                return;
             }
         }
     }
@@ -155,8 +180,10 @@ impl Backend {
             self.reporter
                 .block_failed(extent, "the cached block can not be read", None);
         } else if let Err(error) = disk.fetch(extent, is_damaged, pinned) {
-            let hint = error.hint();
-            self.reporter.block_failed(extent, &error.to_string(), hint.as_deref());
+            self.reporter.block_failed(extent, &error.reason, error.hint.as_deref());
+        }
+        if let Some(failure) = disk.take_cache_failure() {
+            self.reporter.cache_failed(&failure);
         }
         self.reporter.touch();
     }

@@ -11,7 +11,7 @@
 //! something else. Stopping a queue therefore never waits for a fetch, and loses no request.
 
 use std::ops::Deref;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
@@ -23,6 +23,10 @@ use crate::disk::{LazyDisk, Outcome, Pinned};
 use crate::erofs::Extent;
 use crate::report::Counters;
 
+/// Chains that are looked at for what they will need, while the first one waits.
+const CHAINS_AHEAD: usize = 16;
+/// Parts of the disk that are looked at for it: a guest can ask for many small files at once.
+const PIECES_AHEAD: usize = 256;
 /// Length of the serial in a `GET_ID` answer.
 pub const SERIAL_LEN: usize = 20;
 
@@ -34,6 +38,8 @@ pub struct Device {
     pub serial: [u8; SERIAL_LEN],
     /// What was done.
     pub counters: Counters,
+    /// Threads that fetch for requests behind the one that is waited for.
+    pub ahead: AtomicUsize,
 }
 
 /// What a step did.
@@ -85,6 +91,38 @@ pub fn step(device: &Device, queue: &mut Queue, memory: &GuestMemoryAtomic<Guest
     }
 }
 
+/// The blocks that waiting chains need and this host does not have, at most `most`: those of the first chain, then of the
+/// ones behind it. Leaves the queue as it was.
+pub fn missing_ahead(
+    device: &Device,
+    queue: &mut Queue,
+    memory: &GuestMemoryAtomic<GuestMemoryMmap>,
+    most: usize,
+) -> Vec<Extent> {
+    let memory = memory.memory();
+    let mut missing = Vec::new();
+    if !queue.ready() || !queue.is_valid(memory.deref()) {
+        return missing;
+    }
+    let first = queue.next_avail();
+    let mut pieces = PIECES_AHEAD;
+    if let Ok(mut waiting) = queue.iter(memory.clone()) {
+        for _ in 0..CHAINS_AHEAD {
+            let Some(chain) = waiting.next().filter(|_| missing.len() < most) else {
+                break;
+            };
+            if let Ok(request) = parse(chain, &memory)
+                && let Kind::Read { sector } = request.kind
+                && let Some((offset, len)) = range(device, sector, &request)
+            {
+                device.disk.missing(offset, len, &mut missing, most, &mut pieces);
+            }
+        }
+    }
+    queue.set_next_avail(first);
+    missing
+}
+
 /// Writes the answer; the number of bytes written, or the block that is missing.
 fn answer(device: &Device, parsed: Result<Request<'_>, Malformed<'_>>, pinned: &Pinned) -> Result<u32, (Extent, bool)> {
     let counters = &device.counters;
@@ -114,13 +152,18 @@ fn answer(device: &Device, parsed: Result<Request<'_>, Malformed<'_>>, pinned: &
 }
 
 fn read(device: &Device, sector: u64, request: &Request<'_>, pinned: &Pinned) -> Outcome {
-    let len = request.data_len();
-    let end = sector.checked_add(len / 512);
-    let is_inside = end.is_some_and(|end| end <= device.disk.capacity_sectors());
-    if len == 0 || !len.is_multiple_of(512) || len > BYTES_MAX || !is_inside {
-        return Outcome::Failed;
+    match range(device, sector, request) {
+        Some((offset, _)) => device.disk.read_local(offset, &request.data, pinned),
+        None => Outcome::Failed,
     }
-    device.disk.read_local(sector * 512, &request.data, pinned)
+}
+
+/// Offset and length of a read in bytes; `None` when it is not within the disk or not of whole sectors.
+fn range(device: &Device, sector: u64, request: &Request<'_>) -> Option<(u64, u64)> {
+    let len = request.data_len();
+    let end = sector.checked_add(len / 512)?;
+    let is_fine = len > 0 && len.is_multiple_of(512) && len <= BYTES_MAX && end <= device.disk.capacity_sectors();
+    is_fine.then_some((sector * 512, len))
 }
 
 fn write_serial(serial: &[u8; SERIAL_LEN], data: &[GuestSlice<'_>]) -> u64 {

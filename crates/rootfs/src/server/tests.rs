@@ -74,6 +74,7 @@ impl Rig {
                 disk,
                 serial: *b"serial-of-20-bytes..",
                 counters: Counters::default(),
+                ahead: Default::default(),
             },
             memory: GuestMemoryAtomic::new(memory),
             _dir: dir,
@@ -258,6 +259,39 @@ fn chains_of_a_hostile_guest_are_given_back_and_harm_nothing() {
         assert_ne!(status, STATUS_OK, "{chain:?}");
     }
     assert_eq!(rig.read(0, 512).0, STATUS_OK);
+}
+
+#[test]
+fn what_waiting_chains_need_is_known_and_the_queue_stays_as_it_was() {
+    let rig = Rig::new();
+    let memory = rig.memory.memory();
+    let ring = MockSplitQueue::new(&*memory, 16);
+    let mut queue: Queue = ring.create_queue().unwrap();
+    // Metadata first, then the block, twice; the last one is nonsense.
+    for (at, sector) in [(0u64, 0u64), (1, rig.data_sector), (2, rig.data_sector), (3, u64::MAX)] {
+        let header = HEADER + 0x1000 * at;
+        memory.write_obj(0u64, GuestAddress(header)).unwrap();
+        memory.write_obj(sector, GuestAddress(header + 8)).unwrap();
+    }
+    let chain = |at: u64| {
+        let header = HEADER + 0x1000 * at;
+        [(header, 16, NEXT), (DATA, 4096, NEXT | WRITE), (STATUS, 1, WRITE)]
+    };
+    let all: Vec<(u64, u32, u16)> = (0..4).flat_map(chain).collect();
+    ring.add_desc_chains(&descriptors(&all), 0).unwrap();
+    let missing = |queue: &mut Queue, most| super::queue::missing_ahead(&rig.device, queue, &rig.memory, most);
+    let found = missing(&mut queue, 8);
+    assert_eq!(found.len(), 1);
+    assert_eq!(u64::from(found[0].start) * 8, rig.data_sector);
+    assert_eq!((missing(&mut queue, 0).len(), queue.next_avail()), (0, 0));
+    assert!(matches!(
+        step(&rig.device, &mut queue, &rig.memory, &Pinned::new()),
+        Step::Answered
+    ));
+    let next = step(&rig.device, &mut queue, &rig.memory, &Pinned::new());
+    assert!(matches!(next, Step::Missing { extent, .. } if extent == found[0]));
+    assert!(rig.device.disk.fetch_ahead(&found[0]).unwrap());
+    assert_eq!(missing(&mut queue, 8), []);
 }
 
 #[test]

@@ -148,16 +148,22 @@ pub struct Server {
     image: PathBuf,
     blocks: PathBuf,
     queues: u16,
+    prefetch: &'static str,
     pub process: Process,
 }
 
 impl Server {
     pub fn start(dir: &Path, image: &Path, queues: u16) -> Server {
+        Server::prefetching(dir, image, queues, "none")
+    }
+
+    /// One that fetches `prefetch` ahead: none, hints or all.
+    pub fn prefetching(dir: &Path, image: &Path, queues: u16, prefetch: &'static str) -> Server {
         let socket = dir.join("rootfs.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         zmachine_sys::fd::set_inheritable(listener.as_fd(), true).unwrap();
         let (events, blocks) = (dir.join("events"), dir.join("blocks"));
-        let process = spawn(image, &blocks, &listener, queues, &events);
+        let process = spawn(image, &blocks, &listener, queues, prefetch, &events);
         Server {
             listener,
             socket,
@@ -165,13 +171,22 @@ impl Server {
             image: image.to_owned(),
             blocks,
             queues,
+            prefetch,
             process,
         }
     }
 
     pub fn kill_and_restart(&mut self) {
         self.process.kill();
-        self.process = spawn(&self.image, &self.blocks, &self.listener, self.queues, &self.events);
+        let (queues, prefetch) = (self.queues, self.prefetch);
+        self.process = spawn(
+            &self.image,
+            &self.blocks,
+            &self.listener,
+            queues,
+            prefetch,
+            &self.events,
+        );
     }
 
     /// Everything it has reported.
@@ -190,7 +205,7 @@ impl Server {
     }
 }
 
-fn spawn(image: &Path, blocks: &Path, listener: &UnixListener, queues: u16, events: &Path) -> Process {
+fn spawn(image: &Path, blocks: &Path, listener: &UnixListener, queues: u16, prefetch: &str, events: &Path) -> Process {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join("examples/serve");
     let events = File::options().append(true).create(true).open(events).unwrap();
@@ -198,7 +213,7 @@ fn spawn(image: &Path, blocks: &Path, listener: &UnixListener, queues: u16, even
         .arg(image)
         .arg(blocks)
         .arg(listener.as_raw_fd().to_string())
-        .args(["root-disk", &queues.to_string(), "500"])
+        .args(["root-disk", &queues.to_string(), "500", prefetch])
         .stderr(events)
         .spawn();
     Process(child.unwrap())

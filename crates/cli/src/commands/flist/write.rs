@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use zmachine_flist::Flist;
+use zmachine_flist::{Flist, Hints};
 use zmachine_image::Timeouts;
 use zmachine_image::copy::{CopyError, convert, push};
 use zmachine_image::pack::{PackError, PackOptions, PackReport, pack, pack_tar};
@@ -49,8 +49,10 @@ pub(super) fn pack_source(
     file: &Path,
     to: &WriteArgs,
     base: Option<&Path>,
+    hints: Option<&Path>,
     threads: usize,
 ) -> Result<u8, Failure> {
+    let hints = hints.map(read_hints).transpose()?;
     let store = stores(to)?;
     // An output that is no flist is about to be replaced, whatever it is; a base was named to be used.
     let earlier = match base {
@@ -73,10 +75,31 @@ pub(super) fn pack_source(
     } else {
         pack(source, &store, &options, &Bars::bytes())
     };
-    let (flist, packed) = packed.map_err(|e| pack_failure(&e))?;
+    let (mut flist, packed) = packed.map_err(|e| pack_failure(&e))?;
+    if let Some(hints) = hints {
+        let (blocks, lost) = hints.blocks_in(&flist.tree);
+        if lost > 0 {
+            eprintln!("note: {lost} of {} hints name nothing in this tree", hints.0.len());
+        }
+        // By this tree's own paths: what it does not have is no use to anybody.
+        Hints::of_blocks(&flist.tree, &blocks).store(&mut flist.tags);
+    }
     write(&flist, file)?;
     report(file, &packed);
     Ok(0)
+}
+
+fn read_hints(file: &Path) -> Result<Hints, Failure> {
+    let text = std::fs::read_to_string(file).map_err(|e| {
+        Failure::from_error(Class::NotFound, &e)
+            .context(format!("can not read --hints {}", file.display()))
+            .hint("give the path of a file that 'zmachine image hints' has printed")
+    })?;
+    Hints::parse(&text).map_err(|e| {
+        Failure::from_error(Class::Usage, &e)
+            .context(format!("--hints {}", file.display()))
+            .hint("a line is a path in the tree, and the numbers of its blocks: /usr/bin/env 0-2")
+    })
 }
 
 pub(super) fn pack_failure(error: &PackError) -> Failure {

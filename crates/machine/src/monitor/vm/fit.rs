@@ -56,9 +56,8 @@ impl Monitor<VmPlan> {
             .hint("zmachine kernel install"));
         };
         let fstype = small.filesystem.kind.name();
-        let accel = self.plan.vm.accel;
-        self.grow_in_appliance(accel, &kernel, boot, small.partition, fstype)
-            .await
+        let on = (self.plan.hypervisor.driver, self.plan.vm.accel);
+        self.grow_in_appliance(on, &kernel, boot, small.partition, fstype).await
     }
 }
 

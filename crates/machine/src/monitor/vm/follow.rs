@@ -8,15 +8,16 @@ use zmachine_disk::{Content as OnDisk, RawFile, identify};
 use zmachine_hypervisor::VmEvent;
 
 use super::super::Event;
+use super::super::networks::Parts;
 use super::super::restart::Asked;
 use super::super::run::{Monitor, Outcome, at};
 use super::super::session::Session;
 use super::{Booted, SessionSlot};
-use crate::control::{Reply, Report, Request};
+use crate::control::{Reconnect, Reply, Report, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
-use crate::plan::VmPlan;
 use crate::plan::container::{DEFAULT_PATH, VolumeUse, volume_disk};
+use crate::plan::{Plan, VmPlan};
 use crate::state::Phase;
 use crate::volume::{Volume, Volumes};
 
@@ -118,6 +119,21 @@ impl Monitor<VmPlan> {
         }
     }
 
+    /// Joins or leaves a network; the guest sees an interface come or go, and asks the network about it.
+    async fn change_networks(&mut self, booted: &mut Booted, wanted: &Reconnect) -> Result<(), Failure> {
+        let present = self.plan.attachments.clone();
+        let parts = Parts {
+            vm: &mut *booted.vm,
+            session: None,
+            hold: &mut booted.networks,
+        };
+        self.reconnect(parts, &present, wanted).await?;
+        self.plan
+            .set_attachments(&self.machine.spec, wanted.attachments.clone())?;
+        let plan = Plan::Vm(Box::new(self.plan.clone()));
+        self.write_networks(wanted, &plan)
+    }
+
     async fn command(
         &mut self,
         booted: &mut Booted,
@@ -146,10 +162,12 @@ impl Monitor<VmPlan> {
                 booted.vm.pause().await.map_err(control)
             }
             Request::Resume => booted.vm.resume().await.map_err(control),
+            Request::Reconnect(wanted) => self.change_networks(booted, &wanted).await,
             Request::Attach { .. }
             | Request::Console { .. }
             | Request::Exec(_)
             | Request::Transfer(_)
+            | Request::Traffic
             | Request::Capacity
             | Request::GrowVolume { .. } => Err(Failure::new(Class::Usage, "not a command for the monitor")),
         };
@@ -222,7 +240,11 @@ impl Monitor<VmPlan> {
                 return self.log.note(Source::Monitor, &text);
             }
         };
-        let (session, slot, log) = (Session::start(stream), slot.clone(), self.log.clone());
+        let (session, slot, log) = (
+            Session::start(std::future::ready(Ok(stream))),
+            slot.clone(),
+            self.log.clone(),
+        );
         tokio::spawn(async move {
             // Only one that answers is ours: any program of the guest may open the port.
             match tokio::time::timeout(AGENT_PATIENCE, session.ask(&AgentRequest::Ping)).await {

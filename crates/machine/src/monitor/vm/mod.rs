@@ -11,17 +11,15 @@ mod follow;
 mod install;
 mod prepare;
 
-use std::os::fd::OwnedFd;
-
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use zmachine_hypervisor::qemu::Qemu;
-use zmachine_hypervisor::{Driver, Resources, RunDir, Vm};
+use zmachine_hypervisor::{Resources, RunDir, Vm};
 
 pub(crate) use self::install::open_source;
 use super::console;
 use super::launch::{not_launched, note_lines};
-use super::run::{AbortOnDrop, Attached, Monitor, Outcome, at};
+use super::networks::{Attached, NetworkHold};
+use super::run::{AbortOnDrop, Monitor, Outcome, at};
 use super::server::{self, Attachable, Shared};
 use super::session::Session;
 use super::share::Shares;
@@ -34,8 +32,7 @@ struct Booted {
     vm: Box<dyn Vm>,
     console: JoinHandle<()>,
     shares: Shares,
-    /// Hold the published host ports, so that nobody else takes one.
-    _ports: Vec<OwnedFd>,
+    networks: NetworkHold,
     _hypervisor_log: Option<AbortOnDrop>,
 }
 
@@ -59,6 +56,7 @@ impl Monitor<VmPlan> {
             session,
             events,
             exec_base: std::sync::Arc::new(self.exec_base()),
+            relays: self.relays.clone(),
         };
         let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
         self.report.send(&Report::Listening);
@@ -93,16 +91,27 @@ impl Monitor<VmPlan> {
         waiting: console::Waiting,
     ) -> Result<Booted, Failure> {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
-        let Attached { taps, ports } = attached;
+        let Attached { taps, hold, failures } = attached;
+        shares.also(failures);
         self.kill.pass("start: before the hypervisor");
-        let driver = Qemu::unasked(None);
-        let launched = driver.launch(&self.plan.vm, Resources { taps }, &run).await;
+        let driver = self.plan.hypervisor.driver.driver();
+        let resources = Resources {
+            taps,
+            jail: self.jail(),
+        };
+        let launched = driver.launch(&self.plan.vm, resources, &run).await;
         let mut vm = match launched {
             Ok(vm) => vm,
-            Err(error) => return Err(shares.reason().await.unwrap_or_else(|| not_launched(&error))),
+            Err(error) => {
+                return Err(shares
+                    .reason()
+                    .await
+                    .unwrap_or_else(|| not_launched(self.plan.hypervisor.driver, &error)));
+            }
         };
         self.kill.pass("start: hypervisor started");
         self.confine(vm.pid());
+        self.check_walls("hypervisor", vm.pid(), false);
         self.phase("hypervisor");
         if let Some(recorder) = &mut self.recorder {
             recorder.hypervisor(vm.version());
@@ -122,7 +131,7 @@ impl Monitor<VmPlan> {
             vm,
             console,
             shares,
-            _ports: ports,
+            networks: hold,
             _hypervisor_log: messages.map(AbortOnDrop),
         })
     }

@@ -57,8 +57,13 @@ impl Monitor<VmPlan> {
 
     /// Gives the firmware its first variables; what it writes there later stays.
     pub(super) fn make_firmware_variables(&self) -> Result<(), Failure> {
-        let (Some(template), zmachine_hypervisor::Boot::Firmware { variables, .. }) =
-            (self.firmware_template(), &self.plan.vm.boot)
+        let (
+            Some(template),
+            zmachine_hypervisor::Boot::Firmware {
+                variables: Some(variables),
+                ..
+            },
+        ) = (self.firmware_template(), &self.plan.vm.boot)
         else {
             return Ok(());
         };

@@ -1,12 +1,14 @@
 //! Network namespaces for a test: the host (in which the test runs), a guest and the world outside.
 //!
 //! `outside --(198.51.100.0/24, 2001:db8:1::/64)-- host`, link `up0` with MTU 1400 and the default route. The guest is a
-//! namespace whose `eth0` is one end of a veth pair; the other end is a port of the network's bridge.
+//! namespace whose `eth0` is one end of a veth pair; the other end is a port of the network's bridge in the place of its tap.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -62,6 +64,17 @@ struct Owner(Space);
 impl Drop for Owner {
     fn drop(&mut self) {
         for name in [&self.0.host, &self.0.guest, &self.0.outside, &self.0.neighbour] {
+            // A test that failed leaves what it started, and a namespace's end ends no process.
+            let listed = Command::new("ip").args(["netns", "pids", name]).output();
+            let pids = listed
+                .map(|o| String::from_utf8_lossy(&o.stdout).into_owned())
+                .unwrap_or_default();
+            for id in pids
+                .lines()
+                .filter_map(|pid| zmachine_sys::process::ProcessId::of(pid.parse().ok()?))
+            {
+                let _ = id.signal(9);
+            }
             let _ = Command::new("ip").args(["netns", "del", name]).status();
         }
     }
@@ -114,18 +127,23 @@ impl Space {
 
     /// Connects the guest to the bridge, configured as its plan says.
     pub(crate) fn guest(&self, network: &Network, attachment: &Attachment) {
-        self.connect("gst0", &self.guest, network, attachment);
+        self.connect(&self.guest, "eth0", network, attachment);
+        self.configure(&self.guest, "eth0", attachment);
     }
 
     /// The same for a second guest.
     pub(crate) fn neighbour(&self, network: &Network, attachment: &Attachment) {
-        self.connect("gst1", &self.neighbour, network, attachment);
+        self.connect(&self.neighbour, "eth0", network, attachment);
+        self.configure(&self.neighbour, "eth0", attachment);
     }
 
-    fn connect(&self, port: &str, guest: &str, network: &Network, attachment: &Attachment) {
+    /// Connects a namespace to the bridge by link `eth`, with nothing but its Ethernet address.
+    pub(crate) fn connect(&self, guest: &str, eth: &str, network: &Network, attachment: &Attachment) {
+        let port = &attachment.tap;
+        let _ = Command::new("ip").args(["link", "del", port]).output();
         ip(
             &self.host,
-            &format!("link add {port} type veth peer name eth0 netns {guest}"),
+            &format!("link add {port} type veth peer name {eth} netns {guest}"),
         );
         ip(
             &self.host,
@@ -133,14 +151,21 @@ impl Space {
         );
         ip(
             guest,
-            &format!("link set eth0 address {} mtu {} up", attachment.mac, attachment.mtu),
+            &format!("link set {eth} address {} mtu {} up", attachment.mac, attachment.mtu),
         );
+    }
+
+    /// Gives a connected namespace what its plan says.
+    pub(crate) fn configure(&self, guest: &str, eth: &str, attachment: &Attachment) {
         for address in &attachment.addresses {
             let nodad = if address.addr().is_ipv6() { "nodad" } else { "" };
-            ip(guest, &format!("address add {address} dev eth0 {nodad}"));
+            ip(guest, &format!("address replace {address} dev {eth} {nodad}"));
         }
         for route in &attachment.routes {
-            ip(guest, &format!("route add {} via {}", route.destination, route.gateway));
+            ip(
+                guest,
+                &format!("route replace {} via {} dev {eth}", route.destination, route.gateway),
+            );
         }
     }
 
@@ -154,11 +179,11 @@ impl Space {
         }
     }
 
-    /// Runs a program in the guest.
-    pub(crate) fn in_guest(&self, program: &str, args: &[&str]) {
+    /// The output of a program in the guest.
+    pub(crate) fn in_guest(&self, program: &str, args: &[&str]) -> String {
         let mut all = vec!["netns", "exec", &self.guest, program];
         all.extend(args);
-        output("ip", &all);
+        output("ip", &all)
     }
 
     /// Runs an ignored test of this program in the host namespace without privileges; its output.
@@ -278,6 +303,107 @@ pub(crate) fn answers_udp(namespace: Option<&str>, host: &str, port: u16) -> Opt
         plain(std::str::from_utf8(&text[..len]).ok()?)
     };
     within(namespace, ask).join().unwrap()
+}
+
+/// A server that takes what one client sends; how many bytes that were so far.
+pub(crate) fn receive_tcp(namespace: &str, port: u16) -> Arc<AtomicU64> {
+    let bound = within(Some(namespace), move || TcpListener::bind(("::", port)).unwrap());
+    let listener = bound.join().unwrap();
+    let received = Arc::new(AtomicU64::new(0));
+    let counter = received.clone();
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut buffer = vec![0; 256 * 1024];
+        while let Ok(count @ 1..) = client.read(&mut buffer) {
+            counter.fetch_add(count as u64, Ordering::Relaxed);
+        }
+    });
+    received
+}
+
+/// Sends as much as it can for some time.
+pub(crate) fn send_tcp(namespace: &str, host: &str, port: u16, time: Duration) -> std::thread::JoinHandle<()> {
+    let at = SocketAddr::new(host.parse().unwrap(), port);
+    within(Some(namespace), move || {
+        let mut stream = TcpStream::connect(at).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let end = std::time::Instant::now() + time;
+        while std::time::Instant::now() < end {
+            let _ = stream.write(&[7; 16 * 1024]);
+        }
+    })
+}
+
+/// A name server's answer: its code (RFC 1035) and the data of its records.
+pub(crate) type Answer = (u8, Vec<String>);
+
+/// Asks `server` for the records of `name` of type `A`, `AAAA` or `PTR`; none when it does not answer.
+pub(crate) fn resolve(namespace: Option<&str>, server: &str, name: &str, kind: &str) -> Option<Answer> {
+    let number: u16 = match kind {
+        "A" => 1,
+        "PTR" => 12,
+        _ => 28,
+    };
+    let mut question = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        question.push(label.len() as u8);
+        question.extend(label.bytes());
+    }
+    question.push(0);
+    question.extend(number.to_be_bytes());
+    question.extend([0, 1]);
+    let at = SocketAddr::new(server.parse().unwrap(), 53);
+    let ask = move || {
+        let any = if at.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any).ok()?;
+        socket.set_read_timeout(Some(PATIENCE)).ok()?;
+        socket.connect(at).ok()?;
+        socket.send(&question).ok()?;
+        let mut answer = [0; 1500];
+        let len = socket.recv(&mut answer).ok()?;
+        Some((answer[..len].to_vec(), question.len()))
+    };
+    let (answer, mut at) = within(namespace, ask).join().unwrap()?;
+    let mut records = Vec::new();
+    for _ in 0..u16::from_be_bytes([answer[6], answer[7]]) {
+        at = end_of_name(&answer, at);
+        let len = usize::from(u16::from_be_bytes([answer[at + 8], answer[at + 9]]));
+        let kind = u16::from_be_bytes([answer[at], answer[at + 1]]);
+        let data = &answer[at + 10..at + 10 + len];
+        records.push(match kind {
+            1 => std::net::Ipv4Addr::from(<[u8; 4]>::try_from(data).unwrap()).to_string(),
+            28 => std::net::Ipv6Addr::from(<[u8; 16]>::try_from(data).unwrap()).to_string(),
+            _ => name_at(&answer, at + 10),
+        });
+        at += 10 + len;
+    }
+    records.sort();
+    Some((answer[3] & 15, records))
+}
+
+fn end_of_name(message: &[u8], mut at: usize) -> usize {
+    loop {
+        match message[at] {
+            0 => return at + 1,
+            len if len >= 0xc0 => return at + 2,
+            len => at += 1 + usize::from(len),
+        }
+    }
+}
+
+fn name_at(message: &[u8], mut at: usize) -> String {
+    let mut labels = Vec::new();
+    loop {
+        match message[at] {
+            0 => return labels.join("."),
+            len if len >= 0xc0 => at = usize::from(u16::from_be_bytes([len & 0x3f, message[at + 1]])),
+            len => {
+                let end = at + 1 + usize::from(len);
+                labels.push(String::from_utf8_lossy(&message[at + 1..end]).into_owned());
+                at = end;
+            }
+        }
+    }
 }
 
 /// An IPv4 client of an IPv6 socket without its mapping.

@@ -1,7 +1,13 @@
 //! The crate against a real kernel, as root: each test runs again inside a network namespace of its own ("the host"), with
 //! a second one that acts as a guest on the bridge and a third that is the world outside. Traffic stays in those.
 
+mod faults;
+mod firewalls;
+mod names;
+mod policy;
+mod several;
 mod space;
+mod spoofing;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -10,7 +16,8 @@ use std::process::Command;
 use futures::future::join_all;
 use space::{Space, answers_tcp, answers_udp, in_own_space, ip, output, serve_tcp, serve_udp, sysctl};
 use zmachine_network::{
-    Attachment, AttachmentRequest, Made, Network, NetworkError, Networks, Publish, Published, Resource, render,
+    Attachment, AttachmentRequest, Ipv6Choice, Made, Membership, Network, NetworkError, NetworkSpec, Networks, Policy,
+    Publish, Resource, Station, Wanted, render,
 };
 
 fn run<T>(work: impl Future<Output = T>) -> T {
@@ -19,23 +26,40 @@ fn run<T>(work: impl Future<Output = T>) -> T {
 }
 
 fn networks(home: &Path) -> Networks {
+    // dnsmasq reads its files as somebody else.
+    let _ = std::fs::set_permissions(home, std::os::unix::fs::PermissionsExt::from_mode(0o777));
     Networks::open(home).expect("a home").with_host_dir(&home.join("host"))
 }
 
 async fn plan(networks: &Networks, machine: &str, ports: &[&str]) -> (Network, Attachment) {
     let network = networks.default_network().await.expect("a network");
-    let ipv4 = networks.lease(&network, machine, None).await.expect("an address");
+    let attachment = plan_in(networks, &network, machine, ports, &Membership::default()).await;
+    (network, attachment)
+}
+
+async fn plan_in(
+    networks: &Networks,
+    network: &Network,
+    machine: &str,
+    ports: &[&str],
+    membership: &Membership,
+) -> Attachment {
+    let lease = networks
+        .lease(network, machine, Wanted::default())
+        .await
+        .expect("an address");
     let publish: Vec<Publish> = ports.iter().map(|p| p.parse().expect("a port")).collect();
     let request = AttachmentRequest {
         machine,
-        ipv4,
+        lease,
         index: 0,
+        is_default: true,
         publish: &publish,
+        membership,
         nameservers: &[],
         search: &[],
     };
-    let attachment = Attachment::plan(&network, request).expect("a plan");
-    (network, attachment)
+    Attachment::plan(network, request).expect("a plan")
 }
 
 async fn make(networks: &Networks, resources: &[Resource]) -> Result<Vec<Made>, NetworkError> {
@@ -58,7 +82,11 @@ fn traces() -> String {
     let links = output("ip", &["-o", "link"]);
     let ours: Vec<&str> = links
         .lines()
-        .filter(|l| l.contains(" zm") || l.contains(" zt"))
+        .filter(|l| {
+            l.split(": ")
+                .nth(1)
+                .is_some_and(|name| name.starts_with("zm") || name.starts_with("zt"))
+        })
         .collect();
     let keys = [
         "net/ipv4/ip_forward",
@@ -69,7 +97,24 @@ fn traces() -> String {
         "net/ipv6/conf/up0/accept_ra",
     ];
     let values: Vec<String> = keys.iter().map(|k| format!("{k}={}", sysctl(k))).collect();
-    format!("{ours:?} {:?} {values:?}", output("nft", &["list", "ruleset"]))
+    format!(
+        "{ours:?} {:?} {values:?} {:?}",
+        output("nft", &["list", "ruleset"]),
+        servers()
+    )
+}
+
+/// The processes of dnsmasq in this network namespace.
+fn servers() -> Vec<u32> {
+    let here = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_server = |pid: &u32| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        // A process that has ended and was not collected yet has no namespace any more.
+        name.trim() == "dnsmasq" && std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|ns| ns == here)
+    };
+    pids.filter(is_server).collect()
 }
 
 fn leftovers(home: &Path) -> Vec<PathBuf> {
@@ -125,20 +170,25 @@ fn an_attached_machine_has_a_bridge_with_addresses_a_tap_and_the_rules_as_render
 }
 
 fn rules_in_the_kernel_are_as_rendered(network: &Network, attachment: &Attachment) {
-    let published = Published {
+    let station = Station {
         machine: attachment.machine.clone(),
         ipv4: attachment.ipv4().unwrap(),
         ipv6: attachment.ipv6(),
+        membership: attachment.membership.clone(),
         ports: attachment.publish.clone(),
     };
-    let wanted = render(network, &[published]);
+    let wanted = render(network, &[station]);
     let plain = |text: &str| -> Vec<String> {
         let lines = text.lines().map(|l| l.replace("meta l4proto ", "").trim().to_owned());
         lines.filter(|l| !l.is_empty()).collect()
     };
-    let listed = output("nft", &["list", "table", "inet", network.bridge()]);
-    // The first two lines of the script replace the table. The rest is listed word for word.
-    assert_eq!(plain(&listed), plain(&wanted)[2..]);
+    let list = |family| output("nft", &["list", "table", family, network.bridge()]);
+    // The first four lines of the script replace the tables. The rest is listed word for word.
+    let (listed, wanted) = (plain(&(list("inet") + &list("bridge"))), &plain(&wanted)[4..]);
+    for (listed, wanted) in listed.iter().zip(wanted) {
+        assert_eq!(listed, wanted);
+    }
+    assert_eq!(listed.len(), wanted.len());
 }
 
 #[test]
@@ -416,7 +466,7 @@ fn reconciling_removes_what_crashed_machines_left_and_keeps_the_others() {
 
             networks.reconcile(&|_| false).await.unwrap();
             assert_eq!(traces(), before);
-            assert_eq!(networks.leases("default").unwrap().len(), 2, "leases outlive a crash");
+            assert_eq!(networks.leases("default").unwrap().len(), 4, "leases outlive a crash");
         })
     });
 }
@@ -533,7 +583,7 @@ fn leases_are_unique_among_threads_stable_and_given_back() {
     let network = run(networks(home.path()).default_network()).unwrap();
     let take = |machine: String| {
         let networks = networks(home.path());
-        run(networks.lease(&network, &machine, None)).unwrap()
+        run(networks.lease(&network, &machine, Wanted::default())).unwrap().ipv4
     };
     let mut addresses: Vec<_> = std::thread::scope(|s| {
         let threads: Vec<_> = (0..16).map(|i| s.spawn(move || take(format!("m{}", i / 2)))).collect();
@@ -543,7 +593,11 @@ fn leases_are_unique_among_threads_stable_and_given_back() {
     addresses.dedup();
     assert_eq!(addresses.len(), 8, "eight machines asked twice each: {addresses:?}");
     let networks = networks(home.path());
-    let taken = run(networks.lease(&network, "other", Some(addresses[0]))).unwrap_err();
+    let want = Wanted {
+        ipv4: Some(addresses[0]),
+        ipv6: None,
+    };
+    let taken = run(networks.lease(&network, "other", want)).unwrap_err();
     assert!(matches!(taken, NetworkError::AddressTaken { .. }), "{taken}");
     for i in 0..8 {
         networks.release("default", &format!("m{i}")).unwrap();

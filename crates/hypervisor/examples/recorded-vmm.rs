@@ -1,0 +1,407 @@
+//! A program that speaks like Cloud Hypervisor v53: its answers are those recorded in `tests/ch-api`, word for word, and its
+//! guest behaves as the recorded one did (`tests/tiny-guest`): it ticks on the serial console and does what the bytes there
+//! say. For tests of the driver on hosts that can not run the real one.
+//!
+//! | byte | the guest |
+//! |---|---|
+//! | `q` | powers off |
+//! | `r` | resets |
+//! | `t` | ends by a triple fault |
+//! | `p` | panics, then ends by a triple fault |
+//! | `s` | powers off, and the event of it is lost |
+//! | `a` | calls port 1024 of the host and says hello |
+//!
+//! A file `script.json` in the working directory changes it: `{"refuse": {"vm.boot": ["basic", 9]}, "drop": "pvpanic",
+//! "hang": "vm.info", "exit": 1}`. What it was asked is written to `requests.jsonl`.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::exit;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// What a test wants to be different.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Script {
+    /// The recorded exchange to answer a route with: file and number.
+    refuse: HashMap<String, (String, usize)>,
+    /// The field of a description that is dropped.
+    drop: Option<String>,
+    /// The route that gets no answer.
+    hang: Option<String>,
+    /// Exits at once with this status.
+    exit: Option<i32>,
+    /// The version it says it is.
+    version: Option<String>,
+}
+
+/// The machine.
+struct Vmm {
+    script: Script,
+    events: Mutex<fs::File>,
+    state: Mutex<State>,
+}
+
+struct State {
+    config: Option<Value>,
+    name: &'static str,
+    /// The connection of the console.
+    console: Option<UnixStream>,
+    /// Counts the guest's lives, so that the threads of an earlier one stop.
+    life: u32,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let path = |name: &str| {
+        let at = arguments.iter().position(|a| a == name).expect(name);
+        PathBuf::from(arguments[at + 1].strip_prefix("path=").expect("path="))
+    };
+    assert!(
+        arguments.iter().any(|a| a == "--no-shutdown"),
+        "the recordings are of --no-shutdown"
+    );
+    let script: Script = fs::read("script.json").map_or_else(
+        |_| Script::default(),
+        |text| serde_json::from_slice(&text).expect("a script"),
+    );
+    if let Some(status) = script.exit {
+        eprintln!("Error: Cloud Hypervisor exited with the following chain of errors:");
+        eprintln!("  0: it was told to");
+        exit(status);
+    }
+    let events = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path("--event-monitor"))
+        .expect("the events");
+    let socket = path("--api-socket");
+    // As v53: a socket left by a killed one is in nobody's way.
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).expect("the API's socket");
+    let state = State {
+        config: None,
+        name: "Created",
+        console: None,
+        life: 0,
+    };
+    let vmm = Arc::new(Vmm {
+        script,
+        events: Mutex::new(events),
+        state: Mutex::new(state),
+    });
+    // One after the other, as the real one.
+    for stream in listener.incoming() {
+        vmm.serve(stream.expect("a connection"));
+    }
+}
+
+/// The recorded exchange `number` of `file`.
+fn recorded(file: &str, number: usize) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/ch-api")
+        .join(format!("{file}.json"));
+    let text = fs::read(&path).expect("a recording");
+    let mut all: Value = serde_json::from_slice(&text).expect("a recording");
+    all["exchanges"][number]["response"].take()
+}
+
+impl Vmm {
+    fn serve(self: &Arc<Self>, mut stream: UnixStream) {
+        let Some((method, route, body, fds)) = receive(&mut stream) else {
+            return;
+        };
+        let mut log = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open("requests.jsonl")
+            .expect("the log");
+        let line = json!({"method": method, "route": route, "body": body, "fds": fds});
+        writeln!(log, "{line}").expect("the log");
+        if self.script.hang.as_deref() == Some(&route) {
+            thread::sleep(Duration::from_secs(60));
+        }
+        let answer = match self.script.refuse.get(&route) {
+            Some((file, number)) => {
+                // A refused description is stored all the same, and its console's socket stays bound.
+                if route == "vm.create" {
+                    self.create(body);
+                }
+                recorded(file, *number)
+            }
+            None => self.answer(&route, body),
+        };
+        let status = answer["status"].as_u64().expect("a status");
+        let mut text = format!("HTTP/1.1 {status} \r\n");
+        for (name, value) in answer["headers"].as_object().expect("headers") {
+            if name != "content-length" {
+                text.push_str(&format!("{name}: {}\r\n", value.as_str().unwrap_or_default()));
+            }
+        }
+        let body = match &answer["body"] {
+            Value::Null => String::new(),
+            body => body.to_string(),
+        };
+        if status != 204 {
+            text.push_str(&format!("content-length: {}\r\n", body.len()));
+        }
+        let _ = stream.write_all(format!("{text}\r\n{body}").as_bytes());
+        if route == "vmm.shutdown" {
+            self.event("vmm", "shutdown", Value::Null);
+            exit(0);
+        }
+    }
+
+    fn answer(self: &Arc<Self>, route: &str, body: Value) -> Value {
+        let running = self.state.lock().unwrap().name == "Running";
+        match route {
+            "vmm.ping" => {
+                let mut answer = recorded("basic", 0);
+                if let Some(version) = &self.script.version {
+                    answer["body"]["version"] = json!(version);
+                }
+                answer
+            }
+            "vm.create" => {
+                self.create(body);
+                recorded("gq-ns", 0)
+            }
+            "vm.add-net" => {
+                let mut state = self.state.lock().unwrap();
+                let config = state.config.as_mut().expect("a machine");
+                match config.get_mut("net").and_then(Value::as_array_mut) {
+                    Some(nets) => nets.push(body),
+                    None => config["net"] = json!([body]),
+                }
+                recorded("fdnet", 2)
+            }
+            "vm.info" => self.info(),
+            "vm.boot" => {
+                self.boot();
+                recorded("gq-ns", 1)
+            }
+            "vm.pause" if running => {
+                self.set("Paused");
+                recorded("full", 6)
+            }
+            "vm.pause" => recorded("full", 8),
+            "vm.resume" if !running => {
+                self.set("Running");
+                recorded("full", 9)
+            }
+            "vm.resume" => recorded("full", 10),
+            "vm.resize-disk" if body["id"] == "data" => recorded("full", 15),
+            "vm.resize-disk" => recorded("full", 16),
+            "vm.power-button" => recorded("full", 34),
+            "vm.counters" => recorded("full", 4),
+            "vmm.shutdown" => recorded("full", 48),
+            _ => recorded("basic", 4),
+        }
+    }
+
+    fn set(&self, name: &'static str) {
+        self.state.lock().unwrap().name = name;
+    }
+
+    fn event(&self, source: &str, event: &str, properties: Value) {
+        let event =
+            json!({"timestamp": {"secs": 0, "nanos": 1}, "source": source, "event": event, "properties": properties});
+        let text = serde_json::to_string_pretty(&event).expect("JSON");
+        let _ = self.events.lock().unwrap().write_all(format!("{text}\n\n").as_bytes());
+    }
+
+    fn create(self: &Arc<Self>, mut config: Value) {
+        if let Some(path) = config["serial"]["socket"].as_str().map(PathBuf::from) {
+            // As recorded in `validation`: a socket that is there is "already in use".
+            let listener = UnixListener::bind(path).expect("the console's socket");
+            let vmm = Arc::clone(self);
+            thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    vmm.console(stream);
+                }
+            });
+        }
+        if let Some(field) = &self.script.drop {
+            config.as_object_mut().expect("a description").remove(field);
+        }
+        self.state.lock().unwrap().config = Some(config);
+    }
+
+    /// What it understood, with the defaults and the names that the real one gives.
+    fn info(&self) -> Value {
+        let state = self.state.lock().unwrap();
+        let mut answer = recorded("full", 3);
+        let mut config = state.config.clone().unwrap_or_default();
+        if let Some(platform) = config.get_mut("platform").and_then(Value::as_object_mut)
+            && let Some(uuid) = platform.remove("uuid")
+        {
+            platform.insert("system_uuid".into(), uuid);
+        }
+        let understood = answer["body"]["config"].as_object_mut().expect("a description");
+        for (key, value) in config.as_object().into_iter().flatten() {
+            understood.insert(key.clone(), value.clone());
+        }
+        if let Some(field) = &self.script.drop {
+            understood.remove(field);
+        }
+        understood.remove("landlock_rules");
+        answer["body"]["state"] = json!(state.name);
+        answer
+    }
+
+    fn boot(self: &Arc<Self>) {
+        let life = {
+            let mut state = self.state.lock().unwrap();
+            state.name = "Running";
+            state.life += 1;
+            state.life
+        };
+        self.event("vm", "booted", Value::Null);
+        self.say("TINY-GUEST-HELLO\n");
+        let vmm = Arc::clone(self);
+        thread::spawn(move || {
+            for tick in 0_u64.. {
+                thread::sleep(Duration::from_millis(20));
+                let (now, name) = {
+                    let state = vmm.state.lock().unwrap();
+                    (state.life, state.name)
+                };
+                if now != life {
+                    return;
+                }
+                if name == "Running" {
+                    vmm.say(&format!("TICK {tick:08x}\n"));
+                }
+            }
+        });
+    }
+
+    fn say(&self, text: &str) {
+        if let Some(console) = &mut self.state.lock().unwrap().console {
+            let _ = console.write_all(text.as_bytes());
+        }
+    }
+
+    fn console(self: &Arc<Self>, stream: UnixStream) {
+        self.state.lock().unwrap().console = Some(stream.try_clone().expect("a descriptor"));
+        let vmm = Arc::clone(self);
+        thread::spawn(move || {
+            let mut stream = stream;
+            let mut byte = [0];
+            while stream.read(&mut byte).is_ok_and(|n| n > 0) {
+                vmm.guest_does(byte[0]);
+            }
+        });
+    }
+
+    fn guest_does(self: &Arc<Self>, byte: u8) {
+        match byte {
+            b'q' | b's' => {
+                if byte == b'q' {
+                    self.event("vm", "shutdown", Value::Null);
+                }
+                self.end("Created");
+            }
+            b'r' => {
+                self.event("vm", "rebooting", Value::Null);
+                self.end("Running");
+                self.event("vm", "rebooted", Value::Null);
+                // The new life waits for nobody; the console keeps what it says.
+                thread::sleep(Duration::from_millis(100));
+                self.boot();
+            }
+            b'p' => {
+                self.event("guest", "panic", json!({"event": "panic"}));
+                self.triple_fault();
+            }
+            b't' => self.triple_fault(),
+            b'a' => {
+                let vsock = self.state.lock().unwrap().config.clone().expect("a machine");
+                let path = format!("{}_1024", vsock["vsock"]["socket"].as_str().expect("a vsock"));
+                let mut call = UnixStream::connect(path).expect("somebody who listens");
+                thread::spawn(move || {
+                    call.write_all(b"hello from the guest").expect("a host");
+                    let mut answer = [0; 4];
+                    let _ = call.read_exact(&mut answer);
+                    let _ = call.write_all(&answer);
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// The guest's life ends; so does the console's connection.
+    fn end(&self, name: &'static str) {
+        let mut state = self.state.lock().unwrap();
+        state.name = name;
+        state.life += 1;
+        if let Some(console) = state.console.take() {
+            let _ = console.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    fn triple_fault(&self) {
+        for (source, event) in [("vm", "shutdown"), ("vm", "deleted"), ("vmm", "shutdown")] {
+            self.event(source, event, Value::Null);
+        }
+        exit(0);
+    }
+}
+
+/// Method, route, body, and how many descriptors came with it.
+fn receive(stream: &mut UnixStream) -> Option<(String, String, Value, usize)> {
+    let mut bytes = Vec::new();
+    let mut fds = 0;
+    loop {
+        let mut chunk = vec![0; 64 * 1024];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = rustix::net::recvmsg(
+            stream.as_fd(),
+            &mut [IoSliceMut::new(&mut chunk)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        );
+        let n = received.ok()?.bytes;
+        if n == 0 {
+            return None;
+        }
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds += rights.count();
+            }
+        }
+        bytes.extend_from_slice(&chunk[..n]);
+        let text = String::from_utf8_lossy(&bytes);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Content-Length: "))
+            .map_or(0, |length| length.parse().expect("a length"));
+        if body.len() < length {
+            continue;
+        }
+        let mut words = head.split(' ');
+        let method = words.next()?.to_owned();
+        let route = words.next()?.strip_prefix("/api/v1/")?.to_owned();
+        let body = match length {
+            0 => Value::Null,
+            _ => serde_json::from_str(body).expect("JSON"),
+        };
+        return Some((method, route, body, fds));
+    }
+}

@@ -1,0 +1,366 @@
+//! Starting Cloud Hypervisor: sockets, process, description, boot. On every error no process is left.
+//!
+//! ```text
+//! files there, vhost-user sockets served ─> events, agent's socket ─> process ─> vmm.ping
+//!   ─> vm.create ─> vm.add-net (taps) ─> vm.info: all understood? ─> serial console ─> vm.boot
+//! ```
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use zmachine_sys::process::{ChildSetup, prepare_child};
+
+use crate::driver::check_files;
+use crate::process_log::Log;
+use crate::{AgentStream, Boot, ControlError, Disk, LaunchError, Platform, Resources, RunDir, VmSpec};
+
+use super::client::{ApiError, Client};
+use super::config::{NetConfig, Sockets, VmConfig, difference};
+use super::events::EventPipe;
+use super::vm::{ChVm, Parts};
+use super::{AGENT_PORT, BINARY, CloudHypervisor, OLDEST, agent, serial, unsupported};
+
+/// How long whoever serves a device may refuse connections: it may be restarting.
+const UNSERVED_PATIENCE: Duration = Duration::from_secs(5);
+/// Pause between two looks for a socket.
+const PAUSE: Duration = Duration::from_millis(5);
+/// Hints that wait to be looked at.
+const HINTS: usize = 64;
+
+/// What a step needs that the process of the machine is not told about.
+struct Starting<'a> {
+    vm: &'a VmSpec,
+    sockets: Sockets,
+    client: Client,
+    taps: Vec<(NetConfig, OwnedFd)>,
+    run: &'a RunDir,
+    patience: Duration,
+}
+
+pub(super) async fn launch(
+    host: &CloudHypervisor,
+    vm: &VmSpec,
+    mut resources: Resources,
+    run: &RunDir,
+) -> Result<ChVm, LaunchError> {
+    check_files(vm)?;
+    check_firmware(vm)?;
+    require_served(vm).await?;
+    let sockets = Sockets::of(run.path());
+    sweep(&sockets).map_err(channel("sockets"))?;
+    let mut find = |nic: &crate::Nic| {
+        let tap = resources.taps.remove(&nic.id);
+        let tap = tap.ok_or_else(|| LaunchError::NoTap { nic: nic.id.clone() })?;
+        Ok((NetConfig::new(nic), tap))
+    };
+    let taps = vm.nics.iter().map(&mut find).collect::<Result<_, LaunchError>>()?;
+    let events = EventPipe::create(&sockets.events).map_err(channel("events"))?;
+    let listener = vm.agent.then(|| agent::listen(&sockets.port(AGENT_PORT))).transpose();
+    let listener = listener.map_err(channel("agent channel"))?;
+    let (hints, hinted) = mpsc::channel(HINTS);
+    let (end, over) = watch::channel(false);
+    let mut child = spawn(host, &sockets, run)?;
+    let log = Log::collect(child.stderr.take(), BINARY);
+    let starting = Starting {
+        vm,
+        client: Client::new(&sockets.api),
+        sockets,
+        taps,
+        run,
+        patience: host.patience,
+    };
+    let started = tokio::select! {
+        started = starting.start(hints.clone(), over) => started,
+        _ = child.wait() => Err(LaunchError::Control(ControlError::Gone)),
+    };
+    let (version, console, relay) = match started {
+        Ok(started) => started,
+        Err(error) => return Err(post_mortem(error, child, log, host.patience).await),
+    };
+    let mut tasks = vec![relay, tokio::spawn(events.follow(hints.clone()))];
+    let mut stream = None;
+    if let Some(listener) = listener {
+        let task;
+        if vm.platform == Platform::Lean {
+            let called;
+            (called, task) = agent::expect_one(listener);
+            stream = Some(AgentStream::Expected(called));
+        } else {
+            task = agent::expect_many(listener, hints);
+        }
+        tasks.push(task);
+    }
+    Ok(ChVm::new(Parts {
+        child,
+        client: starting.client,
+        patience: host.patience,
+        platform: vm.platform,
+        version,
+        console,
+        agent: stream,
+        log,
+        hints: hinted,
+        over: end,
+        tasks,
+    }))
+}
+
+fn channel(what: &'static str) -> impl Fn(std::io::Error) -> LaunchError {
+    move |source| LaunchError::Channel { what, source }
+}
+
+/// The one place where the command of a hypervisor's process is made.
+fn spawn(host: &CloudHypervisor, sockets: &Sockets, run: &RunDir) -> Result<Child, LaunchError> {
+    let path = |path: &Path| format!("path={}", path.display());
+    let mut command = Command::new(&host.binary);
+    command.args(["--api-socket", &path(&sockets.api)]);
+    command.args(["--event-monitor", &path(&sockets.events)]);
+    // A guest that powers off leaves the process, one that ends by a triple fault takes it along: what else tells them apart
+    // would be lost with the process.
+    command.arg("--no-shutdown");
+    command.args(["--seccomp", "true"]);
+    command.current_dir(run.path());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    prepare_child(
+        &mut command,
+        ChildSetup {
+            keep: Vec::new(),
+            die_with_parent: true,
+            new_session: true,
+        },
+    );
+    let mut command = tokio::process::Command::from(command);
+    command.kill_on_drop(true);
+    command.spawn().map_err(|source| LaunchError::Spawn {
+        binary: host.binary.clone(),
+        source,
+    })
+}
+
+/// Removes what an earlier start in this folder left: the serial console's socket would be "already in use" for ever.
+fn sweep(sockets: &Sockets) -> std::io::Result<()> {
+    let lock = sockets.api.with_extension("sock.lock");
+    let port = sockets.port(AGENT_PORT);
+    let left = [
+        &sockets.api,
+        &lock,
+        &sockets.events,
+        &sockets.serial,
+        &sockets.vsock,
+        &port,
+    ];
+    for path in left {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// That the firmware is the one whose hash is pinned: it is the first thing that runs in the guest.
+fn check_firmware(vm: &VmSpec) -> Result<(), LaunchError> {
+    let Boot::Firmware {
+        code,
+        sha256: Some(pinned),
+        ..
+    } = &vm.boot
+    else {
+        return Ok(());
+    };
+    let missing = |source| LaunchError::Missing {
+        what: "the firmware",
+        path: code.clone(),
+        source,
+    };
+    let found = crate::firmware::sha256_of(code).map_err(missing)?;
+    if found != *pinned {
+        let reason = format!("its SHA-256 is {found}, and {pinned} is pinned");
+        return Err(missing(std::io::Error::other(reason)));
+    }
+    Ok(())
+}
+
+/// Tries every socket that the machine's description will name.
+async fn require_served(vm: &VmSpec) -> Result<(), LaunchError> {
+    let disks = vm.disks.iter().filter_map(|disk| match disk {
+        Disk::VhostUser { socket, .. } => Some((socket, true)),
+        Disk::File { .. } => None,
+    });
+    // A server of a directory ends with its first connection, so a trial would be its end.
+    let shares = vm.shares.iter().map(|share| (&share.socket, false));
+    for (socket, takes_more) in disks.chain(shares) {
+        let deadline = Instant::now() + UNSERVED_PATIENCE;
+        loop {
+            let tried = match takes_more {
+                true => tokio::net::UnixStream::connect(socket).await.map(drop),
+                false => listened_to(socket),
+            };
+            match tried {
+                Ok(()) => break,
+                Err(_) if Instant::now() < deadline => tokio::time::sleep(PAUSE * 10).await,
+                Err(error) => {
+                    let said = format!("{}: {error}", socket.display());
+                    return Err(LaunchError::Unserved { said });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether somebody listens on the unix socket that was bound by the name `path`, by the kernel's list.
+fn listened_to(path: &Path) -> std::io::Result<()> {
+    let table = std::fs::read_to_string("/proc/net/unix")?;
+    let named = format!(" {}", path.display());
+    // Num RefCount Protocol Flags Type St Inode Path; the flag 0x10000 is "listens" (__SO_ACCEPTCON).
+    let listens = |line: &str| {
+        let flags = line.split_ascii_whitespace().nth(3);
+        line.ends_with(&named)
+            && flags.is_some_and(|flags| u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & 0x10000 != 0))
+    };
+    match table.lines().any(listens) {
+        true => Ok(()),
+        false => Err(std::io::ErrorKind::ConnectionRefused.into()),
+    }
+}
+
+type Started = (String, tokio::net::UnixStream, tokio::task::JoinHandle<()>);
+
+impl Starting<'_> {
+    /// From a fresh process to a running guest.
+    async fn start(
+        &self,
+        hints: mpsc::Sender<super::vm::Hint>,
+        over: watch::Receiver<bool>,
+    ) -> Result<Started, LaunchError> {
+        let version = self.greet().await?;
+        let config = VmConfig::new(self.vm, self.run.path(), &self.sockets);
+        let refused = |command: &'static str| move |error: ApiError| LaunchError::Control(error.of(command));
+        let created = self.client.put_with("vm.create", &config, &[], self.patience).await;
+        created.map_err(refused("vm.create"))?;
+        for (net, tap) in &self.taps {
+            let added = self
+                .client
+                .put_with("vm.add-net", net, &[tap.as_fd()], self.patience)
+                .await;
+            added.map_err(refused("vm.add-net"))?;
+        }
+        self.confirm(&config).await?;
+        let relay = serial::relay(&self.sockets.serial, hints, over).await;
+        let (console, relay) = relay.map_err(channel("console"))?;
+        let booted = self.client.put("vm.boot", self.patience * 2).await;
+        if let Err(error) = booted {
+            relay.abort();
+            return Err(refused("vm.boot")(error));
+        }
+        Ok((version, console, relay))
+    }
+
+    /// Waits for the API; the version that answers.
+    async fn greet(&self) -> Result<String, LaunchError> {
+        let deadline = Instant::now() + self.patience * 2;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.client.get("vmm.ping", left.min(self.patience)).await {
+                Ok(answer) => {
+                    let version = answer["version"].as_str().unwrap_or_default();
+                    require_supported(version)?;
+                    return Ok(format!("{BINARY} {version}"));
+                }
+                // Not there yet. Whether its process is, somebody else watches.
+                Err(ApiError::Gone) if !left.is_zero() => tokio::time::sleep(PAUSE).await,
+                Err(ApiError::Gone) => {
+                    return Err(LaunchError::Control(ApiError::Silent(self.patience * 2).of("vmm.ping")));
+                }
+                Err(error) => return Err(LaunchError::Control(error.of("vmm.ping"))),
+            }
+        }
+    }
+
+    /// That the hypervisor has understood all it was told.
+    async fn confirm(&self, config: &VmConfig) -> Result<(), LaunchError> {
+        let info = self.client.get("vm.info", self.patience).await;
+        let info = info.map_err(|e| LaunchError::Control(e.of("vm.info")))?;
+        let mut sent = serde_json::to_value(config).unwrap_or_default();
+        // It keeps the rules to itself. That they were understood shows in what it can open.
+        if let Some(sent) = sent.as_object_mut() {
+            sent.remove("landlock_rules");
+            if !self.taps.is_empty() {
+                let nets = self.taps.iter().map(|(net, _)| serde_json::to_value(net));
+                let nets = nets.collect::<Result<Vec<_>, _>>().unwrap_or_default();
+                sent.insert("net".into(), Value::Array(nets));
+            }
+        }
+        match difference(&sent, &info["config"]) {
+            None => Ok(()),
+            Some(field) => Err(LaunchError::Misunderstood { field }),
+        }
+    }
+}
+
+/// That `version`, as `vmm.ping` tells it (`53.0.0`), is one that the driver knows.
+fn require_supported(version: &str) -> Result<(), LaunchError> {
+    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
+    let found: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    match found < OLDEST {
+        true => {
+            let reason = format!("its version {version} is older than {}.{}", OLDEST.0, OLDEST.1);
+            Err(LaunchError::Unsupported(unsupported(reason)))
+        }
+        false => Ok(()),
+    }
+}
+
+/// From a failed start to the reason the hypervisor gave; its process is gone afterwards.
+async fn post_mortem(error: LaunchError, mut child: Child, log: Log, patience: Duration) -> LaunchError {
+    match error {
+        LaunchError::Control(ControlError::Gone) => {
+            // Not heard of any more. It may hang on while it goes.
+            let waited = tokio::time::timeout(patience, child.wait()).await;
+            let _ = child.kill().await; // also reaps it; it can only fail when it is gone already
+            let status = match waited {
+                Ok(Ok(status)) => status.to_string(),
+                _ => "it closed its API and was killed".to_owned(),
+            };
+            let stderr = log.finish().await;
+            LaunchError::Refused { status, stderr }
+        }
+        LaunchError::Control(ControlError::Silent { patience, .. }) => {
+            let _ = child.kill().await;
+            let stderr = log.finish().await;
+            LaunchError::Silent { patience, stderr }
+        }
+        other => {
+            let _ = child.kill().await;
+            other
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_is_there_and_has_no_listener_is_not_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        listened_to(&socket).unwrap();
+        // To be listened to is not to be connected to.
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err());
+        drop(listener);
+        assert!(listened_to(&socket).is_err());
+    }
+}

@@ -1,0 +1,96 @@
+//! What the machine's processes are locked into (see [`zmachine_sys::jail`]): its user, its folder, and whether at all.
+//!
+//! A process that a guest can reach is started with [`Cell::jail`], to which its own module adds what it must see.
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Gid, Uid};
+use zmachine_sys::jail::{Jail, walls};
+
+use super::run::Monitor;
+use crate::failure::Failure;
+use crate::home::Home;
+use crate::log::Source;
+use crate::spec::JailChoice;
+use crate::user::{self, UserLease};
+
+/// The machine's part of every jail.
+#[derive(Debug)]
+pub(super) struct Cell {
+    is_off: bool,
+    user: Option<UserLease>,
+    folder: PathBuf,
+}
+
+impl Cell {
+    /// A cell in the run folder of the machine `id`; what it could not have, as words.
+    pub(super) fn make(home: &Home, id: &str, choice: JailChoice) -> Result<(Cell, Option<String>), Failure> {
+        let folder = home.run_dir(id).join("jail");
+        let is_off = choice == JailChoice::Off;
+        let mut cell = Cell {
+            is_off,
+            user: None,
+            folder,
+        };
+        if is_off {
+            let text = "no jail: its processes have the rights of whoever started it ('--jail off' is for debugging)";
+            return Ok((cell, Some(text.to_owned())));
+        }
+        let mut builder = std::fs::DirBuilder::new();
+        builder.mode(0o700).recursive(true).create(&cell.folder)?;
+        if !rustix::process::geteuid().is_root() {
+            return Ok((cell, None));
+        }
+        let whom = format!("{} {id}", home.data().display());
+        match UserLease::take(Path::new(user::FOLDER), &whom) {
+            Ok(lease) => {
+                cell.user = Some(lease);
+                Ok((cell, None))
+            }
+            Err(error) => Ok((cell, Some(format!("its processes have no user of their own: {error}")))),
+        }
+    }
+
+    /// The machine's user.
+    pub(super) fn user(&self) -> Option<u32> {
+        self.user.as_ref().map(UserLease::number)
+    }
+
+    /// A jail that has nothing but the machine's user yet; `None` when there is to be none.
+    pub(super) fn jail(&self) -> Option<Jail> {
+        (!self.is_off).then(|| Jail::new(&self.folder, self.user()))
+    }
+
+    /// Gives a socket of the run folder to the machine's user.
+    pub(super) fn give(&self, path: &Path) -> io::Result<()> {
+        if let Some(user) = self.user() {
+            rustix::fs::chown(path, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)))?;
+        }
+        Ok(())
+    }
+}
+
+impl<P> Monitor<P> {
+    /// What a process of this machine is locked into; `None`: nothing.
+    pub(super) fn jail(&self) -> Option<Jail> {
+        self.cell.as_ref()?.jail()
+    }
+
+    /// Warns of what does not stand around the process `pid` although there is a jail. `has_network`: it is to have the host's.
+    pub(super) fn check_walls(&mut self, role: &str, pid: u32, has_network: bool) {
+        if self.cell.as_ref().is_none_or(|cell| cell.is_off) {
+            return;
+        }
+        let missing = walls::of(pid)
+            .map(|walls| walls.missing(has_network))
+            .unwrap_or_default();
+        if missing.is_empty() {
+            return;
+        }
+        let text = format!("the jail of the {role} lacks on this host: {}", missing.join(", "));
+        self.log.note(Source::Monitor, &text);
+        self.machine.state.warn(text);
+    }
+}

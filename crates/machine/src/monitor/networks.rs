@@ -1,0 +1,213 @@
+//! A machine's networks: attached at a start, kept until its end, joined and left while it runs.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+use tokio::sync::mpsc;
+use zmachine_agent_protocol::{Connection, Request as AgentRequest};
+use zmachine_hypervisor::{Nic, NicKind, Vm};
+use zmachine_network::{Attachment, Made};
+use zmachine_sys::file;
+
+use super::run::{AbortOnDrop, Monitor};
+use super::session::Session;
+use crate::control::Reconnect;
+use crate::failure::{Class, Failure};
+use crate::journal::Resource;
+use crate::log::Source;
+use crate::plan::{self, Plan};
+use crate::spec::MachineSpec;
+
+/// What a machine has of its networks when its hypervisor starts.
+#[derive(Default)]
+pub(super) struct Attached {
+    /// The open tap, or connection to passt, of each interface.
+    pub(super) taps: HashMap<String, OwnedFd>,
+    /// What is kept until the end.
+    pub(super) hold: NetworkHold,
+    /// What ends a machine whose network is lost.
+    pub(super) failures: Option<mpsc::Receiver<Failure>>,
+}
+
+/// What of a running machine a network concerns.
+pub(super) struct Parts<'a> {
+    /// The virtual machine.
+    pub(super) vm: &'a mut (dyn Vm + 'static),
+    /// The session with an agent that sets the guest up; a guest with an init of its own sees an interface come or go.
+    pub(super) session: Option<&'a Session>,
+    /// What it keeps of its networks.
+    pub(super) hold: &'a mut NetworkHold,
+}
+
+/// What a machine keeps of its networks until it ends.
+#[derive(Default)]
+pub(super) struct NetworkHold {
+    /// The published host ports, so that nobody else takes one.
+    ports: Vec<OwnedFd>,
+    /// Those who start a network's name service, or passt, again, by the network's name.
+    watches: HashMap<String, AbortOnDrop>,
+}
+
+impl<P> Monitor<P> {
+    /// Makes every resource of the machine's networks, each claimed before.
+    pub(super) async fn attach(&mut self, attachments: &[Attachment]) -> Result<Attached, Failure> {
+        let mut attached = Attached::default();
+        let (ended, failures) = mpsc::channel(attachments.len().max(1));
+        attached.failures = Some(failures);
+        for attachment in attachments {
+            if attachment.user.is_some() {
+                let (hypervisor, watch) = self.start_uplink(attachment, ended.clone()).await?;
+                attached.taps.insert(attachment.interface.clone(), hypervisor);
+                attached.hold.watches.insert(attachment.network.clone(), watch);
+                continue;
+            }
+            self.attach_one(attachment, &mut attached).await?;
+        }
+        if attachments.iter().any(|a| a.user.is_none()) {
+            for obstacle in zmachine_network::obstacles().await {
+                self.log.note(Source::Monitor, &obstacle);
+                let warning = format!("{obstacle}: docs/networks.md says what lets machines through");
+                self.machine.state.warn(warning);
+            }
+        }
+        Ok(attached)
+    }
+
+    async fn attach_one(&mut self, attachment: &Attachment, attached: &mut Attached) -> Result<(), Failure> {
+        for resource in attachment.resources() {
+            // The address belongs to the machine until it is removed, so no run may give it back.
+            if !resource.outlives_stop() {
+                self.journal.claim(Resource::Network(resource.clone()))?;
+            }
+            self.kill.pass("start: network resource claimed");
+            match resource.make(&self.networks).await? {
+                Made::Nothing => {}
+                Made::Tap(tap) => drop(attached.taps.insert(attachment.interface.clone(), tap)),
+                Made::Ports(held) => attached.hold.ports.extend(held),
+            }
+            self.kill.pass("start: network resource made");
+        }
+        let watch = self.watch_network(&attachment.network);
+        attached.hold.watches.insert(attachment.network.clone(), watch);
+        Ok(())
+    }
+
+    /// Keeps the name service of a network running for as long as the task is.
+    fn watch_network(&self, network: &str) -> AbortOnDrop {
+        let (networks, network, log) = (self.networks.clone(), network.to_owned(), self.log.clone());
+        AbortOnDrop(tokio::spawn(async move {
+            let note = |line: String| log.note(Source::Monitor, &line);
+            networks.keep_served(&network, note).await;
+        }))
+    }
+
+    /// Undoes what an attachment has on the host, but for its lease. It stays in the journal, whose undo finds nothing.
+    async fn detach(&self, attachment: &Attachment) -> Result<(), Failure> {
+        for resource in attachment.resources().iter().rev().filter(|r| !r.outlives_stop()) {
+            resource.undo(&self.networks).await?;
+        }
+        Ok(())
+    }
+
+    /// Has the machine, which is in `present`, be in the networks that were asked for: one more, or one less.
+    pub(super) async fn reconnect(
+        &mut self,
+        parts: Parts<'_>,
+        present: &[Attachment],
+        wanted: &Reconnect,
+    ) -> Result<(), Failure> {
+        let Parts { vm, session, hold } = parts;
+        plan::check_step(present, &wanted.attachments)?;
+        let is_in = |all: &[Attachment], one: &Attachment| all.iter().any(|a| a.network == one.network);
+        let comes = wanted.attachments.iter().find(|a| !is_in(present, a));
+        let goes = present.iter().find(|a| !is_in(&wanted.attachments, a));
+        if let Some(attachment) = comes {
+            let parts = Parts {
+                vm: &mut *vm,
+                session,
+                hold: &mut *hold,
+            };
+            let came = self.plug_in(parts, attachment, &wanted.attachments).await;
+            if let Err(failure) = came {
+                let _ = vm.remove_nic(&attachment.interface).await;
+                hold.watches.remove(&attachment.network);
+                self.detach(attachment).await?;
+                return Err(failure);
+            }
+        }
+        if let Some(attachment) = goes {
+            if let Some(session) = session {
+                let connection = connection(&self.machine.spec, attachment, &wanted.attachments);
+                session.ask(&AgentRequest::Disconnect(Box::new(connection))).await?;
+            }
+            vm.remove_nic(&attachment.interface).await.map_err(refused)?;
+            hold.watches.remove(&attachment.network);
+            self.detach(attachment).await?;
+        }
+        for attachment in &wanted.attachments {
+            let machine = &self.machine.id;
+            self.networks
+                .update(&attachment.network, machine, &attachment.membership)
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn plug_in(&mut self, parts: Parts<'_>, attachment: &Attachment, all: &[Attachment]) -> Result<(), Failure> {
+        let Parts { vm, session, hold } = parts;
+        let mut attached = Attached::default();
+        self.attach_one(attachment, &mut attached).await?;
+        hold.watches.extend(attached.hold.watches);
+        let no_tap = || Failure::new(Class::Failed, "the network gave no tap");
+        let tap = attached.taps.remove(&attachment.interface).ok_or_else(no_tap)?;
+        let nic = Nic {
+            id: attachment.interface.clone(),
+            mac: attachment.mac.to_string(),
+            mtu: Some(attachment.mtu),
+            kind: NicKind::Tap,
+        };
+        vm.add_nic(&nic, tap).await.map_err(refused)?;
+        if let Some(session) = session {
+            let connection = connection(&self.machine.spec, attachment, all);
+            session.ask(&AgentRequest::Connect(Box::new(connection))).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes down the networks that the machine is in now, for its next start.
+    pub(super) fn write_networks(&mut self, wanted: &Reconnect, plan: &Plan) -> Result<(), Failure> {
+        self.machine.spec.networks.clone_from(&wanted.networks);
+        write_networks(&self.machine.dir, &self.machine.spec, plan)?;
+        self.machine.state.addresses = addresses(plan);
+        self.save()
+    }
+}
+
+/// Writes spec and plan of a machine that is in other networks now.
+pub(crate) fn write_networks(dir: &std::path::Path, spec: &MachineSpec, plan: &Plan) -> Result<(), Failure> {
+    file::replace_json(&dir.join("plan.json"), plan)?;
+    Ok(file::replace_json(&MachineSpec::path(dir), spec)?)
+}
+
+/// The addresses of a machine in all its networks.
+pub(crate) fn addresses(plan: &Plan) -> Vec<std::net::IpAddr> {
+    let all = plan.attachments().iter().flat_map(|a| &a.addresses);
+    all.map(|net| net.addr()).collect()
+}
+
+/// What the agent is told about an interface that comes or goes, and what is right then.
+fn connection(spec: &MachineSpec, attachment: &Attachment, all: &[Attachment]) -> Connection {
+    Connection {
+        interface: plan::interface(attachment),
+        routes: plan::routes(all),
+        nameservers: match spec.dns.is_empty() {
+            true => plan::resolvers(all),
+            false => Vec::new(),
+        },
+        search: attachment.search.clone(),
+    }
+}
+
+fn refused(error: zmachine_hypervisor::ControlError) -> Failure {
+    Failure::from_error(Class::Failed, &error).hint("stop the machine, and do it then")
+}

@@ -1,0 +1,158 @@
+//! The value of `--network`: which network a machine joins, and as what. Pure.
+//!
+//! `NAME[:OPTION,...]` with the options `ip=ADDRESS` (one of each family), `alias=NAME` and `allow=CIDR[:PORTS[/tcp|udp]]` (any
+//! number), and `rate=RATE`.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use zmachine_network::Policy;
+
+use crate::failure::{Class, Failure};
+
+/// A network that a machine joins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkArgument {
+    /// The network's name.
+    pub name: String,
+    /// The IPv4 address it wants there.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The IPv6 address it wants there.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Names it has there beside its own, in lower case.
+    pub aliases: Vec<String>,
+    /// What it may reach there, and how fast.
+    pub policy: Policy,
+}
+
+impl NetworkArgument {
+    /// Reads the value of `--network`.
+    ///
+    /// # Errors
+    /// [`Class::Usage`] naming the option that is none.
+    pub fn parse(text: &str) -> Result<NetworkArgument, Failure> {
+        let (name, options) = match text.split_once(':') {
+            Some((name, options)) => (name, options.split(',').collect()),
+            None => (text, Vec::new()),
+        };
+        let mut argument = NetworkArgument {
+            name: name.to_owned(),
+            ..NetworkArgument::default()
+        };
+        for option in options {
+            argument.set(option).map_err(|what| {
+                Failure::new(Class::Usage, format!("--network {text}: {what}"))
+                    .hint("the options are ip=ADDRESS, once for IPv4 and once for IPv6, alias=NAME, allow=CIDR[:PORT[/tcp|udp]] and rate=50mbit")
+            })?;
+        }
+        Ok(argument)
+    }
+
+    /// Takes one option; what is wrong with it.
+    fn set(&mut self, option: &str) -> Result<(), String> {
+        match option.split_once('=') {
+            Some(("ip", address)) => {
+                let twice = match address.parse() {
+                    Ok(IpAddr::V4(address)) => self.ipv4.replace(address).is_some(),
+                    Ok(IpAddr::V6(address)) => self.ipv6.replace(address).is_some(),
+                    Err(_) => return Err(format!("'{address}' is not an IP address")),
+                };
+                match twice {
+                    true => Err("two addresses of one family".to_owned()),
+                    false => Ok(()),
+                }
+            }
+            Some(("alias", alias)) => {
+                self.aliases.push(check_alias(alias)?);
+                Ok(())
+            }
+            Some(("allow", destination)) => {
+                self.policy.allow.push(destination.parse()?);
+                Ok(())
+            }
+            Some(("rate", rate)) => match self.policy.rate.replace(rate.parse()?) {
+                None => Ok(()),
+                Some(_) => Err("two rates".to_owned()),
+            },
+            _ => Err(format!("'{option}' is no option")),
+        }
+    }
+}
+
+/// An alias in lower case; what is wrong with it.
+///
+/// # Errors
+/// When nobody could look it up.
+pub fn check_alias(alias: &str) -> Result<String, String> {
+    let alias = alias.to_ascii_lowercase();
+    match zmachine_network::is_host_name(&alias) {
+        true => Ok(alias),
+        false => Err(format!("'{alias}' can not be a name in a network")),
+    }
+}
+
+impl FromStr for NetworkArgument {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<NetworkArgument, Failure> {
+        NetworkArgument::parse(text)
+    }
+}
+
+impl fmt::Display for NetworkArgument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        let addresses = self.ipv4.map(|a| format!("ip={a}")).into_iter();
+        let addresses = addresses.chain(self.ipv6.map(|a| format!("ip={a}")));
+        let aliases = self.aliases.iter().map(|alias| format!("alias={alias}"));
+        let allowed = self.policy.allow.iter().map(|allow| format!("allow={allow}"));
+        let rate = self.policy.rate.iter().map(|rate| format!("rate={rate}"));
+        let options: Vec<String> = addresses.chain(aliases).chain(allowed).chain(rate).collect();
+        match options.is_empty() {
+            true => Ok(()),
+            false => write!(f, ":{}", options.join(",")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_reads_and_prints_back() {
+        for text in [
+            "inner",
+            "inner:ip=10.0.0.7",
+            "inner:ip=10.0.0.7,ip=fd00::7",
+            "inner:ip=fd00::7,alias=db,alias=db.test",
+            "inner:alias=db,allow=10.0.0.0/8:443/tcp,allow=[fd00::/8]:53/udp,allow=fd01::/16,rate=50mbit",
+        ] {
+            assert_eq!(NetworkArgument::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(NetworkArgument::parse("a:alias=DB").unwrap().aliases, ["db"]);
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        for (text, part) in [
+            ("inner:", "'' is no option"),
+            ("inner:ip=", "'' is not an IP address"),
+            ("inner:10.0.0.7", "'10.0.0.7' is no option"),
+            ("inner:ip=10.0.0.7/24", "'10.0.0.7/24' is not an IP address"),
+            ("inner:ip=10.0.0.7,ip=10.0.0.8", "two addresses of one family"),
+            ("inner:alias=a b", "'a b' can not be a name"),
+            ("inner:alias=10.0.0.1", "'10.0.0.1' can not be a name"),
+            ("inner:allow=web", "'web' is not an address"),
+            ("inner:rate=5", "'5' is not a rate"),
+            ("inner:rate=5mbit,rate=6mbit", "two rates"),
+            ("inner:mtu=9000", "'mtu=9000' is no option"),
+        ] {
+            let failure = NetworkArgument::parse(text).unwrap_err();
+            assert_eq!(failure.class, Class::Usage);
+            let said = failure.to_string();
+            assert!(said.contains(part) && said.contains(text), "{text}: {said}");
+        }
+    }
+}

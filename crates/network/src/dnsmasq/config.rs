@@ -1,0 +1,183 @@
+//! dnsmasq's files, as text. Pure: a function of the network and of its attached machines. See dnsmasq(8).
+
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+
+use crate::network::Network;
+use crate::station::Station;
+
+/// An address nobody can send to: a name server there makes dnsmasq refuse the question at once (RFC 1035, code 5), and
+/// resolvers ask their next server then, as they would not after "no such name".
+const REFUSING: &str = "255.255.255.255";
+
+/// How long a machine may keep what it was told without asking again.
+const LEASE: &str = "1h";
+
+/// Seconds between unasked router advertisements, and how long a router is believed in.
+const ADVERTISE_S: u32 = 60;
+const ROUTER_S: u32 = 1800;
+
+/// Who dnsmasq becomes when its sockets are open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) user: &'static str,
+    pub(super) group: &'static str,
+}
+
+/// The whole configuration.
+pub(super) fn conf(network: &Network, dir: &Path, account: &Account) -> String {
+    let (bridge, name, dir) = (network.bridge(), network.name(), dir.display());
+    let Account { user, group } = account;
+    let v4 = network.ipv4();
+    let mut out = format!(
+        "# Network {name:?}. Written by zmachine, which replaces it.\n\
+         user={user}\ngroup={group}\npid-file=\n\
+         interface={bridge}\nexcept-interface=lo\nbind-dynamic\n\
+         no-hosts\naddn-hosts={dir}/hosts\nservers-file={dir}/servers\n\
+         domain={name}\ncache-size=1000\ndns-forward-max=1000\n\
+         dhcp-hostsfile={dir}/dhcp\nleasefile-ro\ndhcp-authoritative\nno-ping\nquiet-dhcp\nquiet-dhcp6\nquiet-ra\n\
+         dhcp-range={},static,{},{LEASE}\n\
+         dhcp-option=option:mtu,{}\n\
+         dhcp-option=tag:secondary,option:router\n",
+        v4.network(),
+        v4.netmask(),
+        network.mtu(),
+    );
+    // Writing to a String can not fail.
+    if network.is_internal() {
+        out += "dhcp-option=option:router\n";
+    }
+    if let (Some(v6), Some(gateway)) = (network.ipv6(), network.gateway6()) {
+        let router = if network.is_internal() { 0 } else { ROUTER_S };
+        let _ = write!(
+            out,
+            "dhcp-range={},static,slaac,64,{LEASE}\nenable-ra\nra-param={bridge},mtu:{},{ADVERTISE_S},{router}\n\
+             dhcp-option=option6:dns-server,[{gateway}]\n",
+            v6.network(),
+            network.mtu(),
+        );
+    }
+    // Whom to ask is in the file of servers: to watch a resolv.conf takes one of the few inotify instances of a user.
+    out + "no-resolv\n"
+}
+
+/// The names of all machines. The first of a line answers for the address.
+pub(super) fn hosts(network: &Network, stations: &[Station]) -> String {
+    let mut out = String::new();
+    for station in stations.iter().filter(|s| !s.membership.names.is_empty()) {
+        for address in station.addresses() {
+            let _ = write!(out, "{address}");
+            for name in &station.membership.names {
+                let _ = write!(out, " {name}.{} {name}", network.name());
+            }
+            out.push('\n');
+        }
+    }
+    out
+}
+
+/// The addresses of all machines, by their Ethernet addresses.
+pub(super) fn dhcp(network: &Network, stations: &[Station]) -> String {
+    let mut out = String::new();
+    for station in stations {
+        let _ = write!(out, "{}", network.mac(&station.machine));
+        if station.membership.secondary {
+            out += ",set:secondary";
+        }
+        for address in station.addresses() {
+            let _ = match address {
+                IpAddr::V4(address) => write!(out, ",{address}"),
+                IpAddr::V6(address) => write!(out, ",[{address}]"),
+            };
+        }
+        // DHCP knows host names only, without underscores and dots.
+        let plain = |name: &&String| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if let Some(name) = station.membership.names.iter().find(plain) {
+            let _ = write!(out, ",{name}");
+        }
+        let _ = writeln!(out, ",{LEASE}");
+    }
+    out
+}
+
+/// Where questions go that the names do not answer. A name without a dot, or in the network's own domain, is nobody
+/// else's; but when a machine is in other networks too, these are to be asked for theirs.
+/// `resolvers`: those of this host.
+pub(super) fn servers(network: &Network, stations: &[Station], others: &[Network], resolvers: &[String]) -> String {
+    let mut out = format!("server=/{}/\n", network.name());
+    let own: Vec<String> = network.dns().iter().map(ToString::to_string).collect();
+    let asked = match (network.is_internal(), own.is_empty()) {
+        (true, _) => &[][..],
+        (false, true) => resolvers,
+        (false, false) => &own[..],
+    };
+    for server in asked {
+        let _ = writeln!(out, "server={server}");
+    }
+    let is_shared = stations.iter().any(|s| !s.membership.also_in.is_empty());
+    let _ = writeln!(out, "server=//{}", if is_shared { REFUSING } else { "" });
+    for other in others {
+        let _ = writeln!(out, "server=/{}/{REFUSING}", other.name());
+        for subnet in [Some(IpNet::V4(other.ipv4())), other.ipv6().map(IpNet::V6)]
+            .into_iter()
+            .flatten()
+        {
+            let _ = writeln!(out, "rev-server={subnet},{REFUSING}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::station::Membership;
+
+    fn station(names: &[&str], also_in: &[&str]) -> Station {
+        let owned = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect();
+        Station {
+            machine: "m1".to_owned(),
+            ipv4: "10.208.0.2".parse().unwrap(),
+            ipv6: Some("fd00::2".parse().unwrap()),
+            membership: Membership {
+                names: owned(names),
+                also_in: owned(also_in),
+                secondary: false,
+                policy: Default::default(),
+            },
+            ports: vec![],
+        }
+    }
+
+    #[test]
+    fn the_files_are_as_written_down() {
+        let network = Network::example("10.208.0.0/24", Some("fd00::/64"));
+        let account = Account {
+            user: "dnsmasq",
+            group: "nogroup",
+        };
+        let stations = [station(&["my_web", "web"], &[])];
+        let all = [
+            conf(&network, Path::new("/run/x"), &account),
+            hosts(&network, &stations),
+            dhcp(&network, &stations),
+            servers(&network, &stations, &[], &["127.0.0.53".to_owned()]),
+        ];
+        assert_eq!(all.join("---\n"), include_str!("../../tests/golden/dnsmasq.txt"));
+    }
+
+    #[test]
+    fn a_question_for_another_network_of_a_machine_is_refused_so_that_it_is_asked_there() {
+        let network = Network::example("10.208.0.0/24", None);
+        let other = Network::example("10.208.1.0/24", Some("fd00:1::/64"));
+        let text = servers(&network, &[station(&["a"], &["default"])], &[other], &[]);
+        assert_eq!(
+            text,
+            "server=/default/\nserver=//255.255.255.255\nserver=/default/255.255.255.255\n\
+             rev-server=10.208.1.0/24,255.255.255.255\nrev-server=fd00:1::/64,255.255.255.255\n"
+        );
+    }
+}

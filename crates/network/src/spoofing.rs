@@ -1,0 +1,138 @@
+//! The rules that keep a machine from speaking as somebody else, as text. Pure.
+//!
+//! One table of family `bridge` per network, with a chain per machine that its tap's frames go through before the bridge
+//! sees them. What passes: IPv4, ARP and IPv6 (so no VLAN tags, behind which nothing could be seen) from the machine's own
+//! Ethernet address, from its own addresses, and the few messages that a machine sends before it has one. What a router or
+//! a DHCP server says does not come from a machine.
+//!
+//! An operating system may choose its link-local address by itself, so any is taken that does not belong, by its Ethernet
+//! address, to the host or another machine (the addresses of RFC 4291 appendix A). Global addresses are the leased one and,
+//! for those who configure themselves from router advertisements, the one of the Ethernet address.
+
+use std::fmt::Write;
+use std::net::Ipv6Addr;
+
+use ipnet::Ipv6Net;
+
+use crate::name::{self, Mac};
+use crate::network::Network;
+use crate::policy;
+use crate::station::Station;
+
+/// The table with a chain per station, and those of their policies; nothing of it depends on the taps being there.
+pub(crate) fn table(network: &Network, stations: &[Station]) -> String {
+    let mut out = format!("table bridge {} {{\n", network.bridge());
+    out += &foreign(network, stations);
+    for station in stations {
+        out += &chain(network, station);
+    }
+    out += "\tchain from_machines {\n\t\ttype filter hook prerouting priority dstnat; policy accept;\n";
+    for station in stations {
+        let tap = network.tap(&station.machine);
+        // Writing to a String can not fail.
+        let _ = writeln!(out, "\t\tiifname \"{tap}\" jump {tap}");
+    }
+    out += "\t}\n";
+    out += &policy::bridge_chains(network, stations);
+    out + "}\n"
+}
+
+/// The link-local address that belongs to an Ethernet address.
+pub(crate) fn link_local(mac: Mac) -> Ipv6Addr {
+    name::eui64(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64), mac)
+}
+
+/// Link-local addresses that have an owner: a machine gets here with those that are not its own.
+fn foreign(network: &Network, stations: &[Station]) -> String {
+    let macs = std::iter::once(network.bridge_mac()).chain(stations.iter().map(|s| network.mac(&s.machine)));
+    let (mut sources, mut targets) = (String::new(), String::new());
+    for address in macs.map(link_local) {
+        let _ = writeln!(sources, "\t\tip6 saddr {address} drop");
+        let _ = writeln!(targets, "\t\t@th,64,128 {} drop", hex(address));
+    }
+    format!(
+        "\tchain link_local_source {{\n{sources}\t\taccept\n\t}}\n\
+         \tchain link_local_target {{\n{targets}\t\taccept\n\t}}\n"
+    )
+}
+
+/// What one machine may send.
+fn chain(network: &Network, station: &Station) -> String {
+    let mac = network.mac(&station.machine);
+    let mut rules = vec![
+        format!("ether saddr != {mac} drop"),
+        format!("arp saddr ether != {mac} drop"),
+        // Of a machine that asks whether its address is free (RFC 5227).
+        "arp saddr ip 0.0.0.0 accept".to_owned(),
+        format!("arp saddr ip {} accept", station.ipv4),
+        "udp sport { 67, 547 } drop".to_owned(),
+        format!("ip saddr {} accept", station.ipv4),
+        "ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept".to_owned(),
+        "icmpv6 type { nd-router-advert, nd-redirect } drop".to_owned(),
+    ];
+    let own = own_ipv6(network, station);
+    // The target of a neighbour advertisement is what it claims; that of a solicitation without a source is what its sender
+    // wants for itself (RFC 4861, 4862). It follows 8 bytes after the ICMPv6 header's start.
+    for address in &own {
+        rules.push(format!(
+            "icmpv6 type nd-neighbor-advert @th,64,128 {} accept",
+            hex(*address)
+        ));
+        rules.push(format!(
+            "ip6 saddr :: icmpv6 type nd-neighbor-solicit @th,64,128 {} accept",
+            hex(*address)
+        ));
+    }
+    rules.push("icmpv6 type nd-neighbor-advert @th,64,16 & 0xffc0 == 0xfe80 jump link_local_target".to_owned());
+    rules.push(
+        "ip6 saddr :: icmpv6 type nd-neighbor-solicit @th,64,16 & 0xffc0 == 0xfe80 jump link_local_target".to_owned(),
+    );
+    rules.push("icmpv6 type nd-neighbor-advert drop".to_owned());
+    rules.extend(own.iter().map(|address| format!("ip6 saddr {address} accept")));
+    for kind in ["nd-router-solicit", "mld-listener-report", "mld2-listener-report"] {
+        rules.push(format!("ip6 saddr :: icmpv6 type {kind} accept"));
+    }
+    rules.push("ip6 saddr fe80::/10 jump link_local_source".to_owned());
+    rules.push("drop".to_owned());
+    let body: String = rules.iter().map(|rule| format!("\t\t{rule}\n")).collect();
+    format!("\tchain {} {{\n{body}\t}}\n", network.tap(&station.machine))
+}
+
+pub(crate) fn own_ipv6(network: &Network, station: &Station) -> Vec<Ipv6Addr> {
+    let mut own = vec![link_local(network.mac(&station.machine))];
+    own.extend(station.ipv6);
+    own.extend(network.ipv6_of(&station.machine).filter(|a| station.ipv6 != Some(*a)));
+    own
+}
+
+/// An address as nft writes raw payload: one number, without leading zeros.
+fn hex(address: Ipv6Addr) -> String {
+    format!("{:#x}", u128::from(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_local_address_belongs_to_an_ethernet_address() {
+        let mac = Mac([2, 0x11, 0x22, 0x33, 0x44, 0x55]);
+        assert_eq!(link_local(mac).to_string(), "fe80::11:22ff:fe33:4455");
+        assert_eq!(hex(link_local(mac)), "0xfe80000000000000001122fffe334455");
+    }
+
+    #[test]
+    fn whoever_configures_itself_has_a_second_address_of_its_own() {
+        let network = Network::example("10.208.0.0/24", Some("fd00::/64"));
+        let mut station = Station {
+            machine: "m1".to_owned(),
+            ipv4: "10.208.0.2".parse().unwrap(),
+            ipv6: Some("fd00::2".parse().unwrap()),
+            membership: Default::default(),
+            ports: vec![],
+        };
+        assert_eq!(own_ipv6(&network, &station).len(), 3);
+        station.ipv6 = network.ipv6_of("m1");
+        assert_eq!(own_ipv6(&network, &station).len(), 2);
+    }
+}

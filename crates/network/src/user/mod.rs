@@ -1,0 +1,251 @@
+//! The network of a machine whose host lets nobody make bridges: passt, without any privilege.
+//!
+//! ```text
+//! guest ── hypervisor ──(frames)── relay + guard ──(frames)── passt ── sockets of the host
+//! ```
+//! passt ends the guest's connections and begins the same ones as an ordinary process of the host. The guest has an address
+//! of its own, the same for all machines; nothing can reach it but through published ports.
+//!
+//! The [`Guard`] is there because passt does what a guest says: one that sends a frame to 127.0.0.1 gets a connection to the
+//! host's loopback (seen with the passt of Debian 12, `--no-map-gw` or not). Between hypervisor and passt nothing gets through
+//! that is not from the machine's own addresses or is to loopback, so the guest's kernel may send what it likes.
+//! The [`Relay`] also counts, and lets passt be started again under a running guest.
+
+mod guard;
+mod passt;
+mod relay;
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+pub use guard::Guard;
+pub use passt::{MissingPasst, Passt, PasstArgs};
+pub use relay::{Relay, Traffic};
+
+use crate::attachment::{Attachment, Route};
+use crate::dns::HostDns;
+use crate::error::NetworkError;
+use crate::name;
+use crate::network::Networks;
+use crate::publish::{Publish, PublishError};
+use crate::station::Membership;
+
+/// The name of the network through passt. No other network can have it.
+pub const USER_NETWORK: &str = "user";
+
+/// The guest, with its prefix length: what QEMU's user networking has used from the beginning, so guests know it.
+const GUEST4: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 0, 2, 15), 24);
+const GATEWAY4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// Asked for names where the host's own resolver is on its loopback.
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+const GUEST6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd00, 0x10, 0, 2, 0, 0, 0, 0x15), 64);
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 2, 0, 0, 0, 2);
+
+/// The largest that virtio-net and passt take: passt ends all connections itself, so nothing is ever sent that large, and
+/// fewer, larger frames are what makes it fast.
+const MTU: u32 = 65520;
+
+/// passt takes each port as an argument.
+const PORTS_MAX: usize = 512;
+
+/// What of an attachment only one through passt has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserMode {
+    /// Where passt answers for the resolver on the host's loopback; `None` when the machine reaches its resolvers itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolver: Option<Ipv4Addr>,
+}
+
+/// What an attachment through passt is planned from.
+#[derive(Debug, Clone, Copy)]
+pub struct UserRequest<'a> {
+    /// The machine's id.
+    pub machine: &'a str,
+    /// Its how-manieth interface it is, from 0.
+    pub index: u8,
+    /// The machine's default routes go through it.
+    pub is_default: bool,
+    /// Ports to publish.
+    pub publish: &'a [Publish],
+    /// Resolvers of the host that a machine can reach.
+    pub dns: &'a HostDns,
+}
+
+impl Networks {
+    /// Plans the connection of a machine through passt. Nothing is kept on disk or made.
+    ///
+    /// # Errors
+    /// When passt is not there, or can not publish the ports like that.
+    pub fn user_attachment(&self, request: UserRequest<'_>) -> Result<Attachment, NetworkError> {
+        Passt::find()?;
+        name::check(request.machine)?;
+        check_publish(request.publish)?;
+        Ok(self.planned_user_attachment(request, Uplink::of_host()))
+    }
+
+    fn planned_user_attachment(&self, request: UserRequest<'_>, uplink: Uplink) -> Attachment {
+        let mut addresses: Vec<IpNet> = Vec::new();
+        let mut routes = Vec::new();
+        if uplink.ipv4 {
+            addresses.extend(Ipv4Net::new(GUEST4.0, GUEST4.1).map(IpNet::V4));
+            routes.push(default_route(Ipv4Net::default().into(), GATEWAY4.into()));
+        }
+        if uplink.ipv6 {
+            addresses.extend(Ipv6Net::new(GUEST6.0, GUEST6.1).map(IpNet::V6));
+            routes.push(default_route(Ipv6Net::default().into(), GATEWAY6.into()));
+        }
+        let resolver = (request.dns.nameservers.is_empty() && uplink.ipv4).then_some(RESOLVER);
+        Attachment {
+            network: USER_NETWORK.to_owned(),
+            machine: request.machine.to_owned(),
+            interface: format!("eth{}", request.index),
+            mac: name::mac(self.home_id(), USER_NETWORK, request.machine),
+            mtu: MTU,
+            tap: String::new(),
+            addresses,
+            gateway4: GATEWAY4,
+            gateway6: uplink.ipv6.then_some(GATEWAY6),
+            routes: if request.is_default { routes } else { Vec::new() },
+            nameservers: match resolver {
+                Some(resolver) => vec![resolver.into()],
+                None => request.dns.nameservers.clone(),
+            },
+            search: request.dns.search.clone(),
+            publish: request.publish.to_vec(),
+            membership: Membership::default(),
+            user: Some(UserMode { resolver }),
+        }
+    }
+}
+
+fn default_route(destination: IpNet, gateway: IpAddr) -> Route {
+    Route { destination, gateway }
+}
+
+/// Which ways out the host has.
+#[derive(Debug, Clone, Copy)]
+struct Uplink {
+    ipv4: bool,
+    ipv6: bool,
+}
+
+impl Uplink {
+    /// Those of this host. Without any, IPv4: it may be offline for the moment, and passt says so at the start.
+    fn of_host() -> Uplink {
+        let table = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default();
+        let ipv6 = has_default6(&table("ipv6_route"));
+        Uplink {
+            ipv4: has_default4(&table("route")) || !ipv6,
+            ipv6,
+        }
+    }
+}
+
+/// Whether `/proc/net/route` (interface, destination, gateway, flags, ..., mask in column 8; hex) has a default route that is
+/// up (`RTF_UP`, 1) and no refusal (`RTF_REJECT`, 0x200).
+fn has_default4(table: &str) -> bool {
+    table.lines().skip(1).any(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let flags = columns.get(3).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+        columns.get(1) == Some(&"00000000")
+            && columns.get(7) == Some(&"00000000")
+            && flags.is_some_and(|flags| flags & 0x201 == 1)
+    })
+}
+
+/// The same of `/proc/net/ipv6_route` (destination, prefix length, ..., flags in column 9, interface).
+fn has_default6(table: &str) -> bool {
+    table.lines().any(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let flags = columns.get(8).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+        columns.first() == Some(&"00000000000000000000000000000000")
+            && columns.get(1) == Some(&"00")
+            && columns.get(9) != Some(&"lo")
+            && flags.is_some_and(|flags| flags & 0x201 == 1)
+    })
+}
+
+/// That passt can publish these: each host port once, and not too many.
+fn check_publish(publish: &[Publish]) -> Result<(), NetworkError> {
+    Publish::check_set(publish)?;
+    let count: usize = publish.iter().map(|p| p.host.ports().count()).sum();
+    if count > PORTS_MAX {
+        return Err(PublishError::TooMany { max: PORTS_MAX }.into());
+    }
+    // passt has one target for each host port, whatever the address.
+    for (nth, one) in publish.iter().enumerate() {
+        let same = publish[..nth].iter().filter(|other| other.protocol == one.protocol);
+        if let Some(port) = same.filter_map(|other| other.host.common(one.host)).next() {
+            return Err(PublishError::Once { port }.into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment(dns: &HostDns, uplink: Uplink) -> Attachment {
+        let home = tempfile::tempdir().unwrap();
+        let networks = Networks::open(home.path()).unwrap();
+        let request = UserRequest {
+            machine: "0123456789ab",
+            index: 0,
+            is_default: true,
+            publish: &["8080:80".parse().unwrap()],
+            dns,
+        };
+        networks.planned_user_attachment(request, uplink)
+    }
+
+    #[test]
+    fn a_machine_gets_what_the_host_has_and_nothing_to_undo() {
+        let dns = HostDns {
+            nameservers: vec!["192.0.2.53".parse().unwrap()],
+            search: vec!["lan".into()],
+        };
+        let planned = attachment(
+            &dns,
+            Uplink {
+                ipv4: true,
+                ipv6: false,
+            },
+        );
+        assert_eq!(planned.addresses, ["10.0.2.15/24".parse().unwrap()]);
+        assert_eq!((planned.routes.len(), planned.gateway6), (1, None));
+        assert_eq!(planned.nameservers, dns.nameservers);
+        assert!(planned.resources().is_empty());
+        let planned = attachment(&dns, Uplink { ipv4: true, ipv6: true });
+        assert_eq!((planned.addresses.len(), planned.routes.len()), (2, 2));
+    }
+
+    #[test]
+    fn behind_a_resolver_on_loopback_passt_asks_it() {
+        let planned = attachment(&HostDns::default(), Uplink { ipv4: true, ipv6: true });
+        assert_eq!(planned.nameservers, [IpAddr::from(RESOLVER)]);
+        assert_eq!(planned.user.unwrap().resolver, Some(RESOLVER));
+    }
+
+    #[test]
+    fn a_host_port_is_published_once() {
+        let set = |texts: &[&str]| check_publish(&texts.iter().map(|t| t.parse().unwrap()).collect::<Vec<_>>());
+        set(&["127.0.0.1:80:80", "80:81/udp"]).unwrap();
+        let said = set(&["127.0.0.1:80:80", "10.0.0.1:80:80"]).unwrap_err().to_string();
+        assert!(said.contains("host port 80"), "{said}");
+        assert!(set(&["1024-2048:1024-2048"]).unwrap_err().to_string().contains("512"));
+    }
+
+    #[test]
+    fn default_routes_are_found_in_the_kernels_tables() {
+        let four = "Iface\tDestination\tGateway\nlo\t0000007F\t0\t0001\t0\t0\t0\t000000FF\neth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
+        assert!(has_default4(four) && !has_default4(&four[..50]));
+        let zeros = "0".repeat(32);
+        let line = |flags: &str, device: &str| format!("{zeros} 00 {zeros} 00 {zeros} 00000400 1 0 {flags} {device}\n");
+        assert!(has_default6(&line("00000003", "eth0")));
+        assert!(!has_default6(&line("00200200", "lo")));
+    }
+}

@@ -1,0 +1,108 @@
+//! The program passt: where it is, and how it is told what to do.
+
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use thiserror::Error;
+
+use crate::attachment::Attachment;
+use crate::publish::Protocol;
+
+/// Where distributions put it.
+const PLACES: [&str; 3] = ["/usr/bin/passt", "/usr/local/bin/passt", "/bin/passt"];
+
+/// There is no passt.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("passt, which connects machines without root, is not installed")]
+pub struct MissingPasst;
+
+/// The program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Passt {
+    program: PathBuf,
+}
+
+/// What else than the attachment it needs.
+#[derive(Debug, Clone, Copy)]
+pub struct PasstArgs<'a> {
+    /// Its end of the connection to the guest, which it inherits.
+    pub fd: RawFd,
+    /// It writes its process id there when everything works.
+    pub ready_file: &'a Path,
+}
+
+impl Passt {
+    /// The one of this host.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find() -> Result<Passt, MissingPasst> {
+        let found = PLACES.into_iter().map(PathBuf::from).find(|path| path.is_file());
+        found.map(|program| Passt { program }).ok_or(MissingPasst)
+    }
+
+    /// Its path.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Its arguments for a planned attachment. Every port by itself: passt goes on when only some of the
+    /// ports of one argument are free.
+    pub fn arguments(&self, attachment: &Attachment, args: PasstArgs<'_>) -> Vec<String> {
+        let mut all: Vec<String> = ["--foreground", "--stderr", "--quiet"].map(str::to_owned).into();
+        let mut add = |name: &str, value: String| all.extend([name.to_owned(), value]);
+        add("--fd", args.fd.to_string());
+        add("--pid", args.ready_file.display().to_string());
+        add("--mtu", attachment.mtu.to_string());
+        let (ipv4, ipv6) = (attachment.ipv4(), attachment.ipv6());
+        for address in &attachment.addresses {
+            add("--address", address.addr().to_string());
+            if let IpNet::V4(net) = address {
+                add("--netmask", net.netmask().to_string());
+            }
+        }
+        if ipv4.is_some() {
+            add("--gateway", attachment.gateway4.to_string());
+        }
+        if let Some(gateway) = attachment.gateway6 {
+            add("--gateway", gateway.to_string());
+        }
+        let resolver = attachment.user.as_ref().and_then(|user| user.resolver);
+        if let Some(resolver) = resolver {
+            add("--dns-forward", resolver.to_string());
+        }
+        // What it tells guests that ask by DHCP.
+        for server in &attachment.nameservers {
+            if Some(*server) != resolver.map(IpAddr::V4) {
+                add("--dns", server.to_string());
+            }
+        }
+        for publish in &attachment.publish {
+            let flag = match publish.protocol {
+                Protocol::Tcp => "--tcp-ports",
+                Protocol::Udp => "--udp-ports",
+            };
+            let address = publish.address.map(|address| format!("{address}/")).unwrap_or_default();
+            for (host, guest) in publish.pairs() {
+                add(flag, format!("{address}{host}:{guest}"));
+            }
+        }
+        match (ipv4, ipv6) {
+            (Some(_), None) => all.push("--ipv4-only".to_owned()),
+            (None, Some(_)) => all.push("--ipv6-only".to_owned()),
+            _ => {}
+        }
+        if !needs_gateway_mapping(attachment) {
+            all.push("--no-map-gw".to_owned());
+        }
+        all
+    }
+}
+
+/// Whether passt must take the gateway for the host's loopback: without it, answers over UDP to programs on the host's
+/// loopback are lost. The guard then lets only those answers through.
+pub(super) fn needs_gateway_mapping(attachment: &Attachment) -> bool {
+    attachment.publish.iter().any(|p| p.protocol == Protocol::Udp)
+}
