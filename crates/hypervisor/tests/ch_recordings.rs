@@ -56,7 +56,10 @@ fn answer_bytes(exchange: &Value) -> Option<Vec<u8>> {
 }
 
 /// Method, path and body of a request.
-async fn read_request(stream: &mut UnixStream) -> (String, String, Vec<u8>) {
+type Asked = (String, String, Vec<u8>);
+
+/// Method, path and body of a request.
+async fn read_request(stream: &mut UnixStream) -> Asked {
     let mut bytes = Vec::new();
     let head = loop {
         if let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -75,7 +78,7 @@ async fn read_request(stream: &mut UnixStream) -> (String, String, Vec<u8>) {
 }
 
 /// Answers the exchanges of a recording in their order, and says what it was asked.
-fn replay(recording: &Value) -> (TempDir, Client, mpsc::UnboundedReceiver<(String, String, Vec<u8>)>) {
+fn replay(recording: &Value) -> (TempDir, Client, mpsc::UnboundedReceiver<Asked>) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("api.sock");
     let listener = UnixListener::bind(&socket).unwrap();

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit};
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
@@ -25,14 +26,11 @@ use crate::blocks::{Blocks, CacheFailure, Undelivered};
 use crate::erofs::{BLOCK_SIZE, Extent};
 use crate::first_reads::FirstReads;
 use crate::map::{ExtentMap, MapError};
+use crate::open_blocks::OpenBlocks;
 use crate::slices::{Cursor, fill_zero, read_bytes, read_file};
 
 /// How long a block that failed is not asked for again.
 pub const FAILURE_REST: Duration = Duration::from_secs(2);
-/// Open block files kept at most.
-const OPEN_FILES_MAX: usize = 256;
-/// Bytes of blocks kept in memory at most, when the cache can not keep them.
-const IN_MEMORY_BYTES_MAX: usize = 16 << 20;
 /// Failed blocks remembered at most; a forgotten one is only asked for again.
 const FAILURES_MAX: usize = 1024;
 
@@ -116,48 +114,6 @@ struct Demand {
     last: Option<Instant>,
 }
 
-/// The blocks used last.
-#[derive(Default)]
-struct OpenBlocks {
-    /// By first device block, with the time of the last use.
-    blocks: HashMap<u32, (Arc<Fetched>, u64)>,
-    clock: u64,
-}
-
-impl OpenBlocks {
-    fn get(&mut self, start: u32) -> Option<Arc<Fetched>> {
-        self.clock += 1;
-        let (block, used) = self.blocks.get_mut(&start)?;
-        *used = self.clock;
-        Some(Arc::clone(block))
-    }
-
-    fn insert(&mut self, start: u32, block: Arc<Fetched>) {
-        self.clock += 1;
-        let bytes = |block: &Fetched| match block {
-            Fetched::Bytes(bytes) => bytes.len(),
-            Fetched::File(_) => 0,
-        };
-        self.blocks.remove(&start);
-        if bytes(&block) > 0 {
-            let in_memory = |this: &Self| this.blocks.values().map(|(b, _)| bytes(b)).sum::<usize>();
-            while in_memory(self) > 0 && in_memory(self) + bytes(&block) > IN_MEMORY_BYTES_MAX {
-                self.remove_oldest(|b| bytes(b) > 0);
-            }
-        } else if self.blocks.values().filter(|(b, _)| bytes(b) == 0).count() >= OPEN_FILES_MAX {
-            self.remove_oldest(|b| bytes(b) == 0);
-        }
-        self.blocks.insert(start, (block, self.clock));
-    }
-
-    fn remove_oldest(&mut self, of_kind: impl Fn(&Fetched) -> bool) {
-        let alike = self.blocks.iter().filter(|(_, (block, _))| of_kind(block));
-        if let Some(oldest) = alike.min_by_key(|(_, (_, used))| *used).map(|(start, _)| *start) {
-            self.blocks.remove(&oldest);
-        }
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Both values behind these locks are caches that are whole after every statement.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -200,7 +156,7 @@ impl LazyDisk {
             metadata,
             map,
             blocks: Box::new(blocks),
-            open: Mutex::default(),
+            open: Mutex::new(OpenBlocks::new(getrlimit(Resource::Nofile).current)),
             failures: Mutex::default(),
             first_reads: FirstReads::default(),
             demand: Mutex::new(Demand { waiting: 0, last: None }),
@@ -346,7 +302,7 @@ impl LazyDisk {
         if read.is_ok() {
             return Outcome::Done;
         }
-        lock(&self.open).blocks.remove(&extent.start);
+        lock(&self.open).remove(extent.start);
         match self.has_just_failed(extent) {
             true => Outcome::Failed,
             false => Outcome::Missing {
@@ -435,10 +391,22 @@ impl LazyDisk {
         let fetched = self.blocks.fetch(&extent.block, false)?;
         if matches!(fetched, Fetched::File(_)) {
             // Opened again when it is read; there are more blocks than descriptors.
+            lock(&self.open).remove_from_memory(extent.start);
             return Ok(true);
         }
         lock(&self.open).insert(extent.start, Arc::new(fetched));
         Ok(false)
+    }
+
+    /// A block that is in memory alone, because the cache could not keep it; another one each time, while there are others.
+    pub fn in_memory_alone(&self) -> Option<Extent> {
+        let start = {
+            let mut open = lock(&self.open);
+            let oldest = open.oldest_in_memory()?;
+            open.get(oldest);
+            oldest
+        };
+        self.extent_at(start)
     }
 
     /// Whether no guest has waited for a block for `time`.

@@ -9,7 +9,7 @@
 //! ```
 //! # Invariants
 //! Records are sorted by start block and leave no gap: the first starts at the metadata blocks, the last ends at the device
-//! blocks. Only the index (4 bytes per page: 70 KB for a million blocks) and one page are kept in memory.
+//! blocks. Only the index (4 bytes per page: 70 KB for a million blocks) and the pages used last are kept in memory.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -27,6 +27,8 @@ const MAGIC: &[u8; 8] = b"zmroomap";
 const VERSION: u32 = 1;
 const PAGE: usize = 4096;
 const CHECKSUM_AT: usize = PAGE - 4;
+/// Pages kept in memory at most, 256 KiB: the blocks of some 3,600 files in a row.
+const PAGES_KEPT: usize = 64;
 
 type Page = [u8; PAGE];
 
@@ -137,9 +139,12 @@ pub struct ExtentMap {
     device_blocks: u64,
     /// First start block of each page.
     index: Vec<u32>,
-    /// The page read last, with its number: sequential reads stay on it.
-    page: Mutex<(usize, Box<Page>)>,
+    pages: Mutex<Pages>,
 }
+
+/// The pages used last, each in the one place for its number.
+#[derive(Debug)]
+struct Pages([Option<Box<(usize, Page)>>; PAGES_KEPT]);
 
 impl ExtentMap {
     /// Opens the table at `path` and reads its index.
@@ -185,7 +190,7 @@ impl ExtentMap {
             metadata_blocks: u32_at(&header, 28),
             device_blocks: u64_at(&header, 32),
             index: (0..pages).map(|page| u32_at(&index, 4 * page)).collect(),
-            page: Mutex::new((usize::MAX, Box::new([0; PAGE]))),
+            pages: Mutex::new(Pages(std::array::from_fn(|_| None))),
         })
     }
 
@@ -210,26 +215,27 @@ impl ExtentMap {
         let Some(number) = self.index.partition_point(|&first| first <= block).checked_sub(1) else {
             return Ok(None);
         };
-        let mut cached = self.page.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if cached.0 != number {
-            // The number is set last: after an error the content is no page's.
-            cached.0 = usize::MAX;
-            self.read_page(number, &mut cached.1)?;
-            cached.0 = number;
-        }
-        self.search(number, &cached.1, block).map(Some)
+        let mut pages = self.pages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let place = &mut pages.0[number % PAGES_KEPT];
+        let page = match place {
+            Some(kept) if kept.0 == number => kept,
+            // Only a whole page gets there.
+            _ => place.insert(Box::new((number, self.read_page(number)?))),
+        };
+        self.search(number, &page.1, block).map(Some)
     }
 
-    fn read_page(&self, number: usize, page: &mut Page) -> Result<(), MapError> {
+    fn read_page(&self, number: usize) -> Result<Page, MapError> {
+        let mut page = [0; PAGE];
         self.file
-            .read_exact_at(page, ((1 + number) * PAGE) as u64)
+            .read_exact_at(&mut page, ((1 + number) * PAGE) as u64)
             .map_err(|source| MapError::Io {
                 action: "read",
                 path: self.path.clone(),
                 source,
             })?;
-        if is_sealed(page) {
-            Ok(())
+        if is_sealed(&page) {
+            Ok(page)
         } else {
             Err(self.damaged("a page has a wrong checksum"))
         }

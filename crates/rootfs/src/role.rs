@@ -26,6 +26,7 @@ use zmachine_sys::jail::{self, Jail, JailError, Limits};
 
 use crate::courier::{self, Counter, Courier};
 use crate::disk::{self, LazyDisk, OpenDiskError};
+use crate::keep::Keeping;
 use crate::map::ExtentMap;
 use crate::prefetch::{self, Prefetch};
 use crate::prefetch_list::PrefetchList;
@@ -35,8 +36,8 @@ use crate::sandbox::{self, Access, SandboxError};
 use crate::server;
 use crate::server::queue::{Device, SERIAL_LEN};
 
-/// Descriptors the process may have: 256 block files, sockets to stores, two per queue, and room.
-const DESCRIPTORS: u64 = 4096;
+/// Descriptors the process may have: 4096 block files, sockets to stores or the courier, two per queue, and room.
+const DESCRIPTORS: u64 = 8192;
 
 /// The largest file it writes in bytes: a block of the cache.
 const LARGEST_FILE: u64 = 256 << 20;
@@ -208,6 +209,7 @@ fn device(serial: [u8; SERIAL_LEN], disk: LazyDisk, record: bool) -> Arc<Device>
         serial,
         counters: Counters::default(),
         ahead: AtomicUsize::new(0),
+        keeping: Keeping::default(),
     })
 }
 

@@ -284,37 +284,21 @@ fn kernel() -> Vec<Attempt> {
             write(Path::new("/proc/sys/kernel/core_pattern"))
         }),
         boxed("trigger-sysrq", || write(Path::new("/proc/sysrq-trigger"))),
-        // SAFETY: wrong arguments on purpose: what is asked is whether the call is there at all. No pointer is read.
-        boxed("bpf", || callable(unsafe { libc::syscall(libc::SYS_bpf, -1, 0, 0) })),
-        // SAFETY: as above.
-        boxed("perf", || {
-            callable(unsafe { libc::syscall(libc::SYS_perf_event_open, 0, 0, 0, 0, 0) })
-        }),
-        // SAFETY: as above.
-        boxed("load-module", || {
-            callable(unsafe { libc::syscall(libc::SYS_finit_module, -1, c"".as_ptr(), 0) })
-        }),
-        // SAFETY: as above.
-        boxed("keyring", || {
-            callable(unsafe { libc::syscall(libc::SYS_keyctl, 0, -3, 0) })
-        }),
-        // SAFETY: as above.
-        boxed("kernel-log", || {
-            callable(unsafe { libc::syscall(libc::SYS_syslog, 10, 0, 0) })
-        }),
-        // SAFETY: as above.
-        boxed("set-clock", || {
-            callable(unsafe { libc::syscall(libc::SYS_clock_settime, -1, 0) })
-        }),
-        // SAFETY: as above.
-        boxed("open-by-handle", || {
-            callable(unsafe { libc::syscall(libc::SYS_open_by_handle_at, -1, 0, 0) })
-        }),
+        boxed("bpf", || called(libc::SYS_bpf, [-1, 0, 0])),
+        boxed("perf", || called(libc::SYS_perf_event_open, [0, 0, 0])),
+        boxed("load-module", || called(libc::SYS_finit_module, [-1, 0, 0])),
+        boxed("keyring", || called(libc::SYS_keyctl, [0, -3, 0])),
+        boxed("kernel-log", || called(libc::SYS_syslog, [10, 0, 0])),
+        boxed("set-clock", || called(libc::SYS_clock_settime, [-1, 0, 0])),
+        boxed("open-by-handle", || called(libc::SYS_open_by_handle_at, [-1, 0, 0])),
     ]
 }
 
-/// Of a call with wrong arguments: another error than a refusal means that it would have been carried out.
-fn callable(result: i64) -> io::Result<()> {
+/// A call with wrong arguments on purpose, to see whether it is there at all: another error than a refusal means that it would
+/// have been carried out.
+fn called(number: i64, arguments: [i64; 3]) -> io::Result<()> {
+    // SAFETY: an argument that is a pointer is null, which no call follows.
+    let result = unsafe { libc::syscall(number, arguments[0], arguments[1], arguments[2], 0, 0) };
     let error = io::Error::last_os_error();
     match result < 0 && matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS)) {
         true => Err(error),

@@ -264,6 +264,12 @@ fn a_full_cache_disk_is_told_and_nothing_is_wrong() {
     });
     checks.that("what is in the cache is whole, and with room it keeps the rest", || {
         mount_remount(&blocks, MountFlags::empty(), "size=64m").expect("a larger disk");
+        // Nobody reads them again: they go there by themselves.
+        until("all blocks are in the cache", Duration::from_secs(60), || {
+            let shards = fs::read_dir(&blocks).ok()?.flatten();
+            let files = shards.filter_map(|shard| Some(fs::read_dir(shard.path()).ok()?.count()));
+            (files.sum::<usize>() as u64 >= FILES).then_some(())
+        });
         assert_eq!(told(&home, "m", sums), sum);
         fs::rename(home.file("store"), home.file("gone")).expect("no store");
         zmachine(&home, &["rm", "-f", "m"]).expect_success();

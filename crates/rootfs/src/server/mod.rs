@@ -31,6 +31,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use crate::disk::Pinned;
 use crate::erofs::Extent;
+use crate::keep;
 use crate::report::Reporter;
 use queue::{Device, Step, missing_ahead, step};
 
@@ -184,6 +185,7 @@ impl Backend {
         }
         if let Some(failure) = disk.take_cache_failure() {
             self.reporter.cache_failed(&failure);
+            keep::start(&self.device);
         }
         self.reporter.touch();
     }

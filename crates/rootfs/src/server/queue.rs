@@ -21,6 +21,7 @@ use super::request::{
 };
 use crate::disk::{LazyDisk, Outcome, Pinned};
 use crate::erofs::Extent;
+use crate::keep::Keeping;
 use crate::report::Counters;
 
 /// Chains that are looked at for what they will need, while the first one waits.
@@ -40,6 +41,8 @@ pub struct Device {
     pub counters: Counters,
     /// Threads that fetch for requests behind the one that is waited for.
     pub ahead: AtomicUsize,
+    /// Whether blocks in memory are being put into the cache.
+    pub keeping: Keeping,
 }
 
 /// What a step did.

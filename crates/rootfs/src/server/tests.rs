@@ -75,6 +75,7 @@ impl Rig {
                 serial: *b"serial-of-20-bytes..",
                 counters: Counters::default(),
                 ahead: Default::default(),
+                keeping: Default::default(),
             },
             memory: GuestMemoryAtomic::new(memory),
             _dir: dir,
