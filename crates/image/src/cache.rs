@@ -320,10 +320,10 @@ impl BlockCache {
     }
 }
 
-/// Sets the access time of a block that is being used, once a minute: mounts without access times, and `relatime` with its
+/// Sets the access time of a block that is being used, every ten minutes: mounts without access times, and `relatime` with its
 /// one day, say too little about which blocks are in use. One that can not be set makes the block look older than it is.
 fn note_use(file: &File, meta: &Metadata) {
-    const PRECISION: Duration = Duration::from_secs(60);
+    const PRECISION: Duration = Duration::from_secs(600);
     let is_recent = |used: SystemTime| used.elapsed().map_or(true, |age| age < PRECISION);
     if !meta.accessed().is_ok_and(is_recent) {
         let times = FileTimes::new().set_accessed(SystemTime::now());

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -344,15 +344,12 @@ impl Fetcher {
         lock(&self.trouble).take()
     }
 
-    /// The directories of `dir://` stores it may read, for sandboxes that must allow them.
+    /// The directories it needs of this host, for sandboxes that must allow them: `dir://` stores, and those with the socket of
+    /// a `zdb://` store, whose server makes a new one when it starts again.
     pub fn local_directories(&self) -> Vec<PathBuf> {
-        let mut dirs: Vec<PathBuf> = self
-            .sources
-            .keys()
-            .filter_map(|url| url.strip_prefix("dir://"))
-            .map(PathBuf::from)
-            .collect();
+        let mut dirs: Vec<PathBuf> = self.sources.keys().filter_map(|url| local_directory(url)).collect();
         dirs.sort();
+        dirs.dedup();
         dirs
     }
 
@@ -671,6 +668,15 @@ impl Fetcher {
     }
 }
 
+/// The directory of this host behind the URL of a store, if that is all it takes to reach it.
+pub fn local_directory(url: &str) -> Option<PathBuf> {
+    if let Some(dir) = url.strip_prefix("dir://") {
+        return Some(dir.into());
+    }
+    let socket = url.split(['?', '#']).next()?.strip_prefix("zdb:///")?;
+    Path::new("/").join(socket).parent().map(Path::to_owned)
+}
+
 fn store_failure(store: String, error: &StoreError) -> Attempt {
     let problem = match std::error::Error::source(error) {
         Some(source) => format!("{error}: {source}"),
@@ -705,6 +711,17 @@ mod tests {
     fn a_store_that_keeps_failing_rests_longer_and_longer() {
         let seconds: Vec<u64> = [1, 2, 3, 5, 6, 40].map(|n| Rest::length(n).as_secs()).into();
         assert_eq!(seconds, [10, 20, 40, 160, 300, 300]);
+    }
+
+    #[test]
+    fn a_store_on_this_host_is_a_directory() {
+        let of = |url| local_directory(url).map(|path| path.display().to_string());
+        assert_eq!(of("dir:///srv/blocks").as_deref(), Some("/srv/blocks"));
+        assert_eq!(of("zdb:///run/zdb/0.sock").as_deref(), Some("/run/zdb"));
+        assert_eq!(
+            (of("zdb://h:9900/ns"), of("http://h/"), of("s3://h/b")),
+            (None, None, None)
+        );
     }
 
     #[test]

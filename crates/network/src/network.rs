@@ -220,6 +220,7 @@ pub struct Networks {
     host_dir: PathBuf,
     home: String,
     step: Option<StepHook>,
+    jail: bool,
 }
 
 impl std::fmt::Debug for Networks {
@@ -244,7 +245,18 @@ impl Networks {
             host_dir: HOST_DIR.into(),
             home: name::home_id(&canonical),
             step: None,
+            jail: false,
         })
+    }
+
+    /// Locks the servers of names in. The calling program has the role [`zmachine_sys::jail::ROLE`].
+    pub fn with_jail(mut self) -> Networks {
+        self.jail = true;
+        self
+    }
+
+    pub(crate) fn has_jail(&self) -> bool {
+        self.jail
     }
 
     /// Keeps the host-wide record elsewhere than in `/run/zmachine-host`. All homes of one host must agree on it.

@@ -53,6 +53,16 @@ pub trait Blocks: Send + Sync {
     /// The open file of a block that is on this host; never waits for a network.
     fn cached(&self, block: &BlockRef) -> Option<File>;
 
+    /// So many blocks are as good to open at once as one alone.
+    fn together(&self) -> usize {
+        1
+    }
+
+    /// [`Blocks::cached`] of each, at most [`Blocks::together`].
+    fn cached_all(&self, blocks: &[BlockRef]) -> Vec<Option<File>> {
+        blocks.iter().map(|block| self.cached(block)).collect()
+    }
+
     /// The block, from the cache or a store; from a store alone when the cached one `is_damaged`.
     ///
     /// # Errors

@@ -5,9 +5,11 @@
 //! ```
 //! # Messages (one packet each, `SOCK_SEQPACKET`; native byte order, since both ends are one program)
 //! ```text
-//! request   order u8 (0 cached, 1 fetch, 2 fetch again) | length of id u8 | id | length of key u8 | key | block length u32
-//! answer    found u8 | seven counters u64 | four texts with a NUL after each: reason and hint of a failure, reason and hint of
-//!           the cache's trouble to keep blocks               with the block's open file when found: 1 the cache's, 2 in memory alone
+//! request   order u8 (0 cached, 1 fetch, 2 fetch again) | a block, for order 0 up to 16: length of id u8 | id | length of key u8 |
+//!           key | block length u32
+//! answer    place u8 (0 nowhere, 1 in the cache, 2 in memory alone) | found u16, a bit for each block | seven counters u64 | four
+//!           texts with a NUL after each: reason and hint of a failure, reason and hint of the cache's trouble to keep blocks
+//!                                                            with the open files of the blocks found, in their order
 //! ```
 //! # Invariants
 //! Whatever the server asks for, the courier gives it blocks that were verified against both their digests, opened for reading
@@ -37,6 +39,9 @@ use crate::blocks::{Blocks, CacheFailure, Undelivered};
 /// of the usual queues, which so never wait behind the others.
 const PAIRS: usize = 28;
 
+/// Blocks that one request can open: each way there and back costs as much as several of them.
+const TOGETHER: usize = 16;
+
 /// Longest packet in bytes.
 const PACKET: usize = 4096;
 
@@ -44,7 +49,7 @@ const PACKET: usize = 4096;
 const LONGEST_TEXT: usize = 900;
 
 /// Bytes of an answer before its texts.
-const ANSWER: usize = 1 + 7 * 8;
+const ANSWER: usize = 1 + 2 + 7 * 8;
 
 /// Where the block of an answer is.
 const NOWHERE: u8 = 0;
@@ -117,18 +122,23 @@ impl Counter {
 fn answer_one(socket: &OwnedFd, blocks: &impl Blocks) -> io::Result<()> {
     let mut packet = [0; PACKET];
     let (length, _) = receive(socket, &mut packet)?;
-    let (order, block) = parse_request(&packet[..length]).ok_or(io::ErrorKind::InvalidData)?;
-    let result = match order {
-        CACHED => Ok(blocks.cached(&block).map(|file| (IN_CACHE, file))),
-        order => blocks
-            .fetch(&block, order == FETCH_AGAIN)
-            .and_then(|fetched| to_file(fetched).map(Some).map_err(|e| failed(&e))),
-    };
-    let (found, failure) = match result {
-        Ok(found) => (found, None),
-        Err(error) => (None, Some((error.reason, error.hint))),
-    };
-    let mut answer = vec![found.as_ref().map_or(NOWHERE, |(place, _)| *place)];
+    let (order, wanted) = parse_request(&packet[..length]).ok_or(io::ErrorKind::InvalidData)?;
+    let (mut place, mut found, mut files, mut failure) = (NOWHERE, 0u16, Vec::new(), None);
+    if order == CACHED {
+        for (nth, file) in blocks.cached_all(&wanted).into_iter().enumerate() {
+            found |= u16::from(file.is_some()) << nth;
+            files.extend(file);
+        }
+        place = if files.is_empty() { NOWHERE } else { IN_CACHE };
+    } else {
+        let fetched = blocks.fetch(&wanted[0], order == FETCH_AGAIN);
+        match fetched.and_then(|fetched| to_file(fetched).map_err(|e| failed(&e))) {
+            Ok((where_it_is, file)) => (place, found, files) = (where_it_is, 1, vec![file]),
+            Err(error) => failure = Some((error.reason, error.hint)),
+        }
+    }
+    let mut answer = vec![place];
+    answer.extend(found.to_ne_bytes());
     counters(&blocks.stats())
         .iter()
         .for_each(|n| answer.extend(n.to_ne_bytes()));
@@ -142,7 +152,7 @@ fn answer_one(socket: &OwnedFd, blocks: &impl Blocks) -> io::Result<()> {
             answer.push(0);
         }
     }
-    send(socket, &answer, found.as_ref().map(|(_, file)| file))
+    send(socket, &answer, &files)
 }
 
 /// A block as a file that can only be read, and where it is.
@@ -178,39 +188,48 @@ fn counters(stats: &FetchStats) -> [u64; 7] {
     ]
 }
 
-fn request(order: u8, block: &BlockRef) -> Vec<u8> {
+fn request(order: u8, blocks: &[BlockRef]) -> Vec<u8> {
     let mut packet = vec![order];
-    for digest in [&block.id.0, &block.key.0] {
-        packet.push(digest.as_bytes().len() as u8);
-        packet.extend(digest.as_bytes());
+    for block in blocks {
+        for digest in [&block.id.0, &block.key.0] {
+            packet.push(digest.as_bytes().len() as u8);
+            packet.extend(digest.as_bytes());
+        }
+        packet.extend(block.len.to_ne_bytes());
     }
-    packet.extend(block.len.to_ne_bytes());
     packet
 }
 
-fn parse_request(packet: &[u8]) -> Option<(u8, BlockRef)> {
-    let (&order, rest) = packet.split_first()?;
-    let digest = |bytes: &'_ [u8]| -> Option<(Digest, usize)> {
-        let (&length, rest) = bytes.split_first()?;
-        let digest = Digest::from_bytes(rest.get(..usize::from(length))?).ok()?;
-        Some((digest, 1 + usize::from(length)))
-    };
-    let (id, used) = digest(rest)?;
-    let rest = &rest[used..];
-    let (key, used) = digest(rest)?;
-    let len = u32::from_ne_bytes(rest[used..].try_into().ok()?);
-    let block = BlockRef {
-        id: BlockId(id),
-        key: BlockKey(key),
-        len,
-    };
-    (order <= FETCH_AGAIN).then_some((order, block))
+fn parse_request(packet: &[u8]) -> Option<(u8, Vec<BlockRef>)> {
+    let (&order, mut rest) = packet.split_first()?;
+    let mut blocks = Vec::new();
+    while !rest.is_empty() {
+        blocks.push(take_block(&mut rest)?);
+    }
+    let most = if order == CACHED { TOGETHER } else { 1 };
+    (order <= FETCH_AGAIN && (1..=most).contains(&blocks.len())).then_some((order, blocks))
 }
 
-fn send(socket: &OwnedFd, packet: &[u8], file: Option<&File>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+fn take_block(rest: &mut &[u8]) -> Option<BlockRef> {
+    let id = BlockId(take_digest(rest)?);
+    let key = BlockKey(take_digest(rest)?);
+    let (len, after) = rest.split_first_chunk()?;
+    *rest = after;
+    let len = u32::from_ne_bytes(*len);
+    Some(BlockRef { id, key, len })
+}
+
+fn take_digest(rest: &mut &[u8]) -> Option<Digest> {
+    let (&length, after) = rest.split_first()?;
+    let (digest, after) = after.split_at_checked(usize::from(length))?;
+    *rest = after;
+    Digest::from_bytes(digest).ok()
+}
+
+fn send(socket: &OwnedFd, packet: &[u8], files: &[File]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TOGETHER))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
+    let fds: Vec<_> = files.iter().map(File::as_fd).collect();
     if !fds.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(&fds));
     }
@@ -222,8 +241,8 @@ fn send(socket: &OwnedFd, packet: &[u8], file: Option<&File>) -> io::Result<()> 
     }
 }
 
-fn receive(socket: &OwnedFd, packet: &mut [u8]) -> io::Result<(usize, Option<File>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+fn receive(socket: &OwnedFd, packet: &mut [u8]) -> io::Result<(usize, Vec<File>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(TOGETHER))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         let mut into = [IoSliceMut::new(packet)];
@@ -239,7 +258,7 @@ fn receive(socket: &OwnedFd, packet: &mut [u8]) -> io::Result<(usize, Option<Fil
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
     });
-    Ok((received.bytes, fds.flatten().next().map(File::from)))
+    Ok((received.bytes, fds.flatten().map(File::from).collect()))
 }
 
 impl Courier {
@@ -256,17 +275,18 @@ impl Courier {
         self.pairs[turn].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ask(&self, order: u8, block: &BlockRef) -> Result<Option<(u8, File)>, Undelivered> {
+    /// Where the blocks found are, and for each block its file when it is one of them.
+    fn ask(&self, order: u8, blocks: &[BlockRef]) -> Result<(u8, Vec<Option<File>>), Undelivered> {
         let pair = self.free();
         let mut packet = [0; PACKET];
-        let asked = send(&pair, &request(order, block), None).and_then(|()| receive(&pair, &mut packet));
-        let (length, file) = match asked {
-            Ok((length, file)) if length >= ANSWER => (length, file),
+        let asked = send(&pair, &request(order, blocks), &[]).and_then(|()| receive(&pair, &mut packet));
+        let (length, files) = match asked {
+            Ok((length, files)) if length >= ANSWER => (length, files),
             // Without its courier the disk is of no use; the monitor starts both anew, and the guest waits.
             _ => std::process::exit(3),
         };
         let number = |index: usize| {
-            let at = 1 + index * 8;
+            let at = 3 + index * 8;
             u64::from_ne_bytes(packet[at..at + 8].try_into().unwrap_or_default())
         };
         let stats = FetchStats {
@@ -297,17 +317,30 @@ impl Courier {
         }
         match failure {
             Some(reason) => Err(Undelivered { reason, hint }),
-            None => Ok(file
-                .map(|file| (packet[0], file))
-                .filter(|(place, _)| *place != NOWHERE)),
+            None => {
+                let found = u16::from_ne_bytes([packet[1], packet[2]]);
+                let mut files = files.into_iter();
+                let each = (0..blocks.len()).map(|nth| (found >> nth & 1 == 1).then(|| files.next()).flatten());
+                Ok((packet[0], each.collect()))
+            }
         }
     }
 }
 
 impl Blocks for Courier {
     fn cached(&self, block: &BlockRef) -> Option<File> {
-        let (_, file) = self.ask(CACHED, block).ok().flatten()?;
-        Some(file)
+        self.cached_all(std::slice::from_ref(block)).pop().flatten()
+    }
+
+    fn together(&self) -> usize {
+        TOGETHER
+    }
+
+    fn cached_all(&self, blocks: &[BlockRef]) -> Vec<Option<File>> {
+        match self.ask(CACHED, blocks) {
+            Ok((_, files)) => files,
+            Err(_) => blocks.iter().map(|_| None).collect(),
+        }
     }
 
     fn fetch(&self, block: &BlockRef, is_damaged: bool) -> Result<Fetched, Undelivered> {
@@ -316,8 +349,8 @@ impl Blocks for Courier {
             reason: format!("block {} did not come", block.id),
             hint: None,
         };
-        let (place, file) = self.ask(order, block)?.ok_or_else(nothing)?;
-        let fetched = Fetched::File(file);
+        let (place, mut files) = self.ask(order, std::slice::from_ref(block))?;
+        let fetched = Fetched::File(files.pop().flatten().ok_or_else(nothing)?);
         // What no cache keeps would be lost with its descriptor.
         match place {
             IN_MEMORY => match fetched.into_bytes(block.len) {
@@ -401,18 +434,62 @@ mod tests {
         served.join().unwrap().unwrap();
     }
 
+    /// Every second of its blocks is there.
+    struct Second(Vec<BlockRef>);
+
+    impl Blocks for Second {
+        fn cached(&self, block: &BlockRef) -> Option<File> {
+            let nth = self.0.iter().position(|known| known == block)?;
+            let (_, file) = to_file(Fetched::Bytes(vec![nth as u8].into())).unwrap();
+            (nth % 2 == 1).then_some(file)
+        }
+
+        fn fetch(&self, _: &BlockRef, _: bool) -> Result<Fetched, Undelivered> {
+            unreachable!("nobody asks for it")
+        }
+
+        fn stats(&self) -> FetchStats {
+            FetchStats::default()
+        }
+
+        fn take_cache_failure(&self) -> Option<CacheFailure> {
+            None
+        }
+    }
+
+    #[test]
+    fn many_blocks_come_with_one_request_each_in_its_place() {
+        let all: Vec<BlockRef> = (0..TOGETHER as u8).map(|n| BlockRef::seal(&[n]).0).collect();
+        let (courier, counter) = pair().unwrap();
+        let blocks = Second(all.clone());
+        let served = thread::spawn(move || counter.serve(blocks));
+        let found = courier.cached_all(&all);
+        assert_eq!(found.len(), TOGETHER);
+        for (nth, file) in found.into_iter().enumerate() {
+            let content = file.map(|file| Fetched::File(file).into_bytes(1).unwrap());
+            assert_eq!(content, (nth % 2 == 1).then(|| vec![nth as u8]));
+        }
+        drop(courier);
+        served.join().unwrap().unwrap();
+    }
+
     #[test]
     fn a_request_that_is_none_ends_its_pair() {
         for bad in [&b""[..], b"\x00", b"\x09\x10", b"\x00\xff", &[0; 300]] {
             assert!(parse_request(bad).is_none(), "{bad:?}");
         }
         let (block, _) = BlockRef::seal(b"x");
-        let good = request(FETCH, &block);
-        assert_eq!(parse_request(&good), Some((FETCH, block)));
+        let good = request(FETCH, &[block]);
+        assert_eq!(parse_request(&good), Some((FETCH, vec![block])));
         for end in 0..good.len() {
             assert!(parse_request(&good[..end]).is_none());
         }
         assert!(parse_request(&[&good[..], b"x"].concat()).is_none());
+        assert!(parse_request(&request(FETCH, &[block, block])).is_none());
+        let most = [block; TOGETHER];
+        assert_eq!(parse_request(&request(CACHED, &most)), Some((CACHED, most.to_vec())));
+        assert!(request(CACHED, &most).len() <= PACKET);
+        assert!(parse_request(&request(CACHED, &[block; TOGETHER + 1])).is_none());
     }
 
     #[test]

@@ -20,6 +20,7 @@ use rustix::process::{Resource, getrlimit};
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
+use zmachine_flist::BlockRef;
 use zmachine_image::fetch::{FetchStats, Fetched};
 
 use crate::blocks::{Blocks, CacheFailure, Undelivered};
@@ -321,10 +322,40 @@ impl LazyDisk {
         if known.is_some() {
             return known;
         }
-        let file = self.blocks.cached(&extent.block)?;
-        let block = Arc::new(Fetched::File(file));
-        lock(&self.open).insert(extent.start, Arc::clone(&block));
-        Some(block)
+        let wanted = self.to_open_with(extent);
+        let blocks: Vec<BlockRef> = wanted.iter().map(|extent| extent.block).collect();
+        let found = self.blocks.cached_all(&blocks);
+        let mut open = lock(&self.open);
+        let mut first = None;
+        // The first last, so that no other one takes its place.
+        for (extent, file) in wanted.iter().zip(found).rev() {
+            first = file.map(|file| Arc::new(Fetched::File(file)));
+            first
+                .iter()
+                .for_each(|block| open.insert(extent.start, Arc::clone(block)));
+        }
+        first
+    }
+
+    /// `extent`, and when what comes before it on the device was opened lately, those behind it that are not open: whoever
+    /// reads one file after the other will want them too.
+    fn to_open_with(&self, extent: &Extent) -> Vec<Extent> {
+        let mut wanted = vec![*extent];
+        let most = self.blocks.together();
+        let mut open = lock(&self.open);
+        if most > 1 && open.goes_on(extent.start) {
+            while wanted.len() < most
+                && let Some(next) = self.extent_after(wanted.last())
+                && !open.has(next.start)
+            {
+                wanted.push(next);
+            }
+        }
+        let end = wanted
+            .last()
+            .map_or(0, |last| last.start.saturating_add(last.device_blocks()));
+        open.opened_until(end);
+        wanted
     }
 
     /// Gets a block that [`LazyDisk::read_local`] missed; waits as long as a block's deadline. What the cache could not

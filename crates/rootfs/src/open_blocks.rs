@@ -11,6 +11,13 @@ const FILES_MAX: usize = 4096;
 /// Bytes of blocks kept in memory at most.
 const IN_MEMORY_BYTES_MAX: usize = 16 << 20;
 
+/// Who reads one file after the other, at once.
+const READERS: usize = 4;
+/// Device blocks that such a reader may leave out.
+const CLOSE: u32 = 64;
+/// Device blocks that it may open at once.
+const OPENED_MAX: u32 = 16 * 256;
+
 /// Blocks by their first device block.
 pub(crate) struct OpenBlocks {
     /// By the block's first device block: its place in `files`.
@@ -20,6 +27,8 @@ pub(crate) struct OpenBlocks {
     /// Blocks that are nowhere else, with the time of the last use. There are few.
     in_memory: HashMap<u32, (Arc<Fetched>, u64)>,
     clock: u64,
+    /// Where the blocks end that were opened last, by each of a few readers.
+    ends: [u32; READERS],
 }
 
 impl OpenBlocks {
@@ -32,7 +41,29 @@ impl OpenBlocks {
             files_max: half.clamp(1, FILES_MAX),
             in_memory: HashMap::new(),
             clock: 0,
+            ends: [0; READERS],
         }
+    }
+
+    /// Whether one of the readers goes on here: close behind where it has come to.
+    pub(crate) fn goes_on(&self, start: u32) -> bool {
+        let close = |end: &u32| *end > 0 && (*end..end.saturating_add(CLOSE)).contains(&start);
+        self.ends.iter().any(close)
+    }
+
+    /// Somebody has opened blocks up to this device block.
+    pub(crate) fn opened_until(&mut self, end: u32) {
+        // Its last place, or that of whoever was here before all others.
+        let behind = self
+            .ends
+            .iter()
+            .position(|old| *old <= end && end - *old < CLOSE + OPENED_MAX);
+        self.ends[..=behind.unwrap_or(READERS - 1)].rotate_right(1);
+        self.ends[0] = end;
+    }
+
+    pub(crate) fn has(&self, start: u32) -> bool {
+        self.places.contains_key(&start) || self.in_memory.contains_key(&start)
     }
 
     pub(crate) fn get(&mut self, start: u32) -> Option<Arc<Fetched>> {
@@ -146,5 +177,24 @@ mod tests {
         assert_eq!(open.oldest_in_memory(), Some(3));
         open.insert(4, bytes(IN_MEMORY_BYTES_MAX + 1));
         assert!(open.get(4).is_some() && open.get(3).is_none(), "one is always kept");
+    }
+
+    #[test]
+    fn readers_that_go_on_are_known_and_leaps_are_not() {
+        let mut open = OpenBlocks::new(None);
+        assert!(!open.goes_on(1), "nobody was here yet");
+        for end in [100, 50_000, 90_000] {
+            open.opened_until(end);
+        }
+        assert!(open.goes_on(100) && open.goes_on(50_010) && !open.goes_on(60_000) && !open.goes_on(99));
+        open.opened_until(116);
+        assert!(
+            open.goes_on(120) && open.goes_on(50_000),
+            "the others are not forgotten for it"
+        );
+        for end in [200_000, 300_000, 400_000, 500_000] {
+            open.opened_until(end);
+        }
+        assert!(!open.goes_on(120), "there are a few only");
     }
 }

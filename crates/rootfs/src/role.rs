@@ -20,7 +20,7 @@ use std::{io, thread};
 
 use thiserror::Error;
 use zmachine_image::cache::{BlockCache, CacheError};
-use zmachine_image::fetch::{FetchOptions, Fetcher};
+use zmachine_image::fetch::{FetchOptions, Fetcher, local_directory};
 use zmachine_image::store::Credentials;
 use zmachine_sys::jail::{self, Jail, JailError, Limits};
 
@@ -261,7 +261,7 @@ fn open(args: &RootfsArgs) -> Result<(Disk, Access), ServeError> {
 fn access(args: &RootfsArgs, fetcher: &Fetcher, image: &RootDescription) -> Access {
     let routes = image.routes();
     let mut urls = args.stores.iter().chain(routes.0.iter().map(|route| &route.url));
-    let uses_network = urls.any(|url| !url.starts_with("dir:"));
+    let uses_network = urls.any(|url| local_directory(url).is_none());
     let mut read = fetcher.local_directories();
     read.push(args.image_dir.clone());
     Access {

@@ -46,7 +46,7 @@ struct Member {
 /// Makes, lists, shows and removes networks.
 pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
     let engine = context::engine()?;
-    let networks = Networks::open(context::home()?.data())?;
+    let networks = Networks::open(context::home()?.data())?.with_jail();
     match command {
         NetworkCommand::Create {
             name,

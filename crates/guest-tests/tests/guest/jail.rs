@@ -1,6 +1,6 @@
 //! The walls around a machine's processes: a program that tries to get out stands in the place of each of them.
 //!
-//! The program is `crates/sys/examples/escape.rs`. It takes the place of QEMU and of virtiofsd by a bind mount in a mount namespace
+//! The program is `crates/sys/examples/escape.rs`. It takes the place of QEMU, virtiofsd and dnsmasq by a bind mount in a mount namespace
 //! of the test's own. The rootfs server, which is this program itself, is tried in `crates/rootfs/tests/jail.rs`.
 
 use std::collections::BTreeMap;
@@ -58,6 +58,17 @@ fn escaped(outcomes: &BTreeMap<String, bool>) -> Vec<&str> {
 }
 
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+
+/// What dnsmasq is left before it has become its own user: to read who that is, and the network it serves.
+const NAME_SERVER_MAY: [&str; 7] = [
+    "read-passwd",
+    "become-root",
+    "connect-host",
+    "connect-host-6",
+    "connect-internet",
+    "fork-bomb",
+    "raise-limit",
+];
 
 #[test]
 fn nothing_gets_out_of_the_jail() {
@@ -123,6 +134,20 @@ fn nothing_gets_out_of_the_jail() {
                 0,
                 "{all}"
             );
+        },
+    );
+    checks.that(
+        "of the ways out of the name server's jail its sockets alone are open",
+        || {
+            zmachine(&home, &["network", "create", "out"]).expect_success();
+            let words = ["run", "--rm", "--network", "out", "--name", "m", &image];
+            let tried = with_escape(&home, "/usr/sbin/dnsmasq", &words);
+            let outcomes = outcomes(&tried.stderr());
+            assert!(outcomes.len() >= 60, "{tried}");
+            let mut open = escaped(&outcomes);
+            open.retain(|name| !NAME_SERVER_MAY.contains(name));
+            assert_eq!(open, [""; 0], "{tried}");
+            zmachine(&home, &["network", "rm", "out"]).expect_success();
         },
     );
     checks.that("two machines have two users", || {

@@ -158,6 +158,21 @@ fn an_ordinary_user_has_machines_with_a_network_and_they_do_not_have_the_hosts_l
         ));
         assert!(got.contains("dev eth0") && !got.contains(PAGE), "{got}");
     });
+    checks.that("passt has locked itself in", || {
+        let [passt] = &user.processes("passt")[..] else {
+            panic!("one passt")
+        };
+        let status = std::fs::read_to_string(format!("/proc/{passt}/status")).expect("its status");
+        for line in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+            assert!(status.contains(line), "{line} in {status}");
+        }
+        let seen = std::fs::read_dir(format!("/proc/{passt}/root")).expect("its root");
+        assert_eq!(seen.count(), 0, "it sees no files");
+        for space in ["user", "mnt", "ipc", "uts"] {
+            let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/{space}")).expect("a namespace");
+            assert_ne!(of(passt), of("self"), "{space}");
+        }
+    });
     checks.that("its traffic is counted", || {
         let stats = user.zmachine(&["stats", "--no-stream", "-o", "json", "web"]).stdout();
         let stats: serde_json::Value = serde_json::from_str(&stats).expect("JSON");

@@ -144,14 +144,21 @@ fn every_kind_of_failure_is_told_in_words_with_what_to_do() {
         let script = "echo up; sleep 2; cat /data.bin > /dev/null || exit 5";
         zmachine(&home, &["run", "-d", "--name", "blocks", &image, "sh", "-c", script]).expect_success();
         until_logged(&home, "blocks", "up");
-        std::fs::rename(home.file("store"), home.file("away")).expect("the store");
+        // The machine's courier holds on to the folder itself.
+        let move_all = |from: &str, to: &str| {
+            std::fs::create_dir_all(home.file(to)).expect("a folder");
+            for entry in std::fs::read_dir(home.file(from)).expect("a store").flatten() {
+                std::fs::rename(entry.path(), home.file(to).join(entry.file_name())).expect("moved");
+            }
+        };
+        move_all("store", "away");
         ended(&home, "blocks");
         let told = why(&home, "blocks");
         assert!(
             told.contains("blocks could not be had") && told.contains("--store"),
             "{told}"
         );
-        std::fs::rename(home.file("away"), home.file("store")).expect("the store");
+        move_all("away", "store");
     });
     for name in zmachine(&home, &["ps", "-a", "-q"]).stdout().lines() {
         zmachine(&home, &["rm", "-f", name]).expect_success();

@@ -186,7 +186,8 @@ fn boot(args: &mut Args, vm: &VmSpec, channels: &Channels) {
         Boot::Firmware { variables, .. } => {
             let flash = |unit: u8, read_only: &str, file: &str| {
                 let file = channels.path(file);
-                format!("if=pflash,unit={unit},format=raw,readonly={read_only},file={file}")
+                // One descriptor for both: by itself QEMU would open what it may write for reading first.
+                format!("if=pflash,unit={unit},format=raw,readonly={read_only},auto-read-only=off,file={file}")
             };
             args.add("-drive", flash(0, "on", FIRMWARE_CODE));
             if variables.is_some() {
@@ -392,12 +393,12 @@ mod tests {
         let line = line(&VmSpec { boot, ..pc() });
         assert!(
             line.contains("-add-fd fd=21,set=2")
-                && line.contains("if=pflash,unit=0,format=raw,readonly=on,file=/dev/fdset/2"),
+                && line.contains("if=pflash,unit=0,format=raw,readonly=on,auto-read-only=off,file=/dev/fdset/2"),
             "{line}"
         );
         assert!(
             line.contains("-add-fd fd=22,set=3")
-                && line.contains("if=pflash,unit=1,format=raw,readonly=off,file=/dev/fdset/3"),
+                && line.contains("if=pflash,unit=1,format=raw,readonly=off,auto-read-only=off,file=/dev/fdset/3"),
             "{line}"
         );
         assert!(

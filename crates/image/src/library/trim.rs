@@ -5,7 +5,7 @@
 //! images/.trim    held by the one process that removes blocks for the limit
 //! ```
 //! The blocks that were not read for the longest time go first (the access time of their files, which
-//! [`BlockCache::get`](crate::BlockCache::get) keeps to the minute on any mount). Those of images that the caller names
+//! [`BlockCache::get`](crate::BlockCache::get) keeps to ten minutes on any mount). Those of images that the caller names
 //! stay whatever the limit is: a running machine whose store is gone has nothing else.
 
 use std::collections::HashSet;

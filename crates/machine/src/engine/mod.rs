@@ -90,7 +90,7 @@ impl Engine {
     }
 
     fn networks(&self) -> Result<Networks, Failure> {
-        Ok(Networks::open(self.home.data())?)
+        Ok(Networks::open(self.home.data())?.with_jail())
     }
 
     /// The volumes of its home.

@@ -407,7 +407,7 @@ async fn claim(home: &Home, id: &str) -> Result<Claimed, Failure> {
     };
     // Loaded again: the state may have changed before the lock was ours.
     let machine = Machine::load(home, id)?;
-    let networks = Networks::open(home.data())?;
+    let networks = Networks::open(home.data())?.with_jail();
     let mut journal = Journal::open(&machine.dir)?;
     journal.undo_all(&networks).await?;
     Ok((lock, machine, plan, journal, networks))

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use tokio::process::Command;
 use zmachine_sys::file::{self, FileError};
-use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
+use zmachine_sys::jail::{Access, Jail, Jailed, Limits};
+use zmachine_sys::process::{ChildSetup, ProcessId};
 
 use super::config::{self, Account};
 use crate::dns;
@@ -25,6 +26,13 @@ const PLACES: [&str; 4] = [
     "/usr/local/sbin/dnsmasq",
     "/usr/bin/dnsmasq",
 ];
+
+/// `CAP_SETGID`, `CAP_SETUID`, `CAP_NET_BIND_SERVICE`, `CAP_NET_ADMIN` (for neighbours of DHCP), `CAP_NET_RAW` (for router
+/// advertisements).
+const CAPABILITIES: [u32; 5] = [6, 7, 10, 12, 13];
+
+/// Private memory it may have in bytes: names and leases of its machines, a thousand cached answers.
+const PRIVATE_BYTES: u64 = 256 << 20;
 
 /// How long one may take to end after SIGTERM.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -161,10 +169,14 @@ fn end(process: ProcessId) -> Result<(), NetworkError> {
 
 /// Starts it. It opens its sockets before it leaves the one who started it, so success means that it serves.
 async fn start(networks: &Networks, network: &Network) -> Result<(), NetworkError> {
+    let mut jailed = match networks.has_jail() {
+        true => in_jail(&folder(networks, network))?,
+        false => Jailed::free(std::process::Command::new(program())),
+    };
     let mut argument = OsString::from("--conf-file=");
     argument.push(conf_path(networks, network));
-    let mut command = std::process::Command::new(program());
-    command
+    jailed
+        .command()
         .arg(argument)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -173,15 +185,15 @@ async fn start(networks: &Networks, network: &Network) -> Result<(), NetworkErro
         .env_clear()
         // Whose it is, for those who look at processes.
         .env("ZMACHINE_NETWORK", networks.folder(network.name())?);
-    prepare_child(
-        &mut command,
-        ChildSetup {
-            new_session: true,
-            ..ChildSetup::default()
-        },
-    );
-    let output = Command::from(command).output().await;
-    let output = output.map_err(|source| NetworkError::NoDnsmasq { source })?;
+    let setup = ChildSetup {
+        new_session: true,
+        ..ChildSetup::default()
+    };
+    let failed = |source| NetworkError::NoDnsmasq { source };
+    let child = jailed
+        .spawn(setup, |command| Command::from(command).spawn())
+        .map_err(failed)?;
+    let output = child.wait_with_output().await.map_err(failed)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said.lines().map(|l| l.trim().trim_start_matches("dnsmasq: "));
@@ -193,6 +205,26 @@ async fn start(networks: &Networks, network: &Network) -> Result<(), NetworkErro
     }
     networks.step("dnsmasq started");
     Ok(())
+}
+
+/// What it needs of the host's files: itself, its folder, and who its account is. Of what root may do, it keeps what its sockets
+/// and its change of account need; it gives up more itself then.
+fn in_jail(dir: &Path) -> Result<Jailed, NetworkError> {
+    let ground = dir.join("jail");
+    file::make_dirs(&ground)?;
+    let program = Path::new(program());
+    let mut jail = Jail::new(ground, None).see_program(program).see(dir, Access::Read);
+    for path in ["/etc/passwd", "/etc/group", "/etc/nsswitch.conf"] {
+        jail = jail.see(path, Access::Read);
+    }
+    jail.network = true;
+    jail.capabilities = CAPABILITIES.to_vec();
+    jail.limits = Limits {
+        file_bytes: Some(0),
+        private_bytes: Some(PRIVATE_BYTES),
+        ..Limits::default()
+    };
+    Ok(Jailed::daemon(&jail, program))
 }
 
 /// The networks that one of these machines is in as well.

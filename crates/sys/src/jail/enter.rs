@@ -116,7 +116,10 @@ fn put_view_together(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(failed("make mounts private for"))?;
     tmpfs(root, root, "size=64k,nr_inodes=1k,mode=755", true).map_err(failed("mount a tmpfs on"))?;
-    for view in &jail.view {
+    // Outer ones first, or they would cover what is in them.
+    let mut views: Vec<&View> = jail.view.iter().collect();
+    views.sort_by_key(|view| &view.path);
+    for view in views {
         show(root, view).map_err(|e| JailError::new(format!("show {}", view.path.display()), e))?;
     }
     for link in LINKS {

@@ -53,7 +53,7 @@ pub struct Jail {
     pub user: Option<u32>,
     /// An existing empty folder on which its view is put together, seen by nobody else.
     pub folder: PathBuf,
-    /// The paths it sees, outer ones first.
+    /// The paths it sees.
     pub view: Vec<View>,
     /// Its devices.
     pub devices: Vec<Device>,

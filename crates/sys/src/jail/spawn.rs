@@ -33,6 +33,21 @@ impl Jailed {
         Ok(jailed)
     }
 
+    /// `program`, an absolute path, in `jail`, when it goes to the background by itself and outlives whoever starts it: it has no
+    /// pid namespace, and only namespaces of files, of ipc and of the host's name. The jail has no user: it gives up what it is
+    /// itself, and has the capabilities for that.
+    pub fn daemon(jail: &Jail, program: &Path) -> Jailed {
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg(ROLE)
+            .arg("--jail")
+            .arg(jail.to_argument())
+            .arg("--")
+            .arg(program);
+        command.env_clear().current_dir("/");
+        Jailed { command, parent: None }
+    }
+
     /// `command`, a role of the calling program that enters the jail it is told by `--jail` itself.
     ///
     /// # Errors
