@@ -8,7 +8,7 @@
 //!   without a word, and `vm.create` checks almost nothing.
 //! * After any error of the launch the process is killed: a refused description stays stored, and its sockets stay bound.
 //! * A vhost-user socket is tried before it is named: one that nobody serves stops the whole API for a minute.
-//! * Whether the machine lives is what its process says, never the API; why it ended is found out as [`vm`] describes.
+//! * Whether the machine lives is what its process says, never the API; why it ended is found out as the module `vm` describes.
 //! * Taps are passed as descriptors: a tap that is named and missing would be made.
 
 mod agent;
