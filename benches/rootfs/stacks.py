@@ -191,14 +191,22 @@ class Stacks:
 
     def _serve_erofs(self, _, folder):
         socket_ = listener(folder)
-        events = (folder / "events").open("wb")
+        # No file: in its jail the server makes none larger.
+        events = open("/dev/null", "wb")
         os.set_inheritable(events.fileno(), True)
         disk = next(d["vhost_user"] for d in self.plan["vm"]["disks"] if "vhost_user" in d)
         words = ["--image-dir", self.image, "--blocks-dir", self.home / "blocks", "--listener-fd", str(socket_.fileno()),
                  "--events-fd", str(events.fileno()), "--serial", self.plan["boot"]["root"]["lower_serial"],
-                 "--queues", str(disk["queues"])]
+                 "--queues", str(disk["queues"]), "--credentials", self.home / "stores.toml"]
+        # As its monitor starts it, with another process that opens the blocks; but for the user and the pid namespace.
+        ground = folder / "jail"
+        ground.mkdir(exist_ok=True)
+        words += ["--jail", json.dumps({"user": None, "folder": str(ground), "view": [],
+                                        "devices": ["null", "zero", "random", "urandom"]})]
         server = subprocess.Popen([self.program, "rootfs", *words], pass_fds=(socket_.fileno(), events.fileno()),
-                                  stdin=subprocess.DEVNULL)
+                                  stdin=subprocess.PIPE)
+        server.stdin.write(b"[]")  # no other stores than the image's
+        server.stdin.close()
         disks = ["-chardev", f"socket,id=root,path={folder / 'server.sock'}",
                  "-device", f"vhost-user-blk-pci-non-transitional,id=dev-root,chardev=root,num-queues={disk['queues']}"]
         return disks, [server]

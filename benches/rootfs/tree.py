@@ -64,6 +64,8 @@ class Tree:
         git("init", "-q", "--bare", "--initial-branch=main", part)
         there = ("--git-dir=git.part", "--work-tree=.")
         git(*there, "config", "core.bare", "false")
+        # A commit would begin the same in the background.
+        git(*there, "config", "gc.auto", "0")
         git(*there, "add", "--all", "--", ":!git.part")
         git(*there, "commit", "-q", "-m", "headers")
         git(*there, "gc", "-q")
