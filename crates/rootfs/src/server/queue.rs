@@ -166,7 +166,8 @@ fn range(device: &Device, sector: u64, request: &Request<'_>) -> Option<(u64, u6
     let len = request.data_len();
     let end = sector.checked_add(len / 512)?;
     let is_fine = len > 0 && len.is_multiple_of(512) && len <= BYTES_MAX && end <= device.disk.capacity_sectors();
-    is_fine.then_some((sector * 512, len))
+    // Only then is the offset a number: a guest may name any sector.
+    is_fine.then(|| (sector * 512, len))
 }
 
 fn write_serial(serial: &[u8; SERIAL_LEN], data: &[GuestSlice<'_>]) -> u64 {
