@@ -668,13 +668,19 @@ impl Fetcher {
     }
 }
 
-/// The directory of this host behind the URL of a store, if that is all it takes to reach it.
+/// The directory (or socket) of this host behind the URL of a store, if that is all it takes to reach it.
 pub fn local_directory(url: &str) -> Option<PathBuf> {
     if let Some(dir) = url.strip_prefix("dir://") {
         return Some(dir.into());
     }
     let socket = url.split(['?', '#']).next()?.strip_prefix("zdb:///")?;
-    Path::new("/").join(socket).parent().map(Path::to_owned)
+    let socket = Path::new("/").join(socket);
+    match socket.parent() {
+        // Nobody shall see all of the host for it.
+        None => None,
+        Some(root) if root == Path::new("/") => Some(socket),
+        Some(folder) => Some(folder.to_owned()),
+    }
 }
 
 fn store_failure(store: String, error: &StoreError) -> Attempt {
@@ -718,6 +724,7 @@ mod tests {
         let of = |url| local_directory(url).map(|path| path.display().to_string());
         assert_eq!(of("dir:///srv/blocks").as_deref(), Some("/srv/blocks"));
         assert_eq!(of("zdb:///run/zdb/0.sock").as_deref(), Some("/run/zdb"));
+        assert_eq!(of("zdb:///0.sock").as_deref(), Some("/0.sock"));
         assert_eq!(
             (of("zdb://h:9900/ns"), of("http://h/"), of("s3://h/b")),
             (None, None, None)

@@ -24,12 +24,18 @@ pub fn start(device: &Arc<Device>) {
     let own = Arc::clone(device);
     let thread = thread::Builder::new().name("keep".into()).stack_size(STACK_BYTES);
     let started = thread.spawn(move || {
-        while let Some(extent) = own.disk.in_memory_alone() {
-            if !matches!(own.disk.fetch_ahead(&extent), Ok(true)) {
-                thread::sleep(PAUSE);
+        loop {
+            while let Some(extent) = own.disk.in_memory_alone() {
+                if !matches!(own.disk.fetch_ahead(&extent), Ok(true)) {
+                    thread::sleep(PAUSE);
+                }
+            }
+            own.keeping.0.store(false, Ordering::Release);
+            // One that came in between has found this thread at work, and started none.
+            if own.disk.in_memory_alone().is_none() || own.keeping.0.swap(true, Ordering::AcqRel) {
+                return;
             }
         }
-        own.keeping.0.store(false, Ordering::Release);
     });
     // The next failure tries again.
     if started.is_err() {

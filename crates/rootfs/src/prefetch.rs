@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::erofs::Extent;
+use crate::keep;
 use crate::report::Reporter;
 use crate::server::queue::Device;
 
@@ -105,7 +106,7 @@ pub fn start(device: &Arc<Device>, reporter: &Arc<Reporter>, mode: Prefetch, lis
 }
 
 struct Run<'a> {
-    device: &'a Device,
+    device: &'a Arc<Device>,
     started: Instant,
     fetched: AtomicUsize,
     failed: AtomicUsize,
@@ -114,7 +115,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(device: &'a Device) -> Run<'a> {
+    fn new(device: &'a Arc<Device>) -> Run<'a> {
         Run {
             device,
             started: Instant::now(),
@@ -142,7 +143,10 @@ impl<'a> Run<'a> {
                         self.fetched.fetch_add(1, Relaxed);
                         self.device.counters.prefetched();
                     }
-                    Ok(false) => self.is_full.store(true, Relaxed),
+                    Ok(false) => {
+                        self.is_full.store(true, Relaxed);
+                        keep::start(self.device);
+                    }
                     Err(_) => drop(self.failed.fetch_add(1, Relaxed)),
                 }
             }

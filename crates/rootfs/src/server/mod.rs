@@ -163,7 +163,9 @@ impl Backend {
             device.ahead.fetch_add(1, Ordering::Relaxed);
             let thread = std::thread::Builder::new().name("ahead".into()).stack_size(256 * 1024);
             let started = thread.spawn(move || {
-                let _ = device.disk.fetch_ahead(&extent);
+                if matches!(device.disk.fetch_ahead(&extent), Ok(false)) {
+                    keep::start(&device);
+                }
                 device.ahead.fetch_sub(1, Ordering::Relaxed);
             });
             if started.is_err() {

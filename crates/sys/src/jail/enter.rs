@@ -58,6 +58,14 @@ struct Spaces {
     user: bool,
 }
 
+impl Spaces {
+    const NONE: Spaces = Spaces {
+        mounts: false,
+        uts: false,
+        user: false,
+    };
+}
+
 fn namespaces(jail: &Jail) -> Result<Spaces, JailError> {
     let mut wanted = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     if !jail.network {
@@ -76,15 +84,15 @@ fn namespaces(jail: &Jail) -> Result<Spaces, JailError> {
         Err(e) if !is_lacking(e) => return Err(JailError::new("make namespaces", e)),
         Err(_) => {}
     }
+    if !jail.capabilities.is_empty() {
+        // In a user namespace they would be powers over nothing that the program needs them for.
+        return Ok(Spaces::NONE);
+    }
     // SAFETY: as above.
     match unsafe { rustix::thread::unshare_unsafe(wanted | UnshareFlags::NEWUSER) } {
         Ok(()) => {}
         Err(e) if is_lacking(e) => {
-            return Ok(Spaces {
-                mounts: false,
-                uts: false,
-                user: false,
-            });
+            return Ok(Spaces::NONE);
         }
         Err(e) => return Err(JailError::new("make namespaces", e)),
     }

@@ -24,7 +24,7 @@
 //!
 //! # Degradation
 //! Without root the mount, network, ipc and uts namespaces are those of a user namespace of its own, where the kernel allows
-//! one; the user stays. Without namespaces there are still Landlock, limits and the filter. A step that this host lacks is left out;
+//! one and the program keeps no capabilities; the user stays. Without namespaces there are still Landlock, limits and the filter. A step that this host lacks is left out;
 //! [`walls`] reads from the kernel which walls stand in the end, and the monitor says so. What fails for another reason is an error.
 
 mod enter;
