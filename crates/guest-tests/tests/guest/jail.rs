@@ -150,6 +150,28 @@ fn nothing_gets_out_of_the_jail() {
             zmachine(&home, &["network", "rm", "out"]).expect_success();
         },
     );
+    checks.that(
+        "root that may make no namespaces has its machines, with the walls that are left",
+        || {
+            let program = home.zmachine_path().display().to_string();
+            let less = ["--bounding-set=-sys_admin", "--inh-caps=-sys_admin", &program];
+            let words = ["run", "-d", "--name", "less", &image, "sleep", "1000"];
+            let started = home.command(Path::new("/usr/bin/setpriv"), less.iter().chain(&words).copied());
+            started.finish().expect_success();
+            assert!(told(&home, "less", "nslookup less").contains("less"));
+            let all = inspect(&home, "less");
+            assert!(
+                all["state"]["warnings"].to_string().contains("no user of their own"),
+                "{all}"
+            );
+            let walls = all["walls"]["hypervisor"].as_str().expect("walls");
+            assert!(
+                walls.contains("no capabilities") && walls.contains("own root"),
+                "{walls}"
+            );
+            zmachine(&home, &["rm", "-f", "less"]).expect_success();
+        },
+    );
     checks.that("two machines have two users", || {
         zmachine(
             &home,

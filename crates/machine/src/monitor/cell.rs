@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Uid};
+use rustix::thread::CapabilitySet;
 use zmachine_sys::jail::{Jail, walls};
 
 use super::run::Monitor;
@@ -43,6 +44,10 @@ impl Cell {
         if !rustix::process::geteuid().is_root() {
             return Ok((cell, None));
         }
+        if !may_change_user() {
+            let text = "its processes have no user of their own: this root has not the capabilities SYS_ADMIN, SETUID, SETGID and CHOWN";
+            return Ok((cell, Some(text.to_owned())));
+        }
         let whom = format!("{} {id}", home.data().display());
         match UserLease::take(Path::new(user::FOLDER), &whom) {
             Ok(lease) => {
@@ -70,6 +75,13 @@ impl Cell {
         }
         Ok(())
     }
+}
+
+/// Whether processes can become another user here and still see what they need, which takes mounts of their own. Root in a
+/// container often may not.
+fn may_change_user() -> bool {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::CHOWN;
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
 }
 
 impl<P> Monitor<P> {
