@@ -52,11 +52,11 @@ pub(crate) async fn close(bridge: &str) -> Result<(), NetworkError> {
     Ok(())
 }
 
-/// A sentence about each chain of another firewall that drops what machines send or ask for, as far as its policy tells:
-/// one in whose table no rule names links of ours.
+/// A sentence about each chain of another firewall that drops what machines send or ask for, as far as its policy and its
+/// rules tell: one in whose table no rule names links of ours.
 pub async fn obstacles() -> Vec<String> {
     // All rules of a host may be many; its chains are few.
-    if dropping(&chains().await).is_empty() {
+    if !chains_of(&chains().await).any(meets_us) {
         return Vec::new();
     }
     let listed = nft::run(&["-j", "list", "ruleset"], "").await;
@@ -66,29 +66,54 @@ pub async fn obstacles() -> Vec<String> {
     }
 }
 
+fn entries(all: &Value) -> impl Iterator<Item = &Value> {
+    all["nftables"].as_array().into_iter().flatten()
+}
+
+fn chains_of(all: &Value) -> impl Iterator<Item = &Value> {
+    entries(all).map(|entry| &entry["chain"])
+}
+
+/// Whether what machines send passes this chain of somebody else.
+fn meets_us(chain: &Value) -> bool {
+    let is_ours = chain["table"].as_str().is_some_and(|table| table.starts_with("zm"));
+    (chain["hook"] == "forward" || chain["hook"] == "input") && chain["family"] != "bridge" && !is_ours
+}
+
 /// The same out of a listing as JSON.
 fn dropping(all: &Value) -> Vec<String> {
-    let entries = || all["nftables"].as_array().into_iter().flatten();
-    let knows_us = |chain: &Value| {
-        let rules = entries().map(|entry| &entry["rule"]);
-        let mut same = rules.filter(|rule| rule["family"] == chain["family"] && rule["table"] == chain["table"]);
-        same.any(|rule| rule["expr"].to_string().contains("\"zm"))
+    let of_table = |chain: &Value| -> Vec<&Value> {
+        let rules = entries(all).map(|entry| &entry["rule"]);
+        rules
+            .filter(|rule| rule["family"] == chain["family"] && rule["table"] == chain["table"])
+            .collect()
     };
-    let chains = entries().map(|entry| &entry["chain"]);
-    let drops = chains.filter(|chain| {
-        let hook = &chain["hook"];
-        chain["policy"] == "drop" && (hook == "forward" || hook == "input") && chain["family"] != "bridge"
-    });
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    drops
-        .filter(|chain| !knows_us(chain))
-        .map(|chain| {
-            let [name, family, table, hook] = ["name", "family", "table", "hook"].map(|key| text(&chain[key]));
+    let obstacle = |chain: &Value| {
+        let rules = of_table(chain);
+        // firewalld's policy is to accept, and its last rule refuses all.
+        let mut own = rules.iter().filter(|rule| rule["chain"] == chain["name"]);
+        let drops = chain["policy"] == "drop" || own.any(|rule| refuses_all(rule));
+        let knows_us = rules.iter().any(|rule| rule["expr"].to_string().contains("\"zm"));
+        let [name, family, table, hook] = ["name", "family", "table", "hook"].map(|key| text(&chain[key]));
+        (drops && !knows_us).then(|| {
             format!(
                 "chain {name} of table {family} {table} drops what it does not know at {hook}, and knows no link zm*"
             )
         })
+    };
+    chains_of(all)
+        .filter(|chain| meets_us(chain))
+        .filter_map(obstacle)
         .collect()
+}
+
+/// Whether a rule drops or rejects whatever reaches it: it counts and logs at most, and matches nothing.
+fn refuses_all(rule: &Value) -> bool {
+    let parts = || rule["expr"].as_array().into_iter().flatten();
+    let has = |part: &Value, names: &[&str]| names.iter().any(|name| part.get(name).is_some());
+    parts().any(|part| has(part, &["drop", "reject"]))
+        && parts().all(|part| has(part, &["drop", "reject", "counter", "log"]))
 }
 
 /// All chains of the host, without their rules; nothing when they can not be read.
@@ -151,6 +176,29 @@ mod tests {
         };
         assert!(listing("drop", "eth0")[0].starts_with("chain FORWARD of table ip filter drops"));
         assert!(listing("drop", "zm*").is_empty() && listing("accept", "eth0").is_empty());
+    }
+
+    #[test]
+    fn a_rule_that_refuses_all_is_one_too() {
+        let listing = |table: &str, rules: &[&str]| {
+            let rule = |expr: &&str| {
+                format!(r#",{{"rule":{{"family":"inet","table":"{table}","chain":"FORWARD","expr":[{expr}]}}}}"#)
+            };
+            let rules: String = rules.iter().map(rule).collect();
+            let text = format!(
+                r#"{{"nftables":[{{"chain":{{"family":"inet","table":"{table}","name":"FORWARD","hook":"forward","policy":"accept"}}}}{rules}]}}"#
+            );
+            dropping(&serde_json::from_str(&text).unwrap()).len()
+        };
+        let (all, some) = (
+            r#"{"reject":{"type":"icmpx"}}"#,
+            r#"{"match":{"right":"lo"}},{"drop":null}"#,
+        );
+        assert_eq!(listing("firewalld", &[some, all]), 1);
+        assert_eq!(listing("firewalld", &[r#"{"counter":null},{"drop":null}"#]), 1);
+        assert_eq!(listing("firewalld", &[some]), 0);
+        assert_eq!(listing("zm0123", &[some, all]), 0, "ours");
+        assert_eq!(listing("firewalld", &[]), 0);
     }
 
     #[test]
