@@ -59,7 +59,7 @@ test-long: build test-kernel ## what takes minutes: a disk server that is killed
 	$(CARGO) test $(HOST_ARGS) --test guest -- --ignored --skip debian
 
 test-debian: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
-test-debian: build test-kernel ## a VM of a whole Debian with its own cloud-init: minutes, and 200 MB of packages
+test-debian: build test-kernel ## VMs of a whole Debian, with cloud-init, with networkd alone, with ifupdown alone: minutes, and 300 MB of packages
 	$(CARGO) test --release --package zmachine-guest-tests --test guest -- --ignored debian
 
 # Tests that boot guests share one installed kernel.

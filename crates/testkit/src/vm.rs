@@ -16,6 +16,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::artifacts::artifacts;
 use crate::command::Invocation;
@@ -265,16 +266,23 @@ impl VmImage {
     /// # Panics
     /// When it can not be made.
     pub fn debian(home: &TestHome, name: &str) -> VmImage {
-        let folder = home.file(name);
-        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts");
         let (agent, packages) = (&artifacts().agent, home.file(&format!("{name}-package")));
         must(&packages, fs::create_dir(&packages));
-        let script = |name: &str| text(&scripts.join(name));
-        run(&script("agent-package"), &[&text(agent), "0.0.1", &text(&packages)]);
+        run(
+            &repository_script("agent-package"),
+            &[&text(agent), "0.0.1", &text(&packages)],
+        );
         let package = packages.join("zmachine-agent_0.0.1_amd64.deb");
-        let cache = home.cache().join("debian-vm");
-        run(&script("debian-vm"), &[&text(&cache), &text(&package), &text(&folder)]);
-        VmImage { folder }
+        debian_vm(home, name, "cloud", &[&text(&package)])
+    }
+
+    /// A whole Debian without cloud-init and without our agent, whose network is `networkd`'s or `ifupdown`'s alone and which
+    /// tells the console what it has, in lines that begin with `NET ` (`NET .` after the last); made by `scripts/debian-vm`.
+    ///
+    /// # Panics
+    /// When it can not be made.
+    pub fn debian_plain(home: &TestHome, name: &str, kind: &str) -> VmImage {
+        debian_vm(home, name, kind, &[])
     }
 
     /// Its folder.
@@ -286,6 +294,22 @@ impl VmImage {
     pub fn pack(&self, home: &TestHome, name: &str) -> String {
         home.pack(&self.folder, name)
     }
+}
+
+fn repository_script(name: &str) -> String {
+    text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts").join(name))
+}
+
+fn debian_vm(home: &TestHome, name: &str, kind: &str, more: &[&str]) -> VmImage {
+    let folder = home.file(name);
+    let (cache, made) = (text(&home.cache().join("debian-vm")), text(&folder));
+    let script = PathBuf::from(repository_script("debian-vm"));
+    // It downloads and configures a hundred packages the first time.
+    Invocation::new(&script, [&[kind, &cache, &made], more].concat())
+        .deadline(Duration::from_secs(1200))
+        .finish()
+        .expect_success();
+    VmImage { folder }
 }
 
 /// The tree of the system.
