@@ -12,7 +12,11 @@
 //! | `a` | calls port 1024 of the host and says hello |
 //!
 //! A file `script.json` in the working directory changes it: `{"refuse": {"vm.boot": ["basic", 9]}, "drop": "pvpanic",
-//! "hang": "vm.info", "exit": 1}`. What it was asked is written to `requests.jsonl`.
+//! "hang": "vm.info", "exit": 1}`. What it was asked is written to `requests.jsonl` there, or beside its API's socket where
+//! it can write nothing else.
+//!
+//! It opens at each step what the real one opens then, by the same paths and in the same way: in a jail that lacks one of them it
+//! starts no guest. As `recorded-vmm jail --jail ... -- PROGRAM` it enters a jail and becomes the program, as zmachine does.
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,6 +24,7 @@ use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::sync::{Arc, Mutex};
@@ -49,6 +54,8 @@ struct Script {
 /// The machine.
 struct Vmm {
     script: Script,
+    /// Where the API's socket is.
+    folder: PathBuf,
     events: Mutex<fs::File>,
     state: Mutex<State>,
 }
@@ -64,6 +71,14 @@ struct State {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
+    if let [_, role, _, jail, _, program, rest @ ..] = arguments.as_slice()
+        && role == zmachine_sys::jail::ROLE
+    {
+        become_jailed(jail, program, rest);
+    }
+    if arguments.iter().any(|a| a == "--version") {
+        return println!("cloud-hypervisor v53.0.0");
+    }
     let path = |name: &str| {
         let at = arguments.iter().position(|a| a == name).expect(name);
         PathBuf::from(arguments[at + 1].strip_prefix("path=").expect("path="))
@@ -99,6 +114,7 @@ fn main() {
     };
     let vmm = Arc::new(Vmm {
         script,
+        folder: socket.parent().expect("a folder").to_owned(),
         events: Mutex::new(events),
         state: Mutex::new(state),
     });
@@ -108,13 +124,29 @@ fn main() {
     }
 }
 
+fn become_jailed(jail: &str, program: &str, arguments: &[String]) -> ! {
+    let jail = zmachine_sys::jail::Jail::from_argument(jail).expect("a jail");
+    if let Err(error) = zmachine_sys::jail::enter(&jail) {
+        eprintln!("{error}: {:?}", std::error::Error::source(&error));
+        exit(1);
+    }
+    let error = std::process::Command::new(program).args(arguments).exec();
+    eprintln!("can not become {program}: {error}");
+    exit(1);
+}
+
 /// The recorded exchange `number` of `file`.
 fn recorded(file: &str, number: usize) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/ch-api")
-        .join(format!("{file}.json"));
-    let text = fs::read(&path).expect("a recording");
-    let mut all: Value = serde_json::from_slice(&text).expect("a recording");
+    // Part of the program: a jail shows it no files of others.
+    let text = match file {
+        "basic" => include_str!("../tests/ch-api/basic.json"),
+        "fdnet" => include_str!("../tests/ch-api/fdnet.json"),
+        "full" => include_str!("../tests/ch-api/full.json"),
+        "gq-ns" => include_str!("../tests/ch-api/gq-ns.json"),
+        "validation" => include_str!("../tests/ch-api/validation.json"),
+        other => panic!("{other} is not part of this program"),
+    };
+    let mut all: Value = serde_json::from_str(text).expect("a recording");
     all["exchanges"][number]["response"].take()
 }
 
@@ -123,11 +155,11 @@ impl Vmm {
         let Some((method, route, body, fds)) = receive(&mut stream) else {
             return;
         };
-        let mut log = fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open("requests.jsonl")
-            .expect("the log");
+        let open = |folder: &Path| {
+            let mut options = fs::OpenOptions::new();
+            options.append(true).create(true).open(folder.join("requests.jsonl"))
+        };
+        let mut log = open(Path::new("")).or_else(|_| open(&self.folder)).expect("the log");
         let line = json!({"method": method, "route": route, "body": body, "fds": fds});
         writeln!(log, "{line}").expect("the log");
         if self.script.hang.as_deref() == Some(&route) {
@@ -188,10 +220,16 @@ impl Vmm {
                 recorded("fdnet", 2)
             }
             "vm.info" => self.info(),
-            "vm.boot" => {
-                self.boot();
-                recorded("gq-ns", 1)
-            }
+            "vm.boot" => match self.open_devices() {
+                Ok(()) => {
+                    self.boot();
+                    recorded("gq-ns", 1)
+                }
+                Err(error) => {
+                    eprintln!("{error}");
+                    recorded("basic", 21)
+                }
+            },
             "vm.pause" if running => {
                 self.set("Paused");
                 recorded("full", 6)
@@ -202,7 +240,13 @@ impl Vmm {
                 recorded("full", 9)
             }
             "vm.resume" => recorded("full", 10),
-            "vm.resize-disk" if body["id"] == "data" => recorded("full", 15),
+            "vm.resize-disk" if body["id"] == "data" => match self.resize(&body) {
+                Ok(()) => recorded("full", 15),
+                Err(error) => {
+                    eprintln!("{error}");
+                    recorded("full", 16)
+                }
+            },
             "vm.resize-disk" => recorded("full", 16),
             "vm.power-button" => recorded("full", 34),
             "vm.counters" => recorded("full", 4),
@@ -239,6 +283,18 @@ impl Vmm {
         self.state.lock().unwrap().config = Some(config);
     }
 
+    /// Gives the disk's file its new length, as the real one does itself.
+    fn resize(&self, body: &Value) -> std::io::Result<()> {
+        let state = self.state.lock().unwrap();
+        let disks = state.config.as_ref().and_then(|config| config["disks"].as_array());
+        let disk = disks.into_iter().flatten().find(|disk| disk["id"] == body["id"]);
+        let path = disk
+            .and_then(|disk| disk["path"].as_str())
+            .ok_or(std::io::ErrorKind::NotFound)?;
+        let file = fs::OpenOptions::new().write(true).open(path)?;
+        file.set_len(body["desired_size"].as_u64().unwrap_or_default())
+    }
+
     /// What it understood, with the defaults and the names that the real one gives.
     fn info(&self) -> Value {
         let state = self.state.lock().unwrap();
@@ -259,6 +315,44 @@ impl Vmm {
         understood.remove("landlock_rules");
         answer["body"]["state"] = json!(state.name);
         answer
+    }
+
+    /// Opens what the real one opens when it boots.
+    fn open_devices(&self) -> Result<(), String> {
+        let state = self.state.lock().unwrap();
+        let config = state.config.clone().unwrap_or_default();
+        drop(state);
+        let text = |value: &Value| value.as_str().map(PathBuf::from);
+        let mut files = vec![(PathBuf::from("/dev/urandom"), false)];
+        let payload = ["kernel", "initramfs", "firmware"].map(|name| text(&config["payload"][name]));
+        files.extend(payload.into_iter().flatten().map(|path| (path, false)));
+        let list = |name: &str| config[name].as_array().cloned().unwrap_or_default();
+        let mut sockets = Vec::new();
+        for disk in list("disks") {
+            let writable = disk["readonly"] != true;
+            files.extend(text(&disk["path"]).map(|path| (path, writable)));
+            sockets.extend(text(&disk["vhost_socket"]));
+        }
+        for (path, writable) in files {
+            let opened = fs::OpenOptions::new().read(true).write(writable).open(&path);
+            let file = opened.map_err(|e| format!("can not open {}: {e}", path.display()))?;
+            let rights = file.metadata().map(|meta| meta.permissions());
+            rights.map_err(|e| format!("can not look at {}: {e}", path.display()))?;
+        }
+        // The server of a directory ends with its first connection; a disk's takes more.
+        for share in list("fs") {
+            let path = text(&share["socket"]).unwrap_or_default();
+            fs::metadata(&path).map_err(|e| format!("no socket {}: {e}", path.display()))?;
+        }
+        for path in sockets {
+            UnixStream::connect(&path).map_err(|e| format!("can not connect to {}: {e}", path.display()))?;
+        }
+        if let Some(path) = text(&config["vsock"]["socket"]) {
+            let listener = UnixListener::bind(&path).map_err(|e| format!("can not bind {}: {e}", path.display()))?;
+            // For as long as this process lives, as the real one's.
+            std::mem::forget(listener);
+        }
+        Ok(())
     }
 
     fn boot(self: &Arc<Self>) {

@@ -21,6 +21,7 @@ mod cmdline;
 mod driver;
 pub mod fake;
 pub mod firmware;
+mod jail;
 mod process_log;
 pub mod qemu;
 mod spec;

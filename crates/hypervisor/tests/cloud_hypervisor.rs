@@ -1,10 +1,12 @@
 //! The life of a machine on Cloud Hypervisor, and what the driver does at each of its traps.
 //!
-//! The life cycle is written once and runs twice: on the program `recorded-vmm`, which answers as the real one was recorded,
-//! and on the real one, with the guest of `tests/tiny-guest`, where there is a `cloud-hypervisor` and `/dev/kvm` opens. That
-//! guest needs no long mode, so it also runs where KVM is too weak for a kernel. A test that can not run says so.
+//! The life cycle is written once and runs three times: on the program `recorded-vmm`, which answers as the real one was recorded,
+//! on the same program in the jail, and on the real one in the jail, with the guest of `tests/tiny-guest`, where there is a
+//! `cloud-hypervisor` and `/dev/kvm` opens. That guest needs no long mode, so it also runs where KVM is too weak for a kernel. A test
+//! that can not run says so.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,31 +20,67 @@ use zmachine_hypervisor::{
     Accel, Boot, Disk, Driver, ExitReason, LaunchError, Nic, NicKind, Platform, Resources, RunDir, Share, Vm, VmEvent,
     VmSpec,
 };
+use zmachine_sys::jail::Jail;
 use zmachine_sys::process::ProcessId;
 use zmachine_testkit::skip;
 
+mod ch_jail;
+
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A user that no machine of this host has: theirs begin at 2,000,000,000.
+const USER: u32 = 1_999_999_997;
 
 struct Bench {
     folder: TempDir,
     driver: CloudHypervisor,
+    jail: Option<Jail>,
+}
+
+/// The program that answers as recorded. `cargo test` builds the examples beside the test programs.
+fn recorded_vmm() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().unwrap().parent().unwrap().join("examples/recorded-vmm");
+    assert!(program.exists(), "cargo build --examples makes {}", program.display());
+    program
 }
 
 impl Bench {
     /// On the program that answers as recorded.
     fn recorded() -> Self {
-        // `cargo test` builds the examples beside the test programs.
-        let test = std::env::current_exe().unwrap();
-        let program = test.parent().unwrap().parent().unwrap().join("examples/recorded-vmm");
-        assert!(program.exists(), "cargo build --examples makes {}", program.display());
-        let driver = CloudHypervisor::unasked(Some(&program));
         Self {
             folder: tempfile::tempdir().unwrap(),
-            driver,
+            driver: CloudHypervisor::unasked(Some(&recorded_vmm())),
+            jail: None,
         }
     }
 
-    /// On the real one, where it can run.
+    /// The same in the jail that machines of this user have.
+    fn jailed() -> Self {
+        Self::recorded().in_jail()
+    }
+
+    /// The same where it is one with all its walls.
+    fn jailed_by_root() -> Option<Self> {
+        if rustix::process::geteuid().is_root() {
+            return Some(Self::jailed());
+        }
+        skip("needs root");
+        None
+    }
+
+    fn in_jail(mut self) -> Self {
+        let user = rustix::process::geteuid().is_root().then_some(USER);
+        let folder = self.path("jail");
+        fs::create_dir_all(&folder).unwrap();
+        self.jail = Some(Jail {
+            launcher: Some(recorded_vmm()),
+            ..Jail::new(folder, user)
+        });
+        self
+    }
+
+    /// On the real one in its jail, where it can run.
     fn real() -> Option<Self> {
         let driver = match cloud_hypervisor::probe(None) {
             Ok(driver) => driver,
@@ -55,10 +93,12 @@ impl Bench {
             skip(&format!("/dev/kvm: {error}"));
             return None;
         }
-        Some(Self {
+        let bench = Self {
             folder: tempfile::tempdir().unwrap(),
             driver,
-        })
+            jail: None,
+        };
+        Some(bench.in_jail())
     }
 
     fn scripted(script: Value) -> Self {
@@ -104,6 +144,10 @@ impl Bench {
     }
 
     async fn launch(&self, spec: &VmSpec, resources: Resources) -> Result<Running, LaunchError> {
+        let resources = Resources {
+            jail: self.jail.clone(),
+            ..resources
+        };
         let run = RunDir::new(self.folder.path());
         let mut vm = self.driver.launch(spec, resources, &run).await?;
         let process = ProcessId::of(vm.pid()).expect("a running process");
@@ -211,13 +255,18 @@ impl Running {
     }
 }
 
-/// A test of the life cycle, on both.
+/// A test of the life cycle, on all of them.
 macro_rules! life {
     ($($name:ident)*) => { $(
         mod $name {
             #[tokio::test]
             async fn as_recorded() {
                 super::lives::$name(super::Bench::recorded()).await;
+            }
+
+            #[tokio::test]
+            async fn as_recorded_in_the_jail() {
+                super::lives::$name(super::Bench::jailed()).await;
             }
 
             #[tokio::test]
@@ -315,7 +364,10 @@ mod lives {
             let mut running = bench.launched(&bench.spec()).await;
             running.process.signal(9).unwrap();
             assert_eq!(running.exit().await, ExitReason::HostSignal(9));
-            assert!(bench.path("com1.sock").exists() && bench.path("ch.sock").exists());
+            // Those in the memory of a jail are gone with it.
+            let in_memory = bench.jail.as_ref().is_some_and(|jail| jail.user.is_some());
+            let is_left = |name: &str| bench.path(name).exists();
+            assert_eq!(is_left("ch/com1") && is_left("ch/api"), !in_memory);
         }
     }
 
@@ -349,7 +401,7 @@ async fn a_boot_that_is_refused_leaves_no_process_and_the_next_one_starts_afresh
         cause.contains("'vm.boot'") && cause.contains("Cannot open disk path: I/O error"),
         "{cause}"
     );
-    assert!(UnixStream::connect(bench.path("ch.sock")).await.is_err(), "it lives");
+    assert!(UnixStream::connect(bench.path("ch/api")).await.is_err(), "it lives");
     bench.script(json!({}));
     bench.launched(&spec).await.vm.kill();
 }
@@ -361,7 +413,7 @@ async fn a_description_that_is_refused_is_not_sent_to_the_same_process_again() {
     let error = bench.failure(&spec).await;
     assert!(format!("{error:?}").contains("Address already in use"), "{error:?}");
     assert!(
-        bench.path("com1.sock").exists(),
+        bench.path("ch/com1").exists(),
         "the stale socket that the next one must not find"
     );
     bench.script(json!({}));
@@ -437,7 +489,7 @@ async fn an_api_that_hangs_is_given_up_and_its_process_killed() {
     bench.driver.patience = Duration::from_millis(1500);
     let error = bench.failure(&bench.spec()).await;
     assert!(matches!(error, LaunchError::Silent { .. }), "{error:?}");
-    assert!(UnixStream::connect(bench.path("ch.sock")).await.is_err(), "it lives");
+    assert!(UnixStream::connect(bench.path("ch/api")).await.is_err(), "it lives");
 }
 
 #[tokio::test]
@@ -584,12 +636,24 @@ async fn firmware_that_is_not_the_pinned_one_is_not_started() {
 
 #[tokio::test]
 async fn nobody_but_its_owner_reaches_the_sockets() {
-    use std::os::unix::fs::PermissionsExt;
     let bench = Bench::recorded();
     let mut running = bench.launched(&bench.spec()).await;
-    for name in ["vs_1024", "ch.events"] {
+    for name in ["ch", "ch/vs_1024", "ch/events"] {
         let mode = fs::metadata(bench.path(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{name}");
     }
     running.vm.kill();
+}
+
+#[tokio::test]
+async fn a_disk_that_is_not_there_is_named_before_there_is_a_process() {
+    let bench = Bench::recorded();
+    let spec = bench.spec();
+    fs::remove_file(bench.path("data.img")).unwrap();
+    let error = bench.failure(&spec).await;
+    assert!(
+        matches!(&error, LaunchError::Missing { path, .. } if path.ends_with("data.img")),
+        "{error:?}"
+    );
+    assert!(bench.requests("vmm.ping").is_empty());
 }

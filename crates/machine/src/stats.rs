@@ -1,9 +1,10 @@
 //! What a running machine uses, as seen from the host and from its guest.
 //!
-//! The host's figures are those of the machine's processes in `/proc` and of its interfaces in `/proc/net/dev`; the guest's
+//! The host's figures are those of the machine's processes in `/proc` (its monitor, and all that come from it: hypervisor, root
+//! disk's server and that one's courier, servers of directories, passt) and of its interfaces in `/proc/net/dev`; the guest's
 //! come from its agent. Everything is a total since the start, so a rate is the difference of two samples.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use zmachine_agent_protocol::Capacity;
 use zmachine_network::Attachment;
 use zmachine_network::user::Traffic as UserTraffic;
 use zmachine_sys::file;
-use zmachine_sys::process::{ProcessId, cpu_time};
+use zmachine_sys::process::{ProcessId, cpu_time, descendants};
 
 use crate::state::State;
 
@@ -106,12 +107,10 @@ impl InterfaceSample {
 impl Sample {
     /// Reads the host's side for a machine in `state`, and adds what its interfaces and its guest say.
     pub fn take(state: &State, interfaces: Vec<InterfaceSample>, guest: Option<Capacity>) -> Sample {
-        let processes: Vec<u32> = [state.monitor, state.hypervisor, state.rootfs]
-            .into_iter()
-            .flatten()
-            .filter(|id| id.is_alive())
-            .map(|id: ProcessId| id.pid)
-            .collect();
+        let known = [state.monitor, state.hypervisor, state.rootfs].into_iter().flatten();
+        let known = known.filter(|id: &ProcessId| id.is_alive()).map(|id| id.pid);
+        let with_descendants = |pid| descendants(pid).into_iter().chain([pid]);
+        let processes: BTreeSet<u32> = known.flat_map(with_descendants).collect();
         let mut sample = Sample {
             cpu_ms: 0,
             resident_bytes: 0,
@@ -136,10 +135,10 @@ impl Sample {
             let proc =
                 |name: &str| file::read_text(Path::new(&format!("/proc/{pid}/{name}")), 64 * 1024).unwrap_or_default();
             let memory = Memory::parse(&proc("status"));
-            sample.resident_bytes += match Some(pid) == state.rootfs.map(|id| id.pid) {
-                // The guest's memory is shared with the hypervisor, where it is counted.
-                true => memory.private_bytes,
-                false => memory.private_bytes + memory.shared_bytes,
+            sample.resident_bytes += match Some(pid) == state.hypervisor.map(|id| id.pid) {
+                // The guest's memory, which the servers of its devices share, is counted once.
+                true => memory.private_bytes + memory.shared_bytes,
+                false => memory.private_bytes,
             };
             sample.overhead_bytes += memory.private_bytes;
             let io = proc("io");
@@ -263,5 +262,35 @@ mod tests {
         let sum = total([&sample, &sample]);
         assert_eq!(sum.resident_bytes, 2 * sample.resident_bytes);
         assert_eq!((sum.guest_used_bytes, sum.guest_total_bytes), (Some(80), Some(200)));
+    }
+    #[test]
+    fn what_a_process_of_the_machine_has_started_counts_as_the_courier_of_the_root_disk_does() {
+        let mut server = std::process::Command::new("sh")
+            .args(["-c", "sleep 60 & echo $!; wait"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let output = server.stdout.as_mut().unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).unwrap();
+        let courier = ProcessId::of(line.trim().parse().unwrap()).unwrap();
+        let private = |pid: u32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            Memory::parse(&status).private_bytes
+        };
+        let mut state = State::created(jiff::Timestamp::UNIX_EPOCH, Vec::new());
+        state.rootfs = ProcessId::of(server.id());
+        let both = || private(server.id()) + private(courier.pid);
+        // Until both have become what they are: memory that changes meanwhile says nothing.
+        let sampled = (0..1000).find_map(|_| {
+            let before = both();
+            let sample = Sample::take(&state, Vec::new(), None);
+            (before == both()).then_some((sample.overhead_bytes, before))
+        });
+        let (sampled, expected) = sampled.unwrap();
+        assert!(private(courier.pid) > 0);
+        assert_eq!(sampled, expected);
+        courier.signal(9).unwrap();
+        server.wait().unwrap();
     }
 }

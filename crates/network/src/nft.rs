@@ -38,6 +38,7 @@ pub(crate) async fn apply(table: &str, script: &str) -> Result<(), NetworkError>
 pub(crate) async fn run(args: &[&str], input: &str) -> io::Result<(bool, String)> {
     let mut child = Command::new(program())
         .args(args)
+        .env_clear()
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -20,6 +20,9 @@ fn main() {
     if std::env::args().any(|word| word == "-version") {
         return println!("QEMU emulator version 7.2.0");
     }
+    if std::env::args().any(|word| word == "--version") {
+        return println!("cloud-hypervisor v53.0.0");
+    }
     if std::env::args().any(|word| word == "-L") {
         return println!("/usr/share/seabios\n/usr/share/qemu");
     }
@@ -69,10 +72,21 @@ fn boxed(name: &'static str, attempt: impl Fn() -> io::Result<()> + 'static) -> 
     (name, Box::new(attempt))
 }
 
-/// Whether one of the entries of a folder lets `attempt` succeed.
+/// The machine's id: its run folder's name among the arguments.
+fn own_id() -> Option<String> {
+    let arguments = std::env::args();
+    let mut words = arguments.flat_map(|argument| argument.split(['=', ',']).map(str::to_owned).collect::<Vec<_>>());
+    words.find_map(|word| Some(word.split_once("/run/")?.1.split('/').next()?.to_owned()))
+}
+
+/// Whether one of the entries of a folder lets `attempt` succeed; what is the machine's own does not count.
 fn any_in(folder: &Path, attempt: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
+    let own = own_id();
     for entry in fs::read_dir(folder)?.flatten() {
+        if own.is_some() && entry.file_name().to_str() == own.as_deref() {
+            continue;
+        }
         match attempt(&entry.path()) {
             Ok(()) => return Ok(()),
             Err(error) => last = error,
@@ -95,6 +109,26 @@ fn create(folder: &str) -> io::Result<()> {
     fs::remove_file(path)
 }
 
+/// The folders of the sockets and files among the arguments: if it may write anywhere, then there.
+fn named_folders() -> impl Iterator<Item = PathBuf> {
+    let paths = std::env::args().filter_map(|word| word.rsplit('=').next().map(PathBuf::from));
+    paths
+        .filter_map(|path| path.parent().map(Path::to_owned))
+        .filter(|folder| folder.is_absolute())
+}
+
+/// The first of [`named_folders`] in which `attempt` succeeds.
+fn in_named_folder(attempt: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for folder in named_folders() {
+        match attempt(&folder.join(".escape")) {
+            Ok(()) => return Ok(()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
 fn files(home: &Path) -> Vec<Attempt> {
     let at = |path: &str| home.join(path);
     let (machines, run, blocks, images) = (at("machines"), at("run"), at("blocks"), at("images"));
@@ -111,7 +145,7 @@ fn files(home: &Path) -> Vec<Attempt> {
         boxed("list-root-home", || fs::read_dir("/root").map(drop)),
         boxed("list-var", || fs::read_dir("/var/lib").map(drop)),
         boxed("list-sys", || fs::read_dir("/sys/class").map(drop)),
-        boxed("list-machines", move || fs::read_dir(&machines).map(drop)),
+        boxed("list-machines", move || any_in(&machines, |_| Ok(()))),
         boxed("read-other-spec", move || {
             any_in(&specs, |dir| read(&dir.join("spec.json")))
         }),
@@ -138,6 +172,23 @@ fn files(home: &Path) -> Vec<Attempt> {
         boxed("create-in-run", || create("/run")),
         boxed("create-in-dev", || create("/dev")),
         boxed("create-in-shm", || create("/dev/shm")),
+        boxed("fill-run-folder", || {
+            in_named_folder(|path| {
+                let written = fs::write(path, vec![1; 1 << 20]);
+                let _ = fs::remove_file(path);
+                written
+            })
+        }),
+        boxed("run-own-program", || {
+            use std::os::unix::fs::PermissionsExt;
+            in_named_folder(|path| {
+                fs::write(path, "#!/proc/self/exe")?;
+                fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+                let ran = std::process::Command::new(path).arg("--version").status().map(drop);
+                let _ = fs::remove_file(path);
+                ran
+            })
+        }),
         boxed("write-library", || {
             any_in(Path::new("/usr/lib/x86_64-linux-gnu"), write)
         }),
@@ -234,6 +285,7 @@ fn node(kind: libc::mode_t, major: u32, minor: u32) -> io::Result<()> {
     // Wherever something can be made: the tree of a shared directory is among the arguments of its server.
     let folders = std::env::args().filter_map(|word| word.rsplit('=').next().map(PathBuf::from));
     for folder in folders
+        .chain(named_folders())
         .chain(["/".into(), "/dev".into()])
         .filter(|folder| folder.is_dir())
     {

@@ -1,11 +1,17 @@
 //! Mounts of a process of its own: a private mount namespace, and trees of mounts in it.
+//!
+//! A mount can also be made for another process: a descriptor of a mount that is nowhere yet is inherited, and put at a path
+//! by [`attach`] in the namespace of whoever has it. No table of the host shows it, and it is gone with its last user.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
-use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
+};
 use rustix::thread::UnshareFlags;
 
 /// Gives the calling thread mounts of its own: nothing that is mounted from here on is seen outside, and it is gone with the
@@ -39,13 +45,88 @@ pub fn bind_restricted(source: impl AsFd, target: &Path, read_only: bool, execut
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(source.as_fd(), "", flags)?;
-    restrict(&tree, read_only, executable)?;
-    move_mount(tree.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    Ok(())
+    restrict(&tree, read_only, executable, None)?;
+    attach(tree, target)
 }
 
-/// Sets the attributes of all mounts of a tree.
-fn restrict(tree: &OwnedFd, read_only: bool, executable: bool) -> io::Result<()> {
+/// Puts a mount that is nowhere yet on `target`.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn attach(mount: impl AsFd, target: &Path) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(mount.as_fd(), "", CWD, target, flags)?)
+}
+
+/// A small empty file system in memory, which is nowhere yet: its folder belongs to `user` and is for nobody else, it holds
+/// `bytes` in `files` at most, and none of them is a device or a program.
+///
+/// # Errors
+/// When the caller is not privileged, or the kernel is older than 5.2.
+pub fn in_memory(user: u32, bytes: u64, files: u64) -> io::Result<OwnedFd> {
+    let system = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let set = |key: &str, value: String| fsconfig_set_string(system.as_fd(), key, value);
+    set("size", bytes.to_string())?;
+    set("nr_inodes", files.to_string())?;
+    set("mode", "0700".to_owned())?;
+    set("uid", user.to_string())?;
+    set("gid", user.to_string())?;
+    fsconfig_create(system.as_fd())?;
+    let attributes =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(fsmount(system.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+/// The file at `path` as a mount that is nowhere yet, in which `user` is its owner. The file itself does not change: to everybody
+/// else, and on the disk, it belongs to whom it did.
+///
+/// # Errors
+/// When the caller is not privileged, or the kernel (before 5.12) or the file system has no such mounts.
+pub fn owned_by(user: u32, path: &Path, read_only: bool) -> io::Result<OwnedFd> {
+    let file = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let owner = rustix::fs::fstat(&file)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(file.as_fd(), "", flags)?;
+    let mapping = user_namespace((owner.st_uid, owner.st_gid), user)?;
+    restrict(&tree, read_only, false, Some(&mapping))?;
+    Ok(tree)
+}
+
+/// A user namespace that nobody is in, where `owner` (user and group) is `user` outside: a mapping for mounts.
+fn user_namespace(owner: (u32, u32), user: u32) -> io::Result<OwnedFd> {
+    let caller = std::process::id();
+    let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+    // SAFETY: without a stack and CLONE_VM this is a fork. Other threads may hold any lock, so the child makes nothing but system
+    // calls, which touch no memory.
+    let child = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    if child == 0 {
+        // SAFETY: as above; all arguments are numbers. It ends with its parent, which may have ended before.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid() as u32 != caller {
+                libc::_exit(0);
+            }
+            loop {
+                libc::pause();
+            }
+        }
+    }
+    if child < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mapped = (|| {
+        std::fs::write(format!("/proc/{child}/uid_map"), format!("{} {user} 1", owner.0))?;
+        std::fs::write(format!("/proc/{child}/gid_map"), format!("{} {user} 1", owner.1))?;
+        std::fs::File::open(format!("/proc/{child}/ns/user"))
+    })();
+    let pid = rustix::process::Pid::from_raw(child as i32).ok_or(io::ErrorKind::NotFound)?;
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
+    Ok(mapped?.into())
+}
+
+/// Sets the attributes of all mounts of a tree; `mapping`: whose files its files are.
+fn restrict(tree: &OwnedFd, read_only: bool, executable: bool, mapping: Option<&OwnedFd>) -> io::Result<()> {
     let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     if read_only {
         attributes |= libc::MOUNT_ATTR_RDONLY;
@@ -53,11 +134,14 @@ fn restrict(tree: &OwnedFd, read_only: bool, executable: bool) -> io::Result<()>
     if !executable {
         attributes |= libc::MOUNT_ATTR_NOEXEC;
     }
+    if mapping.is_some() {
+        attributes |= libc::MOUNT_ATTR_IDMAP;
+    }
     let wanted = libc::mount_attr {
         attr_set: attributes,
         attr_clr: 0,
         propagation: 0,
-        userns_fd: 0,
+        userns_fd: mapping.map_or(0, |mapping| mapping.as_raw_fd() as u64),
     };
     // SAFETY: the descriptor is open, the path is an empty C string, and the kernel reads as many bytes of the structure as
     // it is told it has.

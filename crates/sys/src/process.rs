@@ -104,6 +104,50 @@ pub fn cpu_time(pid: u32) -> Option<Duration> {
     Some(Duration::from_millis(ticks * 1000 / per_second.max(1)))
 }
 
+/// The processes that `pid` has started and that these have started, as far as they are still there and have not been left to
+/// others: their numbers, without `pid`.
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let all = std::cell::LazyCell::new(parents);
+    let mut found: Vec<u32> = Vec::new();
+    let mut parents = vec![pid];
+    while let Some(parent) = parents.pop() {
+        let children = children(parent).unwrap_or_else(|| {
+            let of = all.iter().filter(|(_, its)| *its == parent);
+            of.map(|(child, _)| *child).collect()
+        });
+        for child in children {
+            // A number may come back while this looks.
+            if child != pid && !found.contains(&child) {
+                found.push(child);
+                parents.push(child);
+            }
+        }
+    }
+    found
+}
+
+/// The children of a process, where the kernel lists them (`CONFIG_PROC_CHILDREN`).
+fn children(pid: u32) -> Option<Vec<u32>> {
+    let mut all = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+        let text = std::fs::read_to_string(task.path().join("children")).ok()?;
+        all.extend(
+            text.split_ascii_whitespace()
+                .filter_map(|child| child.parse::<u32>().ok()),
+        );
+    }
+    Some(all)
+}
+
+/// All processes, each with its parent.
+fn parents() -> Vec<(u32, u32)> {
+    let numbers = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    numbers
+        .filter_map(|pid| Some((pid, stat_field(pid, 4)? as u32)))
+        .collect()
+}
+
 /// Resident memory of a process in bytes, shared pages included; `None` when it is gone.
 pub fn resident_bytes(pid: u32) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
@@ -229,6 +273,28 @@ mod tests {
         assert!(id.wait_gone(Duration::from_secs(5)));
         child.wait().unwrap();
         id.signal(libc::SIGKILL).unwrap();
+    }
+
+    #[test]
+    fn the_children_of_children_are_found() {
+        let script = "sleep 60 & echo $!; wait";
+        let mut child = Command::new("sh")
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let output = child.stdout.as_mut().unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).unwrap();
+        let grandchild: u32 = line.trim().parse().unwrap();
+        let found = descendants(std::process::id());
+        assert!(found.contains(&child.id()) && found.contains(&grandchild), "{found:?}");
+        assert_eq!(descendants(child.id()), [grandchild]);
+        let listed: Vec<_> = parents().into_iter().filter(|(_, its)| *its == child.id()).collect();
+        assert_eq!(listed, [(grandchild, child.id())]);
+        ProcessId::of(grandchild).unwrap().signal(libc::SIGKILL).unwrap();
+        child.wait().unwrap();
+        assert_eq!(descendants(child.id()), [0; 0]);
     }
 
     #[test]

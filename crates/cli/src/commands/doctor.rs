@@ -37,6 +37,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, Failure> {
         acceleration(),
         cloud_hypervisor(),
         cloud_firmware(),
+        cloud_jail(),
         kernel(),
         agent(),
         mkfs(),
@@ -135,6 +136,22 @@ fn cloud_hypervisor() -> Check {
         Hypervisor::Qemu => Err(choice.why),
     });
     check("Cloud Hypervisor", false, found, "machines run on QEMU", mend)
+}
+
+/// Whether Cloud Hypervisor, which opens disks by their paths, can have a user of its own with the disks of this home.
+fn cloud_jail() -> Check {
+    let user = user::FIRST;
+    let found = context::home().map_err(|e| e.to_string()).and_then(|home| {
+        let mounted = zmachine_sys::mount::owned_by(user, home.data(), true);
+        mounted.map_err(|e| format!("no mount of {} can have another owner: {e}", home.data().display()))
+    });
+    check(
+        "a user of its own for Cloud Hypervisor",
+        false,
+        found.map(|_| "disks of this home are shown to it as its own".to_owned()),
+        "its process stays root, without root's powers",
+        "run as root on Linux 5.12 or later, with the home on ext4, XFS or Btrfs (docs/security.md)",
+    )
 }
 
 fn cloud_firmware() -> Check {

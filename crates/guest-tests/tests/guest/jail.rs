@@ -1,7 +1,8 @@
 //! The walls around a machine's processes: a program that tries to get out stands in the place of each of them.
 //!
 //! The program is `crates/sys/examples/escape.rs`. It takes the place of QEMU, virtiofsd and dnsmasq by a bind mount in a mount namespace
-//! of the test's own. The rootfs server, which is this program itself, is tried in `crates/rootfs/tests/jail.rs`.
+//! of the test's own; of Cloud Hypervisor in `jail_of_cloud_hypervisor`. The rootfs server, which is this program itself, is tried in
+//! `crates/rootfs/tests/jail.rs`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,17 +14,22 @@ use zmachine_testkit::{Finished, TestHome};
 use crate::shares::home_with_virtiofsd;
 use crate::support::{Checks, home_with_box, inspect, sh, told, zmachine};
 
-/// The example beside the test programs. `cargo test` builds it; `cargo test --test guest` alone does not.
 fn escape() -> PathBuf {
+    example("escape", "zmachine-sys")
+}
+
+/// An example beside the test programs. `cargo test` builds it; `cargo test --test guest` alone does not.
+pub(crate) fn example(name: &str, package: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test program");
     let path = test
         .parent()
         .and_then(Path::parent)
         .expect("its folder")
-        .join("examples/escape");
+        .join("examples")
+        .join(name);
     assert!(
         path.exists(),
-        "{} is not there: cargo build --release -p zmachine-sys --examples",
+        "{} is not there: cargo build --release -p {package} --examples",
         path.display()
     );
     path
@@ -42,7 +48,7 @@ fn with_escape(home: &TestHome, replaced: &str, args: &[&str]) -> Finished {
 }
 
 /// What each attempt came to, by its name: whether it was refused.
-fn outcomes(text: &str) -> BTreeMap<String, bool> {
+pub(crate) fn outcomes(text: &str) -> BTreeMap<String, bool> {
     let mut all = BTreeMap::new();
     for part in text.split("escape ").skip(1) {
         if let Some((name, outcome)) = part.split_once(": ") {
@@ -52,7 +58,7 @@ fn outcomes(text: &str) -> BTreeMap<String, bool> {
     all
 }
 
-fn escaped(outcomes: &BTreeMap<String, bool>) -> Vec<&str> {
+pub(crate) fn escaped(outcomes: &BTreeMap<String, bool>) -> Vec<&str> {
     let escaped = outcomes.iter().filter(|(_, refused)| !**refused);
     escaped.map(|(name, _)| name.as_str()).collect()
 }

@@ -11,6 +11,7 @@ mod errors;
 mod full_disk;
 mod hypervisors;
 mod jail;
+mod jail_of_cloud_hypervisor;
 mod killpoints;
 mod layers;
 mod life;

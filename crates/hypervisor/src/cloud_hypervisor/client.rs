@@ -11,6 +11,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -21,6 +22,7 @@ use tokio::net::UnixStream;
 
 use crate::ControlError;
 
+use super::folder::{self, Folder};
 use super::http::{Answer, AnswerDecoder, HttpError, request};
 
 /// Descriptors that go with one request, at most.
@@ -78,12 +80,25 @@ impl ApiError {
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    /// What the socket is in, which is there as long as this.
+    _folder: Option<Arc<Folder>>,
 }
 
 impl Client {
     /// The API that listens, or will listen, on `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self {
+            socket: socket.into(),
+            _folder: None,
+        }
+    }
+
+    /// The API of the hypervisor whose sockets are in `folder`.
+    pub(super) fn in_folder(folder: Arc<Folder>) -> Self {
+        Self {
+            socket: folder.reached().api,
+            _folder: Some(folder),
+        }
     }
 
     /// The socket.
@@ -130,7 +145,7 @@ impl Client {
     }
 
     async fn exchange(&self, request: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Answer, ApiError> {
-        let mut stream = UnixStream::connect(&self.socket).await.map_err(gone)?;
+        let mut stream = folder::connect(&self.socket).await.map_err(gone)?;
         let sent = send_with(&stream, request, fds).await.map_err(gone)?;
         stream.write_all(&request[sent..]).await.map_err(gone)?;
         let mut decoder = AnswerDecoder::default();

@@ -154,13 +154,13 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Those in the folder of a run. No name is longer than `rootfs.sock`, but for the port's.
-    pub fn of(run: &Path) -> Self {
+    /// Those in `folder`, which is `ch` in that of a run. With that no name is longer than `rootfs.sock`.
+    pub fn of(folder: &Path) -> Self {
         Self {
-            api: run.join("ch.sock"),
-            events: run.join("ch.events"),
-            serial: run.join("com1.sock"),
-            vsock: run.join("vs"),
+            api: folder.join("api"),
+            events: folder.join("events"),
+            serial: folder.join("com1"),
+            vsock: folder.join("vs"),
         }
     }
 
@@ -173,8 +173,8 @@ impl Sockets {
 }
 
 impl VmConfig {
-    /// The description of `vm`, whose run has the folder `run`.
-    pub fn new(vm: &VmSpec, run: &Path, sockets: &Sockets) -> Self {
+    /// The description of `vm`, whose sockets are in `folder`.
+    pub fn new(vm: &VmSpec, folder: &Path, sockets: &Sockets) -> Self {
         let payload = match &vm.boot {
             Boot::Kernel {
                 kernel,
@@ -220,7 +220,7 @@ impl VmConfig {
             platform: PlatformConfig { uuid: vm.uuid.clone() },
             // Harmless where the kernel has none. All named files get rules of their own.
             landlock_enable: true,
-            landlock_rules: landlock_rules(vm, run),
+            landlock_rules: landlock_rules(vm, folder),
             payload,
         }
     }
@@ -270,13 +270,13 @@ fn fs_config(share: &Share) -> FsConfig {
     }
 }
 
-/// What the hypervisor may touch: the folder of its run, and the files it is given.
-fn landlock_rules(vm: &VmSpec, run: &Path) -> Vec<LandlockRule> {
+/// What the hypervisor may touch: the folder of its sockets, and the files it is given.
+fn landlock_rules(vm: &VmSpec, folder: &Path) -> Vec<LandlockRule> {
     let rule = |path: &Path, access| LandlockRule {
         path: path.to_owned(),
         access,
     };
-    let mut rules = vec![rule(run, "rw")];
+    let mut rules = vec![rule(folder, "rw")];
     match &vm.boot {
         Boot::Kernel { kernel, initrd, .. } => {
             rules.push(rule(kernel, "r"));
@@ -344,8 +344,8 @@ mod tests {
     }
 
     fn config(vm: &VmSpec) -> Value {
-        let run = Path::new("/run/m");
-        serde_json::to_value(VmConfig::new(vm, run, &Sockets::of(run))).unwrap()
+        let folder = Path::new("/run/m/ch");
+        serde_json::to_value(VmConfig::new(vm, folder, &Sockets::of(folder))).unwrap()
     }
 
     #[test]
@@ -383,8 +383,8 @@ mod tests {
     #[test]
     fn a_port_of_the_vsock_has_a_socket_of_its_own() {
         assert_eq!(
-            Sockets::of(Path::new("/run/m")).port(1024),
-            PathBuf::from("/run/m/vs_1024")
+            Sockets::of(Path::new("/run/m/ch")).port(1024),
+            PathBuf::from("/run/m/ch/vs_1024")
         );
     }
 

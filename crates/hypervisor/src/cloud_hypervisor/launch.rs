@@ -1,28 +1,33 @@
 //! Starting Cloud Hypervisor: sockets, process, description, boot. On every error no process is left.
 //!
 //! ```text
-//! files there, vhost-user sockets served ─> events, agent's socket ─> process ─> vmm.ping
+//! files there, vhost-user sockets served ─> folder, events, agent's socket ─> process in its jail ─> vmm.ping
 //!   ─> vm.create ─> vm.add-net (taps) ─> vm.info: all understood? ─> serial console ─> vm.boot
 //! ```
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use zmachine_sys::process::{ChildSetup, prepare_child};
+use zmachine_sys::jail::{Jail, Jailed, SEARCH_PATH, find_program};
+use zmachine_sys::process::ChildSetup;
 
 use crate::driver::check_files;
 use crate::process_log::Log;
 use crate::{AgentStream, Boot, ControlError, Disk, LaunchError, Platform, Resources, RunDir, VmSpec};
 
 use super::client::{ApiError, Client};
-use super::config::{NetConfig, Sockets, VmConfig, difference};
+use super::config::{NetConfig, VmConfig, difference};
 use super::events::EventPipe;
+use super::folder::Folder;
+use super::jail::Files;
 use super::vm::{ChVm, Parts};
 use super::{AGENT_PORT, BINARY, CloudHypervisor, OLDEST, agent, serial, unsupported};
 
@@ -36,10 +41,9 @@ const HINTS: usize = 64;
 /// What a step needs that the process of the machine is not told about.
 struct Starting<'a> {
     vm: &'a VmSpec,
-    sockets: Sockets,
+    folder: Arc<Folder>,
     client: Client,
     taps: Vec<(NetConfig, OwnedFd)>,
-    run: &'a RunDir,
     patience: Duration,
 }
 
@@ -52,27 +56,36 @@ pub(super) async fn launch(
     check_files(vm)?;
     check_firmware(vm)?;
     require_served(vm).await?;
-    let sockets = Sockets::of(run.path());
-    sweep(&sockets).map_err(channel("sockets"))?;
+    let wanted = resources.jail.as_ref().and_then(|jail| jail.user);
+    let files = Files::of(vm, wanted)?;
+    let folder = Folder::make(run.path(), files.user).map_err(channel("sockets"))?;
     let mut find = |nic: &crate::Nic| {
         let tap = resources.taps.remove(&nic.id);
         let tap = tap.ok_or_else(|| LaunchError::NoTap { nic: nic.id.clone() })?;
         Ok((NetConfig::new(nic), tap))
     };
     let taps = vm.nics.iter().map(&mut find).collect::<Result<_, LaunchError>>()?;
-    let events = EventPipe::create(&sockets.events).map_err(channel("events"))?;
-    let listener = vm.agent.then(|| agent::listen(&sockets.port(AGENT_PORT))).transpose();
-    let listener = listener.map_err(channel("agent channel"))?;
+    let ours = folder.reached();
+    let events = EventPipe::create(&ours.events).and_then(|pipe| folder.give(&ours.events).map(|()| pipe));
+    let events = events.map_err(channel("events"))?;
+    let port = ours.port(AGENT_PORT);
+    let listen = || agent::listen(&port).and_then(|listener| folder.give(&port).map(|()| listener));
+    let listener = vm.agent.then(listen).transpose().map_err(channel("agent channel"))?;
     let (hints, hinted) = mpsc::channel(HINTS);
     let (end, over) = watch::channel(false);
-    let mut child = spawn(host, &sockets, run)?;
+    let jailed = match &resources.jail {
+        Some(base) => in_jail(base, host, vm, &files, &folder)?,
+        None => free(host, run),
+    };
+    let mut child = spawn(host, jailed, &files, &folder)?;
+    drop(files);
     let log = Log::collect(child.stderr.take(), BINARY);
+    let folder = Arc::new(folder);
     let starting = Starting {
         vm,
-        client: Client::new(&sockets.api),
-        sockets,
+        client: Client::in_folder(Arc::clone(&folder)),
+        folder,
         taps,
-        run,
         patience: host.patience,
     };
     let started = tokio::select! {
@@ -115,56 +128,56 @@ fn channel(what: &'static str) -> impl Fn(std::io::Error) -> LaunchError {
     move |source| LaunchError::Channel { what, source }
 }
 
-/// The one place where the command of a hypervisor's process is made.
-fn spawn(host: &CloudHypervisor, sockets: &Sockets, run: &RunDir) -> Result<Child, LaunchError> {
-    let path = |path: &Path| format!("path={}", path.display());
+/// The command that enters the jail and becomes the hypervisor.
+fn in_jail(
+    base: &Jail,
+    host: &CloudHypervisor,
+    vm: &VmSpec,
+    files: &Files,
+    folder: &Folder,
+) -> Result<Jailed, LaunchError> {
+    let binary = find_program(&host.binary).ok_or_else(|| not_spawned(host)(io::ErrorKind::NotFound.into()))?;
+    crate::jail::make_readable(&vm.boot).map_err(not_spawned(host))?;
+    let jail = super::jail::of(base, &binary, vm, files, folder);
+    Jailed::program(&jail, &binary).map_err(not_spawned(host))
+}
+
+/// The command of the hypervisor without a jail.
+fn free(host: &CloudHypervisor, run: &RunDir) -> Jailed {
     let mut command = Command::new(&host.binary);
+    command.env_clear().env("PATH", SEARCH_PATH).current_dir(run.path());
+    Jailed::free(command)
+}
+
+fn spawn(host: &CloudHypervisor, mut jailed: Jailed, files: &Files, folder: &Folder) -> Result<Child, LaunchError> {
+    let path = |path: &Path| format!("path={}", path.display());
+    let sockets = folder.told();
+    let command = jailed.command();
     command.args(["--api-socket", &path(&sockets.api)]);
     command.args(["--event-monitor", &path(&sockets.events)]);
     // A guest that powers off leaves the process, one that ends by a triple fault takes it along: what else tells them apart
     // would be lost with the process.
     command.arg("--no-shutdown");
     command.args(["--seccomp", "true"]);
-    command.current_dir(run.path());
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    prepare_child(
-        &mut command,
-        ChildSetup {
-            keep: Vec::new(),
-            die_with_parent: true,
-            new_session: true,
-        },
-    );
-    let mut command = tokio::process::Command::from(command);
-    command.kill_on_drop(true);
-    command.spawn().map_err(|source| LaunchError::Spawn {
-        binary: host.binary.clone(),
-        source,
-    })
+    let setup = ChildSetup {
+        keep: files.descriptors().chain(folder.mount()).collect(),
+        die_with_parent: true,
+        new_session: true,
+    };
+    let start = |command| tokio::process::Command::from(command).kill_on_drop(true).spawn();
+    jailed.spawn(setup, start).map_err(not_spawned(host))
 }
 
-/// Removes what an earlier start in this folder left: the serial console's socket would be "already in use" for ever.
-fn sweep(sockets: &Sockets) -> std::io::Result<()> {
-    let lock = sockets.api.with_extension("sock.lock");
-    let port = sockets.port(AGENT_PORT);
-    let left = [
-        &sockets.api,
-        &lock,
-        &sockets.events,
-        &sockets.serial,
-        &sockets.vsock,
-        &port,
-    ];
-    for path in left {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+fn not_spawned(host: &CloudHypervisor) -> impl Fn(io::Error) -> LaunchError {
+    let binary = host.binary.clone();
+    move |source| LaunchError::Spawn {
+        binary: binary.clone(),
+        source,
     }
-    Ok(())
 }
 
 /// That the firmware is the one whose hash is pinned: it is the first thing that runs in the guest.
@@ -244,7 +257,7 @@ impl Starting<'_> {
         over: watch::Receiver<bool>,
     ) -> Result<Started, LaunchError> {
         let version = self.greet().await?;
-        let config = VmConfig::new(self.vm, self.run.path(), &self.sockets);
+        let config = VmConfig::new(self.vm, self.folder.path(), &self.folder.told());
         let refused = |command: &'static str| move |error: ApiError| LaunchError::Control(error.of(command));
         let created = self.client.put_with("vm.create", &config, &[], self.patience).await;
         created.map_err(refused("vm.create"))?;
@@ -256,7 +269,7 @@ impl Starting<'_> {
             added.map_err(refused("vm.add-net"))?;
         }
         self.confirm(&config).await?;
-        let relay = serial::relay(&self.sockets.serial, hints, over).await;
+        let relay = serial::relay(Arc::clone(&self.folder), hints, over).await;
         let (console, relay) = relay.map_err(channel("console"))?;
         let booted = self.client.put("vm.boot", self.patience * 2).await;
         if let Err(error) = booted {

@@ -10,12 +10,16 @@
 //! * A vhost-user socket is tried before it is named: one that nobody serves stops the whole API for a minute.
 //! * Whether the machine lives is what its process says, never the API; why it ended is found out as the module `vm` describes.
 //! * Taps are passed as descriptors: a tap that is named and missing would be made.
+//! * Everything else it opens by its path, so what its jail shows it has the same paths inside as outside (module `jail`), and the
+//!   sockets that it makes itself are in a folder that both sides reach (module `folder`).
 
 mod agent;
 mod client;
 mod config;
 mod events;
+mod folder;
 mod http;
+mod jail;
 mod launch;
 mod probe;
 mod serial;

@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use zmachine_sys::jail::SEARCH_PATH;
+
 use super::{BINARY, CloudHypervisor, OLDEST};
 
 /// Why no Cloud Hypervisor can be used here.
@@ -49,8 +51,10 @@ impl ProbeError {
 /// [`ProbeError`].
 pub fn probe(binary: Option<&Path>) -> Result<CloudHypervisor, ProbeError> {
     let binary = binary.unwrap_or(Path::new(BINARY)).to_owned();
-    let asked = Command::new(&binary).arg("--version").stdin(Stdio::null()).output();
-    let output = asked.map_err(|source| ProbeError::Missing {
+    let mut command = Command::new(&binary);
+    command.arg("--version").env_clear().env("PATH", SEARCH_PATH);
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(|source| ProbeError::Missing {
         binary: binary.clone(),
         source,
     })?;

@@ -4,7 +4,8 @@
 //! it, and the rest of the program has the other end of a socket pair, which lasts as long as the machine.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,33 +13,35 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::folder::{self, Folder};
 use super::vm::Hint;
 
 /// Pauses between two tries to connect: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
-/// Connects to the console at `socket`, and passes its bytes on until the machine is `over`.
+/// Connects to the console whose socket is in `folder`, and passes its bytes on until the machine is `over`.
 ///
 /// # Errors
 /// When nobody listens there: that is the case only before `vm.create`.
 pub(super) async fn relay(
-    socket: &Path,
+    folder: Arc<Folder>,
     hints: mpsc::Sender<Hint>,
     over: watch::Receiver<bool>,
 ) -> io::Result<(UnixStream, JoinHandle<()>)> {
-    let first = UnixStream::connect(socket).await?;
+    let first = folder::connect(&folder.reached().serial).await?;
     let (ours, theirs) = UnixStream::pair()?;
-    let task = tokio::spawn(keep(first, theirs, socket.to_owned(), hints, over));
+    let task = tokio::spawn(keep(first, theirs, folder, hints, over));
     Ok((ours, task))
 }
 
 async fn keep(
     mut serial: UnixStream,
     mut console: UnixStream,
-    socket: PathBuf,
+    folder: Arc<Folder>,
     hints: mpsc::Sender<Hint>,
     mut over: watch::Receiver<bool>,
 ) {
+    let socket = folder.reached().serial;
     loop {
         if !copy(&mut serial, &mut console).await || *over.borrow() {
             return;
@@ -80,7 +83,7 @@ async fn copy(serial: &mut UnixStream, console: &mut UnixStream) -> bool {
 async fn connect(socket: &Path) -> UnixStream {
     let mut pause = PAUSES.0;
     loop {
-        if let Ok(stream) = UnixStream::connect(socket).await {
+        if let Ok(stream) = folder::connect(socket).await {
             return stream;
         }
         tokio::time::sleep(pause).await;
@@ -96,12 +99,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_console_lasts_over_a_restart_of_the_guest() {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("s");
-        let listener = UnixListener::bind(&socket).unwrap();
+        let run = tempfile::tempdir().unwrap();
+        let folder = Arc::new(Folder::make(run.path(), None).unwrap());
+        let listener = UnixListener::bind(folder.reached().serial).unwrap();
         let (hints, mut hinted) = mpsc::channel(4);
         let (end, over) = watch::channel(false);
-        let (mut console, task) = relay(&socket, hints, over).await.unwrap();
+        let (mut console, task) = relay(folder, hints, over).await.unwrap();
         let mut read = async |wanted: &str| {
             let mut got = vec![0; wanted.len()];
             console.read_exact(&mut got).await.unwrap();
@@ -127,11 +130,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_the_user_types_reaches_the_guest() {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("s");
-        let listener = UnixListener::bind(&socket).unwrap();
+        let run = tempfile::tempdir().unwrap();
+        let folder = Arc::new(Folder::make(run.path(), None).unwrap());
+        let listener = UnixListener::bind(folder.reached().serial).unwrap();
         let (_end, over) = watch::channel(false);
-        let (mut console, _task) = relay(&socket, mpsc::channel(1).0, over).await.unwrap();
+        let (mut console, _task) = relay(folder, mpsc::channel(1).0, over).await.unwrap();
         let (mut guest, _) = listener.accept().await.unwrap();
         console.write_all(b"q").await.unwrap();
         let mut got = [0; 1];

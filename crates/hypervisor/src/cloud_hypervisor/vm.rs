@@ -285,6 +285,8 @@ impl Vm for ChVm {
     }
 
     async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), ControlError> {
+        // It was started with a limit that fits the disks it had then.
+        zmachine_sys::process::allow_file_size(self.pid, bytes)?;
         let body = ResizeDisk {
             id: id.to_owned(),
             desired_size: bytes,

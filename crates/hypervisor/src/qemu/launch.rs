@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::process::Child;
-use zmachine_sys::jail::{self, Jail, Jailed};
+use zmachine_sys::jail::{self, Jail, Jailed, SEARCH_PATH};
 use zmachine_sys::process::ChildSetup;
 
 use crate::driver::check_files;
@@ -75,7 +75,7 @@ pub(super) async fn launch(
         Some(base) => in_jail(base, qemu, vm, &opened)?,
         None => {
             let mut command = Command::new(&qemu.binary);
-            command.current_dir(run.path());
+            command.env_clear().env("PATH", SEARCH_PATH).current_dir(run.path());
             Jailed::free(command)
         }
     };
@@ -196,7 +196,7 @@ fn in_jail(base: &Jail, qemu: &Qemu, vm: &VmSpec, opened: &Opened) -> Result<Jai
         source,
     };
     let binary = jail::find_program(&qemu.binary).ok_or_else(|| spawn(io::ErrorKind::NotFound.into()))?;
-    super::jail::make_readable(&vm.boot).map_err(spawn)?;
+    crate::jail::make_readable(&vm.boot).map_err(spawn)?;
     let sizes = opened
         .files
         .values()

@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use zmachine_sys::jail::SEARCH_PATH;
+
 use super::{BINARY, QBOOT, Qemu};
 
 /// The oldest version whose options we use and have seen working.
@@ -62,7 +64,11 @@ impl ProbeError {
 /// [`ProbeError`].
 pub fn probe(binary: Option<&Path>) -> Result<Qemu, ProbeError> {
     let binary = binary.unwrap_or(Path::new(BINARY)).to_owned();
-    let ask = |arguments: &[&str]| Command::new(&binary).args(arguments).stdin(Stdio::null()).output();
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(&binary);
+        command.args(arguments).env_clear().env("PATH", SEARCH_PATH);
+        command.stdin(Stdio::null()).output()
+    };
     // Both at once: each is mostly the loading of a big program.
     let (version, folders) = std::thread::scope(|scope| {
         let folders = scope.spawn(|| ask(&["-L", "help"]));

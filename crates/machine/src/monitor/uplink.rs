@@ -114,7 +114,9 @@ impl Uplink {
         };
         let mut command = std::process::Command::new(self.passt.program());
         command.args(self.passt.arguments(&self.attachment, args));
+        // It is told everything by its arguments, and starts nothing.
         command
+            .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());

@@ -31,6 +31,12 @@ pub fn enter(jail: &Jail) -> Result<(), JailError> {
     let spaces = namespaces(jail)?;
     if spaces.mounts {
         put_view_together(jail, &spaces)?;
+    } else {
+        // Without a place for them the mounts it was given must not stay open.
+        jail.view
+            .iter()
+            .filter_map(|view| view.mount)
+            .for_each(|mount| drop(take(mount)));
     }
     if spaces.uts {
         rustix::system::sethostname(b"jail").map_err(|e| JailError::new("change the host name", e))?;
@@ -169,10 +175,13 @@ fn show(root: &Path, view: &View) -> io::Result<()> {
         return Ok(());
     }
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let source = match rustix::fs::open(&view.path, flags, Mode::empty()) {
-        Ok(source) => source,
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-        Err(error) => return Err(error.into()),
+    let source = match view.mount {
+        Some(number) => take(number)?,
+        None => match rustix::fs::open(&view.path, flags, Mode::empty()) {
+            Ok(source) => source,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        },
     };
     let target = inside(root, &view.path);
     let is_there = target.exists();
@@ -183,6 +192,9 @@ fn show(root: &Path, view: &View) -> io::Result<()> {
     } else if !is_there {
         make_dirs(target.parent().unwrap_or(root))?;
         File::create(&target)?;
+    }
+    if view.mount.is_some() {
+        return crate::mount::attach(source, &target);
     }
     let (read_only, executable) = match view.access {
         Access::Execute => (true, true),

@@ -75,6 +75,9 @@ pub struct Jail {
     /// Landlock is left to the process itself, which knows more.
     #[serde(default)]
     pub own_landlock: bool,
+    /// The program that has the role [`ROLE`]; `None`: the calling one.
+    #[serde(skip)]
+    pub launcher: Option<PathBuf>,
 }
 
 /// A path that is seen inside, with all that is mounted below it. Never devices, never setuid.
@@ -84,6 +87,10 @@ pub struct View {
     pub path: PathBuf,
     /// What can be done with it.
     pub access: Access,
+    /// A descriptor of a mount that is nowhere yet ([`crate::mount`]), which is inherited and put there in place of what is at
+    /// the path outside.
+    #[serde(default)]
+    pub mount: Option<RawFd>,
 }
 
 /// What can be done with a path.
@@ -174,6 +181,7 @@ impl Jail {
             limits: Limits::default(),
             parent: None,
             own_landlock: false,
+            launcher: None,
         }
     }
 
@@ -183,6 +191,18 @@ impl Jail {
         self.view.push(View {
             path: path.into(),
             access,
+            mount: None,
+        });
+        self
+    }
+
+    /// Adds a path at which it sees the mount `mount`, a descriptor that is kept when it is started.
+    #[must_use]
+    pub fn see_mount(mut self, path: impl Into<PathBuf>, access: Access, mount: RawFd) -> Jail {
+        self.view.push(View {
+            path: path.into(),
+            access,
+            mount: Some(mount),
         });
         self
     }

@@ -21,12 +21,13 @@ pub struct Jailed {
 }
 
 impl Jailed {
-    /// `program`, an absolute path, in `jail`. Its environment is empty. The calling program has the role [`ROLE`].
+    /// `program`, an absolute path, in `jail`. Its environment is empty. [`Jail::launcher`] has the role [`ROLE`].
     ///
     /// # Errors
     /// When no descriptor of this process can be had.
     pub fn program(jail: &Jail, program: &Path) -> io::Result<Jailed> {
-        let mut command = Command::new("/proc/self/exe");
+        let launcher = jail.launcher.as_deref().unwrap_or(Path::new("/proc/self/exe"));
+        let mut command = Command::new(launcher);
         command.arg(ROLE).env_clear().current_dir("/");
         let mut jailed = Jailed::role(jail, command)?;
         jailed.command.arg("--").arg(program);
