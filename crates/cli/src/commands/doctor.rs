@@ -33,6 +33,7 @@ struct Check {
 pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, Failure> {
     let mut checks = vec![
         state(),
+        block_cache(),
         qemu(),
         acceleration(),
         cloud_hypervisor(),
@@ -93,6 +94,19 @@ fn state() -> Check {
         found,
         "nothing can be kept",
         "run as root, or set ZMACHINE_HOME",
+    )
+}
+
+/// Where the blocks are, and that they can be removed when it is time.
+fn block_cache() -> Check {
+    let found = context::home().and_then(|home| zmachine_machine::engine::describe_cache(&home));
+    let mend = found.as_ref().err().and_then(|failure| failure.hint.clone());
+    check(
+        "the block cache",
+        true,
+        found.map_err(|e| e.to_string()),
+        "machines do not start, or what they need no more is not removed",
+        mend.as_deref().unwrap_or("zmachine image cache --shared none"),
     )
 }
 

@@ -1,6 +1,6 @@
 //! Keeping the block cache within its limit while machines fill it.
 //!
-//! Every monitor looks once a minute; the library sees to it that one of them does the work. A cache can be over its
+//! Every monitor looks once a minute; the library sees to it that one of them does the work, of all homes of a cache. A cache can be over its
 //! limit by what all machines fetch in that minute.
 
 use std::time::Duration;
