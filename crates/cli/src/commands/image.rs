@@ -119,7 +119,9 @@ fn share(folder: &Path) -> Result<(), Failure> {
         eprintln!("{blocks} blocks moved into the shared cache");
     }
     if damaged > 0 {
-        eprintln!("warning: {damaged} files of the home's own cache were not the blocks they should be, and were removed");
+        eprintln!(
+            "warning: {damaged} files of the home's own cache were not the blocks they should be, and were removed"
+        );
     }
     Ok(())
 }

@@ -215,6 +215,7 @@ impl ShareChange {
 
 /// The folder of a shared cache, without links in its path; made when it is missing.
 fn prepared(folder: &Path, from: &Place) -> Result<PathBuf, ResolveError> {
+    outside_of_homes(folder)?;
     let made = DirBuilder::new().recursive(true).mode(0o755).create(folder);
     made.map_err(|e| FileError::io("create directory", folder, e))?;
     let failed = |action| move |e: io::Error| FileError::io(action, folder, e);
@@ -224,9 +225,7 @@ fn prepared(folder: &Path, from: &Place) -> Result<PathBuf, ResolveError> {
         let owner = meta.uid();
         return Err(ShareError::Writable { folder, owner }.into());
     }
-    if let Some(home) = folder.ancestors().find(|dir| is_home(dir)).map(Path::to_owned) {
-        return Err(ShareError::InAHome { folder, home }.into());
-    }
+    outside_of_homes(&folder)?;
     if !place::is_marked(&folder)? {
         let entries = fs::read_dir(&folder).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
         if !entries.map_err(failed("list"))?.is_empty() {
@@ -240,6 +239,13 @@ fn prepared(folder: &Path, from: &Place) -> Result<PathBuf, ResolveError> {
     Ok(folder)
 }
 
-fn is_home(dir: &Path) -> bool {
-    dir.join("format").is_file() && dir.join("machines").is_dir()
+fn outside_of_homes(folder: &Path) -> Result<(), ShareError> {
+    let is_home = |dir: &&Path| dir.join("format").is_file() && dir.join("machines").is_dir();
+    match folder.ancestors().find(is_home) {
+        None => Ok(()),
+        Some(home) => Err(ShareError::InAHome {
+            folder: folder.to_owned(),
+            home: home.to_owned(),
+        }),
+    }
 }
