@@ -8,6 +8,7 @@ use serde::Serialize;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
 use zmachine_hypervisor::choice::{self, Hypervisor};
 use zmachine_hypervisor::{Accel, qemu};
+use zmachine_image::Library;
 use zmachine_kernel::KernelLibrary;
 use zmachine_machine::user::{self, UserLease};
 use zmachine_machine::{Class, Failure, cgroup};
@@ -101,11 +102,16 @@ fn state() -> Check {
 fn block_cache() -> Check {
     let found = context::home().and_then(|home| zmachine_machine::engine::describe_cache(&home));
     let mend = found.as_ref().err().and_then(|failure| failure.hint.clone());
+    let usable = context::home().and_then(|home| Ok(Library::open(home.data())?));
+    let lost = match usable.is_ok() {
+        true => "blocks that nobody needs are not removed",
+        false => "no machine starts from a flist",
+    };
     check(
         "the block cache",
-        true,
+        usable.is_err(),
         found.map_err(|e| e.to_string()),
-        "machines do not start, or what they need no more is not removed",
+        lost,
         mend.as_deref().unwrap_or("zmachine image cache --shared none"),
     )
 }

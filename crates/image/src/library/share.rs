@@ -157,10 +157,8 @@ impl ShareChange {
     /// # Errors
     /// When the folder is no cache, or not one of this home's user; when others use it all the time.
     pub fn begin(home: &Path, folder: Option<&Path>) -> Result<ShareChange, ResolveError> {
-        let from = Place::of(home)?;
-        let folder = folder.map(|folder| prepared(folder, &from)).transpose()?;
-        let home = from.home.clone();
-        let to = Place { home, folder };
+        let mut to = Place::of(home)?;
+        to.folder = folder.map(|folder| prepared(folder, &to)).transpose()?;
         to.check()?;
         let busy = || ShareError::Busy {
             folder: to.folder.clone().unwrap_or_else(|| to.home.clone()),
@@ -171,7 +169,8 @@ impl ShareChange {
         };
         let machines = FileLock::exclusive_within(&change_lock(&to.home)?, PATIENCE)?.ok_or_else(busy)?;
         Ok(ShareChange {
-            from,
+            // Only now: another command may have changed it.
+            from: Place::of(&to.home)?,
             to,
             _machines: machines,
             _cache: cache,
@@ -214,7 +213,7 @@ impl ShareChange {
 }
 
 /// The folder of a shared cache, without links in its path; made when it is missing.
-fn prepared(folder: &Path, from: &Place) -> Result<PathBuf, ResolveError> {
+fn prepared(folder: &Path, home: &Place) -> Result<PathBuf, ResolveError> {
     outside_of_homes(folder)?;
     let made = DirBuilder::new().recursive(true).mode(0o755).create(folder);
     made.map_err(|e| FileError::io("create directory", folder, e))?;
@@ -232,7 +231,7 @@ fn prepared(folder: &Path, from: &Place) -> Result<PathBuf, ResolveError> {
             return Err(ShareError::NotACache { folder }.into());
         }
         // First the owner: nothing is made in a folder that can not be used.
-        from.same_owner(&folder, &meta)?;
+        home.same_owner(&folder, &meta)?;
         place::mark(&folder)?;
     }
     file::make_dirs(&folder.join(HOMES))?;
