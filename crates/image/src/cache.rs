@@ -1,4 +1,4 @@
-//! The block cache: verified plaintext blocks on local disk, shared by all images and machines of one home.
+//! The block cache: verified plaintext blocks on local disk, shared by all images and machines of the homes that use it.
 //!
 //! ```text
 //! <dir>/ab/<hex>     the plaintext of one block; <hex> = its block key (digest of the plaintext), ab = the first two digits
@@ -16,6 +16,8 @@
 //!
 //! It fetches nothing and knows no stores.
 
+mod adopt;
+
 use std::fs::{self, File, FileTimes, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -27,6 +29,8 @@ use rustix::fs::OFlags;
 use thiserror::Error;
 use zmachine_flist::{BlockRef, Digest};
 use zmachine_sys::file::{FileError, NewFile};
+
+pub use adopt::Adopted;
 
 /// Why the cache could not keep or give a block.
 #[derive(Debug, Error)]
@@ -105,7 +109,7 @@ pub struct BlockCache {
 }
 
 impl BlockCache {
-    /// Opens the cache in `dir` (`<home>/blocks`), making the directory when it is missing.
+    /// Opens the cache in `dir` (`<home>/blocks`, or that of a shared cache), making the directory when it is missing.
     ///
     /// # Errors
     /// When the directory can not be made.

@@ -3,12 +3,13 @@
 mod support;
 
 use std::fs::{self, FileTimes, OpenOptions};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use support::*;
 use zmachine_flist::{BlockRef, Digest};
 use zmachine_image::library::TrimReport;
-use zmachine_image::{BlockCache, Library, PullPolicy, Reference, Silent};
+use zmachine_image::{BlockCache, Library, PullPolicy, Reference, ResolveError, Silent};
 
 const MINUTE: u64 = 60;
 
@@ -36,7 +37,8 @@ fn home() -> (tempfile::TempDir, Library) {
 }
 
 fn trim(library: &Library, pinned: &[Digest]) -> Option<TrimReport> {
-    library.trim_cache(&pinned.iter().copied().collect()).unwrap()
+    let pinned = |_: &Path| Ok::<_, ResolveError>(pinned.iter().copied().collect());
+    library.trim_cache(pinned).unwrap()
 }
 
 #[test]
@@ -93,7 +95,8 @@ fn pinned_images_keep_their_blocks_whatever_the_limit_is() {
     // An image that can not be read might need any of them.
     let flist = fs::read(image.flist_path()).unwrap();
     fs::write(image.flist_path(), "damaged").unwrap();
-    assert!(library.trim_cache(&[image.digest].into()).is_err());
+    let pinned = |_: &Path| Ok::<_, ResolveError>([image.digest].into());
+    assert!(library.trim_cache(pinned).is_err());
     assert!(cache.get(&blocks[0]).unwrap().is_some());
     fs::write(image.flist_path(), flist).unwrap();
     let report = trim(&library, &[]).unwrap();
@@ -103,12 +106,18 @@ fn pinned_images_keep_their_blocks_whatever_the_limit_is() {
 #[test]
 fn a_limit_of_a_newer_program_is_refused_with_advice() {
     let (dir, library) = home();
-    fs::write(dir.path().join("home/cache.json"), r#"{"version":2,"limit":1}"#).unwrap();
-    let error = library.cache_limit().unwrap_err();
-    assert!(
-        error.to_string().contains("cache.json has version 2") && error.hint().is_some(),
-        "{error}"
-    );
+    let file = dir.path().join("home/cache.json");
+    fs::write(&file, r#"{"version":3,"limit":1}"#).unwrap();
+    // Where the blocks are is said there as well.
+    let opened = Library::open(&dir.path().join("home")).map(drop);
+    for error in [library.cache_limit().unwrap_err(), opened.unwrap_err()] {
+        assert!(
+            error.to_string().contains("cache.json has version 3") && error.hint().is_some(),
+            "{error}"
+        );
+    }
     library.set_cache_limit(Some(1)).unwrap();
     assert_eq!(library.cache_limit().unwrap(), Some(1));
+    fs::write(&file, r#"{"version":1,"limit":7}"#).unwrap();
+    assert_eq!(library.cache_limit().unwrap(), Some(7), "what was written yesterday");
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! data/format                 {"version":1}; a version or feature flag we do not know is refused
-//! data/blocks/ data/images/ data/kernels/ data/networks/      see the crates image, kernel, network
+//! data/blocks/ data/cache.json data/images/ data/kernels/ data/networks/      see the crates image, kernel, network
 //! data/removed/ data/events.jsonl                             what is left of removed machines; what happened
 //! data/machines/.lock         held while a machine is created or removed
 //! data/machines/by-name/<name> -> ../<id>
@@ -61,21 +61,41 @@ impl Home {
         Ok(home)
     }
 
+    /// Another home, to see what its machines need: nothing is made, and what a newer program wrote is refused.
+    ///
+    /// # Errors
+    /// When it is no home, or not one that this program can read.
+    pub(crate) fn of_others(data: &Path) -> Result<Home, Failure> {
+        let home = Home {
+            data: data.to_owned(),
+            // Only its own commands know where that is.
+            run: data.join("run"),
+        };
+        home.check_known(&file::read_json::<Format>(&data.join("format"))?)?;
+        Ok(home)
+    }
+
+    /// Whether `folder` is where its state is kept.
+    pub(crate) fn is_in(&self, folder: &Path) -> bool {
+        self.data.canonicalize().is_ok_and(|data| data == folder)
+    }
+
     fn check_format(&self) -> Result<(), Failure> {
         let path = self.data.join("format");
-        let found = match file::read_json::<Format>(&path) {
-            Ok(format) => format,
-            Err(e) if e.is_not_found() => {
-                return Ok(file::replace_json(
-                    &path,
-                    &Format {
-                        version: FORMAT_VERSION,
-                        incompatible: vec![],
-                    },
-                )?);
-            }
-            Err(e) => return Err(e.into()),
-        };
+        match file::read_json::<Format>(&path) {
+            Ok(format) => self.check_known(&format),
+            Err(e) if e.is_not_found() => Ok(file::replace_json(
+                &path,
+                &Format {
+                    version: FORMAT_VERSION,
+                    incompatible: vec![],
+                },
+            )?),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn check_known(&self, found: &Format) -> Result<(), Failure> {
         if found.version == FORMAT_VERSION && found.incompatible.is_empty() {
             return Ok(());
         }

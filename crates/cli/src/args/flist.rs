@@ -193,9 +193,13 @@ pub(crate) enum ImageCommand {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Format,
     },
-    /// Show how much the cache of blocks holds, and set how much it may
+    /// Show how much the cache of blocks holds; set how much it may, and where it is
     Cache {
-        /// The most it may have on disk (`20G`), or `none`. The least recently used blocks go first; none that a
+        /// A folder for the blocks of this home and of others that name it too, or `none` for a cache of its own. Blocks of
+        /// its own come along; its machines must be stopped
+        #[arg(long, value_name = "FOLDER|none")]
+        shared: Option<PathBuf>,
+        /// The most it may have on disk (`20G`), or `none`; one limit for all homes that share it. The least recently used blocks go first; none that a
         /// running machine may read
         #[arg(long, value_name = "SIZE|none")]
         limit: Option<String>,

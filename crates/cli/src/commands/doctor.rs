@@ -8,6 +8,7 @@ use serde::Serialize;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
 use zmachine_hypervisor::choice::{self, Hypervisor};
 use zmachine_hypervisor::{Accel, qemu};
+use zmachine_image::Library;
 use zmachine_kernel::KernelLibrary;
 use zmachine_machine::user::{self, UserLease};
 use zmachine_machine::{Class, Failure, cgroup};
@@ -33,6 +34,7 @@ struct Check {
 pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, Failure> {
     let mut checks = vec![
         state(),
+        block_cache(),
         qemu(),
         acceleration(),
         cloud_hypervisor(),
@@ -94,6 +96,24 @@ fn state() -> Check {
         found,
         "nothing can be kept",
         "run as root, or set ZMACHINE_HOME",
+    )
+}
+
+/// Where the blocks are, and that they can be removed when it is time.
+fn block_cache() -> Check {
+    let found = context::home().and_then(|home| zmachine_machine::engine::describe_cache(&home));
+    let mend = found.as_ref().err().and_then(|failure| failure.hint.clone());
+    let usable = context::home().and_then(|home| Ok(Library::open(home.data())?));
+    let lost = match usable.is_ok() {
+        true => "blocks that nobody needs are not removed",
+        false => "no machine starts from a flist",
+    };
+    check(
+        "the block cache",
+        usable.is_err(),
+        found.map_err(|e| e.to_string()),
+        lost,
+        mend.as_deref().unwrap_or("zmachine image cache --shared none"),
     )
 }
 

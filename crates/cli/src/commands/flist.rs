@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use zmachine_flist::{Flist, ImageConfig, Node, NodeId, NodeKind, Route};
 use zmachine_image::store::{CREDENTIALS_FILE, Credentials, redact};
-use zmachine_image::{BlockCache, FetchOptions, Fetcher};
+use zmachine_image::{FetchOptions, Fetcher, Library};
 use zmachine_machine::bytes::Human;
 use zmachine_machine::{Class, Failure};
 
@@ -79,8 +79,7 @@ fn credentials() -> Result<Credentials, Failure> {
 
 /// A fetcher for the blocks of a flist, from `stores` or from its own.
 fn fetcher(flist: &Flist, stores: &[String]) -> Result<Fetcher, Failure> {
-    let cache = BlockCache::open(&context::home()?.data().join("blocks"))
-        .map_err(|e| Failure::from_error(Class::Failed, &e))?;
+    let cache = Library::open(context::home()?.data())?.cache().clone();
     let options = FetchOptions {
         stores: stores.to_vec(),
         credentials: credentials()?,

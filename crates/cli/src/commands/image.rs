@@ -1,8 +1,10 @@
 //! `zmachine image`.
 
 use std::env;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use zmachine_image::cache::Adopted;
 use zmachine_image::{ImageKind, ImageName, Library, PullPolicy, Reference};
 use zmachine_machine::bytes::{self, Human};
 use zmachine_machine::{Class, Failure};
@@ -24,12 +26,19 @@ struct Row {
 
 /// Pulls, lists and removes images.
 pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
+    if let ImageCommand::Cache {
+        shared: Some(folder), ..
+    } = &command
+    {
+        // A home whose shared cache is not there can leave it.
+        share(folder)?;
+    }
     let library = Library::open(context::home()?.data())?;
     match command {
         ImageCommand::Pull { name, blocks } => pull(&library, &name, blocks),
         ImageCommand::Ls { quiet, output } => list(&library, quiet, output),
         ImageCommand::Prune { output } => prune(output),
-        ImageCommand::Cache { limit, output } => cache(&library, limit.as_deref(), output),
+        ImageCommand::Cache { limit, output, .. } => cache(&library, limit.as_deref(), output),
         ImageCommand::Hints { image } => hints(&library, &image),
         ImageCommand::Rm { names } => each(&names, |name| Ok(library.remove_name(&image_name(name)?)?)),
     }
@@ -83,7 +92,38 @@ fn prune(format: Format) -> Result<u8, Failure> {
             Human(report.bytes)
         ))?,
     }
+    forgotten(&report.forgotten);
     Ok(0)
+}
+
+/// Says which homes a shared cache does not regard any more.
+fn forgotten(homes: &[PathBuf]) {
+    for home in homes {
+        eprintln!(
+            "warning: the home {} is gone: the cache it shared has forgotten it",
+            home.display()
+        );
+    }
+}
+
+/// Lets the home share a cache, or have its own.
+fn share(folder: &Path) -> Result<(), Failure> {
+    let folder = (folder != Path::new("none")).then(|| env::current_dir().map(|dir| dir.join(folder)));
+    let shared = context::engine()?.share_cache(folder.transpose()?.as_deref())?;
+    if let Some(limit) = shared.lost_limit {
+        let limit = Human(limit);
+        eprintln!("warning: the limit of this home's own cache, {limit}, counts no longer: the shared one has its own");
+    }
+    let Adopted { blocks, damaged } = shared.adopted;
+    if blocks > 0 {
+        eprintln!("{blocks} blocks moved into the shared cache");
+    }
+    if damaged > 0 {
+        eprintln!(
+            "warning: {damaged} files of the home's own cache were not the blocks they should be, and were removed"
+        );
+    }
+    Ok(())
 }
 
 fn cache(library: &Library, limit: Option<&str>, format: Format) -> Result<u8, Failure> {
@@ -102,8 +142,19 @@ fn cache(library: &Library, limit: Option<&str>, format: Format) -> Result<u8, F
             let limit = usage
                 .limit
                 .map_or_else(|| "none".to_owned(), |limit| Human(limit).to_string());
-            let row = vec![usage.blocks.to_string(), Human(usage.bytes).to_string(), limit];
-            output::table(&["BLOCKS", "SIZE", "LIMIT"], &[row])?;
+            let homes: Vec<String> = usage.homes.iter().map(|home| home.display().to_string()).collect();
+            let row = vec![
+                usage.blocks.to_string(),
+                Human(usage.bytes).to_string(),
+                limit,
+                usage.folder.display().to_string(),
+                if homes.is_empty() {
+                    "-".to_owned()
+                } else {
+                    homes.join(", ")
+                },
+            ];
+            output::table(&["BLOCKS", "SIZE", "LIMIT", "FOLDER", "SHARED BY"], &[row])?;
         }
     }
     Ok(0)
@@ -114,6 +165,7 @@ fn trim() -> Result<(), Failure> {
     let Some(report) = context::engine()?.trim_cache()? else {
         return Ok(());
     };
+    forgotten(&report.forgotten);
     if report.blocks > 0 {
         let (blocks, size) = (report.blocks, Human(report.bytes));
         eprintln!("warning: {blocks} blocks removed for the cache's limit, {size}");

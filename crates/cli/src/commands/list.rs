@@ -1,9 +1,11 @@
 //! `ps` and `inspect`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use zmachine_image::Library;
 use zmachine_machine::bytes::Human;
 use zmachine_machine::catalog::Machine;
 use zmachine_machine::shown::without_credentials;
@@ -107,6 +109,8 @@ struct Inspection {
     kind: &'static str,
     directory: String,
     log: String,
+    /// Where the blocks of its image are kept, when that can be told.
+    block_cache: Option<PathBuf>,
     /// What stands around each of its processes, while it runs.
     walls: BTreeMap<&'static str, String>,
     state: State,
@@ -135,6 +139,8 @@ fn walls(machine: &Machine) -> BTreeMap<&'static str, String> {
 /// Shows everything about machines.
 pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure> {
     let mut all = Vec::new();
+    let library = Library::open(engine.home().data());
+    let block_cache = library.map(|library| library.cache().directory().to_owned()).ok();
     for name in &args.names.names {
         let machine = engine.machine(name)?;
         if args.spec {
@@ -146,6 +152,7 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure
             name: machine.spec.name.clone(),
             kind: machine.state.kind.word(),
             directory: machine.dir.display().to_string(),
+            block_cache: block_cache.clone(),
             walls: walls(&machine),
             log: log::path(&machine.dir).display().to_string(),
             plan: machine.plan()?,

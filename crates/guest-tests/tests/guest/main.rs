@@ -24,6 +24,7 @@ mod recorded;
 mod root;
 mod rootless;
 mod safety;
+mod shared_cache;
 mod shares;
 mod streams;
 mod support;

@@ -6,6 +6,7 @@ use thiserror::Error;
 use zmachine_flist::{OpenError, StartupError};
 use zmachine_sys::file::FileError;
 
+use super::share::ShareError;
 use crate::cache::CacheError;
 use crate::facts::KindError;
 use crate::fetch::FetchError;
@@ -51,7 +52,7 @@ pub enum ResolveError {
         /// What is wrong.
         source: OpenError,
     },
-    /// The limit of the block cache was written by a newer program.
+    /// What is said about the block cache was written by a newer program.
     #[error("{} has version {found}, which this zmachine does not know", path.display())]
     LimitVersion {
         /// The file.
@@ -129,6 +130,9 @@ pub enum ResolveError {
     /// The block cache can not be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The block cache that homes share can not be used so.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// A file of the library, or the flist that was named, can not be used.
     #[error(transparent)]
     File(#[from] FileError),
@@ -158,6 +162,20 @@ impl ResolveError {
         )
     }
 
+    /// Whether it may go when others are done (exit code 4).
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, ResolveError::Share(ShareError::Busy { .. }))
+    }
+
+    /// Whether something was asked for that makes no sense (exit code 2).
+    pub fn is_usage(&self) -> bool {
+        use ShareError::{InAHome, NotACache, Writable};
+        matches!(
+            self,
+            ResolveError::Share(NotACache { .. } | InAHome { .. } | Writable { .. })
+        )
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -180,11 +198,13 @@ impl ResolveError {
             ResolveError::Fetch { source, .. } => source.hint(),
             ResolveError::TooNew { .. } => Some("use that version, or remove the image and pull it again".into()),
             ResolveError::Altered { .. } => Some("remove the image with `zmachine image rm` and pull it again".into()),
-            ResolveError::LimitVersion { .. } => {
-                Some("use the zmachine that wrote it, or set it again with `zmachine image cache --limit SIZE`".into())
-            }
+            ResolveError::LimitVersion { .. } => Some(
+                "use the zmachine that wrote it; without the file, the home has a cache of its own without a limit"
+                    .into(),
+            ),
             ResolveError::Credentials(source) => Some(source.hint()),
             ResolveError::Cache(source) => source.hint(),
+            ResolveError::Share(source) => Some(source.hint()),
             ResolveError::File(_) => None,
         }
     }

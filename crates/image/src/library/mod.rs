@@ -8,8 +8,8 @@
 //! images/refs/<name>              symbolic link to ../<digest>
 //! images/urls/<hex>.json          which image a URL led to (module `origin`)
 //! images/.new-*                   under construction (module `staging`)
-//! images/.lock, images/.use, images/.trim
-//! cache.json                      the limit of the block cache (module `trim`)
+//! images/.lock, images/.use, images/.trim, images/.place
+//! cache.json                      where the block cache is, and its limit (module `place`)
 //! ```
 //!
 //! Invariants: `images/<digest>` appears by a rename, when flist and record are complete, synced and checked; it is never
@@ -18,8 +18,11 @@
 
 mod error;
 mod origin;
+mod place;
 mod prune;
 mod record;
+mod share;
+mod sharers;
 mod sniff;
 mod staging;
 mod trim;
@@ -42,8 +45,10 @@ use crate::reference::{ImageName, Reference};
 use crate::store::{CREDENTIALS_FILE, Credentials, StoreError, agent, classify, redact};
 pub use error::ResolveError;
 use origin::Origin;
+use place::Place;
 pub use prune::{Prune, PruneReport, hold_images};
 use record::{Record, StartupRecord};
+pub use share::{ShareChange, ShareError, blocks_directory};
 use sniff::{SNIFF_LEN, sniff};
 use staging::{Received, Staging, clear_leftovers, hasher, stream};
 pub use trim::{CacheUsage, TrimReport};
@@ -121,22 +126,31 @@ pub struct ListedImage {
 #[derive(Debug, Clone)]
 pub struct Library {
     images: PathBuf,
+    place: Place,
     cache: BlockCache,
     options: FetchOptions,
 }
 
 impl Library {
-    /// Opens the library of `home`, making what is missing and clearing what crashed processes left under construction.
+    /// Opens the library of `home`, making what is missing and clearing what crashed processes left under construction. A home
+    /// whose shared cache does not know it (it was moved) comes to it again.
     ///
     /// # Errors
-    /// When the directories can not be made or read.
+    /// When the directories can not be made or read, or a shared cache not be used.
     pub fn open(home: &Path) -> Result<Library, ResolveError> {
         let images = home.join("images");
         file::make_dirs(&images.join("refs"))?;
         clear_leftovers(&images)?;
+        let place = Place::of(home)?;
+        place.check()?;
+        if !sharers::is_in(&place) {
+            let _alone = FileLock::exclusive(&place.lock())?;
+            sharers::add(&place)?;
+        }
         Ok(Library {
             images,
-            cache: BlockCache::open(&home.join("blocks"))?,
+            cache: BlockCache::open(&place.blocks())?,
+            place,
             options: FetchOptions::default(),
         })
     }
@@ -145,6 +159,22 @@ impl Library {
     #[must_use]
     pub fn with_fetch_options(self, options: FetchOptions) -> Library {
         Library { options, ..self }
+    }
+
+    /// The homes that share the block cache with this one, itself included; none when it has its own.
+    ///
+    /// # Errors
+    /// When the list of them can not be read.
+    pub fn homes(&self) -> Result<Vec<PathBuf>, ResolveError> {
+        sharers::list(&self.place)
+    }
+
+    /// The images of another home of the cache, which must be there.
+    fn of_other(&self, home: &Path) -> Library {
+        Library {
+            images: home.join("images"),
+            ..self.clone()
+        }
     }
 
     /// The block cache of the home.
@@ -314,7 +344,7 @@ impl Library {
     /// # Errors
     /// When there is no such image, or the name can not be written.
     pub fn set_name(&self, name: &ImageName, digest: &Digest) -> Result<(), ResolveError> {
-        if !self.place(digest).is_dir() {
+        if !self.place_of(digest).is_dir() {
             return Err(unknown(digest));
         }
         let refs = self.images.join("refs");
@@ -346,7 +376,7 @@ impl Library {
     /// # Errors
     /// [`ResolveError::UnknownDigest`], or when it can not be removed.
     pub fn remove(&self, digest: &Digest) -> Result<(), ResolveError> {
-        let place = self.place(digest);
+        let place = self.place_of(digest);
         if !place.is_dir() {
             return Err(unknown(digest));
         }
@@ -364,7 +394,7 @@ impl Library {
         let mut listed = Vec::new();
         for name in names_in(&self.images)? {
             let Ok(digest) = name.parse::<Digest>() else { continue };
-            let record = Record::read(&self.place(&digest).join("image.json"));
+            let record = Record::read(&self.place_of(&digest).join("image.json"));
             listed.push(ListedImage {
                 digest,
                 names: self.names_of(&digest)?,
@@ -401,13 +431,13 @@ impl Library {
         Ok(names)
     }
 
-    fn place(&self, digest: &Digest) -> PathBuf {
+    fn place_of(&self, digest: &Digest) -> PathBuf {
         self.images.join(digest.to_string())
     }
 
     /// An image that is here; `reference` names it in errors.
     fn image(&self, digest: &Digest, mode: Mode, reference: &str) -> Result<Image, ResolveError> {
-        let directory = self.place(digest);
+        let directory = self.place_of(digest);
         if !directory.is_dir() {
             return Err(unknown(digest));
         }
@@ -442,7 +472,7 @@ impl Asked<'_> {
         let head = head_of(path)?;
         self.refuse_foreign(&head)?;
         let digest = digest_of_file(path, &self.shown)?;
-        if self.library.place(&digest).is_dir() {
+        if self.library.place_of(&digest).is_dir() {
             return self.library.image(&digest, self.mode, &self.shown);
         }
         let staging = Staging::new(&self.library.images)?;
@@ -485,7 +515,7 @@ impl Asked<'_> {
     fn url(&self, url: &str, policy: PullPolicy) -> Result<Image, ResolveError> {
         let origin = Origin::read(&self.library.images, url)?;
         let known = origin.and_then(|origin| Some((origin.digest.parse::<Digest>().ok()?, origin)));
-        let known = known.filter(|(digest, _)| self.library.place(digest).is_dir());
+        let known = known.filter(|(digest, _)| self.library.place_of(digest).is_dir());
         match (&known, policy) {
             (Some((digest, _)), PullPolicy::Missing | PullPolicy::Never) => {
                 self.library.image(digest, self.mode, &self.shown)
@@ -548,7 +578,7 @@ impl Asked<'_> {
     /// Checks the staged flist, finds out what it is, and gives it its place. `original` is where it was copied from.
     fn admit(&self, staging: Staging, received: &Received, original: Option<&Path>) -> Result<Image, ResolveError> {
         let digest = to_digest(&received.digest);
-        let place = self.library.place(&digest);
+        let place = self.library.place_of(&digest);
         if place.is_dir() {
             return self.library.image(&digest, self.mode, &self.shown);
         }

@@ -3,6 +3,7 @@
 //! ```text
 //! images/.use     held shared by who resolves an image for a machine or a name, until that is written; exclusively here
 //! ```
+//! Homes that share the cache keep all their images, and all blocks of these.
 
 use std::collections::HashSet;
 use std::fs;
@@ -15,13 +16,14 @@ use zmachine_flist::Digest;
 use zmachine_sys::file;
 use zmachine_sys::lock::FileLock;
 
+use super::sharers::{Removal, unreadable};
 use super::{Library, ResolveError};
 
 /// How long those are waited for who resolve images right now.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What was removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PruneReport {
     /// Images.
     pub images: u64,
@@ -29,13 +31,17 @@ pub struct PruneReport {
     pub blocks: u64,
     /// What both had on disk, in bytes.
     pub bytes: u64,
+    /// Homes that shared the cache and are gone from disk.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub forgotten: Vec<PathBuf>,
 }
 
-/// The right to prune; nobody resolves an image for a machine meanwhile.
+/// The right to prune; nobody resolves an image for a machine meanwhile, in any home of the cache.
 #[derive(Debug)]
 pub struct Prune<'a> {
     library: &'a Library,
-    _lock: FileLock,
+    removal: Removal,
+    _uses: Vec<FileLock>,
 }
 
 /// Keeps everything in the library of `home` until the value is dropped: an image that was just resolved has neither name
@@ -50,31 +56,63 @@ pub fn hold_images(home: &Path) -> Result<FileLock, ResolveError> {
 }
 
 impl Library {
-    /// Waits until nobody resolves an image for a machine; `None` when somebody still does after half a minute.
+    /// Waits until nobody resolves an image for a machine; `None` when somebody still does after half a minute, or removes
+    /// blocks.
     ///
     /// # Errors
-    /// When the lock can not be had.
+    /// When a lock can not be had, or a home that shares the cache not be read.
     pub fn begin_prune(&self) -> Result<Option<Prune<'_>>, ResolveError> {
-        let lock = FileLock::exclusive_within(&self.images.join(".use"), PATIENCE)?;
-        Ok(lock.map(|lock| Prune {
+        let Some(removal) = Removal::begin(&self.place, PATIENCE)? else {
+            return Ok(None);
+        };
+        let mut uses = Vec::new();
+        for home in [&self.place.home].into_iter().chain(&removal.others) {
+            let lock = FileLock::exclusive_within(&home.join("images/.use"), PATIENCE);
+            match lock.map_err(|e| unreadable(home)(e.into()))? {
+                Some(lock) => uses.push(lock),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(Prune {
             library: self,
-            _lock: lock,
+            removal,
+            _uses: uses,
         }))
     }
 }
 
 impl Prune<'_> {
-    /// Removes images without a name that are not in `used`, then the blocks that no remaining image has.
+    /// Removes images without a name that are not in `used` of this home, then the blocks that no remaining image has, in any home of
+    /// the cache. `used` gives the images of a home's machines.
     ///
     /// # Errors
-    /// When an image that stays can not be read: its blocks would be taken for nobody's. Nothing else is removed then.
-    pub fn run(self, used: &HashSet<Digest>) -> Result<PruneReport, ResolveError> {
+    /// When an image that stays can not be read, or a home of the cache: its blocks would be taken for nobody's. Nothing else
+    /// is removed then.
+    pub fn run<E: From<ResolveError>>(
+        self,
+        used: impl Fn(&Path) -> Result<HashSet<Digest>, E>,
+    ) -> Result<PruneReport, E> {
         let library = self.library;
-        let mut report = PruneReport::default();
         let mut kept: HashSet<PathBuf> = HashSet::new();
+        for home in &self.removal.others {
+            // What cannot be told of its machines is a reason to keep everything, although its images are kept anyway.
+            used(home)?;
+            kept.extend(library.of_other(home).all_block_paths().map_err(unreadable(home))?);
+        }
+        let used = used(&library.place.home)?;
+        Ok(self.remove(&used, kept)?)
+    }
+
+    /// The same with the blocks that other homes need.
+    fn remove(self, used: &HashSet<Digest>, mut kept: HashSet<PathBuf>) -> Result<PruneReport, ResolveError> {
+        let library = self.library;
+        let mut report = PruneReport {
+            forgotten: self.removal.forgotten,
+            ..PruneReport::default()
+        };
         let mut unused = Vec::new();
         for image in library.list()? {
-            let place = library.place(&image.digest);
+            let place = library.place_of(&image.digest);
             if image.names.is_empty() && !used.contains(&image.digest) {
                 unused.push(place);
                 continue;

@@ -1,39 +1,32 @@
 //! A limit for the block cache, and what is removed when it is over it.
 //!
-//! ```text
-//! cache.json      {"version":1,"limit":BYTES}; missing: the cache may grow as long as its disk does
-//! images/.trim    held by the one process that removes blocks for the limit
-//! ```
 //! The blocks that were not read for the longest time go first (the access time of their files, which
 //! [`BlockCache::get`](crate::BlockCache::get) keeps to ten minutes on any mount). Those of images that the caller names
-//! stay whatever the limit is: a running machine whose store is gone has nothing else.
+//! stay whatever the limit is: a running machine whose store is gone has nothing else. A cache that homes share has one limit
+//! ([`super::place`]), and the images are those of all of them.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use zmachine_flist::Digest;
-use zmachine_sys::file;
-use zmachine_sys::lock::FileLock;
 
+use super::sharers::{Removal, unreadable};
 use super::{Library, ResolveError, open_flist};
 use crate::cache::CachedBlock;
-
-const VERSION: u32 = 1;
 
 /// How full the cache is afterwards, in percent of its limit: room for what comes next, or every new block would
 /// have the whole cache listed again.
 const FILL: u64 = 90;
 
-#[derive(Debug, Serialize, Deserialize)]
-struct LimitFile {
-    version: u32,
-    limit: u64,
-}
-
 /// How much the cache holds, and may.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct CacheUsage {
+    /// Where they are.
+    pub folder: PathBuf,
+    /// The homes that share it; none for a home's own.
+    pub homes: Vec<PathBuf>,
     /// Blocks.
     pub blocks: u64,
     /// What they have on disk, in bytes.
@@ -43,7 +36,7 @@ pub struct CacheUsage {
 }
 
 /// What was removed for the limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct TrimReport {
     /// Blocks.
     pub blocks: u64,
@@ -51,50 +44,29 @@ pub struct TrimReport {
     pub bytes: u64,
     /// By how many bytes the cache is still over its limit: all of it is needed by running machines.
     pub over: u64,
+    /// Homes that shared the cache and are gone from disk.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub forgotten: Vec<PathBuf>,
 }
 
 impl Library {
-    fn limit_path(&self) -> PathBuf {
-        self.images.with_file_name("cache.json")
-    }
-
     /// The most the block cache may have on disk, in bytes.
     ///
     /// # Errors
     /// When the file that says so can not be read.
     pub fn cache_limit(&self) -> Result<Option<u64>, ResolveError> {
-        let path = self.limit_path();
-        match file::read_json::<LimitFile>(&path) {
-            Ok(found) if found.version == VERSION => Ok(Some(found.limit)),
-            Ok(found) => Err(ResolveError::LimitVersion {
-                path,
-                found: found.version,
-            }),
-            Err(e) if e.is_not_found() => Ok(None),
-            Err(e) => Err(e.into()),
-        }
+        self.place.limit()
     }
 
-    /// Sets the limit, or takes it away; removes nothing.
+    /// Sets the limit, for all homes of the cache, or takes it away; removes nothing.
     ///
     /// # Errors
     /// When it can not be written.
     pub fn set_cache_limit(&self, limit: Option<u64>) -> Result<(), ResolveError> {
-        let path = self.limit_path();
-        match limit {
-            Some(limit) => file::replace_json(
-                &path,
-                &LimitFile {
-                    version: VERSION,
-                    limit,
-                },
-            )?,
-            None => file::remove_if_there(&path)?,
-        }
-        Ok(())
+        self.place.set_limit(limit)
     }
 
-    /// How much the block cache holds, and may.
+    /// How much the block cache holds, and may, and who shares it.
     ///
     /// # Errors
     /// When it can not be listed.
@@ -102,31 +74,56 @@ impl Library {
         let limit = self.cache_limit()?;
         let blocks = self.cache.list()?;
         Ok(CacheUsage {
+            folder: self.cache.directory().to_owned(),
+            homes: self.homes()?,
             blocks: blocks.len() as u64,
             bytes: blocks.iter().map(|block| block.bytes).sum(),
             limit,
         })
     }
 
-    /// Removes the blocks that were not read for the longest time when the cache is over its limit, those of the images
-    /// `pinned` never. `None` when there is no limit, or another process is at it.
+    /// Removes the blocks that were not read for the longest time when the cache is over its limit, never those of the images that
+    /// `pinned` gives for each home of the cache. `None` when there is no limit, or another process is at it.
     ///
     /// # Errors
-    /// When the cache can not be listed, or an image of `pinned` not be read: nothing is removed then.
-    pub fn trim_cache(&self, pinned: &HashSet<Digest>) -> Result<Option<TrimReport>, ResolveError> {
+    /// When the cache can not be listed, or a home of it, or an image of `pinned`, not be read: nothing is removed then.
+    pub fn trim_cache<E: From<ResolveError>>(
+        &self,
+        pinned: impl Fn(&Path) -> Result<HashSet<Digest>, E>,
+    ) -> Result<Option<TrimReport>, E> {
         let Some(limit) = self.cache_limit()? else {
             return Ok(None);
         };
-        let Some(_lock) = FileLock::try_exclusive(&self.images.join(".trim"))? else {
+        let Some(removal) = Removal::begin(&self.place, Duration::ZERO)? else {
             return Ok(None);
         };
-        let mut blocks = self.cache.list()?;
+        let blocks = self.cache.list().map_err(ResolveError::from)?;
+        let total: u64 = blocks.iter().map(|block| block.bytes).sum();
+        let mut kept = HashSet::new();
+        if total > limit {
+            kept.extend(self.paths_of(&pinned(&self.place.home)?)?);
+            for home in &removal.others {
+                let paths = self.of_other(home).paths_of(&pinned(home)?);
+                kept.extend(paths.map_err(unreadable(home))?);
+            }
+        }
+        let mut report = self.remove_oldest(blocks, &kept, limit)?;
+        report.forgotten = removal.forgotten;
+        Ok(Some(report))
+    }
+
+    /// Removes the oldest of `blocks`, but none of `kept`, when they are over the limit.
+    fn remove_oldest(
+        &self,
+        mut blocks: Vec<CachedBlock>,
+        kept: &HashSet<PathBuf>,
+        limit: u64,
+    ) -> Result<TrimReport, ResolveError> {
         let mut total: u64 = blocks.iter().map(|block| block.bytes).sum();
         let mut report = TrimReport::default();
         if total <= limit {
-            return Ok(Some(report));
+            return Ok(report);
         }
-        let kept = self.paths_of(pinned)?;
         blocks.retain(|block| !kept.contains(&block.path));
         blocks.sort_by_key(|block| block.last_used);
         for CachedBlock { path, bytes, .. } in blocks {
@@ -139,7 +136,7 @@ impl Library {
             report.bytes += bytes;
         }
         report.over = total.saturating_sub(limit);
-        Ok(Some(report))
+        Ok(report)
     }
 
     /// Where the blocks of `images` are or would be.
@@ -151,9 +148,15 @@ impl Library {
         Ok(paths)
     }
 
+    /// Where the blocks of all images are or would be.
+    pub(super) fn all_block_paths(&self) -> Result<HashSet<PathBuf>, ResolveError> {
+        let digests = self.list()?.into_iter().map(|image| image.digest);
+        self.paths_of(&digests.collect())
+    }
+
     /// Where the blocks of the image are or would be in the cache.
     pub(super) fn block_paths(&self, digest: &Digest) -> Result<Vec<PathBuf>, ResolveError> {
-        let path = self.place(digest).join("image.fl");
+        let path = self.place_of(digest).join("image.fl");
         let flist = open_flist(&path, &path.display().to_string())?;
         let blocks = flist.tree.unique_blocks();
         Ok(blocks.iter().map(|block| self.cache.path_of(block)).collect())

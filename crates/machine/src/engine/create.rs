@@ -513,6 +513,8 @@ impl From<ResolveError> for Failure {
         let class = match () {
             () if error.is_not_found() => Class::NotFound,
             () if error.is_fetch_failure() => Class::Fetch,
+            () if error.is_conflict() => Class::Conflict,
+            () if error.is_usage() => Class::Usage,
             () => Class::Failed,
         };
         Failure::from_error(class, &error).hint(error.hint().unwrap_or_default())

@@ -26,6 +26,7 @@ use zmachine_network::Networks;
 pub use self::create::CreateOptions;
 pub use self::history::History;
 pub(crate) use self::prune::trim_cache;
+pub use self::prune::{Shared, describe_cache};
 pub use self::start::Starting;
 use crate::catalog::{self, Machine};
 use crate::failure::Failure;

@@ -1,10 +1,12 @@
 //! Removing images and blocks that no machine needs.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use zmachine_flist::Digest;
 use zmachine_image::Library;
-use zmachine_image::library::{PruneReport, TrimReport};
+use zmachine_image::cache::Adopted;
+use zmachine_image::library::{PruneReport, ShareChange, TrimReport};
 
 use super::Engine;
 use crate::catalog::{self, Machine};
@@ -12,39 +14,100 @@ use crate::failure::{Class, Failure};
 use crate::home::Home;
 
 impl Engine {
-    /// Removes images without a name that no machine uses, and the blocks that no image has.
+    /// Removes images without a name that no machine uses, and the blocks that no image has, of this home or another one with
+    /// the same cache.
     ///
     /// # Errors
     /// When a machine is being created all the time, or the state of one can not be read: what it needs is not known then.
     pub fn prune_images(&self) -> Result<PruneReport, Failure> {
         let library = Library::open(self.home.data())?;
         let Some(prune) = library.begin_prune()? else {
-            return Err(
-                Failure::new(Class::Conflict, "a machine is being created, or an image pulled")
-                    .hint("try again when that is done"),
-            );
+            let busy = "a machine is being created, an image pulled, or another command removes blocks";
+            return Err(Failure::new(Class::Conflict, busy).hint("try again when that is done"));
         };
-        Ok(prune.run(&images_of(&self.home, |_| true)?)?)
+        prune.run(|home| images_of_home(&self.home, home, |_| true))
     }
 
-    /// Removes the least recently used blocks when the cache is over its limit, but none that an active machine may read.
-    /// `None` when there is no limit, or another process is at it.
+    /// Removes the least recently used blocks when the cache is over its limit, but none that an active machine may read,
+    /// of any home with this cache. `None` when there is no limit, or another process is at it.
     ///
     /// # Errors
     /// When the state of a machine can not be read, or the cache not be listed; nothing is removed then.
     pub fn trim_cache(&self) -> Result<Option<TrimReport>, Failure> {
         trim_cache(&self.home)
     }
+
+    /// Lets this home share the block cache in `folder` with others, or have its own (`None`). The blocks of its own come along.
+    ///
+    /// # Errors
+    /// When a machine runs, the folder can not be used, or a block not be moved.
+    pub fn share_cache(&self, folder: Option<&Path>) -> Result<Shared, Failure> {
+        let change = ShareChange::begin(self.home.data(), folder)?;
+        if change.is_change() {
+            for id in catalog::ids(&self.home)? {
+                let machine = Machine::load(&self.home, &id)?;
+                if machine.state.phase.is_active() {
+                    let message = format!("machine '{}' runs with the block cache as it is", machine.spec.name);
+                    return Err(Failure::new(Class::Conflict, message).hint("stop all machines of this home first"));
+                }
+            }
+        }
+        Ok(Shared {
+            lost_limit: change.lost_limit(),
+            adopted: change.make()?,
+        })
+    }
+}
+
+/// What [`Engine::share_cache`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shared {
+    /// The limit of the home's own cache, which does not count any more.
+    pub lost_limit: Option<u64>,
+    /// The blocks that the home brought along.
+    pub adopted: Adopted,
+}
+
+/// Where the blocks of `home` are and who shares them, in one line.
+///
+/// # Errors
+/// When they can not be used; or when a home that shares them can not be read, so that none may be removed.
+pub fn describe_cache(home: &Home) -> Result<String, Failure> {
+    let library = Library::open(home.data())?;
+    let homes = library.homes()?;
+    let folder = library.cache().directory().display();
+    if homes.is_empty() {
+        return Ok(folder.to_string());
+    }
+    for other in homes.iter().filter(|other| other.exists()) {
+        images_of_home(home, other, |_| true)?;
+    }
+    let homes: Vec<String> = homes.iter().map(|home| home.display().to_string()).collect();
+    Ok(format!("{folder}, shared by {}", homes.join(" and ")))
 }
 
 /// See [`Engine::trim_cache`].
 pub(crate) fn trim_cache(home: &Home) -> Result<Option<TrimReport>, Failure> {
     let library = Library::open(home.data())?;
-    if library.cache_limit()?.is_none() {
-        return Ok(None);
+    library.trim_cache(|other| images_of_home(home, other, |machine| machine.state.phase.is_active()))
+}
+
+/// The images of the machines that `is_meant`, of the home in `folder`: this one or another one with the same cache.
+fn images_of_home(own: &Home, folder: &Path, is_meant: impl Fn(&Machine) -> bool) -> Result<HashSet<Digest>, Failure> {
+    if own.is_in(folder) {
+        return images_of(own, is_meant);
     }
-    let pinned = images_of(home, |machine| machine.state.phase.is_active())?;
-    Ok(library.trim_cache(&pinned)?)
+    let images = Home::of_others(folder).and_then(|other| images_of(&other, is_meant));
+    images.map_err(|failure| {
+        let why = format!(
+            "no block was removed: the home {} has the same cache and can not be read",
+            folder.display()
+        );
+        failure.context(why).hint(format!(
+            "mend it; or, if nobody needs it any more, remove the folder {}: it is forgotten then",
+            folder.display()
+        ))
+    })
 }
 
 /// The images of the machines that `is_meant`.
@@ -69,4 +132,133 @@ fn images_of(home: &Home, is_meant: impl Fn(&Machine) -> bool) -> Result<HashSet
         images.insert(digest.map_err(|_| unknown(Failure::new(Class::Failed, format!("'{image}' is no digest"))))?);
     }
     Ok(images)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::engine::AbortAt;
+
+    const ID: &str = "5c28ffaff6fe";
+
+    /// Homes `a` and `b` with one cache.
+    struct House(tempfile::TempDir);
+
+    impl House {
+        fn new() -> House {
+            let house = House(tempfile::tempdir().unwrap());
+            for home in ["a", "b"] {
+                house.engine(home).share_cache(Some(&house.path("cache"))).unwrap();
+            }
+            house
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().canonicalize().unwrap().join(name)
+        }
+
+        fn engine(&self, home: &str) -> Engine {
+            let home = Home::open(&self.path(home), &self.path(home).join("run")).unwrap();
+            Engine::new(home, PathBuf::new(), AbortAt::default())
+        }
+
+        /// A machine of the home as it was written yesterday, in a phase.
+        fn machine(&self, home: &str, phase: &str) {
+            let dir = self.path(home).join("machines").join(ID);
+            fs::create_dir_all(&dir).unwrap();
+            let state = include_str!("../../tests/golden/state-v1.json");
+            let state = state.replace(
+                r#""phase":"stopped","exit":{"code":3}"#,
+                &format!(r#""phase":"{phase}""#),
+            );
+            fs::write(dir.join("state.json"), state).unwrap();
+            fs::write(dir.join("spec.json"), include_str!("../../tests/golden/spec-v1.json")).unwrap();
+            fs::write(dir.join("plan.json"), include_str!("../../tests/golden/plan-v1.json")).unwrap();
+        }
+
+        /// Puts a block that no image has into the cache.
+        fn insert(&self, bytes: &[u8]) -> PathBuf {
+            let cache = Library::open(&self.path("a")).unwrap().cache().clone();
+            let (block, _) = zmachine_flist::BlockRef::seal(bytes);
+            cache.insert(&block, bytes).unwrap();
+            cache.path_of(&block)
+        }
+    }
+
+    #[test]
+    fn a_machine_of_another_home_that_can_not_be_read_stops_the_removal_of_blocks() {
+        let house = House::new();
+        let block = house.insert(b"of nobody");
+        Library::open(&house.path("a"))
+            .unwrap()
+            .set_cache_limit(Some(1))
+            .unwrap();
+        house.machine("b", "running");
+        let spec = house.path("b/machines").join(ID).join("spec.json");
+        fs::write(&spec, "{").unwrap();
+        let engine = house.engine("a");
+        let failures = [engine.prune_images().unwrap_err(), engine.trim_cache().unwrap_err()];
+        let doctor = describe_cache(engine.home()).unwrap_err();
+        for failure in failures.into_iter().chain([doctor]) {
+            let text = failure.to_string();
+            let home = house.path("b").display().to_string();
+            assert!(text.contains(&home) && text.contains(ID), "{text}");
+            assert!(failure.hint.is_some_and(|hint| hint.contains(&home)), "{text}");
+            assert!(block.exists());
+        }
+        // A home of a newer program might need any block.
+        fs::remove_dir_all(spec.parent().unwrap()).unwrap();
+        fs::write(house.path("b/format"), r#"{"version":9}"#).unwrap();
+        let failure = engine.prune_images().unwrap_err();
+        assert!(
+            failure.to_string().contains("format version 9") && block.exists(),
+            "{failure}"
+        );
+        fs::remove_dir_all(house.path("b")).unwrap();
+        let report = engine.prune_images().unwrap();
+        assert_eq!((report.forgotten, report.blocks), (vec![house.path("b")], 1));
+        assert!(!block.exists());
+    }
+
+    #[test]
+    fn what_an_active_machine_of_any_home_uses_is_asked_for_before_blocks_go() {
+        let house = House::new();
+        let block = house.insert(b"of nobody");
+        Library::open(&house.path("a"))
+            .unwrap()
+            .set_cache_limit(Some(1))
+            .unwrap();
+        house.machine("b", "running");
+        // Its image is not there, so nobody can say which blocks it needs.
+        let failure = house.engine("a").trim_cache().unwrap_err();
+        assert!(
+            failure.to_string().contains(&house.path("b").display().to_string()),
+            "{failure}"
+        );
+        assert!(block.exists());
+        house.machine("b", "created");
+        let report = house.engine("a").trim_cache().unwrap().unwrap();
+        assert_eq!((report.blocks, report.over), (1, 0));
+    }
+
+    #[test]
+    fn the_cache_of_a_home_with_an_active_machine_stays_where_it_is() {
+        let house = House::new();
+        house.machine("a", "running");
+        let engine = house.engine("a");
+        for folder in [None, Some(house.path("other"))] {
+            let failure = engine.share_cache(folder.as_deref()).unwrap_err();
+            assert_eq!(failure.class, Class::Conflict, "{failure}");
+        }
+        engine.share_cache(Some(&house.path("cache"))).unwrap();
+        house.machine("a", "created");
+        engine.share_cache(None).unwrap();
+        assert_eq!(
+            describe_cache(engine.home()).unwrap(),
+            house.path("a/blocks").display().to_string()
+        );
+    }
 }

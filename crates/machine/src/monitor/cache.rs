@@ -1,8 +1,9 @@
 //! Keeping the block cache within its limit while machines fill it.
 //!
-//! Every monitor looks once a minute; the library sees to it that one of them does the work. A cache can be over its
+//! Every monitor looks once a minute; the library sees to it that one of them does the work, of all homes of a cache. A cache can be over its
 //! limit by what all machines fetch in that minute.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use zmachine_image::library::TrimReport;
@@ -37,17 +38,53 @@ pub(super) fn start(home: Home, log: SharedLog) {
 
 /// What of it belongs into the machine's log.
 fn describe(trimmed: Result<Option<TrimReport>, Failure>) -> Option<String> {
-    match trimmed {
-        Ok(None) => None,
-        Ok(Some(TrimReport { over, .. })) if over > 0 => Some(format!(
+    let report = match trimmed {
+        Ok(report) => report?,
+        Err(failure) => return Some(format!("the block cache can not be kept within its limit: {failure}")),
+    };
+    let mut said = Vec::new();
+    if report.over > 0 {
+        said.push(format!(
             "the block cache is over its limit by {}: running machines need what is in it",
-            Human(over)
-        )),
-        Ok(Some(TrimReport { blocks: 0, .. })) => None,
-        Ok(Some(TrimReport { blocks, bytes, .. })) => Some(format!(
-            "the block cache was over its limit: {blocks} blocks removed, {}",
-            Human(bytes)
-        )),
-        Err(failure) => Some(format!("the block cache can not be kept within its limit: {failure}")),
+            Human(report.over)
+        ));
+    } else if report.blocks > 0 {
+        said.push(format!(
+            "the block cache was over its limit: {} blocks removed, {}",
+            report.blocks,
+            Human(report.bytes)
+        ));
+    }
+    let gone = |home: &PathBuf| {
+        format!(
+            "the home {} is gone: the cache it shared has forgotten it",
+            home.display()
+        )
+    };
+    said.extend(report.forgotten.iter().map(gone));
+    (!said.is_empty()).then(|| said.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_says_what_was_removed_or_why_nothing_was_and_which_home_is_gone() {
+        assert_eq!(describe(Ok(None)), None);
+        assert_eq!(describe(Ok(Some(TrimReport::default()))), None);
+        let report = TrimReport {
+            blocks: 3,
+            bytes: 4096,
+            forgotten: vec!["/srv/old".into()],
+            ..TrimReport::default()
+        };
+        let said = describe(Ok(Some(report))).unwrap();
+        assert!(
+            said.contains("3 blocks removed") && said.contains("/srv/old is gone"),
+            "{said}"
+        );
+        let failure = Failure::new(crate::failure::Class::Failed, "the home /srv/b can not be read");
+        assert!(describe(Err(failure)).unwrap().contains("/srv/b"));
     }
 }

@@ -16,6 +16,8 @@ use tokio::task::JoinHandle;
 use zmachine_hypervisor::choice::Hypervisor;
 use zmachine_hypervisor::{Driver, LaunchError, LogLines, Resources, RunDir, Vm};
 use zmachine_hypervisor::{cloud_hypervisor, qemu};
+use zmachine_image::library::blocks_directory;
+use zmachine_image::store::CREDENTIALS_FILE;
 
 use super::networks::{Attached, NetworkHold};
 use super::rootfs_child::RootfsServer;
@@ -134,7 +136,8 @@ impl Monitor<ContainerPlan> {
             let settings = rootfs_child::Settings {
                 record: self.watch.record_first_reads(&image),
                 image,
-                blocks: self.home.data().join("blocks"),
+                blocks: blocks_directory(self.home.data())?,
+                credentials: self.home.data().join(CREDENTIALS_FILE),
                 stores: self.plan.stores.clone(),
                 queues,
                 prefetch: self.plan.prefetch,

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use zmachine_image::store::CREDENTIALS_FILE;
 use zmachine_rootfs::Prefetch;
 use zmachine_sys::jail::{Jail, Jailed};
 use zmachine_sys::process::{ChildSetup, ProcessId};
@@ -30,6 +29,8 @@ pub(super) struct Settings {
     pub(super) image: PathBuf,
     /// The block cache.
     pub(super) blocks: PathBuf,
+    /// The credentials of stores.
+    pub(super) credentials: PathBuf,
     /// Block stores in place of the flist's routes.
     pub(super) stores: Vec<String>,
     /// Queues of the disk.
@@ -157,9 +158,7 @@ fn spawn(
     }
     command.arg("--listener-fd").arg(listener.as_raw_fd().to_string());
     command.arg("--events-fd").arg(theirs.as_raw_fd().to_string());
-    command
-        .arg("--credentials")
-        .arg(settings.blocks.with_file_name(CREDENTIALS_FILE));
+    command.arg("--credentials").arg(&settings.credentials);
     // Stores may have credentials in them, and everybody on the host sees arguments. A pipe holds 64 KiB before its reader
     // comes.
     let (stdin, mut told) = io::pipe()?;
