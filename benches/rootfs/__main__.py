@@ -1,6 +1,6 @@
 """`make bench-rootfs`: the root of a container machine beside the other ways to get a file tree into a guest.
 
-    benches/rootfs ZMACHINE [--rounds N] [--stacks A,B] [--workloads 'A;B'] [--memory MIB] [--kernel DIR] [--docs DIR]
+    benches/rootfs ZMACHINE [--other ZMACHINE] [--rounds N] [--stacks A,B] [--workloads 'A;B'] [--memory MIB] [--kernel DIR] [--docs DIR]
 
 Every stack (stacks.py) has a guest of its own with the same kernel, memory and CPU; all are there from the beginning and take
 turns, workload by workload and round by round, so that whatever else the host does hits all of them. Before a cold workload
@@ -83,15 +83,23 @@ def check_git(guest, tree):
 
 def run(args, tree, work, say):
     stacks = Stacks(args, tree, work, say)
+    made = {name: stacks for name in args.stacks}
+    if "other" in args.stacks:
+        folder = work.parent / "other/work"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        kernel = str(stacks.home / "kernels/default")
+        made["other"] = Stacks(argparse.Namespace(**{**vars(args), "program": args.other, "kernel": kernel}), tree, folder, say)
     guests, samples = {}, {}
     chosen = [w for w in workloads(tree) if not args.workloads or w.name in args.workloads]
     if unknown := set(args.workloads or []) - {w.name for w in chosen}:
-        stacks.end()
+        for each in set(made.values()):
+            each.end()
         sys.exit(f"bench-rootfs: no such workload: {', '.join(unknown)}")
     try:
         for name in args.stacks:
             say(f"{name}: starting")
-            guests[name] = guest = stacks.start(name)
+            guests[name] = guest = made[name].start(name)
             guest.run(f"cp /mnt/{tree.repository}/.git/index /index")
             check_git(guest, tree)
         for number in range(args.rounds):
@@ -112,7 +120,8 @@ def run(args, tree, work, say):
     finally:
         for guest in guests.values():
             guest.end()
-        stacks.end()
+        for each in set(made.values()):
+            each.end()
     if not samples:
         sys.exit("bench-rootfs: nothing was measured")
     reads = [w.name for w in chosen if w.reads]
@@ -122,6 +131,7 @@ def run(args, tree, work, say):
 def main():
     parser = argparse.ArgumentParser(prog="benches/rootfs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", type=Path)
+    parser.add_argument("--other", type=Path, help="the program of the stack `other`, with a home of its own: an earlier build")
     parser.add_argument("--rounds", type=int, default=3)
     words = lambda mark: lambda text: [word.strip() for word in text.split(mark)]
     parser.add_argument("--stacks", type=words(","), default=DEFAULT, help=f"of {', '.join(TITLES)}")
@@ -133,6 +143,9 @@ def main():
     args.program = args.program.resolve()
     if unknown := [name for name in args.stacks if name not in TITLES]:
         parser.error(f"no such stack: {', '.join(unknown)}")
+    if ("other" in args.stacks) != bool(args.other):
+        parser.error("--other and the stack `other` belong together")
+    args.other = args.other and args.other.resolve()
     if os.getuid():
         sys.exit("bench-rootfs: this needs root, for FUSE, overlayfs and virtiofsd")
     if "BENCH_ROOTFS_NAMESPACE" not in os.environ:

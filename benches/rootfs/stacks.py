@@ -1,6 +1,7 @@
 """The stacks that are compared: how each one gets the tree into a guest.
 
 `zmachine`       the image as EROFS over vhost-user-blk (`zmachine rootfs`), a writable ext4 disk, overlayfs in the guest
+`other`          the same with another build of zmachine (`--other`): what a change of it does, both in one run
 `erofs`          the same without the writable layer, read-only: what the overlay costs (workloads that write can not run)
 `ext4`           one ext4 image of everything on QEMU's virtio-blk, with the same read-ahead as our root
 `ext4-128`       the same with the kernel's own read-ahead
@@ -22,6 +23,7 @@ from guest import Guest, initramfs
 
 TITLES = {
     "zmachine": "zmachine",
+    "other": "the other zmachine",
     "erofs": "zmachine, no overlay",
     "ext4": "ext4 on virtio-blk",
     "ext4-128": "ext4, read-ahead 128",
@@ -29,7 +31,7 @@ TITLES = {
     "virtiofs-auto": "virtio-fs auto",
     "classic": "FUSE+overlay+virtio-fs",
 }
-DEFAULT = [name for name in TITLES if name not in ("erofs", "ext4-128")]
+DEFAULT = [name for name in TITLES if name not in ("other", "erofs", "ext4-128")]
 # After the mounts everything a program wants: kernel file systems in the tree.
 INSIDE = "mount --bind /dev /mnt/dev && mount -t proc p /mnt/proc"
 OVERLAY = "lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work,redirect_dir=on"
@@ -143,7 +145,7 @@ class Stacks:
         """A guest with the tree at /mnt of it."""
         folder = self.work / "run" / name
         folder.mkdir(parents=True)
-        kind = "ext4" if name.startswith("ext4") else name if name in ("zmachine", "erofs") else "virtiofs"
+        kind = {"other": "zmachine", "ext4-128": "ext4"}.get(name, name if name in ("zmachine", "erofs", "ext4") else "virtiofs")
         read_ahead = 128 if name == "ext4-128" else self.plan["boot"]["read_ahead_kib"]
         files = {
             "mount": MOUNTS[kind].encode(),

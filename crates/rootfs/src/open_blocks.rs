@@ -6,8 +6,9 @@ use std::sync::Arc;
 use zmachine_image::fetch::Fetched;
 
 /// Open files at most, when the process may have that many. Each spares the way to the cache, which is through another
-/// process in a jail.
-const FILES_MAX: usize = 4096;
+/// process in a jail; meanwhile the guest runs out of work and halts, which costs it more than the way itself. Each pins about
+/// 1.5 KiB in the kernel, and there are only as many as a guest has read blocks.
+const FILES_MAX: usize = 16384;
 /// Bytes of blocks kept in memory at most.
 const IN_MEMORY_BYTES_MAX: usize = 16 << 20;
 

@@ -29,7 +29,7 @@ pub const NAME: &str = "prefetch.json";
 pub const BLOCKS_MAX: usize = zmachine_flist::hints::LINES_MAX;
 /// Starts that are listened to: the first of a service does more than the later ones, and one may be an odd one.
 pub const RECORDINGS: u32 = 3;
-/// Changes together with the layout of the device.
+/// The numbers are those of the `root.map` beside it, however that was laid out.
 const VERSION: u32 = 1;
 
 /// The list of one image.

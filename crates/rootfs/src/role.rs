@@ -36,8 +36,8 @@ use crate::sandbox::{self, Access, SandboxError};
 use crate::server;
 use crate::server::queue::{Device, SERIAL_LEN};
 
-/// Descriptors the process may have: 4096 block files, sockets to stores or the courier, two per queue, and room.
-const DESCRIPTORS: u64 = 8192;
+/// Descriptors the process may have: 16,384 block files, sockets to stores or the courier, two per queue, and room.
+const DESCRIPTORS: u64 = 32768;
 
 /// The largest file it writes in bytes: a block of the cache.
 const LARGEST_FILE: u64 = 256 << 20;

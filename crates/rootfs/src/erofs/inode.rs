@@ -52,7 +52,7 @@ impl ErofsImage<'_> {
         out.write(&self.inode(index, xattrs.len()))?;
         out.write(&xattrs)?;
         match (&node.kind, self.placement(index).format) {
-            (NodeKind::Regular { blocks, .. }, _) => {
+            (NodeKind::Regular { blocks, .. }, Format::Chunks(_)) => {
                 for address in chunks.by_ref().take(blocks.len()) {
                     out.write(&address.to_le_bytes())?;
                 }

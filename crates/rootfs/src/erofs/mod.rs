@@ -9,7 +9,9 @@
 //! ...              whole blocks of large directories and long link targets
 //! metadata_blocks  every different file block once, each at the next 4 KiB boundary, in the order of the inodes
 //! ```
-//! Regular files are chunk-based: a file's chunk is a block of the image, so equal blocks share their device address.
+//! Equal blocks share their device address. A file whose blocks stand behind each other (of one block: always) is a plain
+//! one, of which only the first address is stored: its inode has 64 bytes where an address more would make it 96, so a third
+//! more inodes come with each block that a guest reads. The other files are chunk-based: a chunk is a block of the image.
 //! The format facts are those of the kernel's `fs/erofs/erofs_fs.h`.
 //!
 //! # Invariants
@@ -132,7 +134,7 @@ impl Extent {
 struct Placement {
     /// Byte offset of the inode.
     offset: u64,
-    /// First block of its plain blocks, when it has some.
+    /// First of its blocks, when it has some.
     blocks_at: u32,
     /// Names that lead to it (and, for a directory, `.` and the `..` of its children).
     links: u32,
@@ -165,7 +167,7 @@ pub struct ErofsImage<'t> {
     placements: Vec<Placement>,
     /// Node indices in the order of their inodes.
     order: Vec<u32>,
-    /// Chunk addresses of all regular files, in the order of their inodes.
+    /// Chunk addresses of all files that have them, in the order of their inodes.
     chunks: Vec<u32>,
     extents: Vec<Extent>,
     inode_blocks: u64,

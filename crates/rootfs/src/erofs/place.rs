@@ -20,13 +20,56 @@ use super::{
 pub fn layout(tree: &Tree, uuid: [u8; 16]) -> Result<ErofsImage<'_>, LayoutError> {
     let mut pass = Pass::new(tree);
     pass.count_links_and_order();
+    let data = FileBlocks::place(tree, &pass.order);
+    let mut addresses = &data.addresses[..];
     for position in 0..pass.order.len() {
-        pass.place_inode(pass.order[position])?;
+        pass.place_inode(pass.order[position], &mut addresses)?;
     }
     // `fsck.erofs` (1.5) reads the header of attributes behind every inode, also the last one that has none.
     let inode_blocks = (pass.end + xattr::HEADER as u64).div_ceil(BLOCK_SIZE);
     let metadata_blocks = pass.place_plain_blocks(inode_blocks);
-    pass.place_file_blocks(metadata_blocks, uuid, inode_blocks)
+    pass.finish(data, metadata_blocks, uuid, inode_blocks)
+}
+
+/// Where the blocks of files are, counted from the first of them. That comes before the inodes, whose length depends on it.
+struct FileBlocks {
+    /// Every different block once.
+    extents: Vec<Extent>,
+    /// Of all blocks of all files, in the order of the inodes.
+    addresses: Vec<u64>,
+    /// Blocks in all.
+    end: u64,
+}
+
+impl FileBlocks {
+    fn place(tree: &Tree, order: &[u32]) -> FileBlocks {
+        let mut known: HashMap<BlockRef, u64> = HashMap::new();
+        let (mut extents, mut addresses, mut next) = (Vec::new(), Vec::new(), 0);
+        for &index in order {
+            for block in file_blocks(tree, index) {
+                addresses.push(*known.entry(*block).or_insert_with(|| {
+                    let extent = Extent {
+                        start: within(next),
+                        block: *block,
+                    };
+                    let start = next;
+                    next += u64::from(extent.device_blocks());
+                    extents.push(extent);
+                    start
+                }));
+            }
+        }
+        FileBlocks {
+            extents,
+            addresses,
+            end: next,
+        }
+    }
+}
+
+/// An address as EROFS has it; a too large one is refused in [`Pass::finish`].
+fn within(address: u64) -> u32 {
+    u32::try_from(address).unwrap_or(u32::MAX)
 }
 
 struct Pass<'t> {
@@ -35,6 +78,8 @@ struct Pass<'t> {
     order: Vec<u32>,
     /// Where the next inode can be.
     end: u64,
+    /// Addresses of the blocks of files that have a table of them.
+    chunks: Vec<u64>,
 }
 
 impl<'t> Pass<'t> {
@@ -44,6 +89,7 @@ impl<'t> Pass<'t> {
             placements: vec![Placement::default(); tree.len()],
             order: Vec::with_capacity(tree.len()),
             end: FIRST_INODE,
+            chunks: Vec::new(),
         }
     }
 
@@ -74,10 +120,20 @@ impl<'t> Pass<'t> {
         }
     }
 
-    fn place_inode(&mut self, index: u32) -> Result<(), LayoutError> {
+    /// Takes the addresses of the file's blocks off `addresses`.
+    fn place_inode(&mut self, index: u32, addresses: &mut &[u64]) -> Result<(), LayoutError> {
         let node = self.tree.get(NodeId(index));
         let xattrs = self.check_metadata(index, &node.metadata)?;
-        let (size, format) = self.content(index, &node.kind)?;
+        let (size, mut format) = self.content(index, &node.kind)?;
+        let blocks = file_blocks(self.tree, index);
+        let (own, others) = addresses.split_at(blocks.len());
+        *addresses = others;
+        if matches!(format, Format::Chunks(_)) {
+            match is_one_run(blocks, own) {
+                true => format = Format::Plain,
+                false => self.chunks.extend(own),
+            }
+        }
         let header = inode::SIZE + xattrs as u64;
         let mut offset = self.end.next_multiple_of(32);
         let behind = match format {
@@ -95,6 +151,7 @@ impl<'t> Pass<'t> {
         self.end = offset + header + behind;
         let placement = &mut self.placements[index as usize];
         (placement.offset, placement.size, placement.format) = (offset, size, format);
+        placement.blocks_at = own.first().map_or(0, |first| within(*first));
         Ok(())
     }
 
@@ -161,42 +218,39 @@ impl<'t> Pass<'t> {
         next
     }
 
-    fn place_file_blocks(
-        self,
+    /// Puts the blocks of files behind the metadata.
+    fn finish(
+        mut self,
+        data: FileBlocks,
         metadata_blocks: u64,
         uuid: [u8; 16],
         inode_blocks: u64,
     ) -> Result<ErofsImage<'t>, LayoutError> {
-        let mut next = metadata_blocks;
-        let mut known: HashMap<BlockRef, u32> = HashMap::new();
-        let (mut chunks, mut extents) = (Vec::new(), Vec::new());
+        let device_blocks = metadata_blocks + data.end;
+        if device_blocks > DEVICE_BLOCKS_MAX {
+            return Err(LayoutError::TooLarge { blocks: device_blocks });
+        }
+        let moved = |address: u64| within(metadata_blocks + address);
         for &index in &self.order {
-            let NodeKind::Regular { blocks, .. } = &self.tree.get(NodeId(index)).kind else {
-                continue;
-            };
-            for block in blocks {
-                let start = u32::try_from(next).unwrap_or(u32::MAX);
-                chunks.push(*known.entry(*block).or_insert_with(|| {
-                    let extent = Extent { start, block: *block };
-                    next += u64::from(extent.device_blocks());
-                    extents.push(extent);
-                    start
-                }));
+            if !file_blocks(self.tree, index).is_empty() {
+                let placement = &mut self.placements[index as usize];
+                placement.blocks_at = moved(placement.blocks_at.into());
             }
         }
-        if next > DEVICE_BLOCKS_MAX {
-            return Err(LayoutError::TooLarge { blocks: next });
-        }
+        let moved_extent = |extent: Extent| Extent {
+            start: moved(extent.start.into()),
+            ..extent
+        };
         Ok(ErofsImage {
             tree: self.tree,
             uuid,
             placements: self.placements,
             order: self.order,
-            chunks,
-            extents,
+            chunks: self.chunks.into_iter().map(moved).collect(),
+            extents: data.extents.into_iter().map(moved_extent).collect(),
             inode_blocks,
             metadata_blocks,
-            device_blocks: next,
+            device_blocks,
         })
     }
 
@@ -222,6 +276,21 @@ fn entries(tree: &Tree, node: NodeId) -> &[(Vec<u8>, NodeId)] {
         NodeKind::Directory(entries) => entries,
         _ => &[],
     }
+}
+
+/// The blocks of a file; none of anything else.
+fn file_blocks(tree: &Tree, node: u32) -> &[BlockRef] {
+    match &tree.get(NodeId(node)).kind {
+        NodeKind::Regular { blocks, .. } => blocks,
+        _ => &[],
+    }
+}
+
+/// Whether a file's blocks stand behind each other at `addresses`, so that the first address is all that must be known. Of
+/// those that are right, only the last one can end within a device block.
+fn is_one_run(blocks: &[BlockRef], addresses: &[u64]) -> bool {
+    let mut pairs = blocks.iter().zip(addresses.windows(2));
+    pairs.all(|(block, pair)| pair[0] + u64::from(block.len).div_ceil(BLOCK_SIZE) == pair[1])
 }
 
 /// The chunk size of a file: its block size, or for a single block the next power of two.
