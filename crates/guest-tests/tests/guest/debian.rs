@@ -184,9 +184,9 @@ fn debian_without_cloud_init_gets_its_network_from_the_network() {
         let gateway = |family: &str| nic[family].as_str().unwrap_or_default().to_owned();
         checks.that(kind, || {
             let mut wanted = vec![
-                format!(" inet {}", nic["addresses"][0].as_str().unwrap_or_default()),
-                // By DHCPv6, so that its prefix length is 128, whatever else the guest makes of the advertised prefix.
-                format!(" {}/128", address(&nic, 1)),
+                format!(" {}", nic["addresses"][0].as_str().unwrap_or_default()),
+                // networkd takes the advertised prefix, and ISC's client asks by DHCPv6, which gives no prefix.
+                format!(" {}/{}", address(&nic, 1), if kind == "networkd" { 64 } else { 128 }),
                 format!("default via {} dev e", gateway("gateway4")),
                 "default via fe80::".to_owned(),
                 format!("nameserver {}", gateway("gateway4")),
@@ -203,8 +203,8 @@ fn debian_without_cloud_init_gets_its_network_from_the_network() {
                 zmachine(&home, &["network", "connect", "second", kind]).expect_success();
                 let nic = inspect(&home, kind)["plan"]["attachments"][1].clone();
                 let wanted = [
-                    format!(" inet {}", nic["addresses"][0].as_str().unwrap_or_default()),
-                    format!(" {}/128", address(&nic, 1)),
+                    format!(" {}", nic["addresses"][0].as_str().unwrap_or_default()),
+                    format!(" {}/64", address(&nic, 1)),
                 ];
                 wait_for_network(&home, kind, Duration::from_secs(90), &wanted);
                 zmachine(&home, &["network", "disconnect", "second", kind]).expect_success();
