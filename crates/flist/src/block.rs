@@ -22,16 +22,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use aes_gcm::aead::AeadInPlace;
-use aes_gcm::{Aes256Gcm, Key, KeyInit, Nonce, Tag};
-
+pub use self::codec::{Opener, Sealer};
+use self::codec::{TAG_BYTES, compressed, decrypt};
 use crate::xxtea;
 
-/// Bytes of the GCM tag at the end of a sealed block.
-const TAG_BYTES: usize = 16;
-
-/// Bytes of the GCM nonce, which are the first ones of the key.
-const NONCE_BYTES: usize = 12;
+mod codec;
 
 /// A digest of 16 bytes (format 1) or 32 bytes (format 2).
 ///
@@ -63,25 +58,29 @@ impl Digest {
     /// The unkeyed BLAKE2b digest of 32 bytes of `bytes`.
     #[must_use]
     pub fn blake2b_32(bytes: &[u8]) -> Digest {
-        let hash = blake2b_simd::Params::new().hash_length(32).hash(bytes);
-        let mut digest = Digest {
-            bytes: [0; 32],
-            len: 32,
-        };
-        digest.bytes.copy_from_slice(hash.as_bytes());
-        digest
+        Digest::of_hash(&blake2b_simd::Params::new().hash_length(32).hash(bytes))
     }
 
     /// The unkeyed BLAKE2b digest of 16 bytes of `bytes`.
     #[must_use]
     pub fn blake2b_16(bytes: &[u8]) -> Digest {
-        let hash = blake2b_simd::Params::new().hash_length(16).hash(bytes);
+        Digest::of_hash(&blake2b_simd::Params::new().hash_length(16).hash(bytes))
+    }
+
+    /// A hash of 16 or 32 bytes.
+    fn of_hash(hash: &blake2b_simd::Hash) -> Digest {
+        let bytes = hash.as_bytes();
         let mut digest = Digest {
             bytes: [0; 32],
-            len: 16,
+            len: bytes.len() as u8,
         };
-        digest.bytes[..16].copy_from_slice(hash.as_bytes());
+        digest.bytes[..bytes.len()].copy_from_slice(bytes);
         digest
+    }
+
+    /// 16 or 32.
+    fn len(&self) -> usize {
+        usize::from(self.len)
     }
 
     /// The digest of `bytes` as long as `self`.
@@ -194,10 +193,9 @@ impl BlockKey {
     #[must_use]
     pub fn seal(self, plain: &[u8]) -> (BlockRef, Vec<u8>) {
         assert!(plain.len() <= BlockRef::SIZE, "a block has at most 524288 bytes");
-        let key = &self.0;
-        let mut sealed = compress(plain);
-        let tag = cipher(key).encrypt_in_place_detached(nonce(key), &[], &mut sealed);
-        sealed.extend_from_slice(&tag.expect("a block is far below the limit of the cipher"));
+        let mut sealed = compressed(plain);
+        let tag = codec::encrypt(&self.0, &mut sealed);
+        sealed.extend_from_slice(tag.as_ref());
         let reference = BlockRef {
             id: BlockId(Digest::blake2b_32(&sealed)),
             key: self,
@@ -299,14 +297,20 @@ impl BlockRef {
     /// The format 1 block of `len` zeros, for the end of a file that its writer lost. No store need have it: see
     /// [`BlockRef::is_zeros`].
     pub(crate) fn zeros_of_format_1(len: u32) -> BlockRef {
+        BlockRef::sealed_zeros_of_format_1(len).0
+    }
+
+    /// The same with the bytes that a store would have.
+    fn sealed_zeros_of_format_1(len: u32) -> (BlockRef, Vec<u8>) {
         let plain = vec![0; (len as usize).min(BlockRef::SIZE)];
         let key = Digest::blake2b_16(&plain);
-        let sealed = xxtea::encrypt(&compress(&plain), &key.bytes[..16].try_into().unwrap_or_default());
-        BlockRef {
+        let sealed = xxtea::encrypt(&compressed(&plain), &key.bytes[..16].try_into().unwrap_or_default());
+        let block = BlockRef {
             id: BlockId(Digest::blake2b_16(&sealed)),
             key: BlockKey(key),
             len,
-        }
+        };
+        (block, sealed)
     }
 
     /// Whether the plaintext is zeros alone, told by its digest. Such a block can be made instead of fetched.
@@ -320,45 +324,40 @@ impl BlockRef {
     /// Checked in this order: stored length, id over the stored bytes, GCM tag (format 1 has none), length by the compression header (before
     /// anything of that length is allocated), length by the flist, key over the plaintext.
     pub fn open(&self, sealed: &[u8]) -> Result<Vec<u8>, BlockError> {
-        let id = self.id;
-        self.check_stored(sealed)?;
-        if id.0.len == 16 {
-            let compressed = xxtea::decrypt(sealed, &self.key.0.bytes[..16].try_into().unwrap_or_default());
-            let plain = self.decompress(&compressed.ok_or(BlockError::WrongKey { id, key: self.key })?)?;
-            self.verify_plain(&plain)?;
-            return Ok(plain);
-        }
-        let (body, tag) = sealed.split_at(sealed.len() - TAG_BYTES);
-        let mut compressed = body.to_vec();
-        let key = &self.key.0;
-        cipher(key)
-            .decrypt_in_place_detached(nonce(key), &[], &mut compressed, Tag::from_slice(tag))
-            .map_err(|_| BlockError::WrongKey { id, key: self.key })?;
-        let plain = self.decompress(&compressed)?;
+        self.check_shape(sealed.len())?;
+        self.check_id(sealed.len(), self.id.0.same_of(sealed))?;
+        let mut compressed = sealed.to_vec();
+        self.unseal(&mut compressed)?;
+        let mut plain = vec![0; self.check_compressed(&compressed)?];
+        self.decompress(&compressed, &mut plain)?;
         self.verify_plain(&plain)?;
         Ok(plain)
     }
 
     /// Whether `plain` is the plaintext of this block: its length and its digest.
     pub fn verify_plain(&self, plain: &[u8]) -> Result<(), BlockError> {
-        let (id, key) = (self.id, self.key);
         if plain.len() != self.len as usize {
             return Err(BlockError::PlainLength {
-                id,
+                id: self.id,
                 expected: self.len,
                 found: plain.len(),
             });
         }
-        let found = key.0.same_of(plain);
-        if found != key.0 {
-            return Err(BlockError::WrongPlaintext { id, key, found });
+        self.check_key(self.key.0.same_of(plain))
+    }
+
+    /// Holds the digest of a plaintext of the right length against the key.
+    fn check_key(&self, digest: Digest) -> Result<(), BlockError> {
+        let (id, key) = (self.id, self.key);
+        if digest != key.0 {
+            return Err(BlockError::WrongPlaintext { id, key, found: digest });
         }
         Ok(())
     }
 
-    /// Format, length and digest of the stored bytes.
-    fn check_stored(&self, sealed: &[u8]) -> Result<(), BlockError> {
-        let (id, stored_bytes) = (self.id, sealed.len());
+    /// Format and length of the stored bytes.
+    fn check_shape(&self, stored_bytes: usize) -> Result<(), BlockError> {
+        let id = self.id;
         if id.0.len != self.key.0.len {
             return Err(BlockError::MixedFormats { id });
         }
@@ -366,59 +365,68 @@ impl BlockRef {
         if stored_bytes < 8 || (id.0.len == 32 && stored_bytes < TAG_BYTES) || stored_bytes > most {
             return Err(BlockError::StoredLength { id, stored_bytes });
         }
-        let found = id.0.same_of(sealed);
-        if found != id.0 {
+        Ok(())
+    }
+
+    /// Holds the digest of the stored bytes against the id.
+    fn check_id(&self, stored_bytes: usize, digest: Digest) -> Result<(), BlockError> {
+        let id = self.id;
+        if digest != id.0 {
             return Err(BlockError::WrongId {
                 id,
-                found,
+                found: digest,
                 stored_bytes,
             });
         }
         Ok(())
     }
 
-    /// Undoes the compression, whose header is held against the expected length first.
-    fn decompress(&self, compressed: &[u8]) -> Result<Vec<u8>, BlockError> {
-        let id = self.id;
-        let broken = |error: snap::Error| BlockError::Compression {
-            id,
+    /// Decrypts stored bytes of the right shape; what is left is compressed.
+    fn unseal(&self, sealed: &mut Vec<u8>) -> Result<(), BlockError> {
+        let (id, key) = (self.id, self.key);
+        if id.0.len == 32 {
+            return match decrypt(&key.0, sealed) {
+                true => Ok(()),
+                false => Err(BlockError::WrongKey { id, key }),
+            };
+        }
+        let compressed = xxtea::decrypt(sealed, &key.0.bytes[..16].try_into().unwrap_or_default());
+        *sealed = compressed.ok_or(BlockError::WrongKey { id, key })?;
+        Ok(())
+    }
+
+    fn broken(&self, error: &snap::Error) -> BlockError {
+        BlockError::Compression {
+            id: self.id,
             reason: error.to_string(),
-        };
-        let found = snap::raw::decompress_len(compressed).map_err(broken)?;
+        }
+    }
+
+    /// The plain length, as the header of the compressed bytes says and the flist does.
+    fn check_compressed(&self, compressed: &[u8]) -> Result<usize, BlockError> {
+        let found = snap::raw::decompress_len(compressed).map_err(|error| self.broken(&error))?;
         if found != self.len as usize || found > BlockRef::SIZE {
             return Err(BlockError::PlainLength {
-                id,
+                id: self.id,
                 expected: self.len,
                 found,
             });
         }
-        let mut plain = vec![0; found];
-        let written = snap::raw::Decoder::new()
-            .decompress(compressed, &mut plain)
-            .map_err(broken)?;
-        plain.truncate(written);
-        Ok(plain)
+        Ok(found)
     }
-}
 
-/// The snappy raw block of `plain`, with room for the tag behind it.
-fn compress(plain: &[u8]) -> Vec<u8> {
-    let mut out = vec![0; snap::raw::max_compress_len(plain.len()) + TAG_BYTES];
-    let written = snap::raw::Encoder::new()
-        .compress(plain, &mut out)
-        .expect("a block is far below the limit of the encoder and the buffer has its worst size");
-    out.truncate(written);
-    out
-}
-
-/// AES-256-GCM under a 32-byte digest.
-fn cipher(key: &Digest) -> Aes256Gcm {
-    Aes256Gcm::new(Key::<Aes256Gcm>::from_slice(&key.bytes))
-}
-
-/// The nonce that belongs to a key.
-fn nonce(key: &Digest) -> &Nonce<aes_gcm::aead::consts::U12> {
-    Nonce::from_slice(&key.bytes[..NONCE_BYTES])
+    /// Undoes the compression; `plain` is as long as [`BlockRef::check_compressed`] said.
+    fn decompress(&self, compressed: &[u8], plain: &mut [u8]) -> Result<(), BlockError> {
+        let written = snap::raw::Decoder::new().decompress(compressed, plain);
+        match written.map_err(|error| self.broken(&error))? {
+            written if written == plain.len() => Ok(()),
+            found => Err(BlockError::PlainLength {
+                id: self.id,
+                expected: self.len,
+                found,
+            }),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -490,12 +498,10 @@ mod tests {
     }
 
     /// A block whose author chose the compressed bytes and the key freely.
-    fn forged(compressed: &[u8], key: Digest, len: u32) -> (BlockRef, Vec<u8>) {
-        let mut sealed = compressed.to_vec();
-        let tag = cipher(&key)
-            .encrypt_in_place_detached(nonce(&key), &[], &mut sealed)
-            .unwrap();
-        sealed.extend_from_slice(&tag);
+    fn forged(content: &[u8], key: Digest, len: u32) -> (BlockRef, Vec<u8>) {
+        let mut sealed = content.to_vec();
+        let tag = codec::encrypt(&key, &mut sealed);
+        sealed.extend_from_slice(tag.as_ref());
         let id = BlockId(Digest::blake2b_32(&sealed));
         (
             BlockRef {
@@ -515,7 +521,7 @@ mod tests {
 
     #[test]
     fn a_plaintext_that_its_key_is_not_the_digest_of_is_refused() {
-        let (reference, sealed) = forged(&compress(b"evil"), Digest::blake2b_32(b"good"), 4);
+        let (reference, sealed) = forged(&compressed(b"evil"), Digest::blake2b_32(b"good"), 4);
         assert!(matches!(
             reference.open(&sealed),
             Err(BlockError::WrongPlaintext { .. })

@@ -36,7 +36,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
-pub use block::{BlockError, BlockId, BlockKey, BlockRef, Digest, DigestError};
+pub use block::{BlockError, BlockId, BlockKey, BlockRef, Digest, DigestError, Opener, Sealer};
 pub use config::{ConfigError, ImageConfig};
 pub use error::{OpenError, WriteError};
 pub use hints::{Hint, Hints, HintsError};

@@ -13,6 +13,7 @@
 //! Blocking, for threads. The stores' own errors are told apart in `store`; which file of the image a block belongs to is
 //! the caller's knowledge and goes into the caller's error.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -23,8 +24,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use zmachine_flist::BlockRef;
-use zmachine_flist::RouteTable;
+use zmachine_flist::{BlockRef, Opener, RouteTable};
 
 use crate::cache::{BlockCache, CacheError};
 use crate::claim::{Claims, Turn};
@@ -261,6 +261,11 @@ impl Source {
                 false
             }
         }
+    }
+
+    /// Whether its last answer was a failure that may pass.
+    fn has_failed(&self) -> bool {
+        lock(&self.rest).is_some()
     }
 
     fn failed(&self) {
@@ -574,6 +579,47 @@ impl Fetcher {
         self.download(block, Instant::now() + self.options.deadline)
     }
 
+    /// The plaintexts of some blocks, verified, straight from the stores, in their order. `opener` is the thread's own.
+    ///
+    /// # Errors
+    /// As [`Fetcher::fetch`], for the first block that failed, with its place among the blocks.
+    pub(crate) fn fetch_batch<'a>(
+        &self,
+        blocks: &[BlockRef],
+        opener: &'a mut Opener,
+    ) -> Result<Vec<Cow<'a, [u8]>>, (usize, FetchError)> {
+        // What the first store of each has is looked at together; anything else goes the long way, block by block.
+        let stored = blocks.iter().map(|block| self.first_answer(block).unwrap_or_default());
+        let mut stored: Vec<(BlockRef, Vec<u8>)> = blocks.iter().copied().zip(stored).collect();
+        let lengths: Vec<u64> = stored.iter().map(|(_, sealed)| sealed.len() as u64).collect();
+        let opened = opener.open(&mut stored).into_iter().zip(lengths);
+        let plain = |(at, (opened, stored_bytes)): (usize, (Result<&'a [u8], _>, u64))| {
+            if let Ok(plain) = opened {
+                self.count(stored_bytes, plain.len());
+                return Ok(Cow::Borrowed(plain));
+            }
+            let fetched = self.fetch_uncached(&blocks[at]);
+            fetched.map(|(_, plain)| Cow::Owned(plain)).map_err(|error| (at, error))
+        };
+        opened.enumerate().map(plain).collect()
+    }
+
+    /// What the first source of a block has under its id, not verified; nothing of one that failed lately.
+    fn first_answer(&self, block: &BlockRef) -> Option<Vec<u8>> {
+        let url = match self.options.stores.first() {
+            Some(url) => url,
+            None => &self.routes.for_block(&block.id).next()?.url,
+        };
+        let source = self.sources.get(url).filter(|source| !source.has_failed())?;
+        let store = self.store_of(source).as_ref().ok()?;
+        let share = self.options.deadline / u32::try_from(self.sources.len()).unwrap_or(u32::MAX).max(1);
+        let answer = store.get_before(&block.id, Instant::now() + share);
+        if answer.as_ref().is_err_and(StoreError::is_transient) {
+            source.failed();
+        }
+        answer.ok()
+    }
+
     /// Stored bytes and plaintext, verified, from the first store that delivers them. A block of zeros that no store has is
     /// made instead (without stored bytes): its digest says all there is to know.
     fn download(&self, block: &BlockRef, deadline: Instant) -> Result<(Vec<u8>, Vec<u8>), FetchError> {
@@ -639,12 +685,22 @@ impl Fetcher {
         Err(failed)
     }
 
+    /// Opened when it is first asked.
+    fn store_of<'a>(&self, source: &'a Source) -> &'a Result<Box<dyn BlockStore>, Arc<StoreError>> {
+        let open = || open_store(&source.url, self.options.timeouts).map_err(Arc::new);
+        source.store.get_or_init(open)
+    }
+
+    /// Counts a block that came from a store.
+    fn count(&self, stored_bytes: u64, plain_bytes: usize) {
+        self.counters.blocks.fetch_add(1, Relaxed);
+        self.counters.stored_bytes.fetch_add(stored_bytes, Relaxed);
+        self.counters.plain_bytes.fetch_add(plain_bytes as u64, Relaxed);
+    }
+
     /// One store, once.
     fn ask(&self, block: &BlockRef, source: &Source, deadline: Instant) -> Result<(Vec<u8>, Vec<u8>), Attempt> {
-        let opened = source
-            .store
-            .get_or_init(|| open_store(&source.url, self.options.timeouts).map_err(Arc::new));
-        let store = match opened {
+        let store = match self.store_of(source) {
             Ok(store) => store,
             Err(e) => return Err(store_failure(redact(&source.url), e)),
         };
@@ -661,9 +717,7 @@ impl Fetcher {
             self.counters.corrupt_answers.fetch_add(1, Relaxed);
             corruption(store.describe(), &e.to_string())
         })?;
-        self.counters.blocks.fetch_add(1, Relaxed);
-        self.counters.stored_bytes.fetch_add(sealed.len() as u64, Relaxed);
-        self.counters.plain_bytes.fetch_add(plain.len() as u64, Relaxed);
+        self.count(sealed.len() as u64, plain.len());
         Ok((sealed, plain))
     }
 }

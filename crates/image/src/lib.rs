@@ -11,6 +11,7 @@
 //! | `reader` | a file of an image, read at any place |
 //! | [`store`] | block stores: directories, web servers, 0-db, S3 |
 //! | [`mod@pack`] | from a directory to a flist and its blocks |
+//! | `batch` | what one thread of a pack or an unpack takes on at a time |
 //! | [`oci`] | importing container images: layouts, archives, registries |
 //! | [`mod@unpack`] | from a flist to a directory |
 //! | [`copy`] | blocks of a flist to other stores: `convert`, `push` |
@@ -23,6 +24,7 @@
 //!
 //! The crate reads no environment and no home directory: paths, URLs and limits come in as arguments.
 
+mod batch;
 pub mod cache;
 mod claim;
 mod compression;

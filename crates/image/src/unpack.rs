@@ -5,16 +5,16 @@
 //! with `O_EXCL`, and nothing is ever written through a symbolic link of the tree, because what an entry is made in was
 //! made as a directory right before. So links may lead anywhere and hurt nobody who does not follow them.
 //!
-//! Order: directories with mode 0700; files, their blocks in parallel; further names of files, links and specials; last
+//! Order: directories with mode 0700; files, in batches and in parallel; further names of files, links and specials; last
 //! the metadata of directories, deepest first, because making entries changes it. Per file: content, owner, mode (a change
-//! of owner drops setuid), attributes (likewise capabilities), times. Whole blocks of zeros become holes. A failure removes
-//! what was made.
+//! of owner drops setuid), attributes (likewise capabilities), times; owner and mode are only set where they are not right
+//! already. Whole blocks of zeros become holes. A failure removes what was made.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -22,8 +22,9 @@ use rayon::prelude::*;
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use thiserror::Error;
-use zmachine_flist::{BlockRef, Flist, Metadata, Node, NodeId, NodeKind};
+use zmachine_flist::{BlockRef, Flist, Metadata, Node, NodeId, NodeKind, Opener};
 
+use crate::batch::{LARGE_TOGETHER, Spares, batches};
 use crate::fetch::{FetchError, Fetcher};
 use crate::pack::{PackError, is_kept_xattr, thread_pool};
 use crate::progress::Progress;
@@ -128,6 +129,7 @@ pub fn unpack(
         options,
         progress,
         left_out: AtomicU64::new(0),
+        openers: Spares::default(),
     };
     progress.begin(Some(flist.tree.counts().file_bytes), "unpacking");
     let result = pool.install(|| unpacking.all(target));
@@ -176,6 +178,7 @@ struct Unpacking<'a> {
     options: UnpackOptions,
     progress: &'a dyn Progress,
     left_out: AtomicU64,
+    openers: Spares<Opener>,
 }
 
 impl Unpacking<'_> {
@@ -204,9 +207,10 @@ impl Unpacking<'_> {
                 }
             }
         }
-        files
-            .par_iter()
-            .try_for_each(|(path, id)| self.file(path, tree.get(*id)))?;
+        let sizes = files.iter().map(|(_, id)| size(tree.get(*id)));
+        batches(sizes, rayon::current_num_threads())
+            .into_par_iter()
+            .try_for_each(|batch| self.files(&files[batch]))?;
         others
             .iter()
             .try_for_each(|(path, id)| self.other(path, tree.get(*id)))?;
@@ -223,45 +227,81 @@ impl Unpacking<'_> {
             .try_for_each(|(path, id)| self.metadata(path, tree.get(*id)))
     }
 
-    fn file(&self, path: &Path, node: &Node) -> Result<(), UnpackError> {
-        let (size, blocks) = node.content().unwrap_or_default();
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        let file = file.map_err(failed("create", path))?;
-        let block = |(index, block): (usize, &BlockRef)| self.block(path, &file, blocks, index, block);
-        if blocks.len() < 2 {
-            blocks.iter().enumerate().try_for_each(block)?;
-        } else {
-            blocks.par_iter().enumerate().try_for_each(block)?;
+    /// A batch of files.
+    fn files(&self, files: &[(PathBuf, NodeId)]) -> Result<(), UnpackError> {
+        let tree = &self.flist.tree;
+        let contents = files
+            .iter()
+            .map(|(_, id)| tree.get(*id).content().unwrap_or_default().1);
+        // Format 1 may have small files of several blocks, and those of a batch are read together.
+        if let ([(path, id)], Some(2..)) = (files, contents.clone().map(<[_]>::len).next()) {
+            return self.large_file(path, tree.get(*id));
         }
-        // The last blocks may have been holes.
-        if file.metadata().map_err(failed("look at", path))?.len() != size {
-            file.set_len(size).map_err(failed("write", path))?;
-        }
-        self.file_metadata(&file, path, &node.metadata)
+        let blocks: Vec<BlockRef> = contents.clone().flatten().copied().collect();
+        self.openers.with(|opener| {
+            let plains = self.fetcher.fetch_batch(&blocks, opener);
+            let plains = plains.map_err(|(at, source)| {
+                let ends = contents.scan(0, |end, blocks| {
+                    *end += blocks.len();
+                    Some(*end)
+                });
+                let path = ends.zip(files).find(|(end, _)| *end > at).map(|(_, (path, _))| path);
+                fetch_failure(path.map_or(Path::new(""), PathBuf::as_path), source)
+            })?;
+            let mut plains = plains.iter();
+            for (path, id) in files {
+                let node = tree.get(*id);
+                let blocks = node.content().unwrap_or_default().1;
+                let file = self.create(path, &node.metadata)?;
+                for (index, plain) in plains.by_ref().take(blocks.len()).enumerate() {
+                    write_block(path, &file, blocks, index, plain)?;
+                }
+                self.finish(&file, path, node)?;
+            }
+            let bytes = blocks.iter().map(|block| u64::from(block.len)).sum();
+            self.progress.advance(bytes);
+            Ok(())
+        })
     }
 
-    fn block(
-        &self,
-        path: &Path,
-        file: &File,
-        blocks: &[BlockRef],
-        index: usize,
-        block: &BlockRef,
-    ) -> Result<(), UnpackError> {
-        let (_, plain) = self
-            .fetcher
-            .fetch_uncached(block)
-            .map_err(|source| UnpackError::Fetch {
-                file: path.display().to_string(),
-                source,
-            })?;
-        // Every block but the last has the length of the first.
-        let offset = index as u64 * u64::from(blocks[0].len);
-        if !is_zeros(&plain) {
-            file.write_all_at(&plain, offset).map_err(failed("write", path))?;
+    /// A file of several blocks, written by all threads.
+    fn large_file(&self, path: &Path, node: &Node) -> Result<(), UnpackError> {
+        let blocks = node.content().unwrap_or_default().1;
+        let file = self.create(path, &node.metadata)?;
+        let batches = blocks.par_chunks(LARGE_TOGETHER as usize).enumerate();
+        batches.try_for_each(|(batch, together)| -> Result<(), UnpackError> {
+            self.openers.with(|opener| {
+                let plains = self.fetcher.fetch_batch(together, opener);
+                let plains = plains.map_err(|(_, source)| fetch_failure(path, source))?;
+                for (index, plain) in plains.iter().enumerate() {
+                    write_block(path, &file, blocks, batch * LARGE_TOGETHER as usize + index, plain)?;
+                    self.progress.advance(plain.len() as u64);
+                }
+                Ok(())
+            })
+        })?;
+        self.finish(&file, path, node)
+    }
+
+    /// Makes a file, for nobody else to read as long as it is not known to have the right owner.
+    fn create(&self, path: &Path, meta: &Metadata) -> Result<File, UnpackError> {
+        let mine = (rustix::process::geteuid(), rustix::process::getegid());
+        let mode = match self.owner(meta).is_none_or(|owner| owner == mine) {
+            true => u32::from(meta.mode & 0o777),
+            false => 0o600,
+        };
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+        file.map_err(failed("create", path))
+    }
+
+    /// Length and metadata of a file that has its content.
+    fn finish(&self, file: &File, path: &Path, node: &Node) -> Result<(), UnpackError> {
+        let stat = file.metadata().map_err(failed("look at", path))?;
+        // The last blocks may have been holes.
+        if stat.len() != size(node) {
+            file.set_len(size(node)).map_err(failed("write", path))?;
         }
-        self.progress.advance(plain.len() as u64);
-        Ok(())
+        self.file_metadata(file, &stat, path, &node.metadata)
     }
 
     /// Links, devices, pipes, sockets.
@@ -306,13 +346,17 @@ impl Unpacking<'_> {
         set.map_err(failed_errno("set the time of", path))
     }
 
-    /// The same of an open file, without three more walks along its path.
-    fn file_metadata(&self, file: &File, path: &Path, meta: &Metadata) -> Result<(), UnpackError> {
-        if let Some((uid, gid)) = self.owner(meta) {
+    /// The same of an open file, without three more walks along its path; `stat` is what it has.
+    fn file_metadata(&self, file: &File, stat: &fs::Metadata, path: &Path, meta: &Metadata) -> Result<(), UnpackError> {
+        let is_of = |(uid, gid): (Uid, Gid)| (stat.uid(), stat.gid()) == (uid.as_raw(), gid.as_raw());
+        let other = self.owner(meta).filter(|owner| !is_of(*owner));
+        if let Some((uid, gid)) = other {
             let owned = rustix::fs::fchown(file, Some(uid), Some(gid));
             owned.map_err(failed_errno("set the owner of", path))?;
         }
-        rustix::fs::fchmod(file, self.mode(meta)).map_err(failed_errno("set the mode of", path))?;
+        if other.is_some() || stat.mode() & 0o7777 != self.mode(meta).as_raw_mode() {
+            rustix::fs::fchmod(file, self.mode(meta)).map_err(failed_errno("set the mode of", path))?;
+        }
         self.xattrs(path, meta)?;
         rustix::fs::futimens(file, &times(meta)).map_err(failed_errno("set the time of", path))
     }
@@ -349,6 +393,28 @@ fn times(meta: &Metadata) -> Timestamps {
         last_access: time,
         last_modification: time,
     }
+}
+
+/// Size of a regular file.
+fn size(node: &Node) -> u64 {
+    node.content().map_or(0, |(size, _)| size)
+}
+
+fn fetch_failure(path: &Path, source: FetchError) -> UnpackError {
+    UnpackError::Fetch {
+        file: path.display().to_string(),
+        source,
+    }
+}
+
+/// Writes a block of a file to its place; one of zeros stays a hole.
+fn write_block(path: &Path, file: &File, blocks: &[BlockRef], index: usize, plain: &[u8]) -> Result<(), UnpackError> {
+    // Every block but the last has the length of the first.
+    let offset = index as u64 * u64::from(blocks[0].len);
+    if is_zeros(plain) {
+        return Ok(());
+    }
+    file.write_all_at(plain, offset).map_err(failed("write", path))
 }
 
 fn is_zeros(bytes: &[u8]) -> bool {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use zmachine_flist::{Flist, ImageConfig, NodeKind};
 use zmachine_image::diff::diff;
@@ -10,7 +11,7 @@ use zmachine_image::oci::{ImageSource, ImportError, ImportOptions, import};
 use zmachine_image::pack::PackOptions;
 use zmachine_image::store::RoutedStore;
 use zmachine_image::unpack::{UnpackOptions, unpack};
-use zmachine_image::{BlockCache, FetchOptions, Fetcher, Silent, Timeouts};
+use zmachine_image::{BlockCache, FetchOptions, Fetcher, Progress, Silent, Timeouts};
 use zmachine_testkit::{Server, debian_program};
 
 /// `user:secret`, with the password hashed by bcrypt.
@@ -19,6 +20,25 @@ const PASSWORDS: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWd
 /// A folder with an OCI layout `oci`, whose image `v1` has two layers; made by umoci.
 struct Room {
     dir: tempfile::TempDir,
+}
+
+/// How far an import said it was.
+#[derive(Default)]
+struct Counted {
+    total: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Progress for Counted {
+    fn begin(&self, total: Option<u64>, _what: &str) {
+        self.total.store(total.unwrap_or_default(), Relaxed);
+    }
+
+    fn advance(&self, amount: u64) {
+        self.done.fetch_add(amount, Relaxed);
+    }
+
+    fn message(&self, _text: &str) {}
 }
 
 impl Room {
@@ -85,7 +105,13 @@ impl Room {
             ..PackOptions::default()
         };
         let source = ImageSource::parse(image).unwrap();
-        import(&source, options, &store, &pack, &Silent).map(|(flist, _)| flist)
+        let counted = Counted::default();
+        let imported = import(&source, options, &store, &pack, &counted).map(|(flist, _)| flist);
+        if imported.is_ok() {
+            let (total, done) = (counted.total.into_inner(), counted.done.into_inner());
+            assert!(total > 0 && total == done, "{done} of {total} bytes were told");
+        }
+        imported
     }
 
     fn layout(&self) -> String {

@@ -145,6 +145,29 @@ fn packing_the_same_tree_again_stores_nothing() {
 }
 
 #[test]
+fn files_of_every_length_around_a_block_come_together_and_equal_ones_are_stored_once() {
+    let room = Room::new();
+    let lengths = [0, 1, BlockRef::SIZE - 1, BlockRef::SIZE, BlockRef::SIZE + 1];
+    for (number, length) in lengths.iter().cycle().take(60).enumerate() {
+        let content = vec![b'x'; *length];
+        fs::write(room.source().join(format!("{number:02}")), content).unwrap();
+    }
+    let (flist, report) = room.pack();
+    for (number, length) in lengths.iter().cycle().take(60).enumerate() {
+        let name = format!("{number:02}");
+        let node = flist.tree.get(flist.tree.lookup(name.as_bytes()).unwrap());
+        let (size, blocks) = node.content().unwrap();
+        let expected: Vec<BlockRef> = vec![b'x'; *length]
+            .chunks(BlockRef::SIZE)
+            .map(|plain| BlockRef::seal(plain).0)
+            .collect();
+        assert_eq!((size, blocks), (*length as u64, &expected[..]), "{name}");
+    }
+    // Of one byte, of one less than a block, and a whole one.
+    assert_eq!((report.files, report.unique, report.stored), (60, 3, 3));
+}
+
+#[test]
 fn holes_become_one_block_of_zeros() {
     let room = Room::new();
     let sparse = fs::File::create(room.source().join("sparse")).unwrap();
@@ -189,24 +212,32 @@ fn specials_and_links_are_recorded_without_being_opened() {
 fn a_file_that_changes_once_is_read_again() {
     let room = Room::new();
     let path = room.source().join("log");
-    fs::write(&path, "first").unwrap();
+    // Of two blocks: one that is read at once has not the time to change.
+    let (first, second) = (vec![1; BlockRef::SIZE + 1], vec![2; BlockRef::SIZE + 2]);
+    fs::write(&path, first).unwrap();
     let store = meddler(|puts| {
         if puts == 0 {
-            fs::write(&path, "second, longer").unwrap()
+            fs::write(&path, &second).unwrap()
         }
     });
     let (flist, _) = pack(&room.source(), &store, &PackOptions::default(), &Silent).unwrap();
     let log = flist.tree.get(flist.tree.lookup(b"log").unwrap());
     let (size, blocks) = log.content().unwrap();
-    assert_eq!((size, blocks[0].key.0), (14, Digest::blake2b_32(b"second, longer")));
+    let keys: Vec<Digest> = blocks.iter().map(|block| block.key.0).collect();
+    let digest = |blocks: &[u8]| Digest::blake2b_32(blocks);
+    assert_eq!(size, second.len() as u64);
+    assert_eq!(
+        keys,
+        [digest(&second[..BlockRef::SIZE]), digest(&second[BlockRef::SIZE..])]
+    );
 }
 
 #[test]
 fn a_file_that_keeps_changing_is_refused_by_name() {
     let room = Room::new();
     let path = room.source().join("log");
-    fs::write(&path, "start").unwrap();
-    let store = meddler(|puts| fs::write(&path, vec![b'x'; 10 + puts]).unwrap());
+    fs::write(&path, vec![b'x'; BlockRef::SIZE + 1]).unwrap();
+    let store = meddler(|puts| fs::write(&path, vec![b'x'; BlockRef::SIZE + 10 + puts]).unwrap());
     let error = pack(&room.source(), &store, &PackOptions::default(), &Silent).unwrap_err();
     assert!(
         matches!(&error, PackError::Changed { path: named } if *named == path),
@@ -219,7 +250,7 @@ fn a_file_that_shrinks_in_the_middle_of_reading_is_refused_or_read_again() {
     let room = Room::new();
     let path = room.source().join("big");
     let file = fs::File::create(&path).unwrap();
-    for block in 0..4u64 {
+    for block in 0..9u64 {
         file.write_all_at(&vec![block as u8 + 1; BlockRef::SIZE], block * BlockRef::SIZE as u64)
             .unwrap();
     }

@@ -48,6 +48,26 @@ fn a_torn_block_of_an_old_writer_is_replaced_and_a_whole_one_never_rewritten() {
 }
 
 #[test]
+fn a_block_in_the_flat_place_of_an_old_store_is_not_stored_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("dir://{}", dir.path().display());
+    let (block, sealed) = BlockRef::seal(b"hello flist\n");
+    let (other, other_sealed) = BlockRef::seal(b"not there");
+    let flat = dir.path().join(block.id.to_string());
+    std::fs::write(&flat, &sealed).unwrap();
+    let store = open(&url);
+    assert!(store.has(&block.id).unwrap() && !store.has(&other.id).unwrap());
+    assert!(!store.put(&block.id, &sealed).unwrap());
+    assert!(store.put(&other.id, &other_sealed).unwrap());
+    // Readers look there also when no writer had a reason to.
+    std::fs::remove_file(&flat).unwrap();
+    let store = open(&url);
+    assert!(!store.has(&block.id).unwrap());
+    std::fs::write(&flat, &sealed).unwrap();
+    assert_eq!(store.get(&block.id).unwrap(), sealed);
+}
+
+#[test]
 fn an_oversized_file_in_a_store_is_refused_unread() {
     let dir = tempfile::tempdir().unwrap();
     let block = a_block();

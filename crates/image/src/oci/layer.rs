@@ -1,4 +1,4 @@
-//! A layer's stream: the digest of what is kept, the compression, the digest of the tar inside.
+//! A layer's stream: how far it is, the digest of what is kept, the compression, the digest of the tar inside.
 
 use std::io::{self, Read};
 
@@ -7,6 +7,21 @@ use sha2::{Digest as _, Sha256};
 use super::Problem;
 use super::manifest::Descriptor;
 use crate::compression::Decompressed;
+use crate::progress::Progress;
+
+/// Tells of all that is read.
+pub(super) struct Told<'a, R> {
+    pub(super) inner: R,
+    pub(super) progress: &'a dyn Progress,
+}
+
+impl<R: Read> Read for Told<'_, R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(bytes)?;
+        self.progress.advance(read as u64);
+        Ok(read)
+    }
+}
 
 /// Reads through a hash; the bytes are counted and held against a limit.
 struct Hashing<R> {
@@ -33,22 +48,22 @@ fn broken(what: &str) -> io::Error {
 }
 
 /// The tar of a layer.
-pub(super) struct LayerStream {
-    decoder: Hashing<Decompressed<Hashing<Box<dyn Read>>>>,
+pub(super) struct LayerStream<'a> {
+    decoder: Hashing<Decompressed<Hashing<Box<dyn Read + 'a>>>>,
     digest: String,
     diff_id: String,
 }
 
-impl Read for LayerStream {
+impl Read for LayerStream<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         self.decoder.read(bytes)
     }
 }
 
-impl LayerStream {
+impl<'a> LayerStream<'a> {
     /// `kept`: the bytes that `layer` describes; `diff_id`: the digest of the tar inside. The compression is told by the
     /// bytes themselves, as media types are often wrong.
-    pub(super) fn new(kept: Box<dyn Read>, layer: &Descriptor, diff_id: &str) -> Result<LayerStream, Problem> {
+    pub(super) fn new(kept: Box<dyn Read + 'a>, layer: &Descriptor, diff_id: &str) -> Result<LayerStream<'a>, Problem> {
         check_form(diff_id)?;
         let hashing = Hashing {
             inner: kept,

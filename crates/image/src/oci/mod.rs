@@ -31,9 +31,9 @@ use thiserror::Error;
 use zmachine_flist::Flist;
 
 use crate::pack::{PackError, PackOptions, PackReport, pack_layers};
-use crate::progress::Progress;
+use crate::progress::{Progress, Silent};
 use crate::store::{BlockStore, Timeouts};
-use layer::LayerStream;
+use layer::{LayerStream, Told};
 use manifest::{Configuration, Descriptor, Manifest};
 use source::Source;
 pub use source::{ImageSource, SourceError};
@@ -149,7 +149,8 @@ impl Problem {
     }
 }
 
-/// Imports an image: its layers as one tree, its configuration as the flist's tag. Progress is told in bytes.
+/// Imports an image: its layers as one tree, its configuration as the flist's tag. Progress is told in bytes of the layers as they
+/// are kept, whose sum the manifest says.
 ///
 /// # Errors
 /// [`ImportError`]; blocks that were stored stay.
@@ -163,14 +164,16 @@ pub fn import(
     let named = |problem: Problem| problem.of(image);
     let source = source::open(image, import_options).map_err(named)?;
     let (manifest, configuration) = documents(source.as_ref()).map_err(named)?;
-    progress.begin(None, "importing");
+    let sizes = manifest.layers.iter().map(|layer| layer.size);
+    progress.begin(Some(sizes.fold(0, u64::saturating_add)), "importing");
     let mut failure = None;
     let layers = manifest.layers.iter().zip(&configuration.rootfs.diff_ids);
-    let packed = pack_layers(store, options, progress, true, |stack| {
+    let packed = pack_layers(store, options, &Silent, true, |stack| {
         for (layer, diff_id) in layers {
             let mut add = || -> Result<(), Problem> {
-                let compressed = source.blob(layer)?;
-                let mut stream = LayerStream::new(compressed, layer, diff_id)?;
+                let kept = source.blob(layer)?;
+                let told = Told { inner: kept, progress };
+                let mut stream = LayerStream::new(Box::new(told), layer, diff_id)?;
                 let mut archive = crate::tar::Archive::new(&mut stream);
                 stack.add(&mut archive)?;
                 stream.finish()

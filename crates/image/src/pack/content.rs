@@ -1,8 +1,9 @@
 //! Sealing and storing blocks; the blocks of one file, and the proof that it held still.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,10 +11,11 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 use rustix::fs::OFlags;
-use zmachine_flist::{BlockKey, BlockRef, Metadata};
+use zmachine_flist::{BlockKey, BlockRef, Metadata, Sealer};
 
-use super::scan::{failed, metadata};
-use super::{PackError, PackReport, xattr};
+use super::scan::{FileToRead, failed, metadata};
+use super::{PackError, PackReport, Packed, xattr};
+use crate::batch::{LARGE_TOGETHER, Spares};
 use crate::progress::Progress;
 use crate::store::{BlockStore, StoreError};
 
@@ -25,8 +27,30 @@ pub(crate) struct Packer<'a> {
     known: Mutex<HashMap<BlockKey, BlockRef>>,
     /// Plaintexts of an earlier flist; whether the store has them is asked once each.
     earlier: HashMap<BlockKey, BlockRef>,
+    spares: Spares<Room>,
     stored: AtomicU64,
     stored_bytes: AtomicU64,
+}
+
+/// Where a thread reads and seals a batch.
+#[derive(Debug, Default)]
+struct Room {
+    plain: Vec<u8>,
+    sealer: Sealer,
+}
+
+/// A piece that the store did not take, by its place in the batch.
+struct Refused {
+    piece: usize,
+    source: StoreError,
+}
+
+/// A file that was of one block at most when it was scanned.
+enum Small {
+    /// It is; its length.
+    Read(Metadata, usize),
+    /// It has more now.
+    HasGrown,
 }
 
 /// What shows that a file was changed: size, and both times to the nanosecond.
@@ -46,9 +70,15 @@ impl<'a> Packer<'a> {
             progress,
             earlier: known.iter().map(|block| (block.key, *block)).collect(),
             known: Mutex::default(),
+            spares: Spares::default(),
             stored,
             stored_bytes,
         }
+    }
+
+    /// Sealed bytes that the store did not have.
+    pub(super) fn stored_bytes(&self) -> u64 {
+        self.stored_bytes.load(Ordering::Relaxed)
     }
 
     /// The counts that only the packer knows.
@@ -61,82 +91,152 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Metadata and blocks of a regular file as it was at one moment. A file that changes is read once more.
-    pub(super) fn file(&self, path: &Path) -> Result<(Metadata, Vec<BlockRef>), PackError> {
-        for _ in 0..2 {
-            if let Some(read) = self.read_once(path)? {
-                return Ok(read);
+    /// Metadata and blocks of a batch of regular files, each as it was at one moment. A file that changes is read once more.
+    pub(super) fn files(&self, files: &[FileToRead]) -> Result<Vec<Packed>, PackError> {
+        match files {
+            [file] if file.size > BlockRef::SIZE as u64 => self.large_file(file).map(|packed| vec![packed]),
+            files => self.spares.with(|room| self.small_files(files, room)),
+        }
+    }
+
+    /// Files that were of one block at most when they were scanned.
+    fn small_files(&self, files: &[FileToRead], room: &mut Room) -> Result<Vec<Packed>, PackError> {
+        let mut packed = Vec::with_capacity(files.len());
+        // Which file each piece is of, and where the piece ends.
+        let mut pieces: Vec<(usize, usize)> = Vec::with_capacity(files.len());
+        let mut end = 0;
+        for (at, file) in files.iter().enumerate() {
+            let read = twice(&file.path, |path| read_small(path, &mut room.plain, end))?;
+            let Small::Read(metadata, length) = read else {
+                packed.push(self.large_file(file)?);
+                continue;
+            };
+            packed.push((file.node, metadata, Vec::new()));
+            if length > 0 {
+                end += length;
+                pieces.push((at, end));
             }
         }
-        Err(PackError::Changed { path: path.into() })
+        let mut rest = &room.plain[..end];
+        let mut start = 0;
+        let cut = |(_, end): &(usize, usize)| {
+            let piece;
+            (piece, rest) = rest.split_at(end - start);
+            start = *end;
+            piece
+        };
+        let plains: Vec<&[u8]> = pieces.iter().map(cut).collect();
+        let blocks = self.store_each(&plains, &mut room.sealer).map_err(|refused| {
+            let (at, _) = pieces[refused.piece];
+            refused.of(&files[at].path)
+        })?;
+        for ((at, _), block) in pieces.into_iter().zip(blocks) {
+            packed[at].2 = vec![block];
+        }
+        Ok(packed)
+    }
+
+    /// A file of several blocks, read by all threads.
+    fn large_file(&self, file: &FileToRead) -> Result<Packed, PackError> {
+        let (metadata, blocks) = twice(&file.path, |path| self.read_large(path))?;
+        Ok((file.node, metadata, blocks))
     }
 
     /// `None` when the file changed meanwhile.
-    fn read_once(&self, path: &Path) -> Result<Option<(Metadata, Vec<BlockRef>)>, PackError> {
-        let file = open(path)?;
-        let before = file.metadata().map_err(failed("look at", path))?;
-        if !before.is_file() {
-            return Err(PackError::Changed { path: path.into() });
-        }
+    fn read_large(&self, path: &Path) -> Result<Option<(Metadata, Vec<BlockRef>)>, PackError> {
+        let (file, before) = open(path)?;
         let count = before.len().div_ceil(BlockRef::SIZE as u64);
-        let read = |index| self.block(&file, path, before.len(), index);
-        let blocks: Option<Vec<BlockRef>> = if count < 2 {
-            (0..count).map(read).collect::<Result<_, _>>()?
-        } else {
-            (0..count).into_par_iter().map(read).collect::<Result<_, _>>()?
+        let batch = |first: u64| {
+            let range = first * LARGE_TOGETHER..count.min((first + 1) * LARGE_TOGETHER);
+            self.spares
+                .with(|room| self.blocks(&file, path, before.len(), range, room))
         };
-        let after = file.metadata().map_err(failed("look at", path))?;
-        let same = stamp(&before) == stamp(&after);
+        let batches = (0..count.div_ceil(LARGE_TOGETHER)).into_par_iter().map(batch);
+        let blocks: Option<Vec<Vec<BlockRef>>> = batches.collect::<Result<_, _>>()?;
+        let same = is_unchanged(&file, path, &before)?;
         let Some(blocks) = blocks.filter(|_| same) else {
             return Ok(None);
         };
         let mut metadata = metadata(&before);
         metadata.xattrs = xattr::of_file(&file, path)?;
-        Ok(Some((metadata, blocks)))
+        Ok(Some((metadata, blocks.concat())))
     }
 
-    /// Reads, seals and stores one block; `None` when the file ends before it.
-    fn block(&self, file: &File, path: &Path, size: u64, index: u64) -> Result<Option<BlockRef>, PackError> {
-        let offset = index * BlockRef::SIZE as u64;
-        let mut plain = vec![0; (size - offset).min(BlockRef::SIZE as u64) as usize];
-        match file.read_exact_at(&mut plain, offset) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            result => result.map_err(failed("read", path))?,
+    /// Reads, seals and stores some blocks of a file; `None` when it ends before them.
+    fn blocks(
+        &self,
+        file: &File,
+        path: &Path,
+        size: u64,
+        blocks: Range<u64>,
+        room: &mut Room,
+    ) -> Result<Option<Vec<BlockRef>>, PackError> {
+        let offset = blocks.start * BlockRef::SIZE as u64;
+        let length = size.min(blocks.end * BlockRef::SIZE as u64) - offset;
+        let plain = space(&mut room.plain, 0, length as usize);
+        if !read_at(file, path, plain, offset)? {
+            return Ok(None);
         }
-        let stored = self.store_plain(&plain).map_err(|source| PackError::Store {
-            path: path.into(),
-            source,
-        })?;
-        Ok(Some(stored))
+        let plains: Vec<&[u8]> = plain.chunks(BlockRef::SIZE).collect();
+        let stored = self.store_each(&plains, &mut room.sealer);
+        stored.map(Some).map_err(|refused| refused.of(path))
     }
 
     /// Seals one piece of a file, unless that was done before, and stores it.
     pub(crate) fn store_plain(&self, plain: &[u8]) -> Result<BlockRef, StoreError> {
-        let key = BlockKey::of(plain);
-        let known = self.known().get(&key).copied();
-        let block = match known {
-            Some(block) => block,
-            None => self.store_new(key, plain)?,
-        };
-        self.progress.advance(plain.len() as u64);
-        Ok(block)
+        let stored = self.spares.with(|room| self.store_each(&[plain], &mut room.sealer));
+        stored.map(|blocks| blocks[0]).map_err(|refused| refused.source)
     }
 
-    /// Two threads may get here with the same plaintext; the store then takes it from the first one.
-    fn store_new(&self, key: BlockKey, plain: &[u8]) -> Result<BlockRef, StoreError> {
-        if let Some(block) = self.earlier.get(&key).filter(|block| block.len as usize == plain.len())
-            && self.store.has(&block.id)?
-        {
-            self.known().insert(key, *block);
-            return Ok(*block);
+    /// Seals and stores those pieces that this run has not seen yet; the blocks of all.
+    fn store_each(&self, plains: &[&[u8]], sealer: &mut Sealer) -> Result<Vec<BlockRef>, Refused> {
+        let keys = BlockKey::of_each(plains);
+        let new = self.unknown(&keys, plains)?;
+        let batch: Vec<(BlockKey, &[u8])> = new.iter().map(|piece| (keys[*piece], plains[*piece])).collect();
+        // Two threads may get here with the same plaintext; the store then takes it from the first one.
+        let mut stored = Vec::with_capacity(new.len());
+        for (piece, (block, sealed)) in new.into_iter().zip(sealer.seal(&batch)) {
+            let is_new = self.store.put(&block.id, sealed);
+            if is_new.map_err(|source| Refused { piece, source })? {
+                self.stored.fetch_add(1, Ordering::Relaxed);
+                self.stored_bytes.fetch_add(sealed.len() as u64, Ordering::Relaxed);
+            }
+            stored.push((block.key, block));
         }
-        let (block, sealed) = key.seal(plain);
-        if self.store.put(&block.id, &sealed)? {
-            self.stored.fetch_add(1, Ordering::Relaxed);
-            self.stored_bytes.fetch_add(sealed.len() as u64, Ordering::Relaxed);
+        let mut known = self.known();
+        known.extend(stored);
+        let blocks = keys.iter().map(|key| known[key]).collect();
+        drop(known);
+        self.progress
+            .advance(plains.iter().map(|plain| plain.len() as u64).sum());
+        Ok(blocks)
+    }
+
+    /// The first piece of each plaintext that is not known to be in the store.
+    fn unknown(&self, keys: &[BlockKey], plains: &[&[u8]]) -> Result<Vec<usize>, Refused> {
+        let mut seen = HashSet::new();
+        let mut new: Vec<usize> = {
+            let known = self.known();
+            let is_new = |piece: &usize| !known.contains_key(&keys[*piece]) && seen.insert(keys[*piece]);
+            (0..keys.len()).filter(is_new).collect()
+        };
+        let mut there = Vec::new();
+        for piece in &new {
+            let earlier = self.earlier.get(&keys[*piece]);
+            let Some(block) = earlier.filter(|block| block.len as usize == plains[*piece].len()) else {
+                continue;
+            };
+            let has = self.store.has(&block.id);
+            if has.map_err(|source| Refused { piece: *piece, source })? {
+                there.push((block.key, *block));
+            }
         }
-        self.known().insert(key, block);
-        Ok(block)
+        if !there.is_empty() {
+            let mut known = self.known();
+            known.extend(there);
+            new.retain(|piece| !known.contains_key(&keys[*piece]));
+        }
+        Ok(new)
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<BlockKey, BlockRef>> {
@@ -144,19 +244,83 @@ impl<'a> Packer<'a> {
     }
 }
 
-/// Opens a file for reading: not through a link, and without waiting should it have become a pipe.
-fn open(path: &Path) -> Result<File, PackError> {
+impl Refused {
+    fn of(self, path: &Path) -> PackError {
+        PackError::Store {
+            path: path.into(),
+            source: self.source,
+        }
+    }
+}
+
+/// Reads a file, and once more should it change meanwhile.
+fn twice<T>(path: &Path, mut read: impl FnMut(&Path) -> Result<Option<T>, PackError>) -> Result<T, PackError> {
+    for _ in 0..2 {
+        if let Some(read) = read(path)? {
+            return Ok(read);
+        }
+    }
+    Err(PackError::Changed { path: path.into() })
+}
+
+/// Reads a file of one block into `plain` from `start`; `None` when it changed meanwhile.
+fn read_small(path: &Path, plain: &mut Vec<u8>, start: usize) -> Result<Option<Small>, PackError> {
+    let (file, before) = open(path)?;
+    if before.len() > BlockRef::SIZE as u64 {
+        return Ok(Some(Small::HasGrown));
+    }
+    let length = before.len() as usize;
+    if length > 0 && !read_at(&file, path, space(plain, start, length), 0)? {
+        return Ok(None);
+    }
+    if !is_unchanged(&file, path, &before)? {
+        return Ok(None);
+    }
+    let mut metadata = metadata(&before);
+    metadata.xattrs = xattr::of_file(&file, path)?;
+    Ok(Some(Small::Read(metadata, length)))
+}
+
+/// The bytes from `start`, made longer as far as needed: what was there before is not cleared.
+fn space(bytes: &mut Vec<u8>, start: usize, length: usize) -> &mut [u8] {
+    if bytes.len() < start + length {
+        bytes.resize(start + length, 0);
+    }
+    &mut bytes[start..start + length]
+}
+
+/// Fills `bytes` from `offset`; `false` when the file ends before that.
+fn read_at(file: &File, path: &Path, bytes: &mut [u8], offset: u64) -> Result<bool, PackError> {
+    match file.read_exact_at(bytes, offset) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        result => result.map(|()| true).map_err(failed("read", path)),
+    }
+}
+
+/// Opens a regular file for reading: not through a link, and without waiting should it have become a pipe.
+fn open(path: &Path) -> Result<(File, std::fs::Metadata), PackError> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits() as i32)
         .open(path);
-    file.map_err(
+    let file = file.map_err(
         |error| match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
             Some(rustix::io::Errno::LOOP) => PackError::Changed { path: path.into() },
             _ => failed("open", path)(error),
         },
-    )
+    )?;
+    let stat = file.metadata().map_err(failed("look at", path))?;
+    match stat.is_file() {
+        true => Ok((file, stat)),
+        false => Err(PackError::Changed { path: path.into() }),
+    }
+}
+
+/// Whether an open file is still what it was.
+fn is_unchanged(file: &File, path: &Path, before: &std::fs::Metadata) -> Result<bool, PackError> {
+    let after = file.metadata().map_err(failed("look at", path))?;
+    Ok(stamp(before) == stamp(&after))
 }
 
 fn stamp(stat: &std::fs::Metadata) -> Stamp {

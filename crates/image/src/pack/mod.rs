@@ -8,10 +8,11 @@
 //! | `archive` | tar archives and stacks of them, read as streams |
 //! | `assemble` | a tree from members in any order, with whiteouts |
 //! | `pipe` | sealing threads behind a stream |
+//! | `ahead` | blocks on their way to stable storage while others are still sealed |
 //!
 //! First the whole tree is scanned, then all cores read, hash, compress, encrypt and store. A plaintext that was seen in
 //! the same run is neither sealed nor stored again. In memory are the tree, 140 bytes per different block, and per core
-//! one block in its plain and its sealed form.
+//! one batch (of small files, or of four blocks of a large one) in its plain and its sealed form: up to 5 MB.
 //!
 //! The result is a value: writing it ([`Flist::write`]) is atomic, so a pack that fails leaves at most blocks that no flist
 //! names. Holes become blocks of zeros (all the same one).
@@ -22,6 +23,7 @@
 //! The source is a tree that holds still. A file that changes while it is read is read a second time and then refused; one
 //! that vanishes or can not be read ends the pack. File systems mounted below the source are packed as well.
 
+mod ahead;
 mod archive;
 mod assemble;
 mod content;
@@ -37,6 +39,7 @@ use rayon::prelude::*;
 use thiserror::Error;
 use zmachine_flist::{BlockRef, Flist, Metadata, NodeId, Route, RouteTable, TreeError};
 
+use crate::batch::batches;
 use crate::progress::Progress;
 use crate::store::{BlockStore, StoreError};
 pub(crate) use archive::pack_layers;
@@ -155,7 +158,7 @@ pub(crate) fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, PackError
 }
 
 /// A regular file with its blocks.
-type Packed = (NodeId, Metadata, Vec<BlockRef>);
+pub(crate) type Packed = (NodeId, Metadata, Vec<BlockRef>);
 
 /// Packs the tree below `source` into `store`. All blocks are durable when it returns. Progress is told in bytes.
 pub fn pack(
@@ -173,23 +176,24 @@ pub fn pack(
     } = scan::scan(source)?;
     progress.begin(Some(bytes), "packing");
     let packer = Packer::new(store, &options.known, progress);
-    let packed: Vec<Packed> = thread_pool(options.threads)?.install(|| {
-        let read = files.par_iter().map(|file| {
-            let (metadata, blocks) = packer.file(&file.path)?;
-            Ok((file.node, metadata, blocks))
-        });
-        read.collect::<Result<_, PackError>>()
-    })?;
+    let pool = thread_pool(options.threads)?;
+    let batches = batches(files.iter().map(|file| file.size), pool.current_num_threads());
+    let seal = || {
+        let read = batches.into_par_iter().map(|batch| packer.files(&files[batch]));
+        read.collect::<Result<Vec<Vec<Packed>>, PackError>>()
+    };
+    let packed = ahead::flushing(store, || packer.stored_bytes(), || pool.install(seal))
+        .map_err(|source| PackError::Flush { source })??;
     // Also when all blocks were there: an earlier pack may have been killed before its flush. A store that was never
     // written need not exist.
-    if packed.iter().any(|(_, _, blocks)| !blocks.is_empty()) {
+    if packed.iter().flatten().any(|(_, _, blocks)| !blocks.is_empty()) {
         store.flush().map_err(|source| PackError::Flush { source })?;
     }
     let tree_error = |error| PackError::Tree {
         path: source.into(),
         source: error,
     };
-    for (node, metadata, blocks) in packed {
+    for (node, metadata, blocks) in packed.into_iter().flatten() {
         builder.set_content(node, metadata, blocks).map_err(tree_error)?;
     }
     let tree = builder.finish().map_err(tree_error)?;

@@ -18,6 +18,8 @@ use super::{PackError, xattr};
 pub(super) struct FileToRead {
     pub(super) node: NodeId,
     pub(super) path: PathBuf,
+    /// When it was scanned.
+    pub(super) size: u64,
 }
 
 /// A tree whose files are still empty.
@@ -79,7 +81,11 @@ pub(super) fn scan(source: &Path) -> Result<Scan, PackError> {
                 directories.push((id, path));
             } else if stat.is_file() {
                 scan.bytes += stat.len();
-                scan.files.push(FileToRead { node: id, path });
+                scan.files.push(FileToRead {
+                    node: id,
+                    path,
+                    size: stat.len(),
+                });
             }
         }
     }

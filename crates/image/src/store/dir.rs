@@ -4,10 +4,13 @@
 //! whole block or none. Names become durable in batches: [`BlockStore::flush`] syncs the file system of the store once
 //! for all blocks put since, which is what the packer wants; until then a power loss may take blocks (or, on file systems
 //! that link before they write, leave one of the wrong content: readers verify, and `put` replaces one of another length).
+//! A store that had no block in the flat place when it was first written to is not asked for one there again and again:
+//! should another program put one meanwhile, the block is kept twice.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use zmachine_flist::BlockId;
 use zmachine_sys::file::{FileError, NewFile};
@@ -18,12 +21,26 @@ use super::{BlockStore, MAX_SEALED_LEN, StoreError};
 #[derive(Debug)]
 pub struct DirStore {
     root: PathBuf,
+    /// Whether a writer has to look into the flat place too.
+    has_flat: OnceLock<bool>,
 }
 
 impl DirStore {
     /// The store in `root`, which need not exist yet: reading from a missing one is an error, writing makes it.
     pub fn new(root: PathBuf) -> DirStore {
-        DirStore { root }
+        DirStore {
+            root,
+            has_flat: OnceLock::new(),
+        }
+    }
+
+    /// Whether a block lies in the root itself: its 256 names are read, once, or those before the first such block. A root that can
+    /// not be listed is asked for every block.
+    fn has_flat(&self) -> bool {
+        *self.has_flat.get_or_init(|| match std::fs::read_dir(&self.root) {
+            Ok(mut entries) => entries.any(|entry| entry.map_or(true, |entry| entry.file_name().len() >= 32)),
+            Err(e) => e.kind() != io::ErrorKind::NotFound,
+        })
     }
 
     fn sharded(&self, id: &BlockId) -> PathBuf {
@@ -73,7 +90,9 @@ impl DirStore {
 
     /// Length of the block on disk, `None` when it is not there.
     fn length(&self, id: &BlockId) -> Result<Option<u64>, StoreError> {
-        for path in self.places(id) {
+        let [sharded, flat] = self.places(id);
+        let flat = self.has_flat().then_some(flat);
+        for path in [Some(sharded), flat].into_iter().flatten() {
             match std::fs::metadata(&path) {
                 Ok(meta) => return Ok(Some(meta.len())),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
