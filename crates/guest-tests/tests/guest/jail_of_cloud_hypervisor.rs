@@ -13,7 +13,7 @@ use zmachine_testkit::{Invocation, TestHome, skip};
 use crate::jail::{escaped, example, outcomes};
 use crate::support::{Checks, home_with_box, inspect, until, zmachine};
 
-/// A home, where the device that both hypervisors of the host's kernel begin with can be opened.
+/// A home, on a host whose `/dev/kvm` can be opened: that it works is pretended.
 fn home_with_kvm() -> Option<(TestHome, String)> {
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
         skip(&format!("/dev/kvm: {error}"));
@@ -28,7 +28,7 @@ fn with_program(home: &TestHome, program: &Path, args: &[&str]) -> Invocation {
         && cp \"$1\" /usr/local/sbin/cloud-hypervisor && shift && exec \"$@\"";
     let cpu = home.file("cpuinfo");
     fs::write(&cpu, "processor\t: 0\nflags\t\t: fpu vmx\n").expect("a file");
-    let words = [&cpu, program, home.zmachine_path()].map(|path| path.display().to_string());
+    let words = [cpu.as_path(), program, home.zmachine_path()].map(|path| path.display().to_string());
     let before = ["-m", "sh", "-c", script].into_iter();
     let words = before
         .chain(words.iter().map(String::as_str))
@@ -40,7 +40,7 @@ fn with_program(home: &TestHome, program: &Path, args: &[&str]) -> Invocation {
 fn process_of(home: &TestHome) -> Option<u32> {
     let folder = home.path().join("run").display().to_string();
     let numbers = fs::read_dir("/proc").expect("/proc").flatten();
-    let mut numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     numbers.find(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line);
