@@ -233,9 +233,11 @@ impl Unpacking<'_> {
         let contents = files
             .iter()
             .map(|(_, id)| tree.get(*id).content().unwrap_or_default().1);
-        // Format 1 may have small files of several blocks, and those of a batch are read together.
-        if let ([(path, id)], Some(2..)) = (files, contents.clone().map(<[_]>::len).next()) {
-            return self.large_file(path, tree.get(*id));
+        // Format 1 may have small files of any number of blocks: a few at a time, whatever a store sends for them.
+        if contents.clone().any(|blocks| blocks.len() > 1) {
+            return files
+                .iter()
+                .try_for_each(|(path, id)| self.large_file(path, tree.get(*id)));
         }
         let blocks: Vec<BlockRef> = contents.clone().flatten().copied().collect();
         self.openers.with(|opener| {
