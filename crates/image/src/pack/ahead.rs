@@ -98,7 +98,7 @@ mod tests {
         let store = Broken {
             is_asked: Barrier::new(2),
         };
-        let flushed = flushing(&store, || BYTES, || drop(store.is_asked.wait()));
+        let flushed = flushing(&store, || BYTES, || store.is_asked.wait().is_leader());
         assert!(matches!(flushed, Err(StoreError::Unavailable { .. })));
         // What is not much waits for the end.
         assert!(matches!(flushing(&store, || BYTES - 1, || 7), Ok(7)));
