@@ -219,6 +219,16 @@ impl Vmm {
                 }
                 recorded("fdnet", 2)
             }
+            "vm.remove-device" => {
+                let mut state = self.state.lock().unwrap();
+                let config = state.config.as_mut().expect("a machine");
+                let nets = config.get_mut("net").and_then(Value::as_array_mut);
+                let found = nets.and_then(|nets| {
+                    let at = nets.iter().position(|net| net["id"] == body["id"])?;
+                    Some(nets.remove(at))
+                });
+                recorded("full", if found.is_some() { 26 } else { 25 })
+            }
             "vm.info" => self.info(),
             "vm.boot" => match self.open_devices() {
                 Ok(()) => {

@@ -17,8 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use zmachine_hypervisor::cloud_hypervisor::{self, CloudHypervisor};
 use zmachine_hypervisor::{
-    Accel, Boot, Disk, Driver, ExitReason, LaunchError, Nic, NicKind, Platform, Resources, RunDir, Share, Vm, VmEvent,
-    VmSpec,
+    Accel, Boot, ControlError, Disk, Driver, ExitReason, LaunchError, Nic, NicKind, Platform, Resources, RunDir, Share,
+    Vm, VmEvent, VmSpec,
 };
 use zmachine_sys::jail::Jail;
 use zmachine_sys::process::ProcessId;
@@ -556,6 +556,30 @@ async fn a_tap_is_passed_as_one_descriptor_and_never_by_name() {
         json!({"id": "net0", "mac": "02:00:00:00:00:01", "num_queues": 2, "queue_size": 256})
     );
     assert!(bench.requests("vm.create")[0]["body"].get("net").is_none());
+}
+
+#[tokio::test]
+async fn interfaces_come_and_go_while_the_machine_runs() {
+    let bench = Bench::recorded();
+    let mut running = bench.launched(&bench.spec()).await;
+    running.until("TICK").await;
+    let nic = Nic {
+        id: "eth1".into(),
+        mac: "02:00:00:00:00:02".into(),
+        mtu: None,
+        kind: NicKind::Tap,
+    };
+    let tap = File::open("/dev/null").unwrap().into();
+    running.vm.add_nic(&nic, tap).await.unwrap();
+    let asked = bench.requests("vm.add-net");
+    assert_eq!((asked.len(), &asked[0]["fds"]), (1, &json!(1)));
+    assert_eq!(asked[0]["body"]["id"], "eth1");
+    running.vm.remove_nic("eth1").await.unwrap();
+    assert_eq!(bench.requests("vm.remove-device")[0]["body"], json!({"id": "eth1"}));
+    let error = running.vm.remove_nic("eth1").await.unwrap_err();
+    assert!(matches!(error, ControlError::Refused { .. }), "{error:?}");
+    assert!(error.to_string().contains("Failed to find device"), "{error}");
+    running.vm.kill();
 }
 
 #[tokio::test]

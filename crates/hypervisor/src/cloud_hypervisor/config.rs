@@ -140,6 +140,13 @@ pub struct ResizeDisk {
     pub desired_size: u64,
 }
 
+/// The body of `vm.remove-device`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct RemoveDevice {
+    /// The device's id.
+    pub(super) id: String,
+}
+
 /// Where a machine's sockets are.
 #[derive(Clone, Debug)]
 pub struct Sockets {

@@ -14,6 +14,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -25,10 +26,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::process_log::Log;
-use crate::{AgentStream, ControlError, ExitReason, LogLines, Platform, Vm, VmEvent};
+use crate::{AgentStream, ControlError, ExitReason, LogLines, Nic, Platform, Vm, VmEvent};
 
 use super::client::{ApiError, Client};
-use super::config::ResizeDisk;
+use super::config::{NetConfig, RemoveDevice, ResizeDisk};
 use super::events::Event;
 
 /// It needs milliseconds to go; then it is killed.
@@ -292,6 +293,22 @@ impl Vm for ChVm {
             desired_size: bytes,
         };
         self.order_with("vm.resize-disk", &body).await
+    }
+
+    async fn add_nic(&mut self, nic: &Nic, tap: OwnedFd) -> Result<(), ControlError> {
+        self.require_running()?;
+        let config = NetConfig::new(nic);
+        let added = self
+            .client
+            .put_with("vm.add-net", &config, &[tap.as_fd()], self.patience)
+            .await;
+        added.map(drop).map_err(|error| error.of("vm.add-net"))
+    }
+
+    /// Asks the guest to let the interface go; its id is free once it has.
+    async fn remove_nic(&mut self, id: &str) -> Result<(), ControlError> {
+        let body = RemoveDevice { id: id.to_owned() };
+        self.order_with("vm.remove-device", &body).await
     }
 
     async fn quit(&mut self) -> Result<(), ControlError> {
