@@ -185,15 +185,15 @@ fn debian_without_cloud_init_gets_its_network_from_the_network() {
         checks.that(kind, || {
             let mut wanted = vec![
                 format!(" {}", nic["addresses"][0].as_str().unwrap_or_default()),
-                // networkd takes the advertised prefix, and ISC's client asks by DHCPv6, which gives no prefix.
-                format!(" {}/{}", address(&nic, 1), if kind == "networkd" { 64 } else { 128 }),
+                // networkd takes the advertised prefix; ifupdown's `dhcp` switches that off, and asks by DHCPv6.
+                format!(" {}/64", address(&nic, 1)),
                 format!("default via {} dev e", gateway("gateway4")),
                 "default via fe80::".to_owned(),
-                format!("nameserver {}", gateway("gateway4")),
+                format!("nameserver {}", gateway("gateway6")),
             ];
-            // ISC's client keeps the servers of one family.
+            // ISC's client keeps the servers of the family that it asked last.
             if kind == "networkd" {
-                wanted.push(format!("nameserver {}", gateway("gateway6")));
+                wanted.push(format!("nameserver {}", gateway("gateway4")));
             }
             wait_for_network(&home, kind, BOOT, &wanted);
         });
