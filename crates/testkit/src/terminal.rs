@@ -37,10 +37,11 @@ impl Terminal {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let screen = File::from(rustix::fs::open(name, flags, Mode::empty()).expect("the terminal's other side"));
         let keyboard = File::from(keyboard);
+        // As a login has them: in the background of a script, ctrl-c is ignored, and so it would be here.
+        let mut session = Command::new("env");
         // `setsid` does not fork here, since its process leads no group yet: the child is the command itself.
-        let mut session = Command::new("setsid");
         session
-            .arg("--ctty")
+            .args(["--default-signal", "setsid", "--ctty"])
             .arg(command.get_program())
             .args(command.get_args());
         for (key, value) in command.get_envs() {
