@@ -39,7 +39,10 @@ def rate(tap, seconds):
     """Megabits per second through a tap."""
     before, start = sent_by(tap), time.monotonic()
     time.sleep(seconds)
-    return (sent_by(tap) - before) * 8 / (time.monotonic() - start) / 1e6
+    sent = sent_by(tap) - before
+    if sent == 0:
+        sys.exit(f"bench: nothing came through {tap}: the connection was not made, or is gone")
+    return sent * 8 / (time.monotonic() - start) / 1e6
 
 
 def sink():
