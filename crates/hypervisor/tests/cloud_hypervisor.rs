@@ -211,6 +211,18 @@ impl Running {
         self.console.write_all(&[byte]).await.unwrap();
     }
 
+    /// The stream of the agent, once the guest has called and said so.
+    async fn called_by_the_agent(&mut self) -> UnixStream {
+        let stream = self.vm.take_agent().expect("a stream");
+        self.tell(b'a').await;
+        let connected = tokio::time::timeout(PATIENCE, stream.connected()).await;
+        let mut stream = connected.unwrap().unwrap();
+        let mut said = [0; 20];
+        stream.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"hello from the guest");
+        stream
+    }
+
     async fn event(&mut self) -> VmEvent {
         // Whoever has the console must read it.
         let (vm, console) = (&mut self.vm, &mut self.console);
@@ -586,19 +598,12 @@ async fn interfaces_come_and_go_while_the_machine_runs() {
 async fn the_agents_stream_is_there_when_the_guest_calls() {
     let bench = Bench::recorded();
     let mut running = bench.launched(&bench.spec()).await;
-    let stream = running.vm.take_agent().expect("a stream");
+    let mut stream = running.called_by_the_agent().await;
     assert!(running.vm.take_agent().is_none(), "once");
-    running.tell(b'a').await;
-    let mut stream = tokio::time::timeout(PATIENCE, stream.connected())
-        .await
-        .unwrap()
-        .unwrap();
-    let mut said = [0; 20];
-    stream.read_exact(&mut said).await.unwrap();
-    assert_eq!(&said, b"hello from the guest");
+    let mut said = [0; 4];
     stream.write_all(b"ping").await.unwrap();
-    stream.read_exact(&mut said[..4]).await.unwrap();
-    assert_eq!(&said[..4], b"ping");
+    stream.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"ping");
     running.vm.kill();
 }
 

@@ -179,23 +179,21 @@ mod tests {
             fs::write(dir.join("plan.json"), include_str!("../../tests/golden/plan-v1.json")).unwrap();
         }
 
-        /// Puts a block that no image has into the cache.
-        fn insert(&self, bytes: &[u8]) -> PathBuf {
-            let cache = Library::open(&self.path("a")).unwrap().cache().clone();
+        /// A block that no image has, in a cache that has to shrink.
+        fn with_a_block_too_many(&self) -> PathBuf {
+            let library = Library::open(&self.path("a")).unwrap();
+            let bytes = b"of nobody";
             let (block, _) = zmachine_flist::BlockRef::seal(bytes);
-            cache.insert(&block, bytes).unwrap();
-            cache.path_of(&block)
+            library.cache().insert(&block, bytes).unwrap();
+            library.set_cache_limit(Some(1)).unwrap();
+            library.cache().path_of(&block)
         }
     }
 
     #[test]
     fn a_machine_of_another_home_that_can_not_be_read_stops_the_removal_of_blocks() {
         let house = House::new();
-        let block = house.insert(b"of nobody");
-        Library::open(&house.path("a"))
-            .unwrap()
-            .set_cache_limit(Some(1))
-            .unwrap();
+        let block = house.with_a_block_too_many();
         house.machine("b", "running");
         let spec = house.path("b/machines").join(ID).join("spec.json");
         fs::write(&spec, "{").unwrap();
@@ -226,11 +224,7 @@ mod tests {
     #[test]
     fn what_an_active_machine_of_any_home_uses_is_asked_for_before_blocks_go() {
         let house = House::new();
-        let block = house.insert(b"of nobody");
-        Library::open(&house.path("a"))
-            .unwrap()
-            .set_cache_limit(Some(1))
-            .unwrap();
+        let block = house.with_a_block_too_many();
         house.machine("b", "running");
         // Its image is not there, so nobody can say which blocks it needs.
         let failure = house.engine("a").trim_cache().unwrap_err();
