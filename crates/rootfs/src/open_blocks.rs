@@ -9,6 +9,8 @@ use zmachine_image::fetch::Fetched;
 /// process in a jail; meanwhile the guest runs out of work and halts, which costs it more than the way itself. Each pins about
 /// 1.5 KiB in the kernel, and there are only as many as a guest has read blocks.
 const FILES_MAX: usize = 16384;
+/// Descriptors that are left for all else, when there are twice as many: blocks on their way in and out among it.
+const OTHER_DESCRIPTORS: u64 = 4096;
 /// Bytes of blocks kept in memory at most.
 const IN_MEMORY_BYTES_MAX: usize = 16 << 20;
 
@@ -35,11 +37,12 @@ pub(crate) struct OpenBlocks {
 impl OpenBlocks {
     /// Empty, for a process that may have `descriptors` open.
     pub(crate) fn new(descriptors: Option<u64>) -> OpenBlocks {
-        let half = descriptors.map_or(FILES_MAX, |most| usize::try_from(most / 2).unwrap_or(FILES_MAX));
+        let spare = |most: u64| most - (most / 2).min(OTHER_DESCRIPTORS);
+        let left = descriptors.map_or(FILES_MAX, |most| usize::try_from(spare(most)).unwrap_or(FILES_MAX));
         OpenBlocks {
             places: HashMap::new(),
             files: Vec::new(),
-            files_max: half.clamp(1, FILES_MAX),
+            files_max: left.clamp(1, FILES_MAX),
             in_memory: HashMap::new(),
             clock: 0,
             ends: [0; READERS],
