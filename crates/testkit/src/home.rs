@@ -7,10 +7,11 @@
 //!   ...                      whatever the test makes with `file`
 //! ```
 //!
-//! One home at a time in a checkout: the lock is held from `new` to the end of drop.
+//! As many homes at a time in a checkout as its host has CPUs, up to [`TOGETHER`]: the lock of one is held from `new` to the
+//! end of drop. A guest that waits for its host leaves a CPU idle, and more guests than CPUs would only make each other late.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,12 @@ use crate::netns::NetworkNamespace;
 
 /// Where homes are made, whatever `TMPDIR` says: a long one would not leave room for socket paths.
 const PARENT: &str = "/tmp";
+
+/// Homes at a time at most.
+const TOGETHER: usize = 4;
+
+/// How often a test that waits for its turn looks whether it has come.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How long things may take to disappear after the command that ended them returned.
 const VANISHING: Duration = Duration::from_secs(5);
@@ -40,7 +47,7 @@ pub struct TestHome {
 }
 
 impl TestHome {
-    /// A fresh home, as soon as no other test has one. As root its networks are in a namespace of their own; other
+    /// A fresh home, as soon as there is room for one more. As root its networks are in a namespace of their own; other
     /// users' are wherever the test runs, and not checked for leftovers.
     ///
     /// # Panics
@@ -211,12 +218,23 @@ fn fresh_folder() -> TempDir {
     folder
 }
 
-/// Waits until no other test of this checkout has a home.
+/// Waits until there is room for one more home of this checkout.
 fn take_turn(target: &Path) -> File {
-    let path = target.join("test-home.lock");
-    let lock = File::create(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    lock.lock().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    lock
+    let places = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(TOGETHER);
+    loop {
+        for place in 0..places {
+            let path = target.join(format!("test-home.{place}.lock"));
+            let lock = File::create(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            match lock.try_lock() {
+                Ok(()) => return lock,
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(e)) => panic!("{}: {e}", path.display()),
+            }
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 fn name_of(folder: &Path) -> String {

@@ -135,16 +135,18 @@ fn loop_devices(folder: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Empty control groups with the project's name in their path; whose they are shows in the comparison with before. One
-/// with processes in it is somebody else's, or its processes are reported anyway.
+/// Control groups with the project's name in their path that are empty and have nobody below them; whose they are shows in the
+/// comparison with before. One with processes is somebody else's, or its processes are reported anyway; of another home that
+/// comes or goes meanwhile, it does not stay empty.
 fn control_groups() -> Vec<PathBuf> {
-    let empty =
-        |path: &PathBuf| fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|processes| processes.is_empty());
-    let ours = |path: &PathBuf| path.to_string_lossy().contains("zmachine") && empty(path);
-    below(Path::new("/sys/fs/cgroup"), CGROUP_DEPTH, &|kind| kind.is_dir())
+    let groups = below(Path::new("/sys/fs/cgroup"), CGROUP_DEPTH, &|kind| kind.is_dir());
+    let named = groups
         .into_iter()
-        .filter(ours)
-        .collect()
+        .filter(|path| path.to_string_lossy().contains("zmachine"));
+    let (empty, populated): (Vec<_>, Vec<_>) = named
+        .partition(|path| fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|processes| processes.is_empty()));
+    let is_bare = |path: &PathBuf| !populated.iter().any(|other| other.starts_with(path));
+    empty.into_iter().filter(is_bare).collect()
 }
 
 fn sockets(home: &Path) -> Vec<PathBuf> {
