@@ -95,12 +95,12 @@ uninstall: ## remove what `make install` copied; machines and images stay
 bench: build ## measure: start-up, packing, reading
 	@benches/run $(RELEASE)/zmachine
 
-bench-prefetch: build ## measure first starts from a store that is far away, with and without hints (TREE=a tree with python3)
+bench-prefetch: build ## measure first starts from a store that is far away, with and without hints (TREE=a tree with python3, of your own)
 	@benches/prefetch.py $(RELEASE)/zmachine $(TREE)
 
 bench-flist: build ## measure packing and unpacking beside tar, zstd and mkfs.erofs
 	@mkdir -p .demo
-	@benches/flist.py $(RELEASE)/zmachine
+	@benches/flist.py $(RELEASE)/zmachine $(FLIST_ARGS)
 
 bench-rootfs: build ## measure the block root beside ext4, virtio-fs and FUSE + overlay + virtio-fs (root; an hour emulated)
 	@mkdir -p .demo

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """What a first start costs when the store is far away, and what knowing the image's hints saves.
 
-    prefetch.py ZMACHINE TREE [--rounds N] [--delay MILLISECONDS] [-- COMMAND...]
+    prefetch.py ZMACHINE [TREE] [--rounds N] [--delay MILLISECONDS] [-- COMMAND...]
 
-TREE is a directory with COMMAND in it (default: python3 -c 'import json'). It is packed, and its blocks are served by a web
-server of this program that waits DELAY milliseconds (default 20) before each answer. ZMACHINE_HOME names the state to work
-on; it needs a guest kernel. Each round measures, in turns and from a fresh list of hints:
+TREE is a directory with COMMAND in it (default: python3 -c 'import json'); without one it is that of `make bench-rootfs`, real
+Debian packages of 480 MB. It is packed, and its blocks are served by a web server of this program that waits DELAY milliseconds
+(default 20) before each answer. The state is in .demo/prefetch; the demo's guest kernel serves, or one is installed. Each
+round measures, in turns and from a fresh list of hints:
 
     first    no block in the cache, nothing known of the image
     second   no block in the cache, the hints known that the first one left
@@ -26,6 +27,31 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT / "benches/rootfs"))
+sys.dont_write_bytecode = True
+
+
+def default_tree():
+    from tree import Tree
+
+    base = PROJECT / ".demo/rootfs"
+    base.mkdir(parents=True, exist_ok=True)
+    return Tree(base).path
+
+
+def fresh_home(program):
+    """A home with nothing but a guest kernel in it, by ZMACHINE_HOME for all that is started from now on."""
+    home, kernels = PROJECT / ".demo/prefetch/home", PROJECT / ".demo/home/kernels"
+    shutil.rmtree(home.parent, ignore_errors=True)
+    home.mkdir(parents=True)
+    os.environ["ZMACHINE_HOME"] = str(home)
+    if kernels.is_dir():
+        (home / "kernels").symlink_to(kernels)
+    else:
+        subprocess.run([program, "kernel", "install"], check=True, stdout=sys.stderr)
+    return home
 
 
 def serve(root, delay):
@@ -51,17 +77,16 @@ def main():
     sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program")
-    parser.add_argument("tree", type=Path)
+    parser.add_argument("tree", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--delay", type=float, default=20)
     parser.add_argument("command", nargs="*", default=["python3", "-c", "import json"])
     args = parser.parse_args()
-    home = Path(os.environ["ZMACHINE_HOME"])
-    work = home / "bench-prefetch"
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "store").mkdir(parents=True)
+    tree = args.tree or default_tree()
+    home = fresh_home(args.program)
+    work = home.parent
     flist = work / "image.fl"
-    pack = [args.program, "flist", "pack", args.tree, "-o", flist, "--store", f"dir://{work}/store"]
+    pack = [args.program, "flist", "pack", tree, "-o", flist, "--store", f"dir://{work}/store"]
     subprocess.run(pack, check=True)
     store = serve(work / "store", args.delay / 1000)
 
