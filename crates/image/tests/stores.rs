@@ -32,6 +32,21 @@ fn a_block_put_into_a_directory_is_new_once_and_comes_back() {
 }
 
 #[test]
+fn of_two_writers_that_make_a_store_together_one_stores_each_block() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("dir://{}", dir.path().display());
+    let writers = [open(&url), open(&url)];
+    for text in 0..600 {
+        let (block, sealed) = BlockRef::seal(text.to_string().as_bytes());
+        // In turns, so that either makes some of the directories.
+        let first = text % 2;
+        assert!(writers[first].put(&block.id, &sealed).unwrap());
+        assert!(!writers[1 - first].put(&block.id, &sealed).unwrap());
+        assert_eq!(writers[1 - first].get(&block.id).unwrap(), sealed);
+    }
+}
+
+#[test]
 fn a_torn_block_of_an_old_writer_is_replaced_and_a_whole_one_never_rewritten() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&format!("dir://{}", dir.path().display()));

@@ -167,6 +167,14 @@ mod tests {
     }
 
     #[test]
+    fn a_small_limit_is_halved_and_of_a_large_one_some_are_left() {
+        let most = |descriptors| OpenBlocks::new(descriptors).files_max;
+        assert_eq!(most(Some(1024)), 512);
+        assert_eq!(most(Some(20_000)), 20_000 - 4096);
+        assert_eq!((most(Some(32_768)), most(None)), (FILES_MAX, FILES_MAX));
+    }
+
+    #[test]
     fn what_is_in_memory_is_bounded_and_the_oldest_goes() {
         let mut open = OpenBlocks::new(None);
         open.insert(1, bytes(IN_MEMORY_BYTES_MAX / 2));
