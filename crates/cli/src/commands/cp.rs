@@ -113,9 +113,9 @@ fn to_machine(engine: &Engine, source: &Path, machine: &str, path: String, archi
     let sent = zmachine_transfer::send(source, writer, warn);
     let result = match sent {
         // A guest that has refused the copy does not wait for its end; its own words come first here too.
-        Ok(()) => eof.send(&Frame::StdinEof).map_err(Failure::from),
+        Ok(()) => eof.send(&Frame::StdinEof),
         // The guest's own words say why its end of the stream is gone.
-        Err(TransferError::Stream(error)) => Err(Failure::from(error)),
+        Err(TransferError::Stream(error)) => Err(error),
         Err(error) => {
             eof.close();
             return Err(failure(&error).context(format!("can not copy {}", source.display())));
@@ -124,8 +124,17 @@ fn to_machine(engine: &Engine, source: &Path, machine: &str, path: String, archi
     let told = told
         .join()
         .unwrap_or_else(|_| Err(Failure::new(Class::Failed, "the copying thread ended early")));
-    told.and(result)
-        .map_err(|f| f.context(format!("can not copy to {machine}:{path}")))
+    outcome(told, result).map_err(|f| f.context(format!("can not copy to {machine}:{path}")))
+}
+
+/// How a copy went, by what the guest told and how sending to it ended.
+fn outcome(told: Result<(), Failure>, sent: io::Result<()>) -> Result<(), Failure> {
+    told?;
+    match sent {
+        // A guest that ended well had the whole archive, and did not wait for what comes after its end.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        sent => sent.map_err(Failure::from),
+    }
 }
 
 fn warn(text: String) {
@@ -261,6 +270,17 @@ mod tests {
         for host in ["x", "./web:x", "/a:b", ":x", "a/b:c"] {
             assert_eq!(side(host), Side::Host(host.into()));
         }
+    }
+
+    #[test]
+    fn a_guest_that_has_all_may_be_gone_before_it_is_told_so() {
+        let sent = |kind: io::ErrorKind| Err(io::Error::from(kind));
+        assert!(outcome(Ok(()), Ok(())).is_ok());
+        assert!(outcome(Ok(()), sent(io::ErrorKind::BrokenPipe)).is_ok());
+        assert!(outcome(Ok(()), sent(io::ErrorKind::Other)).is_err());
+        let refused = Failure::new(Class::NotFound, "no such directory");
+        let told = outcome(Err(refused), sent(io::ErrorKind::BrokenPipe)).unwrap_err();
+        assert!(told.to_string().contains("no such directory"), "{told}");
     }
 
     #[test]
