@@ -152,11 +152,11 @@ fn sharded_and_replicated_flists_name_the_stores_that_have_each_block() {
 #[test]
 fn paths_of_the_bootable_image_resolve_inside_of_it() {
     let tree = open("busybox.fl").tree;
-    let hello = tree.resolve(b"/work/hello.txt").unwrap();
+    let hello = tree.resolve(b"work/hello.txt").unwrap();
     let (size, blocks) = tree.get(hello).content().unwrap();
     let plain = blocks[0].open(&stored("store", &blocks[0]).unwrap()).unwrap();
     assert_eq!((plain.as_slice(), size), (&b"hello from a flist\n"[..], 19));
-    let shell = tree.resolve(b"bin/sh").unwrap();
+    let shell = tree.resolve(b"/bin/sh").unwrap();
     assert!(tree.get(shell).content().is_some());
     assert_eq!(tree.path_of(shell).unwrap(), b"bin/busybox");
     let startup = tree.lookup(zmachine_flist::startup::PATH).unwrap();
