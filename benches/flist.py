@@ -7,10 +7,9 @@ Without --tree the tree is a set of unpacked Debian packages (720 MB, 27,000 fil
 is a command from start to end. CPU is that of the process and its children, user and system; the rate is the bytes of the
 tree's files per second of CPU, which other work on the host moves far less than the wall clock. Rows take turns, round by round;
 figures are medians. `one CPU` is the same command held to one core: its wall time over that of `pack` is the scaling.
-Everything that is read is in the page cache after the first round, which is thrown away. Each round writes to a folder of its own,
-beside the tree or in --work (a file system on a disk in memory shows the programs alone),
-and nothing is removed until the end (2.5 GB a round): ext4 searches for minutes' worth of CPU when it makes files where others
-were removed within the last seconds.
+Everything that is read is in the page cache after the first round, which is thrown away. Each round writes to a folder of its own in
+.demo, or in --work (one in memory shows the programs without the disk), and nothing is removed until the end (2.5 GB a round):
+ext4 searches for minutes' worth of CPU when it makes files where others were removed within the last seconds.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a first start costs when the store is far away, and what knowing the image's hints saves.
 
-    prefetch.py ZMACHINE [TREE] [--rounds N] [--delay MILLISECONDS] [-- COMMAND...]
+    prefetch.py ZMACHINE [--rounds N] [--delay MILLISECONDS] [TREE [-- COMMAND...]]
 
 TREE is a directory with COMMAND in it (default: python3 -c 'import json'); without one it is that of `make bench-rootfs`, real
 Debian packages of 480 MB. It is packed, and its blocks are served by a web server of this program that waits DELAY milliseconds
@@ -81,7 +81,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--delay", type=float, default=20)
     parser.add_argument("command", nargs="*", default=["python3", "-c", "import json"])
-    args = parser.parse_args()
+    # Options may stand before TREE, which plain parsing does not allow where it may be missing.
+    args = parser.parse_intermixed_args()
     tree = args.tree or default_tree()
     home = fresh_home(args.program)
     work = home.parent
