@@ -334,21 +334,15 @@ fn padded(serial: &str) -> Option<[u8; SERIAL_LEN]> {
     Some(padded)
 }
 
-/// As many open files as wanted, or as the hard limit lets a process without privilege have.
 fn raise_descriptor_limit(reporter: &Reporter) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let at_least = |limit: Option<u64>| limit.map(|most| most.max(DESCRIPTORS));
-    let wanted = Rlimit {
-        current: at_least(limit.current),
-        maximum: at_least(limit.maximum),
-    };
-    let allowed = Rlimit {
-        current: limit.maximum.map(|hard| hard.min(DESCRIPTORS)),
-        maximum: limit.maximum,
-    };
-    if setrlimit(Resource::Nofile, wanted).is_err() && setrlimit(Resource::Nofile, allowed).is_err() {
-        reporter.warning("the limit of open files could not be raised");
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(DESCRIPTORS, |hard| hard.min(DESCRIPTORS));
+    if limit.current.is_some_and(|soft| soft < wanted) {
+        limit.current = Some(wanted);
+        if setrlimit(Resource::Nofile, limit).is_err() {
+            reporter.warning("the limit of open files could not be raised");
+        }
     }
 }
 
