@@ -2,16 +2,20 @@
 //!
 //! # The stream
 //! A tar archive whose entries are `tree` (the file or directory itself) and `tree/...` (what is below a directory):
-//! regular files, directories and symbolic links, with modes and times. Sockets, pipes and devices are left out.
+//! regular files, hard links between them, directories, symbolic links, pipes and devices, with modes and times. Sockets are
+//! left out, and devices too where the receiver does not want them.
 //!
 //! # Invariants
-//! A receiver believes nothing: a path with `..`, a path through a symbolic link that leads out of the target, a hard
-//! link or a device ends the transfer or is left out. An existing symbolic link is replaced, never written through.
-//! Memory is bounded by the depth of the tree and the number of directories.
+//! A receiver believes nothing: a path with `..`, a path through a symbolic link that leads out of the target, or a hard link
+//! to something outside of it ends the transfer. An existing symbolic link is replaced, never written through.
+//! Memory is bounded by the depth of the tree and the number of directories and of hard links.
 
+mod archive;
+mod members;
 mod receive;
 mod send;
 
+pub use archive::{from_archive, to_archive};
 pub use receive::{Keep, receive};
 pub use send::send;
 
@@ -42,6 +46,14 @@ pub enum TransferError {
     NotADirectory {
         /// Its path.
         path: PathBuf,
+    },
+    /// All that there was to copy is of a kind that is not copied.
+    #[error("{} is not copied: it is {kind}", path.display())]
+    NotCopied {
+        /// Its path.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
     },
     /// The stream would write outside of the target.
     #[error("the stream leads out of the target: {}", path.display())]

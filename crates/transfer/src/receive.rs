@@ -7,8 +7,10 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, lc
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use tar::{Archive, Entry, EntryType};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, chmodat, makedev, mknodat};
+use tar::{Archive, EntryType};
 
+use crate::members::{Member, Members};
 use crate::{ROOT, TransferError};
 
 /// What a receiver keeps beside content, names and times.
@@ -18,6 +20,8 @@ pub struct Keep {
     pub owner: bool,
     /// The set-user-id, set-group-id and sticky bits; otherwise only read, write and execute.
     pub special_bits: bool,
+    /// Devices; otherwise they are left out.
+    pub devices: bool,
 }
 
 /// A directory that gets its mode and time when everything below it is there: it may forbid writing.
@@ -41,24 +45,28 @@ pub fn receive(
     mut warn: impl FnMut(String),
 ) -> Result<(), TransferError> {
     let mut archive = Archive::new(stream);
+    let mut members = Members::new(&mut archive)?;
     let mut root = None;
     let mut directories = Vec::new();
-    for entry in archive.entries().map_err(TransferError::Stream)? {
-        let mut entry = entry.map_err(TransferError::Stream)?;
-        let path = entry.path().map_err(TransferError::Stream)?.into_owned();
-        let inner = inner(&path)?;
+    while let Some(mut member) = members.next()? {
+        let inner = inner(&member.path)?;
+        let is_root = inner.as_os_str().is_empty();
         let root = match &root {
             Some(root) => root,
-            None => root.insert(place(target, name, contents, entry.header().entry_type().is_dir())?),
+            None => {
+                // A stream of contents alone need not have their directory.
+                let is_directory = member.entry.header().entry_type().is_dir() || (contents && !is_root);
+                root.insert(place(target, name, contents, is_directory)?)
+            }
         };
-        let to = match inner.as_os_str().is_empty() {
+        let to = match is_root {
             true => root.clone(),
             false => {
-                stays_inside(root, &inner, &path)?;
+                stays_inside(root, &inner, &member.path)?;
                 root.join(&inner)
             }
         };
-        put(&mut entry, &to, keep, &mut directories, &mut warn)?;
+        put(&mut member, root, &to, keep, &mut directories, &mut warn)?;
     }
     for directory in directories.into_iter().rev() {
         finish(&directory.path, directory.mode, directory.modified)?;
@@ -138,12 +146,14 @@ fn stays_inside(root: &Path, inner: &Path, path: &Path) -> Result<(), TransferEr
 }
 
 fn put(
-    entry: &mut Entry<'_, impl Read>,
+    member: &mut Member<'_, impl Read>,
+    root: &Path,
     to: &Path,
     keep: Keep,
     directories: &mut Vec<Directory>,
     warn: &mut impl FnMut(String),
 ) -> Result<(), TransferError> {
+    let entry = &mut member.entry;
     let header = entry.header();
     let bits = if keep.special_bits { 0o7777 } else { 0o777 };
     let mode = header.mode().map_err(TransferError::Stream)? & bits;
@@ -168,15 +178,47 @@ fn put(
             });
         }
         EntryType::Symlink => {
-            let link = entry.link_name().map_err(TransferError::Stream)?;
-            let link = link.map(|l| l.into_owned()).unwrap_or_default();
             clear(to)?;
-            symlink(&link, to).map_err(TransferError::io("make the link", to))?;
+            symlink(&member.target, to).map_err(TransferError::io("make the link", to))?;
             if keep.owner {
                 lchown(to, owner.0, owner.1).map_err(TransferError::io("change the owner of", to))?;
             }
         }
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+        EntryType::Link => {
+            let first = inner(&member.target)?;
+            stays_inside(root, &first, &member.target)?;
+            let first = root.join(first);
+            match fs::symlink_metadata(&first) {
+                Ok(there) if there.is_file() => {}
+                Ok(_) => {
+                    return Err(TransferError::Escape {
+                        path: member.target.clone(),
+                    });
+                }
+                Err(error) => return Err(TransferError::io("look at", first)(error)),
+            }
+            if first != to {
+                clear(to)?;
+                fs::hard_link(&first, to).map_err(TransferError::io("make the hard link", to))?;
+            }
+        }
+        EntryType::Fifo => make_node(to, FileType::Fifo, 0, mode, keep, owner)?,
+        kind @ (EntryType::Char | EntryType::Block) if keep.devices => {
+            let number = |part: io::Result<Option<u32>>| Ok(part.map_err(TransferError::Stream)?.unwrap_or_default());
+            let device = makedev(number(header.device_major())?, number(header.device_minor())?);
+            let node = match kind {
+                EntryType::Char => FileType::CharacterDevice,
+                _ => FileType::BlockDevice,
+            };
+            make_node(to, node, device, mode, keep, owner)?;
+        }
+        EntryType::Char | EntryType::Block if to == root => {
+            return Err(TransferError::NotCopied {
+                path: to.to_owned(),
+                kind: "a device",
+            });
+        }
+        EntryType::Regular | EntryType::Continuous => {
             clear(to)?;
             let file = OpenOptions::new()
                 .write(true)
@@ -199,6 +241,26 @@ fn put(
         )),
     }
     Ok(())
+}
+
+fn make_node(
+    to: &Path,
+    kind: FileType,
+    device: u64,
+    mode: u32,
+    keep: Keep,
+    owner: (Option<u32>, Option<u32>),
+) -> Result<(), TransferError> {
+    clear(to)?;
+    mknodat(CWD, to, kind, Mode::from_raw_mode(0o600), device)
+        .map_err(io::Error::from)
+        .map_err(TransferError::io("create", to))?;
+    if keep.owner {
+        lchown(to, owner.0, owner.1).map_err(TransferError::io("change the owner of", to))?;
+    }
+    chmodat(CWD, to, Mode::from_raw_mode(mode), AtFlags::empty())
+        .map_err(io::Error::from)
+        .map_err(TransferError::io("change the mode of", to))
 }
 
 /// Copies and tells the stream's errors from the disk's.

@@ -1,6 +1,6 @@
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use super::*;
 const KEEP: Keep = Keep {
     owner: false,
     special_bits: true,
+    devices: true,
 };
 
 fn stream(source: &Path) -> Vec<u8> {
@@ -100,6 +101,89 @@ fn sockets_are_left_out_and_told() {
     let mut told = Vec::new();
     send(dir.path(), Vec::new(), |text| told.push(text)).unwrap();
     assert!(told.len() == 1 && told[0].contains("left out"), "{told:?}");
+    let alone = send(&dir.path().join("s"), Vec::new(), |_| ());
+    assert!(matches!(alone, Err(TransferError::NotCopied { .. })));
+}
+
+#[test]
+fn files_that_do_not_say_how_long_they_are_come_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    // One says that it has no bytes, the other that it has a page.
+    for file in ["/proc/self/limits", "/sys/kernel/mm/transparent_hugepage/enabled"] {
+        let Ok(content) = fs::read(file) else { continue };
+        put(Path::new(file), &dir.path().join("copy"), false).unwrap();
+        assert_eq!(fs::read(dir.path().join("copy")).unwrap(), content, "{file}");
+    }
+}
+
+#[test]
+fn hard_links_stay_links_and_pipes_pipes() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("a");
+    fs::create_dir_all(source.join("deep")).unwrap();
+    fs::write(source.join("one"), vec![1; 100_000]).unwrap();
+    fs::hard_link(source.join("one"), source.join("deep/two")).unwrap();
+    let fifo = rustix::fs::Mode::from_raw_mode(0o640);
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        source.join("pipe"),
+        rustix::fs::FileType::Fifo,
+        fifo,
+        0,
+    )
+    .unwrap();
+    assert!(stream(&source).len() < 150_000);
+    put(&source, &dir.path().join("b"), false).unwrap();
+    let inode = |name: &str| fs::metadata(dir.path().join("b").join(name)).unwrap().ino();
+    assert_eq!(inode("one"), inode("deep/two"));
+    let pipe = fs::symlink_metadata(dir.path().join("b/pipe")).unwrap();
+    assert!(pipe.file_type().is_fifo());
+}
+
+#[test]
+fn devices_come_where_they_are_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("null");
+    let keep = |devices| Keep { devices, ..KEEP };
+    let bytes = stream(Path::new("/dev/null"));
+    let refused = receive(
+        bytes.as_slice(),
+        &target,
+        OsStr::new("null"),
+        false,
+        keep(false),
+        |_| (),
+    );
+    assert!(matches!(refused, Err(TransferError::NotCopied { .. })));
+    match receive(bytes.as_slice(), &target, OsStr::new("null"), false, keep(true), |_| ()) {
+        Ok(()) => assert_eq!(
+            fs::metadata(&target).unwrap().rdev(),
+            fs::metadata("/dev/null").unwrap().rdev()
+        ),
+        // Only root makes devices.
+        Err(error) => assert!(!rustix::process::geteuid().is_root(), "{error}"),
+    }
+}
+
+#[test]
+fn a_name_of_any_length_takes_no_memory() {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::GNULongName);
+    header.set_size(1 << 40);
+    header.set_cksum();
+    let endless = std::io::Read::chain(header.as_bytes().as_slice(), std::io::repeat(b'x'));
+    let dir = tempfile::tempdir().unwrap();
+    let error = receive(endless, &dir.path().join("t"), OsStr::new("x"), false, KEEP, |_| ()).unwrap_err();
+    assert!(error.to_string().contains("a name of"), "{error}");
+}
+
+#[test]
+fn contents_need_no_directory_of_their_own() {
+    use tar::EntryType::Regular;
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = hostile(&[("tree/x", Regular, ""), ("tree/y", Regular, "")]);
+    receive(bytes.as_slice(), dir.path(), OsStr::new("x"), true, KEEP, |_| ()).unwrap();
+    assert!(dir.path().join("x").is_file() && dir.path().join("y").is_file());
 }
 
 /// A stream of entries as nobody honest makes them.
@@ -183,4 +267,41 @@ fn a_broken_stream_is_an_error() {
     let bytes = stream(&tree(dir.path()));
     let cut = &bytes[..bytes.len() / 2];
     assert!(receive(cut, &dir.path().join("c"), OsStr::new("a"), false, KEEP, |_| ()).is_err());
+}
+
+#[test]
+fn a_users_archive_goes_in_and_comes_out_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("a");
+    fs::create_dir_all(source.join("deep")).unwrap();
+    fs::write(source.join("deep/x"), "hello").unwrap();
+    fs::hard_link(source.join("deep/x"), source.join("y")).unwrap();
+    symlink("deep/x", source.join("link")).unwrap();
+    // As `cp NAME:/a -` writes it.
+    let mut archive = Vec::new();
+    to_archive(stream(&source).as_slice(), &mut archive, Path::new("a")).unwrap();
+    let listed = |bytes: &[u8]| -> Vec<String> {
+        let mut archive = tar::Archive::new(bytes);
+        let entries = archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string());
+        entries.collect()
+    };
+    assert_eq!(listed(&archive), ["a", "a/deep", "a/deep/x", "a/link", "a/y"]);
+    // As `cp - NAME:/b` takes it.
+    let mut sent = Vec::new();
+    from_archive(archive.as_slice(), &mut sent, |text| panic!("{text}")).unwrap();
+    let target = dir.path().join("b");
+    fs::create_dir(&target).unwrap();
+    receive(sent.as_slice(), &target, OsStr::new("archive"), true, KEEP, |_| ()).unwrap();
+    assert_eq!(fs::read_to_string(target.join("a/link")).unwrap(), "hello");
+    assert_eq!(fs::metadata(target.join("a/y")).unwrap().nlink(), 2);
+    // What leads out of the directory is refused, and what is no archive too.
+    let out = hostile(&[("../x", tar::EntryType::Regular, "")]);
+    assert!(matches!(
+        from_archive(out.as_slice(), Vec::new(), |_| ()),
+        Err(TransferError::Escape { .. })
+    ));
+    assert!(from_archive(vec![7; 2048].as_slice(), Vec::new(), |_| ()).is_err());
 }

@@ -28,6 +28,7 @@ pub(super) fn run(transfer: &Transfer) -> i32 {
             let keep = Keep {
                 owner: *keep_owner,
                 special_bits: true,
+                devices: true,
             };
             let input = io::BufReader::with_capacity(64 * 1024, io::stdin());
             receive(input, Path::new(target), OsStr::new(name), *contents, keep, warn)

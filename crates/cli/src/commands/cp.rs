@@ -1,7 +1,7 @@
 //! `cp`: files and directories between this host and a machine, streamed.
 
 use std::ffi::OsString;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,12 @@ use crate::args::CpArgs;
 #[derive(Debug, PartialEq, Eq)]
 enum Side {
     Host(PathBuf),
-    Machine { name: String, path: String },
+    /// `-`: a tar archive on standard input or output.
+    Stream,
+    Machine {
+        name: String,
+        path: String,
+    },
 }
 
 /// Copies one way or the other.
@@ -26,10 +31,12 @@ pub(crate) fn cp(engine: &Engine, args: &CpArgs) -> Result<u8, Failure> {
     match (side(&args.source), side(&args.target)) {
         (Side::Machine { name, path }, Side::Host(target)) => from_machine(engine, &name, path, &target, args.archive)?,
         (Side::Host(source), Side::Machine { name, path }) => to_machine(engine, &source, &name, path, args.archive)?,
+        (Side::Machine { name, path }, Side::Stream) => to_stdout(engine, &name, path)?,
+        (Side::Stream, Side::Machine { name, path }) => from_stdin(engine, &name, path, args.archive)?,
         _ => {
             return Err(
                 Failure::new(Class::Usage, "exactly one side of a copy is in a machine").hint(
-                    "zmachine cp ./file NAME:/path, or zmachine cp NAME:/path ./file; './a:b' is a path of this host",
+                    "zmachine cp ./file NAME:/path, or zmachine cp NAME:/path ./file; './a:b' is a path of this host, and '-' a tar archive",
                 ),
             );
         }
@@ -38,6 +45,9 @@ pub(crate) fn cp(engine: &Engine, args: &CpArgs) -> Result<u8, Failure> {
 }
 
 fn side(text: &str) -> Side {
+    if text == "-" {
+        return Side::Stream;
+    }
     match text.split_once(':') {
         Some((name, path)) if !name.is_empty() && !name.starts_with('.') && !name.contains('/') => {
             let path = if path.starts_with('/') {
@@ -70,6 +80,8 @@ fn from_machine(engine: &Engine, machine: &str, path: String, target: &Path, arc
         owner: archive,
         // A program of the guest must not become a set-user-id program of this host.
         special_bits: false,
+        // Nor is a device node of the guest's making wanted on this host.
+        devices: false,
     };
     let received = zmachine_transfer::receive(&mut stream, target, &name, contents, keep, warn);
     let here = |e: TransferError| failure(&e).context(format!("can not copy to {}", target.display()));
@@ -98,6 +110,72 @@ fn to_machine(engine: &Engine, source: &Path, machine: &str, path: String, archi
         contents,
         keep_owner: archive,
     };
+    let what = source.display().to_string();
+    send(engine, machine, &path, transfer, &what, |writer| {
+        zmachine_transfer::send(source, writer, warn)
+    })
+}
+
+/// Puts what is in the archive on standard input into a directory of the machine.
+fn from_stdin(engine: &Engine, machine: &str, path: String, archive: bool) -> Result<(), Failure> {
+    let stdin = io::stdin().lock();
+    if stdin.is_terminal() {
+        return Err(
+            Failure::new(Class::Usage, "standard input is a terminal, not a tar archive")
+                .hint("tar -c DIR | zmachine cp - NAME:/path"),
+        );
+    }
+    let transfer = Transfer::Receive {
+        target: path.clone(),
+        name: "archive".to_owned(),
+        contents: true,
+        keep_owner: archive,
+    };
+    send(
+        engine,
+        machine,
+        &path,
+        transfer,
+        "the archive on standard input",
+        |writer| zmachine_transfer::from_archive(stdin, writer, warn),
+    )
+}
+
+/// Writes a file or directory of the machine to standard output, as an archive.
+fn to_stdout(engine: &Engine, machine: &str, path: String) -> Result<(), Failure> {
+    let stdout = io::stdout().lock();
+    if stdout.is_terminal() {
+        return Err(
+            Failure::new(Class::Usage, "standard output is a terminal, and this is a tar archive")
+                .hint("zmachine cp NAME:/path - | tar -t"),
+        );
+    }
+    let (name, contents) = named(&path);
+    let name = if contents { Path::new(".") } else { Path::new(&name) };
+    let (_input, output) = engine.transfer(machine, Transfer::Send { path: path.clone() })?;
+    let mut stream = FromGuest::new(output);
+    let written = zmachine_transfer::to_archive(&mut stream, stdout, name);
+    match written {
+        // Whoever reads the archive has enough.
+        Err(TransferError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Ok(()) | Err(TransferError::Stream(_)) => {
+            let told = stream.end();
+            told.map_err(|f| f.context(format!("can not copy {machine}:{path}")))?;
+            written.map_err(|e| failure(&e))
+        }
+        Err(error) => Err(failure(&error)),
+    }
+}
+
+/// Has `write` send a stream of files to a machine.
+fn send(
+    engine: &Engine,
+    machine: &str,
+    path: &str,
+    transfer: Transfer,
+    what: &str,
+    write: impl FnOnce(BufWriter<ToGuest>) -> Result<(), TransferError>,
+) -> Result<(), Failure> {
     let (input, output) = engine.transfer(machine, transfer)?;
     let ended = Arc::new(AtomicBool::new(false));
     let told = {
@@ -109,8 +187,7 @@ fn to_machine(engine: &Engine, source: &Path, machine: &str, path: String, archi
         })
     };
     let mut eof = input.try_clone()?;
-    let writer = BufWriter::with_capacity(MAX_DATA, ToGuest { input, ended });
-    let sent = zmachine_transfer::send(source, writer, warn);
+    let sent = write(BufWriter::with_capacity(MAX_DATA, ToGuest { input, ended }));
     let result = match sent {
         // A guest that has refused the copy does not wait for its end; its own words come first here too.
         Ok(()) => eof.send(&Frame::StdinEof),
@@ -118,7 +195,7 @@ fn to_machine(engine: &Engine, source: &Path, machine: &str, path: String, archi
         Err(TransferError::Stream(error)) => Err(error),
         Err(error) => {
             eof.close();
-            return Err(failure(&error).context(format!("can not copy {}", source.display())));
+            return Err(failure(&error).context(format!("can not copy {what}")));
         }
     };
     let told = told
@@ -267,6 +344,7 @@ mod tests {
         };
         assert_eq!(side("web:/etc/x"), machine("web", "/etc/x"));
         assert_eq!(side("web:x"), machine("web", "/x"));
+        assert_eq!(side("-"), Side::Stream);
         for host in ["x", "./web:x", "/a:b", ":x", "a/b:c"] {
             assert_eq!(side(host), Side::Host(host.into()));
         }
