@@ -1,6 +1,8 @@
 //! A driver without a hypervisor, for the tests of the crates above: the test plays the guest.
 
 use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -8,8 +10,8 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use crate::{
-    AgentStream, ControlError, Driver, ExitReason, LaunchError, LogLines, Resources, RunDir, Unsupported, Vm, VmEvent,
-    VmSpec,
+    AgentStream, ControlError, Driver, ExitReason, LaunchError, LogLines, Nic, Resources, RunDir, Unsupported, Vm,
+    VmEvent, VmSpec,
 };
 
 /// A driver whose machines do what the test says.
@@ -27,6 +29,8 @@ pub struct Guest {
     pub events: mpsc::UnboundedSender<VmEvent>,
     /// The orders the machine was given: `power_button`, `resize_disk`, `pause`, `resume`, `quit`, `kill`.
     pub orders: Arc<Mutex<Vec<&'static str>>>,
+    /// While this is set the hypervisor hangs: it takes orders and does nothing, not even go.
+    pub hangs: Arc<AtomicBool>,
     /// The guest's end of the agent's byte stream.
     pub agent: UnixStream,
     /// The guest's end of the console.
@@ -56,10 +60,12 @@ impl Driver for Fake {
         let (our_console, console) = UnixStream::pair().map_err(channel("console"))?;
         let (events, incoming) = mpsc::unbounded_channel();
         let orders = Arc::new(Mutex::new(Vec::new()));
+        let hangs = Arc::new(AtomicBool::new(false));
         let own = FakeVm {
             incoming,
             events: events.downgrade(),
             orders: orders.clone(),
+            hangs: hangs.clone(),
             agent: Some(our_agent),
             console: Some(our_console),
             exited: None,
@@ -68,6 +74,7 @@ impl Driver for Fake {
             spec: vm.clone(),
             events,
             orders,
+            hangs,
             agent,
             console,
         };
@@ -80,17 +87,30 @@ struct FakeVm {
     incoming: mpsc::UnboundedReceiver<VmEvent>,
     events: mpsc::WeakUnboundedSender<VmEvent>,
     orders: Arc<Mutex<Vec<&'static str>>>,
+    hangs: Arc<AtomicBool>,
     agent: Option<UnixStream>,
     console: Option<UnixStream>,
     exited: Option<ExitReason>,
 }
 
 impl FakeVm {
+    /// An order that is answered, unless the hypervisor hangs.
+    async fn answered(&self, order: &'static str, event: Option<VmEvent>) -> Result<(), ControlError> {
+        let done = self.order(order, event);
+        if self.hangs.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        done
+    }
+
     fn order(&self, order: &'static str, event: Option<VmEvent>) -> Result<(), ControlError> {
         if self.exited.is_some() {
             return Err(ControlError::Gone);
         }
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+        if self.hangs.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         if let (Some(event), Some(events)) = (event, self.events.upgrade()) {
             let _ = events.send(event); // the receiver is ours
         }
@@ -112,23 +132,31 @@ impl Vm for FakeVm {
     }
 
     async fn power_button(&mut self) -> Result<(), ControlError> {
-        self.order("power_button", None)
+        self.answered("power_button", None).await
     }
 
     async fn pause(&mut self) -> Result<(), ControlError> {
-        self.order("pause", Some(VmEvent::Paused))
+        self.answered("pause", Some(VmEvent::Paused)).await
     }
 
     async fn resume(&mut self) -> Result<(), ControlError> {
-        self.order("resume", Some(VmEvent::Resumed))
+        self.answered("resume", Some(VmEvent::Resumed)).await
     }
 
     async fn resize_disk(&mut self, _id: &str, _bytes: u64) -> Result<(), ControlError> {
-        self.order("resize_disk", None)
+        self.answered("resize_disk", None).await
+    }
+
+    async fn add_nic(&mut self, _nic: &Nic, _tap: OwnedFd) -> Result<(), ControlError> {
+        self.answered("add_nic", None).await
+    }
+
+    async fn remove_nic(&mut self, _id: &str) -> Result<(), ControlError> {
+        self.answered("remove_nic", None).await
     }
 
     async fn quit(&mut self) -> Result<(), ControlError> {
-        self.order("quit", Some(VmEvent::Exited(ExitReason::HostQuit)))
+        self.answered("quit", Some(VmEvent::Exited(ExitReason::HostQuit))).await
     }
 
     fn kill(&mut self) {

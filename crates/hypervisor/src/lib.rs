@@ -22,6 +22,7 @@ mod driver;
 pub mod fake;
 pub mod firmware;
 mod jail;
+pub mod lines;
 mod process_log;
 pub mod qemu;
 mod spec;

@@ -6,11 +6,11 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::ChildStderr;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::lines::Lines;
 use crate::{ExitReason, LogLines};
 
 /// Lines that are kept for error texts.
@@ -95,15 +95,13 @@ async fn read_lines(
     kept: Arc<Mutex<VecDeque<String>>>,
     sender: mpsc::Sender<String>,
 ) {
-    let mut reader = BufReader::new(stderr);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).await.is_ok_and(|n| n > 0) {
-        line.truncate(MAX_LINE_BYTES);
-        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+    let mut lines = Lines::new(stderr, MAX_LINE_BYTES);
+    while let Ok(Some(text)) = lines.next_line().await {
+        let text = text.trim_end();
         let text = text
             .strip_prefix(program)
             .and_then(|t| t.strip_prefix(": "))
-            .unwrap_or(&text)
+            .unwrap_or(text)
             .to_owned();
         let _ = sender.try_send(text.clone()); // nobody may be listening, or not fast enough
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,7 +109,6 @@ async fn read_lines(
             kept.pop_front();
         }
         kept.push_back(text);
-        line.clear();
     }
 }
 

@@ -3,7 +3,7 @@
 //! [`replace`] is tmp + fsync + rename + fsync of the directory. [`NewFile`] is an unnamed file that gets its name
 //! only when it is complete (`O_TMPFILE` + `linkat`). [`sync_dir`] makes a rename or unlink durable.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -107,6 +107,34 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
     })
 }
 
+/// Opens a file that a user names, for reading: a regular one, or a link to one. Never waits, as opening a FIFO or a device would.
+///
+/// # Errors
+/// When it is not there, cannot be opened, or is something else.
+pub fn open_regular(path: &Path) -> Result<File, FileError> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
+    let file = File::from(at("open", path, opened)?);
+    let kind = at("look at", path, file.metadata())?.file_type();
+    match kind.is_file() {
+        true => Ok(file),
+        false => Err(FileError::io("open", path, io::Error::other(not_regular(kind)))),
+    }
+}
+
+/// What somebody is told whose file is no file.
+fn not_regular(kind: fs::FileType) -> String {
+    use std::os::unix::fs::FileTypeExt;
+    let is = match kind {
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a FIFO",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_char_device() || kind.is_block_device() => "a device",
+        _ => "something else",
+    };
+    format!("it is {is}, and a regular file is needed")
+}
+
 /// Reads a text file of at most `limit` bytes; a longer one is an error, not a truncation.
 ///
 /// # Errors
@@ -138,6 +166,30 @@ pub fn make_dirs(dir: &Path) -> Result<(), FileError> {
     )
 }
 
+/// Whether something has the name `path`, a link that leads nowhere included. A path that cannot be looked at is an error,
+/// never an absence: whoever deletes or frees what belonged to an absent file must not be misled by a failing disk.
+///
+/// # Errors
+/// When it cannot be told.
+pub fn is_there(path: &Path) -> Result<bool, FileError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(e) => Err(FileError::io("look at", path, e)),
+    }
+}
+
+/// The names in a directory. One that cannot be read is an error: a listing that silently lacks an entry is wrong.
+///
+/// # Errors
+/// When the directory is not there, or not all of it can be read.
+pub fn names_in(dir: &Path) -> Result<Vec<OsString>, FileError> {
+    let entries = at("read", dir, fs::read_dir(dir))?;
+    entries
+        .map(|entry| at("read", dir, entry).map(|entry| entry.file_name()))
+        .collect()
+}
+
 /// Removes a file; one that is not there is fine.
 ///
 /// # Errors
@@ -150,22 +202,37 @@ pub fn remove_if_there(path: &Path) -> Result<(), FileError> {
 }
 
 /// Removes a directory and all below it; one that is not there is fine. It is renamed out of sight first, so a reader
-/// sees it whole or not at all.
+/// sees it whole or not at all, also after a power loss.
 ///
 /// # Errors
 /// When it is there and can not be removed.
 pub fn remove_dir_all(dir: &Path) -> Result<(), FileError> {
-    let name = dir
-        .file_name()
-        .unwrap_or(OsStr::new("dir"))
-        .to_string_lossy()
-        .into_owned();
-    let hidden = parent(dir).join(format!(".gone-{name}-{}", std::process::id()));
-    match fs::rename(dir, &hidden) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => at("remove", dir, other)?,
-    }
+    let Some(hidden) = hide(dir)? else { return Ok(()) };
+    // Before its content goes: after a power loss it is there whole, or it is gone.
+    sync_dir(parent(dir))?;
     at("remove", dir, fs::remove_dir_all(&hidden))
+}
+
+/// [`remove_dir_all`] for what does not outlive the boot anyway: nothing is synced.
+///
+/// # Errors
+/// As [`remove_dir_all`].
+pub fn discard_dir_all(dir: &Path) -> Result<(), FileError> {
+    match hide(dir)? {
+        Some(hidden) => at("remove", dir, fs::remove_dir_all(&hidden)),
+        None => Ok(()),
+    }
+}
+
+/// Renames a directory to a hidden name that nobody else uses, not even a process of an earlier boot; `None` when it is
+/// not there.
+fn hide(dir: &Path) -> Result<Option<PathBuf>, FileError> {
+    let name = dir.file_name().unwrap_or(OsStr::new("dir")).to_string_lossy();
+    let hidden = parent(dir).join(format!(".gone-{name}-{:016x}", random_u64()));
+    match fs::rename(dir, &hidden) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => at("remove", dir, other).map(|()| Some(hidden)),
+    }
 }
 
 /// A file without a name, given one when complete.
@@ -315,6 +382,37 @@ mod tests {
             assert_eq!(new.publish_new(&path, true).unwrap(), is_new);
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "first");
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/nonexistent/x", dir.path().join("leads-nowhere")).unwrap();
+        assert!(is_there(&dir.path().join("leads-nowhere")).unwrap());
+        assert!(!is_there(&dir.path().join("absent")).unwrap());
+        assert!(is_there(&dir.path().join("x".repeat(300))).is_err());
+        assert_eq!(names_in(dir.path()).unwrap(), ["leads-nowhere"]);
+        assert!(names_in(&dir.path().join("absent")).unwrap_err().is_not_found());
+    }
+
+    #[test]
+    fn a_fifo_or_a_device_in_place_of_a_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(made.success());
+        for (path, is) in [
+            (fifo.as_path(), "a FIFO"),
+            (Path::new("/dev/null"), "a device"),
+            (dir.path(), "a directory"),
+        ] {
+            let FileError::Io { source, .. } = open_regular(path).unwrap_err() else {
+                panic!()
+            };
+            assert!(source.to_string().contains(is), "{source}");
+        }
+        fs::write(dir.path().join("file"), "x").unwrap();
+        open_regular(&dir.path().join("file")).unwrap();
     }
 
     #[test]
