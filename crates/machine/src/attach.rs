@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use zmachine_agent_protocol::{Frame, FrameDecoder, FrameError};
 
@@ -59,9 +60,26 @@ impl ProcessOutput {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // The monitor is gone: the same as its closing the stream.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                // Of a socket with a time limit alone.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(Failure::new(Class::Failed, "nothing came in time"));
+                }
                 Err(e) => return Err(e.into()),
             }
         }
+    }
+}
+
+impl ProcessOutput {
+    /// [`ProcessOutput::next_frame`], for at most `patience`.
+    ///
+    /// # Errors
+    /// As there, and when nothing came in time.
+    pub fn next_frame_within(&mut self, patience: Duration) -> Result<Option<Frame>, Failure> {
+        self.stream.set_read_timeout(Some(patience))?;
+        let frame = self.next_frame();
+        self.stream.set_read_timeout(None)?;
+        frame
     }
 }
 

@@ -125,6 +125,12 @@ impl From<zmachine_network::NetworkError> for Failure {
     }
 }
 
+impl From<zmachine_hypervisor::ControlError> for Failure {
+    fn from(error: zmachine_hypervisor::ControlError) -> Failure {
+        Failure::from_error(Class::Failed, &error)
+    }
+}
+
 impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Failure {
         let (class, hint) = match error.kind {

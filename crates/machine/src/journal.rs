@@ -50,6 +50,31 @@ pub enum Resource {
     Network(zmachine_network::Resource),
 }
 
+impl Resource {
+    /// Undoes it; one that is not there is fine.
+    ///
+    /// # Errors
+    /// When it is there and cannot be undone.
+    pub(crate) async fn undo(&self, networks: &Networks) -> Result<(), Failure> {
+        match self {
+            Resource::RunDir { path } => Ok(file::discard_dir_all(path)?),
+            Resource::Process { role, id } => {
+                id.signal(libc_sigkill())
+                    .map_err(|e| Failure::from(e).context(format!("can not end the {role} process {}", id.pid)))?;
+                if id.wait_gone(Duration::from_secs(10)) {
+                    return Ok(());
+                }
+                Err(Failure::new(
+                    Class::Failed,
+                    format!("the {role} process {} does not end after SIGKILL", id.pid),
+                ))
+            }
+            Resource::ControlGroup { path } => Ok(crate::cgroup::remove(path)?),
+            Resource::Network(resource) => Ok(resource.undo(networks).await?),
+        }
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Line {
@@ -144,7 +169,7 @@ impl Journal {
     pub async fn undo_all(&mut self, networks: &Networks) -> Result<(), Failure> {
         let mut first = None;
         for (claim, resource) in std::mem::take(&mut self.claims).into_iter().rev() {
-            match undo(&resource, networks).await {
+            match resource.undo(networks).await {
                 // One that a full disk does not take is undone again at worst, which is fine.
                 Ok(()) => drop(self.append(&Line::Release { release: claim })),
                 Err(failure) => {
@@ -163,25 +188,6 @@ impl Journal {
                 Ok(())
             }
         }
-    }
-}
-
-async fn undo(resource: &Resource, networks: &Networks) -> Result<(), Failure> {
-    match resource {
-        Resource::RunDir { path } => Ok(file::remove_dir_all(path)?),
-        Resource::Process { role, id } => {
-            id.signal(libc_sigkill())
-                .map_err(|e| Failure::from(e).context(format!("can not end the {role} process {}", id.pid)))?;
-            if id.wait_gone(Duration::from_secs(10)) {
-                return Ok(());
-            }
-            Err(Failure::new(
-                Class::Failed,
-                format!("the {role} process {} does not end after SIGKILL", id.pid),
-            ))
-        }
-        Resource::ControlGroup { path } => Ok(crate::cgroup::remove(path)?),
-        Resource::Network(resource) => Ok(resource.undo(networks).await?),
     }
 }
 

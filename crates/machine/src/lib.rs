@@ -25,6 +25,7 @@ pub mod graveyard;
 pub mod home;
 pub mod journal;
 pub mod killpoint;
+mod leftovers;
 pub mod log;
 pub mod monitor;
 pub mod network;
@@ -38,6 +39,7 @@ pub mod spec;
 pub mod state;
 pub mod stats;
 pub mod user;
+mod versioned;
 pub mod volume;
 
 pub use engine::Engine;

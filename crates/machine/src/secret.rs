@@ -1,10 +1,10 @@
 //! Secrets of a container: files of this host that reach the guest's memory and no disk.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use zmachine_agent_protocol::Secret;
+use zmachine_sys::file::{self, FileError};
 
 use crate::failure::{Class, Failure};
 
@@ -45,12 +45,14 @@ pub fn read_all(secrets: &[(String, PathBuf)]) -> Result<Vec<Secret>, Failure> {
     let mut all = Vec::new();
     for (name, path) in secrets {
         let mut content = Vec::new();
-        let read = File::open(path).and_then(|file| file.take(left as u64 + 1).read_to_end(&mut content));
-        read.map_err(|e| {
+        let unread = |e: FileError| {
             Failure::from_error(Class::NotFound, &e)
-                .context(format!("can not read the secret '{name}' from {}", path.display()))
+                .context(format!("the secret '{name}' cannot be read"))
                 .hint("the file is read at each start; put it back, or make the machine anew with another --secret")
-        })?;
+        };
+        let file = file::open_regular(path).map_err(unread)?;
+        let read = file.take(left as u64 + 1).read_to_end(&mut content);
+        read.map_err(|e| unread(FileError::io("read", path, e)))?;
         left = left.checked_sub(content.len()).ok_or_else(|| {
             let message = format!("the secrets up to '{name}' are longer than {} KiB", MAX_BYTES >> 10);
             Failure::new(Class::Usage, message).hint("share a directory with -v for what is larger")

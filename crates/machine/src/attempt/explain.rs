@@ -36,10 +36,7 @@ pub fn explain(attempt: &Attempt) -> Explanation {
         .or_else(|| host_killed(attempt))
         .or_else(|| missing_blocks(attempt));
     let outcome = match &attempt.outcome {
-        None => Explanation::new(
-            "it runs, or its monitor was killed before it could say how it ended",
-            "",
-        ),
+        None => Explanation::new(running(attempt), ""),
         Some(Outcome::Stopped { exit, asked }) => stopped(name, *exit, *asked),
         Some(Outcome::Failed { step, failure }) => {
             let mut explanation = Explanation::new(
@@ -79,6 +76,15 @@ fn panic(attempt: &Attempt) -> Option<Explanation> {
     Some(Explanation::new(format!("the guest's kernel panicked: {text}"), hint))
 }
 
+/// A record without an end. Where the machine does not run any more, its state knows better, and what comes of a killed
+/// monitor is written down by the next command.
+fn running(attempt: &Attempt) -> String {
+    match attempt.ready_at {
+        Some(at) => format!("it is running since {at:.0}"),
+        None => format!("it is starting since {:.0}", attempt.started_at),
+    }
+}
+
 fn guest_oom(attempt: &Attempt) -> Option<Explanation> {
     let line = attempt
         .guest_oom
@@ -90,17 +96,28 @@ fn guest_oom(attempt: &Attempt) -> Option<Explanation> {
         Some(Outcome::Failed { .. }) => true,
         None => false,
     };
-    let process = line
-        .split('(')
-        .nth(1)
-        .and_then(|rest| rest.split(')').next())
-        .unwrap_or("a process");
+    let process = victim(line);
     died.then(|| {
         Explanation::new(
             format!("the guest ran out of memory, and its kernel killed '{process}'"),
             "give it more with --memory, or make the program use less",
         )
     })
+}
+
+/// The process that a guest's kernel killed for lack of memory, by the kernel's own line.
+fn victim(line: &str) -> &str {
+    let name = line.split('(').nth(1).and_then(|rest| rest.split(')').next());
+    name.unwrap_or("a process")
+}
+
+impl Attempt {
+    /// What the guest's kernel killed last for lack of memory, if that ended the run.
+    pub fn out_of_memory(&self) -> Option<&str> {
+        guest_oom(self)?;
+        let line = self.guest_oom.iter().rev().find(|line| line.contains("Killed process"));
+        line.map(|line| victim(line))
+    }
 }
 
 fn host_killed(attempt: &Attempt) -> Option<Explanation> {
@@ -165,7 +182,8 @@ fn stopped(name: &str, exit: Exit, asked: bool) -> Explanation {
             "",
         ),
         (Exit::Killed, true) => Explanation::new("it was killed, as asked", ""),
-        (Exit::PoweredOff, _) => Explanation::new("the guest powered itself off", ""),
+        (Exit::PoweredOff, true) => Explanation::new("it was asked to stop, and its guest powered off", ""),
+        (Exit::PoweredOff, false) => Explanation::new("the guest powered itself off", ""),
         (Exit::Code(0), false) => Explanation::new("its entrypoint ended by itself, with success", ""),
         (Exit::Code(126), false) => Explanation::new(
             "its entrypoint ended with code 126: by a shell's habit, a command was found and could not be run",

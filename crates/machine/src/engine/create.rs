@@ -22,6 +22,7 @@ use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
 
 use super::image_facts::image_facts;
+use super::start::require_files;
 use super::tree::{tree_facts, unpacked};
 use super::vm::host_disk;
 use super::{Engine, release_leases};
@@ -146,6 +147,7 @@ impl Engine {
         then: impl FnOnce(&str, Plan, &[Wanted]) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         spec::check_name(&spec.name)?;
+        require_files()?;
         catalog::require_free(&self.home, &spec.name)?;
         let mut publish = parse_publish(&spec.publish)?;
         Plan::check_request(spec, &HostFacts::gather())?;

@@ -29,7 +29,7 @@ pub(crate) use self::prune::trim_cache;
 pub use self::prune::{Shared, describe_cache};
 pub use self::start::Starting;
 use crate::catalog::{self, Machine};
-use crate::failure::Failure;
+use crate::failure::{Class, Failure};
 use crate::home::Home;
 use crate::killpoint::Killpoints;
 use crate::volume::Volumes;
@@ -84,10 +84,52 @@ impl Engine {
     /// # Errors
     /// When the folder of machines can not be read.
     pub fn machines(&self) -> Result<Vec<Listed>, Failure> {
-        let load = |id: String| Machine::load(&self.home, &id).map_err(|failure| (id, failure));
-        let mut all: Vec<_> = catalog::ids(&self.home)?.into_iter().map(load).collect();
+        let mut all: Vec<Listed> = Vec::new();
+        for id in catalog::ids(&self.home)? {
+            match Machine::load(&self.home, &id) {
+                Ok(machine) => all.push(Ok(machine)),
+                // Removed since the listing.
+                Err(failure) if failure.class == Class::NotFound => {}
+                Err(failure) => all.push(Err((id, failure))),
+            }
+        }
         all.sort_by_key(|m| m.as_ref().map_or(jiff::Timestamp::MIN, |m| m.state.created_at));
         Ok(all)
+    }
+
+    /// What is wrong with the names of machines, a line each; nothing when all is well. No machine is lost by it.
+    ///
+    /// # Errors
+    /// When names or machines can not be listed.
+    pub fn name_findings(&self) -> Result<Vec<String>, Failure> {
+        let line = |id: String| {
+            let name = Machine::load(&self.home, &id).map(|machine| format!(" ('{}')", machine.spec.name));
+            format!("machine {id}{} has lost the link of its name", name.unwrap_or_default())
+        };
+        Ok(catalog::nameless(&self.home)?.into_iter().map(line).collect())
+    }
+
+    /// Gives machines that lost their name the one of their spec again: a line for each.
+    ///
+    /// # Errors
+    /// When machines can not be listed, or one can not have its name: it is kept, and goes by its id.
+    pub fn repair_names(&self) -> Result<Vec<String>, Failure> {
+        let _catalog = catalog::lock(&self.home)?;
+        let mut lines = Vec::new();
+        let mut first = None;
+        for repaired in catalog::repair_names(&self.home)? {
+            match repaired {
+                Ok(name) => lines.push(format!("machine '{name}' has its name again")),
+                Err((id, failure)) => {
+                    let failure = failure.context(format!("machine {id} cannot have its name again"));
+                    first.get_or_insert(failure.hint(format!("'zmachine inspect {id}' shows it; it goes by its id")));
+                }
+            }
+        }
+        match first {
+            Some(failure) => Err(failure),
+            None => Ok(lines),
+        }
     }
 
     fn networks(&self) -> Result<Networks, Failure> {

@@ -36,7 +36,8 @@ impl Engine {
                 texts.push(argument.to_string());
                 self.reconnect(&machine, attachments, texts)
             });
-        if result.is_err() {
+        // Whatever went wrong: an address that the machine has is not given away.
+        if result.is_err() && !self.machine(&machine.id)?.plan()?.is_in(&argument.name) {
             networks.release(&argument.name, &machine.id)?;
         }
         result

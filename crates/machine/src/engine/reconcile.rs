@@ -1,5 +1,6 @@
 //! Reconciling: what the files say against what is alive.
 
+use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
 
@@ -10,18 +11,20 @@ use crate::events;
 use crate::failure::{Class, Failure};
 use crate::graveyard;
 use crate::journal::Journal;
+use crate::leftovers;
 use crate::log::{LogWriter, Source};
 use crate::state::Phase;
 
 impl Engine {
     /// Finds machines whose monitor died, undoes what they left on the host, and marks them failed. One line for the user
-    /// about each.
+    /// about each, and about each machine that lost its name.
     ///
     /// # Errors
     /// When the folder of machines can not be read. A machine that can not be reconciled is one of the lines.
     pub fn reconcile(&self) -> Result<Vec<String>, Failure> {
         let mut lines = Vec::new();
         for id in catalog::ids(&self.home)? {
+            // One that can not be read is left alone, and told by every listing.
             let Ok(state) = catalog::load_state(&self.home.machine(&id)) else {
                 continue;
             };
@@ -33,14 +36,24 @@ impl Engine {
             }
         }
         self.sweep()?;
+        let repair = |line| format!("{line}; 'zmachine doctor --repair' gives it back");
+        lines.extend(self.name_findings()?.into_iter().map(repair));
         Ok(lines)
     }
 
     fn reconcile_one(&self, id: &str) -> Result<Option<String>, Failure> {
-        let Some(lock) = FileLock::try_exclusive(&self.home.machine(id).join("lock"))? else {
-            return Ok(None);
+        let lock = match FileLock::try_exclusive(&self.home.machine(id).join("lock")) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return Ok(None),
+            // Removed since the listing.
+            Err(e) if e.is_not_found() => return Ok(None),
+            Err(e) => return Err(e.into()),
         };
-        let mut machine = Machine::load(&self.home, id)?;
+        let mut machine = match Machine::load(&self.home, id) {
+            Ok(machine) => machine,
+            Err(failure) if failure.class == Class::NotFound => return Ok(None),
+            Err(failure) => return Err(failure),
+        };
         if !machine.state.phase.is_active() {
             return Ok(None);
         }
@@ -52,6 +65,8 @@ impl Engine {
         let mut journal = Journal::open(&machine.dir)?;
         self.kill.pass("reconcile: before undo");
         self.block_on(journal.undo_all(&networks))??;
+        // A power cut may have lost the journal, which is not synced, but not the places of what it named.
+        self.block_on(leftovers::undo(&self.home, &machine, &networks))??;
         self.kill.pass("reconcile: undone");
         let failure = Failure::new(Class::Failed, message);
         machine.state.advance(
@@ -78,7 +93,7 @@ impl Engine {
         if machine.spec.auto_remove {
             let _catalog = catalog::lock(&self.home)?;
             release_leases(&networks, |m| m == id)?;
-            catalog::remove(&self.home, &machine, &self.kill)?;
+            catalog::remove(&self.home, id, &self.kill)?;
             line.push_str(", and the machine too (--rm)");
         }
         drop(lock);
@@ -92,8 +107,12 @@ impl Engine {
         };
         catalog::sweep(&self.home)?;
         graveyard::sweep(&self.home)?;
+        self.volumes().sweep()?;
         let networks = self.networks()?;
-        release_leases(&networks, |id| !self.home.machine(id).is_dir())
+        // An address goes only when its machine is surely gone.
+        release_leases(&networks, |id| {
+            matches!(file::is_there(&self.home.machine(id)), Ok(false))
+        })
     }
 }
 

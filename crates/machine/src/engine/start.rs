@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use zmachine_agent_protocol::PROTOCOL_VERSION;
 use zmachine_image::Progress;
 use zmachine_sys::file::FileError;
@@ -30,6 +31,29 @@ pub struct Starting {
     was_stopped: bool,
 }
 
+/// The fewest files that a process of a machine must be able to open: below, one of them ends somewhere in the middle, with
+/// whatever it was about to open.
+const LEAST_FILES: u64 = 256;
+
+/// That the processes of a machine, which inherit it, may open enough files. A soft limit is raised as far as that goes.
+///
+/// # Errors
+/// [`Class::Unsupported`] when the hard limit is too low.
+pub(super) fn require_files() -> Result<(), Failure> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= LEAST_FILES) {
+        return Ok(());
+    }
+    let had = limit.current.unwrap_or_default();
+    limit.current = limit.maximum;
+    let is_enough = limit.maximum.is_none_or(|maximum| maximum >= LEAST_FILES);
+    if is_enough && setrlimit(Resource::Nofile, limit).is_ok() {
+        return Ok(());
+    }
+    let message = format!("processes may open {had} files here, and those of a machine need {LEAST_FILES}");
+    Err(Failure::new(Class::Unsupported, message).hint("raise the limit: ulimit -n 1024, or LimitNOFILE= in a unit"))
+}
+
 impl Engine {
     /// Starts a machine: spawns its monitor. With `wait_for_owner` the entrypoint waits for [`Engine::attach`] as owner.
     ///
@@ -45,6 +69,7 @@ impl Engine {
             );
             return Err(Failure::new(Class::Conflict, message));
         }
+        require_files()?;
         self.renew_initramfs(&machine)
             .inspect_err(|failure| self.record_failed_start(&machine, failure))?;
         self.kill.pass("start: before the monitor");

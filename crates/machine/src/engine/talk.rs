@@ -5,18 +5,20 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use zmachine_agent_protocol::{Frame, Process, Transfer};
+use zmachine_sys::file;
+use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
 
 use super::Engine;
 use crate::attach::{self, ProcessInput, ProcessOutput};
-use crate::catalog::Machine;
+use crate::catalog::{self, Machine};
 use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
 use crate::state::{Exit, Phase};
 use crate::volume::Volume;
 
 /// How long the end of a monitor may take after its machine ended: undoing takes a moment.
-const END_PATIENCE: Duration = Duration::from_secs(60);
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a monitor may be deaf between the end of a run and the wait for the next one.
 const BETWEEN_RUNS: Duration = Duration::from_millis(200);
@@ -45,26 +47,60 @@ impl Engine {
         if !machine.state.phase.is_active() {
             return Ok(());
         }
-        let deadline = Instant::now() + END_PATIENCE;
+        let deadline = Instant::now() + END_TIMEOUT;
         loop {
             let patience = match self.ask(machine, request) {
-                Ok(()) => END_PATIENCE,
+                Ok(()) => END_TIMEOUT,
                 // The monitor is ending, which is what we want; or it is between two runs, and is asked again.
                 Err(failure) if failure.class == Class::Conflict => BETWEEN_RUNS,
-                Err(failure) => return Err(failure),
+                Err(failure) if *request != Request::Kill => return Err(failure),
+                // Whatever is wrong with the monitor: it is to end.
+                Err(_) => Duration::ZERO,
             };
             match FileLock::exclusive_within(&machine.lock_path(), patience) {
                 Ok(Some(_gone)) => return Ok(()),
                 Ok(None) if patience == BETWEEN_RUNS && Instant::now() < deadline => {}
+                Ok(None) if *request == Request::Kill => return self.end_by_force(machine),
                 Ok(None) => {
-                    let message = format!("the monitor of machine '{}' does not end", machine.spec.name);
-                    return Err(Failure::new(Class::Failed, message));
+                    let name = &machine.spec.name;
+                    let message = format!("the monitor of machine '{name}' does not end");
+                    return Err(Failure::new(Class::Failed, message).hint(format!("end it: zmachine kill {name}")));
                 }
                 // Made with --rm, and gone with its folder.
                 Err(e) if e.is_not_found() => return Ok(()),
                 Err(e) => return Err(e.into()),
             }
         }
+    }
+
+    /// Ends a machine whose monitor does not answer: it is killed, its children die with it, and what they leave is undone.
+    fn end_by_force(&self, machine: &Machine) -> Result<(), Failure> {
+        let state = match catalog::load_state(&machine.dir) {
+            Ok(state) => state,
+            Err(_) if !file::is_there(&machine.dir)? => return Ok(()),
+            Err(failure) => return Err(failure),
+        };
+        let name = &machine.spec.name;
+        if state.boot_id == boot_id() {
+            let kill = rustix::process::Signal::KILL.as_raw();
+            for id in [state.monitor, state.hypervisor, state.rootfs].into_iter().flatten() {
+                let killed = id.signal(kill);
+                killed.map_err(|e| {
+                    Failure::from(e).context(format!("the monitor of machine '{name}' cannot be killed"))
+                })?;
+            }
+        }
+        match FileLock::exclusive_within(&machine.lock_path(), END_TIMEOUT) {
+            Ok(Some(lock)) => drop(lock),
+            Ok(None) => {
+                let message = format!("the monitor of machine '{name}' does not end after SIGKILL");
+                return Err(Failure::new(Class::Failed, message)
+                    .hint("the kernel waits on its behalf, most likely for a disk: see 'dmesg'"));
+            }
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+        self.reconcile().map(drop)
     }
 
     /// Sends a Linux signal number to the entrypoint.
@@ -169,7 +205,7 @@ impl Engine {
     /// [`Class::Conflict`] when the machine does not run.
     pub fn exec(&self, name: &str, process: Process) -> Result<(ProcessInput, ProcessOutput), Failure> {
         let machine = self.machine(name)?;
-        require_active(&machine)?;
+        require_awake(&machine)?;
         self.stream(&machine, &Request::Exec(process))
     }
 
@@ -179,21 +215,27 @@ impl Engine {
     /// [`Class::Conflict`] when the machine does not run.
     pub fn transfer(&self, name: &str, transfer: Transfer) -> Result<(ProcessInput, ProcessOutput), Failure> {
         let machine = self.machine(name)?;
-        require_active(&machine)?;
+        require_awake(&machine)?;
         self.stream(&machine, &Request::Transfer(transfer))
     }
 
     fn stream(&self, machine: &Machine, request: &Request) -> Result<(ProcessInput, ProcessOutput), Failure> {
         let stream = self.connect(machine)?;
         let (mut input, output) = attach::split(stream)?;
-        input.send(&Frame::message(request))?;
-        Ok((input, output))
+        match input.send(&Frame::message(request)) {
+            Ok(()) => Ok((input, output)),
+            // It ended between the two.
+            Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+                Err(not_running(machine))
+            }
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Sends a command, and reads its reply; `None` when the monitor went without one.
     pub(super) fn reply(&self, machine: &Machine, request: &Request) -> Result<Option<Reply>, Failure> {
         let (_input, mut output) = self.stream(machine, request)?;
-        let Some(frame) = output.next_frame()? else {
+        let Some(frame) = output.next_frame_within(patience_for(request, machine))? else {
             return Ok(None);
         };
         Ok(frame.parse().ok())
@@ -201,7 +243,14 @@ impl Engine {
 
     pub(super) fn ask(&self, machine: &Machine, request: &Request) -> Result<(), Failure> {
         let (_input, mut output) = self.stream(machine, request)?;
-        let Some(frame) = output.next_frame()? else {
+        let patience = patience_for(request, machine);
+        let frame = output.next_frame_within(patience).map_err(|failure| {
+            let name = &machine.spec.name;
+            failure
+                .context(format!("the monitor of machine '{name}' does not answer"))
+                .hint(format!("'zmachine kill {name}' ends it whatever it does"))
+        })?;
+        let Some(frame) = frame else {
             return Err(not_running(machine));
         };
         match frame
@@ -220,6 +269,32 @@ impl Engine {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => not_running(machine),
             _ => Failure::from(e).context(format!("can not reach the monitor at {}", path.display())),
         })
+    }
+}
+
+/// How long a monitor may take for a request. Everything in it has a deadline of its own, so this one is for a monitor that
+/// hangs.
+fn patience_for(request: &Request, machine: &Machine) -> Duration {
+    let for_guest = Duration::from_secs(150);
+    match request {
+        // From here on the caller ends it.
+        Request::Kill => Duration::from_secs(30),
+        Request::Stop { grace_ms } => {
+            // The longest default is that of VMs, two minutes.
+            let default = machine.spec.stop_timeout_s.unwrap_or(120);
+            let grace = grace_ms.map_or(Duration::from_secs(default), Duration::from_millis);
+            grace.saturating_add(for_guest)
+        }
+        Request::GrowVolume { .. } => Duration::from_secs(900),
+        Request::Capacity | Request::Traffic => Duration::from_secs(10),
+        _ => for_guest,
+    }
+}
+
+fn require_awake(machine: &Machine) -> Result<(), Failure> {
+    match machine.state.phase {
+        Phase::Paused => Err(crate::monitor::paused(&machine.spec.name)),
+        _ => require_active(machine),
     }
 }
 

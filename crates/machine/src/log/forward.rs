@@ -98,10 +98,17 @@ impl Forwarder {
         Ok(Forwarder { ending, thread })
     }
 
-    /// Sends what is left, for at most three seconds, keeps the position, and ends.
+    /// Sends what is left, for at most three seconds, keeps the position, and ends. A thread that a receiver holds up all the
+    /// same is left behind: the machine's end does not wait for it.
     pub fn finish(self) {
         self.ending.store(true, Ordering::Release);
-        let _ = self.thread.join();
+        let until = Instant::now() + 2 * LAST_PATIENCE;
+        while !self.thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(POLL / 10);
+        }
+        if self.thread.is_finished() {
+            let _ = self.thread.join();
+        }
     }
 }
 

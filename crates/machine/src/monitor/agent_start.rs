@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest};
 use zmachine_hypervisor::{ExitReason, VmEvent};
 
 use super::entry::{self, Entry};
+use super::inbox::{Event, Inbox};
 use super::launch::Running;
 use super::restart::Asked;
+use super::rootfs_child;
 use super::rootfs_child::RootfsEvent;
 use super::run::{Monitor, Started, at, describe};
 use super::session::SessionError;
-use super::{Event, rootfs_child};
 use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
@@ -50,11 +51,14 @@ impl Monitor<ContainerPlan> {
         running: &mut Running,
         mut entry: Entry,
         stream_sender: oneshot::Sender<entry::Started>,
-        inbox: &mut mpsc::Receiver<Event>,
+        inbox: &mut Inbox,
     ) -> Started {
         if self.wait_for_owner {
             // Beside the guest's boot, so it costs nothing.
-            let _ = tokio::time::timeout(OWNER_PATIENCE, entry.owner_attached()).await;
+            let attached = tokio::time::timeout(OWNER_PATIENCE, entry.owner_attached());
+            if inbox.unless_stopped(attached).await.is_err() {
+                return Ok(Some(self.cut_short(inbox).await));
+            }
         }
         let session = running.session.clone();
         let mut boot = self.plan.boot.clone();
@@ -115,7 +119,7 @@ impl Monitor<ContainerPlan> {
     async fn during<T>(
         &mut self,
         running: &mut Running,
-        inbox: &mut mpsc::Receiver<Event>,
+        inbox: &mut Inbox,
         rootfs_end: RootfsEnd,
         step: impl Future<Output = T>,
     ) -> Result<T, Interrupt> {
@@ -128,19 +132,23 @@ impl Monitor<ContainerPlan> {
                     VmEvent::Exited(reason) => return Err(Interrupt::VmEnded(reason)),
                     other => self.log.note(Source::Hypervisor, &format!("{other:?}")),
                 },
-                Some(event) = inbox.recv() => if let Event::Command(request, answer) = event {
-                    match request {
-                        Request::Stop { .. } | Request::Kill => {
-                            self.asked(Asked::ByUser);
-                            self.wait_for_end(answer);
-                            return Err(Interrupt::Killed);
-                        }
-                        Request::Wait => self.wait_for_end(answer),
-                        _ => {
-                            let failure = Failure::new(Class::Conflict, "the machine is still starting").hint("try again when it runs");
-                            let _ = answer.send(Reply::Failed(failure));
-                        }
+                event = inbox.next() => match event {
+                    Event::Command(Request::Stop { .. } | Request::Kill, answer) => {
+                        self.asked(Asked::ByUser);
+                        self.wait_for_end(answer);
+                        return Err(Interrupt::Killed);
                     }
+                    Event::Command(Request::Wait, answer) => self.wait_for_end(answer),
+                    Event::Command(_, answer) => {
+                        let failure = Failure::new(Class::Conflict, "the machine is still starting").hint("try again when it runs");
+                        let _ = answer.send(Reply::Failed(failure));
+                    }
+                    Event::Terminate => {
+                        self.asked(Asked::ByHost);
+                        return Err(Interrupt::Killed);
+                    }
+                    // There is no entrypoint yet, and networks do not change.
+                    Event::EntryEnded(_) | Event::NetworkAnswered(_) => {}
                 },
                 failure = running.shares.ended() => return Err(Interrupt::Rootfs("guest boot".to_owned(), failure)),
                 event = rootfs_child::next_event(&mut running.rootfs) => {
@@ -149,10 +157,6 @@ impl Monitor<ContainerPlan> {
                         return Err(Interrupt::Rootfs("guest boot".to_owned(), failure.hint("start the machine again")));
                     }
                     self.rootfs_event(running, event).map_err(|(step, failure)| Interrupt::Rootfs(step, failure))?;
-                }
-                () = self.terminated() => {
-                    self.asked(Asked::ByHost);
-                    return Err(Interrupt::Killed);
                 }
                 () = tokio::time::sleep_until(deadline) => return Err(Interrupt::Timeout),
             }

@@ -16,7 +16,7 @@ use super::{SharedLog, console};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
 use crate::plan::KernelChoice;
-use crate::volume::Held;
+use crate::volume::Volume;
 
 /// Memory of the appliance in bytes: a btrfs of many gigabytes is mounted in half of it.
 const MEMORY: u64 = 256 << 20;
@@ -37,12 +37,12 @@ impl<P> Monitor<P> {
         &mut self,
         on: (Hypervisor, Accel),
         kernel: &KernelChoice,
-        held: &Held,
+        volume: &Volume,
         partition: Option<u32>,
         fstype: &str,
     ) -> Result<(), Failure> {
-        let serial = crate::volume::serial(&held.volume.name);
-        let spec = spec(&self.machine.id, on.1, kernel, held, &serial);
+        let serial = crate::volume::serial(&volume.name);
+        let spec = spec(&self.machine.id, on.1, kernel, volume, &serial);
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
         let driver = on.0.driver();
         let resources = Resources {
@@ -64,7 +64,7 @@ impl<P> Monitor<P> {
             serial,
             partition,
             fstype: fstype.to_owned(),
-            disk_bytes: held.volume.size_bytes,
+            disk_bytes: volume.size_bytes,
         };
         let session = Session::start(stream.connected());
         let result = tokio::select! {
@@ -73,20 +73,20 @@ impl<P> Monitor<P> {
             () = tokio::time::sleep(PATIENCE) => {
                 Err(Failure::new(Class::Failed, format!("the appliance was not done within {} s", PATIENCE.as_secs())))
             }
-            () = self.terminated() => Err(Failure::new(Class::Conflict, "the machine was stopped")),
         };
         // It is unmounted, so nothing is lost; what the hypervisor still holds, it writes.
         let _ = vm.quit().await;
         if tokio::time::timeout(END_PATIENCE, gone(vm.as_mut())).await.is_err() {
             vm.kill();
-            gone(vm.as_mut()).await;
+            // One that does not go even so is in the journal, which is undone at the end.
+            let _ = tokio::time::timeout(END_PATIENCE, gone(vm.as_mut())).await;
         }
         self.machine.state.hypervisor = None;
         self.kill.pass("grow: appliance gone");
         result.map_err(|failure| {
             failure.context(format!(
                 "the file system on the volume '{}' could not be grown",
-                held.volume.name
+                volume.name
             ))
         })
     }
@@ -115,7 +115,7 @@ fn watch(vm: &mut dyn Vm, log: &SharedLog) -> Vec<AbortOnDrop> {
     tasks
 }
 
-fn spec(id: &str, accel: Accel, kernel: &KernelChoice, held: &Held, serial: &str) -> VmSpec {
+fn spec(id: &str, accel: Accel, kernel: &KernelChoice, volume: &Volume, serial: &str) -> VmSpec {
     VmSpec {
         name: format!("{id}-appliance"),
         uuid: "00000000-0000-8000-8000-000000000001".to_owned(),
@@ -129,7 +129,7 @@ fn spec(id: &str, accel: Accel, kernel: &KernelChoice, held: &Held, serial: &str
         },
         disks: vec![Disk::File {
             id: "volume0".to_owned(),
-            path: held.volume.data(),
+            path: volume.data(),
             serial: serial.to_owned(),
             read_only: false,
             discard: true,

@@ -1,18 +1,21 @@
 //! The life of a container's monitor: from the first state to the end of the hypervisor.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 use zmachine_agent_protocol::Request as AgentRequest;
-use zmachine_hypervisor::VmEvent;
+use zmachine_hypervisor::{Vm, VmEvent};
 use zmachine_sys::process::ProcessId;
 
+use super::guest::{self, within};
+use super::inbox::{Cut, Event, Inbox};
 use super::launch::Running;
-use super::networks::Parts;
+use super::networks::{Answered, Change, Parts};
 use super::restart::Asked;
 use super::run::{AbortOnDrop, Monitor, Outcome, at};
 use super::server::{self, Attachable, Shared};
-use super::{Event, console, entry, rootfs_child};
+use super::{console, entry, rootfs_child};
 use crate::control::{Reconnect, Reply, Report, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
@@ -22,17 +25,45 @@ use crate::state::{Exit, Phase};
 use crate::volume::Volumes;
 
 /// Time the guest gets to power off after its entrypoint is gone, before it is killed.
-const POWER_OFF_PATIENCE: Duration = Duration::from_secs(30);
+const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time a killed hypervisor gets to be gone: the kernel may be waiting for a disk on its behalf.
+pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How far the end of a run has come.
+#[derive(Default)]
+struct Ending {
+    /// How the entrypoint ended.
+    exit: Option<Exit>,
+    /// It was ended by force.
+    killed: bool,
+    /// When that happens.
+    deadline: Option<Instant>,
+}
+
+impl Ending {
+    /// Ends it by force. Should the hypervisor not go, the loop is left all the same.
+    fn kill(&mut self, vm: &mut dyn Vm) {
+        self.killed = true;
+        self.deadline = Some(Instant::now() + KILL_TIMEOUT);
+        vm.kill();
+    }
+
+    /// A second request may shorten the time, not lengthen it.
+    fn no_later_than(&mut self, from_now: Duration) {
+        let deadline = Instant::now() + from_now;
+        self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+    }
+}
 
 impl Monitor<ContainerPlan> {
     /// From the first state to the end of the hypervisor.
-    pub(super) async fn life(&mut self) -> Outcome {
+    pub(super) async fn life(&mut self, inbox: &mut Inbox) -> Outcome {
         let warnings = self.plan.warnings.clone();
         self.begin(&warnings).map_err(at("state"))?;
         let vm = self.plan.vm.clone();
         self.make_group(&vm);
         let listener = self.make_run_dir().map_err(at("run folder"))?;
-        let (events, mut inbox) = mpsc::channel(64);
         let (session_sender, session) = watch::channel(None);
         let (entry, waiting) = entry::new();
         let (console, console_waiting) = console::new();
@@ -40,24 +71,31 @@ impl Monitor<ContainerPlan> {
             attachable: Attachable::Entrypoint(entry.clone()),
             console,
             session,
-            events: events.clone(),
+            events: self.events.clone(),
             exec_base: std::sync::Arc::new(self.plan.process.clone()),
             relays: self.relays.clone(),
+            paused: self.paused.subscribe(),
         };
         let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
         self.report.send(&Report::Listening);
 
-        let mut running = self.launch(console_waiting).await?;
+        let mut running = match inbox.unless_stopped(self.launch(console_waiting)).await {
+            Ok(launched) => launched?,
+            Err(Cut) => return Ok(self.cut_short(inbox).await),
+        };
         let (stream_sender, stream) = oneshot::channel();
-        let hub = entry::run(waiting, async move { stream.await.ok() }, self.log.clone(), events);
+        let hub = entry::run(
+            waiting,
+            async move { stream.await.ok() },
+            self.log.clone(),
+            self.events.clone(),
+        );
         let _hub = AbortOnDrop(tokio::spawn(hub));
-        let started = self
-            .start_entrypoint(&mut running, entry, stream_sender, &mut inbox)
-            .await;
+        let started = self.start_entrypoint(&mut running, entry, stream_sender, inbox).await;
         let outcome = match started {
             Ok(None) => {
                 session_sender.send_replace(Some(running.session.clone()));
-                self.follow(&mut running, &mut inbox).await
+                self.follow(&mut running, inbox).await
             }
             Ok(Some(exit)) => Ok(exit),
             Err(failure) => Err(failure),
@@ -69,7 +107,7 @@ impl Monitor<ContainerPlan> {
     }
 
     /// The event loop of a machine whose entrypoint runs.
-    async fn follow(&mut self, running: &mut Running, inbox: &mut mpsc::Receiver<Event>) -> Outcome {
+    pub(super) async fn follow(&mut self, running: &mut Running, inbox: &mut Inbox) -> Outcome {
         self.machine.state.hypervisor = ProcessId::of(running.vm.pid());
         self.advance(Phase::Running).map_err(at("state"))?;
         self.ready();
@@ -77,127 +115,144 @@ impl Monitor<ContainerPlan> {
         self.kill.pass("start: state is running");
         self.report.send(&Report::Ready);
         self.report.close();
-        let mut exit: Option<Exit> = None;
-        let mut deadline: Option<Instant> = None;
-        let mut killed = false;
+        let mut ending = Ending::default();
         loop {
-            let until = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let until = ending
+                .deadline
+                .unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             let counters_due = self.watch.due();
-            let counters_at = counters_due.unwrap_or_else(Instant::now);
+            let counters_at = counters_due.map_or_else(Instant::now, Instant::from_std);
             let retry = self.space.next_try();
-            let retry_at = retry.unwrap_or_else(Instant::now);
+            let retry_at = retry.map_or_else(Instant::now, Instant::from_std);
             tokio::select! {
-                () = tokio::time::sleep_until(retry_at.into()), if retry.is_some() => {
-                    self.try_again(&mut *running.vm).await;
+                () = tokio::time::sleep_until(retry_at), if retry.is_some() => {
+                    // Cut short by what is the next event.
+                    let _ = inbox.unless_ended(self.try_again(&mut *running.vm)).await;
                 }
                 event = running.vm.next_event() => match event {
-                    VmEvent::Exited(reason) => return self.ended(reason, exit, killed),
+                    VmEvent::Exited(reason) => return self.ended(reason, ending.exit, ending.killed),
                     // A full disk stops the guest; that the state can not be written then must not end it.
                     VmEvent::Paused => self.advance_if_possible(Phase::Paused),
                     VmEvent::Resumed => self.advance_if_possible(Phase::Running),
                     other => self.note_event(&other),
                 },
-                Some(event) = inbox.recv() => match event {
+                event = inbox.next() => match event {
                     Event::EntryEnded(Ok(status)) => {
-                        exit = Some(status.into());
+                        ending.exit = Some(status.into());
                         self.advance_if_possible(Phase::Stopping);
-                        deadline = Some(Instant::now() + POWER_OFF_PATIENCE);
+                        ending.deadline = Some(Instant::now() + POWER_OFF_TIMEOUT);
                     }
                     Event::EntryEnded(Err(error)) => {
                         self.log.note(Source::Monitor, &format!("the channel to the entrypoint ended: {error}"));
                         // A power-off that the guest decided on follows at once; a dead agent is killed.
-                        deadline.get_or_insert(Instant::now() + Duration::from_secs(10));
+                        ending.deadline.get_or_insert(Instant::now() + Duration::from_secs(10));
+                    }
+                    Event::Terminate => {
+                        self.asked(Asked::ByHost);
+                        self.ask_to_stop(running, inbox, self.plan.stop_grace_ms, &mut ending).await;
+                    }
+                    Event::NetworkAnswered(answered) => {
+                        self.go_on_changing(running, inbox, answered).await;
                     }
                     Event::Command(request, answer) => {
-                        if let Some(grace) = self.command(running, request, answer, &mut killed).await {
-                            deadline = Some(Instant::now() + grace + POWER_OFF_PATIENCE);
-                        }
+                        self.command(running, inbox, request, answer, &mut ending).await;
                     }
                 },
                 event = rootfs_child::next_event(&mut running.rootfs) => self.rootfs_event(running, event)?,
                 failure = running.shares.ended() => {
                     let reason = self.share_ended(&mut *running.vm, failure).await?;
-                    return self.ended(reason, exit, killed);
+                    return self.ended(reason, ending.exit, ending.killed);
                 }
-                _ = self.terminate.recv() => {
-                    self.asked(Asked::ByHost);
-                    let grace = self.ask_to_stop(running, self.plan.stop_grace_ms).await;
-                    deadline = Some(Instant::now() + grace + POWER_OFF_PATIENCE);
-                }
-                () = tokio::time::sleep_until(counters_at.into()), if counters_due.is_some() => self.save_due(),
-                () = tokio::time::sleep_until(until.into()) => {
+                () = tokio::time::sleep_until(counters_at), if counters_due.is_some() => self.save_due(),
+                () = tokio::time::sleep_until(until), if ending.deadline.is_some() => {
+                    if ending.killed {
+                        self.log.note(Source::Monitor, "the hypervisor does not end after SIGKILL");
+                        return Ok(ending.exit.unwrap_or(Exit::Killed));
+                    }
                     self.log.note(Source::Monitor, "the guest did not power off in time: killed");
-                    killed = true;
-                    running.vm.kill();
-                    deadline = None;
+                    ending.kill(&mut *running.vm);
                 }
             }
         }
     }
 
-    /// Carries a command out; the grace period when it was a request to stop.
+    /// Carries a command out, or has it carried out by a task that answers.
     async fn command(
         &mut self,
         running: &mut Running,
+        inbox: &mut Inbox,
         request: Request,
         answer: oneshot::Sender<Reply>,
-        killed: &mut bool,
-    ) -> Option<Duration> {
-        let result = match request {
+        ending: &mut Ending,
+    ) {
+        match request {
             Request::Stop { grace_ms } => {
                 self.asked(Asked::ByUser);
-                self.waiters.push(answer);
-                return Some(
-                    self.ask_to_stop(running, grace_ms.unwrap_or(self.plan.stop_grace_ms))
-                        .await,
-                );
+                self.wait_for_end(answer);
+                let grace_ms = grace_ms.unwrap_or(self.plan.stop_grace_ms);
+                self.ask_to_stop(running, inbox, grace_ms, ending).await;
             }
-            Request::Wait => {
-                self.waiters.push(answer);
-                return None;
-            }
+            Request::Wait => self.wait_for_end(answer),
             Request::Kill => {
                 self.asked(Asked::ByUser);
-                *killed = true;
-                self.waiters.push(answer);
-                running.vm.kill();
-                return None;
+                self.wait_for_end(answer);
+                ending.kill(&mut *running.vm);
             }
-            Request::Signal(signal) => match running.session.ask(&AgentRequest::Signal { signal }).await {
-                Ok(_) => Ok(()),
-                Err(e) => {
-                    Err(Failure::from_error(Class::Failed, &e).context(format!("signal {signal} was not delivered")))
+            Request::Signal(signal) => match self.require_awake() {
+                Err(failure) => guest::reply(answer, Err(failure)),
+                Ok(()) => {
+                    let explain = move |failure: Failure| {
+                        let hint = failure.hint.clone().unwrap_or_default();
+                        failure.context(format!("signal {signal} was not delivered")).hint(hint)
+                    };
+                    let request = AgentRequest::Signal { signal };
+                    guest::answer(&running.session, request, guest::ANSWER_TIMEOUT, answer, explain);
                 }
             },
             Request::Pause => {
                 self.space.forget();
-                let paused = running.vm.pause().await;
-                paused.map_err(|e| Failure::from_error(Class::Failed, &e))
+                if let Ok(paused) = inbox.unless_ended(within("pause", running.vm.pause())).await {
+                    guest::reply(answer, paused);
+                }
             }
-            Request::Resume => running
-                .vm
-                .resume()
-                .await
-                .map_err(|e| Failure::from_error(Class::Failed, &e)),
-            Request::GrowVolume { name, size_bytes } => self.grow_volume(running, &name, size_bytes).await,
-            Request::Reconnect(wanted) => self.change_networks(running, &wanted).await,
+            Request::Resume => {
+                if let Ok(resumed) = inbox.unless_ended(within("resume", running.vm.resume())).await {
+                    guest::reply(answer, resumed);
+                }
+            }
+            Request::GrowVolume { name, size_bytes } => {
+                self.grow_volume(running, inbox, &name, size_bytes, answer).await;
+            }
+            Request::Reconnect(wanted) => self.change_networks(running, inbox, *wanted, answer).await,
             Request::Attach { .. }
             | Request::Console { .. }
             | Request::Exec(_)
             | Request::Transfer(_)
             | Request::Traffic
-            | Request::Capacity => Err(Failure::new(Class::Usage, "not a command for the monitor")),
-        };
-        let _ = answer.send(result.map_or_else(Reply::Failed, |()| Reply::Done));
-        None
+            | Request::Capacity => {
+                guest::reply(answer, Err(Failure::new(Class::Usage, "not a command for the monitor")));
+            }
+        }
     }
 
     /// Joins or leaves a network.
-    async fn change_networks(&mut self, running: &mut Running, wanted: &Reconnect) -> Result<(), Failure> {
-        if self.plan.attachments.is_empty() {
+    async fn change_networks(
+        &mut self,
+        running: &mut Running,
+        inbox: &mut Inbox,
+        wanted: Reconnect,
+        answer: oneshot::Sender<Reply>,
+    ) {
+        let may = match self.plan.attachments.is_empty() {
             // What drives interfaces is loaded at the start, when there is one.
-            let message = "the machine runs without any network, so its guest has no driver for one";
-            return Err(Failure::new(Class::Conflict, message).hint("stop it, and do it then"));
+            true => {
+                let message = "the machine runs without any network, so its guest has no driver for one";
+                Err(Failure::new(Class::Conflict, message).hint("stop it, and do it then"))
+            }
+            false => self.require_awake(),
+        };
+        if let Err(failure) = may {
+            return guest::reply(answer, Err(failure));
         }
         let present = self.plan.attachments.clone();
         let parts = Parts {
@@ -205,63 +260,104 @@ impl Monitor<ContainerPlan> {
             session: Some(&running.session),
             hold: &mut running.networks,
         };
-        self.reconnect(parts, &present, wanted).await?;
-        self.plan
-            .set_attachments(&self.machine.spec, wanted.attachments.clone());
+        let begun = inbox
+            .unless_ended(self.begin_change(parts, &present, wanted, answer))
+            .await;
+        if let Ok(Some(change)) = begun {
+            self.finish_change(change).await;
+        }
+    }
+
+    /// The guest has done its part of a change of its networks, or has not.
+    async fn go_on_changing(&mut self, running: &mut Running, inbox: &mut Inbox, answered: Answered) {
+        let parts = Parts {
+            vm: &mut *running.vm,
+            session: Some(&running.session),
+            hold: &mut running.networks,
+        };
+        let done = inbox.unless_ended(self.answered_change(parts, answered)).await;
+        if let Ok(Some(change)) = done {
+            self.finish_change(change).await;
+        }
+    }
+
+    /// Writes down the networks that the machine is in now.
+    async fn finish_change(&mut self, change: Change) {
+        let attachments = change.wanted.attachments.clone();
+        self.plan.set_attachments(&self.machine.spec, attachments);
         let plan = Plan::Container(Box::new(self.plan.clone()));
-        self.write_networks(wanted, &plan)
+        let written = self.write_networks(&change.wanted, &plan);
+        change.answer(written);
     }
 
     /// Makes a volume larger: its file, the disk that the guest sees, the file system on it.
-    async fn grow_volume(&mut self, running: &mut Running, name: &str, size_bytes: u64) -> Result<(), Failure> {
+    async fn grow_volume(
+        &mut self,
+        running: &mut Running,
+        inbox: &mut Inbox,
+        name: &str,
+        size_bytes: u64,
+        answer: oneshot::Sender<Reply>,
+    ) {
+        const LATER: &str = "the volume is larger; the machine sees it at its next start";
+        let later = |failure: Failure| failure.context("the guest was not told").hint(LATER);
         let writable = |volume: &VolumeUse| volume.name == name && !volume.read_only;
-        let Some(index) = self.plan.volumes.iter().position(writable) else {
-            let message = format!("the machine does not write to a volume '{name}'");
-            return Err(Failure::new(Class::Conflict, message));
+        let grown = match self.plan.volumes.iter().position(writable) {
+            None => {
+                let message = format!("the machine does not write to a volume '{name}'");
+                Err(Failure::new(Class::Conflict, message))
+            }
+            Some(index) => self
+                .require_awake()
+                .and_then(|()| Volumes::new(&self.home).grow(name, size_bytes))
+                .map(|volume| (index, volume.size_bytes)),
         };
-        let volume = Volumes::new(&self.home).grow(name, size_bytes)?;
-        let told = running.vm.resize_disk(&volume_disk(index), volume.size_bytes).await;
-        let later = "the volume is larger; the machine sees it at its next start";
-        told.map_err(|e| {
-            Failure::from_error(Class::Failed, &e)
-                .context("the guest was not told")
-                .hint(later)
-        })?;
+        let (index, disk_bytes) = match grown {
+            Ok(grown) => grown,
+            Err(failure) => return guest::reply(answer, Err(failure)),
+        };
+        let id = volume_disk(index);
+        let told = inbox.unless_ended(within("resize disk", running.vm.resize_disk(&id, disk_bytes)));
+        match told.await {
+            Err(Cut) => return,
+            Ok(Err(failure)) => return guest::reply(answer, Err(later(failure))),
+            Ok(Ok(())) => {}
+        }
         let serial = crate::volume::serial(name);
         let Some(mount) = self.plan.boot.mounts.iter().find(|mount| mount.serial == serial) else {
-            return Ok(());
+            return guest::reply(answer, Ok(()));
         };
         let request = AgentRequest::Grow {
             serial: mount.serial.clone(),
             partition: None,
             fstype: mount.fstype.clone(),
-            disk_bytes: volume.size_bytes,
+            disk_bytes,
         };
-        let grown = running.session.ask(&request).await;
-        grown.map(drop).map_err(|e| Failure::from(e).hint(later))
+        let explain = |failure: Failure| failure.hint(LATER);
+        guest::answer(&running.session, request, guest::GROW_TIMEOUT, answer, explain);
     }
 
-    /// Asks the agent to shut down; how long it was given.
-    async fn ask_to_stop(&mut self, running: &mut Running, grace_ms: u64) -> Duration {
+    /// Has the agent asked to shut down, and lets the end by force follow.
+    async fn ask_to_stop(&mut self, running: &mut Running, inbox: &mut Inbox, grace_ms: u64, ending: &mut Ending) {
         if matches!(self.machine.state.phase, Phase::Paused) {
-            let _ = running.vm.resume().await;
+            let resumed = inbox.unless_ended(within("resume", running.vm.resume())).await;
+            if let Ok(Err(failure)) = resumed {
+                self.log
+                    .note(Source::Monitor, &format!("the guest can not be let go on: {failure}"));
+            }
         }
         self.advance_if_possible(Phase::Stopping);
         let request = AgentRequest::Shutdown {
             signal: self.plan.stop_signal,
             grace_ms,
         };
-        let asked = tokio::time::timeout(Duration::from_secs(5), running.session.ask(&request)).await;
-        match asked {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => self
-                .log
-                .note(Source::Monitor, &format!("the agent was not asked to stop: {error}")),
-            Err(_) => self
-                .log
-                .note(Source::Monitor, "the agent did not answer the request to stop"),
-        }
-        Duration::from_millis(grace_ms)
+        let (session, log) = (running.session.clone(), self.log.clone());
+        tokio::spawn(async move {
+            if let Err(failure) = guest::ask(&session, &request, guest::ANSWER_TIMEOUT).await {
+                log.note(Source::Monitor, &format!("the agent was not asked to stop: {failure}"));
+            }
+        });
+        ending.no_later_than(Duration::from_millis(grace_ms) + POWER_OFF_TIMEOUT);
     }
 
     /// Lets the last console output arrive, so that a panic's text is in the log.

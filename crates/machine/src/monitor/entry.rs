@@ -13,8 +13,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use zmachine_agent_protocol::{ExitStatus, Frame, Reply};
 
+use super::SharedLog;
+use super::inbox::Event;
 use super::session::{AgentStream, SessionError};
-use super::{Event, SharedLog};
 use crate::log::Source;
 
 /// How long a client that is not the owner may take for one frame.

@@ -58,6 +58,20 @@ pub(super) struct Running {
 }
 
 impl Running {
+    /// One without servers or networks, for tests.
+    #[cfg(test)]
+    pub(super) fn of(vm: Box<dyn Vm>, session: Session) -> Running {
+        Running {
+            vm,
+            session,
+            rootfs: None,
+            shares: Shares::default(),
+            console: None,
+            networks: NetworkHold::default(),
+            _hypervisor_log: None,
+        }
+    }
+
     /// Ends what still runs, and waits for it.
     pub(super) async fn end(mut self) {
         self.vm.kill();

@@ -14,11 +14,15 @@ mod agent_start;
 mod appliance;
 mod cache;
 mod cell;
+#[cfg(test)]
+mod commands_test;
 mod confine;
 mod console;
 mod container;
 mod entry;
 mod forwarding;
+mod guest;
+mod inbox;
 mod launch;
 mod networks;
 mod restart;
@@ -36,18 +40,15 @@ use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use jiff::Timestamp;
-use tokio::sync::oneshot;
-use zmachine_agent_protocol::ExitStatus;
-
+pub(crate) use self::guest::paused;
 pub(crate) use self::networks::{addresses, write_networks};
-use self::session::SessionError;
 pub(crate) use self::vm::open_source;
 use crate::attempt::ConsoleTail;
-use crate::control::{Reply, Report, Request};
+use crate::control::Report;
 use crate::failure::Failure;
 use crate::home::Home;
 use crate::log::{LogWriter, Source};
+use jiff::Timestamp;
 
 /// What a monitor is started with.
 #[derive(Debug)]
@@ -73,15 +74,6 @@ pub fn run(args: MonitorArgs) -> Result<(), Failure> {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run::run(args))
-}
-
-/// What reaches the monitor's loop from its other tasks.
-#[derive(Debug)]
-enum Event {
-    /// A command of a client, and where its answer goes.
-    Command(Request, oneshot::Sender<Reply>),
-    /// The entrypoint ended, or the channel to it did.
-    EntryEnded(Result<ExitStatus, SessionError>),
 }
 
 /// The log, shared by the tasks of the monitor, and the end of the console for the record of the attempt.

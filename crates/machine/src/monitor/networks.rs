@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use zmachine_agent_protocol::{Connection, Request as AgentRequest};
 use zmachine_hypervisor::{Nic, NicKind, Vm};
 use zmachine_network::{Attachment, Made};
 use zmachine_sys::file;
 
+use super::guest::{self, within};
+use super::inbox::Event;
 use super::run::{AbortOnDrop, Monitor};
 use super::session::Session;
-use crate::control::Reconnect;
+use crate::control::{Reconnect, Reply};
 use crate::failure::{Class, Failure};
 use crate::journal::Resource;
 use crate::log::Source;
@@ -38,6 +40,32 @@ pub(super) struct Parts<'a> {
     /// What it keeps of its networks.
     pub(super) hold: &'a mut NetworkHold,
 }
+
+/// A change of a machine's networks that is under way, and who is told of its end.
+pub(super) struct Change {
+    pub(super) wanted: Reconnect,
+    step: Step,
+    client: oneshot::Sender<Reply>,
+}
+
+/// What a change comes to.
+#[derive(Clone)]
+enum Step {
+    Joins(Attachment),
+    Leaves(Attachment),
+    Nothing,
+}
+
+impl Change {
+    /// It has ended so.
+    pub(super) fn answer(self, result: Result<(), Failure>) {
+        guest::reply(self.client, result);
+    }
+}
+
+/// What came of the agent's part in a change of networks.
+#[derive(Debug)]
+pub(super) struct Answered(Result<(), Failure>);
 
 /// What a machine keeps of its networks until it ends.
 #[derive(Default)]
@@ -109,52 +137,136 @@ impl<P> Monitor<P> {
         Ok(())
     }
 
-    /// Has the machine, which is in `present`, be in the networks that were asked for: one more, or one less.
-    pub(super) async fn reconnect(
+    /// Begins to have the machine, which is in `present`, be in the networks that were asked for: one more, or one less. The
+    /// change when nothing is left to do but to write it down; `None` when the guest is asked first, or it was refused.
+    pub(super) async fn begin_change(
         &mut self,
         parts: Parts<'_>,
         present: &[Attachment],
-        wanted: &Reconnect,
-    ) -> Result<(), Failure> {
-        let Parts { vm, session, hold } = parts;
-        plan::check_step(present, &wanted.attachments)?;
+        wanted: Reconnect,
+        client: oneshot::Sender<Reply>,
+    ) -> Option<Change> {
         let is_in = |all: &[Attachment], one: &Attachment| all.iter().any(|a| a.network == one.network);
-        let comes = wanted.attachments.iter().find(|a| !is_in(present, a));
-        let goes = present.iter().find(|a| !is_in(&wanted.attachments, a));
-        if let Some(attachment) = comes {
-            let parts = Parts {
-                vm: &mut *vm,
-                session,
-                hold: &mut *hold,
-            };
-            let came = self.plug_in(parts, attachment, &wanted.attachments).await;
-            if let Err(failure) = came {
-                let _ = vm.remove_nic(&attachment.interface).await;
-                hold.watches.remove(&attachment.network);
-                self.detach(attachment).await?;
-                return Err(failure);
-            }
+        let comes = wanted.attachments.iter().find(|a| !is_in(present, a)).cloned();
+        let goes = present.iter().find(|a| !is_in(&wanted.attachments, a)).cloned();
+        let change = Change {
+            step: match (comes, goes) {
+                (Some(attachment), _) => Step::Joins(attachment),
+                (None, Some(attachment)) => Step::Leaves(attachment),
+                (None, None) => Step::Nothing,
+            },
+            wanted,
+            client,
+        };
+        if self.changing.is_some() {
+            let busy = Failure::new(Class::Conflict, "the machine's networks are being changed already");
+            change.answer(Err(busy.hint("try again when that is done")));
+            return None;
         }
-        if let Some(attachment) = goes {
-            if let Some(session) = session {
-                let connection = connection(&self.machine.spec, attachment, &wanted.attachments);
-                session.ask(&AgentRequest::Disconnect(Box::new(connection))).await?;
-            }
-            vm.remove_nic(&attachment.interface).await.map_err(refused)?;
-            hold.watches.remove(&attachment.network);
-            self.detach(attachment).await?;
+        if let Err(failure) = plan::check_step(present, &change.wanted.attachments) {
+            change.answer(Err(failure));
+            return None;
         }
-        for attachment in &wanted.attachments {
-            let machine = &self.machine.id;
-            self.networks
-                .update(&attachment.network, machine, &attachment.membership)
-                .await?;
+        match change.step.clone() {
+            Step::Joins(attachment) => self.begin_to_join(parts, attachment, change).await,
+            Step::Leaves(attachment) => match parts.session {
+                Some(session) => {
+                    let connection = connection(&self.machine.spec, &attachment, &change.wanted.attachments);
+                    self.ask_guest(session, AgentRequest::Disconnect(Box::new(connection)));
+                    self.changing = Some(change);
+                    None
+                }
+                None => self.leave(parts, &attachment, change).await,
+            },
+            Step::Nothing => Some(self.update(change).await?),
         }
-        Ok(())
     }
 
-    async fn plug_in(&mut self, parts: Parts<'_>, attachment: &Attachment, all: &[Attachment]) -> Result<(), Failure> {
+    /// Goes on with a change when the guest has answered.
+    pub(super) async fn answered_change(&mut self, parts: Parts<'_>, Answered(answer): Answered) -> Option<Change> {
+        let change = self.changing.take()?;
+        match (change.step.clone(), answer) {
+            (Step::Joins(_), Ok(())) => self.update(change).await,
+            (Step::Joins(attachment), Err(failure)) => {
+                let undone = self.unplug(parts, &attachment).await;
+                change.answer(undone.and(Err(failure)));
+                None
+            }
+            (Step::Leaves(attachment), Ok(())) => self.leave(parts, &attachment, change).await,
+            (Step::Leaves(_), Err(failure)) => {
+                change.answer(Err(failure));
+                None
+            }
+            (Step::Nothing, _) => Some(change),
+        }
+    }
+
+    async fn begin_to_join(&mut self, parts: Parts<'_>, attachment: Attachment, change: Change) -> Option<Change> {
         let Parts { vm, session, hold } = parts;
+        let parts = Parts {
+            vm: &mut *vm,
+            session,
+            hold: &mut *hold,
+        };
+        if let Err(failure) = within("join a network", self.plug_in(parts, &attachment)).await {
+            let parts = Parts { vm, session, hold };
+            let undone = self.unplug(parts, &attachment).await;
+            change.answer(undone.and(Err(failure)));
+            return None;
+        }
+        match session {
+            Some(session) => {
+                let connection = connection(&self.machine.spec, &attachment, &change.wanted.attachments);
+                self.ask_guest(session, AgentRequest::Connect(Box::new(connection)));
+                self.changing = Some(change);
+                None
+            }
+            None => self.update(change).await,
+        }
+    }
+
+    /// Has the agent asked; its answer is an event.
+    fn ask_guest(&self, session: &Session, request: AgentRequest) {
+        let (session, events) = (session.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let answered = guest::ask(&session, &request, guest::NETWORK_TIMEOUT).await;
+            let _ = events.send(Event::NetworkAnswered(Answered(answered.map(drop)))).await;
+        });
+    }
+
+    async fn leave(&mut self, parts: Parts<'_>, attachment: &Attachment, change: Change) -> Option<Change> {
+        let Parts { vm, hold, .. } = parts;
+        let gone = async {
+            vm.remove_nic(&attachment.interface).await.map_err(refused)?;
+            hold.watches.remove(&attachment.network);
+            self.detach(attachment).await
+        };
+        match within("leave a network", gone).await {
+            Ok(()) => self.update(change).await,
+            Err(failure) => {
+                change.answer(Err(failure));
+                None
+            }
+        }
+    }
+
+    /// Tells the networks that stay what is right now.
+    async fn update(&mut self, change: Change) -> Option<Change> {
+        for attachment in &change.wanted.attachments {
+            let machine = &self.machine.id;
+            let told = self
+                .networks
+                .update(&attachment.network, machine, &attachment.membership);
+            if let Err(failure) = within("update a network", told).await {
+                change.answer(Err(failure));
+                return None;
+            }
+        }
+        Some(change)
+    }
+
+    async fn plug_in(&mut self, parts: Parts<'_>, attachment: &Attachment) -> Result<(), Failure> {
+        let Parts { vm, hold, .. } = parts;
         let mut attached = Attached::default();
         self.attach_one(attachment, &mut attached).await?;
         hold.watches.extend(attached.hold.watches);
@@ -166,12 +278,17 @@ impl<P> Monitor<P> {
             mtu: Some(attachment.mtu),
             kind: NicKind::Tap,
         };
-        vm.add_nic(&nic, tap).await.map_err(refused)?;
-        if let Some(session) = session {
-            let connection = connection(&self.machine.spec, attachment, all);
-            session.ask(&AgentRequest::Connect(Box::new(connection))).await?;
-        }
-        Ok(())
+        vm.add_nic(&nic, tap).await.map_err(refused)
+    }
+
+    /// Takes back what [`Monitor::plug_in`] did, or a part of it.
+    async fn unplug(&mut self, parts: Parts<'_>, attachment: &Attachment) -> Result<(), Failure> {
+        let undo = async {
+            let _ = parts.vm.remove_nic(&attachment.interface).await;
+            parts.hold.watches.remove(&attachment.network);
+            self.detach(attachment).await
+        };
+        within("leave a network", undo).await
     }
 
     /// Writes down the networks that the machine is in now, for its next start.

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use zmachine_agent_protocol::Process;
 
+use super::inbox::{Event, Inbox};
 use super::run::{AbortOnDrop, Monitor};
 use super::server::{self, Attachable, Shared};
-use super::{Event, console, entry};
+use super::{console, entry};
 use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
@@ -74,7 +75,7 @@ impl Monitor<()> {
     }
 
     /// Waits in the phase `restarting`; `false` when somebody wants the machine to end meanwhile.
-    pub(super) async fn wait_to_restart(&mut self, ended: &Phase, wait: Duration) -> bool {
+    pub(super) async fn wait_to_restart(&mut self, ended: &Phase, wait: Duration, inbox: &mut Inbox) -> bool {
         let at = Timestamp::now()
             .checked_add(SignedDuration::try_from(wait).unwrap_or_default())
             .unwrap_or(Timestamp::MAX);
@@ -85,7 +86,6 @@ impl Monitor<()> {
         );
         self.advance_if_possible(Phase::Restarting { after, at });
         let until = tokio::time::Instant::now() + wait;
-        let (events, mut inbox) = mpsc::channel(64);
         // Clients that attach now are let go at once: there is nothing to attach to.
         let (entry, _) = entry::new();
         let (console, _) = console::new();
@@ -102,7 +102,8 @@ impl Monitor<()> {
             attachable: Attachable::Entrypoint(entry),
             console,
             session: watch::channel(None).1,
-            events,
+            events: self.events.clone(),
+            paused: self.paused.subscribe(),
             exec_base: Arc::new(nothing),
             relays: self.relays.clone(),
         };
@@ -117,21 +118,23 @@ impl Monitor<()> {
         let goes_on = loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => break true,
-                () = self.terminated() => {
-                    self.row.asked = Some(Asked::ByHost);
-                    break false;
-                }
-                Some(Event::Command(request, answer)) = inbox.recv() => match request {
-                    Request::Stop { .. } | Request::Kill => {
+                event = inbox.next() => match event {
+                    Event::Terminate => {
+                        self.row.asked = Some(Asked::ByHost);
+                        break false;
+                    }
+                    Event::Command(Request::Stop { .. } | Request::Kill, answer) => {
                         self.row.asked = Some(Asked::ByUser);
                         self.wait_for_end(answer);
                         break false;
                     }
-                    Request::Wait => self.wait_for_end(answer),
-                    _ => {
+                    Event::Command(Request::Wait, answer) => self.wait_for_end(answer),
+                    Event::Command(_, answer) => {
                         let failure = Failure::new(Class::Conflict, "the machine waits to be started again");
                         let _ = answer.send(Reply::Failed(failure.hint("try again when it runs")));
                     }
+                    // Of the run before.
+                    Event::EntryEnded(_) | Event::NetworkAnswered(_) => {}
                 },
             }
         };

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
+use zmachine_hypervisor::lines::Lines;
 use zmachine_rootfs::Prefetch;
 use zmachine_sys::jail::{Jail, Jailed};
 use zmachine_sys::process::{ChildSetup, ProcessId};
@@ -21,6 +21,12 @@ use zmachine_sys::process::{ChildSetup, ProcessId};
 use super::cell::Cell;
 use crate::failure::{Class, Failure};
 use crate::plan;
+
+/// Longest line of a server in bytes: the blocks that were read first, each 64 digits, are a few thousand at most.
+const LINE_BYTES: usize = 4 << 20;
+
+/// How long a killed server may take to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a server is started with.
 #[derive(Debug)]
@@ -48,7 +54,7 @@ pub(super) struct RootfsServer {
     settings: Settings,
     jail: Option<Jail>,
     child: Child,
-    events: Lines<BufReader<UnixStream>>,
+    events: Lines<UnixStream>,
     /// When the next one is to be started.
     restart: Option<Instant>,
 }
@@ -122,9 +128,9 @@ impl RootfsServer {
         })
     }
 
-    /// Ends it.
+    /// Ends it. One that does not go even so (the kernel waits for a disk on its behalf) is in the journal.
     pub(super) async fn kill(mut self) {
-        let _ = self.child.kill().await;
+        let _ = tokio::time::timeout(KILL_TIMEOUT, self.child.kill()).await;
     }
 }
 
@@ -140,11 +146,7 @@ fn not_started(error: io::Error) -> Failure {
     Failure::from_error(Class::Failed, &error).context("can not start the rootfs server")
 }
 
-fn spawn(
-    listener: &UnixListener,
-    settings: &Settings,
-    jail: Option<&Jail>,
-) -> io::Result<(Child, Lines<BufReader<UnixStream>>)> {
+fn spawn(listener: &UnixListener, settings: &Settings, jail: Option<&Jail>) -> io::Result<(Child, Lines<UnixStream>)> {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let theirs = OwnedFd::from(theirs);
@@ -180,5 +182,5 @@ fn spawn(
         new_session: false,
     };
     let child = jailed.spawn(setup, |command| Command::from(command).kill_on_drop(true).spawn())?;
-    Ok((child, BufReader::new(UnixStream::from_std(ours)?).lines()))
+    Ok((child, Lines::new(UnixStream::from_std(ours)?, LINE_BYTES)))
 }

@@ -2,8 +2,7 @@
 
 use jiff::Timestamp;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use zmachine_hypervisor::ExitReason;
 use zmachine_network::Networks;
@@ -13,6 +12,8 @@ use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::ProcessId;
 
 use super::cell::Cell;
+use super::inbox::{Event, Inbox};
+use super::networks::Change;
 use super::restart::{Asked, Row};
 use super::rootfs_watch::RootfsWatch;
 use super::session::SessionError;
@@ -27,6 +28,7 @@ use crate::failure::{Class, Failure};
 use crate::home::Home;
 use crate::journal::{Journal, Resource};
 use crate::killpoint::Killpoints;
+use crate::leftovers;
 use crate::log::{Forwarder, LogWriter, Source};
 use crate::plan::Plan;
 use crate::state::{Exit, Phase};
@@ -46,7 +48,12 @@ pub(super) struct Monitor<P> {
     pub(super) kill: Killpoints,
     pub(super) wait_for_owner: bool,
     pub(super) report: ReportPipe,
-    pub(super) terminate: Signal,
+    /// To this monitor's own loop.
+    pub(super) events: mpsc::Sender<Event>,
+    /// Whether the guest stands still.
+    pub(super) paused: watch::Sender<bool>,
+    /// A change of its networks that waits for the guest.
+    pub(super) changing: Option<Change>,
     pub(super) watch: RootfsWatch,
     pub(super) forwarder: Option<Forwarder>,
     pub(super) recorder: Option<Recorder>,
@@ -83,6 +90,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     };
     let forwarder = super::forwarding::start(&machine, &log);
     super::cache::start(args.home.clone(), log.clone());
+    let (events, mut inbox) = Inbox::new()?;
     let mut monitor = Monitor {
         home: args.home,
         machine,
@@ -93,7 +101,9 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
         kill,
         wait_for_owner: args.wait_for_owner,
         report,
-        terminate: signal(SignalKind::terminate())?,
+        events,
+        paused: watch::Sender::new(false),
+        changing: None,
         watch: RootfsWatch::new(),
         forwarder,
         recorder: None,
@@ -107,7 +117,9 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     monitor.machine.state.restarts = 0;
     loop {
         let outcome;
-        (monitor, outcome) = monitor.live(&plan).await;
+        (monitor, outcome) = monitor.live(&plan, &mut inbox).await;
+        inbox.end_of_run();
+        monitor.changing = None;
         let (phase, settled) = monitor.settle(outcome).await;
         let (phase, wait) = match settled.undone {
             true => monitor.decide(phase),
@@ -115,7 +127,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
             false => (phase, None),
         };
         match wait {
-            Some(wait) if monitor.wait_to_restart(&phase, wait).await => {
+            Some(wait) if monitor.wait_to_restart(&phase, wait, &mut inbox).await => {
                 monitor.machine.state.restarts += 1;
                 monitor.wait_for_owner = false;
                 monitor.watch = RootfsWatch::new();
@@ -137,16 +149,16 @@ pub(super) struct Settled {
 
 impl Monitor<()> {
     /// One run, as the machine's kind does it.
-    async fn live(self, plan: &Plan) -> (Monitor<()>, Outcome) {
+    async fn live(self, plan: &Plan, inbox: &mut Inbox) -> (Monitor<()>, Outcome) {
         match plan {
             Plan::Container(plan) => {
                 let mut monitor = self.of((**plan).clone());
-                let outcome = monitor.life().await;
+                let outcome = monitor.life(inbox).await;
                 (monitor.of(()), outcome)
             }
             Plan::Vm(plan) => {
                 let mut monitor = self.of((**plan).clone());
-                let outcome = monitor.life().await;
+                let outcome = monitor.life(inbox).await;
                 (monitor.of(()), outcome)
             }
         }
@@ -166,7 +178,9 @@ impl<Q> Monitor<Q> {
             kill: self.kill,
             wait_for_owner: self.wait_for_owner,
             report: self.report,
-            terminate: self.terminate,
+            events: self.events,
+            paused: self.paused,
+            changing: self.changing,
             watch: self.watch,
             forwarder: self.forwarder,
             recorder: self.recorder,
@@ -258,6 +272,8 @@ impl<P> Monitor<P> {
 
     pub(super) fn advance(&mut self, phase: Phase) -> Result<(), Failure> {
         if self.machine.state.advance(phase, Timestamp::now()) {
+            let is_paused = matches!(self.machine.state.phase, Phase::Paused);
+            self.paused.send_replace(is_paused);
             self.save()?;
             self.tell();
         }
@@ -275,9 +291,16 @@ impl<P> Monitor<P> {
         self.waiters.push(answer);
     }
 
-    /// Resolves when this process is asked to end by SIGTERM.
-    pub(super) async fn terminated(&mut self) {
-        let _ = self.terminate.recv().await;
+    /// Takes the event that cut a step of the start short: who wants the machine to end is known, and told when it has.
+    pub(super) async fn cut_short(&mut self, inbox: &mut Inbox) -> Exit {
+        match inbox.next().await {
+            Event::Command(_, answer) => {
+                self.asked(Asked::ByUser);
+                self.wait_for_end(answer);
+            }
+            _ => self.asked(Asked::ByHost),
+        }
+        Exit::Killed
     }
 
     /// Somebody wants the machine to end.
@@ -389,7 +412,7 @@ impl<P> Monitor<P> {
         let _catalog = catalog::lock(&self.home)?;
         crate::engine::release_leases(&self.networks, |id| id == self.machine.id)?;
         Volumes::new(&self.home).remove_anonymous(&self.machine.id)?;
-        catalog::remove(&self.home, &self.machine, &self.kill)
+        catalog::remove(&self.home, &self.machine.id, &self.kill)
     }
 }
 
@@ -410,6 +433,11 @@ async fn claim(home: &Home, id: &str) -> Result<Claimed, Failure> {
     let networks = Networks::open(home.data())?.with_jail();
     let mut journal = Journal::open(&machine.dir)?;
     journal.undo_all(&networks).await?;
+    match machine.state.phase.is_active() {
+        // The run before this one had no end, and a power cut may have taken its journal.
+        true => leftovers::undo(home, &machine, &networks).await?,
+        false => file::discard_dir_all(&home.run_dir(id))?,
+    }
     Ok((lock, machine, plan, journal, networks))
 }
 

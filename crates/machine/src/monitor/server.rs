@@ -4,22 +4,26 @@
 //! changes the machine goes to the loop as an [`Event`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use zmachine_agent_protocol::{self as protocol, AgentError, ErrorKind, Frame, Process};
 
-use super::Event;
 use super::console::Console;
 use super::entry::{Client, Entry, client_queue};
-use super::session::{AgentStream, FrameReader, FrameWriter, Session};
+use super::inbox::Event;
+use super::session::{AgentStream, FrameReader, FrameWriter, Session, SessionError};
 use super::uplink::Relays;
 use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
 
 /// How long the agent may take to tell its capacity.
-const CAPACITY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+const CAPACITY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the agent may take to begin with what a client wants. Under emulation a process takes seconds to start.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What connections need.
 #[derive(Debug, Clone)]
@@ -36,6 +40,8 @@ pub(super) struct Shared {
     pub(super) exec_base: Arc<Process>,
     /// The interfaces through passt.
     pub(super) relays: Relays,
+    /// Whether the guest stands still, and can answer nobody.
+    pub(super) paused: watch::Receiver<bool>,
 }
 
 /// What `attach` follows.
@@ -53,7 +59,7 @@ pub(super) async fn serve(listener: UnixListener, shared: Shared) {
         match listener.accept().await {
             Ok((stream, _)) => drop(tokio::spawn(connection(stream, shared.clone()))),
             // Out of descriptors, most likely: give those that are in use time to end.
-            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
@@ -113,7 +119,10 @@ async fn connection(stream: UnixStream, shared: Shared) {
 async fn capacity(shared: &Shared) -> Result<protocol::Capacity, Failure> {
     let session = shared.session.borrow().clone();
     let session = session.ok_or_else(|| Failure::new(Class::Conflict, "the machine is not running yet"))?;
-    match tokio::time::timeout(CAPACITY_PATIENCE, session.ask(&protocol::Request::Capacity)).await {
+    if *shared.paused.borrow() {
+        return Err(Failure::new(Class::Conflict, "the machine is paused"));
+    }
+    match tokio::time::timeout(CAPACITY_TIMEOUT, session.ask(&protocol::Request::Capacity)).await {
         Ok(Ok(protocol::Reply::Capacity(capacity))) => Ok(capacity),
         Ok(Ok(_)) => Err(Failure::new(
             Class::Failed,
@@ -222,21 +231,36 @@ async fn exec(reader: Reader, writer: Writer, shared: Shared, mut process: Proce
     pass(reader, writer, shared, protocol::Request::Exec(process)).await;
 }
 
+/// Asks the agent for a process. Its stream, and the first thing that it says; or why there is none.
+async fn begin(shared: &Shared, request: &protocol::Request) -> Result<(AgentStream, Frame), String> {
+    if *shared.paused.borrow() {
+        return Err("the machine is paused: 'zmachine resume' lets it run on".to_owned());
+    }
+    let session = shared.session.borrow().clone();
+    let session = session.ok_or_else(|| match shared.attachable {
+        Attachable::Entrypoint(_) => "the machine is not running yet".to_owned(),
+        Attachable::Console => "no zmachine agent answers in this VM: install zmachine-agent in it".to_owned(),
+    })?;
+    let begun = async {
+        let mut stream = session.open(request).await?;
+        let first = stream.reader.next().await?.ok_or(SessionError::Closed)?;
+        Ok::<_, SessionError>((stream, first))
+    };
+    match tokio::time::timeout(BEGIN_TIMEOUT, begun).await {
+        Ok(begun) => begun.map_err(|error| error.to_string()),
+        Err(_) => {
+            let seconds = BEGIN_TIMEOUT.as_secs();
+            Err(format!(
+                "the agent in the guest did not answer within {seconds} s; a guest that hangs is ended by 'zmachine kill'"
+            ))
+        }
+    }
+}
+
 /// Asks the agent for a process, and passes its stream on byte by byte.
 async fn pass(mut reader: Reader, mut writer: Writer, shared: Shared, request: protocol::Request) {
-    let session = shared.session.borrow().clone();
-    let opened = match session {
-        Some(session) => session.open(&request).await.map_err(|e| e.to_string()),
-        None => Err(match shared.attachable {
-            Attachable::Entrypoint(_) => "the machine is not running yet".to_owned(),
-            Attachable::Console => "no zmachine agent answers in this VM: install zmachine-agent in it".to_owned(),
-        }),
-    };
-    let AgentStream {
-        reader: mut from_guest,
-        writer: mut to_guest,
-    } = match opened {
-        Ok(stream) => stream,
+    let begun = match begin(&shared, &request).await {
+        Ok(begun) => begun,
         Err(message) => {
             let error = AgentError {
                 kind: ErrorKind::Internal,
@@ -246,6 +270,16 @@ async fn pass(mut reader: Reader, mut writer: Writer, shared: Shared, request: p
             return;
         }
     };
+    let (
+        AgentStream {
+            reader: mut from_guest,
+            writer: mut to_guest,
+        },
+        first,
+    ) = begun;
+    if writer.send(&first).await.is_err() {
+        return to_guest.close().await;
+    }
     let input = async {
         while let Ok(Some(frame)) = reader.next().await {
             if to_guest.send(&frame).await.is_err() {

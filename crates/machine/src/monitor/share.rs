@@ -12,9 +12,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
+use zmachine_hypervisor::lines::Lines;
 use zmachine_hypervisor::{ExitReason, Vm, VmEvent};
 use zmachine_sys::jail::Jailed;
 use zmachine_sys::process::{ChildSetup, ProcessId};
@@ -25,6 +25,9 @@ use crate::failure::{Class, Failure};
 use crate::journal::Resource;
 use crate::log::Source;
 use crate::plan::{ShareUse, SharedTree};
+
+/// Longest line of a server that is kept, in bytes. It has met the guest and is not trusted.
+const LINE_BYTES: usize = 4096;
 
 /// How long the servers may take to end by themselves, which they do as soon as the hypervisor is gone.
 const END_PATIENCE: Duration = Duration::from_secs(2);
@@ -188,7 +191,7 @@ fn describe(tree: &SharedTree) -> String {
 async fn watch(mut child: Child, what: String, log: SharedLog, ended: mpsc::Sender<Failure>) {
     let mut said = String::new();
     if let Some(stderr) = child.stderr.take() {
-        let mut lines = BufReader::new(stderr).lines();
+        let mut lines = Lines::new(stderr, LINE_BYTES);
         while let Ok(Some(line)) = lines.next_line().await {
             log.note(Source::Monitor, &format!("virtiofsd, {what}: {line}"));
             said = reason(said, &line);
@@ -206,7 +209,7 @@ async fn watch(mut child: Child, what: String, log: SharedLog, ended: mpsc::Send
 fn reason(before: String, line: &str) -> String {
     match (line.strip_prefix("error: "), line.strip_prefix("caused by: ")) {
         (_, Some(cause)) => format!("{before}: {cause}"),
-        _ if line.starts_with("hint: ") => before,
+        _ if line.starts_with("hint: ") || before.len() > LINE_BYTES => before,
         (Some(error), None) => format!(": {error}"),
         (None, None) => format!(": {line}"),
     }

@@ -13,9 +13,9 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
+use zmachine_hypervisor::lines::Lines;
 use zmachine_network::user::{Guard, Passt, PasstArgs, Relay, Traffic};
 use zmachine_network::{Attachment, Networks};
 use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
@@ -25,6 +25,9 @@ use super::run::{AbortOnDrop, Monitor};
 use crate::failure::{Class, Failure};
 use crate::journal::Resource;
 use crate::log::Source;
+
+/// Longest line of passt that is kept, in bytes.
+const LINE_BYTES: usize = 4096;
 
 /// passt is ready 0.1 s after its start; on a host with ten times more work than CPUs it may take seconds.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
@@ -154,7 +157,7 @@ impl Uplink {
     async fn follow(&self, child: &mut Child) -> (String, Vec<String>) {
         let mut said = Vec::new();
         if let Some(stderr) = child.stderr.take() {
-            let mut lines = BufReader::new(stderr).lines();
+            let mut lines = Lines::new(stderr, LINE_BYTES);
             while let Ok(Some(line)) = lines.next_line().await {
                 // It complains so on hosts without a system log.
                 if line.is_empty() || line.starts_with("Failed to send ") {

@@ -119,6 +119,11 @@ impl Plan {
         }
     }
 
+    /// Whether the machine is in the network `name`.
+    pub fn is_in(&self, name: &str) -> bool {
+        self.attachments().iter().any(|attachment| attachment.network == name)
+    }
+
     /// Its networks.
     pub fn attachments(&self) -> &[Attachment] {
         match self {

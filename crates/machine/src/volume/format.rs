@@ -4,6 +4,8 @@ use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use zmachine_sys::process::{ChildSetup, prepare_child};
+
 use super::record::Fs;
 use crate::failure::{Class, Failure};
 
@@ -57,7 +59,8 @@ pub(super) fn make(fs: Fs, path: &Path, name: &str) -> Result<(), Failure> {
     let Some(tool) = tool(fs) else { return Ok(()) };
     let label: String = name.chars().take(tool.label_bytes).collect();
     let program = find(&tool)?;
-    let output = Command::new(&program)
+    let mut command = Command::new(&program);
+    command
         .args(tool.arguments)
         .args([tool.label, &label])
         .arg("--")
@@ -65,7 +68,16 @@ pub(super) fn make(fs: Fs, path: &Path, name: &str) -> Result<(), Failure> {
         .env_clear()
         .env("LC_ALL", "C")
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::null())
+        .stdin(Stdio::null());
+    // It goes with whoever has the volume's lock: nobody else may find it at work.
+    prepare_child(
+        &mut command,
+        ChildSetup {
+            die_with_parent: true,
+            ..ChildSetup::default()
+        },
+    );
+    let output = command
         .output()
         .map_err(|e| Failure::from(e).context(format!("can not run {program}")))?;
     if !output.status.success() {

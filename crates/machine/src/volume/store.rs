@@ -1,5 +1,6 @@
 //! The volumes of a home: made, found, grown, removed, locked.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -12,7 +13,7 @@ use zmachine_sys::lock::FileLock;
 
 use super::record::{Content, Fs, RECORD_VERSION, Record};
 use super::{check_name, format};
-use crate::catalog::{self, Machine};
+use crate::catalog::{self, Machine, VolumeUse};
 use crate::failure::{Class, Failure};
 use crate::home::Home;
 
@@ -109,7 +110,7 @@ impl Volumes {
         new.check()?;
         let _catalog = self.lock()?;
         let dir = self.root().join(&new.name);
-        if dir.exists() {
+        if file::is_there(&dir)? {
             let message = format!("there is a volume '{}' already", new.name);
             return Err(Failure::new(Class::Conflict, message).hint("'zmachine volume ls' lists them"));
         }
@@ -168,7 +169,7 @@ impl Volumes {
         let damaged = |failure: Failure| failure.context(format!("the volume '{name}' can not be read"));
         let record = match file::read_json::<Record>(&dir.join("volume.json")) {
             Ok(record) => record,
-            Err(e) if e.is_not_found() && !dir.exists() => return Ok(None),
+            Err(e) if e.is_not_found() && !file::is_there(&dir)? => return Ok(None),
             Err(e) => return Err(damaged(e.into())),
         };
         if record.version != RECORD_VERSION {
@@ -192,13 +193,15 @@ impl Volumes {
     /// # Errors
     /// When the folder can not be read.
     pub fn list(&self) -> Result<Vec<Result<Volume, Failure>>, Failure> {
-        let entries = match fs::read_dir(self.root()) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        let names = match file::names_in(&self.root()) {
+            Ok(names) => names,
+            Err(e) if e.is_not_found() => return Ok(Vec::new()),
             Err(e) => return Err(e.into()),
         };
-        let mut names: Vec<String> = entries
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        // A name that is not UTF-8 is none of ours.
+        let mut names: Vec<String> = names
+            .into_iter()
+            .filter_map(|name| name.into_string().ok())
             .filter(|name| !name.starts_with('.'))
             .collect();
         names.sort();
@@ -208,8 +211,16 @@ impl Volumes {
     /// Removes a volume with all its data.
     ///
     /// # Errors
-    /// [`Class::NotFound`], or [`Class::Conflict`] while a machine is made to use it.
+    /// [`Class::NotFound`], or [`Class::Conflict`] while a machine is made to use it. When a machine cannot be read, it might
+    /// be its volume, and nothing is removed.
     pub fn remove(&self, name: &str) -> Result<(), Failure> {
+        // No machine that is being made may count on it.
+        let _machines = catalog::lock(&self.home)?;
+        self.remove_unclaimed(name)
+    }
+
+    /// [`Volumes::remove`] for a caller that holds the catalog's lock.
+    pub(super) fn remove_unclaimed(&self, name: &str) -> Result<(), Failure> {
         let _catalog = self.lock()?;
         let volume = self.get(name)?;
         if let Some(user) = self.users(name)?.first() {
@@ -282,9 +293,13 @@ impl Volumes {
     }
 
     fn in_use(&self, name: &str, asker: &str) -> Result<Failure, Failure> {
-        let running =
-            |machine: &Machine| machine.id != asker && FileLock::is_held(&machine.lock_path()).unwrap_or(true);
-        let holder = self.machines_of(name)?.into_iter().find(running);
+        let mut holder = None;
+        for (machine, _) in self.machines_of(name)? {
+            if machine.id != asker && FileLock::is_held(&machine.lock_path())? {
+                holder = Some(machine);
+                break;
+            }
+        }
         let failure = match holder {
             Some(machine) => {
                 let holder = machine.spec.name;
@@ -300,31 +315,83 @@ impl Volumes {
     /// Names of the machines that are made to use the volume `name`, running or not.
     ///
     /// # Errors
-    /// When the machines can not be listed.
+    /// When a machine can not be read: it might be one of them.
     pub fn users(&self, name: &str) -> Result<Vec<String>, Failure> {
         Ok(self
             .machines_of(name)?
             .into_iter()
-            .map(|machine| machine.spec.name)
+            .map(|(machine, _)| machine.spec.name)
             .collect())
     }
 
     /// The running machine that may write to the volume `name`.
     ///
     /// # Errors
-    /// When the machines can not be listed.
+    /// When a machine can not be read: it might be the one.
     pub fn writer(&self, name: &str) -> Result<Option<Machine>, Failure> {
-        let machines = self.machines_of(name)?.into_iter();
-        Ok(machines
-            .filter(|machine| machine.writes_volume(name))
-            .find(|machine| FileLock::is_held(&machine.lock_path()).unwrap_or(false)))
+        for (machine, how) in self.machines_of(name)? {
+            if how == VolumeUse::Writes && FileLock::is_held(&machine.lock_path())? {
+                return Ok(Some(machine));
+            }
+        }
+        Ok(None)
     }
 
-    fn machines_of(&self, name: &str) -> Result<Vec<Machine>, Failure> {
-        let machines = catalog::ids(&self.home)?
-            .into_iter()
-            .filter_map(|id| Machine::load(&self.home, &id).ok());
-        Ok(machines.filter(|machine| machine.uses_volume(name)).collect())
+    /// The machines that are made to use the volume `name`, and how.
+    fn machines_of(&self, name: &str) -> Result<Vec<(Machine, VolumeUse)>, Failure> {
+        let unknown = |id: &str, failure: Failure| {
+            let hint = failure.hint.clone().unwrap_or_default();
+            failure
+                .context(format!(
+                    "it cannot be told whether machine {id} uses the volume '{name}'"
+                ))
+                .hint(hint)
+        };
+        let mut found = Vec::new();
+        for id in catalog::ids(&self.home)? {
+            let machine = match Machine::load(&self.home, &id) {
+                Ok(machine) => machine,
+                // Removed since the listing.
+                Err(failure) if failure.class == Class::NotFound => continue,
+                Err(failure) => return Err(unknown(&id, failure)),
+            };
+            if let Some(how) = machine.volume_use(name).map_err(|failure| unknown(&id, failure))? {
+                found.push((machine, how));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes what an interrupted making or removal left. Nothing happens while another command makes or removes one.
+    ///
+    /// # Errors
+    /// When it can not be listed or removed.
+    pub(crate) fn sweep(&self) -> Result<(), Failure> {
+        let names = match file::names_in(&self.root()) {
+            Ok(names) => names,
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e.into()),
+        };
+        let marked = |name: &OsString| {
+            let name = name.to_string_lossy();
+            name.starts_with(".new-") || name.starts_with(".gone-")
+        };
+        if !names.iter().any(marked) {
+            return Ok(());
+        }
+        let Some(_catalog) = FileLock::try_exclusive(&self.root().join(".lock"))? else {
+            return Ok(());
+        };
+        for name in names.iter().filter(|name| marked(name)) {
+            let path = self.root().join(name);
+            match fs::remove_dir_all(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(file::FileError::io("remove", &path, e).into());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn lock(&self) -> Result<FileLock, Failure> {

@@ -115,11 +115,16 @@ impl Volumes {
         }))
     }
 
-    /// Makes those that are not there; none is left when one can not be made. The names of those made.
+    /// Makes those that are not there; none is left when one can not be made. The names of those made. The caller holds the
+    /// catalog's lock.
     ///
     /// # Errors
-    /// As [`Volumes::create`].
+    /// As [`Volumes::create`]; [`Class::NotFound`] for one that was removed meanwhile.
     pub fn make(&self, wanted: &[Wanted]) -> Result<Vec<String>, Failure> {
+        // Those that were there when they were asked for may be gone by now; from here on nobody removes one.
+        for known in wanted.iter().filter(|wanted| wanted.new.is_none()) {
+            self.get(&known.name)?;
+        }
         let mut made = Vec::new();
         for new in wanted.iter().filter_map(|wanted| wanted.new.as_ref()) {
             if let Err(failure) = self.create(new) {
@@ -131,11 +136,11 @@ impl Volumes {
         Ok(made)
     }
 
-    /// Takes back what [`Volumes::make`] made for a machine that did not come to be.
+    /// Takes back what [`Volumes::make`] made for a machine that did not come to be. The caller holds the catalog's lock.
     pub fn unmake(&self, made: &[String]) {
         for name in made {
             // One that can not be removed is listed, and empty.
-            let _ = self.remove(name);
+            let _ = self.remove_unclaimed(name);
         }
     }
 }

@@ -2,14 +2,16 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use rustix::fs::OFlags;
 use rustix::net::{RecvFlags, recv};
 use serde::Serialize;
 use tungstenite::{Message, WebSocket};
@@ -19,7 +21,7 @@ use super::{Sender, Target};
 use crate::log::{Entry, Position, Source};
 
 /// How long a receiver may take to accept a connection, or the next bytes.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes that are collected before they are sent.
 const BATCH: usize = 64 * 1024;
@@ -29,12 +31,56 @@ const DATAGRAM_MAX: usize = 8 * 1024;
 
 #[derive(Debug)]
 enum Wire {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+    Tcp(Paced<TcpStream>),
+    Unix(Paced<UnixStream>),
     File(File),
     Udp(UdpSocket),
     Local(UnixDatagram),
-    Websocket(Box<WebSocket<TcpStream>>),
+    Websocket(Box<WebSocket<Paced<TcpStream>>>),
+}
+
+/// A stream whose receiver has so long for each batch as a whole: one that takes a byte now and then is as good as none.
+#[derive(Debug)]
+struct Paced<S> {
+    stream: S,
+    until: Instant,
+}
+
+impl<S> Paced<S> {
+    fn new(stream: S) -> Paced<S> {
+        let until = Instant::now() + TIMEOUT;
+        Paced { stream, until }
+    }
+
+    /// A batch begins.
+    fn renew(&mut self) {
+        self.until = Instant::now() + TIMEOUT;
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match Instant::now() < self.until {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::TimedOut, "the receiver takes too little")),
+        }
+    }
+}
+
+impl<S: Read> Read for Paced<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
+        self.stream.read(buffer)
+    }
+}
+
+impl<S: Write> Write for Paced<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.check()?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 /// A connection, and how far its receiver came.
@@ -62,13 +108,13 @@ struct Line<'a> {
 impl Sink {
     pub(super) fn connect(target: &Target) -> io::Result<Sink> {
         let wire = match target {
-            Target::Tcp(address) => Wire::Tcp(tcp(address)?),
+            Target::Tcp(address) => Wire::Tcp(Paced::new(tcp(address)?)),
             Target::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
-                stream.set_write_timeout(Some(PATIENCE))?;
-                Wire::Unix(stream)
+                stream.set_write_timeout(Some(TIMEOUT))?;
+                Wire::Unix(Paced::new(stream))
             }
-            Target::File(path) => Wire::File(OpenOptions::new().append(true).create(true).mode(0o600).open(path)?),
+            Target::File(path) => Wire::File(open_file(path)?),
             Target::SyslogUdp(address) => {
                 let to = resolve(address)?;
                 let local = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -79,11 +125,11 @@ impl Sink {
             Target::SyslogLocal(path) => {
                 let socket = UnixDatagram::unbound()?;
                 socket.connect(path)?;
-                socket.set_write_timeout(Some(PATIENCE))?;
+                socket.set_write_timeout(Some(TIMEOUT))?;
                 Wire::Local(socket)
             }
             Target::Websocket { address, url } => {
-                let stream = tcp(address)?;
+                let stream = Paced::new(tcp(address)?);
                 let (socket, _) =
                     tungstenite::client(url.as_str(), stream).map_err(|e| io::Error::other(e.to_string()))?;
                 Wire::Websocket(Box::new(socket))
@@ -109,6 +155,10 @@ impl Sink {
             partial: !entry.ends_line,
             text: String::from_utf8_lossy(&entry.bytes),
         };
+        match &mut self.wire {
+            Wire::Websocket(socket) if self.batch.is_empty() => socket.get_mut().renew(),
+            _ => {}
+        }
         match &mut self.wire {
             Wire::Udp(socket) => {
                 socket.send(&syslog(sender, entry, true))?;
@@ -146,8 +196,14 @@ impl Sink {
         }
         let batch = &self.batch;
         match &mut self.wire {
-            Wire::Tcp(stream) => stream.write_all(batch)?,
-            Wire::Unix(stream) => stream.write_all(batch)?,
+            Wire::Tcp(stream) => {
+                stream.renew();
+                stream.write_all(batch)?;
+            }
+            Wire::Unix(stream) => {
+                stream.renew();
+                stream.write_all(batch)?;
+            }
             Wire::File(file) => file.write_all(batch)?,
             Wire::Websocket(socket) if !batch.is_empty() => {
                 socket.flush().map_err(|e| io::Error::other(e.to_string()))?;
@@ -167,10 +223,10 @@ impl Sink {
     /// The furthest position whose entries the receiver's side has taken, when there is a new one.
     pub(super) fn taken(&mut self) -> io::Result<Option<Position>> {
         let untaken = match &self.wire {
-            Wire::Tcp(stream) => pending(stream, stream.take_error()?)?,
-            Wire::Unix(stream) => pending(stream, stream.take_error()?)?,
+            Wire::Tcp(Paced { stream, .. }) => pending(stream, stream.take_error()?)?,
+            Wire::Unix(Paced { stream, .. }) => pending(stream, stream.take_error()?)?,
             Wire::Websocket(socket) => {
-                let stream = socket.get_ref();
+                let stream = &socket.get_ref().stream;
                 pending(stream, stream.take_error()?)?
             }
             Wire::File(_) | Wire::Udp(_) | Wire::Local(_) => 0,
@@ -195,6 +251,7 @@ impl Sink {
     /// Ends the connection as its kind does.
     pub(super) fn close(&mut self) {
         if let Wire::Websocket(socket) = &mut self.wire {
+            socket.get_mut().renew();
             let _ = socket.close(None);
             let _ = socket.flush();
         }
@@ -203,9 +260,9 @@ impl Sink {
     /// A receiver that went away tells so by the end of its stream, long before a write fails.
     fn is_closed_by_peer(&self) -> bool {
         let socket: BorrowedFd<'_> = match &self.wire {
-            Wire::Tcp(stream) => stream.as_fd(),
-            Wire::Unix(stream) => stream.as_fd(),
-            Wire::Websocket(socket) => socket.get_ref().as_fd(),
+            Wire::Tcp(paced) => paced.stream.as_fd(),
+            Wire::Unix(paced) => paced.stream.as_fd(),
+            Wire::Websocket(socket) => socket.get_ref().stream.as_fd(),
             Wire::File(_) | Wire::Udp(_) | Wire::Local(_) => return false,
         };
         let mut byte = [0];
@@ -213,6 +270,17 @@ impl Sink {
             recv(socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT),
             Ok((0, _))
         )
+    }
+}
+
+/// A file that a log is appended to. Nothing else may hold the log up: a FIFO waits for its reader.
+fn open_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    let file = options.custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no regular file")),
     }
 }
 
@@ -231,9 +299,9 @@ fn resolve(address: &str) -> io::Result<std::net::SocketAddr> {
 }
 
 fn tcp(address: &str) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&resolve(address)?, PATIENCE)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let stream = TcpStream::connect_timeout(&resolve(address)?, TIMEOUT)?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }

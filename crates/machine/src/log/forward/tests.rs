@@ -155,3 +155,21 @@ fn an_end_does_not_wait_for_a_receiver_that_never_was() {
     forwarder.finish();
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
+
+#[test]
+fn a_receiver_that_never_takes_anything_does_not_hold_up_the_end() {
+    let mut machine = Machine::new();
+    let fifo = machine.dir.path().join("fifo");
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let (forwarder, told) = machine.forward(&format!("file://{}", fifo.display()));
+    machine.write(0..10);
+    // Nobody reads it, so opening it as usual would wait for ever, and so would the end.
+    forwarder.finish();
+    assert!(told.recv().unwrap().contains("can not be sent"));
+}

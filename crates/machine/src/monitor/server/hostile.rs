@@ -68,6 +68,7 @@ fn whatever_comes_over_the_control_socket_is_answered_or_dropped() {
             attachable: Attachable::Entrypoint(entry),
             console,
             relays: Default::default(),
+            paused: watch::channel(false).1,
             session: watch::channel(None).1,
             events,
             exec_base: Arc::new(process()),

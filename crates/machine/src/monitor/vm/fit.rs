@@ -26,16 +26,16 @@ impl Monitor<VmPlan> {
         if self.plan.install.is_none() {
             return Ok(());
         }
-        let mut volumes = std::mem::take(&mut self.volumes);
-        let result = match volumes.first_mut() {
-            Some(boot) => match find_small(boot.volume.data().as_path()) {
-                Ok(Some(small)) => self.grow(boot, &small).await,
+        // It stays locked by this monitor, also when this is cut short.
+        let boot = self.volumes.first().map(|held| held.volume.clone());
+        let result = match boot {
+            Some(boot) => match find_small(boot.data().as_path()) {
+                Ok(Some(small)) => self.grow(&boot, &small).await,
                 Ok(None) => Ok(()),
                 Err(failure) => Err(failure),
             },
             None => Ok(()),
         };
-        self.volumes = volumes;
         match result {
             Err(failure) if failure.class != Class::Conflict => {
                 let text = format!("the file system is not as large as its volume: {failure}");
@@ -47,7 +47,7 @@ impl Monitor<VmPlan> {
         }
     }
 
-    async fn grow(&mut self, boot: &crate::volume::Held, small: &Small) -> Result<(), Failure> {
+    async fn grow(&mut self, boot: &crate::volume::Volume, small: &Small) -> Result<(), Failure> {
         let Some(kernel) = self.plan.appliance.clone() else {
             return Err(Failure::new(
                 Class::NotFound,

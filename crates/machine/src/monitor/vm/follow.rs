@@ -1,13 +1,16 @@
 //! The event loop of a VM that runs.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 use zmachine_agent_protocol::{Process, Request as AgentRequest};
 use zmachine_disk::{Content as OnDisk, RawFile, identify};
-use zmachine_hypervisor::VmEvent;
+use zmachine_hypervisor::{Vm, VmEvent};
 
-use super::super::Event;
+use super::super::container::KILL_TIMEOUT;
+use super::super::guest::{self, within};
+use super::super::inbox::{Cut, Event, Inbox};
 use super::super::networks::Parts;
 use super::super::restart::Asked;
 use super::super::run::{Monitor, Outcome, at};
@@ -18,7 +21,7 @@ use crate::failure::{Class, Failure};
 use crate::log::Source;
 use crate::plan::container::{DEFAULT_PATH, VolumeUse, volume_disk};
 use crate::plan::{Plan, VmPlan};
-use crate::state::Phase;
+use crate::state::{Exit, Phase};
 use crate::volume::{Volume, Volumes};
 
 /// How long the agent may take to answer its first question.
@@ -39,7 +42,7 @@ const PRESS_PERIOD: Duration = Duration::from_secs(10);
 struct Ending {
     /// It was ended by force.
     killed: bool,
-    /// When that happens.
+    /// When that happens; when it has, when the hypervisor has to be gone.
     deadline: Option<Instant>,
     /// When the power button is pressed once more.
     press_again: Option<Instant>,
@@ -47,14 +50,21 @@ struct Ending {
     rebooted: Option<Instant>,
 }
 
+impl Ending {
+    /// Ends it by force. Should the hypervisor not go, the loop is left all the same.
+    fn kill(&mut self, vm: &mut dyn Vm) {
+        *self = Ending {
+            killed: true,
+            deadline: Some(Instant::now() + KILL_TIMEOUT),
+            ..Ending::default()
+        };
+        vm.kill();
+    }
+}
+
 impl Monitor<VmPlan> {
     /// Watches the guest until its hypervisor is gone.
-    pub(super) async fn follow(
-        &mut self,
-        booted: &mut Booted,
-        inbox: &mut mpsc::Receiver<Event>,
-        session: &SessionSlot,
-    ) -> Outcome {
+    pub(super) async fn follow(&mut self, booted: &mut Booted, inbox: &mut Inbox, session: &SessionSlot) -> Outcome {
         self.advance(Phase::Running).map_err(at("state"))?;
         self.ready();
         self.kill.pass("start: state is running");
@@ -67,10 +77,11 @@ impl Monitor<VmPlan> {
                 .unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             let press_at = ending.press_again.unwrap_or_else(Instant::now);
             let retry = self.space.next_try();
-            let retry_at = retry.unwrap_or_else(Instant::now);
+            let retry_at = retry.map_or_else(Instant::now, Instant::from_std);
             tokio::select! {
-                () = tokio::time::sleep_until(retry_at.into()), if retry.is_some() => {
-                    self.try_again(&mut *booted.vm).await;
+                () = tokio::time::sleep_until(retry_at), if retry.is_some() => {
+                    // Cut short by what is the next event.
+                    let _ = inbox.unless_ended(self.try_again(&mut *booted.vm)).await;
                 }
                 event = booted.vm.next_event() => match event {
                     VmEvent::Exited(reason) => return self.ended(reason, None, ending.killed),
@@ -84,50 +95,66 @@ impl Monitor<VmPlan> {
                         }
                         ending.rebooted = Some(Instant::now());
                     }
-                    VmEvent::AgentPort { is_open } => self.agent_port(booted, is_open, session).await,
+                    VmEvent::AgentPort { is_open } => {
+                        let _ = inbox.unless_ended(self.agent_port(booted, is_open, session)).await;
+                    }
                     other => self.note_event(&other),
                 },
                 failure = booted.shares.ended() => {
                     let reason = self.share_ended(&mut *booted.vm, failure).await?;
                     return self.ended(reason, None, ending.killed);
                 }
-                Some(event) = inbox.recv() => if let Event::Command(request, answer) = event {
-                    let (request, answer) = match request {
-                        Request::GrowVolume { name, size_bytes } => {
-                            let grown = self.grow_volume(booted, &name, size_bytes, session).await;
-                            let _ = answer.send(grown.map_or_else(Reply::Failed, |()| Reply::Done));
-                            continue;
-                        }
-                        other => (other, answer),
-                    };
-                    self.command(booted, request, answer, &mut ending).await;
+                event = inbox.next() => match event {
+                    Event::Command(request, answer) => {
+                        self.command(booted, inbox, request, answer, &mut ending, session).await;
+                    }
+                    Event::Terminate => {
+                        self.asked(Asked::ByHost);
+                        self.ask_to_stop(booted, inbox, self.plan.stop_grace_ms, &mut ending).await;
+                    }
+                    // A VM has no entrypoint, and nobody asks its agent about networks.
+                    Event::EntryEnded(_) | Event::NetworkAnswered(_) => {}
                 },
-                () = self.terminated() => {
-                    self.asked(Asked::ByHost);
-                    self.ask_to_stop(booted, self.plan.stop_grace_ms, &mut ending).await;
-                }
-                () = tokio::time::sleep_until(press_at.into()), if ending.press_again.is_some() => {
-                    let _ = booted.vm.power_button().await;
+                () = tokio::time::sleep_until(press_at), if ending.press_again.is_some() => {
+                    let _ = inbox.unless_ended(within("power button", booted.vm.power_button())).await;
                     ending.press_again = Some(Instant::now() + PRESS_PERIOD);
                 }
-                () = tokio::time::sleep_until(until.into()), if ending.deadline.is_some() => {
+                () = tokio::time::sleep_until(until), if ending.deadline.is_some() => {
+                    if ending.killed {
+                        self.log.note(Source::Monitor, "the hypervisor does not end after SIGKILL");
+                        return Ok(Exit::Killed);
+                    }
                     self.log.note(Source::Monitor, "the guest did not power off in time: killed");
-                    ending = Ending { killed: true, ..Ending::default() };
-                    booted.vm.kill();
+                    ending.kill(&mut *booted.vm);
                 }
             }
         }
     }
 
     /// Joins or leaves a network; the guest sees an interface come or go, and asks the network about it.
-    async fn change_networks(&mut self, booted: &mut Booted, wanted: &Reconnect) -> Result<(), Failure> {
+    async fn change_networks(
+        &mut self,
+        booted: &mut Booted,
+        inbox: &mut Inbox,
+        wanted: Reconnect,
+        answer: oneshot::Sender<Reply>,
+    ) {
         let present = self.plan.attachments.clone();
         let parts = Parts {
             vm: &mut *booted.vm,
             session: None,
             hold: &mut booted.networks,
         };
-        self.reconnect(parts, &present, wanted).await?;
+        let done = inbox
+            .unless_ended(self.begin_change(parts, &present, wanted, answer))
+            .await;
+        if let Ok(Some(change)) = done {
+            let written = self.write_change(&change.wanted);
+            change.answer(written);
+        }
+    }
+
+    fn write_change(&mut self, wanted: &Reconnect) -> Result<(), Failure> {
         self.plan
             .set_attachments(&self.machine.spec, wanted.attachments.clone())?;
         let plan = Plan::Vm(Box::new(self.plan.clone()));
@@ -137,94 +164,125 @@ impl Monitor<VmPlan> {
     async fn command(
         &mut self,
         booted: &mut Booted,
+        inbox: &mut Inbox,
         request: Request,
         answer: oneshot::Sender<Reply>,
         ending: &mut Ending,
+        session: &SessionSlot,
     ) {
-        let control = |e| Failure::from_error(Class::Failed, &e);
-        let result = match request {
+        match request {
             Request::Stop { grace_ms } => {
                 self.asked(Asked::ByUser);
                 self.wait_for_end(answer);
                 let grace_ms = grace_ms.unwrap_or(self.plan.stop_grace_ms);
-                return self.ask_to_stop(booted, grace_ms, ending).await;
+                self.ask_to_stop(booted, inbox, grace_ms, ending).await;
             }
-            Request::Wait => return self.wait_for_end(answer),
+            Request::Wait => self.wait_for_end(answer),
             Request::Kill => {
                 self.asked(Asked::ByUser);
-                ending.killed = true;
                 self.wait_for_end(answer);
-                return booted.vm.kill();
+                ending.kill(&mut *booted.vm);
             }
-            Request::Signal(signal) => Err(no_entrypoint(signal)),
+            Request::Signal(signal) => guest::reply(answer, Err(no_entrypoint(signal))),
             Request::Pause => {
                 self.space.forget();
-                booted.vm.pause().await.map_err(control)
+                if let Ok(paused) = inbox.unless_ended(within("pause", booted.vm.pause())).await {
+                    guest::reply(answer, paused);
+                }
             }
-            Request::Resume => booted.vm.resume().await.map_err(control),
-            Request::Reconnect(wanted) => self.change_networks(booted, &wanted).await,
+            Request::Resume => {
+                if let Ok(resumed) = inbox.unless_ended(within("resume", booted.vm.resume())).await {
+                    guest::reply(answer, resumed);
+                }
+            }
+            Request::Reconnect(wanted) => self.change_networks(booted, inbox, *wanted, answer).await,
+            Request::GrowVolume { name, size_bytes } => {
+                let grown = self.grow_volume(booted, &name, size_bytes, session);
+                match inbox.unless_ended(grown).await {
+                    Ok(Ok(Some((agent, request)))) => self.grow_in_guest(agent, request, answer),
+                    Ok(done) => guest::reply(answer, done.map(drop)),
+                    Err(Cut) => {}
+                }
+            }
             Request::Attach { .. }
             | Request::Console { .. }
             | Request::Exec(_)
             | Request::Transfer(_)
             | Request::Traffic
-            | Request::Capacity
-            | Request::GrowVolume { .. } => Err(Failure::new(Class::Usage, "not a command for the monitor")),
-        };
-        let _ = answer.send(result.map_or_else(Reply::Failed, |()| Reply::Done));
+            | Request::Capacity => {
+                guest::reply(answer, Err(Failure::new(Class::Usage, "not a command for the monitor")));
+            }
+        }
     }
 
-    /// Makes a volume larger while the guest has it: its file, and the disk that the guest sees.
+    /// Makes a volume larger while the guest has it: its file, and the disk that the guest sees. What its agent is asked then,
+    /// if it has one.
     async fn grow_volume(
         &mut self,
         booted: &mut Booted,
         name: &str,
         size_bytes: u64,
         session: &SessionSlot,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<(Session, AgentRequest)>, Failure> {
         let writable = |volume: &VolumeUse| volume.name == name && !volume.read_only;
         let Some(index) = self.plan.volumes.iter().position(writable) else {
             let message = format!("the machine does not write to a volume '{name}'");
             return Err(Failure::new(Class::Conflict, message));
         };
         let volume = Volumes::new(&self.home).grow(name, size_bytes)?;
-        let told = booted.vm.resize_disk(&volume_disk(index), volume.size_bytes).await;
-        told.map_err(|e| {
-            Failure::from_error(Class::Failed, &e)
+        let disk = volume_disk(index);
+        let told = within("resize disk", booted.vm.resize_disk(&disk, volume.size_bytes)).await;
+        told.map_err(|failure| {
+            failure
                 .context("the guest was not told")
                 .hint("the volume is larger; the machine sees it at its next start")
         })?;
         // With our agent in the guest the file system grows at once, else at the next start.
         let agent = session.borrow().clone();
-        if let (Some(agent), Some((partition, fstype))) = (agent, root_of(&volume)) {
-            let request = AgentRequest::Grow {
-                serial: crate::volume::serial(name),
-                partition,
-                fstype: fstype.to_owned(),
-                disk_bytes: volume.size_bytes,
-            };
-            if let Err(error) = agent.ask(&request).await {
-                self.log
-                    .note(Source::Monitor, &format!("the file system did not grow: {error}"));
+        let is_awake = self.require_awake().is_ok();
+        Ok(agent
+            .filter(|_| is_awake)
+            .zip(root_of(&volume))
+            .map(|(agent, (partition, fstype))| {
+                let request = AgentRequest::Grow {
+                    serial: crate::volume::serial(name),
+                    partition,
+                    fstype: fstype.to_owned(),
+                    disk_bytes: volume.size_bytes,
+                };
+                (agent, request)
+            }))
+    }
+
+    /// Has the guest's agent grow a file system, and answers when it has. One that cannot is no failure: the disk has grown.
+    fn grow_in_guest(&self, agent: Session, request: AgentRequest, answer: oneshot::Sender<Reply>) {
+        let log = self.log.clone();
+        tokio::spawn(async move {
+            if let Err(failure) = guest::ask(&agent, &request, guest::GROW_TIMEOUT).await {
+                log.note(Source::Monitor, &format!("the file system did not grow: {failure}"));
             }
-        }
-        Ok(())
+            guest::reply(answer, Ok(()));
+        });
     }
 
     /// Presses the power button, and lets the end by force follow.
-    async fn ask_to_stop(&mut self, booted: &mut Booted, grace_ms: u64, ending: &mut Ending) {
-        if matches!(self.machine.state.phase, Phase::Paused) {
-            let _ = booted.vm.resume().await;
-        }
+    async fn ask_to_stop(&mut self, booted: &mut Booted, inbox: &mut Inbox, grace_ms: u64, ending: &mut Ending) {
+        let is_paused = matches!(self.machine.state.phase, Phase::Paused);
         self.advance_if_possible(Phase::Stopping);
-        if let Err(error) = booted.vm.power_button().await {
-            self.log
-                .note(Source::Monitor, &format!("the power button was not pressed: {error}"));
-        }
         ending.press_again = Some(Instant::now() + PRESS_PERIOD);
         // A second request may shorten the time, not lengthen it.
         let deadline = Instant::now() + Duration::from_millis(grace_ms);
         ending.deadline = Some(ending.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+        let pressed = async {
+            if is_paused {
+                booted.vm.resume().await?;
+            }
+            booted.vm.power_button().await
+        };
+        if let Ok(Err(failure)) = inbox.unless_ended(within("power button", pressed)).await {
+            self.log
+                .note(Source::Monitor, &format!("the power button was not pressed: {failure}"));
+        }
     }
 
     /// Begins or ends the session with the guest's agent. Whatever happens there, the machine runs on.

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use zmachine_disk::{self as disk, CopyError, Source as DiskBytes};
 use zmachine_image::{FetchOptions, FileReader, Library};
 
-use super::super::Event;
+use super::super::inbox::{Event, Inbox};
 use super::super::launch::{in_thread, joined};
 use super::super::restart::Asked;
 use super::super::run::Monitor;
@@ -29,12 +29,15 @@ use crate::plan::vm::{DiskSource, Install};
 use crate::state::Exit;
 use crate::volume::{Content, Held};
 
+/// How long the copying thread may take to notice that it is to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How often progress is told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 
 impl Monitor<VmPlan> {
     /// Sees to it that the boot volume holds the machine's image. `Some` when the machine was stopped meanwhile.
-    pub(super) async fn install(&mut self, inbox: &mut mpsc::Receiver<Event>) -> Result<Option<Exit>, Failure> {
+    pub(super) async fn install(&mut self, inbox: &mut Inbox) -> Result<Option<Exit>, Failure> {
         let Some(install) = self.plan.install.clone() else {
             return Ok(None);
         };
@@ -51,7 +54,7 @@ impl Monitor<VmPlan> {
         &mut self,
         held: &mut Held,
         install: Install,
-        inbox: &mut mpsc::Receiver<Event>,
+        inbox: &mut Inbox,
     ) -> Result<Option<Exit>, Failure> {
         let over = install.reinstall && !self.machine.state.reinstalled;
         match &held.volume.record.content {
@@ -87,12 +90,7 @@ impl Monitor<VmPlan> {
     }
 
     /// Copies in a thread; commands are answered meanwhile, and a request to stop stops it.
-    async fn copy(
-        &mut self,
-        install: &Install,
-        target: PathBuf,
-        inbox: &mut mpsc::Receiver<Event>,
-    ) -> Result<Option<Exit>, Failure> {
+    async fn copy(&mut self, install: &Install, target: PathBuf, inbox: &mut Inbox) -> Result<Option<Exit>, Failure> {
         let stop = Arc::new(AtomicBool::new(false));
         let (progress, mut steps) = mpsc::unbounded_channel();
         let (home, source, stopped) = (self.home.clone(), install.source.clone(), stop.clone());
@@ -100,6 +98,11 @@ impl Monitor<VmPlan> {
         tokio::pin!(copying);
         let total = install.bytes;
         let what = "installing the image".to_owned();
+        let mut given_up = None;
+        let give_up = |given_up: &mut Option<tokio::time::Instant>| {
+            stop.store(true, Ordering::Relaxed);
+            given_up.get_or_insert(tokio::time::Instant::now() + STOP_TIMEOUT);
+        };
         loop {
             tokio::select! {
                 done = &mut copying => match done {
@@ -109,23 +112,27 @@ impl Monitor<VmPlan> {
                 Some(done) = steps.recv() => {
                     self.report.send_if_read(&Report::Progress { what: what.clone(), done, total });
                 }
-                Some(event) = inbox.recv() => if let Event::Command(request, answer) = event {
-                    match request {
-                        Request::Stop { .. } | Request::Kill => {
-                            self.asked(Asked::ByUser);
-                            self.wait_for_end(answer);
-                            stop.store(true, Ordering::Relaxed);
-                        }
-                        Request::Wait => self.wait_for_end(answer),
-                        _ => {
-                            let failure = Failure::new(Class::Conflict, "the machine's image is still being installed");
-                            let _ = answer.send(Reply::Failed(failure.hint("try again when it runs")));
-                        }
+                event = inbox.next() => match event {
+                    Event::Command(Request::Stop { .. } | Request::Kill, answer) => {
+                        self.asked(Asked::ByUser);
+                        self.wait_for_end(answer);
+                        give_up(&mut given_up);
                     }
+                    Event::Terminate => {
+                        self.asked(Asked::ByHost);
+                        give_up(&mut given_up);
+                    }
+                    Event::Command(Request::Wait, answer) => self.wait_for_end(answer),
+                    Event::Command(_, answer) => {
+                        let failure = Failure::new(Class::Conflict, "the machine's image is still being installed");
+                        let _ = answer.send(Reply::Failed(failure.hint("try again when it runs")));
+                    }
+                    Event::EntryEnded(_) | Event::NetworkAnswered(_) => {}
                 },
-                () = self.terminated() => {
-                    self.asked(Asked::ByHost);
-                    stop.store(true, Ordering::Relaxed);
+                // The thread may be waiting for a store. What it still writes is done again at the next start, and it
+                // ends with this process, which follows.
+                () = tokio::time::sleep_until(given_up.unwrap_or(tokio::time::Instant::now())), if given_up.is_some() => {
+                    return Ok(Some(Exit::Killed));
                 }
             }
         }

@@ -11,12 +11,13 @@ mod follow;
 mod install;
 mod prepare;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use zmachine_hypervisor::{Resources, RunDir, Vm};
 
 pub(crate) use self::install::open_source;
 use super::console;
+use super::inbox::{Cut, Inbox};
 use super::launch::{not_launched, note_lines};
 use super::networks::{Attached, NetworkHold};
 use super::run::{AbortOnDrop, Monitor, Outcome, at};
@@ -41,20 +42,20 @@ type SessionSlot = watch::Sender<Option<Session>>;
 
 impl Monitor<VmPlan> {
     /// From the first state to the end of the hypervisor.
-    pub(super) async fn life(&mut self) -> Outcome {
+    pub(super) async fn life(&mut self, inbox: &mut Inbox) -> Outcome {
         let warnings = self.plan.warnings.clone();
         self.begin(&warnings).map_err(at("state"))?;
         let listener = self.make_run_dir().map_err(at("run folder"))?;
         let vm = self.plan.vm.clone();
         self.make_group(&vm);
-        let (events, mut inbox) = mpsc::channel(64);
         let (session_slot, session) = watch::channel(None);
         let (console, waiting) = console::new();
         let shared = Shared {
             attachable: Attachable::Console,
             console,
             session,
-            events,
+            events: self.events.clone(),
+            paused: self.paused.subscribe(),
             exec_base: std::sync::Arc::new(self.exec_base()),
             relays: self.relays.clone(),
         };
@@ -63,11 +64,26 @@ impl Monitor<VmPlan> {
 
         // A run before this one had them.
         self.volumes.clear();
-        self.volumes = self.take_volumes().await.map_err(at("volumes"))?;
-        if let Some(exit) = self.install(&mut inbox).await.map_err(at("install"))? {
+        let taken = match inbox.unless_stopped(self.take_volumes()).await {
+            Ok(taken) => taken.map_err(at("volumes"))?,
+            Err(Cut) => return Ok(self.cut_short(inbox).await),
+        };
+        self.volumes = taken;
+        if let Some(exit) = self.install(inbox).await.map_err(at("install"))? {
             return Ok(exit);
         }
         self.phase("image");
+        let mut booted = match inbox.unless_stopped(self.launch(waiting)).await {
+            Ok(booted) => booted?,
+            Err(Cut) => return Ok(self.cut_short(inbox).await),
+        };
+        let outcome = self.follow(&mut booted, inbox, &session_slot).await;
+        booted.end().await;
+        outcome
+    }
+
+    /// From a boot volume with the image on it to a running hypervisor.
+    async fn launch(&mut self, console: console::Waiting) -> Result<Booted, (String, Failure)> {
         self.fit().await.map_err(at("grow"))?;
         self.make_seed().map_err(at("seed"))?;
         self.make_firmware_variables().map_err(at("firmware"))?;
@@ -77,11 +93,7 @@ impl Monitor<VmPlan> {
         self.phase("network");
         let wanted = self.plan.shares.clone();
         let shares = self.start_shares(&wanted).map_err(at("shared directories"))?;
-        let booted = self.boot(attached, shares, waiting).await;
-        let mut booted = booted.map_err(at("hypervisor"))?;
-        let outcome = self.follow(&mut booted, &mut inbox, &session_slot).await;
-        booted.end().await;
-        outcome
+        self.boot(attached, shares, console).await.map_err(at("hypervisor"))
     }
 
     async fn boot(
