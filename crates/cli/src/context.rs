@@ -45,9 +45,14 @@ pub(crate) fn home() -> Result<Home, Failure> {
     Home::open(&data, &run)
 }
 
+/// The engine over the state as it is, for who looks at what is wrong with it.
+pub(crate) fn quiet_engine() -> Result<Engine, Failure> {
+    Ok(Engine::new(home()?, agent_path(), abort_at()))
+}
+
 /// The engine over the state, after it reconciled what crashed since the last command.
 pub(crate) fn engine() -> Result<Engine, Failure> {
-    let engine = Engine::new(home()?, agent_path(), abort_at());
+    let engine = quiet_engine()?;
     for line in engine.reconcile()? {
         eprintln!("warning: {line}");
     }

@@ -1,15 +1,23 @@
 //! Failures on stderr, and their exit codes: the one place that picks them.
 
+use std::io::IsTerminal;
+
 use zmachine_machine::{Class, Failure};
 
 /// Prints a failure: what, why, and what to do.
 pub(crate) fn print(failure: &Failure) {
-    eprintln!("error: {}", failure.message);
+    // In the colours of errors about arguments, where somebody sees them.
+    let is_coloured = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+    let label = |text: &str, colour: &str| match is_coloured {
+        true => format!("\x1b[1;{colour}m{text}:\x1b[0m"),
+        false => format!("{text}:"),
+    };
+    eprintln!("{} {}", label("error", "31"), failure.message);
     for cause in &failure.causes {
-        eprintln!("caused by: {cause}");
+        eprintln!("{} {cause}", label("caused by", "31"));
     }
     if let Some(hint) = &failure.hint {
-        eprintln!("hint: {hint}");
+        eprintln!("{} {hint}", label("hint", "32"));
     }
 }
 

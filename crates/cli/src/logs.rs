@@ -5,12 +5,13 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::Serialize;
 use zmachine_machine::log::{Entry, LogReader, Position, Source};
 use zmachine_machine::{Class, Engine, Failure};
 
 use crate::args::{LogFormat, LogsArgs};
+use crate::time::parse_time;
 
 /// How often a followed log is looked at.
 const POLL: Duration = Duration::from_millis(100);
@@ -66,6 +67,12 @@ pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
             .map(|text| parse_time("--until", text))
             .transpose()?,
     };
+    let lines = match args.tail.as_deref() {
+        None | Some("all" | "-1") => None,
+        Some(text) => Some(text.parse::<usize>().map_err(|_| {
+            Failure::new(Class::Usage, format!("--tail {text} is no number of lines")).hint("use a number, or 'all'")
+        })?),
+    };
     let history = engine.history(&args.name)?;
     let mut printer = Printer {
         timestamps: args.timestamps,
@@ -73,7 +80,7 @@ pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
         at_line_start: [true; 2],
         pending: (false, Vec::new()),
     };
-    let mut reader = match (args.tail, wanted.since) {
+    let mut reader = match (lines, wanted.since) {
         (Some(lines), _) => {
             let (entries, reader) = tail(&history.dir, lines, &wanted)?;
             entries.iter().try_for_each(|entry| printer.print(entry))?;
@@ -158,31 +165,6 @@ fn is_over(engine: &Engine, id: &str) -> bool {
     })
 }
 
-/// A date, or an age before now.
-pub(crate) fn parse_time(flag: &str, text: &str) -> Result<Timestamp, Failure> {
-    if let Ok(at) = text.parse::<Timestamp>() {
-        return Ok(at);
-    }
-    let seconds = |unit| match unit {
-        "s" => Some(1),
-        "m" => Some(60),
-        "h" => Some(3600),
-        "d" => Some(86400),
-        _ => None,
-    };
-    let split = text.len() - text.chars().last().map_or(0, char::len_utf8);
-    let ago = text[..split].parse::<i64>().ok().zip(seconds(&text[split..]));
-    ago.and_then(|(n, unit)| {
-        Timestamp::now()
-            .checked_sub(SignedDuration::from_secs(n.checked_mul(unit)?))
-            .ok()
-    })
-    .ok_or_else(|| {
-        Failure::new(Class::Usage, format!("{flag} {text} is no time"))
-            .hint("use RFC 3339 (2026-11-23T03:05:00Z) or an age (10m, 2h)")
-    })
-}
-
 impl Printer {
     fn print(&mut self, entry: &Entry) -> Result<(), Failure> {
         let to_stderr = entry.source == Source::Stderr && self.format == LogFormat::Text;
@@ -222,24 +204,6 @@ impl Printer {
             _ if bytes.is_empty() => Ok(()),
             true => Ok(std::io::stderr().lock().write_all(&bytes)?),
             false => crate::output::write_bytes(&bytes),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_as_dates_and_as_ages() {
-        assert_eq!(
-            parse_time("--since", "2026-11-23T03:05:00Z").unwrap().as_second(),
-            1_795_403_100
-        );
-        let ago = Timestamp::now().as_second() - parse_time("--since", "2h").unwrap().as_second();
-        assert!((7199..=7201).contains(&ago));
-        for bad in ["", "h", "10", "10x", "yesterday", "ä"] {
-            assert!(parse_time("--since", bad).is_err(), "{bad}");
         }
     }
 }

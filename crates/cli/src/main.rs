@@ -14,17 +14,17 @@ mod output;
 mod progress;
 mod roles;
 mod terminal;
+mod time;
+mod usage;
 
 use std::process::ExitCode;
-
-use clap::error::ErrorKind;
 
 use crate::args::{Command, Refused};
 
 fn main() -> ExitCode {
     let cli = match args::parse(std::env::args_os().collect()) {
         Ok(cli) => cli,
-        Err(Refused::Words(error)) => return usage(&error),
+        Err(Refused::Words(error)) => return usage::explain(error, is_guests_code()),
         Err(Refused::File(error)) => {
             failure::print(&error);
             return ExitCode::from(failure::exit_code(error.class, is_guests_code()));
@@ -37,17 +37,6 @@ fn main() -> ExitCode {
             failure::print(&error);
             ExitCode::from(failure::exit_code(error.class, covers_guest))
         }
-    }
-}
-
-/// Prints a help text, or what is wrong with the command line. For `run` and `exec` the code is 125, since 2 may be the
-/// guest command's own.
-fn usage(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-        _ if is_guests_code() => ExitCode::from(125),
-        _ => ExitCode::from(2),
     }
 }
 

@@ -1,10 +1,11 @@
 //! Progress bars on stderr, when it is a terminal and the work takes over a second.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use zmachine_image::Progress;
 
 /// Work shorter than this shows no bar.
@@ -39,12 +40,19 @@ impl Bars {
 
     fn style(&self, has_total: bool) -> ProgressStyle {
         let template = match (self.is_bytes, has_total) {
-            (true, true) => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-            (true, false) => "{msg} {spinner} {bytes} {bytes_per_sec}",
-            (false, true) => "{msg} {wide_bar} {pos}/{len} {per_sec} {eta}",
-            (false, false) => "{msg} {spinner} {pos}",
+            (true, true) => "{msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {left} left",
+            (true, false) => "{msg} {spinner} {bytes}, {bytes_per_sec}",
+            (false, true) => "{msg} {wide_bar} {human_pos} of {human_len}, {rate}, {left} left",
+            (false, false) => "{msg} {spinner} {human_pos}",
         };
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        style
+            .with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
+                let _ = write!(out, "{}/s", HumanCount(state.per_sec().round() as u64));
+            })
+            .with_key("left", |state: &ProgressState, out: &mut dyn fmt::Write| {
+                let _ = write!(out, "{:#}", HumanDuration(state.eta()));
+            })
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Option<(ProgressBar, Instant)>) -> T) -> T {

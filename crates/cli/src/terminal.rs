@@ -2,15 +2,15 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 use zmachine_agent_protocol::{ExitStatus, Frame, Input, MAX_DATA, Reply, WindowSize};
-use zmachine_machine::Failure;
 use zmachine_machine::attach::{ProcessInput, ProcessOutput};
+use zmachine_machine::{Class, Failure};
 use zmachine_sys::tty::{self, RawMode};
 
 /// SIGPIPE: what a process gets whose output nobody reads.
@@ -18,6 +18,9 @@ const SIGPIPE: i32 = 13;
 
 /// ctrl-p ctrl-q leave a terminal session and let the process run on.
 const DETACH_KEYS: [u8; 2] = [0x10, 0x11];
+
+/// So many interrupts and terminations, all together, end the command itself, as docker's do.
+const ENOUGH: u32 = 3;
 
 /// How to follow.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +42,25 @@ pub(crate) enum Followed {
     Detached,
     /// The stream ended without the process's status: the machine ended.
     Cut,
+}
+
+/// Whether our standard input is a terminal.
+pub(crate) fn is_terminal() -> bool {
+    tty::is_terminal(io::stdin().as_fd())
+}
+
+/// That somebody could type, for a process with a terminal whose input is ours.
+///
+/// # Errors
+/// [`Class::Usage`] in a script or a pipe: the process would wait for keys that never come.
+pub(crate) fn require_terminal() -> Result<(), Failure> {
+    match is_terminal() {
+        true => Ok(()),
+        false => Err(
+            Failure::new(Class::Usage, "standard input is not a terminal, and -it needs one")
+                .hint("leave out -t: -i alone passes on what is piped in"),
+        ),
+    }
 }
 
 /// Follows until the process ends. `abort` is called for an interrupt that comes before the process runs.
@@ -124,7 +146,7 @@ fn send_size(input: &mut ProcessInput) {
 }
 
 /// Passes signals on, as docker does: an interrupt of ours is one of the process. Before it runs there is nothing to pass it
-/// to, so the machine is given up.
+/// to, so the machine is given up. Who asks for the end again and again gets it, whatever the process does.
 fn pass_signals(
     mut input: ProcessInput,
     terminal: bool,
@@ -132,13 +154,32 @@ fn pass_signals(
     abort: impl Fn() + Send + 'static,
 ) -> Result<(), Failure> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH])?;
+    let (sender, passed) = mpsc::channel();
+    // A thread of its own: a guest that takes nothing holds up the sending, not the counting.
     thread::spawn(move || {
+        for signal in passed {
+            match signal {
+                SIGWINCH => send_size(&mut input),
+                signal => drop(input.send(&Frame::message(&Input::Signal(signal)))),
+            }
+        }
+    });
+    thread::spawn(move || {
+        let mut asked = 0;
         for signal in signals.forever() {
             match signal {
-                SIGWINCH if terminal => send_size(&mut input),
-                SIGWINCH => {}
+                SIGWINCH if !terminal => {}
+                SIGWINCH => drop(sender.send(signal)),
                 _ if !started.load(Ordering::Relaxed) => abort(),
-                signal => drop(input.send(&Frame::message(&Input::Signal(signal)))),
+                SIGINT | SIGTERM => {
+                    asked += 1;
+                    if asked == ENOUGH {
+                        eprintln!("zmachine: left after {ENOUGH} requests to end; what runs in the machine may go on");
+                        std::process::exit(128 + signal);
+                    }
+                    let _ = sender.send(signal);
+                }
+                signal => drop(sender.send(signal)),
             }
         }
     });

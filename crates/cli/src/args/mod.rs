@@ -15,7 +15,7 @@ pub(crate) use run::{CreateArgs, RunArgs};
 
 /// Run Zmachines: virtual machines started from flists.
 #[derive(Debug, Parser)]
-#[command(name = "zmachine", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "zmachine", version, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -115,6 +115,10 @@ pub(crate) enum Command {
     InstallUnits(InstallUnitsArgs),
     /// Check what this host offers to machines
     Doctor(DoctorArgs),
+    /// Show the version of this program
+    Version,
+    /// Show where the state is, what machines run on, and how many there are
+    Info(InfoArgs),
     /// A machine's own process
     #[command(hide = true)]
     Monitor(MonitorRole),
@@ -146,7 +150,7 @@ pub(crate) struct NamesArgs {
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
     /// All machines whose --restart policy wants them to run, as at boot
-    #[arg(long, conflicts_with = "names", required_unless_present = "names")]
+    #[arg(long, conflicts_with = "names")]
     pub(crate) all_enabled: bool,
     /// Names, ids, or unique beginnings of ids
     #[arg(value_name = "NAME")]
@@ -187,7 +191,7 @@ pub(crate) struct EventsArgs {
     /// Go on with what comes
     #[arg(short, long)]
     pub(crate) follow: bool,
-    /// Begin at this time (RFC 3339), or so long ago (10m, 2h)
+    /// Begin at this time (a date, RFC 3339, seconds since 1970), or so long ago (10m, 1h30m)
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<String>,
     #[arg(short, long, value_enum, default_value = "table")]
@@ -263,15 +267,15 @@ pub(crate) struct LogsArgs {
     /// Show the time of each line
     #[arg(short, long)]
     pub(crate) timestamps: bool,
-    /// Begin at this time (RFC 3339), or so long ago (10m, 2h)
+    /// Begin at this time (a date, RFC 3339, seconds since 1970), or so long ago (10m, 1h30m)
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<String>,
-    /// End at this time (RFC 3339), or so long ago (10m, 2h)
+    /// End at this time (a date, RFC 3339, seconds since 1970), or so long ago (10m, 1h30m)
     #[arg(long, value_name = "TIME")]
     pub(crate) until: Option<String>,
-    /// Only the last lines
-    #[arg(short = 'n', long, value_name = "LINES")]
-    pub(crate) tail: Option<usize>,
+    /// Only the last lines; 'all' for all
+    #[arg(short = 'n', long, value_name = "LINES", allow_hyphen_values = true)]
+    pub(crate) tail: Option<String>,
     /// stdout, stderr, console, agent, hypervisor, monitor
     #[arg(long, value_delimiter = ',', default_value = "stdout,stderr")]
     pub(crate) source: Vec<String>,
@@ -318,11 +322,11 @@ pub(crate) struct CpArgs {
     /// Keep owners and groups, as numbers
     #[arg(short, long)]
     pub(crate) archive: bool,
-    /// What to copy: a path of this host, or NAME:PATH; 'DIR/.' is what is in DIR
-    #[arg(value_name = "SOURCE")]
+    /// What to copy: a path of this host, or NAME:PATH; 'DIR/.' is what is in DIR; '-' a tar archive on standard input
+    #[arg(value_name = "SOURCE", allow_hyphen_values = true)]
     pub(crate) source: String,
-    /// Where to: a directory that is there, or the new place
-    #[arg(value_name = "TARGET")]
+    /// Where to: a directory that is there, or the new place; '-' for a tar archive on standard output
+    #[arg(value_name = "TARGET", allow_hyphen_values = true)]
     pub(crate) target: String,
 }
 
@@ -499,7 +503,16 @@ pub(crate) enum KernelCommand {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
+    /// Mend what can be mended without a loss: machines that lost their names get them back
+    #[arg(long)]
+    pub(crate) repair: bool,
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Format,
 }

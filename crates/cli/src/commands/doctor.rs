@@ -32,8 +32,14 @@ struct Check {
 
 /// Checks this host; fails when something is missing without which no machine runs.
 pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, Failure> {
+    if args.repair {
+        for line in context::quiet_engine()?.repair_names()? {
+            eprintln!("repaired: {line}");
+        }
+    }
     let mut checks = vec![
         state(),
+        machines(),
         block_cache(),
         qemu(),
         acceleration(),
@@ -96,6 +102,34 @@ fn state() -> Check {
         found,
         "nothing can be kept",
         "run as root, or set ZMACHINE_HOME",
+    )
+}
+
+/// Whether all machines can be read and have their names.
+fn machines() -> Check {
+    let found = context::quiet_engine().and_then(|engine| {
+        let mut wrong = engine.name_findings()?;
+        let unreadable = engine.machines()?.into_iter().filter_map(Result::err);
+        let unreadable: Vec<String> = unreadable.map(|(_, failure)| failure.to_string()).collect();
+        let mend = match wrong.is_empty() {
+            true => "put the files right, or remove the machine: zmachine rm -f ID",
+            false => "zmachine doctor --repair",
+        };
+        wrong.extend(unreadable);
+        match wrong.is_empty() {
+            true => Ok(()),
+            false => Err(Failure::new(Class::Failed, wrong.join("; ")).hint(mend)),
+        }
+    });
+    let mend = found.as_ref().err().and_then(|failure| failure.hint.clone());
+    check(
+        "machines that can be read",
+        false,
+        found
+            .map(|()| "all of them, by their names".to_owned())
+            .map_err(|failure| failure.to_string()),
+        "those go by their ids alone, or not at all",
+        mend.as_deref().unwrap_or_default(),
     )
 }
 

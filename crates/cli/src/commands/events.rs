@@ -6,8 +6,8 @@ use zmachine_machine::events::{Event, EventReader};
 use zmachine_machine::{Engine, Failure};
 
 use crate::args::{EventsArgs, Format};
-use crate::logs::parse_time;
 use crate::output;
+use crate::time::parse_time;
 
 /// How often the end of the file is looked at.
 const POLL: Duration = Duration::from_millis(200);

@@ -3,6 +3,7 @@
 use std::env;
 
 use zmachine_agent_protocol::{ExitStatus, Process, WindowSize};
+use zmachine_machine::state::Kind;
 use zmachine_machine::{Class, Engine, Failure, Phase};
 
 use crate::args::run::{texts, variable};
@@ -11,6 +12,9 @@ use crate::terminal::{self, Follow, Followed};
 
 /// Runs a command in a machine; its status is ours.
 pub(crate) fn exec(engine: &Engine, args: &ExecArgs) -> Result<u8, Failure> {
+    if args.tty && args.interactive {
+        terminal::require_terminal()?;
+    }
     let mut environment = Vec::new();
     for text in &args.env {
         environment.extend(variable(text, |name| env::var(name).ok())?);
@@ -62,6 +66,9 @@ fn cut(engine: &Engine, name: &str) -> Failure {
 /// Follows a machine's entrypoint; its status is ours.
 pub(crate) fn attach(engine: &Engine, args: &AttachArgs) -> Result<u8, Failure> {
     let machine = engine.machine(&args.name)?;
+    if machine.state.kind == Kind::Vm {
+        return serial(engine, &machine.id, &args.name, !args.no_stdin);
+    }
     let stdin = machine.spec.stdin && !args.no_stdin;
     let (input, output) = engine.attach(&args.name, stdin, false)?;
     let follow = Follow {
@@ -81,9 +88,16 @@ pub(crate) fn attach(engine: &Engine, args: &AttachArgs) -> Result<u8, Failure> 
 
 /// Shows a machine's serial console and types on it, until the machine ends or the user leaves.
 pub(crate) fn console(engine: &Engine, args: &ConsoleArgs) -> Result<u8, Failure> {
-    let (input, output) = engine.console(&args.name, !args.no_stdin)?;
+    serial(engine, &args.name, &args.name, !args.no_stdin)
+}
+
+fn serial(engine: &Engine, id: &str, name: &str, stdin: bool) -> Result<u8, Failure> {
+    let (input, output) = engine.console(id, stdin)?;
+    if stdin && terminal::is_terminal() {
+        eprintln!("the console of '{name}'; ctrl-p ctrl-q leaves it\r");
+    }
     let follow = Follow {
-        stdin: !args.no_stdin,
+        stdin,
         terminal: true,
         detachable: true,
     };

@@ -81,11 +81,16 @@ impl Row<'_> {
 /// Lists machines.
 pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
     let mut machines = Vec::new();
+    let mut code = 0;
     for machine in engine.machines()? {
         match machine {
             Ok(machine) if args.all || machine.state.phase.is_active() => machines.push(machine),
             Ok(_) => {}
-            Err((_, failure)) => crate::failure::print(&failure),
+            // The listing lacks one: whoever acts on it has to know.
+            Err((_, failure)) => {
+                crate::failure::print(&failure);
+                code = crate::failure::exit_code(failure.class, false);
+            }
         }
     }
     let rows: Vec<Row<'_>> = machines.iter().map(Row::new).collect();
@@ -99,7 +104,7 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
         let header = ["NAME", "KIND", "STATE", "FLIST", "CPUS", "MEMORY", "ADDRESS", "AGE"];
         output::table(&header, &rows.iter().map(|row| row.cells(now)).collect::<Vec<_>>())?;
     }
-    Ok(0)
+    Ok(code)
 }
 
 #[derive(Serialize)]

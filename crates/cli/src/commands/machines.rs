@@ -26,6 +26,12 @@ pub(crate) fn each(names: &[String], f: impl Fn(&str) -> Result<(), Failure>) ->
 pub(crate) fn start(engine: &Engine, args: &StartArgs) -> Result<u8, Failure> {
     let names = match args.all_enabled {
         true => engine.enabled()?,
+        false if args.names.is_empty() => {
+            return Err(Failure::new(
+                Class::Usage,
+                "name the machines to start, or use --all-enabled",
+            ));
+        }
         false => args.names.clone(),
     };
     each(&names, |name| engine.start(name, false)?.wait_ready(&Bars::bytes()))

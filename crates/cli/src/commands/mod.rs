@@ -8,6 +8,7 @@ mod exec;
 mod firmware;
 mod flist;
 mod image;
+mod info;
 mod kernel;
 mod list;
 mod machines;
@@ -56,6 +57,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Kernel(command) => kernel::kernel(command),
         Command::Volume(command) => volume::volume(command),
         Command::Network(command) => network::network(command),
+        Command::Version => info::version(),
+        Command::Info(args) => info::info(&context::engine()?, &args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Monitor(role) => roles::monitor(role),
         Command::Rootfs(role) => roles::rootfs(role),

@@ -25,6 +25,9 @@ pub(crate) fn create(engine: &Engine, args: &CreateArgs) -> Result<u8, Failure> 
 /// on the command line leaves nothing to tidy up.
 pub(crate) fn run(engine: &Engine, args: &RunArgs) -> Result<u8, Failure> {
     let spec = spec(engine, &args.machine)?;
+    if spec.terminal && spec.stdin && !args.detach && !args.dry_run {
+        terminal::require_terminal()?;
+    }
     if args.dry_run {
         let plan = with_options(&args.machine, |options| engine.plan(&spec, options))?;
         output::json(&redact::shown(&plan))?;
@@ -71,7 +74,15 @@ fn detached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
 fn attached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
     let mut starting = engine.start(&spec.name, true)?;
     starting.wait_listening()?;
-    let (input, output) = engine.attach(&spec.name, spec.stdin, true)?;
+    let (input, output) = match engine.attach(&spec.name, spec.stdin, true) {
+        Ok(streams) => streams,
+        // It failed between the two: its own words say why.
+        Err(failure) => {
+            let started = starting.wait_ready(&Bars::bytes());
+            starting.wait_gone();
+            return started.and(Err(failure));
+        }
+    };
     let follow = Follow {
         stdin: spec.stdin,
         terminal: spec.terminal,
@@ -85,8 +96,8 @@ fn attached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
         let started = starting.wait_ready(&Bars::bytes());
         (starting, started)
     });
-    let followed = terminal::follow(input, output, follow, abort)?;
-    if let Followed::Detached = followed {
+    let followed = terminal::follow(input, output, follow, abort);
+    if let Ok(Followed::Detached) = followed {
         return Ok(0);
     }
     let Ok((mut starting, started)) = watched.join() else {
@@ -96,17 +107,35 @@ fn attached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
         ));
     };
     match followed {
-        Followed::Exited(status) => {
+        Ok(Followed::Exited(status)) => {
             // With a restart policy the monitor goes on after this run.
             if spec.restart == RestartPolicy::No {
                 starting.wait_gone();
+                tell_of_memory(engine, &spec.name);
             }
             Ok(status.shell_code())
         }
-        _ => {
+        Ok(_) => {
             starting.wait_gone();
             ended(engine, spec, &starting, started)
         }
+        Err(failure) => {
+            // One that never ran is gone before it is removed.
+            if started.is_err() {
+                starting.wait_gone();
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Says so when the guest's memory was not enough: its status alone, 137, is that of any SIGKILL.
+fn tell_of_memory(engine: &Engine, name: &str) {
+    let Ok(history) = engine.history(name) else { return };
+    let killed = history.attempts.last().and_then(|attempt| attempt.out_of_memory());
+    if let Some(process) = killed {
+        let hint = "give it more with --memory, or make the program use less";
+        eprintln!("zmachine: the guest ran out of memory, and its kernel killed '{process}': {hint}");
     }
 }
 

@@ -58,10 +58,14 @@ fn parse_size(text: &str) -> Result<u64, Failure> {
 
 fn list(volumes: &Volumes, quiet: bool, format: Format) -> Result<u8, Failure> {
     let mut rows = Vec::new();
+    let mut code = 0;
     for volume in volumes.list()? {
-        match volume {
-            Ok(volume) => rows.push(row(volumes, &volume)?),
-            Err(failure) => crate::failure::print(&failure),
+        match volume.and_then(|volume| row(volumes, &volume)) {
+            Ok(row) => rows.push(row),
+            Err(failure) => {
+                crate::failure::print(&failure);
+                code = crate::failure::exit_code(failure.class, false);
+            }
         }
     }
     if quiet {
@@ -89,7 +93,7 @@ fn list(volumes: &Volumes, quiet: bool, format: Format) -> Result<u8, Failure> {
             &rows.iter().map(cells).collect::<Vec<_>>(),
         )?;
     }
-    Ok(0)
+    Ok(code)
 }
 
 fn row(volumes: &Volumes, volume: &Volume) -> Result<Row, Failure> {

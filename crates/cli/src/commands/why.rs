@@ -100,7 +100,12 @@ fn tell(text: &mut String, history: &History, attempt: &Attempt) {
         let accel = attempt.plan["vm"]["accel"].as_str().unwrap_or("?");
         let cpus = &attempt.plan["vm"]["cpus"];
         let memory = attempt.plan["vm"]["memory_bytes"].as_u64().unwrap_or(0);
-        let _ = writeln!(text, "machine   {hypervisor}, {accel}, {cpus} CPUs, {}", Human(memory));
+        let _ = writeln!(
+            text,
+            "machine   {hypervisor}, {accel}, {cpus} {}, {}",
+            if *cpus == 1 { "CPU" } else { "CPUs" },
+            Human(memory)
+        );
     }
     let rootfs = &attempt.rootfs;
     let _ = writeln!(

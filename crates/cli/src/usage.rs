@@ -1,0 +1,302 @@
+//! What is said about a command line that is not understood: what was meant, in this program's words, and nothing that does
+//! not exist for users.
+
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, builder::StyledStr};
+
+use crate::args::Cli;
+
+/// Commands of docker, podman, incus and virsh, and what does the same here.
+const COMMANDS: [(&str, &str); 36] = [
+    (
+        "attach-device",
+        "'zmachine network connect' adds interfaces; other devices need a new machine",
+    ),
+    (
+        "build",
+        "'zmachine flist pack' makes an image of a directory; images of Dockerfiles are imported: 'zmachine flist import'",
+    ),
+    (
+        "commit",
+        "a machine's changes cannot become an image yet; 'zmachine cp NAME:/PATH .' takes files out",
+    ),
+    (
+        "compose",
+        "a machine file describes one machine: 'zmachine run -f FILE.toml'",
+    ),
+    (
+        "container",
+        "the commands for machines have no prefix: 'zmachine ps', 'zmachine rm'",
+    ),
+    (
+        "destroy",
+        "'zmachine kill' ends a machine at once, 'zmachine rm' removes it",
+    ),
+    ("diff", "there is no list of a machine's changes yet"),
+    ("dominfo", "'zmachine inspect' shows everything about a machine"),
+    ("export", "'zmachine cp NAME:/ DIR' takes a machine's files out"),
+    (
+        "history",
+        "'zmachine flist inspect FILE' shows what an image is made of; 'zmachine why NAME' a machine's past",
+    ),
+    ("images", "'zmachine image ls' lists images"),
+    (
+        "import",
+        "'zmachine flist import' makes a flist of a container image, 'zmachine image pull NAME=FILE' names it",
+    ),
+    ("launch", "'zmachine run' creates and starts a machine"),
+    ("list", "'zmachine ps' lists machines"),
+    (
+        "load",
+        "'zmachine flist import docker-archive:FILE -o NAME.fl --store URL', then 'zmachine image pull NAME=NAME.fl'",
+    ),
+    (
+        "login",
+        "credentials are those of docker and podman: 'docker login' or 'podman login' writes them",
+    ),
+    (
+        "logout",
+        "credentials are those of docker and podman: 'docker logout' or 'podman logout' removes them",
+    ),
+    ("port", "'zmachine inspect NAME' shows published ports under 'publish'"),
+    (
+        "prune",
+        "'zmachine image prune' removes images and blocks that nobody needs",
+    ),
+    (
+        "pull",
+        "'zmachine image pull' takes flists; container images come by 'zmachine flist import docker://IMAGE'",
+    ),
+    (
+        "push",
+        "'zmachine flist pack --store' and 'zmachine flist import --store' write the blocks of an image to a store",
+    ),
+    ("reboot", "'zmachine restart' stops a machine and starts it again"),
+    ("rename", "a machine keeps its name; make it anew with another --name"),
+    ("rmi", "'zmachine image rm' removes images"),
+    (
+        "save",
+        "flists are files already: copy the .fl, its blocks are in its store",
+    ),
+    ("search", "there is no search in registries"),
+    ("shell", "'zmachine exec -it NAME sh' runs a shell in a machine"),
+    ("show", "'zmachine inspect' shows everything about a machine"),
+    ("shutdown", "'zmachine stop' asks a machine to stop"),
+    ("snapshot", "there are no snapshots of machines yet"),
+    ("suspend", "'zmachine pause' halts the virtual CPUs"),
+    (
+        "system",
+        "'zmachine info' shows the state, 'zmachine image prune' frees space",
+    ),
+    ("tag", "'zmachine image pull NAME=FILE' gives an image a name"),
+    (
+        "top",
+        "'zmachine exec NAME ps' lists a guest's processes, 'zmachine stats' shows what machines use",
+    ),
+    ("unpause", "'zmachine resume' lets the virtual CPUs run again"),
+    (
+        "update",
+        "a machine keeps what it was made with; 'zmachine inspect --spec' prints the file to make it anew",
+    ),
+];
+
+/// Flags of docker and podman, and what does the same here.
+const FLAGS: [(&str, &str); 41] = [
+    (
+        "--add-host",
+        "names of other machines are found in their networks; for others write /etc/hosts of the image",
+    ),
+    (
+        "--cap-add",
+        "a machine has a kernel of its own, and its root all capabilities there: leave it out",
+    ),
+    ("--cap-drop", "use --user for a program without root's capabilities"),
+    ("--cgroupns", "a machine has a kernel of its own: leave it out"),
+    (
+        "--cidfile",
+        "'zmachine create' prints the name; 'zmachine inspect NAME' has the id",
+    ),
+    ("--cpu-shares", "use --cpus"),
+    (
+        "--cpuset-cpus",
+        "CPUs of this host cannot be chosen; --cpus says how many a machine has",
+    ),
+    ("--device", "devices of this host cannot be passed to machines"),
+    ("--dns-search", "the search domains are those of this host"),
+    ("--domainname", "use --hostname with a domain in it"),
+    (
+        "--expose",
+        "every port of a machine can be reached in its networks; -p publishes one on this host",
+    ),
+    ("--format", "use --output json, and jq for single fields"),
+    ("--filter", "use --output json, and jq to choose"),
+    ("--gpus", "devices of this host cannot be passed to machines"),
+    (
+        "--group-add",
+        "use --user USER:GROUP; the image's /etc/group decides about further groups",
+    ),
+    ("--health-cmd", "there are no health checks yet"),
+    ("--ip", "use --network NAME:ip=ADDRESS"),
+    ("--ip6", "use --network NAME:ip=ADDRESS"),
+    ("--ipc", "a machine has a kernel of its own: leave it out"),
+    ("--isolation", "a machine is always a virtual machine: leave it out"),
+    ("--link", "machines of one network find each other by their names"),
+    ("--log-driver", "use --log-to to send the log elsewhere"),
+    ("--mac-address", "a machine's addresses follow from its id"),
+    (
+        "--memory-reservation",
+        "use --memory: what a guest does not use is not taken from this host",
+    ),
+    (
+        "--memory-swap",
+        "a guest swaps only to disks of its own: use --memory alone",
+    ),
+    ("--mount", "use -v SOURCE:/PATH[:ro]"),
+    ("--net", "use --network"),
+    ("--no-trunc", "use --output json"),
+    (
+        "--oom-kill-disable",
+        "a guest's own kernel decides: use --memory to give it more",
+    ),
+    ("--pid", "a machine has a kernel of its own: leave it out"),
+    ("--platform", "machines run programs for x86-64"),
+    (
+        "--privileged",
+        "a machine has a kernel of its own, and its root may do everything there: leave it out",
+    ),
+    ("--security-opt", "a machine has a kernel of its own: leave it out"),
+    (
+        "--shm-size",
+        "/dev/shm takes up to half of the machine's memory: use --memory",
+    ),
+    ("--sysctl", "set it in the guest: the container has a kernel of its own"),
+    (
+        "--tmpfs",
+        "/tmp, /run and /dev/shm are in memory in every container; for more space use -v /PATH:size=1G",
+    ),
+    ("--ulimit", "the limits of a guest are its kernel's"),
+    ("--userns", "a machine has a kernel of its own: leave it out"),
+    ("--uts", "a machine has a kernel of its own: leave it out"),
+    ("--volume-driver", "volumes are disks of this host: leave it out"),
+    ("--volumes-from", "name the volumes with -v"),
+];
+
+/// Prints a help text, or what is wrong with a command line. For `run` and `exec` the code is 125, since 2 may be the guest
+/// command's own.
+pub(crate) fn explain(error: clap::Error, is_guests_code: bool) -> ExitCode {
+    let error = in_our_words(error);
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        _ if is_guests_code => ExitCode::from(125),
+        _ => ExitCode::from(2),
+    }
+}
+
+fn in_our_words(mut error: clap::Error) -> clap::Error {
+    let text = |error: &clap::Error, kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    let hint = match error.kind() {
+        ErrorKind::UnknownArgument => {
+            // That it can be passed as a value helps nobody who mistook a flag.
+            error.remove(ContextKind::Suggested);
+            let flag = text(&error, ContextKind::InvalidArg).unwrap_or_default();
+            known(&FLAGS, flag.split(['=', ' ']).next().unwrap_or_default())
+        }
+        ErrorKind::InvalidSubcommand => {
+            keep_visible_suggestions(&mut error);
+            let word = text(&error, ContextKind::InvalidSubcommand).unwrap_or_default();
+            known(&COMMANDS, &word)
+        }
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
+            let flag = text(&error, ContextKind::InvalidArg).unwrap_or_default();
+            let value = text(&error, ContextKind::InvalidValue).unwrap_or_default();
+            (flag.starts_with("--cpus") && value.parse::<f64>().is_ok())
+                .then_some("virtual CPUs are whole: use 1 or more")
+        }
+        _ => None,
+    };
+    if let Some(hint) = hint {
+        error.remove(ContextKind::SuggestedArg);
+        error.remove(ContextKind::SuggestedSubcommand);
+        let hints = vec![StyledStr::from(hint)];
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(hints));
+    }
+    error
+}
+
+fn known(table: &'static [(&str, &str)], word: &str) -> Option<&'static str> {
+    table.iter().find(|(theirs, _)| *theirs == word).map(|(_, ours)| *ours)
+}
+
+/// Roles that this program plays for itself are no advice.
+fn keep_visible_suggestions(error: &mut clap::Error) {
+    let command = Cli::command();
+    let is_hidden = |name: &String| command.find_subcommand(name).is_some_and(clap::Command::is_hide_set);
+    let kept = match error.get(ContextKind::SuggestedSubcommand) {
+        Some(ContextValue::Strings(names)) => {
+            let kept: Vec<String> = names.iter().filter(|name| !is_hidden(name)).cloned().collect();
+            (!kept.is_empty()).then_some(ContextValue::Strings(kept))
+        }
+        Some(ContextValue::String(name)) if !is_hidden(name) => Some(ContextValue::String(name.clone())),
+        _ => None,
+    };
+    error.remove(ContextKind::SuggestedSubcommand);
+    if let Some(kept) = kept {
+        error.insert(ContextKind::SuggestedSubcommand, kept);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn said(words: &[&str]) -> String {
+        let error = Cli::try_parse_from([&["zmachine"], words].concat()).unwrap_err();
+        in_our_words(error).to_string()
+    }
+
+    #[test]
+    fn words_of_other_tools_are_answered_in_ours() {
+        assert!(said(&["run", "--tmpfs", "/x", "app"]).contains("/tmp, /run and /dev/shm are in memory"));
+        assert!(said(&["run", "--mount=type=bind", "app"]).contains("use -v SOURCE"));
+        assert!(said(&["unpause", "web"]).contains("zmachine resume"));
+        assert!(said(&["run", "--cpus", "0.5", "app"]).contains("virtual CPUs are whole"));
+        for words in [&["run", "--tmpfs", "/x", "app"][..], &["run", "--nonsense", "app"]] {
+            assert!(!said(words).contains("-- --"), "{}", said(words));
+        }
+    }
+
+    #[test]
+    fn hidden_commands_are_never_advice() {
+        for word in ["monito", "shar", "jai", "rootf", "history", "save"] {
+            let said = said(&[word]);
+            for hidden in ["'monitor'", "'share'", "'jail'", "'rootfs'"] {
+                assert!(!said.contains(hidden), "{said}");
+            }
+        }
+        assert!(said(&["stat"]).contains("stats"));
+    }
+
+    #[test]
+    fn no_table_names_what_there_is() {
+        let command = Cli::command();
+        let is_there = |word: &str| command.find_subcommand(word).is_some();
+        assert_eq!(COMMANDS.iter().find(|(theirs, _)| is_there(theirs)), None);
+        let run = command.find_subcommand("run").unwrap();
+        let longs: Vec<String> = run
+            .get_arguments()
+            .filter_map(|argument| argument.get_long().map(|long| format!("--{long}")))
+            .collect();
+        assert_eq!(
+            FLAGS.iter().find(|(theirs, _)| longs.iter().any(|long| long == theirs)),
+            None
+        );
+    }
+}
