@@ -115,7 +115,8 @@ impl Tree {
         home.pack(&self.root, name)
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    /// A path in it; the tree itself for an empty one.
+    pub fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
 

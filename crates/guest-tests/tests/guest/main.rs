@@ -5,6 +5,7 @@
 //! must leave no process, mount, interface, rule, lease or socket (see `zmachine-testkit`).
 
 mod blocks;
+mod chaos;
 mod crashes;
 mod debian;
 mod errors;
@@ -20,6 +21,7 @@ mod network;
 mod networks;
 mod oci;
 mod own_kernel;
+mod power;
 mod recorded;
 mod root;
 mod rootless;
