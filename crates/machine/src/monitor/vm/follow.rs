@@ -269,7 +269,7 @@ impl Monitor<VmPlan> {
             user: None,
             terminal: None,
             stdin: false,
-            pid_namespace: false,
+            init: false,
         }
     }
 }
