@@ -8,6 +8,7 @@ use zmachine_disk::{Content as OnDisk, RawFile, identify};
 use zmachine_hypervisor::VmEvent;
 
 use super::super::Event;
+use super::super::clock;
 use super::super::networks::Parts;
 use super::super::restart::Asked;
 use super::super::run::{Monitor, Outcome, at};
@@ -76,7 +77,10 @@ impl Monitor<VmPlan> {
                     VmEvent::Exited(reason) => return self.ended(reason, None, ending.killed),
                     // A full disk stops the guest; that the state can not be written then must not end it.
                     VmEvent::Paused => self.advance_if_possible(Phase::Paused),
-                    VmEvent::Resumed => self.advance_if_possible(Phase::Running),
+                    VmEvent::Resumed => {
+                        self.advance_if_possible(Phase::Running);
+                        clock::tell(session.borrow().clone());
+                    }
                     VmEvent::Rebooted => {
                         // A kernel asks for its reset several times before it happens.
                         if ending.rebooted.is_none_or(|at| at.elapsed() > REBOOT_PERIOD) {
