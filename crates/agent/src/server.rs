@@ -355,7 +355,7 @@ impl Agent {
                 if self.state.get() == State::Configured {
                     self.state.set(State::Running(started.0.pid));
                 }
-                self.session(started, stream, decoder).await;
+                self.session(started, true, stream, decoder).await;
                 true
             }
             Err(error) => {
@@ -376,7 +376,7 @@ impl Agent {
             Err(refusal) => return answer(stream, refusal).await,
         };
         match self.start(&process, &namespaces, false).await {
-            Ok(started) => self.session(started, stream, decoder).await,
+            Ok(started) => self.session(started, false, stream, decoder).await,
             Err(error) => answer(stream, failure(error.kind(), error)).await,
         }
     }
@@ -394,7 +394,7 @@ impl Agent {
             Ok::<_, StartError>((start(&plan, child, &namespaces, &self.proc, &self.reaper).await?, side))
         };
         match started.await {
-            Ok(started) => self.session(started, stream, decoder).await,
+            Ok(started) => self.session(started, false, stream, decoder).await,
             Err(error) => answer(stream, failure(error.kind(), error)).await,
         }
     }
@@ -425,7 +425,13 @@ impl Agent {
         Ok((started, side))
     }
 
-    async fn session(&self, (started, side): (Started, AgentSide), mut stream: yamux::Stream, decoder: FrameDecoder) {
+    async fn session(
+        &self,
+        (started, side): (Started, AgentSide),
+        is_entrypoint: bool,
+        mut stream: yamux::Stream,
+        decoder: FrameDecoder,
+    ) {
         let pid = started.pid;
         let reply = Frame::message(&Reply::Started { pid: pid as u32 });
         // A host that is gone already is noticed by the session.
@@ -440,6 +446,7 @@ impl Agent {
             process: started,
             side,
             reaper: Rc::clone(&self.reaper),
+            is_entrypoint,
         }
         .run()
         .await;

@@ -178,9 +178,10 @@ fn mount_point(proc: &OwnedFd, device: &Path) -> Option<String> {
     let number = fs::metadata(device).ok()?.rdev();
     let number = format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
     let mounts = rustix::fs::openat(proc, "self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let mut text = String::new();
-    fs::File::from(mounts).read_to_string(&mut text).ok()?;
-    find_mount(&text, &number, device.to_str()?)
+    let mut text = Vec::new();
+    fs::File::from(mounts).read_to_end(&mut text).ok()?;
+    // One path that is no text hides no other one.
+    find_mount(&String::from_utf8_lossy(&text), &number, device.to_str()?)
 }
 
 /// The mount point in a line of `mountinfo` whose device has the number, or whose source is the name.

@@ -25,7 +25,7 @@ use zmachine_agent_protocol::{BootConfig, Connection, Upper};
 
 use crate::boot::Phases;
 use crate::modules::{self, ModuleError};
-pub(crate) use etc::read_limited;
+pub(crate) use etc::read_whole;
 pub(crate) use grow::grow;
 pub(crate) use root::Writable;
 

@@ -57,9 +57,19 @@ enum Progress {
 }
 
 /// The directory that is at `target` before the volume is; `None` when the image has none.
-pub(super) fn open_source(target: &str) -> Option<OwnedFd> {
+///
+/// # Errors
+/// [`SetupError::Populate`] when it is there and can not be read: its files are not to be missed without a word.
+pub(super) fn open_source(target: &str) -> Result<Option<OwnedFd>, SetupError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, target, flags, Mode::empty()).ok()
+    match rustix::fs::openat(CWD, target, flags, Mode::empty()) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(errno) => Err(SetupError::Populate {
+            path: target.into(),
+            source: errno.into(),
+        }),
+    }
 }
 
 /// Has the volume mounted at `target` take `image` over, when that was never done and there is nothing on it yet. Without
@@ -99,12 +109,15 @@ pub(super) fn take_over(image: Option<OwnedFd>, target: &str) -> Result<(), Setu
 /// That the volume at `target`, which can only be read, is not half of an image's files.
 ///
 /// # Errors
-/// [`SetupError::HalfPopulated`].
+/// [`SetupError::HalfPopulated`], or [`SetupError::Populate`] when that can not be told.
 pub(super) fn require_whole(target: &str) -> Result<(), SetupError> {
     match progress(Path::new(target)) {
         Ok(Progress::Filling) => Err(SetupError::HalfPopulated { target: target.into() }),
-        // A marker that can not be read is one that was never set.
-        Ok(Progress::Unmarked | Progress::Done) | Err(_) => Ok(()),
+        Ok(Progress::Unmarked | Progress::Done) => Ok(()),
+        Err(source) => Err(SetupError::Populate {
+            path: target.into(),
+            source,
+        }),
     }
 }
 
@@ -310,7 +323,7 @@ mod tests {
         }
 
         fn take_over(&self) {
-            let image = open_source(self.image.path().to_str().unwrap());
+            let image = open_source(self.image.path().to_str().unwrap()).unwrap();
             take_over(image, self.target()).unwrap();
         }
 

@@ -24,7 +24,10 @@ pub(super) fn mount_all(mounts: &[Mount], writable: &mut Vec<Writable>) -> Resul
             continue;
         }
         let disk = Disk::wait_for(&mount.serial)?;
-        let image = populate::open_source(&mount.target).filter(|_| mount.populate);
+        let image = match mount.populate {
+            true => populate::open_source(&mount.target)?,
+            false => None,
+        };
         make_target(&mount.target)?;
         let options = if mount.read_only {
             ""
