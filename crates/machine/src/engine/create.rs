@@ -209,7 +209,11 @@ impl Engine {
     ) -> Result<(Cow<'a, MachineSpec>, Vec<Wanted>), Failure> {
         let is_free = |path: &&String| {
             let path = path.trim_end_matches('/');
-            !wanted.iter().any(|volume| volume.target == path) && !shares.iter().any(|shared| shared.target == path)
+            // What no `-v` can say is no place for a volume, whatever an image says.
+            path.starts_with('/')
+                && !path.contains(':')
+                && !wanted.iter().any(|volume| volume.target == path)
+                && !shares.iter().any(|shared| shared.target == path)
         };
         let free: Vec<String> = paths.iter().filter(is_free).cloned().collect();
         if !spec.read_only || free.is_empty() {
