@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 pub enum Request {
     /// Set the guest up: root, mounts, network, names. Once per boot. Answer: [`Reply::Configured`].
     Configure(Box<BootConfig>),
-    /// Start the entrypoint. Once per boot, after `Configure`. The stream becomes its process stream; when it exits,
-    /// the agent sends [`Reply::Exited`], waits until the host closes the stream (5 s at most), and shuts down.
+    /// Start the entrypoint, as PID 1 of PID and mount namespaces of its own. Once per boot, after `Configure`. The stream
+    /// becomes its process stream; when it exits, the agent sends [`Reply::Exited`], waits until the host closes the
+    /// stream (5 s at most), and shuts down.
     Run(Process),
-    /// Start one more process, any number of times. The stream becomes its process stream.
+    /// Start one more process, any number of times, in the entrypoint's namespaces. The stream becomes its process stream.
     Exec(Process),
     /// Copy files. The stream becomes the process stream of a process that does it: its standard output or input is the
     /// stream of files, its standard error tells what was left out and what went wrong, and it ends with 0, or 3 when
@@ -47,6 +48,12 @@ pub enum Request {
     Connect(Box<Connection>),
     /// Take an interface down, and route as said from then on. Answer: [`Reply::Done`].
     Disconnect(Box<Connection>),
+    /// The guest's clock is to show this time, unless it does already: it stood still while the machine was paused, or
+    /// while the host slept. `CLOCK_MONOTONIC` is not touched. Answer: [`Reply::Done`].
+    SetTime {
+        /// Time of the host, in nanoseconds since the epoch.
+        unix_nanos: u64,
+    },
     /// Is the agent alive? Answer: [`Reply::Done`].
     Ping,
     /// Memory and load of the guest. Answer: [`Reply::Capacity`].
@@ -114,6 +121,9 @@ pub struct BootConfig {
     pub hosts: Vec<HostEntry>,
     /// More file systems, mounted in this order after the root.
     pub mounts: Vec<Mount>,
+    /// Directories that the container is to find, made when missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub directories: Vec<String>,
     /// Public keys for root's `authorized_keys`, one per entry.
     pub ssh_keys: Vec<String>,
     /// This is the first start on this writable layer: host keys of the image are removed.
@@ -188,6 +198,9 @@ pub struct Mount {
     pub target: String,
     /// Mounted read-only.
     pub read_only: bool,
+    /// A file system that is empty takes over what the image has at `target`, once: owner, mode, attributes and files.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub populate: bool,
 }
 
 /// One network interface.
@@ -251,8 +264,10 @@ pub struct Process {
     pub terminal: Option<WindowSize>,
     /// Connect standard input to the stream; otherwise it is `/dev/null`.
     pub stdin: bool,
-    /// Run it as PID 1 of a PID namespace of its own: an init system insists on that. Exec then joins the namespace.
-    pub pid_namespace: bool,
+    /// Of the entrypoint alone: PID 1 is a small init of the agent's, which starts the program, passes signals on to it
+    /// and reaps orphans. Otherwise the program itself is PID 1.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub init: bool,
 }
 
 /// Files to or from the guest, as a tar stream.
@@ -373,9 +388,9 @@ mod tests {
             user: Some("web".into()),
             terminal: Some(WindowSize { rows: 24, columns: 80 }),
             stdin: true,
-            pid_namespace: false,
+            init: false,
         });
-        let golden = r#"{"exec":{"args":["sh"],"env":[["A","b"]],"cwd":null,"user":"web","terminal":{"rows":24,"columns":80},"stdin":true,"pid_namespace":false}}"#;
+        let golden = r#"{"exec":{"args":["sh"],"env":[["A","b"]],"cwd":null,"user":"web","terminal":{"rows":24,"columns":80},"stdin":true}}"#;
         assert_eq!(Frame::message(&request), Frame::Message(golden.as_bytes().to_vec()));
         assert_eq!(Frame::message(&request).parse::<Request>().unwrap(), request);
     }

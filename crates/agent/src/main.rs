@@ -7,6 +7,7 @@
 //! serve     one yamux connection, one task per stream                     (server)
 //!   Configure   disks, overlay root, switch_root, names, network, mounts  (setup)
 //!   Run, Exec   a process and the pump between its pipes and its stream   (process, users)
+//!               in front of an entrypoint, when asked for, a small init   (init)
 //! stop      signals, SIGKILL, sync, unmount, power off                    (shutdown)
 //! ```
 //!
@@ -18,7 +19,9 @@
 
 mod boot;
 mod capacity;
+mod clock;
 mod console;
+mod init;
 mod modules;
 mod pollable;
 mod port;
@@ -36,6 +39,10 @@ use std::time::Instant;
 
 fn main() {
     let started = Instant::now();
+    // This one is a PID 1 as well, of a container.
+    if std::env::args_os().next().is_some_and(|name| name == init::NAME) {
+        std::process::exit(init::run(std::env::args_os()));
+    }
     if std::process::id() != 1 {
         std::process::exit(service::run(std::env::args_os().nth(1).map(PathBuf::from)));
     }

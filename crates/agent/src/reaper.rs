@@ -94,7 +94,8 @@ impl Reaper {
     }
 }
 
-fn exit_status(status: WaitStatus) -> Option<ExitStatus> {
+/// How a process ended; `None` for one that only stopped or went on.
+pub(crate) fn exit_status(status: WaitStatus) -> Option<ExitStatus> {
     let code = status.exit_status().map(|code| ExitStatus::Code(code as u8));
     code.or_else(|| status.terminating_signal().map(ExitStatus::Signal))
 }

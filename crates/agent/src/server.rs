@@ -24,11 +24,11 @@ use zmachine_agent_protocol::{
 use crate::boot::{Booted, Phases};
 use crate::pollable::Pollable;
 use crate::port::Port;
-use crate::process::{AgentSide, Namespaces, Plan, Session, StartError, Started, open_stdio, start};
+use crate::process::{AgentSide, Namespaces, Plan, Session, StartError, Started, open_stdio, start, work};
 use crate::reaper::Reaper;
 use crate::setup::{self, Outcome, Writable};
 use crate::shutdown::{self, Stop};
-use crate::{capacity, console, service, users};
+use crate::{capacity, clock, console, service, users};
 
 /// Streams open at once; yamux gives up the connection beyond it.
 const STREAMS: usize = 4096;
@@ -63,8 +63,6 @@ pub(crate) struct Agent {
     pub(crate) reaper: Rc<Reaper>,
     pub(crate) proc: OwnedFd,
     state: Cell<State>,
-    /// The entrypoint has namespaces of its own.
-    private: Cell<bool>,
     /// Processes at a terminal.
     terminals: RefCell<Vec<i32>>,
     phases: RefCell<Option<Phases>>,
@@ -150,7 +148,6 @@ impl Agent {
             reaper: Rc::default(),
             proc,
             state: Cell::new(state),
-            private: Cell::new(false),
             terminals: RefCell::default(),
             phases: RefCell::new(phases),
             writable: RefCell::default(),
@@ -239,22 +236,27 @@ impl Agent {
                 fstype,
                 disk_bytes,
             } => {
-                let grown = setup::grow(&self.proc, &serial, partition, &fstype, disk_bytes);
-                let reply = grown.map_or_else(|error| failure(ErrorKind::Setup, error), |()| Reply::Done);
+                // Here, because a child never is PID 1.
+                let is_init = std::process::id() == 1;
+                let grow = || setup::grow(&self.proc, is_init, &serial, partition, &fstype, disk_bytes);
+                let reply = self.set_up(grow).await;
                 answer(stream, reply).await;
             }
             Request::Connect(_) | Request::Disconnect(_) if self.state.get() == State::Guest => {
                 answer(stream, bad_request(HAS_INIT)).await;
             }
             Request::Connect(connection) => {
-                let reply = setup::connect(&connection);
-                let reply = reply.map_or_else(|error| failure(ErrorKind::Setup, error), |()| Reply::Done);
+                let reply = self.set_up(|| setup::connect(&connection)).await;
                 answer(stream, reply).await;
             }
             Request::Disconnect(connection) => {
-                let reply = setup::disconnect(&connection);
-                let reply = reply.map_or_else(|error| failure(ErrorKind::Setup, error), |()| Reply::Done);
+                let reply = self.set_up(|| setup::disconnect(&connection)).await;
                 answer(stream, reply).await;
+            }
+            Request::SetTime { unix_nanos } => {
+                let set = clock::set(Duration::from_nanos(unix_nanos));
+                let failed = |error| failure(ErrorKind::Internal, format!("set the clock: {error}"));
+                answer(stream, set.map_or_else(failed, |()| Reply::Done)).await;
             }
             Request::Ping => answer(stream, Reply::Done).await,
             Request::Capacity => {
@@ -266,6 +268,13 @@ impl Agent {
                 .await;
             }
         }
+    }
+
+    /// Changes the running guest in a child: devices take their time to appear, and the kernel takes its own to grow a file
+    /// system, while this thread carries everybody's output.
+    async fn set_up<E: std::fmt::Display>(&self, change: impl FnOnce() -> Result<(), E>) -> Reply {
+        let done = work(&self.reaper, change).await;
+        done.map_or_else(|error| failure(ErrorKind::Setup, error), |()| Reply::Done)
     }
 
     fn configure(&self, config: &BootConfig) -> Reply {
@@ -341,18 +350,12 @@ impl Agent {
             return answer(stream, refusal).await;
         }
         self.serving.set(true);
-        let namespaces = if process.pid_namespace {
-            Namespaces::New
-        } else {
-            Namespaces::Shared
-        };
-        let ran = match self.start(&process, &namespaces, true).await {
+        let ran = match self.start(&process, &Namespaces::New, true).await {
             Ok(started) => {
                 if self.state.get() == State::Configured {
                     self.state.set(State::Running(started.0.pid));
-                    self.private.set(process.pid_namespace);
                 }
-                self.session(started, stream, decoder).await;
+                self.session(started, true, stream, decoder).await;
                 true
             }
             Err(error) => {
@@ -373,7 +376,7 @@ impl Agent {
             Err(refusal) => return answer(stream, refusal).await,
         };
         match self.start(&process, &namespaces, false).await {
-            Ok(started) => self.session(started, stream, decoder).await,
+            Ok(started) => self.session(started, false, stream, decoder).await,
             Err(error) => answer(stream, failure(error.kind(), error)).await,
         }
     }
@@ -391,7 +394,7 @@ impl Agent {
             Ok::<_, StartError>((start(&plan, child, &namespaces, &self.proc, &self.reaper).await?, side))
         };
         match started.await {
-            Ok(started) => self.session(started, stream, decoder).await,
+            Ok(started) => self.session(started, false, stream, decoder).await,
             Err(error) => answer(stream, failure(error.kind(), error)).await,
         }
     }
@@ -399,8 +402,11 @@ impl Agent {
     /// Where one more process lives, or why there may be none.
     fn namespaces(&self) -> Result<Namespaces, Reply> {
         match self.state.get() {
-            State::Running(pid) if self.private.get() => Ok(Namespaces::Join(pid)),
-            State::Running(_) | State::Configured | State::Guest => Ok(Namespaces::Shared),
+            // Its number is that of another process, or of none, once it is reaped.
+            State::Running(pid) if !self.reaper.is_alive(pid) => Err(bad_request("the entrypoint has ended")),
+            State::Running(pid) => Ok(Namespaces::Join(pid)),
+            // What comes before the entrypoint has no container to be in.
+            State::Configured | State::Guest => Ok(Namespaces::Shared),
             State::Fresh | State::Broken => Err(bad_request("the machine is not configured")),
             State::Stopping => Err(bad_request("the machine is stopping")),
         }
@@ -419,7 +425,13 @@ impl Agent {
         Ok((started, side))
     }
 
-    async fn session(&self, (started, side): (Started, AgentSide), mut stream: yamux::Stream, decoder: FrameDecoder) {
+    async fn session(
+        &self,
+        (started, side): (Started, AgentSide),
+        is_entrypoint: bool,
+        mut stream: yamux::Stream,
+        decoder: FrameDecoder,
+    ) {
         let pid = started.pid;
         let reply = Frame::message(&Reply::Started { pid: pid as u32 });
         // A host that is gone already is noticed by the session.
@@ -434,6 +446,7 @@ impl Agent {
             process: started,
             side,
             reaper: Rc::clone(&self.reaper),
+            is_entrypoint,
         }
         .run()
         .await;

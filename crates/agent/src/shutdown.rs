@@ -164,8 +164,10 @@ fn open_proc(proc: &OwnedFd, path: &str, flags: OFlags) -> Option<File> {
 
 /// The mount points of a mountinfo file, the last one first, without the root and the kernel's file systems.
 fn mount_points(file: impl Read) -> Vec<String> {
-    let mut text = String::new();
-    let _ = file.take(1024 * 1024).read_to_string(&mut text);
+    let mut bytes = Vec::new();
+    let _ = file.take(1024 * 1024).read_to_end(&mut bytes);
+    // One path that is no text hides no other one.
+    let text = String::from_utf8_lossy(&bytes);
     let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
     let mut points: Vec<String> = points.filter(|point| is_data(point)).collect();
     points.reverse();

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use crate::setup::read_limited;
+use crate::setup::read_whole;
 
 /// Who a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,12 +51,11 @@ pub(crate) enum UserError {
 /// # Errors
 /// [`UserError`].
 pub(crate) fn identify(user: Option<&str>) -> Result<Identity, UserError> {
-    // The root is what the agent is chrooted into, so a link of the image stays inside it.
+    // The root is what the agent is chrooted into, so a link of the image stays inside it. What people are called may be in
+    // any encoding; users, groups and homes of such lines are read all the same.
     let read = |path: &'static str| {
-        let resolved = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
-        read_limited(Path::new(&resolved))
-            .map(Option::unwrap_or_default)
-            .map_err(|source| UserError::Read { path, source })
+        let bytes = read_whole(Path::new(path)).map_err(|source| UserError::Read { path, source })?;
+        Ok(String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned())
     };
     lookup(user.unwrap_or("0"), &read("/etc/passwd")?, &read("/etc/group")?)
 }

@@ -6,6 +6,7 @@
 mod service;
 mod support;
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures::io::{AsyncReadExt, AsyncWriteExt};
@@ -67,8 +68,9 @@ fn the_guest_has_its_network_files_and_mounts() {
         let volume = Mount {
             serial: "zm-volume".into(),
             fstype: "ext4".into(),
-            target: "/data/deep".into(),
+            target: "/opt".into(),
             read_only: false,
+            populate: true,
         };
         machine.configure(support_with_mount(volume)).await;
         let addresses = machine.sh("ip addr show lan0; ip addr show lo").await.text();
@@ -102,7 +104,7 @@ fn the_guest_has_its_network_files_and_mounts() {
         let mounts = machine.sh("cat /proc/mounts").await.text();
         for part in [
             "overlay / overlay rw",
-            " /data/deep ext4 rw",
+            " /opt ext4 rw",
             " /sys/fs/cgroup cgroup2",
             " /dev/mqueue mqueue",
             " /dev/pts devpts",
@@ -111,10 +113,11 @@ fn the_guest_has_its_network_files_and_mounts() {
         }
         assert_eq!(
             machine
-                .sh("echo kept > /data/deep/file; echo a | cat /dev/stdin /dev/fd/0")
+                .sh("echo kept > /opt/file; ls -A /opt; echo a | cat /dev/stdin /dev/fd/0")
                 .await
                 .text(),
-            "a\n"
+            "file\nplain\ntool\na\n",
+            "the image's file is there, and no lost+found"
         );
         machine.stop().await;
     });
@@ -331,19 +334,105 @@ fn a_stop_signals_the_entrypoint_then_kills_and_leaves_a_clean_disk() {
 }
 
 #[test]
-fn an_init_system_is_pid_1_of_its_namespace_and_execs_join_it() {
+fn the_entrypoint_is_pid_1_of_its_namespaces_and_execs_join_them() {
     let Some(bench) = Bench::new() else { return };
     let disks = bench.disks();
     bench.with_machine(disks.path(), async |machine| {
         machine.configure(config()).await;
-        let init = Process { pid_namespace: true, ..process(&["sh", "-c", "echo pid $$; mount -t tmpfs tmpfs /mnt 2>/dev/null || mkdir -p /mnt && mount -t tmpfs tmpfs /mnt; trap 'exit 3' TERM; echo set; while true; do sleep 0.2; done"]) };
+        let line = "mkdir -p /mnt && mount -t tmpfs tmpfs /mnt; trap 'echo asked' USR1; trap 'exit 3' TERM; \
+                    echo $$ $(readlink /proc/1/exe); while true; do sleep 0.2; done";
+        let init = Process {
+            env: vec![("MARK".into(), "here".into())],
+            ..process(&["sh", "-c", line])
+        };
         let mut entrypoint = machine.open(&Request::Run(init)).await;
-        assert!(entrypoint.until("set").await.contains("pid 1\n"));
-        assert_eq!(machine.sh("cat /proc/1/cmdline | tr '\\0' ' ' | cut -c1-5; grep -c ' /mnt ' /proc/mounts").await.text(), "sh -c\n1\n");
-        machine.stop().await;
+        entrypoint.until("1 /bin/busybox\n").await;
+        assert_eq!(machine.sh("grep -c ' /mnt ' /proc/mounts").await.text(), "1\n");
+        assert_eq!(
+            machine.sh("tr '\\0' '\\n' < /proc/1/environ | grep MARK").await.text(),
+            "MARK=here\n"
+        );
+        let processes = machine.sh("cat /proc/[0-9]*/comm | sort -u").await.text();
+        assert!(
+            !processes.contains("init") && !processes.contains("kthreadd"),
+            "{processes}"
+        );
+        machine.sh("echo through the descriptor > /proc/1/fd/1").await.text();
+        entrypoint.until("through the descriptor\n").await;
+        // What has no handler is dropped, SIGKILL among it; what has one comes.
+        machine.sh("kill -9 1; kill -HUP 1; kill -USR1 1").await.text();
+        entrypoint.until("asked\n").await;
+        let beside = machine.open(&Request::Exec(process(&["sleep", "1000"]))).await;
+        machine.sh("kill -TERM 1").await;
+        assert_eq!(
+            beside.finish().await.end,
+            Ok(ExitStatus::Signal(9)),
+            "all of the namespace ends with it"
+        );
         assert_eq!(entrypoint.finish().await.end, Ok(ExitStatus::Code(3)));
     });
     assert!(is_clean(&disks.path().join("upper.ext4")));
+}
+
+#[test]
+fn a_small_init_in_front_passes_signals_on_and_reaps_orphans() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let with_init = |args: &[&str]| Process {
+            init: true,
+            user: Some("web".into()),
+            env: vec![("MARK".into(), "here".into())],
+            ..at_terminal(args)
+        };
+        let missing = machine.open(&Request::Run(with_init(&["nowhere"]))).await.finish().await;
+        assert_eq!(missing.end.unwrap_err().kind, ErrorKind::CommandNotFound);
+        let line = "trap 'echo asked' USR1; trap 'exit 5' INT; id -u; echo $PPID; while true; do sleep 0.2; done";
+        let mut entrypoint = machine.open(&Request::Run(with_init(&["sh", "-c", line]))).await;
+        entrypoint.until("1000\r\n1\r\n").await;
+        assert_eq!(machine.ask(Request::Signal { signal: 10 }).await, Reply::Done);
+        entrypoint.until("asked").await;
+        let line = "cat /proc/1/comm; tr '\\0' '\\n' < /proc/1/environ | grep MARK; \
+                    for i in 1 2 3; do sh -c 'sleep 0.1 & exit'; done; sleep 1; grep -l 'State:.Z' /proc/[0-9]*/status | wc -l";
+        assert_eq!(machine.sh(line).await.text(), "zmachine-init\nMARK=here\n0\n");
+        // Typed at the terminal, it is for the program.
+        entrypoint.send(Frame::Stdin(vec![3])).await;
+        assert_eq!(entrypoint.finish().await.end, Ok(ExitStatus::Code(5)));
+    });
+    assert!(is_clean(&disks.path().join("upper.ext4")));
+}
+
+#[test]
+fn the_clock_follows_the_host_and_a_long_change_of_the_guest_holds_nothing_up() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        machine.sh("date -s @1000000000").await.text();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        let unix_nanos = now.as_nanos() as u64;
+        assert_eq!(machine.ask(Request::SetTime { unix_nanos }).await, Reply::Done);
+        let shown: u64 = machine.sh("date +%s").await.text().trim().parse().unwrap();
+        assert!((now.as_secs()..now.as_secs() + 60).contains(&shown), "{shown}, {now:?}");
+        // No such disk comes: the agent waits for it, and answers others meanwhile.
+        let grow = Request::Grow {
+            serial: "nothing".into(),
+            partition: None,
+            fstype: "ext4".into(),
+            disk_bytes: 1,
+        };
+        let mut waiting = machine.open(&grow).await;
+        assert_eq!(machine.sh("echo meanwhile").await.text(), "meanwhile\n");
+        let (answer, ping) = (pin!(waiting.reply()), pin!(machine.ask(Request::Ping)));
+        let futures::future::Either::Right((Reply::Done, waiting)) = futures::future::select(answer, ping).await else {
+            panic!("the agent was deaf until it gave the disk up");
+        };
+        assert!(matches!(waiting.await, Reply::Error(error) if error.message.contains("nothing")));
+        machine.stop().await;
+    });
 }
 
 #[test]

@@ -37,6 +37,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         stdin,
         auto_remove,
         read_only,
+        init,
         kernel,
         accel,
         hypervisor,
@@ -103,6 +104,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     file.flag("interactive", *stdin);
     file.flag("rm", *auto_remove);
     file.flag("read-only", *read_only);
+    file.flag("init", *init);
     file.text("kernel", kernel.as_ref());
     file.text("accel", Some(accel).filter(|accel| **accel != default.accel));
     file.text("hypervisor", hypervisor_text(*hypervisor));

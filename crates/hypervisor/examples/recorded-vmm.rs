@@ -9,10 +9,11 @@
 //! | `t` | ends by a triple fault |
 //! | `p` | panics, then ends by a triple fault |
 //! | `s` | powers off, and the event of it is lost |
+//! | `v` | has a virtual CPU that can not be run, which ends the process with success |
 //! | `a` | calls port 1024 of the host and says hello |
 //!
 //! A file `script.json` in the working directory changes it: `{"refuse": {"vm.boot": ["basic", 9]}, "drop": "pvpanic",
-//! "hang": "vm.info", "exit": 1}`. What it was asked is written to `requests.jsonl` there, or beside its API's socket where
+//! "hang": "vm.info", "exit": 1, "eject": 3}`. What it was asked is written to `requests.jsonl` there, or beside its API's socket where
 //! it can write nothing else.
 //!
 //! It opens at each step what the real one opens then, by the same paths and in the same way: in a jail that lacks one of them it
@@ -45,6 +46,8 @@ struct Script {
     drop: Option<String>,
     /// The route that gets no answer.
     hang: Option<String>,
+    /// How often `vm.info` still shows a device that was removed, which the guest lets go then; a large number: never.
+    eject: u32,
     /// Exits at once with this status.
     exit: Option<i32>,
     /// The version it says it is.
@@ -63,6 +66,8 @@ struct Vmm {
 struct State {
     config: Option<Value>,
     name: &'static str,
+    /// The interfaces that the guest was asked to let go, and how often each is shown still.
+    leaving: HashMap<String, u32>,
     /// The connection of the console.
     console: Option<UnixStream>,
     /// Counts the guest's lives, so that the threads of an earlier one stop.
@@ -109,6 +114,7 @@ fn main() {
     let state = State {
         config: None,
         name: "Created",
+        leaving: HashMap::new(),
         console: None,
         life: 0,
     };
@@ -227,6 +233,9 @@ impl Vmm {
                     let at = nets.iter().position(|net| net["id"] == body["id"])?;
                     Some(nets.remove(at))
                 });
+                if let Some(id) = body["id"].as_str().filter(|_| found.is_some()) {
+                    state.leaving.insert(id.to_owned(), self.script.eject);
+                }
                 recorded("full", if found.is_some() { 26 } else { 25 })
             }
             "vm.info" => self.info(),
@@ -307,8 +316,15 @@ impl Vmm {
 
     /// What it understood, with the defaults and the names that the real one gives.
     fn info(&self) -> Value {
-        let state = self.state.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
         let mut answer = recorded("full", 3);
+        let tree = answer["body"]["device_tree"].as_object_mut().expect("devices");
+        for (id, left) in &mut state.leaving {
+            if *left > 0 {
+                *left -= 1;
+                tree.insert(id.clone(), json!({"id": id}));
+            }
+        }
         let mut config = state.config.clone().unwrap_or_default();
         if let Some(platform) = config.get_mut("platform").and_then(Value::as_object_mut)
             && let Some(uuid) = platform.remove("uuid")
@@ -322,7 +338,6 @@ impl Vmm {
         if let Some(field) = &self.script.drop {
             understood.remove(field);
         }
-        understood.remove("landlock_rules");
         answer["body"]["state"] = json!(state.name);
         answer
     }
@@ -431,6 +446,12 @@ impl Vmm {
                 self.triple_fault();
             }
             b't' => self.triple_fault(),
+            b'v' => {
+                eprintln!(
+                    "cloud-hypervisor: 1.234567s: <vmm> ERROR:vmm/src/lib.rs:1500 -- VCPU generated error: VcpuRun(KVM_RUN failed)"
+                );
+                exit(0);
+            }
             b'a' => {
                 let vsock = self.state.lock().unwrap().config.clone().expect("a machine");
                 let path = format!("{}_1024", vsock["vsock"]["socket"].as_str().expect("a vsock"));

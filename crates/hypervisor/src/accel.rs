@@ -1,7 +1,8 @@
 //! Which accelerator a host can really offer. Facts are gathered apart from the decision, which is pure.
 //!
-//! "`/dev/kvm` opens" proves nothing: the software variant of KVM (`kvm_pvm`) opens too, and then `-cpu host` aborts and
-//! 64-bit kernels hang. So hardware virtualisation must be seen as well.
+//! "`/dev/kvm` opens" proves nothing: the software variant of KVM (`kvm_pvm`) opens too, and then `-cpu host` aborts and no
+//! unmodified 64-bit kernel reaches user space (a system call stays in ring 3, and its emulator of kernel mode lacks
+//! instructions). So hardware virtualisation must be seen as well.
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;

@@ -532,6 +532,43 @@ async fn a_panic_is_told_even_when_the_guest_takes_the_process_along() {
 }
 
 #[tokio::test]
+async fn a_virtual_cpu_that_can_not_run_is_a_crash_with_the_reason() {
+    let bench = Bench::recorded();
+    let mut running = bench.launched(&bench.spec()).await;
+    running.tell(b'v').await;
+    let ExitReason::Crashed { last_stderr_lines, .. } = running.exit().await else {
+        panic!("taken for the guest's wish");
+    };
+    assert!(
+        last_stderr_lines.concat().contains("KVM_RUN failed"),
+        "{last_stderr_lines:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_interface_is_gone_when_the_guest_has_let_it_go() {
+    let nic = Nic {
+        id: "eth1".into(),
+        mac: "02:00:00:00:00:02".into(),
+        mtu: None,
+        kind: NicKind::Tap,
+    };
+    for (shown, looks) in [(3, 4), (u32::MAX, 0)] {
+        let mut bench = Bench::scripted(json!({"eject": shown}));
+        bench.driver.patience = Duration::from_secs(5);
+        let mut running = bench.launched(&bench.spec()).await;
+        let tap = File::open("/dev/null").unwrap().into();
+        running.vm.add_nic(&nic, tap).await.unwrap();
+        let before = bench.requests("vm.info").len();
+        match running.vm.remove_nic("eth1").await {
+            Ok(()) => assert_eq!(bench.requests("vm.info").len() - before, looks),
+            Err(error) => assert!(looks == 0 && error.to_string().contains("let the interface"), "{error}"),
+        }
+        running.vm.kill();
+    }
+}
+
+#[tokio::test]
 async fn a_power_off_is_seen_when_its_event_is_lost() {
     let bench = Bench::recorded();
     let mut running = bench.launched(&bench.spec()).await;

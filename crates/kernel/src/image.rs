@@ -26,6 +26,32 @@ pub(crate) fn vmlinux(file: &[u8], what: &str) -> Result<Vec<u8>, KernelError> {
     Ok(elf)
 }
 
+/// The release that an uncompressed kernel says it has, in its banner (`linux_banner` of `init/version-timestamp.c`), as
+/// `uname -r` prints it; `None` for one that does not.
+pub(crate) fn release(vmlinux: &[u8]) -> Option<String> {
+    const BANNER: &[u8] = b"Linux version ";
+    /// Bytes of a field of `struct new_utsname`, with the final NUL.
+    const LONGEST: usize = 65;
+    let mut rest = vmlinux;
+    while let Some(at) = rest.windows(BANNER.len()).position(|window| window == BANNER) {
+        rest = &rest[at + BANNER.len()..];
+        let word = rest
+            .iter()
+            .take(LONGEST)
+            .position(|byte| *byte == b' ')
+            .map(|end| &rest[..end]);
+        let text = word.and_then(|word| std::str::from_utf8(word).ok());
+        // The format that the banner is printed with begins alike.
+        if let Some(text) = text.filter(|text| text.starts_with(|c: char| c.is_ascii_digit())) {
+            return text
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic())
+                .then(|| text.to_owned());
+        }
+    }
+    None
+}
+
 /// Checks that `file` is a kernel or firmware that a hypervisor can start: an ELF for x86-64 with a PVH entry and all its
 /// segments, or a bzImage with all its parts. `what` names it in errors.
 ///
@@ -121,6 +147,15 @@ fn has_pvh_entry(elf: &[u8], what: &str) -> Result<bool, KernelError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_release_is_the_banners() {
+        let kernel = b"\x7fELF..Linux version %s (%s)\0..Linux version 6.12.117-own (me@here) (gcc) #1 SMP\n\0";
+        assert_eq!(release(kernel).as_deref(), Some("6.12.117-own"));
+        for none in [&b"Linux version "[..], b"Linux version 6", b"Linux version %s ", b""] {
+            assert_eq!(release(none), None);
+        }
+    }
 
     #[test]
     fn a_text_file_is_not_a_kernel() {

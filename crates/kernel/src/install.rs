@@ -98,7 +98,10 @@ impl KernelLibrary {
         name: Option<&str>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Kernel, KernelError> {
-        let (files, origin) = gather(source, work, progress)?;
+        let (mut files, origin) = gather(source, work, progress)?;
+        if files.release.is_empty() {
+            files.release = image::release(&image::vmlinux(&files.kernel, &origin)?).unwrap_or_default();
+        }
         progress(Progress::Treating {
             release: files.release.clone(),
         });

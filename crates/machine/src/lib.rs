@@ -35,6 +35,7 @@ pub mod reservation;
 pub mod restart;
 pub mod secret;
 pub mod shown;
+pub mod signal;
 pub mod spec;
 pub mod state;
 pub mod stats;

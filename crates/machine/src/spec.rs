@@ -44,7 +44,7 @@ pub struct MachineSpec {
     pub size_bytes: u64,
     /// Environment, over the image's; later entries win.
     pub env: Vec<(String, String)>,
-    /// Program and first arguments, in place of the image's.
+    /// Program and first arguments, in place of the image's; empty: none, so the command is all there is.
     pub entrypoint: Option<Vec<String>>,
     /// Arguments after the entrypoint; with neither entrypoint nor image entrypoint, the command itself.
     pub command: Vec<String>,
@@ -71,6 +71,9 @@ pub struct MachineSpec {
     pub auto_remove: bool,
     /// The root is not writable.
     pub read_only: bool,
+    /// A small init is PID 1, in front of the entrypoint.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub init: bool,
     /// Name of the guest kernel; the default one when `None`.
     pub kernel: Option<String>,
     /// `auto`, `kvm` or `tcg`.
@@ -210,6 +213,7 @@ impl MachineSpec {
             stdin: false,
             auto_remove: false,
             read_only: false,
+            init: false,
             kernel: None,
             accel: "auto".to_owned(),
             hypervisor: Requested::Auto,
@@ -256,58 +260,6 @@ pub fn check_name(name: &str) -> Result<(), Failure> {
     )
 }
 
-/// Reads a signal as `kill` does: a number, or a name with or without `SIG`.
-///
-/// # Errors
-/// [`Class::Usage`] when there is no such signal.
-pub fn parse_signal(text: &str) -> Result<i32, Failure> {
-    const NAMES: [(&str, i32); 22] = [
-        ("HUP", 1),
-        ("INT", 2),
-        ("QUIT", 3),
-        ("ILL", 4),
-        ("TRAP", 5),
-        ("ABRT", 6),
-        ("BUS", 7),
-        ("FPE", 8),
-        ("KILL", 9),
-        ("USR1", 10),
-        ("SEGV", 11),
-        ("USR2", 12),
-        ("PIPE", 13),
-        ("ALRM", 14),
-        ("TERM", 15),
-        ("CHLD", 17),
-        ("CONT", 18),
-        ("STOP", 19),
-        ("TSTP", 20),
-        ("WINCH", 28),
-        ("IO", 29),
-        ("PWR", 30),
-    ];
-    let upper = text.to_ascii_uppercase();
-    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
-    if let Some((_, number)) = NAMES.iter().find(|(name, _)| *name == bare) {
-        return Ok(*number);
-    }
-    // Real-time signals as the guest's libc counts them: SIGRTMIN is 34 (systemd's stop signal is SIGRTMIN+3).
-    let realtime = bare.strip_prefix("RTMIN").map(|rest| {
-        if rest.is_empty() {
-            Some(0)
-        } else {
-            rest.strip_prefix('+')?.parse().ok()
-        }
-    });
-    let number = match realtime {
-        Some(offset) => offset.map(|n: i32| 34 + n),
-        None => bare.parse::<i32>().ok(),
-    };
-    number.filter(|n| (1..=64).contains(n)).ok_or_else(|| {
-        Failure::new(Class::Usage, format!("'{text}' is not a signal"))
-            .hint("use a name such as SIGTERM, or a number from 1 to 64")
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,21 +297,5 @@ mod tests {
             assert!(check_name(bad).is_err(), "{bad}");
         }
         check_name("web-1.prod_x").unwrap();
-    }
-
-    #[test]
-    fn signals_are_read_by_name_and_number() {
-        for (text, number) in [
-            ("TERM", 15),
-            ("sigkill", 9),
-            ("2", 2),
-            ("SIGRTMIN+3", 37),
-            ("RTMIN", 34),
-        ] {
-            assert_eq!(parse_signal(text).unwrap(), number);
-        }
-        for bad in ["", "SIGFOO", "0", "65", "RTMIN+99", "RTMIN-1"] {
-            assert!(parse_signal(bad).is_err(), "{bad}");
-        }
     }
 }

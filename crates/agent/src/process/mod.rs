@@ -6,6 +6,9 @@
 //!                ──fork──> pid, or why the program does not run                (spawn)
 //!                ──pump──> frames of the stream until `Exited`                 (pump)
 //! ```
+//!
+//! The entrypoint is PID 1 of PID and mount namespaces of its own, and every later process joins them: what is in the
+//! container sees neither the agent nor its `/proc`. The agent is outside, so that it may signal PID 1 and reap it.
 
 mod plan;
 mod pump;
@@ -18,9 +21,9 @@ use thiserror::Error;
 use zmachine_agent_protocol::ErrorKind;
 
 use crate::users::UserError;
-pub(crate) use plan::Plan;
+pub(crate) use plan::{DEFAULT_PATH, Plan, candidates};
 pub(crate) use pump::Session;
-pub(crate) use spawn::{Namespaces, Started, start};
+pub(crate) use spawn::{Namespaces, REPORT, Started, execute, pointers, report, start, work};
 pub(crate) use stdio::{AgentSide, open as open_stdio};
 
 /// Why a process does not run.

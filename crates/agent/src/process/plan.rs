@@ -8,7 +8,7 @@ use super::StartError;
 use crate::users::Identity;
 
 /// Where programs are looked for when the environment does not say.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A process ready to be started.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     /// Make the directory when it is missing.
     pub(super) make_directory: bool,
     pub(super) identity: Identity,
+    /// Started by an init of ours, which is PID 1 in its place.
+    pub(super) init: bool,
     /// Done by the child itself, in place of a program.
     pub(super) transfer: Option<Transfer>,
 }
@@ -55,6 +57,7 @@ impl Plan {
             directory: c_string(process.cwd.as_deref().filter(|cwd| !cwd.is_empty()).unwrap_or("/"))?,
             make_directory: entrypoint,
             identity,
+            init: entrypoint && process.init,
             transfer: None,
         })
     }
@@ -68,6 +71,7 @@ impl Plan {
             directory: c"/".to_owned(),
             make_directory: false,
             identity,
+            init: false,
             transfer: Some(transfer),
         }
     }
@@ -110,7 +114,7 @@ fn variables(process: &Process, identity: &Identity) -> Vec<(String, String)> {
 }
 
 /// The files a program name stands for. A name with a slash is a file; an empty part of `PATH` is the working directory.
-fn candidates(program: &str, path: &str) -> Vec<String> {
+pub(crate) fn candidates(program: &str, path: &str) -> Vec<String> {
     if program.contains('/') {
         return vec![program.into()];
     }
@@ -137,7 +141,7 @@ mod tests {
             user: None,
             terminal: None,
             stdin: false,
-            pid_namespace: false,
+            init: false,
         }
     }
 

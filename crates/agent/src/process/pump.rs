@@ -3,7 +3,8 @@
 //! # Invariants
 //! * Memory is bounded: one piece of output is on its way at a time, and input is read from the stream only while less
 //!   than [`INPUT_LIMIT`] waits for the process. Everything else waits in pipes and in yamux's windows.
-//! * `Exited` is the last frame. What the process itself wrote comes before it; what children that live on write is
+//! * `Exited` is the last frame. An entrypoint whose container switched itself off has none: the machine's power goes, and
+//!   that is what the host sees. What the process itself wrote comes before it; what children that live on write is
 //!   waited for only briefly.
 //! * A host that closes the stream early ends its own interest, not the process: a terminal hangs up, a pipe ends, and
 //!   the output is drained to nowhere.
@@ -52,6 +53,8 @@ pub(crate) struct Session {
     pub(crate) side: AgentSide,
     /// Who signals it.
     pub(crate) reaper: Rc<Reaper>,
+    /// It is PID 1 of a namespace.
+    pub(crate) is_entrypoint: bool,
 }
 
 impl Session {
@@ -63,6 +66,7 @@ impl Session {
             process,
             side,
             reaper,
+            is_entrypoint,
         } = self;
         let (pid, exited) = (process.pid, process.exited);
         let (read, write) = stream.split();
@@ -85,7 +89,8 @@ impl Session {
             Output {
                 stream: Some(write),
                 sources,
-                host: &host
+                host: &host,
+                is_entrypoint,
             }
             .carry(exited)
         );
@@ -94,6 +99,12 @@ impl Session {
             Either::Right(((), output)) => output.await,
         }
     }
+}
+
+/// Whether reboot(2) ended this PID 1 of a namespace. The kernel tells it by these signals (`reboot_pid_ns`), which can not
+/// have ended it otherwise: it drops them where there is no handler.
+fn switched_off(status: ExitStatus) -> bool {
+    matches!(status, ExitStatus::Signal(libc::SIGINT | libc::SIGHUP))
 }
 
 async fn finish(mut stream: WriteHalf<yamux::Stream>, status: Result<ExitStatus, oneshot::error::RecvError>) {
@@ -154,6 +165,7 @@ struct Output<'a> {
     stream: Option<WriteHalf<yamux::Stream>>,
     sources: Vec<Source>,
     host: &'a Notify,
+    is_entrypoint: bool,
 }
 
 enum Event {
@@ -203,8 +215,10 @@ impl Output<'_> {
                 Event::Done => break,
             }
         }
-        if let Some(stream) = self.stream.take() {
-            finish(stream, Ok(status)).await;
+        match self.stream.take() {
+            Some(mut stream) if self.is_entrypoint && switched_off(status) => drop(stream.close().await),
+            Some(stream) => finish(stream, Ok(status)).await,
+            None => {}
         }
     }
 

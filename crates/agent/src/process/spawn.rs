@@ -8,7 +8,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::future::poll_fn;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::null;
@@ -25,6 +25,12 @@ use super::stdio::ChildSide;
 use super::{Plan, StartError};
 use crate::pollable::Pollable;
 use crate::reaper::Reaper;
+
+/// The descriptor on which an init of ours finds the error pipe.
+pub(crate) const REPORT: RawFd = 3;
+
+/// The longest error text of a child, in bytes.
+const ANSWER: usize = 4096;
 
 /// Soft limit of open files of a process, as systemd and login shells have it: programs loop up to it.
 const SOFT_OPEN_FILES: u64 = 1024;
@@ -52,7 +58,7 @@ pub(crate) struct Started {
 /// The step of a child that failed; the byte on the error pipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-enum Step {
+pub(crate) enum Step {
     Session,
     Namespace,
     Stdio,
@@ -62,6 +68,7 @@ enum Step {
     Directory,
     NotFound,
     Execute,
+    Init,
 }
 
 /// Starts `plan` on `stdio`.
@@ -81,7 +88,17 @@ pub(crate) async fn start(
         Namespaces::Join(pid) => Some(pidfd(*pid).map_err(at("find the container's namespaces"))?),
         Namespaces::Shared | Namespaces::New => None,
     };
-    let arguments = pointers(&plan.arguments);
+    // The agent's file may be gone; this is what the kernel runs.
+    let own_file = plan
+        .init
+        .then(|| rustix::fs::openat(proc, "self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()))
+        .transpose()
+        .map_err(at("find the init"))?;
+    let front = match plan.init {
+        true => vec![CString::from(c"zmachine-init"), c"--".into()],
+        false => Vec::new(),
+    };
+    let arguments = pointers(front.iter().chain(&plan.arguments));
     let environment = pointers(&plan.environment);
     let child = Child {
         plan,
@@ -92,6 +109,7 @@ pub(crate) async fn start(
         proc: proc.as_fd(),
         own_proc: matches!(namespaces, Namespaces::New),
         join_mounts: joined.as_ref().map(AsFd::as_fd),
+        init: own_file.as_ref().map(AsFd::as_fd),
     };
     let pid = fork_into(&child, namespaces, proc).map_err(at("fork"))?;
     let exited = reaper.watch(pid);
@@ -108,8 +126,48 @@ fn pidfd(pid: i32) -> Result<OwnedFd, Errno> {
     rustix::process::pidfd_open(pid, PidfdFlags::empty())
 }
 
-fn pointers(strings: &[std::ffi::CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|string| string.as_ptr()).chain([null()]).collect()
+/// The list that execve wants, which is good for as long as `strings` are.
+pub(crate) fn pointers<'a>(strings: impl IntoIterator<Item = &'a CString>) -> Vec<*const libc::c_char> {
+    let strings = strings.into_iter().map(|string| string.as_ptr());
+    strings.chain([null()]).collect()
+}
+
+/// Carries `work` out in a child, which shares namespaces and file systems with the agent: whatever waits in there, for a
+/// device or in the kernel, the agent goes on.
+///
+/// # Errors
+/// What `work` says, or why there is no child.
+pub(crate) async fn work<E: std::fmt::Display>(
+    reaper: &Reaper,
+    work: impl FnOnce() -> Result<(), E>,
+) -> Result<(), String> {
+    let (answer, report) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| format!("open a pipe: {errno}"))?;
+    let pid = fork(0, || {
+        let text = work().err().map(|error| error.to_string());
+        let code = i32::from(text.is_some());
+        let _ = rustix::io::write(&report, text.unwrap_or_default().as_bytes());
+        // SAFETY: _exit ends the child without running anything of the copied agent.
+        unsafe { libc::_exit(code) }
+    })
+    .map_err(|errno| format!("fork: {errno}"))?;
+    let exited = reaper.watch(pid);
+    drop(report);
+    let mut text = Vec::new();
+    if let Ok(answer) = Pollable::new(answer) {
+        while text.len() < ANSWER
+            && poll_fn(|cx| {
+                text.reserve(ANSWER);
+                answer.poll_read_into(cx, &mut text)
+            })
+            .await
+            .is_ok_and(|count| count > 0)
+        {}
+    }
+    match exited.await {
+        Ok(ExitStatus::Code(0)) => Ok(()),
+        _ if !text.is_empty() => Err(String::from_utf8_lossy(&text).into_owned()),
+        status => Err(format!("the process that does it ended early: {status:?}")),
+    }
 }
 
 /// Forks; for a joined PID namespace the agent's future children are sent there for the moment of the fork.
@@ -119,11 +177,11 @@ fn fork_into(child: &Child<'_>, namespaces: &Namespaces, proc: &OwnedFd) -> Resu
             Namespaces::New => libc::CLONE_NEWPID | libc::CLONE_NEWNS,
             Namespaces::Shared | Namespaces::Join(_) => 0,
         };
-        return fork(child, flags);
+        return fork(flags, || child.run());
     };
     let own = rustix::fs::openat(proc, "self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     set_namespace(target, libc::CLONE_NEWPID)?;
-    let forked = fork(child, 0);
+    let forked = fork(0, || child.run());
     set_namespace(own.as_fd(), libc::CLONE_NEWPID)?;
     forked
 }
@@ -133,14 +191,18 @@ fn set_namespace(of: BorrowedFd<'_>, kind: libc::c_int) -> Result<(), Errno> {
     check(unsafe { libc::setns(of.as_raw_fd(), kind) })
 }
 
-fn fork(child: &Child<'_>, flags: libc::c_int) -> Result<i32, Errno> {
+/// Forks a child that runs `child`, which does not return.
+fn fork<T>(flags: libc::c_int, child: impl FnOnce() -> T) -> Result<i32, Errno> {
     let flags = (flags | libc::SIGCHLD) as libc::c_long;
     // SAFETY: without CLONE_VM and with no stack this is fork: the child continues on a copy of everything, and as the
-    // agent has one thread, no lock in that copy is held. The child never returns from `run`.
+    // agent has one thread, no lock in that copy is held. The child never gets beyond `_exit`.
     unsafe {
         match libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) {
             -1 => Err(last_errno()),
-            0 => child.run(),
+            0 => {
+                child();
+                libc::_exit(127)
+            }
             pid => Ok(pid as i32),
         }
     }
@@ -184,6 +246,7 @@ fn explain(plan: &Plan, step: u8, errno: Errno) -> StartError {
         (Step::Stdio, "connect the standard streams"),
         (Step::Terminal, "take the terminal"),
         (Step::Groups, "set the groups"),
+        (Step::Init, "start the init"),
     ];
     let step = names
         .iter()
@@ -202,6 +265,8 @@ struct Child<'a> {
     proc: BorrowedFd<'a>,
     own_proc: bool,
     join_mounts: Option<BorrowedFd<'a>>,
+    /// The executable that is PID 1 in the program's place.
+    init: Option<BorrowedFd<'a>>,
 }
 
 impl Child<'_> {
@@ -211,12 +276,7 @@ impl Child<'_> {
             Ok(never) => match never {},
             Err(failure) => failure,
         };
-        let mut report = [0u8; 5];
-        report[0] = step as u8;
-        report[1..].copy_from_slice(&errno.raw_os_error().to_ne_bytes());
-        let _ = rustix::io::write(self.report, &report);
-        // SAFETY: _exit ends the child without running anything of the copied agent.
-        unsafe { libc::_exit(127) }
+        report(self.report.as_raw_fd(), step, errno)
     }
 
     fn become_program(&self) -> Result<std::convert::Infallible, (Step, Errno)> {
@@ -245,7 +305,31 @@ impl Child<'_> {
         // SAFETY: marks descriptors to be closed by exec; none is used by number after it but the report pipe, which is
         // open until then.
         unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-        Err(self.execute())
+        Err(match self.init {
+            Some(init) => self.become_init(init),
+            None => execute(&self.plan.candidates, self.arguments, self.environment),
+        })
+    }
+
+    /// Becomes the init, which gets the error pipe and reports what the program does. The answer is why that failed.
+    fn become_init(&self, init: BorrowedFd<'_>) -> (Step, Errno) {
+        let report = self.report.as_raw_fd();
+        // SAFETY: numbers, and NUL-terminated strings and lists that live as long as `self`. When the pipe has the wanted
+        // number already, dup2 changes nothing, so the mark is taken off apart.
+        unsafe {
+            if libc::dup2(report, REPORT) < 0 || libc::fcntl(REPORT, libc::F_SETFD, 0) < 0 {
+                return (Step::Stdio, last_errno());
+            }
+            libc::syscall(
+                libc::SYS_execveat,
+                init.as_raw_fd(),
+                c"".as_ptr(),
+                self.arguments.as_ptr(),
+                self.environment.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            );
+        }
+        (Step::Init, last_errno())
     }
 
     fn reset_limits(&self) {
@@ -305,26 +389,42 @@ impl Child<'_> {
                 .map_err(|errno| (Step::User, errno))
         }
     }
+}
 
-    /// Tries the candidates; the answer is why none runs. Missing files are passed over, and a file that is there but
-    /// can not run is only named when no later one does.
-    fn execute(&self) -> (Step, Errno) {
-        let mut refused = None;
-        for candidate in &self.plan.candidates {
-            // SAFETY: path, argument and environment pointers are NUL-terminated strings of `plan`, and both lists end
-            // with a null pointer.
-            unsafe { libc::execve(candidate.as_ptr(), self.arguments.as_ptr(), self.environment.as_ptr()) };
-            let errno = last_errno();
-            let missing = matches!(errno, Errno::NOENT | Errno::NOTDIR) && !is_there(candidate);
-            if !missing && refused.is_none() {
-                refused = Some(errno);
-            }
-            if !missing && errno != Errno::ACCESS {
-                break;
-            }
-        }
-        refused.map_or((Step::NotFound, Errno::NOENT), |errno| (Step::Execute, errno))
+/// Tells the agent on the descriptor `pipe` why no program runs, and ends this process.
+pub(crate) fn report(pipe: RawFd, step: Step, errno: Errno) -> ! {
+    let mut report = [0u8; 5];
+    report[0] = step as u8;
+    report[1..].copy_from_slice(&errno.raw_os_error().to_ne_bytes());
+    // SAFETY: the bytes live for the call; a descriptor that is none is refused. _exit ends the process without running
+    // anything of what it is a copy of.
+    unsafe {
+        libc::write(pipe, report.as_ptr().cast(), report.len());
+        libc::_exit(127)
     }
+}
+
+/// Tries the candidates; the answer is why none runs. Missing files are passed over, and a file that is there but
+/// can not run is only named when no later one does. The lists are those of [`pointers`].
+pub(crate) fn execute(
+    candidates: &[CString],
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+) -> (Step, Errno) {
+    let mut refused = None;
+    for candidate in candidates {
+        // SAFETY: the path is a NUL-terminated string, and both lists are of such strings and end with a null pointer.
+        unsafe { libc::execve(candidate.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+        let errno = last_errno();
+        let missing = matches!(errno, Errno::NOENT | Errno::NOTDIR) && !is_there(candidate);
+        if !missing && refused.is_none() {
+            refused = Some(errno);
+        }
+        if !missing && errno != Errno::ACCESS {
+            break;
+        }
+    }
+    refused.map_or((Step::NotFound, Errno::NOENT), |errno| (Step::Execute, errno))
 }
 
 fn is_there(path: &CStr) -> bool {

@@ -85,8 +85,24 @@ fn resolv_conf(nameservers: &[IpAddr], search: &[String]) -> String {
 
 /// Removes the image's ssh host keys: they are a machine's, not an image's.
 pub(super) fn remove_host_keys(warnings: &mut Vec<String>) {
-    let Ok(entries) = fs::read_dir("/etc/ssh") else { return };
-    for entry in entries.flatten() {
+    let entries = match fs::read_dir("/etc/ssh") {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => {
+            return warnings.push(format!(
+                "the image's host keys may be this machine's too: /etc/ssh: {error}"
+            ));
+        }
+    };
+    for entry in entries {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                return warnings.push(format!(
+                    "the image's host keys may be this machine's too: /etc/ssh: {error}"
+                ));
+            }
+        };
         if entry.file_name().as_encoded_bytes().starts_with(b"ssh_host_")
             && let Err(error) = fs::remove_file(entry.path())
         {
@@ -115,36 +131,39 @@ pub(super) fn authorize(keys: &[String]) -> Result<(), SetupError> {
         .create(DIRECTORY)
         .map_err(at(DIRECTORY))?;
     fs::set_permissions(DIRECTORY, Permissions::from_mode(0o700)).map_err(at(DIRECTORY))?;
-    let present = read_limited(Path::new(FILE)).map_err(at(FILE))?.unwrap_or_default();
+    let present = read_whole(Path::new(FILE)).map_err(at(FILE))?.unwrap_or_default();
     write(FILE, &with_keys(&present, keys), 0o600)?;
     fs::set_permissions(FILE, Permissions::from_mode(0o600)).map_err(at(FILE))
 }
 
 /// `present` with every one of `keys` in it, each once.
-fn with_keys(present: &str, keys: &[String]) -> String {
+fn with_keys(present: &[u8], keys: &[String]) -> Vec<u8> {
     let mut text = present.to_owned();
     for key in keys.iter().map(|key| key.trim()).filter(|key| !key.is_empty()) {
-        if text.lines().any(|line| line.trim() == key) {
+        let is_it = |line: &[u8]| line.trim_ascii() == key.as_bytes();
+        if text.split(|byte| *byte == b'\n').any(is_it) {
             continue;
         }
-        if !text.is_empty() && !text.ends_with('\n') {
-            text.push('\n');
+        if !text.is_empty() && !text.ends_with(b"\n") {
+            text.push(b'\n');
         }
-        text.push_str(key);
-        text.push('\n');
+        text.extend_from_slice(key.as_bytes());
+        text.push(b'\n');
     }
     text
 }
 
-fn write(path: &str, text: &str, mode: u32) -> Result<(), SetupError> {
-    replace(Path::new(path), text, mode).map_err(|source| SetupError::File {
+fn write(path: &str, text: impl AsRef<[u8]>, mode: u32) -> Result<(), SetupError> {
+    replace(Path::new(path), text.as_ref(), mode).map_err(|source| SetupError::File {
         path: path.into(),
         source,
     })
 }
 
-fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    if read_limited(path)?.as_deref() == Some(text) {
+fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
+    // Only a file that may be the same is read, so its length is a limit.
+    let may_be_same = |metadata: fs::Metadata| metadata.is_file() && metadata.len() == text.len() as u64;
+    if fs::symlink_metadata(path).is_ok_and(may_be_same) && fs::read(path)? == text {
         return Ok(());
     }
     let beside = path.with_extension("zmachine-new");
@@ -154,21 +173,25 @@ fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
         .create_new(true)
         .mode(mode)
         .open(&beside)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(text)?;
     fs::rename(&beside, path)
 }
 
-/// The text of the regular file `path`; `None` when it is missing, a link, or no text within the limit.
-pub(crate) fn read_limited(path: &Path) -> io::Result<Option<String>> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_file() && metadata.len() <= LIMIT => {}
-        Ok(_) => return Ok(None),
+/// What is in the file `path`, or in what a link there leads to; `None` when there is none. A file that is there and can not be
+/// read whole is an error: its content is not to be taken for nothing.
+pub(crate) fn read_whole(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let unfit = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, what.to_owned()));
+    match fs::metadata(path) {
+        // Nothing that could keep a reader waiting.
+        Ok(metadata) if !metadata.is_file() => return unfit("not a regular file"),
+        Ok(metadata) if metadata.len() > LIMIT => return unfit("longer than 1 MiB"),
+        Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     }
     let mut bytes = Vec::new();
     File::open(path)?.take(LIMIT).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8(bytes).ok())
+    Ok(Some(bytes))
 }
 
 #[cfg(test)]
@@ -202,9 +225,25 @@ mod tests {
     #[test]
     fn a_key_is_added_once_however_often_it_is_given() {
         let keys = ["ssh-ed25519 AAA a".to_owned(), "ssh-ed25519 BBB b\n".into(), " ".into()];
-        let once = with_keys("# mine\nssh-ed25519 BBB b", &keys);
-        assert_eq!(once, "# mine\nssh-ed25519 BBB b\nssh-ed25519 AAA a\n");
+        let once = with_keys(b"# mine \xff\nssh-ed25519 BBB b", &keys);
+        assert_eq!(once, b"# mine \xff\nssh-ed25519 BBB b\nssh-ed25519 AAA a\n");
         assert_eq!(with_keys(&once, &keys), once);
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_read_is_not_taken_for_an_empty_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("authorized_keys");
+        assert_eq!(read_whole(&path).unwrap(), None);
+        fs::write(&path, b"Andr\xe9").unwrap();
+        std::os::unix::fs::symlink("authorized_keys", directory.path().join("link")).unwrap();
+        assert_eq!(
+            read_whole(&directory.path().join("link")).unwrap().unwrap(),
+            b"Andr\xe9"
+        );
+        File::create(&path).unwrap().set_len(LIMIT + 1).unwrap();
+        read_whole(&path).unwrap_err();
+        read_whole(directory.path()).unwrap_err();
     }
 
     #[test]
@@ -215,7 +254,7 @@ mod tests {
         for target in [victim.as_path(), Path::new("/nowhere/stub")] {
             let _ = fs::remove_file(&path);
             std::os::unix::fs::symlink(target, &path).unwrap();
-            replace(&path, "nameserver ::1\n", 0o644).unwrap();
+            replace(&path, b"nameserver ::1\n", 0o644).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver ::1\n");
             assert!(fs::symlink_metadata(&path).unwrap().is_file());
         }
@@ -227,9 +266,9 @@ mod tests {
         use std::os::unix::fs::MetadataExt;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("hosts");
-        replace(&path, "a\n", 0o644).unwrap();
+        replace(&path, b"a\n", 0o644).unwrap();
         let inode = fs::metadata(&path).unwrap().ino();
-        replace(&path, "a\n", 0o644).unwrap();
+        replace(&path, b"a\n", 0o644).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
     }
 }

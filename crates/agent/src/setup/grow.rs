@@ -30,6 +30,9 @@ const XFS_IOC_FSGEOMETRY: libc::Ioctl = 0x8100_587e_u32 as libc::Ioctl;
 /// `_IOW('X', 110, struct xfs_growfs_data)`.
 const XFS_IOC_FSGROWFSDATA: libc::Ioctl = 0x4010_586e;
 
+/// Below this the kernel refuses every change of a btrfs's size, one that changes nothing included (`btrfs_ioctl_resize`).
+const BTRFS_LEAST: u64 = 256 << 20;
+
 /// `struct btrfs_ioctl_vol_args`.
 #[repr(C)]
 struct BtrfsVolumeArguments {
@@ -58,13 +61,15 @@ struct XfsGrow {
 /// Where a file system is mounted while it grows, in the initramfs.
 const MOUNT_POINT: &str = "/grow";
 
-/// Grows the file system `fstype` on the disk with `serial`, or on its partition: where it is mounted, or, by PID 1, mounted
-/// for the moment. `proc` is the agent's own `/proc`; the disk is given time to become `disk_bytes` long.
+/// Grows the file system `fstype` on the disk with `serial`, or on its partition: where it is mounted, or, when the agent
+/// `is_init` of the guest, mounted for the moment. `proc` is the agent's own `/proc`; the disk is given time to become
+/// `disk_bytes` long.
 ///
 /// # Errors
 /// [`SetupError`] naming the disk or the device.
 pub(crate) fn grow(
     proc: &OwnedFd,
+    is_init: bool,
     serial: &str,
     partition: Option<u32>,
     fstype: &str,
@@ -79,7 +84,7 @@ pub(crate) fn grow(
     if let Some(mounted) = mount_point(proc, &device) {
         return grow_mounted(&device, &mounted, fstype);
     }
-    if std::process::id() != 1 {
+    if !is_init {
         // What an operating system of its own has not mounted, it may have for something else.
         return Err(SetupError::NotMounted {
             device: device.display().to_string(),
@@ -106,7 +111,7 @@ pub(super) fn grow_mounted(device: &Path, target: &str, fstype: &str) -> Result<
     let root = rustix::fs::openat(CWD, target, flags, Mode::empty()).map_err(at)?;
     match fstype {
         "ext4" => grow_ext4(&root, device),
-        "btrfs" => grow_btrfs(&root),
+        "btrfs" => grow_btrfs(&root, device),
         "xfs" => grow_xfs(&root, device),
         _ => return Err(SetupError::NotGrowable { fstype: fstype.into() }),
     }
@@ -129,7 +134,10 @@ fn grow_ext4(root: &OwnedFd, device: &Path) -> Result<(), Errno> {
     check(unsafe { libc::ioctl(root.as_raw_fd(), EXT4_IOC_RESIZE_FS, &blocks) })
 }
 
-fn grow_btrfs(root: &OwnedFd) -> Result<(), Errno> {
+fn grow_btrfs(root: &OwnedFd, device: &Path) -> Result<(), Errno> {
+    if device_bytes(device)? < BTRFS_LEAST {
+        return Ok(());
+    }
     let mut arguments = BtrfsVolumeArguments { fd: 0, name: [0; 4088] };
     arguments.name[..3].copy_from_slice(b"max");
     // SAFETY: the request reads a struct of this layout, which lives for the call.
@@ -170,9 +178,10 @@ fn mount_point(proc: &OwnedFd, device: &Path) -> Option<String> {
     let number = fs::metadata(device).ok()?.rdev();
     let number = format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
     let mounts = rustix::fs::openat(proc, "self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let mut text = String::new();
-    fs::File::from(mounts).read_to_string(&mut text).ok()?;
-    find_mount(&text, &number, device.to_str()?)
+    let mut text = Vec::new();
+    fs::File::from(mounts).read_to_end(&mut text).ok()?;
+    // One path that is no text hides no other one.
+    find_mount(&String::from_utf8_lossy(&text), &number, device.to_str()?)
 }
 
 /// The mount point in a line of `mountinfo` whose device has the number, or whose source is the name.

@@ -9,6 +9,7 @@ mod etc;
 mod grow;
 mod netlink;
 mod network;
+mod populate;
 mod root;
 mod secrets;
 mod special;
@@ -16,7 +17,7 @@ mod volumes;
 
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use thiserror::Error;
@@ -24,7 +25,7 @@ use zmachine_agent_protocol::{BootConfig, Connection, Upper};
 
 use crate::boot::Phases;
 use crate::modules::{self, ModuleError};
-pub(crate) use etc::read_limited;
+pub(crate) use etc::read_whole;
 pub(crate) use grow::grow;
 pub(crate) use root::Writable;
 
@@ -77,6 +78,14 @@ pub(crate) enum SetupError {
         fstype: String,
         source: Errno,
     },
+    /// A file of the image can not be put on a fresh volume.
+    #[error("put the image's files on the volume: {path}: {source}", path = path.display())]
+    Populate { path: PathBuf, source: io::Error },
+    /// The copy of the image's files to a volume broke off, and this machine can not write there.
+    #[error(
+        "the volume at {target} has only part of the image's files: its first use was interrupted; use it once writable"
+    )]
+    HalfPopulated { target: String },
     /// Not in use, and not for us to use.
     #[error("{device} is not mounted")]
     NotMounted { device: String },
@@ -157,6 +166,8 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
     network::set_up(&config.interfaces, &config.routes)?;
     phases.end("network");
     volumes::mount_all(&config.mounts, &mut outcome.writable)?;
+    // After the volumes: what is made here is nothing that a volume could take over from the image.
+    volumes::make_directories(&config.directories, &mut outcome.warnings);
     phases.end("mounts");
     if read_only {
         root::seal()?;

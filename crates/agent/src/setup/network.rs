@@ -49,8 +49,8 @@ pub(super) fn connect(interface: &Interface, routes: &[Route]) -> Result<(), Set
 /// [`SetupError`] naming the interface or route.
 pub(super) fn disconnect(name: &str, routes: &[Route]) -> Result<(), SetupError> {
     let netlink = Netlink::open().map_err(|source| SetupError::Netlink { source })?;
-    if let Ok(index) = index_of(name) {
-        netlink.set_down(index).map_err(refused(name, "take down"))?;
+    if Path::new(CLASS).join(name).exists() {
+        netlink.set_down(index_of(name)?).map_err(refused(name, "take down"))?;
     }
     routes.iter().try_for_each(|route| add_route(&netlink, route))
 }

@@ -431,7 +431,7 @@ pub(crate) fn process(args: &[&str]) -> Process {
         user: None,
         terminal: None,
         stdin: false,
-        pid_namespace: false,
+        init: false,
     }
 }
 
@@ -478,6 +478,7 @@ pub(crate) fn config() -> BootConfig {
             names: vec!["box".into()],
         }],
         mounts: vec![],
+        directories: vec![],
         ssh_keys: vec!["ssh-ed25519 AAAA me".into()],
         first_start: true,
         read_ahead_kib: 512,

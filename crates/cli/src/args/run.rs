@@ -63,7 +63,7 @@ pub(crate) struct CreateArgs {
     /// A file of this host for the container's /run/secrets, which is in its memory alone; read at each start
     #[arg(long, value_name = "[NAME=]FILE")]
     secret: Vec<String>,
-    /// Program in place of the image's; split as a shell does
+    /// Program in place of the image's; split as a shell does; "" for none
     #[arg(long, value_name = "STRING")]
     entrypoint: Option<String>,
     /// Working directory
@@ -75,8 +75,8 @@ pub(crate) struct CreateArgs {
     /// Host name; its name when not given
     #[arg(long)]
     hostname: Option<String>,
-    /// Attach a volume: NAME:/PATH, or /PATH for one of its own; options size=10G, fs=ext4|btrfs|xfs|none, ro. Or share
-    /// a directory of this host: ./DIR:/PATH or /DIR:/PATH; option ro
+    /// Attach a volume: NAME:/PATH, or /PATH for one of its own; options size=10G, fs=ext4|btrfs|xfs|none, ro, nocopy.
+    /// Or share a directory of this host: ./DIR:/PATH or /DIR:/PATH; option ro
     #[arg(short = 'v', long, value_name = "NAME|DIR:/PATH[:OPTION,...]")]
     volume: Vec<String>,
     /// Network to join ('zmachine network ls'), with ip=ADDRESS and alias=NAME there; 'none' for none
@@ -103,6 +103,9 @@ pub(crate) struct CreateArgs {
     /// Its root can not be written
     #[arg(long)]
     read_only: bool,
+    /// Put a small init in front of its entrypoint, which passes signals on and reaps orphans
+    #[arg(long)]
+    init: bool,
     /// Signal that asks its entrypoint to stop; the image's, or SIGTERM, when not given
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<String>,
@@ -209,6 +212,7 @@ impl CreateArgs {
         spec.terminal = self.tty;
         spec.stdin = self.interactive;
         spec.read_only = self.read_only;
+        spec.init = self.init;
         spec.kernel = self.kernel.clone();
         spec.accel = self.accel.clone();
         spec.hypervisor = hypervisor(self.hypervisor.as_deref(), preferred)?;
@@ -292,14 +296,10 @@ fn size(flag: &str, text: &str) -> Result<u64, Failure> {
 }
 
 fn split(text: &str) -> Result<Vec<String>, Failure> {
-    let words = shlex::split(text).ok_or_else(|| {
+    shlex::split(text).ok_or_else(|| {
         Failure::new(Class::Usage, format!("--entrypoint {text}: a quote is not closed"))
             .hint("quote it as for a shell")
-    })?;
-    match words.is_empty() {
-        true => Err(Failure::new(Class::Usage, "--entrypoint is empty").hint("leave it out to use the image's own")),
-        false => Ok(words),
-    }
+    })
 }
 
 /// Words of a command. The guest gets them as UTF-8.

@@ -32,7 +32,7 @@ pub(crate) fn exec(engine: &Engine, args: &ExecArgs) -> Result<u8, Failure> {
         user: args.user.clone(),
         terminal: args.tty.then_some(WindowSize { rows: 24, columns: 80 }),
         stdin: args.interactive,
-        pid_namespace: false,
+        init: false,
     };
     let (input, output) = engine.exec(&args.name, process)?;
     let follow = Follow {

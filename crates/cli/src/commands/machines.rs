@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use zmachine_machine::{Class, Engine, Exit, Failure, spec};
+use zmachine_machine::{Class, Engine, Exit, Failure, signal};
 
 use crate::args::{KillArgs, RmArgs, StartArgs, StopArgs};
 use crate::progress::Bars;
@@ -51,7 +51,7 @@ pub(crate) fn restart(engine: &Engine, args: &StopArgs) -> Result<u8, Failure> {
 }
 
 pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> Result<u8, Failure> {
-    let signal = args.signal.as_deref().map(spec::parse_signal).transpose()?;
+    let signal = args.signal.as_deref().map(signal::parse).transpose()?;
     each(&args.names.names, |name| match signal {
         None => engine.kill(name),
         Some(signal) => engine.signal(name, signal),

@@ -33,6 +33,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("interactive", "true", true),
     ("tty", "true", true),
     ("read-only", "true", true),
+    ("init", "true", true),
     ("stop-signal", "\"SIGINT\"", true),
     ("stop-timeout", "7", true),
     ("accel", "\"tcg\"", true),

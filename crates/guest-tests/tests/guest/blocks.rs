@@ -23,7 +23,7 @@ fn a_bad_block_costs_one_file_until_the_store_is_mended() {
             tree.file(&format!("{name}.bin"), noise(seed, 100_000))
         });
     let image = tree.file("good.bin", noise(3, 100_000)).pack(&home, "blocks");
-    zmachine(&home, &["run", "-d", "--name", "m", &image, "sleep", "1000"]).expect_success();
+    zmachine(&home, &["run", "-d", "--init", "--name", "m", &image, "sleep", "1000"]).expect_success();
     let healthy = fs::read(&corrupt).expect("a stored block");
     let mut damaged = healthy.clone();
     damaged[50] ^= 1;

@@ -17,7 +17,7 @@ const SIZE: usize = 6_000_000;
 fn whatever_dies_the_host_is_clean_and_the_machine_starts_again() {
     let Some(home) = home() else { return };
     let image = Tree::busybox(&home).file("data.bin", noise(5, SIZE)).pack(&home, "box");
-    zmachine(&home, &["run", "-d", "--name", "m", &image, "sleep", "1000"]).expect_success();
+    zmachine(&home, &["run", "-d", "--init", "--name", "m", &image, "sleep", "1000"]).expect_success();
     let mut checks = Checks::default();
     checks.that("a dead rootfs server is replaced, and reads go on", || {
         rootfs_dies(&home)
@@ -75,7 +75,7 @@ fn whatever_dies_the_host_is_clean_and_the_machine_starts_again() {
         assert_eq!(told(&home, "m", "cat /all"), "all");
     });
     checks.that("a monitor that dies while the machine stops", || {
-        // `sleep` as the entrypoint ends at once; a paused guest takes its time.
+        // `sleep` behind an init ends at once; a paused guest takes its time.
         let stop = in_background(home.zmachine(["stop", "m"]));
         let monitor = process(&home, "monitor");
         until("the machine is stopping", Duration::from_secs(20), || {

@@ -95,7 +95,7 @@ fn creating_and_removing_survive_a_power_cut_at_every_point() {
 fn starting_and_stopping_survive_a_power_cut_at_every_point() {
     let Some((home, image)) = home_with_box() else { return };
     let shared = format!("{}:/shared:ro", home.file("").display());
-    let mut words = vec!["create", "--name", "k", "-p", "18081:80"];
+    let mut words = vec!["create", "--init", "--name", "k", "-p", "18081:80"];
     words.extend(["-v", "kept:/kept:size=16M", "-v", "/own:size=16M"]);
     if has_virtiofsd() {
         words.extend(["-v", &shared]);

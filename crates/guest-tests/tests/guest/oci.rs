@@ -64,6 +64,7 @@ fn debian_image(home: &TestHome) {
         "--config.user=www-data",
         "--config.workingdir=/srv/www",
         "--config.exposedports=8080/tcp",
+        "--config.volume=/var/lib/web",
         "--config.label=tier=front",
         "--config.label=owner=us",
     ];
@@ -129,6 +130,11 @@ fn an_image_of_debian_packages_runs_as_it_says_and_outlives_its_store() {
     let plan: Value = serde_json::from_str(&plan.expect_success().stdout()).expect("JSON");
     assert_eq!(plan["labels"], json!({"tier": "back", "owner": "us"}));
     assert_eq!(plan["exposed_ports"], json!(["8080/tcp"]));
+    assert_eq!(plan["volumes"], Value::Null, "its data directory is part of the root");
+    let sealed = zmachine(&home, &["run", "--dry-run", "--read-only", "--network", "none", &image]);
+    let sealed: Value = serde_json::from_str(&sealed.expect_success().stdout()).expect("JSON");
+    assert_eq!(sealed["volumes"].as_array().map(Vec::len), Some(1), "{sealed}");
+    assert_eq!(sealed["boot"]["mounts"][0]["target"], "/var/lib/web");
     assert!(
         plan["attachments"].to_string().contains("8080"),
         "{}",
@@ -138,6 +144,7 @@ fn an_image_of_debian_packages_runs_as_it_says_and_outlives_its_store() {
     zmachine(&home, &["run", "-d", "--name", "w", "--network", "none", &image]).expect_success();
     let said = "www-data in /srv/www: hello, from the image\n/usr/bin/tac cap_net_raw=ep\n";
     until_logged(&home, "w", said);
+    zmachine(&home, &["exec", "-u", "0", "w", "touch", "/var/lib/web/data"]).expect_success();
 
     // What the machine has read is its own from here on, whatever becomes of the store and however small the cache is to be.
     let sums = "sha256sum /usr/bin/tac /usr/bin/sort";

@@ -42,7 +42,7 @@ fn rewrite(home: &TestHome, name: &str, fields: &[(&str, Value)]) {
 #[test]
 fn the_host_is_restarted_and_clocks_jump() {
     let Some((home, image)) = home_with_box() else { return };
-    zmachine(&home, &["create", "--name", "m", &image, "sleep", "1000"]).expect_success();
+    zmachine(&home, &["create", "--init", "--name", "m", &image, "sleep", "1000"]).expect_success();
     // As a power cut leaves it while the disk is being made.
     let unfinished = home.path().join("machines/by-name/m/root.img.new-0123456789abcdef");
     fs::write(&unfinished, "half").expect("a file");
@@ -142,7 +142,7 @@ fn of_two_commands_on_one_machine_one_wins_and_the_other_says_so() {
     let mut checks = Checks::default();
     checks.that("create and create", || {
         for _ in 0..5 {
-            let create = ["create", "--name", "r", image.as_str(), "sleep", "1000"];
+            let create = ["create", "--init", "--name", "r", image.as_str(), "sleep", "1000"];
             let (codes, runs) = at_once(&home, &create, &create);
             assert_eq!(codes, [0, 4], "{runs}");
             assert_eq!(names_in(&home.path().join("machines")).len(), 1);
@@ -150,7 +150,7 @@ fn of_two_commands_on_one_machine_one_wins_and_the_other_says_so() {
             assert!(codes[0] == 0 && [0, 3, 4].contains(&codes[1]), "{runs}");
             assert_eq!(names_in(&home.path().join("machines")), [""; 0]);
         }
-        zmachine(&home, &["create", "--name", "r", &image, "sleep", "1000"]).expect_success();
+        zmachine(&home, &["create", "--init", "--name", "r", &image, "sleep", "1000"]).expect_success();
     });
     checks.that("start and start, stop and stop", || {
         for _ in 0..3 {
@@ -170,7 +170,7 @@ fn of_two_commands_on_one_machine_one_wins_and_the_other_says_so() {
             zmachine(&home, &["ps", "-a"]).expect_success();
             if names_in(&home.path().join("machines")).is_empty() {
                 home.assert_host_clean();
-                zmachine(&home, &["create", "--name", "r", &image, "sleep", "1000"]).expect_success();
+                zmachine(&home, &["create", "--init", "--name", "r", &image, "sleep", "1000"]).expect_success();
             } else {
                 zmachine(&home, &["stop", "r"]).expect_success();
             }

@@ -1,6 +1,7 @@
 //! `why` after failures of every kind: each is told in words, with what to do.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -40,14 +41,39 @@ fn ended(home: &TestHome, machine: &str) {
     });
 }
 
+/// A program that writes to address 0: process 1 can not end itself with a signal, but a fault ends it. An ELF file of one
+/// segment, with `xor eax, eax; mov [rax], eax`.
+fn crashing_program() -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    const CODE: [u8; 4] = [0x31, 0xc0, 0x89, 0x00];
+    let mut file = vec![
+        0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0x3e, 0, 1, 0, 0, 0,
+    ];
+    let headers = 64 + 56;
+    for word in [BASE + headers, 64, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    // Readable and executable, the whole file.
+    file.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    let length = headers + CODE.len() as u64;
+    for word in [0, BASE, BASE, length, length, 0x1000] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(CODE);
+    file
+}
+
 #[test]
 fn every_kind_of_failure_is_told_in_words_with_what_to_do() {
     let Some(home) = home() else { return };
-    let image = Tree::busybox(&home)
+    let tree = Tree::busybox(&home)
         .file("bin/plain", "no program\n")
-        .script("bin/crash", "kill -SEGV $$")
-        .file("data.bin", noise(9, 3_000_000))
-        .pack(&home, "box");
+        .file("bin/crash", crashing_program())
+        .file("data.bin", noise(9, 3_000_000));
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(tree.root().join("bin/crash"), executable).expect("its mode");
+    let image = tree.pack(&home, "box");
     let mut checks = Checks::default();
     // Each runs attached, fails, and is asked about under its name.
     for (name, args, what, hint) in [

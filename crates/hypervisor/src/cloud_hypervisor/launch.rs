@@ -304,15 +304,16 @@ impl Starting<'_> {
     async fn confirm(&self, config: &VmConfig) -> Result<(), LaunchError> {
         let info = self.client.get("vm.info", self.patience).await;
         let info = info.map_err(|e| LaunchError::Control(e.of("vm.info")))?;
-        let mut sent = serde_json::to_value(config).unwrap_or_default();
-        // It keeps the rules to itself. That they were understood shows in what it can open.
-        if let Some(sent) = sent.as_object_mut() {
-            sent.remove("landlock_rules");
-            if !self.taps.is_empty() {
-                let nets = self.taps.iter().map(|(net, _)| serde_json::to_value(net));
-                let nets = nets.collect::<Result<Vec<_>, _>>().unwrap_or_default();
-                sent.insert("net".into(), Value::Array(nets));
-            }
+        let nets = self.taps.iter().map(|(net, _)| serde_json::to_value(net));
+        let described = serde_json::to_value(config).and_then(|sent| Ok((sent, nets.collect::<Result<Vec<_>, _>>()?)));
+        // What can not be described can not be compared either, so it is nothing that was understood.
+        let Ok((mut sent, nets)) = described else {
+            return Err(LaunchError::Misunderstood { field: "all".into() });
+        };
+        if let Some(sent) = sent.as_object_mut()
+            && !nets.is_empty()
+        {
+            sent.insert("net".into(), Value::Array(nets));
         }
         match difference(&sent, &info["config"]) {
             None => Ok(()),

@@ -8,15 +8,16 @@
 //! | resets | stays, and starts the guest again | state `Running` | `vm rebooting`, `vm rebooted` |
 //! | ends by a triple fault | exits with 0 | gone | `vm shutdown`, `vm deleted`, `vmm shutdown` |
 //! | panics, with a driver for pvpanic | stays | state `Running` | `guest panic` |
+//! | has a virtual CPU that KVM can not run | exits with 0 | gone | none that tells it apart |
 //!
-//! The events and the end of the serial console are hints; what they hint at is looked up. The exit status says nothing
+//! The last of these is told apart by the process's log alone ([`VCPU_FAILED`]). The events and the end of the serial console are hints; what they hint at is looked up. The exit status says nothing
 //! about the guest. SIGTERM from outside also ends the process with 0, and is taken for a reset.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -34,6 +35,12 @@ use super::events::Event;
 
 /// It needs milliseconds to go; then it is killed.
 const QUIT_PATIENCE: Duration = Duration::from_secs(20);
+/// What its log says when a thread of a virtual CPU ends in an error or a panic: its process ends with success all the same.
+const VCPU_FAILED: &str = "VCPU generated error";
+/// How long a guest may take to let an interface go, as with QEMU.
+const UNPLUG_PATIENCE: Duration = Duration::from_secs(10);
+/// Pause between two looks whether it has.
+const UNPLUG_PAUSE: Duration = Duration::from_millis(50);
 /// How long the last events may take to be read.
 const LAST_HINTS: Duration = Duration::from_millis(100);
 /// Agents that called and were not connected to yet.
@@ -193,7 +200,13 @@ impl ChVm {
         let reason = match status {
             Some(status) if status.success() && self.panicked => ExitReason::GuestPanic,
             Some(status) if status.success() && self.quit => ExitReason::HostQuit,
-            Some(status) if status.success() => ExitReason::GuestReset,
+            Some(status) if status.success() => match self.log.last_lines().await {
+                lines if lines.iter().any(|line| line.contains(VCPU_FAILED)) => ExitReason::Crashed {
+                    status: status.to_string(),
+                    last_stderr_lines: lines,
+                },
+                _ => ExitReason::GuestReset,
+            },
             other => self.log.reason_of(other).await,
         };
         self.close(reason);
@@ -305,10 +318,29 @@ impl Vm for ChVm {
         added.map(drop).map_err(|error| error.of("vm.add-net"))
     }
 
-    /// Asks the guest to let the interface go; its id is free once it has.
+    /// Asks the guest to let the interface go, and waits until it has: until then its tap is in use, and its id taken.
     async fn remove_nic(&mut self, id: &str) -> Result<(), ControlError> {
         let body = RemoveDevice { id: id.to_owned() };
-        self.order_with("vm.remove-device", &body).await
+        self.order_with("vm.remove-device", &body).await?;
+        let patience = UNPLUG_PATIENCE.min(self.patience);
+        let deadline = Instant::now() + patience;
+        loop {
+            let info = self.client.get("vm.info", self.patience).await;
+            let info = info.map_err(|error| error.of("vm.info"))?;
+            if info["device_tree"].get(id).is_none() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(ControlError::Refused {
+                    command: "vm.remove-device".to_owned(),
+                    reason: format!(
+                        "the guest has not let the interface '{id}' go within {} s",
+                        patience.as_secs()
+                    ),
+                });
+            }
+            tokio::time::sleep(UNPLUG_PAUSE).await;
+        }
     }
 
     async fn quit(&mut self) -> Result<(), ControlError> {

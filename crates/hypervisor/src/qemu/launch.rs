@@ -17,7 +17,7 @@ use zmachine_sys::process::ChildSetup;
 
 use crate::driver::check_files;
 use crate::process_log::Log;
-use crate::{Boot, ControlError, Disk, LaunchError, NicKind, Platform, Resources, RunDir, VmSpec};
+use crate::{Accel, Boot, ControlError, Disk, LaunchError, NicKind, Platform, Resources, RunDir, VmSpec};
 
 use super::arguments::{AGENT_SOCKET, Channels, FIRMWARE_CODE, FIRMWARE_VARIABLES, arguments};
 use super::qmp::Qmp;
@@ -49,8 +49,10 @@ pub(super) async fn launch(
     resources: Resources,
     run: &RunDir,
 ) -> Result<QemuVm, LaunchError> {
+    zmachine_sys::clock::begin();
     check_files(vm)?;
     check_sockets(vm)?;
+    let vm = &with_counter(vm);
     let opened = open(qemu, vm, run)?;
     let channel = |what| move |source| LaunchError::Channel { what, source };
     let pairs = Pairs {
@@ -106,6 +108,19 @@ pub(super) async fn launch(
         )),
         Err(error) => Err(post_mortem(error, child, log).await),
     }
+}
+
+/// The machine, whose kernel is told the speed of this host's counter if it is one of ours that is emulated. Not in its plan:
+/// that may be started on another host.
+fn with_counter(vm: &VmSpec) -> VmSpec {
+    let mut vm = vm.clone();
+    if vm.accel == Accel::Tcg
+        && vm.platform == Platform::Lean
+        && let Boot::Kernel { cmdline, .. } = &mut vm.boot
+    {
+        *cmdline = crate::cmdline::with_counter(cmdline, zmachine_sys::clock::tsc_khz());
+    }
+    vm
 }
 
 /// Checks what QEMU would not: it waits forever for a socket that is not there.

@@ -1,5 +1,6 @@
 //! Creating machines: from a spec to a folder with a plan.
 
+use std::borrow::Cow;
 use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 
@@ -87,6 +88,14 @@ impl Makes {
         }
     }
 
+    /// Where a container's image keeps its data.
+    fn data_paths(&self) -> &[String] {
+        match self {
+            Makes::Container { image, .. } => &image.volumes,
+            Makes::Tree(_) | Makes::Vm(_) => &[],
+        }
+    }
+
     /// Ports that a container's image exposes; a VM's publishes what it likes.
     fn exposed_ports(&self) -> &[String] {
         match self {
@@ -103,7 +112,7 @@ impl Engine {
     /// # Errors
     /// Whatever is wrong with the request, the image or the host; nothing is left then.
     pub fn create(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Machine, Failure> {
-        self.planned(spec, options, |id, plan, wanted| {
+        self.planned(spec, options, |id, spec, plan, wanted| {
             let addresses = plan
                 .attachments()
                 .iter()
@@ -134,7 +143,7 @@ impl Engine {
     /// As [`Engine::create`].
     pub fn plan(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Plan, Failure> {
         let networks = self.networks()?;
-        self.planned(spec, options, |id, plan, _| {
+        self.planned(spec, options, |id, _, plan, _| {
             release_leases(&networks, |machine| machine == id)?;
             Ok(plan)
         })
@@ -144,7 +153,7 @@ impl Engine {
         &self,
         spec: &MachineSpec,
         options: &CreateOptions<'_>,
-        then: impl FnOnce(&str, Plan, &[Wanted]) -> Result<T, Failure>,
+        then: impl FnOnce(&str, &MachineSpec, Plan, &[Wanted]) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         spec::check_name(&spec.name)?;
         require_files()?;
@@ -158,6 +167,8 @@ impl Engine {
         // Until the machine is there, nothing says that its image is needed.
         let _images = hold_images(self.home.data())?;
         let facts = self.facts(spec, options, &wanted, !shares.is_empty())?;
+        let (spec, wanted) = self.with_data_paths(spec, facts.makes.data_paths(), wanted, &shares, &id)?;
+        let spec = &*spec;
         if spec.publish_all {
             publish.extend(publish_exposed(facts.makes.exposed_ports(), &publish)?);
         }
@@ -179,12 +190,44 @@ impl Engine {
                     shares: &shares,
                     has_share_server: zmachine_share::Server::find().is_ok(),
                 };
-                then(&id, Plan::new(spec, facts.makes.content(&wanted), inputs)?, &wanted)
+                let plan = Plan::new(spec, facts.makes.content(&wanted), inputs)?;
+                then(&id, spec, plan, &wanted)
             });
         if result.is_err() {
             release_leases(&networks, |machine| machine == id)?;
         }
         result
+    }
+
+    /// The spec and its volumes, with one more for each of `paths` that nothing is mounted on, when the root can not be
+    /// written: there an image's data have no place else. They go with the machine as all volumes without a name.
+    fn with_data_paths<'a>(
+        &self,
+        spec: &'a MachineSpec,
+        paths: &[String],
+        wanted: Vec<Wanted>,
+        shares: &[SharedDirectory],
+        id: &str,
+    ) -> Result<(Cow<'a, MachineSpec>, Vec<Wanted>), Failure> {
+        let is_free = |path: &&String| {
+            let path = path.trim_end_matches('/');
+            // What no `-v` can say is no place for a volume, whatever an image says.
+            path.starts_with('/')
+                && !path.contains(':')
+                && !wanted.iter().any(|volume| volume.target == path)
+                && !shares.iter().any(|shared| shared.target == path)
+        };
+        let free: Vec<String> = paths.iter().filter(is_free).cloned().collect();
+        if !spec.read_only || free.is_empty() {
+            return Ok((Cow::Borrowed(spec), wanted));
+        }
+        let spec = MachineSpec {
+            volumes: [spec.volumes.clone(), free].concat(),
+            ..spec.clone()
+        };
+        let wanted = self.volumes().wanted(&spec.volumes, id)?;
+        wanted.iter().try_for_each(Wanted::check_mountable)?;
+        Ok((Cow::Owned(spec), wanted))
     }
 
     fn facts(

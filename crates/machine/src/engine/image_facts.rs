@@ -29,6 +29,7 @@ pub(super) fn image_facts(image: &Image, flist: &str) -> Result<ImageFacts, Fail
         user: config.user.filter(|user| !user.is_empty()),
         stop_signal: config.stop_signal.filter(|signal| !signal.is_empty()),
         exposed_ports: config.ports,
+        volumes: config.volumes,
         labels: config.labels,
         tree: None,
     };

@@ -15,7 +15,7 @@ use super::networks::{Answered, Change, Parts};
 use super::restart::Asked;
 use super::run::{AbortOnDrop, Monitor, Outcome, at};
 use super::server::{self, Attachable, Shared};
-use super::{console, entry, rootfs_child};
+use super::{clock, console, entry, rootfs_child};
 use crate::control::{Reconnect, Reply, Report, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
@@ -65,6 +65,7 @@ impl Monitor<ContainerPlan> {
         self.make_group(&vm);
         let listener = self.make_run_dir().map_err(at("run folder"))?;
         let (session_sender, session) = watch::channel(None);
+        let _clock = AbortOnDrop(tokio::spawn(clock::follow(session.clone())));
         let (entry, waiting) = entry::new();
         let (console, console_waiting) = console::new();
         let shared = Shared {
@@ -133,7 +134,10 @@ impl Monitor<ContainerPlan> {
                     VmEvent::Exited(reason) => return self.ended(reason, ending.exit, ending.killed),
                     // A full disk stops the guest; that the state can not be written then must not end it.
                     VmEvent::Paused => self.advance_if_possible(Phase::Paused),
-                    VmEvent::Resumed => self.advance_if_possible(Phase::Running),
+                    VmEvent::Resumed => {
+                        self.advance_if_possible(Phase::Running);
+                        clock::tell(Some(running.session.clone()));
+                    }
                     other => self.note_event(&other),
                 },
                 event = inbox.next() => match event {

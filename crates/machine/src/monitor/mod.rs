@@ -14,6 +14,7 @@ mod agent_start;
 mod appliance;
 mod cache;
 mod cell;
+mod clock;
 #[cfg(test)]
 mod commands_test;
 mod confine;
@@ -72,6 +73,8 @@ pub struct MonitorArgs {
 pub fn run(args: MonitorArgs) -> Result<(), Failure> {
     // Whatever it and its children make is its owner's alone, unless they say otherwise.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    // Known by the time that an emulated guest is to be told of it.
+    zmachine_sys::clock::begin();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run::run(args))
 }

@@ -96,7 +96,7 @@ impl Monitor<()> {
             user: None,
             terminal: None,
             stdin: false,
-            pid_namespace: false,
+            init: false,
         };
         let shared = Shared {
             attachable: Attachable::Entrypoint(entry),

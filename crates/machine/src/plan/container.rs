@@ -16,6 +16,7 @@ use super::{
     ImageFacts, Inputs, KernelChoice, PLAN_VERSION, PlanError, ShareUse, SharedTree, dns, grace_ms, hostname,
     interface, merged_env, nics, routes, share, ssh_keys, start_timeout_s, uuid, warnings,
 };
+use crate::signal;
 use crate::spec::{self, MachineSpec};
 use crate::volume::{SharedDirectory, Wanted};
 
@@ -169,7 +170,7 @@ impl ContainerPlan {
                 ..vm(spec, kernel, volumes, &inputs, disks)
             },
             upper_bytes,
-            boot: boot(spec, volumes, &inputs, disks)?,
+            boot: boot(spec, image, volumes, &inputs, disks)?,
             process,
             attachments: inputs.attachments,
             volumes: volumes.iter().map(VolumeUse::of).collect(),
@@ -239,7 +240,7 @@ fn refuse_vm_flags(spec: &MachineSpec) -> Result<(), PlanError> {
 
 /// The Linux number of a signal by name or number; of the default one when there is none.
 pub(super) fn stop_signal(text: Option<&str>) -> Result<i32, PlanError> {
-    spec::parse_signal(text.unwrap_or(spec::DEFAULT_STOP_SIGNAL)).map_err(|f| PlanError::Signal(f.message))
+    signal::parse(text.unwrap_or(spec::DEFAULT_STOP_SIGNAL)).map_err(|f| PlanError::Signal(f.message))
 }
 
 /// Program and arguments as docker puts them together: an own entrypoint puts aside the image's command too. Empty when
@@ -258,6 +259,9 @@ pub(super) fn arguments(spec: &MachineSpec, image: &ImageFacts) -> Vec<String> {
 
 fn process(spec: &MachineSpec, image: &ImageFacts) -> Result<Process, PlanError> {
     let mut args = arguments(spec, image);
+    if args.is_empty() && spec.entrypoint.is_some() {
+        return Err(PlanError::NothingToRun);
+    }
     if args.is_empty() {
         args.push("/sbin/init".to_owned());
     }
@@ -269,7 +273,6 @@ fn process(spec: &MachineSpec, image: &ImageFacts) -> Result<Process, PlanError>
     if let Some(dir) = cwd.as_ref().filter(|dir| !dir.starts_with('/')) {
         return Err(PlanError::WorkdirRelative { dir: dir.clone() });
     }
-    let program = args[0].rsplit('/').next().unwrap_or_default().to_owned();
     Ok(Process {
         args,
         env: environment(spec, image)?,
@@ -279,8 +282,7 @@ fn process(spec: &MachineSpec, image: &ImageFacts) -> Result<Process, PlanError>
             .terminal
             .then_some(zmachine_agent_protocol::WindowSize { rows: 24, columns: 80 }),
         stdin: spec.stdin,
-        // The names at which podman, too, takes a container's program for an init system.
-        pid_namespace: matches!(program.as_str(), "init" | "systemd"),
+        init: spec.init,
     })
 }
 
@@ -356,7 +358,13 @@ fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &In
     }
 }
 
-fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, has: Disks) -> Result<BootConfig, PlanError> {
+fn boot(
+    spec: &MachineSpec,
+    image: &ImageFacts,
+    volumes: &[Wanted],
+    inputs: &Inputs<'_>,
+    has: Disks,
+) -> Result<BootConfig, PlanError> {
     let hostname = hostname(spec);
     let (nameservers, search) = dns(spec, inputs)?;
     let first_address = inputs
@@ -389,6 +397,7 @@ fn boot(spec: &MachineSpec, volumes: &[Wanted], inputs: &Inputs<'_>, has: Disks)
         search,
         hosts: hosts.into_iter().collect(),
         mounts: mounts(volumes, inputs.shares),
+        directories: image.volumes.clone(),
         ssh_keys: ssh_keys(spec),
         first_start: true,
         // One flist block: halves the requests of a cold start against the kernel's own 128 KiB.
@@ -405,12 +414,14 @@ pub(super) fn mounts(volumes: &[Wanted], shares: &[SharedDirectory]) -> Vec<Moun
         fstype: volume.fs.name().to_owned(),
         target: volume.target.clone(),
         read_only: volume.read_only,
+        populate: !volume.read_only && !volume.no_copy,
     };
     let share = |(index, shared): (usize, &SharedDirectory)| Mount {
         serial: share::share_tag(index),
         fstype: "virtiofs".to_owned(),
         target: shared.target.clone(),
         read_only: shared.read_only,
+        populate: false,
     };
     let mut mounts: Vec<Mount> = volumes.iter().map(volume).collect();
     mounts.extend(shares.iter().enumerate().map(share));
@@ -535,6 +546,14 @@ mod tests {
         assert_eq!(plan_of(&spec, &image()).unwrap().process.args, ["ls", "/"]);
         spec.entrypoint = Some(vec!["env".into(), "-i".into()]);
         assert_eq!(plan_of(&spec, &image()).unwrap().process.args, ["env", "-i", "ls", "/"]);
+        let image = ImageFacts {
+            entrypoint: vec!["/entry".into()],
+            ..image()
+        };
+        spec.entrypoint = Some(Vec::new());
+        assert_eq!(plan_of(&spec, &image).unwrap().process.args, ["ls", "/"]);
+        spec.command.clear();
+        assert_eq!(plan_of(&spec, &image).unwrap_err(), PlanError::NothingToRun);
     }
 
     #[test]
@@ -562,18 +581,21 @@ mod tests {
     }
 
     #[test]
-    fn without_any_entrypoint_an_init_runs_in_its_own_pid_namespace() {
+    fn without_any_entrypoint_the_images_init_runs_and_ours_only_when_asked_for() {
         let process = plan(|_| ()).unwrap().process;
-        assert_eq!(
-            (process.args, process.pid_namespace),
-            (vec!["/sbin/init".to_owned()], true)
-        );
-        assert!(
-            !plan(|spec| spec.command = vec!["/bin/initdb".into()])
-                .unwrap()
-                .process
-                .pid_namespace
-        );
+        assert_eq!((process.args, process.init), (vec!["/sbin/init".to_owned()], false));
+        assert!(plan(|spec| spec.init = true).unwrap().process.init);
+    }
+
+    #[test]
+    fn the_images_volumes_are_directories_that_the_container_finds() {
+        let image = ImageFacts {
+            volumes: vec!["/data".into()],
+            ..image()
+        };
+        let mut spec = MachineSpec::new("web", "/x.fl");
+        spec.networks.clear();
+        assert_eq!(plan_of(&spec, &image).unwrap().boot.directories, ["/data"]);
     }
 
     #[test]
@@ -625,6 +647,7 @@ mod tests {
                 fstype: "ext4".to_owned(),
                 target: target.to_owned(),
                 read_only: false,
+                populate: false,
             });
             plan.fs_drivers()
         };
@@ -725,7 +748,10 @@ mod tests {
         };
         assert_eq!((plan.id.as_str(), plan.upper_bytes), ("5c28ffaff6fe", Some(500 << 20)));
         let again = serde_json::to_value(&plan).unwrap();
-        let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/golden/plan-v1.json")).unwrap();
+        let mut golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/golden/plan-v1.json")).unwrap();
+        // It said which entrypoints are PID 1 of a namespace; since then all are.
+        golden["process"].as_object_mut().unwrap().remove("pid_namespace");
         assert_eq!(again, golden);
     }
 }

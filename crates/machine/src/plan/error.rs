@@ -22,6 +22,8 @@ pub enum PlanError {
     SizeTooSmall { bytes: u64 },
     #[error("'{key}' can not be the name of an environment variable")]
     EnvName { key: String },
+    #[error("an empty --entrypoint puts the image's program and its arguments aside, and no command is given")]
+    NothingToRun,
     #[error("the working directory '{dir}' is not an absolute path")]
     WorkdirRelative { dir: String },
     #[error("'{hostname}' can not be a host name")]
@@ -88,10 +90,11 @@ impl PlanError {
             PlanError::MemoryTooLarge { .. } => "choose a smaller --memory",
             PlanError::SizeTooSmall { .. } => "sizes without a unit are bytes; for example --size 2G",
             PlanError::EnvName { .. } => "use -e NAME=VALUE, with a name that is not empty",
+            PlanError::NothingToRun => "give a command after the image, or leave --entrypoint out",
             PlanError::WorkdirRelative { .. } => "give -w a path that starts with '/'",
             PlanError::Hostname { .. } => "use letters, digits, '-' and '.', at most 64 characters",
             PlanError::Dns { .. } => "for example --dns 9.9.9.9",
-            PlanError::Signal(_) => "use a name such as SIGTERM, or a number from 1 to 64",
+            PlanError::Signal(_) => "use a name such as SIGTERM or SIGRTMIN+3, or a number from 1 to 64",
             PlanError::NoBootVolume { .. } => "for example -v boot:/:size=10G",
             PlanError::BootVolumeReadOnly { .. } => "leave out ':ro' of the first -v",
             PlanError::VolumeTooSmall { .. } => "make it larger with 'zmachine volume grow', or take another volume",

@@ -178,6 +178,8 @@ pub struct ImageFacts {
     pub stop_signal: Option<String>,
     /// Ports its program listens on, as `80/tcp`.
     pub exposed_ports: Vec<String>,
+    /// Where its programs keep their data.
+    pub volumes: Vec<String>,
     /// What it is called by who made it.
     pub labels: BTreeMap<String, String>,
     /// The unpacked image, when that is to be the root.

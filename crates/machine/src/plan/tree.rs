@@ -128,6 +128,7 @@ fn refuse_flags(spec: &MachineSpec) -> Result<(), PlanError> {
         ("--user", spec.user.is_some()),
         ("--workdir", spec.workdir.is_some()),
         ("--tty", spec.terminal),
+        ("--init", spec.init),
         ("--rootfs block", spec.rootfs == RootfsChoice::Block),
         ("--secret", !spec.secrets.is_empty()),
     ];

@@ -288,6 +288,7 @@ fn refuse_container_flags(spec: &MachineSpec) -> Result<(), PlanError> {
         ("--user", spec.user.is_some()),
         ("--workdir", spec.workdir.is_some()),
         ("--read-only", spec.read_only),
+        ("--init", spec.init),
         ("--kernel", spec.kernel.is_some()),
         ("--rootfs", spec.rootfs != RootfsChoice::Auto),
         ("--secret", !spec.secrets.is_empty()),
@@ -377,6 +378,7 @@ mod tests {
             fs: Fs::Ext4,
             content: Content::Empty,
             read_only: false,
+            no_copy: false,
             new: None,
         }
     }

@@ -7,7 +7,7 @@
 //! | `./dir:/path`, `/dir:/path` | a directory of the host |
 //!
 //! Options: `size=10G`, `fs=ext4|btrfs|xfs|none` (both for a volume that is not there yet, or to insist on what it is),
-//! `ro`, `rw`.
+//! `ro`, `rw`, `nocopy` (a fresh volume stays empty, whatever the image has in its place).
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,8 @@ pub struct VolumeArgument {
     pub fs: Option<Fs>,
     /// The guest can only read it.
     pub read_only: bool,
+    /// A fresh volume does not take over what the image has at the target.
+    pub no_copy: bool,
 }
 
 /// What a `-v` attaches.
@@ -75,9 +77,9 @@ impl VolumeArgument {
             return Err(wrong(format!("':{more}' is one part too many")));
         }
         let is_directory = matches!(argument.origin, Origin::Directory(_));
-        if is_directory && (argument.size_bytes.is_some() || argument.fs.is_some()) {
+        if is_directory && (argument.size_bytes.is_some() || argument.fs.is_some() || argument.no_copy) {
             return Err(wrong(
-                "size and fs are for volumes; a directory has those it has".to_owned(),
+                "size, fs and nocopy are for volumes; a directory is what it is".to_owned(),
             ));
         }
         Ok(argument)
@@ -90,6 +92,7 @@ impl VolumeArgument {
             size_bytes: None,
             fs: None,
             read_only: false,
+            no_copy: false,
         }
     }
 
@@ -103,6 +106,7 @@ impl VolumeArgument {
                 Some(("fs", fs)) => self.fs = Some(fs.parse()?),
                 None if option == "ro" => self.read_only = true,
                 None if option == "rw" => self.read_only = false,
+                None if option == "nocopy" => self.no_copy = true,
                 _ => return Err(format!("'{option}' is not an option")),
             }
         }
@@ -121,7 +125,8 @@ impl fmt::Display for VolumeArgument {
         let size = self.size_bytes.map(|bytes| format!("size={bytes}"));
         let fs = self.fs.map(|fs| format!("fs={fs}"));
         let read_only = self.read_only.then(|| "ro".to_owned());
-        let options: Vec<String> = [size, fs, read_only].into_iter().flatten().collect();
+        let no_copy = self.no_copy.then(|| "nocopy".to_owned());
+        let options: Vec<String> = [size, fs, read_only, no_copy].into_iter().flatten().collect();
         match options.is_empty() {
             true => Ok(()),
             false => write!(f, ":{}", options.join(",")),
@@ -184,11 +189,18 @@ mod tests {
         );
         assert_eq!(parse("/srv:/srv:ro").unwrap().origin, Origin::Directory("/srv".into()));
         assert_eq!(parse("boot:/").unwrap().target, "/");
+        assert!(parse("data:/data:nocopy").unwrap().no_copy && !named.no_copy);
     }
 
     #[test]
     fn it_is_written_as_it_is_read() {
-        for text in ["data:/d", "data:/d:size=2G,fs=xfs,ro", "/d", "/d:size=1G", "./x:/d:ro"] {
+        for text in [
+            "data:/d",
+            "data:/d:size=2G,fs=xfs,ro,nocopy",
+            "/d",
+            "/d:size=1G",
+            "./x:/d:ro",
+        ] {
             let argument = parse(text).unwrap();
             let again = VolumeArgument::parse(&argument.to_string(), Path::new("/elsewhere")).unwrap();
             assert_eq!(again, argument, "{text}");
@@ -210,6 +222,7 @@ mod tests {
             "data:/a:ro:ro",
             "/a:ro:ro",
             "../x:/a:size=1G",
+            "./x:/a:nocopy",
             "-v:/a",
             "zm-root:/a",
         ] {

@@ -95,12 +95,13 @@ impl Fs {
         }
     }
 
-    /// The smallest volume it can be made on, in bytes (measured with e2fsprogs 1.47, btrfs-progs 6.2, xfsprogs 6.1).
+    /// The smallest volume that is made for it, in bytes: what its tool needs (measured with e2fsprogs 1.47, xfsprogs 6.1), or,
+    /// for btrfs, the smallest that the kernel lets grow (`btrfs_ioctl_resize`).
     pub fn least_bytes(self) -> u64 {
         match self {
             Fs::None => 1 << 20,
             Fs::Ext4 => 16 << 20,
-            Fs::Btrfs => 128 << 20,
+            Fs::Btrfs => 256 << 20,
             Fs::Xfs => 300 << 20,
         }
     }

@@ -260,6 +260,15 @@ impl Volumes {
             let message = format!("the volume '{name}' has {has} already; it can not become {wanted}");
             return Err(Failure::new(Class::Usage, message).hint("volumes only grow; give a larger size"));
         }
+        let fs = volume.record.fs;
+        if size_bytes < fs.least_bytes() {
+            let (wanted, least) = (crate::bytes::Human(size_bytes), crate::bytes::Human(fs.least_bytes()));
+            let message = format!("the volume '{name}' can not become {wanted}: {fs} grows to {least} or more");
+            return Err(Failure::new(Class::Usage, message).hint(format!(
+                "for example: zmachine volume grow {name} {}M",
+                fs.least_bytes() >> 20
+            )));
+        }
         let data = OpenOptions::new().write(true).open(volume.data())?;
         data.set_len(size_bytes)
             .and_then(|()| data.sync_all())
@@ -596,6 +605,18 @@ mod tests {
     }
 
     #[test]
+    fn a_btrfs_of_before_the_least_size_is_not_grown_to_where_the_kernel_does_not_grow_it() {
+        let (_dir, volumes) = volumes();
+        volumes.create(&new("small", 256 << 20, Fs::Btrfs)).unwrap();
+        let data = OpenOptions::new().write(true).open(volumes.data("small")).unwrap();
+        data.set_len(128 << 20).unwrap();
+        let refused = volumes.grow("small", 200 << 20).unwrap_err();
+        assert_eq!(refused.class, Class::Usage);
+        assert!(refused.hint.unwrap().ends_with("grow small 256M"));
+        volumes.grow("small", 256 << 20).unwrap();
+    }
+
+    #[test]
     fn a_boot_disk_and_a_bare_disk_are_not_mounted() {
         let (_dir, volumes) = volumes();
         volumes.create(&new("boot", 64 << 20, Fs::Ext4)).unwrap();
@@ -613,7 +634,7 @@ mod tests {
         let (_dir, volumes) = volumes();
         for (fs, size) in [
             (Fs::Ext4, 1 << 20),
-            (Fs::Btrfs, 64 << 20),
+            (Fs::Btrfs, 255 << 20),
             (Fs::Xfs, 64 << 20),
             (Fs::None, 1),
         ] {

@@ -28,6 +28,8 @@ pub struct Wanted {
     pub content: Content,
     /// The guest can only read it.
     pub read_only: bool,
+    /// A fresh one does not take over what the image has at the target.
+    pub no_copy: bool,
     /// It is not there yet and has to be made.
     pub new: Option<NewVolume>,
 }
@@ -110,6 +112,7 @@ impl Volumes {
                 .map_or(argument.fs.unwrap_or_default(), |volume| volume.record.fs),
             content: known.map_or(Content::Empty, |volume| volume.record.content),
             read_only: argument.read_only,
+            no_copy: argument.no_copy,
             new,
             name,
         }))

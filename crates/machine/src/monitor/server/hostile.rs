@@ -21,7 +21,7 @@ fn process() -> Process {
         user: None,
         terminal: None,
         stdin: true,
-        pid_namespace: false,
+        init: false,
     }
 }
 

@@ -8,6 +8,7 @@ use zmachine_agent_protocol::{Process, Request as AgentRequest};
 use zmachine_disk::{Content as OnDisk, RawFile, identify};
 use zmachine_hypervisor::{Vm, VmEvent};
 
+use super::super::clock;
 use super::super::container::KILL_TIMEOUT;
 use super::super::guest::{self, within};
 use super::super::inbox::{Cut, Event, Inbox};
@@ -87,7 +88,10 @@ impl Monitor<VmPlan> {
                     VmEvent::Exited(reason) => return self.ended(reason, None, ending.killed),
                     // A full disk stops the guest; that the state can not be written then must not end it.
                     VmEvent::Paused => self.advance_if_possible(Phase::Paused),
-                    VmEvent::Resumed => self.advance_if_possible(Phase::Running),
+                    VmEvent::Resumed => {
+                        self.advance_if_possible(Phase::Running);
+                        clock::tell(session.borrow().clone());
+                    }
                     VmEvent::Rebooted => {
                         // A kernel asks for its reset several times before it happens.
                         if ending.rebooted.is_none_or(|at| at.elapsed() > REBOOT_PERIOD) {
@@ -327,7 +331,7 @@ impl Monitor<VmPlan> {
             user: None,
             terminal: None,
             stdin: false,
-            pid_namespace: false,
+            init: false,
         }
     }
 }

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use zmachine_hypervisor::{Resources, RunDir, Vm};
 
 pub(crate) use self::install::open_source;
+use super::clock;
 use super::console;
 use super::inbox::{Cut, Inbox};
 use super::launch::{not_launched, note_lines};
@@ -49,6 +50,7 @@ impl Monitor<VmPlan> {
         let vm = self.plan.vm.clone();
         self.make_group(&vm);
         let (session_slot, session) = watch::channel(None);
+        let _clock = AbortOnDrop(tokio::spawn(clock::follow(session.clone())));
         let (console, waiting) = console::new();
         let shared = Shared {
             attachable: Attachable::Console,

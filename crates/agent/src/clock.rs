@@ -1,0 +1,26 @@
+//! The guest's clock, which stands still while the machine is paused and while its host sleeps.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::io::Errno;
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+/// A difference that is left alone: it is what the message took, or less than programs care for, and a clock that is set
+/// back for it would go through the same moment twice.
+const TOLERANCE: Duration = Duration::from_millis(250);
+
+/// Sets `CLOCK_REALTIME` to the host's, when they differ by more than [`TOLERANCE`]. `CLOCK_MONOTONIC` goes on as it did.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn set(host: Duration) -> Result<(), Errno> {
+    let own = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    if host.abs_diff(own) <= TOLERANCE {
+        return Ok(());
+    }
+    let time = Timespec {
+        tv_sec: host.as_secs().try_into().map_err(|_| Errno::INVAL)?,
+        tv_nsec: host.subsec_nanos().into(),
+    };
+    clock_settime(ClockId::Realtime, time)
+}
