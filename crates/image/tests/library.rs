@@ -9,7 +9,7 @@ use std::sync::Barrier;
 
 use support::*;
 use zmachine_flist::{BlockRef, Digest, Flist, Metadata, Node, NodeId, NodeKind, Route, RouteTable, TreeBuilder};
-use zmachine_image::library::PruneReport;
+use zmachine_image::library::{Mended, PruneReport};
 use zmachine_image::{
     FetchOptions, Image, ImageKind, ImageName, Library, Mode, PullPolicy, Reference, ResolveError, Silent,
 };
@@ -414,7 +414,10 @@ fn all_blocks_of_an_image_can_be_had_ahead() {
     let rooms = Rooms::new();
     let image = rooms.resolve(&fixture("sizes.fl")).unwrap();
     rooms.library.fetch_blocks(&image, &Silent).unwrap();
-    assert_eq!(rooms.library.cache().scrub().unwrap().good, image.facts.sizes.blocks);
+    assert_eq!(
+        rooms.library.cache().check(false, &Silent).unwrap().good,
+        image.facts.sizes.blocks
+    );
     rooms
         .library
         .cache()
@@ -429,6 +432,39 @@ fn all_blocks_of_an_image_can_be_had_ahead() {
         matches!(&error, ResolveError::Fetch { file, .. } if file.starts_with('/')),
         "{error}"
     );
+}
+
+#[test]
+fn damaged_blocks_of_the_cache_are_named_and_fetched_again_when_that_is_asked_for() {
+    let rooms = Rooms::new();
+    let image = rooms.resolve(&fixture("sizes.fl")).unwrap();
+    rooms.library.fetch_blocks(&image, &Silent).unwrap();
+    let blocks = flist("sizes.fl").tree.unique_blocks();
+    let cache = rooms.library.cache();
+    let damaged = cache.path_of(blocks.iter().max_by_key(|block| block.len).unwrap());
+    let mut bytes = fs::read(&damaged).unwrap();
+    bytes[0] ^= 1;
+    fs::write(&damaged, &bytes).unwrap();
+    // What no image has cannot be fetched.
+    let (other, _) = BlockRef::seal(b"nobody's");
+    let path = cache.path_of(&other);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, "NOBODY'S").unwrap();
+    let states = |repairs| {
+        let report = rooms.library.check_cache(repairs, &Silent).unwrap();
+        report
+    };
+    let found = states(false);
+    assert_eq!((found.damaged.len(), found.left()), (2, 2));
+    assert_eq!(fs::read(&damaged).unwrap(), bytes, "nothing was asked for");
+    let found = states(true);
+    let of = |path: &Path| &found.damaged.iter().find(|block| block.path == path).unwrap().mended;
+    assert_eq!(
+        (of(&damaged), of(&path), found.left()),
+        (&Mended::Fetched, &Mended::Removed, 0)
+    );
+    assert!(!path.exists());
+    assert!(states(true).damaged.is_empty());
 }
 
 #[test]
@@ -500,7 +536,17 @@ fn pruning_keeps_what_a_name_or_a_machine_needs_and_nothing_else() {
     let none = |_: &Path| Ok::<_, ResolveError>([].into());
     assert!(rooms.library.begin_prune().unwrap().unwrap().run(none).is_err());
     fs::write(image.flist_path(), flist).unwrap();
+    // Nor is an image without a name while it can not be told where a name leads.
     rooms.library.remove_name(&name("kept")).unwrap();
+    let refs = rooms.dir.path().join("home/images/refs");
+    for stray in ["kept", "Not a name!"] {
+        fs::write(refs.join(stray), "").unwrap();
+        assert!(rooms.library.begin_prune().unwrap().unwrap().run(none).is_err());
+        assert!(rooms.library.remove(&image.digest).is_err());
+        let (listed, unreadable) = rooms.library.list_readable().unwrap();
+        assert_eq!((listed.len(), unreadable.len()), (1, 1));
+        fs::remove_file(refs.join(stray)).unwrap();
+    }
     let report = prune(&[]);
     assert!(
         report.images == 1 && report.blocks >= 3 && report.bytes > 1 << 20,
