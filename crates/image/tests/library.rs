@@ -360,6 +360,7 @@ fn a_download_that_fails_in_any_way_leaves_nothing() {
         Behaviour::Half,
         Behaviour::Close,
         Behaviour::Stall,
+        Behaviour::Drip,
         Behaviour::Endless,
         Behaviour::Status(404),
         Behaviour::Status(500),
@@ -374,6 +375,83 @@ fn a_download_that_fails_in_any_way_leaves_nothing() {
         );
         rooms.left_nothing();
     }
+}
+
+#[test]
+fn a_download_that_takes_its_time_does_not_hold_up_who_prunes() {
+    let server = Server::of(&fixtures());
+    server.set(Behaviour::Stall);
+    let rooms = Rooms::new();
+    let reference = Reference::parse(&format!("{}/busybox.fl", server.url()), Path::new("/")).unwrap();
+    std::thread::scope(|scope| {
+        let pull = scope.spawn(|| rooms.library.pull(&reference, &name("web"), &Silent));
+        while server.requests().is_empty() {
+            std::thread::yield_now();
+        }
+        let prune = rooms.library.begin_prune().unwrap();
+        assert!(prune.is_some() && !pull.is_finished());
+        drop(prune);
+        assert!(pull.join().unwrap().is_err());
+    });
+}
+
+#[test]
+fn what_is_named_must_be_a_regular_file_and_nobody_waits_for_a_pipe() {
+    let rooms = Rooms::new();
+    let fifo = rooms.dir.path().join("fifo.fl");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).unwrap();
+    assert!(rooms.refusal(&fifo).contains("a device, pipe or socket"));
+    assert!(Flist::open(&fifo).is_err() && Flist::format_of(&fifo).is_err());
+}
+
+#[test]
+fn nothing_that_is_made_can_be_written_by_others_whatever_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    /// Set in the child: the folder it fills.
+    const FOLDER: &str = "ZMACHINE_TEST_UMASK_FOLDER";
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        let folder = Path::new(&folder);
+        let library = Library::open(&folder.join("home")).unwrap();
+        let options = FetchOptions {
+            stores: vec![dir_url("store")],
+            ..quick()
+        };
+        let library = library.with_fetch_options(options);
+        let reference = Reference::parse(&fixture("busybox.fl"), Path::new("/")).unwrap();
+        let image = library.pull(&reference, &name("web"), &Silent).unwrap();
+        library.fetch_blocks(&image, &Silent).unwrap();
+        let (block, sealed) = BlockRef::seal(b"x");
+        let store = zmachine_image::open_store(&format!("dir://{}/store/new", folder.display()), quick().timeouts);
+        store.unwrap().put(&block.id, &sealed).unwrap();
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    child
+        .args([
+            "--exact",
+            "nothing_that_is_made_can_be_written_by_others_whatever_the_umask",
+        ])
+        .env(FOLDER, folder.path());
+    // SAFETY: umask is safe to call between fork and exec.
+    unsafe {
+        child.pre_exec(|| {
+            rustix::process::umask(rustix::fs::Mode::empty());
+            Ok(())
+        });
+    }
+    assert!(child.output().unwrap().status.success());
+    let mut seen = 0;
+    for path in contents(folder.path()) {
+        let meta = folder.path().join(&path).symlink_metadata().unwrap();
+        let mode = meta.permissions().mode();
+        assert!(meta.is_symlink() || mode & 0o022 == 0, "{path} has mode {mode:o}");
+        seen += 1;
+    }
+    assert!(seen > 10, "{seen}");
+    let home = folder.path().join("home").metadata().unwrap().permissions().mode();
+    assert_eq!(home & 0o077, 0, "the home is its owner's alone");
 }
 
 #[test]
@@ -450,10 +528,7 @@ fn damaged_blocks_of_the_cache_are_named_and_fetched_again_when_that_is_asked_fo
     let path = cache.path_of(&other);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, "NOBODY'S").unwrap();
-    let states = |repairs| {
-        let report = rooms.library.check_cache(repairs, &Silent).unwrap();
-        report
-    };
+    let states = |repairs| rooms.library.check_cache(repairs, &Silent).unwrap();
     let found = states(false);
     assert_eq!((found.damaged.len(), found.left()), (2, 2));
     assert_eq!(fs::read(&damaged).unwrap(), bytes, "nothing was asked for");

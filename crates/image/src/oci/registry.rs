@@ -33,12 +33,11 @@ const PAUSES: [Duration; 3] = [
 ];
 
 /// How often a cut connection is made again before [`PROGRESS`] more bytes have come, with the pauses before.
-const RESUMES: [Duration; 5] = [
+const RESUMES: [Duration; 4] = [
     Duration::ZERO,
-    Duration::from_millis(300),
+    Duration::from_millis(200),
     Duration::from_secs(1),
-    Duration::from_secs(3),
-    Duration::from_secs(10),
+    Duration::from_secs(4),
 ];
 
 /// Bytes after which a connection counts as one that works.
