@@ -1,12 +1,19 @@
-//! A partition table on a disk that has become larger: its second copy is moved to the end, and the last partition is grown.
+//! A partition table on a disk that has become larger: its second copy is moved to the end, and the last partition is grown. A copy that
+//! is damaged or missing is made again from the other one.
 //!
-//! Everything is checked before anything is written. Source: UEFI specification 5.3.
+//! Everything is checked before anything is written. The second copy is written first, and both reach the disk one after the other: a
+//! table can be found whatever moment the power goes. Source: UEFI specification 5.3.
+
+mod half;
+pub(crate) mod mbr;
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
-use gptman::GPT;
+use half::{Half, NoHalf, Written};
+use mbr::Mbr;
 use thiserror::Error;
 
 use crate::source::{RawFile, Source};
@@ -14,11 +21,8 @@ use crate::source::{RawFile, Source};
 /// Partitions begin and end at multiples of this many bytes.
 const ALIGNMENT: u64 = 1 << 20;
 
-/// Bytes of an entry: the only size that tools write.
-const ENTRY: u64 = 128;
-
-/// Most entries that are read; tools write 128.
-const MAX_ENTRIES: u64 = 1024;
+/// Sectors that disks have.
+const SECTORS: [u64; 2] = [512, 4096];
 
 /// A partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,14 +39,22 @@ pub struct Partition {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum GptError {
-    /// It can not be read or written, or is none.
-    #[error("the partition table can not be used")]
-    Table(#[source] gptman::Error),
+    /// There is none.
+    #[error("there is no GPT, neither at the beginning of the disk nor at its end")]
+    Missing,
+    /// Neither copy is whole.
+    #[error("both copies of the GPT are damaged: of the first one, {first}; of the second one, {second}")]
+    Damaged {
+        /// What is wrong with the one at the beginning.
+        first: &'static str,
+        /// What is wrong with the one at the end.
+        second: &'static str,
+    },
     /// Its header asks for something that no tool writes.
     #[error("the header of the partition table is not usable: {0}")]
     Header(&'static str),
     /// A partition is not where one can be.
-    #[error("the partition {number} of the table is {problem}")]
+    #[error("the partition {number} of the table {problem}")]
     Partition {
         /// Its number.
         number: u32,
@@ -57,149 +69,202 @@ pub enum GptError {
     Io(#[source] io::Error),
 }
 
-/// Checks the table of the disk in `source`, as [`fit`] does before it writes.
+/// A table, out of whichever half is whole.
+struct Found {
+    half: Half,
+    sector: u64,
+    /// Where the entries of the first half are, or belong.
+    entries_lba: u64,
+    /// Both halves are there and say the same, and the second one is at the end of the disk.
+    is_whole: bool,
+}
+
+/// Checks the table of the disk in `source`, as [`fit`] does before it writes. One of which a half is damaged or missing can be fitted.
 ///
 /// # Errors
 /// [`GptError`].
 pub fn check(source: &mut dyn Source) -> Result<(), GptError> {
-    let len = source.len();
-    check_headers(source, len)?;
-    let table = GPT::find_from(&mut Reader { source, at: 0 }).map_err(GptError::Table)?;
-    check_entries(&table).map(drop)
+    let found = find(source)?;
+    check_entries(&found.half, found.half.last_usable()).map(drop)
 }
 
-/// Fits the table in `disk` to the disk's length, and lets its last partition reach to the end. That partition.
+/// Whether there is a GPT whose first half is lost, for the sector size it has.
+pub(crate) fn second_alone(source: &mut dyn Source) -> Option<u64> {
+    find(source).ok().map(|found| found.sector)
+}
+
+/// Fits the table in `disk` to the disk's length, mends a half that is damaged or missing, and lets the last partition reach to the end.
+/// That partition.
 ///
 /// # Errors
 /// [`GptError`]; when the table makes no sense, nothing was written.
 pub fn fit(disk: &mut File) -> Result<Partition, GptError> {
-    let len = disk.metadata().map_err(GptError::Io)?.len();
-    check_headers(
-        &mut RawFile::new(disk.try_clone().map_err(GptError::Io)?).map_err(GptError::Io)?,
-        len,
-    )?;
-    let mut table = GPT::find_from(disk).map_err(GptError::Table)?;
-    let sector = table.sector_size;
-    let sectors = len / sector;
-    let array = (u64::from(table.header.number_of_partition_entries) * ENTRY).div_ceil(sector);
-    if sectors < 2 * array + 4 {
+    let mut source = RawFile::new(disk.try_clone().map_err(GptError::Io)?).map_err(GptError::Io)?;
+    let Found {
+        mut half,
+        sector,
+        entries_lba,
+        is_whole,
+    } = find(&mut source)?;
+    let sectors = source.len() / sector;
+    let array = half.array_sectors(sector);
+    if sectors < entries_lba + 2 * array + 2 {
         return Err(GptError::Header("the disk is too small for it"));
     }
-    let is_at_end = table.header.backup_lba == sectors - 1;
-    table.header.update_from(disk, sector).map_err(GptError::Table)?;
-    let last = check_entries(&table)?;
+    let last_usable = sectors - array - 2;
+    let (last, start, old_end) = check_entries(&half, last_usable)?;
     let align = (ALIGNMENT / sector).max(1);
-    let end = ((table.header.last_usable_lba + 1) / align * align).saturating_sub(1);
-    let entry = &mut table[last];
-    let is_grown = end > entry.ending_lba;
-    if is_grown {
-        entry.ending_lba = end;
+    let end = ((last_usable + 1) / align * align).saturating_sub(1).max(old_end);
+    if end > old_end {
+        half.set_end(last, end);
     }
     let partition = Partition {
         number: last,
-        offset: entry.starting_lba * sector,
-        bytes: (entry.ending_lba - entry.starting_lba + 1) * sector,
+        offset: start * sector,
+        bytes: (end - start + 1) * sector,
     };
-    if is_grown || !is_at_end {
-        GPT::write_protective_mbr_into(disk, sector).map_err(GptError::Table)?;
-        table.write_into(disk).map_err(GptError::Table)?;
-        disk.sync_all().map_err(GptError::Io)?;
+    if end > old_end || !is_whole {
+        let second = half.written(sectors - 1, 1, last_usable + 1, last_usable);
+        write(disk, &second, &half.entries, sector).map_err(GptError::Io)?;
+        let first = half.written(1, sectors - 1, entries_lba, last_usable);
+        write(disk, &first, &half.entries, sector).map_err(GptError::Io)?;
     }
+    protect(disk, sectors).map_err(GptError::Io)?;
     Ok(partition)
 }
 
-/// A source as the library reads one.
-struct Reader<'a> {
-    source: &'a mut dyn Source,
-    at: u64,
+fn write(disk: &File, half: &Written, entries: &[u8], sector: u64) -> io::Result<()> {
+    disk.write_all_at(entries, half.entries_lba * sector)?;
+    // The rest of the sector is reserved, and zero.
+    let mut head = vec![0; sector as usize];
+    head[..half.head.len()].copy_from_slice(&half.head);
+    disk.write_all_at(&head, half.lba * sector)?;
+    disk.sync_all()
 }
 
-impl io::Read for Reader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.source.len().saturating_sub(self.at).min(buffer.len() as u64) as usize;
-        self.source.read_at(&mut buffer[..n], self.at)?;
-        self.at += n as u64;
-        Ok(n)
+/// Brings the first sector in line.
+fn protect(disk: &File, sectors: u64) -> io::Result<()> {
+    let mut first = [0; 512];
+    disk.read_exact_at(&mut first, 0)?;
+    if mbr::protect(&mut first, sectors) {
+        disk.write_all_at(&first, 0)?;
+        disk.sync_all()?;
     }
+    Ok(())
 }
 
-impl io::Seek for Reader<'_> {
-    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
-        let at = match to {
-            io::SeekFrom::Start(at) => Some(at),
-            io::SeekFrom::End(by) => self.source.len().checked_add_signed(by),
-            io::SeekFrom::Current(by) => self.at.checked_add_signed(by),
-        };
-        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.at)
-    }
-}
-
-/// Checks, in every header that could be used, the fields that the library takes on trust: with other values it would read
-/// without end, stop the program, or write elsewhere on the disk.
-fn check_headers(disk: &mut dyn Source, len: u64) -> Result<(), GptError> {
-    for sector in [512, 4096] {
-        let sectors = len / sector;
-        for lba in [1, sectors.saturating_sub(1)] {
-            let mut head = [0; 92];
-            if sectors < 2 || disk.read_at(&mut head, lba * sector).is_err() || !head.starts_with(b"EFI PART") {
-                continue;
+/// The table of a disk.
+fn find(disk: &mut dyn Source) -> Result<Found, GptError> {
+    let mut failure = GptError::Missing;
+    for sector in SECTORS {
+        let first = match Half::read(disk, 1, sector) {
+            Ok(half) => {
+                let last = (disk.len() / sector).saturating_sub(1);
+                let is_whole =
+                    half.other_lba() == last && Half::read(disk, last, sector).is_ok_and(|second| second.is_of(&half));
+                return Ok(Found {
+                    sector,
+                    entries_lba: half.entries_lba(),
+                    half,
+                    is_whole,
+                });
             }
-            check_header(disk, &head, lba, sector, sectors)?;
+            Err(first @ (NoHalf::Missing | NoHalf::Damaged(_))) => first,
+            Err(first) => return Err(first.into()),
+        };
+        match second(disk, sector)? {
+            Ok(half) => {
+                return Ok(Found {
+                    sector,
+                    entries_lba: entries_lba(disk, sector, &half).map_err(GptError::Io)?,
+                    half,
+                    is_whole: false,
+                });
+            }
+            Err(second) => match (first, second, &failure) {
+                (NoHalf::Missing, NoHalf::Missing, _) => {}
+                (first, second, GptError::Missing) => {
+                    let what = |half| match half {
+                        NoHalf::Damaged(what) => what,
+                        _ => "there is none",
+                    };
+                    failure = GptError::Damaged {
+                        first: what(first),
+                        second: what(second),
+                    };
+                }
+                _ => {}
+            },
         }
     }
-    Ok(())
+    Err(failure)
 }
 
-/// Checks the header at `lba`, and that its entries begin behind it.
-fn check_header(disk: &mut dyn Source, head: &[u8; 92], lba: u64, sector: u64, sectors: u64) -> Result<(), GptError> {
-    let le32 = |at: usize| u64::from(u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
-    let le64 = |at: usize| le32(at) | le32(at + 4) << 32;
-    let (own, other, entries_at, entries) = (le64(24), le64(32), le64(72), le32(80));
-    if le32(84) != ENTRY || !(1..=MAX_ENTRIES).contains(&entries) {
-        return Err(GptError::Header("its number or size of entries"));
+/// The half at the end of the disk, or at the end of the smaller one that it was: where what is left of the first half says, or the
+/// first sector.
+fn second(disk: &mut dyn Source, sector: u64) -> Result<Result<Half, NoHalf>, GptError> {
+    let sectors = disk.len() / sector;
+    if sectors < 4 {
+        return Ok(Err(NoHalf::Missing));
     }
-    let array = (entries * ENTRY).div_ceil(sector);
-    let is_first = lba == 1;
-    if own != lba || (!is_first && other != 1) {
-        return Err(GptError::Header("it says that it is elsewhere"));
+    let (mut mbr, mut head) = ([0; 512], [0; 40]);
+    disk.read_at(&mut mbr, 0).map_err(GptError::Io)?;
+    disk.read_at(&mut head, sector).map_err(GptError::Io)?;
+    let mut places = vec![sectors - 1];
+    if head.starts_with(b"EFI PART") {
+        let mut other = [0; 8];
+        other.copy_from_slice(&head[32..40]);
+        places.push(u64::from_le_bytes(other));
     }
-    // The second table has its entries right before its header, but older ones may leave a gap.
-    let is_in_place = match is_first {
-        true => entries_at == 2,
-        false => entries_at > 2 && entries_at.checked_add(array).is_some_and(|end| end <= lba),
-    };
-    if !is_in_place || 2 + array >= sectors {
-        return Err(GptError::Header("its entries are not where they belong"));
+    if let Mbr::Protective { last_lba, .. } = Mbr::of(&mbr) {
+        places.push(last_lba);
     }
-    let mut table = vec![0; (entries * ENTRY) as usize];
-    disk.read_at(&mut table, entries_at * sector).map_err(GptError::Io)?;
-    for (index, entry) in table.chunks_exact(ENTRY as usize).enumerate() {
-        let is_used = entry[..16].iter().any(|b| *b != 0);
-        if is_used && entry[32..40].iter().all(|b| *b == 0) {
-            let (number, problem) = (index as u32 + 1, "outside of the disk");
-            return Err(GptError::Partition { number, problem });
+    let mut worst = NoHalf::Missing;
+    for lba in places.into_iter().filter(|lba| *lba > 1) {
+        match Half::read(disk, lba, sector) {
+            Ok(half) => return Ok(Ok(half)),
+            Err(NoHalf::Io(error)) => return Err(GptError::Io(error)),
+            Err(NoHalf::Missing) => {}
+            Err(NoHalf::Damaged(what) | NoHalf::Refused(what)) => worst = NoHalf::Damaged(what),
         }
     }
-    Ok(())
+    Ok(Err(worst))
 }
 
-/// Checks the entries against a header that fits the disk; the number of the last partition on the disk.
-fn check_entries(table: &GPT) -> Result<u32, GptError> {
+/// Where the entries of the first half belong, by those of the second: where they still are, else right behind the header, which is
+/// where they are on all disks but those that boot from the sectors there.
+fn entries_lba(disk: &mut dyn Source, sector: u64, second: &Half) -> io::Result<u64> {
+    let array = second.array_sectors(sector);
+    let before_usable = second.first_usable().saturating_sub(array);
+    for lba in [2, before_usable] {
+        let mut there = vec![0; second.entries.len()];
+        let is_within = lba >= 2 && (lba + array) * sector <= disk.len();
+        if is_within {
+            disk.read_at(&mut there, lba * sector)?;
+        }
+        if is_within && half::crc32(&there) == second.entries_sum() {
+            return Ok(lba);
+        }
+    }
+    Ok(2)
+}
+
+/// Checks the entries against the sectors that they may have; number, first and last sector of the last partition on the disk.
+fn check_entries(half: &Half, last_usable: u64) -> Result<(u32, u64, u64), GptError> {
     let mut ranges: Vec<(u64, u64, u32)> = Vec::new();
     let mut guids = HashSet::new();
-    for (number, entry) in table.iter().filter(|(_, entry)| entry.is_used()) {
+    for (number, guid, start, end) in half.used() {
         let wrong = |problem| GptError::Partition { number, problem };
-        if entry.starting_lba > entry.ending_lba {
-            return Err(wrong("turned around"));
+        if start > end {
+            return Err(wrong("ends before it starts"));
         }
-        if entry.starting_lba < table.header.first_usable_lba || entry.ending_lba > table.header.last_usable_lba {
-            return Err(wrong("outside of the disk"));
+        if start < half.first_usable().max(2) || end > last_usable {
+            return Err(wrong("is outside of the disk"));
         }
-        if !guids.insert(entry.unique_partition_guid) {
-            return Err(wrong("named like another one"));
+        if !guids.insert(guid) {
+            return Err(wrong("is named like another one"));
         }
-        ranges.push((entry.starting_lba, entry.ending_lba, number));
+        ranges.push((start, end, number));
     }
     ranges.sort_unstable();
     for pair in ranges.windows(2) {
@@ -207,18 +272,19 @@ fn check_entries(table: &GPT) -> Result<u32, GptError> {
             let number = pair[1].2;
             return Err(GptError::Partition {
                 number,
-                problem: "on top of another one",
+                problem: "overlaps another one",
             });
         }
     }
-    ranges.last().map(|(_, _, number)| *number).ok_or(GptError::Empty)
+    let last = ranges.last().map(|(start, end, number)| (*number, *start, *end));
+    last.ok_or(GptError::Empty)
 }
 
 #[cfg(test)]
 mod tests {
     use std::process::Command;
 
-    use std::os::unix::fs::FileExt;
+    use gptman::GPT;
 
     use super::*;
 
@@ -315,11 +381,10 @@ mod tests {
     #[test]
     fn a_header_that_no_tool_writes_is_named_and_nothing_is_written() {
         let long = u64::MAX.to_le_bytes();
-        let cases: [(usize, &[u8]); 10] = [
+        let cases: [(usize, &[u8]); 9] = [
             (24, &5u64.to_le_bytes()),           // it is elsewhere
             (24, &long),                         //
             (72, &0u64.to_le_bytes()),           // entries over the MBR
-            (72, &34u64.to_le_bytes()),          // entries later
             (72, &long),                         //
             (80, &0u32.to_le_bytes()),           // no entries
             (80, &u32::MAX.to_le_bytes()),       // more than memory
@@ -456,6 +521,142 @@ mod tests {
     fn no_table_is_no_table() {
         let mut disk = tempfile::tempfile().unwrap();
         disk.set_len(1 << 20).unwrap();
-        assert!(matches!(fit(&mut disk), Err(GptError::Table(_))));
+        assert!(matches!(fit(&mut disk), Err(GptError::Missing)));
+    }
+
+    /// Runs sgdisk on a disk; `None` when it is not here.
+    fn sgdisk(disk: &std::path::Path, args: &[&str]) -> Option<String> {
+        let ran = Command::new("/usr/sbin/sgdisk").args(args).arg(disk).output().ok()?;
+        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+        assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+        Some(said)
+    }
+
+    /// A disk of 64 MiB with two partitions by sgdisk; `first` are arguments that come before.
+    fn made_by_sgdisk(first: &[&str]) -> Option<tempfile::NamedTempFile> {
+        let disk = tempfile::NamedTempFile::new().unwrap();
+        disk.as_file().set_len(64 << 20).unwrap();
+        let rest = [
+            "-n",
+            "1:4096:+8M",
+            "-t",
+            "1:ef00",
+            "-n",
+            "2:0:0",
+            "-c",
+            "2:r\u{f6}\u{f6}t",
+        ];
+        sgdisk(disk.path(), &[first, &rest].concat())?;
+        Some(disk)
+    }
+
+    fn fitted(disk: &tempfile::NamedTempFile) -> Result<Partition, GptError> {
+        let mut file = File::options().read(true).write(true).open(disk.path()).unwrap();
+        fit(&mut file)
+    }
+
+    #[test]
+    fn any_half_that_is_damaged_or_missing_is_made_again_so_that_sgdisk_finds_no_fault() {
+        const END: u64 = 64 << 20;
+        // Where what is broken lies: the first header, its entries, the second header, its entries, the first MiB.
+        let first: [(u64, u64); 4] = [(512, 512), (512 + 40, 1), (1024, 128), (0, 17 * 1024)];
+        let second: [(u64, u64); 3] = [(END - 512, 512), (END - 512 + 40, 1), (END - 33 * 512, 128)];
+        for (at, length) in first.into_iter().chain(second) {
+            for (size, is_first) in [(END, at < END / 2), (END + (100 << 20), at < END / 2)] {
+                let Some(disk) = made_by_sgdisk(&[]) else {
+                    return eprintln!("skipped: sgdisk is not here");
+                };
+                disk.as_file().write_all_at(&vec![0xa5; length as usize], at).unwrap();
+                disk.as_file().set_len(size).unwrap();
+                let is_lost = at == 0 && size > END;
+                let mut source = RawFile::new(disk.reopen().unwrap()).unwrap();
+                if is_lost {
+                    // Nothing says any more how large the disk was.
+                    assert!(matches!(check(&mut source), Err(GptError::Missing)));
+                    continue;
+                }
+                let partition = fitted(&disk).unwrap_or_else(|e| panic!("{at} {length} {size} {is_first}: {e}"));
+                assert_eq!(partition.number, 2);
+                let said = sgdisk(disk.path(), &["-v"]).unwrap();
+                assert!(said.contains("No problems found"), "{at} {length} {size}: {said}");
+                let info = sgdisk(disk.path(), &["-i", "2"]).unwrap();
+                assert!(info.contains("'r\u{f6}\u{f6}t'"), "{info}");
+                check(&mut source).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn when_both_halves_are_damaged_each_says_what_it_has() {
+        let Some(disk) = made_by_sgdisk(&[]) else {
+            return eprintln!("skipped: sgdisk is not here");
+        };
+        disk.as_file().write_all_at(&[0xa5; 8], 512 + 40).unwrap();
+        disk.as_file().write_all_at(&[0; 512], (64 << 20) - 512).unwrap();
+        let error = fitted(&disk).unwrap_err().to_string();
+        assert!(
+            error.contains("checksum of its header") && error.contains("there is none"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn entries_that_are_not_right_behind_the_header_stay_where_they_are() {
+        let Some(disk) = made_by_sgdisk(&["-j", "2048"]) else {
+            return eprintln!("skipped: sgdisk is not here");
+        };
+        // What such disks boot from.
+        disk.as_file().write_all_at(&[7; 4096], 1024).unwrap();
+        for (size, breaks_first) in [(100u64 << 20, false), (150 << 20, true)] {
+            disk.as_file().set_len(size).unwrap();
+            if breaks_first {
+                fitted(&disk).unwrap();
+                disk.as_file().write_all_at(&[0; 512], 512).unwrap();
+            }
+            assert!(fitted(&disk).unwrap().bytes > size / 2);
+            let said = sgdisk(disk.path(), &["-v"]).unwrap();
+            assert!(said.contains("No problems found"), "{said}");
+            let mut there = [0; 4096];
+            disk.as_file().read_exact_at(&mut there, 1024).unwrap();
+            assert_eq!(there, [7; 4096]);
+        }
+    }
+
+    #[test]
+    fn a_hybrid_mbr_is_kept_and_a_protective_one_grows() {
+        let Some(disk) = made_by_sgdisk(&[]) else {
+            return eprintln!("skipped: sgdisk is not here");
+        };
+        let mbr = || {
+            let mut sector = [0; 512];
+            disk.as_file().read_exact_at(&mut sector, 0).unwrap();
+            sector
+        };
+        disk.as_file().write_all_at(b"boot code", 0).unwrap();
+        disk.as_file().set_len(100 << 20).unwrap();
+        fitted(&disk).unwrap();
+        let grown = mbr();
+        assert!(grown.starts_with(b"boot code"));
+        let last_lba = (100 << 20) / 512 - 1;
+        assert_eq!(Mbr::of(&grown), Mbr::Protective { entry: 0, last_lba });
+        sgdisk(disk.path(), &["--hybrid", "1:EE"]).unwrap();
+        // sgdisk has cleared it.
+        disk.as_file().write_all_at(b"boot code", 0).unwrap();
+        let hybrid = mbr();
+        assert_eq!(Mbr::of(&hybrid), Mbr::Hybrid);
+        disk.as_file().set_len(200 << 20).unwrap();
+        disk.as_file().write_all_at(&[0; 512], 512).unwrap();
+        // Where the second half is, nothing says any more; before the disk grew, its end did.
+        assert!(fitted(&disk).is_err());
+        disk.as_file().set_len(100 << 20).unwrap();
+        fitted(&disk).unwrap();
+        disk.as_file().set_len(200 << 20).unwrap();
+        assert!(fitted(&disk).unwrap().bytes > 150 << 20);
+        assert_eq!(mbr(), hybrid);
+        // A disk without the first sector's word has no GPT for most systems.
+        disk.as_file().write_all_at(&[0; 66], 446).unwrap();
+        fitted(&disk).unwrap();
+        assert!(matches!(Mbr::of(&mbr()), Mbr::Protective { entry: 0, .. }));
+        assert!(mbr().starts_with(b"boot code"));
     }
 }

@@ -6,6 +6,9 @@
 use std::fmt;
 use std::io;
 
+use crate::firmware;
+use crate::foreign::Foreign;
+use crate::gpt::{self, mbr::Mbr};
 use crate::source::Source;
 
 /// What a disk holds.
@@ -21,9 +24,26 @@ pub enum Content {
         sector_bytes: u64,
     },
     /// A partition table of the old kind.
-    Mbr,
+    Mbr {
+        /// Whether firmware finds a program to start on one of the partitions.
+        boots: bool,
+    },
+    /// A FAT file system over the whole disk, as on a stick.
+    Fat {
+        /// Whether firmware finds a program to start on it.
+        boots: bool,
+    },
+    /// A disk image of another form, or something compressed.
+    Foreign(Foreign),
     /// Something that is not known here.
     Unknown,
+}
+
+impl Content {
+    /// Whether firmware starts a disk with this although it has no GPT.
+    pub fn boots_without_gpt(&self) -> bool {
+        matches!(self, Content::Mbr { boots: true } | Content::Fat { boots: true })
+    }
 }
 
 /// A file system.
@@ -65,7 +85,15 @@ impl fmt::Display for Content {
             Content::Empty => f.write_str("nothing"),
             Content::Filesystem(fs) => write!(f, "a bare {} file system", fs.kind.name()),
             Content::Gpt { .. } => f.write_str("a GPT"),
-            Content::Mbr => f.write_str("a partition table of the old kind (MBR)"),
+            Content::Mbr { boots: true } => f.write_str("a partition table of the old kind (MBR)"),
+            Content::Mbr { boots: false } => f.write_str(
+                "a partition table of the old kind (MBR) without a boot loader for UEFI (EFI/BOOT/BOOTX64.EFI on a FAT partition)",
+            ),
+            Content::Fat { boots: true } => f.write_str("a bare FAT file system"),
+            Content::Fat { boots: false } => {
+                f.write_str("a bare FAT file system without a boot loader for UEFI (EFI/BOOT/BOOTX64.EFI)")
+            }
+            Content::Foreign(foreign) => foreign.fmt(f),
             Content::Unknown => f.write_str("no partition table and no file system that is known here"),
         }
     }
@@ -79,8 +107,9 @@ pub fn identify(source: &mut dyn Source, offset: u64) -> io::Result<Content> {
     let mut head = vec![0; 8192];
     let mut btrfs = vec![0; 4096];
     let is_whole = read(source, offset, &mut head)? & read(source, offset.saturating_add(65536), &mut btrfs)?;
+    let mbr = Mbr::of(&head);
     // A protective MBR is written last, so a superblock beside it is what an earlier use of the disk has left.
-    let is_protective = head[510..512] == [0x55, 0xaa] && head[446..510].chunks(16).any(|entry| entry[4] == 0xee);
+    let is_protective = matches!(mbr, Mbr::Protective { .. } | Mbr::Hybrid);
     if let (true, Some(sector_bytes)) = (is_protective, gpt_sector(&head)) {
         return Ok(Content::Gpt { sector_bytes });
     }
@@ -88,15 +117,39 @@ pub fn identify(source: &mut dyn Source, offset: u64) -> io::Result<Content> {
     if let Some(fs) = found.filter(|fs| fs.size_bytes > 0) {
         return Ok(Content::Filesystem(fs));
     }
+    if offset > 0 {
+        return Ok(match is_whole && is_zero(&head, &btrfs) {
+            true => Content::Empty,
+            false => Content::Unknown,
+        });
+    }
+    if let Some(foreign) = Foreign::of(source)? {
+        return Ok(Content::Foreign(foreign));
+    }
+    if is_protective {
+        // The first half of the table is lost; the second one tells the size of sectors, or what is wrong is told when it is read.
+        let sector_bytes = gpt::second_alone(source).unwrap_or(512);
+        return Ok(Content::Gpt { sector_bytes });
+    }
+    // Partitions of the old kind alone: a GPT beside them is what an earlier use has left, for every system and firmware.
+    if mbr == Mbr::Partitions && !firmware::is_fat(&head) {
+        let boots = firmware::starts_mbr(source, &head);
+        return Ok(Content::Mbr { boots });
+    }
     if let Some(sector_bytes) = gpt_sector(&head) {
         return Ok(Content::Gpt { sector_bytes });
     }
-    let has_partition = head[446..510].chunks(16).any(|entry| entry[4] != 0);
-    Ok(match head[510..512] == [0x55, 0xaa] {
-        true if has_partition => Content::Mbr,
-        false if is_whole && head.iter().chain(&btrfs).all(|b| *b == 0) => Content::Empty,
-        _ => Content::Unknown,
+    Ok(match firmware::is_fat(&head) {
+        true => Content::Fat {
+            boots: firmware::starts_bare(source),
+        },
+        false if is_whole && is_zero(&head, &btrfs) => Content::Empty,
+        false => Content::Unknown,
     })
+}
+
+fn is_zero(head: &[u8], more: &[u8]) -> bool {
+    head.iter().chain(more).all(|byte| *byte == 0)
 }
 
 /// Sector size of the GPT at the beginning of a disk, if there is one.
@@ -206,9 +259,74 @@ mod tests {
         mbr[510..512].copy_from_slice(&[0x55, 0xaa]);
         assert_eq!(content(&mbr), Content::Unknown);
         mbr[450] = 0x83;
-        assert_eq!(content(&mbr), Content::Mbr);
+        assert_eq!(content(&mbr), Content::Mbr { boots: false });
+        // What an earlier use of the disk has left is no GPT: no system takes it for one.
         mbr[512..520].copy_from_slice(b"EFI PART");
+        assert_eq!(content(&mbr), Content::Mbr { boots: false });
+        mbr[446..512].fill(0);
         assert_eq!(content(&mbr), Content::Gpt { sector_bytes: 512 });
+        mbr[510..512].copy_from_slice(&[0x55, 0xaa]);
+        mbr[450] = 0xee;
+        mbr[512..520].fill(0);
+        assert_eq!(
+            content(&mbr),
+            Content::Gpt { sector_bytes: 512 },
+            "its first half is lost"
+        );
+        assert_eq!(content(b"KDMV"), Content::Foreign(Foreign::Vmdk));
+    }
+
+    /// A FAT file system of 8 MiB with these files.
+    fn fat(files: &[&str]) -> Vec<u8> {
+        use std::io::{Cursor, Write};
+        let mut bytes = vec![0; 8 << 20];
+        let mut disk = Cursor::new(&mut bytes[..]);
+        fatfs::format_volume(&mut disk, fatfs::FormatVolumeOptions::new()).unwrap();
+        let fs = fatfs::FileSystem::new(&mut disk, fatfs::FsOptions::new()).unwrap();
+        for file in files {
+            let (path, _) = file.rsplit_once('/').unwrap();
+            let mut dir = fs.root_dir();
+            for name in path.split('/') {
+                dir = dir.create_dir(name).unwrap();
+            }
+            fs.root_dir().create_file(file).unwrap().write_all(b"MZ").unwrap();
+        }
+        drop(fs);
+        bytes
+    }
+
+    #[test]
+    fn what_firmware_starts_without_a_gpt_is_told_from_what_it_does_not() {
+        let loader = fat(&["EFI/BOOT/BOOTX64.EFI"]);
+        let without = fat(&["EFI/debian/shimx64.efi", "EFI/BOOT.TXT/BOOTX64.EFI"]);
+        for (fs, boots) in [(&loader, true), (&without, false)] {
+            assert_eq!(identify(&mut fs.clone(), 0).unwrap(), Content::Fat { boots });
+            for kind in [0xef, 0x0c, 0x83] {
+                let mut disk = vec![0; 1 << 20];
+                disk.extend(fs);
+                disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+                disk[450] = kind;
+                disk[454..458].copy_from_slice(&2048u32.to_le_bytes());
+                disk[458..462].copy_from_slice(&((8u32 << 20) / 512).to_le_bytes());
+                let content = identify(&mut disk, 0).unwrap();
+                assert_eq!(
+                    (content, content.boots_without_gpt()),
+                    (Content::Mbr { boots }, boots),
+                    "{kind:#x}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_fat_file_system_that_leads_in_circles_ends() {
+        let mut disk = fat(&["EFI/BOOT/OTHER.EFI"]);
+        let tables = u16::from_le_bytes([disk[14], disk[15]]) as usize * 512;
+        // Every cluster is followed by the third one.
+        for at in (tables..tables + 4096).step_by(2) {
+            disk[at..at + 2].copy_from_slice(&[3, 0]);
+        }
+        assert_eq!(identify(&mut disk, 0).unwrap(), Content::Fat { boots: false });
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! | module | owns |
 //! |---|---|
 //! | [`mod@identify`] | what a disk holds, from its superblocks and partition table alone |
+//! | [`foreign`] | forms of disk images that are not read here, and what to do with them |
+//! | `firmware` | what firmware starts where there is no GPT |
 //! | [`source`] | where the bytes of an image come from: a raw or a qcow2 file of this host, or a reader of a crate above |
 //! | [`mod@copy`] | an image onto a volume: sparse, verified |
 //! | [`gpt`] | a partition table on a disk that has become larger |
@@ -12,6 +14,8 @@
 #![forbid(unsafe_code)]
 
 pub mod copy;
+mod firmware;
+pub mod foreign;
 pub mod gpt;
 pub mod identify;
 mod qcow2;

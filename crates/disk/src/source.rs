@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{OFlags, SeekFrom, seek};
 use thiserror::Error;
 
+use crate::foreign::Foreign;
 use crate::qcow2::Qcow2;
 
 /// An image that can be read at any place.
@@ -71,24 +72,35 @@ pub fn open(path: &Path) -> Result<(ImageFormat, Box<dyn Source + Send>), Source
         path: path.to_owned(),
         source,
     };
+    let unusable = |problem: String| SourceError::Unusable {
+        path: path.to_owned(),
+        problem,
+    };
     // Opening a FIFO would wait for its other end.
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(SourceError::Unusable {
-            path: path.to_owned(),
-            problem: "it is not a regular file".into(),
-        });
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = File::options().read(true).custom_flags(flags.bits() as i32).open(path);
+    let file = match opened {
+        Ok(file) => file,
+        // What `open` says of a socket.
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
+            return Err(unusable("it is not a regular file".into()));
+        }
+        Err(e) => return Err(failed(e)),
+    };
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(unusable("it is not a regular file".into()));
     }
-    let file = File::open(path).map_err(failed)?;
     let mut magic = [0; 4];
     let n = file.read_at(&mut magic, 0).map_err(failed)?;
     if n == 4 && magic == *b"QFI\xfb" {
-        let qcow2 = Qcow2::new(file).map_err(|problem| SourceError::Unusable {
-            path: path.to_owned(),
-            problem,
-        })?;
+        let qcow2 = Qcow2::new(file).map_err(unusable)?;
         return Ok((ImageFormat::Qcow2, Box::new(qcow2)));
     }
-    Ok((ImageFormat::Raw, Box::new(RawFile::new(file).map_err(failed)?)))
+    let mut raw = RawFile::new(file).map_err(failed)?;
+    match Foreign::of(&mut raw).map_err(failed)? {
+        Some(foreign) => Err(unusable(format!("it is {foreign}"))),
+        None => Ok((ImageFormat::Raw, Box::new(raw))),
+    }
 }
 
 /// A file that is the disk, byte by byte.
@@ -164,6 +176,10 @@ mod tests {
             let error = open(path).err().unwrap().to_string();
             assert!(error.contains("not a regular file"), "{error}");
         }
+        let vmdk = dir.path().join("vmdk");
+        std::fs::write(&vmdk, b"KDMV").unwrap();
+        let error = open(&vmdk).err().unwrap().to_string();
+        assert!(error.contains("it is a VMDK disk image: make a raw one"), "{error}");
         let missing = open(&dir.path().join("missing")).err().unwrap();
         assert!(matches!(missing, SourceError::Io { .. }));
     }

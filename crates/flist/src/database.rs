@@ -8,7 +8,6 @@
 //!   of the file, the length of one value by the caller. So pages that point at each other end in an error.
 //! * The database checks its own pages and indexes first, so damage that would only lose rows is found.
 
-use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -38,11 +37,9 @@ fn check_file(shown: &Path, path: &Path) -> Result<(), OpenError> {
         path: shown.into(),
         found: found.into(),
     };
-    if !std::fs::metadata(path).map_err(read_error)?.is_file() {
-        return Err(not_a_flist("it is not a regular file"));
-    }
+    let file = crate::file::open_regular(path).map_err(read_error)?;
+    let mut file = file.ok_or_else(|| not_a_flist("it is not a regular file"))?;
     let mut start = Vec::new();
-    let mut file = File::open(path).map_err(read_error)?;
     file.by_ref().take(100).read_to_end(&mut start).map_err(read_error)?;
     if start.len() < 100 || !start.starts_with(b"SQLite format 3\0") {
         return Err(not_a_flist("it is not a SQLite database"));

@@ -24,6 +24,7 @@ pub mod block;
 pub mod config;
 mod database;
 mod error;
+mod file;
 pub mod hints;
 pub mod route;
 pub mod startup;
@@ -76,14 +77,12 @@ impl Flist {
             path: path.into(),
             source,
         };
-        if !std::fs::metadata(path).map_err(read_error)?.is_file() {
-            return Err(OpenError::NotAFlist {
-                path: path.into(),
-                found: "it is not a regular file".into(),
-            });
-        }
+        let file = file::open_regular(path).map_err(read_error)?;
+        let file = file.ok_or_else(|| OpenError::NotAFlist {
+            path: path.into(),
+            found: "it is not a regular file".into(),
+        })?;
         let mut head = Vec::new();
-        let file = std::fs::File::open(path).map_err(read_error)?;
         file.take(512).read_to_end(&mut head).map_err(read_error)?;
         Ok(if v1::looks_like(&head) { 1 } else { 2 })
     }

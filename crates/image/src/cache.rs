@@ -10,27 +10,33 @@
 //!   The directory itself is not synced: a name that gets lost costs one fetch.
 //! * Only bytes that were checked against the key are written. Two writers of one block write the same, so the first wins
 //!   and the second is fine.
-//! * A file whose length is not the block's is not a block: it is removed and reported absent. Equal length alone is what
-//!   [`BlockCache::get`] asks; [`BlockCache::verify`] hashes, and a corrupt file is removed the same way.
+//! * Whoever opens a block gets one that was hashed since this host was started, by this process or another ([`marks`]). A file
+//!   that is not the block its name says is removed and reported absent, and so is whatever is no regular file.
 //! * Everything here can be fetched again; nothing else may be kept below `<dir>`.
 //!
 //! It fetches nothing and knows no stores.
 
 mod adopt;
+mod check;
+mod marks;
 
-use std::fs::{self, File, FileTimes, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, File, FileTimes, Metadata};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::OFlags;
 use thiserror::Error;
 use zmachine_flist::{BlockRef, Digest};
-use zmachine_sys::file::{FileError, NewFile};
+use zmachine_sys::file::{FileError, NewFile, open_regular_itself};
 
 pub use adopt::Adopted;
+pub use check::CacheCheck;
+use marks::{Mark, Marks};
+
+/// Blocks are hashed together up to this many bytes: the memory that takes, and as many large ones as gain by it.
+const HASHED_TOGETHER: u64 = 4 * BlockRef::SIZE as u64;
 
 /// Why the cache could not keep or give a block.
 #[derive(Debug, Error)]
@@ -47,6 +53,12 @@ pub enum CacheError {
     NotTheBlock {
         /// The block key.
         key: String,
+    },
+    /// What was in the place of a block was not that block, and is gone.
+    #[error("the cached block {} was damaged, and is fetched again", path.display())]
+    Damaged {
+        /// Its file.
+        path: PathBuf,
     },
     /// A file or directory of the cache could not be used.
     #[error("can not {action} {}", path.display())]
@@ -65,6 +77,9 @@ impl CacheError {
     pub fn hint(&self) -> Option<String> {
         match self {
             CacheError::Full { .. } => Some("free some space, or run `zmachine image prune`".into()),
+            CacheError::Damaged { .. } => {
+                Some("look for others with `zmachine image cache verify`, and at the health of the disk".into())
+            }
             _ => None,
         }
     }
@@ -81,15 +96,30 @@ pub enum Presence {
     Corrupt,
 }
 
-/// What [`BlockCache::scrub`] found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ScrubReport {
-    /// Blocks whose bytes are right.
-    pub good: u64,
-    /// Files that were not the block their name says; removed.
-    pub removed: u64,
-    /// Bytes read.
-    pub bytes: u64,
+/// What [`BlockCache::look`] found in the place of a block.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// The block, hashed in this boot.
+    Block(File),
+    /// Nothing.
+    Nothing,
+    /// Something else, which has been removed.
+    Damaged,
+}
+
+impl Found {
+    fn block(self) -> Option<File> {
+        match self {
+            Found::Block(file) => Some(file),
+            Found::Nothing | Found::Damaged => None,
+        }
+    }
+}
+
+/// A regular file in the place of a block.
+struct Opened {
+    file: File,
+    meta: Metadata,
 }
 
 /// One file of the cache.
@@ -106,6 +136,7 @@ pub(crate) struct CachedBlock {
 #[derive(Debug, Clone)]
 pub struct BlockCache {
     dir: Arc<Path>,
+    marks: Arc<Marks>,
 }
 
 impl BlockCache {
@@ -114,8 +145,11 @@ impl BlockCache {
     /// # Errors
     /// When the directory can not be made.
     pub fn open(dir: &Path) -> Result<BlockCache, CacheError> {
-        fs::create_dir_all(dir).map_err(|e| io_error("create directory", dir, e))?;
-        Ok(BlockCache { dir: dir.into() })
+        make_dirs(dir).map_err(|e| io_error("create directory", dir, e))?;
+        Ok(BlockCache {
+            dir: dir.into(),
+            marks: Arc::new(Marks::open(dir)),
+        })
     }
 
     /// The directory, for sandboxes that must allow it.
@@ -129,29 +163,109 @@ impl BlockCache {
         self.dir.join(&hex[..2]).join(hex)
     }
 
-    /// The open file of a cached block, exactly `block.len` bytes long; `None` when it is not cached. A file of another
-    /// length is removed and counts as absent.
+    /// The open file of a cached block, which was hashed since this host was started; `None` when it is not cached. What else is
+    /// in its place is removed and counts as absent.
     ///
     /// # Errors
     /// When the file is there and can not be opened or removed.
     pub fn get(&self, block: &BlockRef) -> Result<Option<File>, CacheError> {
-        let path = self.path_of(block);
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
-            .open(&path);
-        let file = match opened {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(io_error("open", &path, e)),
-        };
-        let meta = file.metadata().map_err(|e| io_error("look at", &path, e))?;
-        if meta.is_file() && meta.len() == u64::from(block.len) {
-            note_use(&file, &meta);
-            return Ok(Some(file));
+        let found = self.look(std::slice::from_ref(block)).pop();
+        found.map_or(Ok(None), |found| found.map(Found::block))
+    }
+
+    /// What is in the places of some blocks. Those that nobody has hashed in this boot are hashed together.
+    pub(crate) fn look(&self, blocks: &[BlockRef]) -> Vec<Result<Found, CacheError>> {
+        let mut found = Vec::with_capacity(blocks.len());
+        let mut unknown: Vec<(usize, Opened)> = Vec::new();
+        for (at, block) in blocks.iter().enumerate() {
+            let path = self.path_of(block);
+            found.push(match open_regular_itself(&path) {
+                Ok(file) => match file.metadata() {
+                    Ok(meta) if meta.len() != u64::from(block.len) => self.damaged(block),
+                    Ok(meta) if self.marks.has(Mark::of(block, &meta)) => {
+                        self.note_use(block, &file, &meta);
+                        Ok(Found::Block(file))
+                    }
+                    Ok(meta) => {
+                        unknown.push((at, Opened { file, meta }));
+                        Ok(Found::Nothing)
+                    }
+                    Err(e) => Err(io_error("look at", &path, e)),
+                },
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
+                Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory) => {
+                    self.damaged(block)
+                }
+                Err(e) => Err(io_error("open", &path, e)),
+            });
         }
-        self.evict(block)?;
-        Ok(None)
+        let mut rest = unknown.into_iter().peekable();
+        while rest.peek().is_some() {
+            let (mut group, mut bytes) = (Vec::new(), 0);
+            while let Some((_, next)) = rest.peek()
+                && (group.is_empty() || bytes + next.meta.len() <= HASHED_TOGETHER)
+            {
+                bytes += next.meta.len();
+                group.extend(rest.next());
+            }
+            self.hash(blocks, group, &mut found);
+        }
+        found
+    }
+
+    /// Hashes files of the right lengths, and puts what they are in their places.
+    fn hash(&self, blocks: &[BlockRef], group: Vec<(usize, Opened)>, found: &mut [Result<Found, CacheError>]) {
+        // One that can not be read is no better than one that reads as something else.
+        let read = |(at, opened): &(usize, Opened)| {
+            let mut plain = vec![0; blocks[*at].len as usize];
+            opened
+                .file
+                .read_exact_at(&mut plain, 0)
+                .map_or_else(|_| Vec::new(), |()| plain)
+        };
+        let plains: Vec<Vec<u8>> = group.iter().map(read).collect();
+        let pairs: Vec<(BlockRef, &[u8])> = group
+            .iter()
+            .zip(&plains)
+            .map(|((at, _), plain)| (blocks[*at], plain.as_slice()))
+            .collect();
+        let are_right = BlockRef::are_plains(&pairs);
+        for ((at, Opened { file, meta }), is_right) in group.into_iter().zip(are_right) {
+            let block = &blocks[at];
+            found[at] = match is_right {
+                true => {
+                    self.marks.set(Mark::of(block, &meta));
+                    self.note_use(block, &file, &meta);
+                    Ok(Found::Block(file))
+                }
+                false => self.damaged(block),
+            };
+        }
+    }
+
+    fn damaged(&self, block: &BlockRef) -> Result<Found, CacheError> {
+        self.evict(block).map(|()| Found::Damaged)
+    }
+
+    /// Sets the access time of a block that is being used, every ten minutes: mounts without access times, and `relatime` with its
+    /// one day, say too little about which blocks are in use. One that can not be set makes the block look older than it is.
+    fn note_use(&self, block: &BlockRef, file: &File, meta: &Metadata) {
+        const PRECISION: Duration = Duration::from_secs(600);
+        let is_recent = |used: SystemTime| used.elapsed().map_or(true, |age| age < PRECISION);
+        if meta.accessed().is_ok_and(is_recent) {
+            return;
+        }
+        let times = FileTimes::new().set_accessed(SystemTime::now());
+        if file.set_times(times).is_ok() {
+            self.mark(block, file);
+        }
+    }
+
+    /// Notes that the file is the block.
+    fn mark(&self, block: &BlockRef, file: &File) {
+        if let Ok(meta) = file.metadata() {
+            self.marks.set(Mark::of(block, &meta));
+        }
     }
 
     /// Keeps the plaintext of a block after checking it against the block's key, and gives the open file.
@@ -176,7 +290,10 @@ impl BlockCache {
             let again = self.written(&path, plain)?;
             again.publish_over(&path).map_err(|e| self.file_or_full(&path, e))?;
         }
-        File::open(&path).map_err(|e| io_error("open", &path, e))
+        let file = open_regular_itself(&path).map_err(|e| io_error("open", &path, e))?;
+        // The change time is that of the file with its name.
+        self.mark(block, &file);
+        Ok(file)
     }
 
     /// `plain` on stable storage in a file without a name.
@@ -194,26 +311,34 @@ impl BlockCache {
             Err(e) if e.is_not_found() => {}
             other => return other.map_err(|e| self.file_or_full(path, e)),
         }
-        fs::create_dir_all(shard).map_err(|e| self.io_or_full("create directory", shard, e))?;
+        make_dirs(shard).map_err(|e| self.io_or_full("create directory", shard, e))?;
         NewFile::create(shard, 0o644).map_err(|e| self.file_or_full(path, e))
     }
 
-    /// Hashes the cached block; one that is wrong is removed.
+    /// Hashes the cached block, whatever was found before; one that is wrong is removed.
     ///
     /// # Errors
-    /// When it can not be read or removed.
+    /// When it can not be opened or removed.
     pub fn verify(&self, block: &BlockRef) -> Result<Presence, CacheError> {
         let path = self.path_of(block);
-        let there = path.symlink_metadata().is_ok();
-        let Some(file) = self.get(block)? else {
-            return Ok(if there { Presence::Corrupt } else { Presence::Absent });
+        let opened = match open_regular_itself(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Presence::Absent),
+            opened => opened
+                .ok()
+                .and_then(|file| file.metadata().ok().map(|meta| Opened { file, meta })),
         };
-        let plain = read_all(file, &path)?;
-        if block.verify_plain(&plain).is_ok() {
-            return Ok(Presence::Good);
+        let mut found = [Ok(Found::Nothing)];
+        match opened {
+            Some(opened) if opened.meta.len() == u64::from(block.len) => {
+                self.hash(std::slice::from_ref(block), vec![(0, opened)], &mut found);
+            }
+            _ => found = [self.damaged(block)],
         }
-        self.evict(block)?;
-        Ok(Presence::Corrupt)
+        let [found] = found;
+        Ok(match found? {
+            Found::Block(_) => Presence::Good,
+            Found::Nothing | Found::Damaged => Presence::Corrupt,
+        })
     }
 
     /// Removes a block; one that is not there is fine. Files that are open stay readable.
@@ -269,44 +394,6 @@ impl BlockCache {
         remove_any(path).map_err(|e| io_error("remove", path, e))
     }
 
-    /// Hashes every block of the cache and removes what is not what its name says.
-    ///
-    /// # Errors
-    /// When a directory can not be listed or a file not be read or removed.
-    pub fn scrub(&self) -> Result<ScrubReport, CacheError> {
-        let mut report = ScrubReport::default();
-        for shard in list(&self.dir)? {
-            if !shard.is_dir() {
-                continue;
-            }
-            for path in list(&shard)? {
-                self.scrub_file(&path, &mut report)?;
-            }
-        }
-        Ok(report)
-    }
-
-    fn scrub_file(&self, path: &Path, report: &mut ScrubReport) -> Result<(), CacheError> {
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if name.starts_with(".new-") {
-            // Being written by somebody right now, on a file system without unnamed files.
-            return Ok(());
-        }
-        let plain = match File::open(path) {
-            Ok(file) if path.is_file() => read_all(file, path)?,
-            Ok(_) => Vec::new(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(io_error("open", path, e)),
-        };
-        report.bytes += plain.len() as u64;
-        if name_is_digest_of(name, &plain) {
-            report.good += 1;
-            return Ok(());
-        }
-        report.removed += 1;
-        remove_any(path).map_err(|e| io_error("remove", path, e))
-    }
-
     fn io_or_full(&self, action: &'static str, path: &Path, error: io::Error) -> CacheError {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CacheError::Full {
@@ -324,15 +411,9 @@ impl BlockCache {
     }
 }
 
-/// Sets the access time of a block that is being used, every ten minutes: mounts without access times, and `relatime` with its
-/// one day, say too little about which blocks are in use. One that can not be set makes the block look older than it is.
-fn note_use(file: &File, meta: &Metadata) {
-    const PRECISION: Duration = Duration::from_secs(600);
-    let is_recent = |used: SystemTime| used.elapsed().map_or(true, |age| age < PRECISION);
-    if !meta.accessed().is_ok_and(is_recent) {
-        let times = FileTimes::new().set_accessed(SystemTime::now());
-        let _ = file.set_times(times);
-    }
+/// Makes a directory of the cache and those above it, writable for its owner alone whatever the umask.
+fn make_dirs(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(dir)
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> CacheError {

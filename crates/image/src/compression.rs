@@ -1,21 +1,29 @@
-//! Compressed streams, told apart by their first bytes: gzip of several members, zstd of several frames, or neither.
+//! Compressed streams, told apart by their first bytes: gzip of several members, zstd of several frames, xz of several streams, or none
+//! of them. bzip2 is told by its name and not read.
 //!
-//! Checksums that a stream has are checked. Memory is bounded: zstd's window to 100 MiB by its decoder, whatever a frame asks.
+//! Checksums that a stream has are checked. Memory is bounded: zstd's window to 100 MiB by its decoder and xz to [`XZ_MEMORY`], whatever
+//! a frame asks.
 
 use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
+use liblzma::bufread::XzDecoder;
+use liblzma::stream::{CONCATENATED, Stream};
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 /// Bytes that are read at once.
 const BUFFER: usize = 64 << 10;
 
+/// The most memory that reading xz may take, in bytes: `xz -9` needs half of it.
+const XZ_MEMORY: u64 = 128 << 20;
+
 /// A stream without its compression.
 pub(crate) enum Decompressed<R: Read> {
     Plain(BufReader<R>),
     Gzip(Box<MultiGzDecoder<BufReader<R>>>),
     Zstd(Box<Frames<BufReader<R>>>),
+    Xz(Box<XzDecoder<BufReader<R>>>),
 }
 
 impl<R: Read> Decompressed<R> {
@@ -35,6 +43,14 @@ impl<R: Read> Decompressed<R> {
                 decoder: FrameDecoder::new(),
                 is_within: false,
             }))
+        } else if head.starts_with(b"\xfd7zXZ") {
+            let stream = Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED).map_err(io::Error::other)?;
+            Decompressed::Xz(Box::new(XzDecoder::new_stream(inner, stream)))
+        } else if head.starts_with(b"BZh") && head.get(4..10) == Some(b"1AY&SY") {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "it is compressed with bzip2, which is not read here: decompress it first (bunzip2)",
+            ));
         } else {
             Decompressed::Plain(inner)
         })
@@ -46,6 +62,7 @@ impl<R: Read> Decompressed<R> {
             Decompressed::Plain(inner) => inner,
             Decompressed::Gzip(decoder) => decoder.into_inner(),
             Decompressed::Zstd(frames) => frames.source,
+            Decompressed::Xz(decoder) => decoder.into_inner(),
         }
     }
 }
@@ -61,6 +78,7 @@ impl<R: Read> Read for Decompressed<R> {
             Decompressed::Plain(inner) => inner.read(bytes),
             Decompressed::Gzip(decoder) => decoder.read(bytes).map_err(|error| damaged(&error)),
             Decompressed::Zstd(frames) => frames.read(bytes),
+            Decompressed::Xz(decoder) => decoder.read(bytes).map_err(|error| damaged(&error)),
         }
     }
 }
@@ -156,6 +174,12 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    fn xz(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
     fn zstd(bytes: &[u8]) -> Vec<u8> {
         compress_to_vec(bytes, CompressionLevel::Fastest)
     }
@@ -169,6 +193,8 @@ mod tests {
             plain.clone(),
             gzip(&plain),
             [gzip(a), gzip(b)].concat(),
+            xz(&plain),
+            [xz(a), xz(b)].concat(),
             zstd(&plain),
             [zstd(a), zstd(b)].concat(),
             [skipped.clone(), zstd(a), skipped.clone(), zstd(b), skipped].concat(),
@@ -182,7 +208,7 @@ mod tests {
     #[test]
     fn what_is_cut_or_changed_is_an_error() {
         let plain = vec![7; 100_000];
-        for whole in [gzip(&plain), zstd(&plain)] {
+        for whole in [gzip(&plain), zstd(&plain), xz(&plain)] {
             for length in [5, whole.len() / 2, whole.len() - 1] {
                 assert!(read(&whole[..length]).is_err(), "{length} of {}", whole.len());
             }
@@ -191,5 +217,7 @@ mod tests {
             *changed.last_mut().unwrap() ^= 1;
             assert!(read(&changed).is_err(), "a checksum or length that is another");
         }
+        let bzip2 = read(b"BZh91AY&SY").unwrap_err().to_string();
+        assert!(bzip2.contains("bunzip2"), "{bzip2}");
     }
 }

@@ -196,7 +196,7 @@ pub fn push(
     progress.begin(Some(blocks.iter().map(|block| u64::from(block.len)).sum()), "pushing");
     let (stored, stored_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
     let each = |block: &BlockRef| -> Result<(), Failed> {
-        if !store.has(&block.id).map_err(Failed::Store)? {
+        if !store.holds(&block.id).map_err(Failed::Store)? {
             let (mut sealed, plain) = fetcher.fetch_uncached(block).map_err(Failed::Fetch)?;
             if sealed.is_empty() {
                 sealed = block.key.seal(&plain).1;

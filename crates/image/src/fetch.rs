@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use zmachine_flist::{BlockRef, Opener, RouteTable};
 
-use crate::cache::{BlockCache, CacheError};
+use crate::cache::{BlockCache, CacheError, Found};
 use crate::claim::{Claims, Turn};
 use crate::progress::Progress;
 use crate::store::{BlockStore, Credentials, StoreError, Timeouts, open_store, redact};
@@ -437,11 +437,28 @@ impl Fetcher {
             .map_or(Ok(()), Err)
     }
 
-    fn cached(&self, block: &BlockRef) -> Option<File> {
-        self.cache.get(block).unwrap_or_else(|_| {
+    /// The open file of a block that the cache has, hashed since this host was started.
+    pub fn cached(&self, block: &BlockRef) -> Option<File> {
+        self.cached_all(std::slice::from_ref(block)).pop().flatten()
+    }
+
+    /// [`Fetcher::cached`] of each, which costs less together. What the cache could not give is counted, and told once.
+    pub fn cached_all(&self, blocks: &[BlockRef]) -> Vec<Option<File>> {
+        let found = self.cache.look(blocks).into_iter().zip(blocks);
+        let each = found.map(|(found, block)| {
+            let trouble = match found {
+                Ok(Found::Block(file)) => return Some(file),
+                Ok(Found::Nothing) => return None,
+                Ok(Found::Damaged) => CacheError::Damaged {
+                    path: self.cache.path_of(block),
+                },
+                Err(error) => error,
+            };
             self.counters.cache_failures.fetch_add(1, Relaxed);
+            *lock(&self.trouble) = Some(trouble);
             None
-        })
+        });
+        each.collect()
     }
 
     /// Downloads the block, or waits for the thread that does.

@@ -34,6 +34,7 @@ pub mod facts;
 pub mod fetch;
 pub mod library;
 pub mod oci;
+mod pace;
 pub mod pack;
 pub mod progress;
 mod reader;

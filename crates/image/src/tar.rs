@@ -1,15 +1,27 @@
 //! Reading tar archives as a stream: the GNU and POSIX forms that tar, docker, podman and buildah write.
 //!
-//! Long names (GNU `L` and `K`, pax `path` and `linkpath`), large numbers, nanoseconds and extended attributes (pax
-//! `SCHILY.xattr.*`) are understood; sparse members are refused. Everything is bounded: a hostile archive can take time
-//! in its own length and [`EXTENSION_BYTES`] of memory, nothing else. Names are not judged here.
+//! Long names (GNU `L` and `K`, pax `path` and `linkpath`), large numbers, nanoseconds, extended attributes (pax `SCHILY.xattr.*`), access
+//! control lists as text (`acl`) and members with holes (`sparse`) are understood. Everything is bounded: a hostile archive can take time
+//! in its own length and that of its holes ([`HOLE_BYTES`]), and [`EXTENSION_BYTES`] of memory and the map of a file's holes, nothing
+//! else. Names are not judged here.
+
+mod acl;
+mod sparse;
 
 use std::io::{self, Read};
+
+use sparse::{Map, Next};
 
 const BLOCK: usize = 512;
 
 /// The longest set of extensions of one member, in bytes.
 const EXTENSION_BYTES: u64 = 1 << 20;
+
+/// The most bytes of holes in one archive: what is in no archive costs memory all the same, 72 bytes for each 512 KiB.
+const HOLE_BYTES: u64 = 1 << 40;
+
+/// The owner of files whose own the kernel can not have, as it shows them itself.
+const NOBODY: u32 = 65534;
 
 /// What a member is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +51,8 @@ pub(crate) struct Member {
     /// Bytes of content.
     pub(crate) size: u64,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Access control lists that could not be read, or name somebody whose number the archive does not tell.
+    pub(crate) lost_acls: u64,
 }
 
 /// An archive that is read from its beginning to its end.
@@ -49,6 +63,11 @@ pub(crate) struct Archive<R> {
     padding: u64,
     /// Bytes read so far.
     position: u64,
+    /// Of a member with holes.
+    map: Option<Map>,
+    /// Bytes of holes that may still come.
+    holes_left: u64,
+    names: acl::Names,
 }
 
 /// What extensions say about the next member.
@@ -59,8 +78,13 @@ struct Extensions {
     size: Option<u64>,
     uid: Option<u32>,
     gid: Option<u32>,
+    user: Option<Vec<u8>>,
+    group: Option<Vec<u8>>,
     mtime: Option<(i64, u32)>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Names of the attributes that lists become, and their texts.
+    acls: Vec<(&'static [u8], Vec<u8>)>,
+    sparse: sparse::Records,
 }
 
 fn broken(what: &str) -> io::Error {
@@ -74,6 +98,9 @@ impl<R: Read> Archive<R> {
             left: 0,
             padding: 0,
             position: 0,
+            map: None,
+            holes_left: HOLE_BYTES,
+            names: acl::Names::default(),
         }
     }
 
@@ -95,6 +122,7 @@ impl<R: Read> Archive<R> {
             let Some(header) = self.header()? else {
                 return Ok(None);
             };
+            self.map = None;
             self.set_size(number(&header[124..136])?)?;
             match header[156] {
                 b'L' => extensions.path = Some(self.text()?),
@@ -104,21 +132,102 @@ impl<R: Read> Archive<R> {
                     extensions.read_pax(&records)?;
                 }
                 b'g' => {}
-                _ => {
-                    if let Some(size) = extensions.size {
-                        self.set_size(size)?;
-                    }
-                    return member(&header, extensions, self.left).map(|member| {
-                        if member.kind != MemberKind::Regular {
-                            // Some writers give links the size of what they lead to, and no content.
-                            (self.left, self.padding) = match member.kind {
-                                MemberKind::HardLink | MemberKind::Symlink => (0, 0),
-                                _ => (self.left, self.padding),
-                            };
-                        }
-                        Some(member)
-                    });
-                }
+                _ => return self.member(&header, extensions).map(Some),
+            }
+        }
+    }
+
+    fn member(&mut self, header: &[u8; BLOCK], mut extensions: Extensions) -> io::Result<Member> {
+        if let Some(size) = extensions.size {
+            self.set_size(size)?;
+        }
+        let records = std::mem::take(&mut extensions.sparse);
+        if let Some(name) = &records.name {
+            extensions.path = Some(until_nul(name).to_vec());
+        }
+        let map = match header[156] {
+            b'S' => Some(self.old_map(header)?),
+            b'0' | 0 | b'7' if records.is_some() => Some(self.pax_map(records)?),
+            _ => None,
+        };
+        let size = map.as_ref().map_or(self.left, Map::size);
+        let mut member = member(header, &mut extensions, size)?;
+        self.note_names(header, &extensions, &member);
+        for (name, text) in extensions.acls {
+            match acl::attribute(&text, &self.names) {
+                _ if member.xattrs.iter().any(|(other, _)| other == name) => {}
+                Some(value) if value.is_empty() => {}
+                Some(value) => member.xattrs.push((name.to_vec(), value)),
+                None => member.lost_acls += 1,
+            }
+        }
+        member.xattrs.sort();
+        if let Some(map) = &map {
+            let holes = map.size() - map.data();
+            self.holes_left = self
+                .holes_left
+                .checked_sub(holes)
+                .ok_or_else(|| broken("its sparse members have more than 1 TiB of holes"))?;
+            if map.data() != self.left {
+                return Err(broken("the map of a sparse member is not about its data"));
+            }
+        }
+        self.map = map;
+        // Some writers give links the size of what they lead to, and no content.
+        if matches!(member.kind, MemberKind::HardLink | MemberKind::Symlink) {
+            (self.left, self.padding) = (0, 0);
+        }
+        Ok(member)
+    }
+
+    /// The map of a member of kind `S`, whose blocks are between header and data.
+    fn old_map(&mut self, header: &[u8; BLOCK]) -> io::Result<Map> {
+        let mut pieces = Vec::new();
+        let mut has_more = sparse::old_pairs(header, true, &mut pieces)?;
+        while has_more {
+            let block = self.block()?;
+            has_more = sparse::old_pairs(&block, false, &mut pieces)?;
+        }
+        Map::new(pieces, number(&header[483..495])?)
+    }
+
+    fn pax_map(&mut self, records: sparse::Records) -> io::Result<Map> {
+        let mut pieces = None;
+        if records.is_in_front() {
+            // It counts as content.
+            pieces = Some(sparse::front_pairs(|| {
+                self.left = self
+                    .left
+                    .checked_sub(BLOCK as u64)
+                    .ok_or_else(|| broken("the map of a sparse member"))?;
+                self.block()
+            })?);
+        }
+        records.into_map(pieces, self.left)
+    }
+
+    /// A block that belongs to a header.
+    fn block(&mut self) -> io::Result<[u8; BLOCK]> {
+        let mut block = [0; BLOCK];
+        self.reader.read_exact(&mut block).map_err(cut)?;
+        self.position += BLOCK as u64;
+        Ok(block)
+    }
+
+    /// Keeps in mind whose names stand for which numbers, for lists that have names alone.
+    fn note_names(&mut self, header: &[u8; BLOCK], extensions: &Extensions, member: &Member) {
+        /// More users than that are no users.
+        const MOST: usize = 10_000;
+        let is_ustar = header[257..262] == *b"ustar";
+        let field = |range: std::ops::Range<usize>| if is_ustar { until_nul(&header[range]) } else { b"" };
+        let user = extensions.user.as_deref().unwrap_or(field(265..297));
+        let group = extensions.group.as_deref().unwrap_or(field(297..329));
+        for (known, name, number) in [
+            (&mut self.names.users, user, member.uid),
+            (&mut self.names.groups, group, member.gid),
+        ] {
+            if !name.is_empty() && known.len() < MOST && known.get(name) != Some(&number) {
+                known.insert(name.to_vec(), number);
             }
         }
     }
@@ -132,8 +241,57 @@ impl<R: Read> Archive<R> {
         Ok(())
     }
 
-    /// Reads content of the current member until `buffer` is full or the content ends; the bytes read.
+    /// Whether the current member has holes, so that its content is in no one piece.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.map.is_some()
+    }
+
+    /// Bytes of a hole at the place that [`Archive::read_content`] has come to.
+    pub(crate) fn hole(&self) -> u64 {
+        match self.map.as_ref().and_then(Map::next) {
+            Some(Next::Hole(bytes)) => bytes,
+            _ => 0,
+        }
+    }
+
+    /// Goes on by so many bytes of a hole.
+    pub(crate) fn skip_hole(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.hole());
+        if let Some(map) = &mut self.map {
+            map.advance(bytes);
+        }
+    }
+
+    /// Reads content of the current member until `buffer` is full or the content ends; the bytes read. Holes are zeros.
     pub(crate) fn read_content(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let rest = &mut buffer[filled..];
+            let next = match &self.map {
+                None => return Ok(filled + self.read_data(rest)?),
+                Some(map) => map.next(),
+            };
+            let Some(Next::Hole(bytes) | Next::Data(bytes)) = next else {
+                break;
+            };
+            let bytes = bytes.min(rest.len() as u64);
+            let rest = &mut rest[..bytes as usize];
+            match next {
+                Some(Next::Data(_)) => {
+                    self.read_data(rest)?;
+                }
+                _ => rest.fill(0),
+            }
+            if let Some(map) = &mut self.map {
+                map.advance(bytes);
+            }
+            filled += bytes as usize;
+        }
+        Ok(filled)
+    }
+
+    /// Reads what the archive has of the current member.
+    fn read_data(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = self.left.min(buffer.len() as u64) as usize;
         self.reader.read_exact(&mut buffer[..wanted]).map_err(cut)?;
         self.left -= wanted as u64;
@@ -172,9 +330,15 @@ impl<R: Read> Archive<R> {
         if header.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
-        let byte = |(at, byte): (usize, &u8)| u64::from(if (148..156).contains(&at) { b' ' } else { *byte });
-        let sum: u64 = header.iter().enumerate().map(byte).sum();
-        if number(&header[148..156]).ok() != Some(sum) {
+        // Some old programs have added the bytes as signed ones.
+        let byte = |(at, byte): (usize, &u8)| if (148..156).contains(&at) { b' ' } else { *byte };
+        let bytes = || header.iter().enumerate().map(byte);
+        let sums = [
+            bytes().map(i64::from).sum(),
+            bytes().map(|byte| i64::from(byte as i8)).sum(),
+        ];
+        let said = signed(&header[148..156]);
+        if !said.is_ok_and(|said| sums.contains(&said)) {
             return Err(broken("a header has a wrong checksum"));
         }
         Ok(Some(header))
@@ -186,7 +350,7 @@ impl<R: Read> Archive<R> {
             return Err(broken("an extension is too long"));
         }
         let mut bytes = vec![0; self.left as usize];
-        self.read_content(&mut bytes)?;
+        self.read_data(&mut bytes)?;
         Ok(bytes)
     }
 
@@ -232,30 +396,60 @@ impl Extensions {
     fn record(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
         let text = || std::str::from_utf8(value).unwrap_or_default();
         let bad = || broken("the value of a pax record");
+        // What is empty takes back what was said before, so that the header counts. An attribute may be empty.
+        let some = |value: &[u8]| Some(value.to_vec()).filter(|value| !value.is_empty());
+        let parsed = |parse: fn(&str) -> Option<u32>| match value {
+            [] => Ok(None),
+            _ => parse(text()).map(Some).ok_or_else(bad),
+        };
         match key {
-            b"path" => self.path = Some(until_nul(value).to_vec()),
-            b"linkpath" => self.target = Some(until_nul(value).to_vec()),
+            b"path" => self.path = some(until_nul(value)),
+            b"linkpath" => self.target = some(until_nul(value)),
+            b"size" if value.is_empty() => self.size = None,
             b"size" => self.size = Some(text().parse().map_err(|_| bad())?),
-            b"uid" => self.uid = Some(text().parse().map_err(|_| bad())?),
-            b"gid" => self.gid = Some(text().parse().map_err(|_| bad())?),
+            b"uid" => self.uid = parsed(owner)?,
+            b"gid" => self.gid = parsed(owner)?,
+            b"uname" => self.user = some(value),
+            b"gname" => self.group = some(value),
+            b"mtime" if value.is_empty() => self.mtime = None,
             b"mtime" => self.mtime = Some(time(text()).ok_or_else(bad)?),
-            _ if key.starts_with(b"GNU.sparse.") => return Err(sparse()),
+            b"SCHILY.acl.access" => self.acl(b"system.posix_acl_access", value),
+            b"SCHILY.acl.default" => self.acl(b"system.posix_acl_default", value),
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.xattrs.retain(|(other, _)| other != name);
                     self.xattrs.push((name.to_vec(), value.to_vec()));
+                } else if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
+                    self.sparse.record(name, value)?;
                 }
             }
         }
         Ok(())
     }
+
+    fn acl(&mut self, attribute: &'static [u8], text: &[u8]) {
+        self.acls.retain(|(other, _)| *other != attribute);
+        if !text.is_empty() {
+            self.acls.push((attribute, text.to_vec()));
+        }
+    }
 }
 
-fn sparse() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::Unsupported,
-        "the tar archive has sparse members: make it without --sparse",
-    )
+/// An owner as a pax record has it.
+fn owner(text: &str) -> Option<u32> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| owner_of(text.parse().unwrap_or(i64::MAX)))
+}
+
+/// Negative numbers are those that C programs print for the largest ones: -2 is 4294967294. What is no owner for Linux is nobody; -1
+/// among it, which means to it that the owner stays who it is.
+fn owner_of(number: i64) -> u32 {
+    let wrapped = match number {
+        0.. => u32::try_from(number).ok(),
+        _ => i32::try_from(number).ok().map(i32::cast_unsigned),
+    };
+    wrapped.filter(|number| *number != u32::MAX).unwrap_or(NOBODY)
 }
 
 /// Seconds with an optional fraction.
@@ -273,7 +467,7 @@ fn time(text: &str) -> Option<(i64, u32)> {
     Some((seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds))
 }
 
-fn member(header: &[u8; BLOCK], extensions: Extensions, size: u64) -> io::Result<Member> {
+fn member(header: &[u8; BLOCK], extensions: &mut Extensions, size: u64) -> io::Result<Member> {
     let narrow = |field: &[u8]| -> io::Result<u32> {
         u32::try_from(number(field)?).map_err(|_| broken("a number of a header is out of range"))
     };
@@ -284,18 +478,17 @@ fn member(header: &[u8; BLOCK], extensions: Extensions, size: u64) -> io::Result
         true => name.to_vec(),
         false => [prefix, b"/", name].concat(),
     };
-    let path = extensions.path.unwrap_or(short);
+    let path = extensions.path.take().unwrap_or(short);
     let kind = match header[156] {
         // Archives older than the kinds mark directories by their name alone.
         0 | b'0' if path.ends_with(b"/") => MemberKind::Directory,
-        0 | b'0' | b'7' => MemberKind::Regular,
+        0 | b'0' | b'7' | b'S' => MemberKind::Regular,
         b'1' => MemberKind::HardLink,
         b'2' => MemberKind::Symlink,
         b'3' => MemberKind::CharDevice,
         b'4' => MemberKind::BlockDevice,
         b'5' => MemberKind::Directory,
         b'6' => MemberKind::Fifo,
-        b'S' => return Err(sparse()),
         other => return Err(broken(&format!("a member is of the unknown kind {other:#04x}"))),
     };
     let (mtime, mtime_nsec) = match extensions.mtime {
@@ -306,23 +499,30 @@ fn member(header: &[u8; BLOCK], extensions: Extensions, size: u64) -> io::Result
         MemberKind::CharDevice | MemberKind::BlockDevice => (narrow(&header[329..337])?, narrow(&header[337..345])?),
         _ => (0, 0),
     };
-    let mut xattrs = extensions.xattrs;
-    xattrs.sort();
+    let owner = |field: &[u8]| signed_or_large(field).map(owner_of);
     Ok(Member {
         path,
         kind,
         target: extensions
             .target
+            .take()
             .unwrap_or_else(|| until_nul(&header[157..257]).to_vec()),
         mode: (number(&header[100..108])? & 0o7777) as u16,
-        uid: extensions.uid.map_or_else(|| narrow(&header[108..116]), Ok)?,
-        gid: extensions.gid.map_or_else(|| narrow(&header[116..124]), Ok)?,
+        uid: extensions.uid.map_or_else(|| owner(&header[108..116]), Ok)?,
+        gid: extensions.gid.map_or_else(|| owner(&header[116..124]), Ok)?,
         mtime,
         mtime_nsec,
         device,
         size,
-        xattrs,
+        xattrs: std::mem::take(&mut extensions.xattrs),
+        lost_acls: 0,
     })
+}
+
+/// A number of a header, or the largest there is for one that is larger.
+fn signed_or_large(field: &[u8]) -> io::Result<i64> {
+    let is_binary = field[0] & 0x80 != 0;
+    signed(field).or_else(|error| if is_binary { Ok(i64::MAX) } else { Err(error) })
 }
 
 fn until_nul(bytes: &[u8]) -> &[u8] {
@@ -386,6 +586,74 @@ mod tests {
         for bad in [&b"5 a=b\n7"[..], b"x a=b\n", b"6 a=bc", b"99 a=b\n", b"3 \n"] {
             assert!(Extensions::default().read_pax(bad).is_err());
         }
+    }
+
+    #[test]
+    fn what_a_pax_record_leaves_empty_is_said_by_the_header_again() {
+        let mut extensions = Extensions::default();
+        extensions
+            .read_pax(b"9 uid=70\n7 uid=\n10 path=a\n8 path=\n9 mtime=\n8 size=\n")
+            .unwrap();
+        assert_eq!(
+            (extensions.uid, extensions.path, extensions.mtime, extensions.size),
+            (None, None, None, None)
+        );
+        let mut extensions = Extensions::default();
+        extensions.read_pax(b"24 SCHILY.xattr.user.a=\n").unwrap();
+        assert_eq!(extensions.xattrs, [(b"user.a".to_vec(), Vec::new())]);
+    }
+
+    #[test]
+    fn owners_of_any_size_are_somebody() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("4294967294", Some(4_294_967_294)),
+            ("-2", Some(4_294_967_294)),
+            ("-1", Some(NOBODY)),
+            ("4294967295", Some(NOBODY)),
+            ("4294967296", Some(NOBODY)),
+            ("99999999999999999999", Some(NOBODY)),
+            ("x", None),
+            ("-", None),
+        ] {
+            assert_eq!(owner(text), expected, "{text}");
+        }
+        assert_eq!(
+            signed_or_large(b"\xff\xff\xff\xff\xff\xff\xff\xfe")
+                .map(owner_of)
+                .unwrap(),
+            4_294_967_294
+        );
+        assert_eq!(
+            signed_or_large(&[0x80, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+                .map(owner_of)
+                .unwrap(),
+            NOBODY
+        );
+    }
+
+    /// A header for a file, with the checksum that `sum` makes of its bytes.
+    fn header(name: &str, sum: fn(u8) -> i64) -> [u8; BLOCK] {
+        let mut header = [0; BLOCK];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[148..156].fill(b' ');
+        let sum: i64 = header.iter().map(|byte| sum(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        header
+    }
+
+    #[test]
+    fn a_checksum_may_be_of_signed_bytes() {
+        for sum in [|byte| i64::from(byte), |byte| i64::from(byte as i8)] {
+            let bytes = header("na\u{ef}ve", sum);
+            let member = Archive::new(&bytes[..]).next_member().unwrap().unwrap();
+            assert_eq!(member.path, "na\u{ef}ve".as_bytes());
+        }
+        assert!(
+            Archive::new(&header("naive", |byte| i64::from(byte) + 1)[..])
+                .next_member()
+                .is_err()
+        );
     }
 
     #[test]

@@ -183,7 +183,7 @@ impl Source {
         match answer {
             Ok(sealed) => block.open(&sealed).err().map(|error| error.to_string()),
             // What the flist itself says to be zeros need be nowhere.
-            Err(StoreError::NotFound { .. }) if block.is_zeros() => None,
+            Err(error) if error.may_mean_missing() && block.is_zeros() => None,
             Err(error) => {
                 if error.is_transient() {
                     self.silent.fetch_add(1, Relaxed);

@@ -301,10 +301,16 @@ fn a_cached_block_that_was_cut_or_changed_is_fetched_again() {
         std::fs::write(&path, damage).unwrap();
         fetches(&bench);
     }
+    // Of the right length, also for whoever opens it without asking a store.
     std::fs::write(&path, vec![0; block.len as usize]).unwrap();
+    assert!(bench.fetcher.cached(&block).is_none());
+    let told = bench.fetcher.take_cache_error().unwrap().to_string();
+    assert!(told.contains("was damaged"), "{told}");
+    std::fs::write(&path, vec![0; block.len as usize]).unwrap();
+    fetches(&bench);
     let plain = bench.fetcher.refetch(&block).unwrap().into_bytes(block.len).unwrap();
     block.verify_plain(&plain).unwrap();
-    assert_eq!(bench.fetcher.stats().blocks, 4);
+    assert_eq!(bench.fetcher.stats().blocks, 5);
 }
 
 #[test]

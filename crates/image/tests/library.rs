@@ -9,7 +9,7 @@ use std::sync::Barrier;
 
 use support::*;
 use zmachine_flist::{BlockRef, Digest, Flist, Metadata, Node, NodeId, NodeKind, Route, RouteTable, TreeBuilder};
-use zmachine_image::library::PruneReport;
+use zmachine_image::library::{Mended, PruneReport};
 use zmachine_image::{
     FetchOptions, Image, ImageKind, ImageName, Library, Mode, PullPolicy, Reference, ResolveError, Silent,
 };
@@ -360,6 +360,7 @@ fn a_download_that_fails_in_any_way_leaves_nothing() {
         Behaviour::Half,
         Behaviour::Close,
         Behaviour::Stall,
+        Behaviour::Drip,
         Behaviour::Endless,
         Behaviour::Status(404),
         Behaviour::Status(500),
@@ -374,6 +375,77 @@ fn a_download_that_fails_in_any_way_leaves_nothing() {
         );
         rooms.left_nothing();
     }
+}
+
+#[test]
+fn a_download_that_takes_its_time_does_not_hold_up_who_prunes() {
+    let server = Server::of(&fixtures());
+    server.set(Behaviour::Stall);
+    let rooms = Rooms::new();
+    let reference = Reference::parse(&format!("{}/busybox.fl", server.url()), Path::new("/")).unwrap();
+    std::thread::scope(|scope| {
+        let pull = scope.spawn(|| rooms.library.pull(&reference, &name("web"), &Silent));
+        while server.requests().is_empty() {
+            std::thread::yield_now();
+        }
+        let prune = rooms.library.begin_prune().unwrap();
+        assert!(prune.is_some() && !pull.is_finished());
+        drop(prune);
+        assert!(pull.join().unwrap().is_err());
+    });
+}
+
+#[test]
+fn what_is_named_must_be_a_regular_file_and_nobody_waits_for_a_pipe() {
+    let rooms = Rooms::new();
+    let fifo = rooms.dir.path().join("fifo.fl");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).unwrap();
+    assert!(rooms.refusal(&fifo).contains("a device, pipe or socket"));
+    assert!(Flist::open(&fifo).is_err() && Flist::format_of(&fifo).is_err());
+}
+
+#[test]
+fn nothing_that_is_made_can_be_written_by_others_whatever_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    /// Set in the child: the folder it fills.
+    const FOLDER: &str = "ZMACHINE_TEST_UMASK_FOLDER";
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        let folder = Path::new(&folder);
+        // This process has no other test to run.
+        rustix::process::umask(rustix::fs::Mode::empty());
+        let library = Library::open(&folder.join("home")).unwrap();
+        let options = FetchOptions {
+            stores: vec![dir_url("store")],
+            ..quick()
+        };
+        let library = library.with_fetch_options(options);
+        let reference = Reference::parse(&fixture("busybox.fl"), Path::new("/")).unwrap();
+        let image = library.pull(&reference, &name("web"), &Silent).unwrap();
+        library.fetch_blocks(&image, &Silent).unwrap();
+        let (block, sealed) = BlockRef::seal(b"x");
+        let store = zmachine_image::open_store(&format!("dir://{}/store/new", folder.display()), quick().timeouts);
+        store.unwrap().put(&block.id, &sealed).unwrap();
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    child
+        .args([
+            "--exact",
+            "nothing_that_is_made_can_be_written_by_others_whatever_the_umask",
+        ])
+        .env(FOLDER, folder.path());
+    assert!(child.output().unwrap().status.success());
+    let mut seen = 0;
+    for path in contents(folder.path()) {
+        let meta = folder.path().join(&path).symlink_metadata().unwrap();
+        let mode = meta.permissions().mode();
+        assert!(meta.is_symlink() || mode & 0o022 == 0, "{path} has mode {mode:o}");
+        seen += 1;
+    }
+    assert!(seen > 10, "{seen}");
+    let home = folder.path().join("home").metadata().unwrap().permissions().mode();
+    assert_eq!(home & 0o077, 0, "the home is its owner's alone");
 }
 
 #[test]
@@ -414,7 +486,10 @@ fn all_blocks_of_an_image_can_be_had_ahead() {
     let rooms = Rooms::new();
     let image = rooms.resolve(&fixture("sizes.fl")).unwrap();
     rooms.library.fetch_blocks(&image, &Silent).unwrap();
-    assert_eq!(rooms.library.cache().scrub().unwrap().good, image.facts.sizes.blocks);
+    assert_eq!(
+        rooms.library.cache().check(false, &Silent).unwrap().good,
+        image.facts.sizes.blocks
+    );
     rooms
         .library
         .cache()
@@ -429,6 +504,36 @@ fn all_blocks_of_an_image_can_be_had_ahead() {
         matches!(&error, ResolveError::Fetch { file, .. } if file.starts_with('/')),
         "{error}"
     );
+}
+
+#[test]
+fn damaged_blocks_of_the_cache_are_named_and_fetched_again_when_that_is_asked_for() {
+    let rooms = Rooms::new();
+    let image = rooms.resolve(&fixture("sizes.fl")).unwrap();
+    rooms.library.fetch_blocks(&image, &Silent).unwrap();
+    let blocks = flist("sizes.fl").tree.unique_blocks();
+    let cache = rooms.library.cache();
+    let damaged = cache.path_of(blocks.iter().max_by_key(|block| block.len).unwrap());
+    let mut bytes = fs::read(&damaged).unwrap();
+    bytes[0] ^= 1;
+    fs::write(&damaged, &bytes).unwrap();
+    // What no image has cannot be fetched.
+    let (other, _) = BlockRef::seal(b"nobody's");
+    let path = cache.path_of(&other);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, "NOBODY'S").unwrap();
+    let states = |repairs| rooms.library.check_cache(repairs, &Silent).unwrap();
+    let found = states(false);
+    assert_eq!((found.damaged.len(), found.left()), (2, 2));
+    assert_eq!(fs::read(&damaged).unwrap(), bytes, "nothing was asked for");
+    let found = states(true);
+    let of = |path: &Path| &found.damaged.iter().find(|block| block.path == path).unwrap().mended;
+    assert_eq!(
+        (of(&damaged), of(&path), found.left()),
+        (&Mended::Fetched, &Mended::Removed, 0)
+    );
+    assert!(!path.exists());
+    assert!(states(true).damaged.is_empty());
 }
 
 #[test]
@@ -500,7 +605,17 @@ fn pruning_keeps_what_a_name_or_a_machine_needs_and_nothing_else() {
     let none = |_: &Path| Ok::<_, ResolveError>([].into());
     assert!(rooms.library.begin_prune().unwrap().unwrap().run(none).is_err());
     fs::write(image.flist_path(), flist).unwrap();
+    // Nor is an image without a name while it can not be told where a name leads.
     rooms.library.remove_name(&name("kept")).unwrap();
+    let refs = rooms.dir.path().join("home/images/refs");
+    for stray in ["kept", "Not a name!"] {
+        fs::write(refs.join(stray), "").unwrap();
+        assert!(rooms.library.begin_prune().unwrap().unwrap().run(none).is_err());
+        assert!(rooms.library.remove(&image.digest).is_err());
+        let (listed, unreadable) = rooms.library.list_readable().unwrap();
+        assert_eq!((listed.len(), unreadable.len()), (1, 1));
+        fs::remove_file(refs.join(stray)).unwrap();
+    }
     let report = prune(&[]);
     assert!(
         report.images == 1 && report.blocks >= 3 && report.bytes > 1 << 20,

@@ -106,7 +106,7 @@ impl Room {
         };
         let source = ImageSource::parse(image).unwrap();
         let counted = Counted::default();
-        let imported = import(&source, options, &store, &pack, &counted).map(|(flist, _)| flist);
+        let imported = import(&source, options, &store, &pack, &counted).map(|imported| imported.flist);
         if imported.is_ok() {
             let (total, done) = (counted.total.into_inner(), counted.done.into_inner());
             assert!(total > 0 && total == done, "{done} of {total} bytes were told");

@@ -7,7 +7,8 @@ use std::os::unix::process::ExitStatusExt;
 use support::*;
 use zmachine_flist::BlockRef;
 use zmachine_image::cache::Presence;
-use zmachine_image::{BlockCache, CacheError, StoreError, Timeouts, open_store};
+use zmachine_image::store::DirStore;
+use zmachine_image::{BlockCache, BlockStore, CacheError, Silent, StoreError, Timeouts, open_store};
 
 fn open(url: &str) -> Box<dyn zmachine_image::BlockStore> {
     open_store(url, Timeouts::default()).unwrap()
@@ -125,7 +126,11 @@ fn the_cache_names_blocks_by_their_key_and_leaves_nothing_else() {
     let key = block.key.to_string();
     assert_eq!(
         contents(cache.directory()),
-        [key[..2].to_owned(), format!("{}/{key}", &key[..2])]
+        [
+            ".verified".to_owned(),
+            key[..2].to_owned(),
+            format!("{}/{key}", &key[..2])
+        ]
     );
 }
 
@@ -139,7 +144,7 @@ fn bytes_that_are_not_the_block_never_get_into_the_cache() {
             Err(CacheError::NotTheBlock { .. })
         ));
     }
-    assert!(contents(cache.directory()).is_empty());
+    assert_eq!(contents(cache.directory()), [".verified"]);
 }
 
 #[test]
@@ -159,25 +164,136 @@ fn whatever_has_the_wrong_length_is_no_block() {
     assert_eq!(read_all(cache.insert(&block, b"plain").unwrap()), b"plain");
 }
 
+/// What may be in the place of a block: made at a path.
+type Impostor<'a> = &'a dyn Fn(&std::path::Path);
+
 #[test]
-fn verify_and_scrub_find_what_has_the_right_length_and_wrong_bytes() {
+fn what_has_the_right_length_and_other_bytes_is_no_block_for_anybody() {
     let (_dir, cache) = cache();
     let (block, _) = BlockRef::seal(b"plain");
     let (good, _) = BlockRef::seal(b"other");
     assert_eq!(cache.verify(&block).unwrap(), Presence::Absent);
     cache.insert(&good, b"other").unwrap();
-    for by_scrub in [false, true] {
-        cache.insert(&block, b"plain").unwrap();
-        assert_eq!(cache.verify(&block).unwrap(), Presence::Good);
-        std::fs::write(cache.path_of(&block), b"PLAIN").unwrap();
-        if by_scrub {
-            let report = cache.scrub().unwrap();
-            assert_eq!((report.good, report.removed), (1, 1));
-        } else {
-            assert_eq!(cache.verify(&block).unwrap(), Presence::Corrupt);
+    let path = cache.path_of(&block);
+    let fifo = |path: &std::path::Path| {
+        std::fs::remove_file(path).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, path, 0o600.into()).unwrap();
+    };
+    let impostors: [Impostor<'_>; 3] = [
+        &|path| std::fs::write(path, b"PLAIN").unwrap(),
+        // Whoever opens it must not wait for a writer.
+        &fifo,
+        &|path| {
+            std::fs::remove_file(path).unwrap();
+            std::os::unix::fs::symlink("/dev/zero", path).unwrap();
+        },
+    ];
+    for impostor in impostors {
+        for way in 0..5 {
+            cache.insert(&block, b"plain").unwrap();
+            assert_eq!(cache.verify(&block).unwrap(), Presence::Good);
+            assert!(cache.get(&block).unwrap().is_some());
+            impostor(&path);
+            match way {
+                0 => assert!(cache.get(&block).unwrap().is_none()),
+                1 => assert_eq!(cache.verify(&block).unwrap(), Presence::Corrupt),
+                // Another process.
+                2 => assert!(
+                    BlockCache::open(cache.directory())
+                        .unwrap()
+                        .get(&block)
+                        .unwrap()
+                        .is_none()
+                ),
+                3 => {
+                    let found = cache.check(false, &Silent).unwrap();
+                    assert_eq!((found.good, found.damaged.as_slice()), (1, &[path.clone()][..]));
+                    assert!(path.symlink_metadata().is_ok());
+                    assert_eq!(cache.check(true, &Silent).unwrap().damaged.len(), 1);
+                }
+                // Whoever has the bytes puts them there.
+                _ => assert_eq!(read_all(cache.insert(&block, b"plain").unwrap()), b"plain"),
+            }
+            let is_back = way == 4;
+            assert_eq!(path.symlink_metadata().is_ok(), is_back, "{way}");
         }
-        assert_eq!(cache.verify(&block).unwrap(), Presence::Absent);
     }
+    assert_eq!(read_all(cache.get(&good).unwrap().unwrap()), b"other");
+}
+
+#[test]
+fn a_block_that_was_right_is_not_hashed_again_in_this_boot() {
+    let (_dir, cache) = cache();
+    let plain = vec![7; BlockRef::SIZE];
+    let (block, _) = BlockRef::seal(&plain);
+    cache.insert(&block, &plain).unwrap();
+    let path = cache.path_of(&block);
+    let bytes_read = || {
+        let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        let line = io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
+        line.parse::<u64>().unwrap()
+    };
+    let read_by_get = |cache: &BlockCache| {
+        let before = bytes_read();
+        assert!(cache.get(&block).unwrap().is_some());
+        bytes_read() - before
+    };
+    assert!(read_by_get(&cache) < 10_000);
+    // As of another boot: nothing is known.
+    std::fs::write(cache.directory().join(".verified"), "").unwrap();
+    let cache = BlockCache::open(cache.directory()).unwrap();
+    assert!(read_by_get(&cache) >= BlockRef::SIZE as u64);
+    assert!(read_by_get(&cache) < 10_000);
+    // Its access time is set now and then, which is no change of what it is.
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_times(std::fs::FileTimes::new().set_accessed(old)).unwrap();
+    read_by_get(&cache);
+    assert!(read_by_get(&BlockCache::open(cache.directory()).unwrap()) < 10_000);
+}
+
+#[test]
+fn a_stored_block_is_taken_for_what_it_holds_and_not_for_its_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = DirStore::new(dir.path().to_owned());
+    let (block, sealed) = BlockRef::seal(b"plain");
+    let hex = block.id.to_string();
+    let path = dir.path().join(&hex[..2]).join(&hex);
+    assert!(store.put(&block.id, &sealed).unwrap() && store.holds(&block.id).unwrap());
+    assert!(!store.put(&block.id, &sealed).unwrap());
+    let mut damaged = sealed.clone();
+    damaged[3] ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+    let store = DirStore::new(dir.path().to_owned());
+    assert!(store.has(&block.id).unwrap() && !store.holds(&block.id).unwrap());
+    assert!(store.put(&block.id, &sealed).unwrap() && store.holds(&block.id).unwrap());
+    assert_eq!(store.get(&block.id).unwrap(), sealed);
+    // Nobody waits for the other end of a pipe.
+    std::fs::remove_file(&path).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o600.into()).unwrap();
+    assert!(!store.has(&block.id).unwrap() && !store.holds(&block.id).unwrap());
+    let error = store.get(&block.id).unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Io { path: at, .. } if *at == path),
+        "{error}"
+    );
+    assert!(store.put(&block.id, &sealed).unwrap());
+    assert_eq!(store.get(&block.id).unwrap(), sealed);
+}
+
+#[test]
+fn a_server_that_forbids_what_it_does_not_have_is_asked_on() {
+    let server = Server::of_store(Behaviour::Status(403));
+    let store = open(&server.url());
+    let error = store.get(&a_block().id).unwrap_err();
+    assert!(
+        error.may_mean_missing() && error.hint().unwrap().contains("does not have"),
+        "{error}"
+    );
+    assert!(matches!(
+        store.has(&a_block().id),
+        Err(StoreError::Status { status: 403, .. })
+    ));
 }
 
 /// Set in the child of the next test: the directory it fills.
@@ -206,8 +322,8 @@ fn a_writer_killed_at_any_moment_leaves_whole_blocks_only() {
         std::thread::sleep(std::time::Duration::from_millis(60 * round));
         child.kill().unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(9));
-        let report = cache.scrub().unwrap();
-        assert_eq!(report.removed, 0, "round {round}");
+        let report = cache.check(true, &Silent).unwrap();
+        assert!(report.damaged.is_empty(), "round {round}");
         blocks = report.good;
     }
     assert!(blocks > 0, "the child wrote nothing, so nothing was tested");

@@ -50,7 +50,8 @@ pub fn read_all(secrets: &[(String, PathBuf)]) -> Result<Vec<Secret>, Failure> {
                 .context(format!("the secret '{name}' cannot be read"))
                 .hint("the file is read at each start; put it back, or make the machine anew with another --secret")
         };
-        let file = file::open_regular(path).map_err(unread)?;
+        let opened = file::open_regular(path).map_err(|e| FileError::io("open", path, e));
+        let file = opened.map_err(unread)?;
         let read = file.take(left as u64 + 1).read_to_end(&mut content);
         read.map_err(|e| unread(FileError::io("read", path, e)))?;
         left = left.checked_sub(content.len()).ok_or_else(|| {
@@ -90,9 +91,20 @@ mod tests {
         std::fs::write(&file, vec![0; MAX_BYTES]).unwrap();
         read_all(&[("n".into(), file.clone())]).unwrap();
         assert!(read_all(&[("n".into(), file.clone()), ("m".into(), file)]).is_err());
-        assert_eq!(
-            read_all(&[("n".into(), "/none".into())]).unwrap_err().class,
-            Class::NotFound
+        // A FIFO without a writer would be waited for.
+        let fifo = dir.path().join("fifo");
+        assert!(
+            std::process::Command::new("mkfifo")
+                .arg(&fifo)
+                .status()
+                .unwrap()
+                .success()
         );
+        for unreadable in [fifo, "/none".into()] {
+            assert_eq!(
+                read_all(&[("n".into(), unreadable)]).unwrap_err().class,
+                Class::NotFound
+            );
+        }
     }
 }

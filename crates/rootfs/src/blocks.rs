@@ -26,7 +26,7 @@ impl From<FetchError> for Undelivered {
     }
 }
 
-/// Why the cache could not keep a block, which was served all the same.
+/// Why the cache could not keep or give a block, which was served all the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheFailure {
     /// What went wrong.
@@ -37,9 +37,13 @@ pub struct CacheFailure {
 
 impl From<CacheError> for CacheFailure {
     fn from(error: CacheError) -> CacheFailure {
-        let reason = match std::error::Error::source(&error) {
+        let what = match std::error::Error::source(&error) {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
+        };
+        let reason = match error {
+            CacheError::Damaged { .. } => what,
+            _ => format!("{what}: blocks are served from memory and fetched again when they are read again"),
         };
         CacheFailure {
             reason,
@@ -78,7 +82,11 @@ pub trait Blocks: Send + Sync {
 
 impl Blocks for Fetcher {
     fn cached(&self, block: &BlockRef) -> Option<File> {
-        self.cache().get(block).ok().flatten()
+        Fetcher::cached(self, block)
+    }
+
+    fn cached_all(&self, blocks: &[BlockRef]) -> Vec<Option<File>> {
+        Fetcher::cached_all(self, blocks)
     }
 
     fn fetch(&self, block: &BlockRef, is_damaged: bool) -> Result<Fetched, Undelivered> {

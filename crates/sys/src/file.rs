@@ -1,7 +1,8 @@
 //! Durable files: a file or directory is either there as a whole or not at all, also after a power loss.
 //!
 //! [`replace`] is tmp + fsync + rename + fsync of the directory. [`NewFile`] is an unnamed file that gets its name
-//! only when it is complete (`O_TMPFILE` + `linkat`). [`sync_dir`] makes a rename or unlink durable.
+//! only when it is complete (`O_TMPFILE` + `linkat`). [`sync_dir`] makes a rename or unlink durable. [`open_regular`] is for
+//! files that somebody else named or may have changed: it never waits for the other end of a pipe.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -107,32 +108,54 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
     })
 }
 
-/// Opens a file that a user names, for reading: a regular one, or a link to one. Never waits, as opening a FIFO or a device would.
+/// Opens a regular file for reading. Anything else is refused at once: a FIFO would wait for a writer, a device may never end
+/// or do something when it is opened. A link to a regular file is one.
 ///
 /// # Errors
-/// When it is not there, cannot be opened, or is something else.
-pub fn open_regular(path: &Path) -> Result<File, FileError> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
-    let file = File::from(at("open", path, opened)?);
-    let kind = at("look at", path, file.metadata())?.file_type();
-    match kind.is_file() {
+/// When it cannot be opened, or is something else ([`io::ErrorKind::InvalidInput`], or `IsADirectory`).
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    open_regular_with(path, OFlags::empty())
+}
+
+/// [`open_regular`] that follows no link at the end of the path.
+///
+/// # Errors
+/// As [`open_regular`]; a link is something else.
+pub fn open_regular_itself(path: &Path) -> io::Result<File> {
+    open_regular_with(path, OFlags::NOFOLLOW)
+}
+
+fn open_regular_with(path: &Path, more: OFlags) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | more;
+    let other = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a regular file"));
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        // What `open` says of a socket, and of a device that nothing drives.
+        Err(rustix::io::Errno::NXIO | rustix::io::Errno::NODEV) => return Err(other("a socket or device")),
+        Err(rustix::io::Errno::LOOP) if more.contains(OFlags::NOFOLLOW) => return Err(other("a link")),
+        Err(error) => return Err(error.into()),
+    };
+    let meta = file.metadata()?;
+    match meta.is_file() {
         true => Ok(file),
-        false => Err(FileError::io("open", path, io::Error::other(not_regular(kind)))),
+        false if meta.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        false => Err(other("a FIFO or device")),
     }
 }
 
-/// What somebody is told whose file is no file.
-fn not_regular(kind: fs::FileType) -> String {
-    use std::os::unix::fs::FileTypeExt;
-    let is = match kind {
-        kind if kind.is_dir() => "a directory",
-        kind if kind.is_fifo() => "a FIFO",
-        kind if kind.is_socket() => "a socket",
-        kind if kind.is_char_device() || kind.is_block_device() => "a device",
-        _ => "something else",
-    };
-    format!("it is {is}, and a regular file is needed")
+/// All of a regular file of at most `limit` bytes; a longer one is an error, not a truncation.
+///
+/// # Errors
+/// As [`open_regular`], when it cannot be read, or is longer ([`io::ErrorKind::FileTooLarge`]).
+pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?
+        .take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > limit {
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, "file is too long")),
+        false => Ok(bytes),
+    }
 }
 
 /// Reads a text file of at most `limit` bytes; a longer one is an error, not a truncation.
@@ -396,30 +419,43 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_or_a_device_in_place_of_a_file_is_refused_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let fifo = dir.path().join("fifo");
-        let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
-        assert!(made.success());
-        for (path, is) in [
-            (fifo.as_path(), "a FIFO"),
-            (Path::new("/dev/null"), "a device"),
-            (dir.path(), "a directory"),
-        ] {
-            let FileError::Io { source, .. } = open_regular(path).unwrap_err() else {
-                panic!()
-            };
-            assert!(source.to_string().contains(is), "{source}");
-        }
-        fs::write(dir.path().join("file"), "x").unwrap();
-        open_regular(&dir.path().join("file")).unwrap();
-    }
-
-    #[test]
     fn an_unpublished_file_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         drop(NewFile::create(dir.path(), 0o644).unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn nothing_but_a_regular_file_is_opened_and_nobody_waits_for_a_pipe() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "text").unwrap();
+        std::os::unix::fs::symlink("file", at("link")).unwrap();
+        rustix::fs::mkfifoat(CWD, at("fifo"), Mode::from_raw_mode(0o600)).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        for name in ["file", "link"] {
+            assert_eq!(read_regular(&at(name), 4).unwrap(), b"text");
+        }
+        assert_eq!(
+            read_regular(&at("file"), 3).unwrap_err().kind(),
+            io::ErrorKind::FileTooLarge
+        );
+        assert!(open_regular_itself(&at("file")).is_ok());
+        for path in [at("fifo"), at("socket"), "/dev/null".into()] {
+            for error in [
+                open_regular(&path).unwrap_err(),
+                open_regular_itself(&path).unwrap_err(),
+            ] {
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{}", path.display());
+            }
+        }
+        let error = open_regular_itself(&at("link")).unwrap_err();
+        assert_eq!(error.to_string(), "it is a link, not a regular file");
+        assert_eq!(
+            open_regular(dir.path()).unwrap_err().kind(),
+            io::ErrorKind::IsADirectory
+        );
+        assert_eq!(open_regular(&at("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

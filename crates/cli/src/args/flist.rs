@@ -41,7 +41,7 @@ impl WriteArgs {
 pub(crate) enum FlistCommand {
     /// Pack a directory or an archive: blocks into stores, metadata into a flist
     Pack {
-        /// The directory or the tar archive (also .gz or .zst); - for an archive on standard input
+        /// The directory or the tar archive (also .gz, .zst or .xz); - for an archive on standard input
         source: PathBuf,
         /// The flist to write; one that is there already spares the work of what did not change
         #[arg(short, long, value_name = "FILE.fl")]
@@ -60,8 +60,9 @@ pub(crate) enum FlistCommand {
     },
     /// Make a flist of a container image
     Import {
-        /// The image: docker://HOST/NAME:TAG or docker://HOST/NAME@DIGEST (without HOST, docker.io), oci:DIR:TAG, or
-        /// docker-archive:FILE:NAME:TAG; what follows DIR or FILE only where there are several
+        /// The image: docker://HOST/NAME:TAG or docker://HOST/NAME@DIGEST (without HOST, docker.io), oci:DIR:NAME,
+        /// oci-archive:FILE:NAME or docker-archive:FILE:NAME:TAG; what follows DIR or FILE only where there are several, and
+        /// may be the image's number: @0
         image: String,
         /// The flist to write
         #[arg(short, long, value_name = "FILE.fl")]
@@ -193,8 +194,11 @@ pub(crate) enum ImageCommand {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Format,
     },
-    /// Show how much the cache of blocks holds; set how much it may, and where it is
+    /// Show how much the cache of blocks holds; set how much it may, and where it is; verify it
+    #[command(args_conflicts_with_subcommands = true)]
     Cache {
+        #[command(subcommand)]
+        command: Option<CacheCommand>,
         /// A folder for the blocks of this home and of others that name it too, or `none` for a cache of its own. Blocks of
         /// its own come along; its machines must be stopped
         #[arg(long, value_name = "FOLDER|none")]
@@ -215,5 +219,17 @@ pub(crate) enum ImageCommand {
     Rm {
         #[arg(required = true)]
         names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// Hash every block of the cache; exits with 5 when one is damaged and was not mended
+    Verify {
+        /// Remove damaged blocks, and fetch them again when an image has them
+        #[arg(long)]
+        repair: bool,
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
     },
 }

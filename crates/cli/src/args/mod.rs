@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use zmachine_machine::Failure;
 
-pub(crate) use flist::{FlistCommand, ImageCommand};
+pub(crate) use flist::{CacheCommand, FlistCommand, ImageCommand};
 pub(crate) use run::{CreateArgs, RunArgs};
 
 /// Run Zmachines: virtual machines started from flists.

@@ -1,16 +1,18 @@
 //! `zmachine image`.
 
 use std::env;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use zmachine_image::cache::Adopted;
+use zmachine_image::library::Mended;
 use zmachine_image::{ImageKind, ImageName, Library, PullPolicy, Reference};
 use zmachine_machine::bytes::{self, Human};
 use zmachine_machine::{Class, Failure};
 use zmachine_rootfs::PrefetchList;
 
-use crate::args::{Format, ImageCommand};
+use crate::args::{CacheCommand, Format, ImageCommand};
 use crate::commands::machines::each;
 use crate::progress::Bars;
 use crate::{context, output};
@@ -38,6 +40,10 @@ pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
         ImageCommand::Pull { name, blocks } => pull(&library, &name, blocks),
         ImageCommand::Ls { quiet, output } => list(&library, quiet, output),
         ImageCommand::Prune { output } => prune(output),
+        ImageCommand::Cache {
+            command: Some(CacheCommand::Verify { repair, output }),
+            ..
+        } => verify(&library, repair, output),
         ImageCommand::Cache { limit, output, .. } => cache(&library, limit.as_deref(), output),
         ImageCommand::Hints { image } => hints(&library, &image),
         ImageCommand::Rm { names } => each(&names, |name| Ok(library.remove_name(&image_name(name)?)?)),
@@ -160,6 +166,40 @@ fn cache(library: &Library, limit: Option<&str>, format: Format) -> Result<u8, F
     Ok(0)
 }
 
+/// Hashes the whole cache, and mends it when asked to.
+fn verify(library: &Library, repair: bool, format: Format) -> Result<u8, Failure> {
+    let report = library.check_cache(repair, &Bars::pieces())?;
+    match format {
+        Format::Json => output::json(&report)?,
+        Format::Table => {
+            let mut text = String::new();
+            for block in &report.damaged {
+                let state = match &block.mended {
+                    Mended::Left => "damaged",
+                    Mended::Fetched => "was damaged, and is whole again",
+                    Mended::Removed => "was damaged, and is removed; no image has it",
+                    Mended::Lost { problem } => &format!("was damaged, and is removed; {problem}"),
+                };
+                let _ = writeln!(text, "{}: {state}", block.path.display());
+            }
+            output::print(&text)?;
+        }
+    }
+    for image in &report.unreadable {
+        eprintln!("warning: the image {image}");
+    }
+    eprintln!("{} blocks are good, {}", report.good, Human(report.bytes));
+    if report.left() == 0 {
+        return Ok(0);
+    }
+    let what = format!("{} blocks of the cache are damaged", report.left());
+    Err(Failure::new(Class::Fetch, what).hint(if repair {
+        "they are gone; whatever needs one fetches it again when its store has it"
+    } else {
+        "`zmachine image cache verify --repair` fetches them again"
+    }))
+}
+
 /// Brings the cache within its limit, and says what that took.
 fn trim() -> Result<(), Failure> {
     let Some(report) = context::engine()?.trim_cache()? else {
@@ -178,7 +218,12 @@ fn trim() -> Result<(), Failure> {
 }
 
 fn list(library: &Library, quiet: bool, format: Format) -> Result<u8, Failure> {
-    let rows: Vec<Row> = library.list()?.into_iter().map(row).collect();
+    let (images, unreadable) = library.list_readable()?;
+    for error in unreadable {
+        let why = std::error::Error::source(&error).map_or_else(String::new, |why| format!(": {why}"));
+        eprintln!("warning: {error}{why}");
+    }
+    let rows: Vec<Row> = images.into_iter().map(row).collect();
     if quiet {
         rows.iter()
             .flat_map(|row| &row.names)

@@ -93,6 +93,18 @@ impl BlockKey {
     }
 }
 
+impl BlockRef {
+    /// Whether each plaintext is that of the block beside it: [`BlockRef::verify_plain`] of several, computed side by side.
+    #[must_use]
+    pub fn are_plains(pairs: &[(BlockRef, &[u8])]) -> Vec<bool> {
+        let inputs: Vec<(&[u8], usize)> = pairs.iter().map(|(block, plain)| (*plain, block.key.0.len())).collect();
+        let found = digests(&inputs).into_iter().zip(pairs);
+        found
+            .map(|(digest, (block, plain))| digest == block.key.0 && plain.len() == block.len as usize)
+            .collect()
+    }
+}
+
 /// Seals batches of blocks. Keeps a buffer as large as the largest batch sealed, so each thread wants one of its own.
 #[derive(Debug)]
 pub struct Sealer {

@@ -43,14 +43,18 @@ pub(super) fn members(path: &Path) -> Result<Members, OpenError> {
         path: path.into(),
         found: found.into(),
     };
-    let mut file = File::open(path).map_err(read_error)?;
+    let open = || -> Result<File, OpenError> {
+        let file = crate::file::open_regular(path).map_err(read_error)?;
+        file.ok_or_else(|| not_a_flist("it is not a regular file"))
+    };
+    let mut file = open()?;
     let mut magic = [0; 2];
     let compressed = match file.read_exact(&mut magic) {
         Ok(()) => magic == [0x1f, 0x8b],
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
         Err(error) => return Err(read_error(error)),
     };
-    let file = File::open(path).map_err(read_error)?;
+    let file = open()?;
     let stream: Box<dyn Read> = match compressed {
         true => Box::new(MultiGzDecoder::new(io::BufReader::new(file))),
         false => Box::new(io::BufReader::new(file)),

@@ -1,11 +1,13 @@
 //! Moving the blocks of one cache into another one of the same user.
 
-use std::fs::{self, File};
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde::Serialize;
+use zmachine_sys::file::open_regular_itself;
 
-use super::{BlockCache, CacheError, CachedBlock, io_error, list, name_is_digest_of, read_all};
+use super::{BlockCache, CacheError, CachedBlock, io_error, list, make_dirs, name_is_digest_of, read_all};
 
 /// What one cache took over from another.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -26,10 +28,7 @@ impl BlockCache {
         let mut report = Adopted::default();
         for CachedBlock { path, .. } in other.list()? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let plain = match path.is_file() {
-                true => read_all(File::open(&path).map_err(|e| io_error("open", &path, e))?, &path)?,
-                false => Vec::new(),
-            };
+            let plain = content(&path)?.unwrap_or_default();
             if name_is_digest_of(name, &plain) {
                 self.take_over(&path, &self.dir.join(&name[..2]).join(name), &plain)?;
                 report.blocks += 1;
@@ -51,13 +50,13 @@ impl BlockCache {
 
     /// Gives the block in the file `from`, whose bytes are `plain`, the name `to`, unless the block has it already.
     fn take_over(&self, from: &Path, to: &Path, plain: &[u8]) -> Result<(), CacheError> {
-        match to.symlink_metadata() {
-            Ok(meta) if meta.is_file() && meta.len() == plain.len() as u64 => return Ok(()),
-            Ok(_) => self.remove(to)?,
-            Err(_) => {}
+        match content(to) {
+            Ok(Some(there)) if there == plain => return Ok(()),
+            Err(CacheError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            _ => self.remove(to)?,
         }
         let shard = to.parent().unwrap_or(&self.dir);
-        fs::create_dir_all(shard).map_err(|e| self.io_or_full("create directory", shard, e))?;
+        make_dirs(shard).map_err(|e| self.io_or_full("create directory", shard, e))?;
         // On another file system its bytes are written anew.
         if fs::hard_link(from, to).is_err() {
             let new = self.written(to, plain)?;
@@ -65,5 +64,14 @@ impl BlockCache {
             new.publish_new(to, false).map_err(|e| self.file_or_full(to, e))?;
         }
         Ok(())
+    }
+}
+
+/// The bytes of a regular file; `None` for whatever else is there.
+fn content(path: &Path) -> Result<Option<Vec<u8>>, CacheError> {
+    match open_regular_itself(path) {
+        Ok(file) => read_all(file, path).map(Some),
+        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory) => Ok(None),
+        Err(e) => Err(io_error("open", path, e)),
     }
 }

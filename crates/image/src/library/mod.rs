@@ -16,6 +16,7 @@
 //! changed afterwards. Several processes may resolve the same image at once. A failed resolve leaves nothing. An image
 //! that was resolved once needs no network to be resolved again; its blocks come through [`Fetcher`], from the cache first.
 
+mod check;
 mod error;
 mod origin;
 mod place;
@@ -27,22 +28,24 @@ mod sniff;
 mod staging;
 mod trim;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use zmachine_flist::{Digest, Flist, RouteTable, Startup, startup};
-use zmachine_sys::file::{self, FileError};
+use zmachine_sys::file::{self, FileError, open_regular};
 use zmachine_sys::lock::FileLock;
 
 use crate::cache::BlockCache;
 use crate::facts::{ImageFacts, KindError, Mode};
 use crate::fetch::{FetchError, FetchOptions, Fetcher};
+use crate::pace::Paced;
 use crate::progress::Progress;
 use crate::reader::FileReader;
 use crate::reference::{ImageName, Reference};
 use crate::store::{CREDENTIALS_FILE, Credentials, StoreError, agent, classify, redact};
+pub use check::{CacheReport, DamagedBlock, Mended};
 pub use error::ResolveError;
 use origin::Origin;
 use place::Place;
@@ -241,10 +244,36 @@ impl Library {
         name: &ImageName,
         progress: &dyn Progress,
     ) -> Result<Image, ResolveError> {
+        // Not while something is on its way, which may take as long as a server likes: who prunes waits for this lock.
+        let mut image = self.resolve(reference, PullPolicy::Always, progress)?;
         let _kept = FileLock::shared(&self.images.join(".use"))?;
-        let image = self.resolve(reference, PullPolicy::Always, progress)?;
+        if !self.place_of(&image.digest).is_dir() {
+            // It was pruned in between, having no name yet.
+            image = self.resolve(reference, PullPolicy::Always, progress)?;
+        }
         self.set_name(name, &image.digest)?;
         Ok(image)
+    }
+
+    /// Brings what has to be downloaded for `reference` here: for whoever resolves it while holding [`hold_images`] and must not hold up
+    /// others for as long as a server likes. The policy that finds it without asking the server again.
+    ///
+    /// # Errors
+    /// As [`Library::resolve_as`].
+    pub fn download(
+        &self,
+        reference: &Reference,
+        policy: PullPolicy,
+        mode: Mode,
+        progress: &dyn Progress,
+    ) -> Result<PullPolicy, ResolveError> {
+        match (reference, policy) {
+            (Reference::Url(_), PullPolicy::Missing | PullPolicy::Always) => {
+                self.resolve_as(reference, policy, mode, progress)?;
+                Ok(PullPolicy::Missing)
+            }
+            (_, policy) => Ok(policy),
+        }
     }
 
     /// Fetches every block of the image into the cache; `progress` counts blocks.
@@ -363,10 +392,15 @@ impl Library {
     /// # Errors
     /// [`ResolveError::UnknownName`], or when it can not be removed.
     pub fn remove_name(&self, name: &ImageName) -> Result<(), ResolveError> {
-        let path = self.images.join("refs").join(name.as_str());
+        let refs = self.images.join("refs");
+        let path = refs.join(name.as_str());
         match fs::remove_file(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(unknown_name(name)),
-            other => Ok(other.map_err(|e| FileError::io("remove", &path, e))?),
+            other => {
+                other.map_err(|e| FileError::io("remove", &path, e))?;
+                // A name that comes back after a power loss would lead to whatever image is there then.
+                Ok(file::sync_dir(&refs)?)
+            }
         }
     }
 
@@ -380,7 +414,7 @@ impl Library {
         if !place.is_dir() {
             return Err(unknown(digest));
         }
-        for name in self.names_of(digest)? {
+        for name in self.names()?.all()?.of(digest) {
             self.remove_name(&name)?;
         }
         Ok(file::remove_dir_all(&place)?)
@@ -389,15 +423,28 @@ impl Library {
     /// All images, sorted by digest. One whose record can not be read is listed with the reason.
     ///
     /// # Errors
-    /// When the directory can not be listed.
+    /// When the directory can not be listed, or it can not be told which image a name leads to.
     pub fn list(&self) -> Result<Vec<ListedImage>, ResolveError> {
+        self.list_with(&self.names()?.all()?)
+    }
+
+    /// [`Library::list`] for who shows it: names that can not be read are beside it, and decide nothing.
+    ///
+    /// # Errors
+    /// When a directory can not be listed.
+    pub fn list_readable(&self) -> Result<(Vec<ListedImage>, Vec<ResolveError>), ResolveError> {
+        let names = self.names()?;
+        Ok((self.list_with(&names)?, names.unreadable))
+    }
+
+    fn list_with(&self, refs: &Names) -> Result<Vec<ListedImage>, ResolveError> {
         let mut listed = Vec::new();
         for name in names_in(&self.images)? {
             let Ok(digest) = name.parse::<Digest>() else { continue };
             let record = Record::read(&self.place_of(&digest).join("image.json"));
             listed.push(ListedImage {
                 digest,
-                names: self.names_of(&digest)?,
+                names: refs.of(&digest),
                 flist_bytes: record.as_ref().map_or(0, |record| record.flist_bytes),
                 facts: record.and_then(|record| record.facts(Mode::Auto, &name)),
             });
@@ -421,13 +468,29 @@ impl Library {
         digest.ok_or_else(|| unknown_name(name))
     }
 
-    fn names_of(&self, digest: &Digest) -> Result<Vec<ImageName>, ResolveError> {
-        let mut names: Vec<ImageName> = names_in(&self.images.join("refs"))?
-            .iter()
-            .filter_map(|name| ImageName::new(name).ok())
-            .filter(|name| self.digest_of(name).is_ok_and(|found| found == *digest))
-            .collect();
-        names.sort();
+    /// All names, with the images they lead to.
+    fn names(&self) -> Result<Names, ResolveError> {
+        let mut names = Names::default();
+        let refs = self.images.join("refs");
+        for text in names_in(&refs)? {
+            let Ok(name) = ImageName::new(&text) else {
+                // Others are under construction.
+                if !text.starts_with('.') {
+                    let what = io::Error::new(io::ErrorKind::InvalidData, "no image can have such a name");
+                    names
+                        .unreadable
+                        .push(FileError::io("use", &refs.join(text), what).into());
+                }
+                continue;
+            };
+            match self.digest_of(&name) {
+                Ok(digest) => names.images.push((name, digest)),
+                // It leads to nothing that could be an image, or is gone since the listing.
+                Err(ResolveError::UnknownName { .. }) => {}
+                Err(error) => names.unreadable.push(error),
+            }
+        }
+        names.images.sort();
         Ok(names)
     }
 
@@ -450,6 +513,30 @@ impl Library {
     }
 }
 
+/// The names of a library.
+#[derive(Debug, Default)]
+struct Names {
+    /// Sorted.
+    images: Vec<(ImageName, Digest)>,
+    /// Why it can not be told where others lead.
+    unreadable: Vec<ResolveError>,
+}
+
+impl Names {
+    /// For whoever removes what has no name: one that can not be read may be the name of anything.
+    fn all(mut self) -> Result<Names, ResolveError> {
+        match self.unreadable.pop() {
+            Some(error) => Err(error),
+            None => Ok(self),
+        }
+    }
+
+    fn of(&self, digest: &Digest) -> Vec<ImageName> {
+        let own = self.images.iter().filter(|(_, image)| image == digest);
+        own.map(|(name, _)| name.clone()).collect()
+    }
+}
+
 /// One resolve under way.
 struct Asked<'a> {
     library: &'a Library,
@@ -461,14 +548,15 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     fn path(&self, path: &Path) -> Result<Image, ResolveError> {
-        let meta = match fs::metadata(path) {
-            Ok(meta) => meta,
+        let read_failed = |e| ResolveError::File(FileError::io("read", path, e));
+        let mut source = match open_regular(path) {
+            Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(ResolveError::MissingFile { path: path.to_owned() });
             }
-            Err(e) => return Err(FileError::io("read", path, e).into()),
+            Err(e) => return Err(self.special(&e).unwrap_or_else(|| read_failed(e))),
         };
-        self.refuse_special(&meta)?;
+        let length = source.metadata().map_err(read_failed)?.len();
         let head = head_of(path)?;
         self.refuse_foreign(&head)?;
         let digest = digest_of_file(path, &self.shown)?;
@@ -476,25 +564,22 @@ impl Asked<'_> {
             return self.library.image(&digest, self.mode, &self.shown);
         }
         let staging = Staging::new(&self.library.images)?;
-        self.progress.begin(Some(meta.len()), "copying the flist");
-        let read_failed = |e| ResolveError::File(FileError::io("read", path, e));
-        let mut source = File::open(path).map_err(read_failed)?;
+        self.progress.begin(Some(length), "copying the flist");
         let received = staging.receive(&mut source, self.progress, read_failed, &self.shown)?;
         self.admit(staging, &received, Some(path))
     }
 
-    fn refuse_special(&self, meta: &fs::Metadata) -> Result<(), ResolveError> {
-        let (found, advice) = if meta.is_dir() {
-            (
+    /// What is said of something that is no regular file.
+    fn special(&self, error: &io::Error) -> Option<ResolveError> {
+        let (found, advice) = match error.kind() {
+            io::ErrorKind::IsADirectory => (
                 "a directory",
                 "make a flist of it: `zmachine flist pack DIR -o FILE.fl --store URL`",
-            )
-        } else if meta.is_file() {
-            return Ok(());
-        } else {
-            ("a device, pipe or socket", "name the .fl file")
+            ),
+            io::ErrorKind::InvalidInput => ("a device, pipe or socket", "name the .fl file"),
+            _ => return None,
         };
-        Err(ResolveError::NotAFlist {
+        Some(ResolveError::NotAFlist {
             reference: self.shown.clone(),
             found,
             advice,
@@ -561,7 +646,8 @@ impl Asked<'_> {
             .begin(response.body().content_length(), "downloading the flist");
         let staging = Staging::new(&self.library.images)?;
         let broke = |e| self.failed(classify(&redact(url), ureq::Error::Io(e)));
-        let received = staging.receive(&mut response.body_mut().as_reader(), self.progress, broke, &self.shown)?;
+        let mut body = Paced::new(response.body_mut().as_reader(), timeouts);
+        let received = staging.receive(&mut body, self.progress, broke, &self.shown)?;
         self.refuse_foreign(&head_of(&staging.flist())?)?;
         let image = self.admit(staging, &received, None)?;
         Origin::new(url, &image.digest.to_string(), etag, last_modified).write(&self.library.images, url)?;
@@ -658,7 +744,7 @@ fn to_digest(hash: &blake2b_simd::Hash) -> Digest {
 
 fn digest_of_file(path: &Path, reference: &str) -> Result<Digest, ResolveError> {
     let failed = |e| ResolveError::File(FileError::io("read", path, e));
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = open_regular(path).map_err(failed)?;
     let mut state = hasher();
     let each = |chunk: &[u8]| {
         state.update(chunk);
@@ -670,7 +756,7 @@ fn digest_of_file(path: &Path, reference: &str) -> Result<Digest, ResolveError> 
 
 fn head_of(path: &Path) -> Result<Vec<u8>, ResolveError> {
     let mut head = Vec::new();
-    let read = File::open(path).and_then(|f| f.take(SNIFF_LEN as u64).read_to_end(&mut head));
+    let read = open_regular(path).and_then(|f| f.take(SNIFF_LEN as u64).read_to_end(&mut head));
     read.map_err(|e| FileError::io("read", path, e))?;
     Ok(head)
 }
@@ -680,7 +766,7 @@ fn names_in(dir: &Path) -> Result<Vec<String>, ResolveError> {
     let entries = entries.map_err(|e| FileError::io("list", dir, e))?;
     Ok(entries
         .iter()
-        .filter_map(|entry| entry.file_name().into_string().ok())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect())
 }
 

@@ -1,7 +1,8 @@
 //! Removing what nobody needs any more: images without a name that no machine uses, and blocks that no image has.
 //!
 //! ```text
-//! images/.use     held shared by who resolves an image for a machine or a name, until that is written; exclusively here
+//! images/.use     held shared by who resolves an image for a machine or a name, until that is written, but not while an image is being
+//!                 downloaded; exclusively here
 //! ```
 //! Homes that share the cache keep all their images, and all blocks of these.
 
@@ -45,7 +46,7 @@ pub struct Prune<'a> {
 }
 
 /// Keeps everything in the library of `home` until the value is dropped: an image that was just resolved has neither name
-/// nor machine yet.
+/// nor machine yet. [`Library::download`] comes first, since whoever prunes waits for this.
 ///
 /// # Errors
 /// When the lock can not be had.

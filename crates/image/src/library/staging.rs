@@ -3,8 +3,9 @@
 //! Everyone who stages holds `images/.lock` shared; what crashed processes left is cleared by whoever gets it exclusively,
 //! so nothing that is being built is ever cleared.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use zmachine_sys::file::{self, FileError};
@@ -36,7 +37,7 @@ fn io_error(action: &'static str, path: &Path, source: io::Error) -> ResolveErro
 
 fn open_lock(images: &Path) -> Result<(PathBuf, File), ResolveError> {
     let path = images.join(".lock");
-    let file = File::options().create(true).append(true).open(&path);
+    let file = File::options().create(true).append(true).mode(0o600).open(&path);
     let file = file.map_err(|e| io_error("open lock", &path, e))?;
     Ok((path, file))
 }
@@ -97,7 +98,11 @@ impl Staging {
         let (path, lock) = open_lock(images)?;
         lock.lock_shared().map_err(|e| io_error("lock", &path, e))?;
         let dir = images.join(format!(".new-{}-{:016x}", std::process::id(), file::random_u64()));
-        fs::create_dir(&dir).map_err(|e| io_error("create directory", &dir, e))?;
+        // Writable for their owner alone whatever the umask, as the flist in it.
+        DirBuilder::new()
+            .mode(0o755)
+            .create(&dir)
+            .map_err(|e| io_error("create directory", &dir, e))?;
         Ok(Staging { dir, _lock: lock })
     }
 
@@ -115,7 +120,8 @@ impl Staging {
         reference: &str,
     ) -> Result<Received, ResolveError> {
         let path = self.flist();
-        let mut out = File::create_new(&path).map_err(|e| io_error("create", &path, e))?;
+        let out = File::options().write(true).create_new(true).mode(0o644).open(&path);
+        let mut out = out.map_err(|e| io_error("create", &path, e))?;
         let mut state = hasher();
         let each = |chunk: &[u8]| {
             state.update(chunk);

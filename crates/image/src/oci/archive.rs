@@ -1,20 +1,17 @@
 //! A tar that `docker save` or `podman save` wrote: `manifest.json` names the configuration and the layers by member.
 //!
-//! The members are found in one pass over the headers and then read where they are. Newer archives are an OCI layout as
-//! well; `manifest.json` is enough for both. A layer's own digest is not told here, only that of the tar inside.
+//! Newer archives are an OCI layout as well; `manifest.json` is enough for both. A layer's own digest is not told here, only that of
+//! the tar inside.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
 
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::manifest::{self, Descriptor};
-use super::source::Source;
-use super::{DOCUMENT_BYTES, Problem};
-use crate::tar::{Archive, MemberKind};
+use super::Problem;
+use super::files::Files;
+use super::manifest::{self, Descriptor, nullable};
+use super::source::{Pick, Source};
 
 /// Where the made-up descriptor of a layer names its member.
 const MEMBER: &str = "zmachine.member";
@@ -24,141 +21,73 @@ const MEMBER: &str = "zmachine.member";
 #[serde(rename_all = "PascalCase")]
 struct Image {
     config: String,
-    #[serde(default)]
-    repo_tags: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "nullable")]
+    repo_tags: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
     layers: Vec<String>,
 }
 
-enum Place {
-    At { offset: u64, size: u64 },
-    Link(String),
+impl Image {
+    /// Tools write the registry in front that their users leave out (`docker.io/library/`, `localhost/`).
+    fn has_name(&self, name: &str) -> bool {
+        let is_it = |tag: &String| tag == name || tag.strip_suffix(name).is_some_and(|host| host.ends_with('/'));
+        self.repo_tags.iter().any(is_it)
+    }
+
+    fn is_same(&self, other: &Image) -> bool {
+        (&self.config, &self.layers) == (&other.config, &other.layers)
+    }
 }
 
 pub(super) struct DockerArchive {
-    path: PathBuf,
-    members: BTreeMap<String, Place>,
+    files: Files,
     image: Image,
 }
 
 impl DockerArchive {
-    pub(super) fn open(path: &Path, name: Option<&str>) -> Result<DockerArchive, Problem> {
-        let members = members(path)?;
-        let mut archive = DockerArchive {
-            path: path.into(),
-            members,
-            image: Image {
-                config: String::new(),
-                repo_tags: None,
-                layers: Vec::new(),
-            },
-        };
-        let mut images: Vec<Image> = manifest::json(&archive.document("manifest.json")?, "manifest.json")?;
-        let tags: Vec<String> = images
-            .iter()
-            .flat_map(|image| image.repo_tags.clone().unwrap_or_default())
-            .collect();
-        let has_name = |image: &Image| match (name, &image.repo_tags) {
-            (None, _) => true,
-            // Tools write the registry in front that their users leave out (`docker.io/library/`, `localhost/`).
-            (Some(name), Some(tags)) => tags
-                .iter()
-                .any(|tag| tag == name || tag.strip_suffix(name).is_some_and(|host| host.ends_with('/'))),
-            (Some(_), None) => false,
-        };
-        images.retain(has_name);
-        if images.len() != 1 {
-            let what = format!(
-                "the archive has no single such image; its names are {}",
-                tags.join(", ")
-            );
+    pub(super) fn open(files: Files, pick: &Pick) -> Result<DockerArchive, Problem> {
+        if !files.has("manifest.json") && files.has("index.json") {
+            let what = "it is an archive of an OCI layout: name it oci-archive:FILE";
             return Err(Problem::Read(io::Error::new(io::ErrorKind::NotFound, what)));
         }
-        archive.image = images.remove(0);
-        Ok(archive)
-    }
-
-    fn open_member(&self, name: &str) -> Result<Box<dyn Read>, Problem> {
-        let (offset, size) = self.find(name)?;
-        let mut file = File::open(&self.path)?;
-        file.seek(SeekFrom::Start(offset))?;
-        Ok(Box::new(file.take(size)))
-    }
-
-    fn size(&self, name: &str) -> Result<u64, Problem> {
-        self.find(name).map(|(_, size)| size)
-    }
-
-    /// Where a member is and its length, through the links that older archives have for equal layers.
-    fn find(&self, name: &str) -> Result<(u64, u64), Problem> {
-        let mut at = name;
-        for _ in 0..8 {
-            match self.members.get(at) {
-                Some(Place::At { offset, size }) => return Ok((*offset, *size)),
-                Some(Place::Link(target)) => at = target,
-                None => break,
-            }
+        let images: Vec<Image> = manifest::json(&files.document("manifest.json")?, "manifest.json")?;
+        let names: Vec<String> = images
+            .iter()
+            .enumerate()
+            .map(|(at, image)| match image.repo_tags.as_slice() {
+                [] => format!("@{at}"),
+                tags => tags.join(", "),
+            })
+            .collect();
+        let mut picked: Vec<Image> = images
+            .into_iter()
+            .enumerate()
+            .filter(|(at, image)| match pick {
+                Pick::Only => true,
+                Pick::Name(name) => image.has_name(name),
+                Pick::Index(index) => at == index,
+            })
+            .map(|(_, image)| image)
+            .collect();
+        // Some tools have a row for each name of an image.
+        picked.dedup_by(|next, first| first.is_same(next));
+        if picked.len() != 1 {
+            let what = match picked.len() {
+                0 => "there is no such image",
+                _ => "there are several images",
+            };
+            let what = format!("{what}; choose one of {}", names.join(", "));
+            return Err(Problem::Read(io::Error::new(io::ErrorKind::NotFound, what)));
         }
-        Err(Problem::Broken(format!("the archive has no member {name:?}")))
+        let image = picked.remove(0);
+        Ok(DockerArchive { files, image })
     }
-
-    fn document(&self, name: &str) -> Result<Vec<u8>, Problem> {
-        let mut bytes = Vec::new();
-        self.open_member(name)?
-            .take(DOCUMENT_BYTES + 1)
-            .read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > DOCUMENT_BYTES {
-            return Err(Problem::Broken(format!("member {name:?} is too long")));
-        }
-        Ok(bytes)
-    }
-}
-
-fn members(path: &Path) -> Result<BTreeMap<String, Place>, Problem> {
-    let file = File::open(path)?;
-    let mut reader = BufReader::new(file);
-    if io::BufRead::fill_buf(&mut reader)?.starts_with(&[0x1f, 0x8b]) {
-        return Err(Problem::Broken("it is compressed as a whole: gunzip it first".into()));
-    }
-    let mut archive = Archive::new(reader);
-    let mut members = BTreeMap::new();
-    while let Some(member) = archive.next_member()? {
-        let name = String::from_utf8_lossy(&member.path)
-            .trim_start_matches("./")
-            .to_owned();
-        let place = match member.kind {
-            MemberKind::Regular => Place::At {
-                offset: archive.position(),
-                size: member.size,
-            },
-            MemberKind::Symlink => Place::Link(beside(&name, &String::from_utf8_lossy(&member.target))),
-            MemberKind::HardLink => Place::Link(String::from_utf8_lossy(&member.target).into_owned()),
-            _ => continue,
-        };
-        members.insert(name, place);
-    }
-    Ok(members)
-}
-
-/// The member that a relative link of a member leads to.
-fn beside(name: &str, target: &str) -> String {
-    let mut parts: Vec<&str> = name.split('/').collect();
-    parts.pop();
-    for part in target.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    parts.join("/")
 }
 
 impl Source for DockerArchive {
     fn manifest(&self) -> Result<Vec<u8>, Problem> {
         // The archive has no manifest of the usual form: it is made from what there is.
-        let config = self.document(&self.image.config)?;
+        let config = self.files.document(&self.image.config)?;
         let config_digest: String = Sha256::digest(&config)
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -176,7 +105,7 @@ impl Source for DockerArchive {
             )));
         }
         let layer = |name: &String| -> Result<serde_json::Value, Problem> {
-            let size = self.size(name)?;
+            let size = self.files.size(name)?;
             Ok(serde_json::json!({"digest": "", "size": size, "annotations": {MEMBER: name}}))
         };
         let layers = self.image.layers.iter().map(layer).collect::<Result<Vec<_>, _>>()?;
@@ -195,10 +124,8 @@ impl Source for DockerArchive {
         )))
     }
 
-    fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read>, Problem> {
-        if let Some(member) = descriptor.annotation(MEMBER) {
-            return self.open_member(member);
-        }
-        self.open_member(&self.image.config)
+    fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + '_>, Problem> {
+        self.files
+            .open(descriptor.annotation(MEMBER).unwrap_or(&self.image.config))
     }
 }

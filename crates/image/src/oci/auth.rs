@@ -1,21 +1,27 @@
 //! Credentials of registries: the files of docker and podman, the helpers that these name, and the token servers that
 //! registries send to.
 //!
+//! A password or identity token goes to the registry it is for, and to the token server that this one names, as docker's clients give
+//! it: by TLS to whichever host, in the clear only to the host of a registry that is itself spoken to in the clear.
+//!
 //! A file has `auths` (base64 of `user:password`, or an identity token), `credHelpers` (a helper for a registry) and
 //! `credsStore` (one for all others). They are asked in this order within a file: the helper of the registry, `auths`,
 //! the helper of all. The helpers' protocol is that of the programs `docker-credential-*`: [`super::helper`].
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use ureq::Agent;
+use ureq::http::Uri;
+use zmachine_sys::file::read_regular;
 
 use super::Problem;
 use super::helper;
+use super::manifest::nullable;
 use super::registry::to_problem;
 
 /// The longest credentials file or token answer, in bytes.
@@ -55,15 +61,19 @@ impl Login {
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct AuthFile {
-    auths: BTreeMap<String, Auth>,
+    #[serde(deserialize_with = "nullable")]
+    auths: BTreeMap<String, Option<Auth>>,
     creds_store: Option<String>,
+    #[serde(deserialize_with = "nullable")]
     cred_helpers: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Auth {
+    #[serde(deserialize_with = "nullable")]
     auth: String,
+    #[serde(deserialize_with = "nullable")]
     identitytoken: String,
 }
 
@@ -94,8 +104,10 @@ pub(super) fn login(files: &[PathBuf], host: &str, repository: &str) -> Result<O
     let server = if host == "docker.io" { DOCKER_HUB } else { host };
     for file in files {
         // A file that is not there, or not readable, or of another form, knows nobody.
-        let text = fs::read(file).ok().filter(|text| text.len() as u64 <= LIMIT);
-        let Some(file) = text.and_then(|text| serde_json::from_slice::<AuthFile>(&text).ok()) else {
+        let Some(file) = read_regular(file, LIMIT)
+            .ok()
+            .and_then(|text| serde_json::from_slice::<AuthFile>(&text).ok())
+        else {
             continue;
         };
         let ask = |helper: &String| -> Result<Option<Login>, Problem> {
@@ -103,8 +115,9 @@ pub(super) fn login(files: &[PathBuf], host: &str, repository: &str) -> Result<O
             Ok(found.map(|found| Login::of(&found.username, &found.secret)))
         };
         let own = names.iter().find_map(|name| file.cred_helpers.get(name));
-        let kept = || names.iter().find_map(|name| file.auths.get(name)?.login());
-        let found = match (own.map(ask).transpose()?.flatten().or_else(kept), &file.creds_store) {
+        let kept = || names.iter().find_map(|name| file.auths.get(name)?.as_ref()?.login());
+        let store = file.creds_store.as_ref().filter(|helper| !helper.is_empty());
+        let found = match (own.map(ask).transpose()?.flatten().or_else(kept), store) {
             (None, Some(helper)) => ask(helper)?,
             (found, _) => found,
         };
@@ -132,48 +145,67 @@ fn names(host: &str, repository: &str) -> Vec<String> {
     names
 }
 
-/// The parameters of `WWW-Authenticate: Bearer key="value",...`; `None` for another scheme.
-pub(super) fn challenge(header: &str) -> Option<BTreeMap<String, String>> {
-    let (scheme, mut rest) = header.trim().split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return None;
-    }
-    let mut parameters = BTreeMap::new();
-    while let Some((key, value)) = rest.split_once('=') {
-        let (value, behind) = match value.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"')?,
-            None => value.split_once(',').unwrap_or((value, "")),
-        };
-        parameters.insert(key.trim_matches([' ', ',']).to_ascii_lowercase(), value.to_owned());
-        rest = behind;
-    }
-    Some(parameters)
+/// A registry as the owner of credentials.
+pub(super) struct Owner<'a> {
+    /// `https://host[:port]`, or `http:`.
+    pub(super) server: &'a str,
+    pub(super) repository: &'a str,
+    pub(super) login: Option<&'a Login>,
 }
 
-/// Asks the token server of a challenge.
+impl Owner<'_> {
+    /// Who to be at the token server `realm`.
+    fn login_for(&self, realm: &str) -> Option<&Login> {
+        let realm: Uri = realm.parse().ok()?;
+        let may_have = match realm.scheme_str()? {
+            "https" => true,
+            "http" => self.server.parse::<Uri>().is_ok_and(|server| {
+                server.scheme_str() == Some("http")
+                    && (server.host() == realm.host() || is_loopback(&server) && is_loopback(&realm))
+            }),
+            _ => false,
+        };
+        self.login.filter(|_| may_have)
+    }
+}
+
+/// Whether what is sent there stays on this host.
+fn is_loopback(uri: &Uri) -> bool {
+    let host = uri
+        .host()
+        .unwrap_or_default()
+        .trim_start_matches('[')
+        .trim_end_matches(']');
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+/// Asks the token server that a challenge with these parameters names, which must answer in time.
 pub(super) fn token(
     agent: &Agent,
-    challenge: &BTreeMap<String, String>,
-    login: Option<&Login>,
-    repository: &str,
+    parameters: &BTreeMap<String, String>,
+    owner: &Owner<'_>,
+    time: Duration,
 ) -> Result<String, Problem> {
-    let realm = challenge
+    let realm = parameters
         .get("realm")
         .ok_or_else(|| Problem::Broken("it asks for a token from nowhere".into()))?;
-    // Credentials go to the server that the registry names, so not in the clear to another host.
-    let is_safe =
-        realm.starts_with("https://") || realm.starts_with("http://localhost") || realm.starts_with("http://127.");
-    let scope = format!("repository:{repository}:pull");
-    let scope = challenge.get("scope").unwrap_or(&scope).as_str();
-    let service = challenge.get("service").map(String::as_str);
-    let response = match login.filter(|_| is_safe) {
-        Some(Login::Identity(token)) => agent.post(realm).send_form([
-            ("grant_type", "refresh_token"),
-            ("client_id", "zmachine"),
-            ("service", service.unwrap_or_default()),
-            ("scope", scope),
-            ("refresh_token", token),
-        ]),
+    let scope = format!("repository:{}:pull", owner.repository);
+    let scope = parameters.get("scope").unwrap_or(&scope).as_str();
+    let service = parameters.get("service").map(String::as_str);
+    let response = match owner.login_for(realm) {
+        Some(Login::Identity(token)) => {
+            let request = agent.post(realm).config().timeout_global(Some(time)).build();
+            request.send_form([
+                ("grant_type", "refresh_token"),
+                ("client_id", "zmachine"),
+                ("service", service.unwrap_or_default()),
+                ("scope", scope),
+                ("refresh_token", token),
+            ])
+        }
         other => {
             let mut request = agent.get(realm).query("scope", scope);
             if let Some(service) = service {
@@ -182,7 +214,7 @@ pub(super) fn token(
             if let Some(Login::Basic(basic)) = other {
                 request = request.header("authorization", format!("Basic {basic}"));
             }
-            request.call()
+            request.config().timeout_global(Some(time)).build().call()
         }
     };
     let mut response = response.map_err(|error| to_problem(&error))?;
@@ -191,24 +223,53 @@ pub(super) fn token(
     }
     let body = response.body_mut().with_config().limit(LIMIT).read_to_vec();
     let token: Token = super::manifest::json(&body.map_err(|error| to_problem(&error))?, "token")?;
-    token
-        .token
-        .or(token.access_token)
+    let mut given = [token.token, token.access_token].into_iter().flatten();
+    given
+        .find(|token| !token.is_empty())
         .ok_or_else(|| Problem::Broken("its token server gave none".into()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
-    fn a_challenge_is_taken_apart() {
-        let header =
-            r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a,b:pull""#;
-        let challenge = challenge(header).unwrap();
-        assert_eq!(challenge["realm"], "https://auth.docker.io/token");
-        assert_eq!(challenge["scope"], "repository:a,b:pull");
-        assert!(super::challenge("Basic realm=\"x\"").is_none());
+    fn a_password_goes_nowhere_in_the_clear_but_to_its_own_registry() {
+        let login = Login::Basic("secret".into());
+        let goes = |server: &str, realm: &str| {
+            let owner = Owner {
+                server,
+                repository: "a",
+                login: Some(&login),
+            };
+            owner.login_for(realm).is_some()
+        };
+        for (server, realm) in [
+            ("https://r.example", "https://auth.example/token"),
+            ("https://r.example", "https://r.example/token"),
+            ("http://r.example:5000", "https://auth.example/token"),
+            ("http://r.example:5000", "http://r.example:5001/token"),
+            ("http://localhost:5000", "http://127.0.0.1:5001/token"),
+            ("http://[::1]:5000", "http://localhost:5001/token"),
+        ] {
+            assert!(goes(server, realm), "{server} {realm}");
+        }
+        for (server, realm) in [
+            ("https://r.example", "http://r.example/token"),
+            ("https://r.example", "http://localhost/token"),
+            ("http://r.example", "http://auth.example/token"),
+            ("http://r.example", "http://127.0.0.1/token"),
+            ("http://localhost:5000", "http://localhost.evil.example/token"),
+            ("http://localhost:5000", "http://127.0.0.1.evil.example/token"),
+            ("http://localhost:5000", "http://localhost@evil.example/token"),
+            ("https://r.example", "ftp://r.example/"),
+            ("https://r.example", "/token"),
+            ("https://r.example", ""),
+        ] {
+            assert!(!goes(server, realm), "{server} {realm}");
+        }
     }
 
     #[test]

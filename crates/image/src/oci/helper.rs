@@ -27,7 +27,9 @@ const UNKNOWN: &str = "credentials not found";
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Found {
+    #[serde(default)]
     pub(super) username: String,
+    #[serde(default)]
     pub(super) secret: String,
 }
 
@@ -80,17 +82,19 @@ fn run(program: &Path, server: &str, patience: Duration) -> Result<Option<Found>
     let answer = answer
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(failed)?;
-    if !status.success() {
+    let says_unknown = String::from_utf8_lossy(&answer).to_ascii_lowercase().contains(UNKNOWN);
+    if !status.success() || says_unknown {
         let said: String = String::from_utf8_lossy(&answer).trim().chars().take(200).collect();
-        if said.to_ascii_lowercase().contains(UNKNOWN) {
+        if says_unknown {
             return Ok(None);
         }
         return Err(failed(io::Error::other(format!("it failed ({status}): {said}"))));
     }
     // The parser's message would quote what may be a password.
     let found = serde_json::from_slice(&answer);
-    let found = found.map_err(|_| failed(io::Error::other("its answer is no credentials")))?;
-    Ok(Some(found))
+    let found: Found = found.map_err(|_| failed(io::Error::other("its answer is no credentials")))?;
+    // How docker-credential-pass 0.6.4 says that it knows nothing, with the status of success.
+    Ok(Some(found).filter(|found| !found.username.is_empty()))
 }
 
 #[cfg(test)]
@@ -126,6 +130,9 @@ mod tests {
             answer("echo credentials not found in native keychain; exit 1"),
             Ok(None)
         );
+        let empty = r#"echo '{"ServerURL":"h","Username":"","Secret":""}'"#;
+        assert_eq!(answer(empty), Ok(None));
+        assert_eq!(answer("echo Credentials not found in native keychain"), Ok(None));
         for (script, told) in [
             ("echo the keychain is locked; exit 3", "the keychain is locked"),
             ("echo hunter2", "no credentials"),

@@ -1,50 +1,62 @@
-//! A directory of the OCI image layout: `index.json` and `blobs/sha256/<hex>`.
+//! The OCI image layout: `index.json` and `blobs/sha256/<hex>`, in a directory or in a tar archive.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
 
+use super::Problem;
+use super::files::Files;
 use super::layer::hex_of;
-use super::manifest::{self, Descriptor, Index};
-use super::source::Source;
-use super::{DOCUMENT_BYTES, Problem};
+use super::manifest::{self, Descriptor, Index, choose};
+use super::source::{Pick, Source};
 
 pub(super) struct Layout {
-    root: PathBuf,
+    files: Files,
     image: Descriptor,
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Problem> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(DOCUMENT_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > DOCUMENT_BYTES {
-        return Err(Problem::Broken(format!("{} is too long", path.display())));
+impl Layout {
+    /// `level`: of the processor, which chooses where several images have the name.
+    pub(super) fn open(files: Files, pick: &Pick, level: u8) -> Result<Layout, Problem> {
+        let index: Index = manifest::json(&files.document("index.json")?, "index")?;
+        let all = &index.manifests;
+        let image = match pick {
+            Pick::Name(name) => {
+                let named: Vec<&Descriptor> = all.iter().filter(|image| image.has_name(name)).collect();
+                match named.as_slice() {
+                    [] => None,
+                    [only] => Some(*only),
+                    several => Some(choose(several.iter().copied(), level)?),
+                }
+            }
+            Pick::Index(index) => all.get(*index),
+            // Images for several platforms under one name, or without any, are a choice that needs no word.
+            Pick::Only if all.len() > 1 && all.iter().all(|image| image.name() == all[0].name()) => {
+                Some(choose(all, level)?)
+            }
+            Pick::Only if all.len() > 1 => None,
+            Pick::Only => all.first(),
+        };
+        let image = image.ok_or_else(|| none_picked(pick, all))?.clone();
+        Ok(Layout { files, image })
     }
-    Ok(bytes)
+
+    fn blob_name(descriptor: &Descriptor) -> Result<String, Problem> {
+        Ok(format!("blobs/sha256/{}", hex_of(&descriptor.digest)?))
+    }
 }
 
-impl Layout {
-    pub(super) fn open(root: &Path, tag: Option<&str>) -> Result<Layout, Problem> {
-        let index: Index = manifest::json(&read(&root.join("index.json"))?, "index")?;
-        let image = match tag {
-            Some(tag) => index.manifests.iter().find(|image| image.tag() == Some(tag)),
-            None if index.manifests.len() > 1 => Some(index.choose()?),
-            None => index.manifests.first(),
-        };
-        let image = image.cloned().ok_or_else(|| {
-            let tags: Vec<&str> = index.manifests.iter().filter_map(Descriptor::tag).take(20).collect();
-            let what = format!("the layout has no such image; its tags are {}", tags.join(", "));
-            Problem::Read(io::Error::new(io::ErrorKind::NotFound, what))
-        })?;
-        Ok(Layout {
-            root: root.into(),
-            image,
-        })
+/// What there is instead, by the names it has.
+fn none_picked(pick: &Pick, all: &[Descriptor]) -> Problem {
+    if all.is_empty() {
+        return Problem::Broken("it has no image".into());
     }
-
-    fn blob_path(&self, descriptor: &Descriptor) -> Result<PathBuf, Problem> {
-        Ok(self.root.join("blobs/sha256").join(hex_of(&descriptor.digest)?))
-    }
+    let name = |(at, image): (usize, &Descriptor)| image.name().map_or_else(|| format!("@{at}"), str::to_owned);
+    let names: Vec<String> = all.iter().enumerate().take(20).map(name).collect();
+    let what = match pick {
+        Pick::Only => "there are several images",
+        _ => "there is no such image",
+    };
+    let what = format!("{what}; choose one of {}", names.join(", "));
+    Problem::Read(io::Error::new(io::ErrorKind::NotFound, what))
 }
 
 impl Source for Layout {
@@ -53,10 +65,10 @@ impl Source for Layout {
     }
 
     fn manifest_by_digest(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Problem> {
-        read(&self.blob_path(descriptor)?)
+        self.files.document(&Layout::blob_name(descriptor)?)
     }
 
-    fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read>, Problem> {
-        Ok(Box::new(File::open(self.blob_path(descriptor)?)?))
+    fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + '_>, Problem> {
+        self.files.open(&Layout::blob_name(descriptor)?)
     }
 }

@@ -1,36 +1,51 @@
 //! The JSON documents of an image: index, manifest, configuration; of OCI and of docker, which are alike.
+//!
+//! They are read as Go's programs read them: `null` is as good as absent, and what is absent is empty. A command that is a text instead
+//! of a list is a list with that text, as docker has it.
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use zmachine_flist::ImageConfig;
 
 use super::Problem;
+
+/// `null` is what is there when nothing is.
+pub(super) fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
 
 /// What one document refers to another with.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Descriptor {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub(super) media_type: String,
     pub(super) digest: String,
     pub(super) size: u64,
-    #[serde(default)]
-    platform: Option<Platform>,
-    #[serde(default)]
-    annotations: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "nullable")]
+    platform: Platform,
+    #[serde(default, deserialize_with = "nullable")]
+    annotations: BTreeMap<String, Option<String>>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-struct Platform {
+/// What an image is for; all empty when that is not said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct Platform {
+    #[serde(deserialize_with = "nullable")]
     architecture: String,
+    #[serde(deserialize_with = "nullable")]
     os: String,
+    #[serde(deserialize_with = "nullable")]
+    variant: String,
 }
 
 /// A list of images, usually one per platform.
 #[derive(Debug, Deserialize)]
 pub(super) struct Index {
+    #[serde(default, deserialize_with = "nullable")]
     pub(super) manifests: Vec<Descriptor>,
 }
 
@@ -38,6 +53,7 @@ pub(super) struct Index {
 #[derive(Debug, Deserialize)]
 pub(super) struct Manifest {
     pub(super) config: Descriptor,
+    #[serde(default, deserialize_with = "nullable")]
     pub(super) layers: Vec<Descriptor>,
 }
 
@@ -50,13 +66,18 @@ pub(super) enum Document {
 /// The configuration of an image.
 #[derive(Debug, Deserialize)]
 pub(super) struct Configuration {
-    #[serde(default)]
+    #[serde(flatten)]
+    pub(super) platform: Platform,
+    #[serde(default, deserialize_with = "nullable")]
     pub(super) config: Config,
+    #[serde(default, deserialize_with = "nullable")]
     pub(super) rootfs: RootFs,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub(super) struct RootFs {
+    #[serde(deserialize_with = "nullable")]
     pub(super) diff_ids: Vec<String>,
 }
 
@@ -64,30 +85,49 @@ pub(super) struct RootFs {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Config {
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    env: Option<Vec<String>>,
+    entrypoint: Option<Words>,
+    cmd: Option<Words>,
+    env: Option<Words>,
     user: Option<String>,
     working_dir: Option<String>,
     stop_signal: Option<String>,
     exposed_ports: Option<BTreeMap<String, serde_json::Value>>,
     volumes: Option<BTreeMap<String, serde_json::Value>>,
-    labels: Option<BTreeMap<String, String>>,
+    labels: Option<BTreeMap<String, Option<String>>>,
+}
+
+/// A list of texts, or one of them.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Words {
+    List(Vec<Option<String>>),
+    One(String),
+}
+
+impl Words {
+    fn into_list(self) -> Vec<String> {
+        match self {
+            Words::List(words) => words.into_iter().map(Option::unwrap_or_default).collect(),
+            Words::One(word) => vec![word],
+        }
+    }
 }
 
 impl Config {
     pub(super) fn into_image_config(self) -> ImageConfig {
         let some = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let list = |words: Option<Words>| words.map_or_else(Vec::new, Words::into_list);
+        let labels = self.labels.unwrap_or_default().into_iter();
         ImageConfig {
-            entrypoint: self.entrypoint.unwrap_or_default(),
-            cmd: self.cmd.unwrap_or_default(),
-            env: self.env.unwrap_or_default(),
+            entrypoint: list(self.entrypoint),
+            cmd: list(self.cmd),
+            env: list(self.env),
             user: some(self.user),
             workdir: some(self.working_dir),
             stop_signal: some(self.stop_signal),
             ports: self.exposed_ports.unwrap_or_default().into_keys().collect(),
             volumes: self.volumes.unwrap_or_default().into_keys().collect(),
-            labels: self.labels.unwrap_or_default(),
+            labels: labels.map(|(name, value)| (name, value.unwrap_or_default())).collect(),
         }
     }
 }
@@ -98,35 +138,100 @@ impl Descriptor {
         self.media_type.contains("manifest") || self.media_type.contains("image.index")
     }
 
-    /// The tag that a layout gives it.
-    pub(super) fn tag(&self) -> Option<&str> {
+    /// The name that a layout gives it: a tag, or a whole reference.
+    pub(super) fn name(&self) -> Option<&str> {
         self.annotation("org.opencontainers.image.ref.name")
     }
 
+    /// Whether a layout gives it this name. containerd and docker put the whole reference beside the tag.
+    pub(super) fn has_name(&self, name: &str) -> bool {
+        self.name() == Some(name) || self.annotation("io.containerd.image.name") == Some(name)
+    }
+
     pub(super) fn annotation(&self, name: &str) -> Option<&str> {
-        self.annotations.get(name).map(String::as_str)
+        self.annotations.get(name)?.as_deref()
+    }
+
+    /// Whether it is about another image instead of being one (signatures and provenance beside images).
+    fn is_attestation(&self) -> bool {
+        let is_unknown = self.platform.architecture == "unknown" && self.platform.os == "unknown";
+        is_unknown || self.annotation("vnd.docker.reference.type").is_some()
     }
 }
 
-impl Index {
-    /// The image for this kind of machine. One that does not say what it is for is taken when it is alone.
-    pub(super) fn choose(&self) -> Result<&Descriptor, Problem> {
-        let fits = |platform: &Platform| platform.os == "linux" && platform.architecture == "amd64";
-        let mut images = self.manifests.iter();
-        if let Some(image) = images.find(|image| image.platform.as_ref().is_some_and(fits)) {
-            return Ok(image);
+impl Platform {
+    /// For an x86-64 processor, the level that it must have (the variants `v1` to `v4`); `None` for another machine.
+    pub(super) fn amd64_level(&self) -> Option<u8> {
+        let is_amd64 = ["amd64", "x86_64", "x86-64"].contains(&self.architecture.to_ascii_lowercase().as_str());
+        if !is_amd64 || !self.os.eq_ignore_ascii_case("linux") {
+            return None;
         }
-        match self.manifests.as_slice() {
-            [] => Err(Problem::Broken("its index is empty".into())),
-            [only] if only.platform.is_none() => Ok(only),
-            all => {
-                let name = |image: &Descriptor| match &image.platform {
-                    Some(platform) => format!("{}/{}", platform.os, platform.architecture),
-                    None => "one that does not say".to_owned(),
-                };
-                let found: Vec<String> = all.iter().take(20).map(name).collect();
-                Err(Problem::Platform(found.join(", ")))
-            }
+        match self.variant.as_str() {
+            "" => Some(1),
+            variant => variant.strip_prefix('v')?.parse().ok(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Platform::default()
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.is_empty() {
+            return f.write_str("one that does not say");
+        }
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match self.variant.as_str() {
+            "" => Ok(()),
+            variant => write!(f, "/{variant}"),
+        }
+    }
+}
+
+impl Configuration {
+    /// What the image is for, when that is another kind of machine.
+    pub(super) fn other_platform(&self) -> Option<String> {
+        let Platform { architecture, os, .. } = &self.platform;
+        // Go leaves out what is empty; who says nothing may be right.
+        let says = |text: &String, default: &str| match text.as_str() {
+            "" => default.to_owned(),
+            said => said.to_owned(),
+        };
+        let platform = Platform {
+            architecture: says(architecture, "amd64"),
+            os: says(os, "linux"),
+            variant: String::new(),
+        };
+        platform.amd64_level().is_none().then(|| platform.to_string())
+    }
+}
+
+/// The image for an x86-64 processor of this level among several: the one that uses most of it, and the first of equal ones. One that
+/// does not say what it is for is taken when no other image is there.
+pub(super) fn choose<'a>(
+    images: impl IntoIterator<Item = &'a Descriptor>,
+    level: u8,
+) -> Result<&'a Descriptor, Problem> {
+    let images: Vec<&Descriptor> = images.into_iter().collect();
+    let fit = |image: &&&Descriptor| image.platform.amd64_level().is_some_and(|needed| needed <= level);
+    // The last of the greatest is what `max_by_key` gives.
+    if let Some(best) = images
+        .iter()
+        .rev()
+        .filter(fit)
+        .max_by_key(|image| image.platform.amd64_level())
+    {
+        return Ok(best);
+    }
+    let real: Vec<&&Descriptor> = images.iter().filter(|image| !image.is_attestation()).collect();
+    match real.as_slice() {
+        [] => Err(Problem::Broken("its index has no image".into())),
+        [only] if only.platform.is_empty() => Ok(only),
+        all => {
+            let found: Vec<String> = all.iter().take(20).map(|image| image.platform.to_string()).collect();
+            Err(Problem::Platform(found.join(", ")))
         }
     }
 }
@@ -147,29 +252,90 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Document, Problem> {
             "its manifest is of the schema 1, which is out of use".into(),
         ));
     }
-    Ok(Document::Manifest(json(bytes, "manifest")?))
+    let manifest: Manifest = json(bytes, "manifest")?;
+    let text = |name: &str| value.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let kind = match text("artifactType") {
+        "" => manifest.config.media_type.as_str(),
+        kind => kind,
+    };
+    // Registries keep other things than images too: charts, signatures, lists of parts.
+    let is_image = [
+        "",
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+    ]
+    .contains(&manifest.config.media_type.as_str());
+    match is_image {
+        true => Ok(Document::Manifest(manifest)),
+        false => Err(Problem::Broken(format!(
+            "it is no container image but an artifact of type {kind:?}"
+        ))),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn index(platforms: &str) -> Index {
-        serde_json::from_str(platforms).unwrap()
+    /// The chosen one of images with these platforms, each named by its place.
+    fn chosen(platforms: &[&str], level: u8) -> Result<usize, Problem> {
+        let texts = platforms.iter().enumerate();
+        let image = |(at, platform): (usize, &&str)| format!(r#"{{"digest":"{at}","size":1,"platform":{platform}}}"#);
+        let text = format!(
+            r#"{{"manifests":[{}]}}"#,
+            texts.map(image).collect::<Vec<_>>().join(",")
+        );
+        let index: Index = serde_json::from_str(&text).unwrap();
+        choose(&index.manifests, level).map(|image| image.digest.parse().unwrap())
     }
+
+    fn amd64(variant: &str) -> String {
+        format!(r#"{{"os":"linux","architecture":"amd64","variant":"{variant}"}}"#)
+    }
+
+    const ARM: &str = r#"{"os":"linux","architecture":"arm64","variant":"v8"}"#;
+    const WINDOWS: &str = r#"{"os":"windows","architecture":"amd64","os.version":"10.0"}"#;
+    const ATTESTATION: &str = r#"{"os":"unknown","architecture":"unknown"}"#;
 
     #[test]
     fn the_image_for_this_kind_of_machine_is_chosen() {
-        let two = index(
-            r#"{"manifests":[{"digest":"a","size":1,"platform":{"os":"linux","architecture":"arm64"}},
-                {"digest":"b","size":1,"platform":{"os":"linux","architecture":"amd64"}}]}"#,
+        let plain = amd64("");
+        for (platforms, expected) in [
+            (vec![ARM, &plain], 1),
+            (vec![WINDOWS, &plain], 1),
+            (vec!["null"], 0),
+            (vec!["{}", &plain], 1),
+            (vec!["{}", ATTESTATION], 0),
+            (vec![&plain, &plain, ATTESTATION], 0),
+            (vec![r#"{"os":"Linux","architecture":"x86_64"}"#], 0),
+        ] {
+            assert_eq!(chosen(&platforms, 1).ok(), Some(expected), "{platforms:?}");
+        }
+        for (platforms, told) in [
+            (vec![ARM], "linux/arm64/v8"),
+            (vec![ARM, "null"], "linux/arm64/v8, one that does not say"),
+            (vec![WINDOWS, ATTESTATION], "windows/amd64"),
+        ] {
+            assert!(
+                matches!(chosen(&platforms, 4), Err(Problem::Platform(found)) if found == told),
+                "{told}"
+            );
+        }
+        assert!(matches!(chosen(&[ATTESTATION], 4), Err(Problem::Broken(_))));
+    }
+
+    #[test]
+    fn of_several_variants_the_best_is_chosen_that_the_processor_can_run() {
+        let (plain, two, three, four) = (amd64(""), amd64("v2"), amd64("v3"), amd64("v4"));
+        let all = [four.as_str(), &plain, &three, &two];
+        assert_eq!(
+            [1, 2, 3, 4].map(|level| chosen(&all, level).ok()),
+            [Some(1), Some(3), Some(2), Some(0)]
         );
-        assert_eq!(two.choose().ok().unwrap().digest, "b");
-        let lone = index(r#"{"manifests":[{"digest":"a","size":1}]}"#);
-        assert_eq!(lone.choose().ok().unwrap().digest, "a");
-        let other =
-            index(r#"{"manifests":[{"digest":"a","size":1,"platform":{"os":"linux","architecture":"arm64"}}]}"#);
-        assert!(matches!(other.choose(), Err(Problem::Platform(found)) if found == "linux/arm64"));
+        assert_eq!(chosen(&[&three, &two], 4).ok(), Some(0));
+        assert!(
+            matches!(chosen(&[&three, &two], 1), Err(Problem::Platform(found)) if found == "linux/amd64/v3, linux/amd64/v2")
+        );
     }
 
     #[test]
@@ -181,5 +347,61 @@ mod tests {
         assert_eq!(config.cmd, ["sh"]);
         assert_eq!(config.volumes, ["/d"]);
         assert_eq!((config.entrypoint.len(), config.user), (0, None));
+        for text in [
+            r#"{"config":null,"rootfs":null}"#,
+            "{}",
+            r#"{"architecture":null,"config":{"Labels":{"a":null},"Env":null},"rootfs":{"diff_ids":null}}"#,
+        ] {
+            let configuration: Configuration = serde_json::from_str(text).unwrap();
+            assert_eq!(
+                (configuration.rootfs.diff_ids.len(), configuration.other_platform()),
+                (0, None),
+                "{text}"
+            );
+            assert!(
+                configuration
+                    .config
+                    .into_image_config()
+                    .labels
+                    .values()
+                    .all(String::is_empty)
+            );
+        }
+        let text = r#"{"config":{"digest":"a","size":1,"annotations":null},"layers":null,"annotations":null}"#;
+        assert!(matches!(parse(text.as_bytes()), Ok(Document::Manifest(manifest)) if manifest.layers.is_empty()));
+        let text = r#"{"manifests":[{"digest":"a","size":1,"annotations":{"x":null},"platform":null}]}"#;
+        assert!(matches!(parse(text.as_bytes()), Ok(Document::Index(index)) if index.manifests.len() == 1));
+        assert!(matches!(parse(br#"{"manifests":null}"#), Ok(Document::Index(index)) if index.manifests.is_empty()));
+    }
+
+    #[test]
+    fn a_command_may_be_a_text() {
+        let config: Config = serde_json::from_str(r#"{"Entrypoint":"/bin/sh","Cmd":["-c",null]}"#).unwrap();
+        let config = config.into_image_config();
+        assert_eq!(
+            (config.entrypoint, config.cmd),
+            (vec!["/bin/sh".to_owned()], vec!["-c".to_owned(), String::new()])
+        );
+    }
+
+    #[test]
+    fn another_architecture_is_told_and_none_is_this_one() {
+        let other = |text: &str| serde_json::from_str::<Configuration>(text).unwrap().other_platform();
+        assert_eq!(
+            other(r#"{"architecture":"arm64","os":"linux"}"#).as_deref(),
+            Some("linux/arm64")
+        );
+        assert_eq!(
+            other(r#"{"architecture":"amd64","os":"windows"}"#).as_deref(),
+            Some("windows/amd64")
+        );
+        assert_eq!(other(r#"{"architecture":"amd64"}"#), None);
+    }
+
+    #[test]
+    fn what_is_no_image_says_what_it_is() {
+        let text = r#"{"artifactType":"application/vnd.example","layers":[],
+            "config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"a","size":2}}"#;
+        assert!(matches!(parse(text.as_bytes()), Err(Problem::Broken(what)) if what.contains("vnd.example")));
     }
 }

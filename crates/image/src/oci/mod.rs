@@ -1,4 +1,5 @@
-//! Importing container images: `oci:DIR[:TAG]`, `docker-archive:FILE`, `docker://REGISTRY/REPOSITORY[:TAG|@DIGEST]`.
+//! Importing container images: `oci:DIR[:NAME]`, `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]`,
+//! `docker://REGISTRY/REPOSITORY[:TAG|@DIGEST]`.
 //!
 //! Layers are read as streams, unpacked to no disk, and verified twice: the digest of the bytes as they are kept, and the
 //! digest of the tar inside that the image's configuration names. What the configuration says about running the image goes
@@ -8,15 +9,19 @@
 //! |---|---|
 //! | `manifest` | the JSON documents of an image, as far as they matter here |
 //! | `source` | the reference, and the trait that all sources have |
-//! | `layout` | a directory of the OCI image layout |
+//! | `files` | files by name, in a directory or a tar archive |
+//! | `layout` | the OCI image layout |
 //! | `archive` | a file that `docker save` or `podman save` wrote |
 //! | `registry` | the distribution protocol |
+//! | `challenge` | what a registry asks for |
 //! | `auth` | credentials of registries: the files of docker and podman, token servers |
 //! | `helper` | programs that keep credentials for these files |
 //! | `layer` | digests and compression of a layer's stream |
 
 mod archive;
 mod auth;
+mod challenge;
+mod files;
 mod helper;
 mod layer;
 mod layout;
@@ -36,13 +41,13 @@ use crate::store::{BlockStore, Timeouts};
 use layer::{LayerStream, Told};
 use manifest::{Configuration, Descriptor, Manifest};
 use source::Source;
-pub use source::{ImageSource, SourceError};
+pub use source::{ImageSource, Pick, SourceError};
 
 /// The longest manifest, index or configuration that is read, in bytes.
 const DOCUMENT_BYTES: u64 = 4 << 20;
 
 /// Where an import gets what is not in the reference.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ImportOptions {
     /// Files with credentials of registries, in the form that docker and podman write; the first that knows a registry
     /// counts, missing ones are fine.
@@ -51,6 +56,34 @@ pub struct ImportOptions {
     pub plain_http: bool,
     /// Limits of the connections.
     pub timeouts: Timeouts,
+    /// The level of the x86-64 processor that the image will run on, 1 to 4: of several variants the best for it is taken.
+    pub amd64_level: u8,
+    /// Where an archive that is compressed as a whole is unpacked meanwhile.
+    pub temporary: PathBuf,
+}
+
+impl Default for ImportOptions {
+    /// For any x86-64 processor.
+    fn default() -> ImportOptions {
+        ImportOptions {
+            auth_files: Vec::new(),
+            plain_http: false,
+            timeouts: Timeouts::default(),
+            amd64_level: 1,
+            temporary: PathBuf::from("/var/tmp"),
+        }
+    }
+}
+
+/// An imported image.
+#[derive(Debug)]
+pub struct Imported {
+    /// Its tree, and its configuration as a tag.
+    pub flist: Flist,
+    /// What was packed.
+    pub report: PackReport,
+    /// The platform that the image is for, when that is another one: its programs can not run here.
+    pub other_platform: Option<String>,
 }
 
 /// Why an image could not be imported.
@@ -81,7 +114,7 @@ pub enum ImportError {
         problem: String,
     },
     /// The image has nothing for this kind of machine.
-    #[error("{image} has no variant for linux/amd64, only {found}")]
+    #[error("{image} has no variant for linux/amd64 that can run here, only {found}")]
     Platform {
         /// The reference.
         image: String,
@@ -160,10 +193,12 @@ pub fn import(
     store: &dyn BlockStore,
     options: &PackOptions,
     progress: &dyn Progress,
-) -> Result<(Flist, PackReport), ImportError> {
+) -> Result<Imported, ImportError> {
     let named = |problem: Problem| problem.of(image);
     let source = source::open(image, import_options).map_err(named)?;
-    let (manifest, configuration) = documents(source.as_ref()).map_err(named)?;
+    let level = import_options.amd64_level;
+    let (manifest, configuration) = documents(source.as_ref(), level).map_err(named)?;
+    let other_platform = configuration.other_platform();
     let sizes = manifest.layers.iter().map(|layer| layer.size);
     progress.begin(Some(sizes.fold(0, u64::saturating_add)), "importing");
     let mut failure = None;
@@ -193,11 +228,15 @@ pub fn import(
         })?,
     };
     configuration.config.into_image_config().store(&mut flist.tags);
-    Ok((flist, report))
+    Ok(Imported {
+        flist,
+        report,
+        other_platform,
+    })
 }
 
 /// Manifest and configuration, each held against its digest.
-fn documents(source: &dyn Source) -> Result<(Manifest, Configuration), Problem> {
+fn documents(source: &dyn Source, level: u8) -> Result<(Manifest, Configuration), Problem> {
     let mut bytes = source.manifest()?;
     // An index may lead to an index, but not for ever.
     for _ in 0..4 {
@@ -210,7 +249,9 @@ fn documents(source: &dyn Source) -> Result<(Manifest, Configuration), Problem> 
                 }
                 return Ok((manifest, configuration));
             }
-            manifest::Document::Index(index) => bytes = document(source, index.choose()?)?,
+            manifest::Document::Index(index) => {
+                bytes = document(source, manifest::choose(&index.manifests, level)?)?;
+            }
         }
     }
     Err(Problem::Broken("its index leads to an index again and again".into()))

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 use super::archive::DockerArchive;
+use super::files::Files;
 use super::layout::Layout;
 use super::manifest::Descriptor;
 use super::registry::Registry;
@@ -15,19 +16,26 @@ use super::{ImportOptions, Problem};
 /// An image of another engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSource {
-    /// `oci:DIR[:TAG]`.
+    /// `oci:DIR[:NAME|@NUMBER]`.
     Layout {
         /// The directory.
         path: PathBuf,
-        /// The tag; a layout with one image needs none.
-        tag: Option<String>,
+        /// Which of its images.
+        pick: Pick,
     },
-    /// `docker-archive:FILE[:NAME:TAG]`.
+    /// `oci-archive:FILE[:NAME|@NUMBER]`: a layout in a tar archive.
+    LayoutArchive {
+        /// The file.
+        path: PathBuf,
+        /// Which of its images.
+        pick: Pick,
+    },
+    /// `docker-archive:FILE[:NAME:TAG|@NUMBER]`.
     DockerArchive {
         /// The file.
         path: PathBuf,
-        /// `name:tag`; an archive with one image needs none.
-        name: Option<String>,
+        /// Which of its images.
+        pick: Pick,
     },
     /// `docker://[REGISTRY/]REPOSITORY[:TAG|@DIGEST]`.
     Registry {
@@ -38,6 +46,36 @@ pub enum ImageSource {
         /// A tag, or a digest `sha256:...`.
         reference: String,
     },
+}
+
+/// An image among those of a directory or an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pick {
+    /// The only one there is.
+    Only,
+    /// By its name: a tag, or a whole reference, as it is written there.
+    Name(String),
+    /// By its place in the list, from 0.
+    Index(usize),
+}
+
+impl Pick {
+    fn parse(text: &str) -> Option<Pick> {
+        match text.strip_prefix('@') {
+            Some(number) => number.parse().ok().map(Pick::Index),
+            None => (!text.is_empty()).then(|| Pick::Name(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Pick {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Pick::Only => Ok(()),
+            Pick::Name(name) => write!(f, ":{name}"),
+            Pick::Index(index) => write!(f, ":@{index}"),
+        }
+    }
 }
 
 /// A text that is no image source.
@@ -62,29 +100,35 @@ impl ImageSource {
             return registry(rest)
                 .ok_or_else(|| error("a registry's image is docker://[HOST/]NAME[:TAG|@sha256:DIGEST]"));
         }
+        // As skopeo has it: names may have colons and slashes, so the first colon ends the path.
+        let of_file = |rest: &str| -> Result<(PathBuf, Pick), SourceError> {
+            let (path, pick) = match rest.split_once(':') {
+                Some((path, text)) => (
+                    path,
+                    Pick::parse(text).ok_or_else(|| error("what follows its path is no name and no @NUMBER"))?,
+                ),
+                None => (rest, Pick::Only),
+            };
+            match path {
+                "" => Err(error("it names no path")),
+                path => Ok((path.into(), pick)),
+            }
+        };
         if let Some(rest) = text.strip_prefix("oci:") {
-            let (path, tag) = match rest.rsplit_once(':') {
-                Some((path, tag)) if !tag.contains('/') => (path, Some(tag.to_owned())),
-                _ => (rest, None),
-            };
-            return match path {
-                "" => Err(error("it names no directory")),
-                path => Ok(ImageSource::Layout { path: path.into(), tag }),
-            };
+            let (path, pick) = of_file(rest)?;
+            return Ok(ImageSource::Layout { path, pick });
+        }
+        if let Some(rest) = text.strip_prefix("oci-archive:") {
+            let (path, pick) = of_file(rest)?;
+            return Ok(ImageSource::LayoutArchive { path, pick });
         }
         if let Some(rest) = text.strip_prefix("docker-archive:") {
-            let (path, name) = rest
-                .split_once(':')
-                .map_or((rest, None), |(path, name)| (path, Some(name.to_owned())));
-            return match path {
-                "" => Err(error("it names no file")),
-                path => Ok(ImageSource::DockerArchive {
-                    path: path.into(),
-                    name,
-                }),
-            };
+            let (path, pick) = of_file(rest)?;
+            return Ok(ImageSource::DockerArchive { path, pick });
         }
-        Err(error("it must begin with oci:, docker-archive: or docker://"))
+        Err(error(
+            "it must begin with docker://, oci:, oci-archive: or docker-archive:",
+        ))
     }
 }
 
@@ -133,12 +177,9 @@ fn registry(text: &str) -> Option<ImageSource> {
 impl fmt::Display for ImageSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ImageSource::Layout { path, tag: None } => write!(f, "oci:{}", path.display()),
-            ImageSource::Layout { path, tag: Some(tag) } => write!(f, "oci:{}:{tag}", path.display()),
-            ImageSource::DockerArchive { path, name: None } => write!(f, "docker-archive:{}", path.display()),
-            ImageSource::DockerArchive { path, name: Some(name) } => {
-                write!(f, "docker-archive:{}:{name}", path.display())
-            }
+            ImageSource::Layout { path, pick } => write!(f, "oci:{}{pick}", path.display()),
+            ImageSource::LayoutArchive { path, pick } => write!(f, "oci-archive:{}{pick}", path.display()),
+            ImageSource::DockerArchive { path, pick } => write!(f, "docker-archive:{}{pick}", path.display()),
             ImageSource::Registry {
                 host,
                 repository,
@@ -160,14 +201,24 @@ pub(super) trait Source {
     fn manifest_by_digest(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Problem>;
 
     /// The bytes of a blob; not verified.
-    fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read>, Problem>;
+    fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + '_>, Problem>;
 }
 
 /// Opens the place.
 pub(super) fn open(image: &ImageSource, options: &ImportOptions) -> Result<Box<dyn Source>, Problem> {
+    let archive = |path: &Path| Files::of_archive(path, &options.temporary);
+    let level = options.amd64_level;
     Ok(match image {
-        ImageSource::Layout { path, tag } => Box::new(Layout::open(path, tag.as_deref())?),
-        ImageSource::DockerArchive { path, name } => Box::new(DockerArchive::open(path, name.as_deref())?),
+        ImageSource::Layout { path, .. } if path.is_file() => {
+            let what = "it is a file: name it oci-archive:FILE or docker-archive:FILE";
+            return Err(Problem::Read(std::io::Error::new(
+                std::io::ErrorKind::NotADirectory,
+                what,
+            )));
+        }
+        ImageSource::Layout { path, pick } => Box::new(Layout::open(Files::Directory(path.clone()), pick, level)?),
+        ImageSource::LayoutArchive { path, pick } => Box::new(Layout::open(archive(path)?, pick, level)?),
+        ImageSource::DockerArchive { path, pick } => Box::new(DockerArchive::open(archive(path)?, pick)?),
         ImageSource::Registry {
             host,
             repository,
@@ -197,6 +248,9 @@ mod tests {
             ("docker://[::1]:5000/x", "docker://[::1]:5000/x:latest".to_owned()),
             ("oci:/a/b", "oci:/a/b".to_owned()),
             ("oci:a:v1", "oci:a:v1".to_owned()),
+            ("oci:a:localhost/app:2.0", "oci:a:localhost/app:2.0".to_owned()),
+            ("oci-archive:a.tar:@3", "oci-archive:a.tar:@3".to_owned()),
+            ("docker-archive:x.tar:@0", "docker-archive:x.tar:@0".to_owned()),
             ("docker-archive:x.tar:n:v", "docker-archive:x.tar:n:v".to_owned()),
         ] {
             assert_eq!(ImageSource::parse(text).unwrap().to_string(), shown);
@@ -209,6 +263,11 @@ mod tests {
             "docker://a:b/c",
             "docker://h.io/../x",
             "docker-archive:",
+            "oci-archive:",
+            "oci::v1",
+            "oci:a:",
+            "docker-archive:x.tar:@",
+            "docker-archive:x.tar:@-1",
         ] {
             assert!(ImageSource::parse(text).is_err(), "{text}");
         }

@@ -12,7 +12,7 @@ use crate::progress::Progress;
 use crate::store::BlockStore;
 use crate::tar::{Archive, MemberKind};
 
-/// Packs a tar archive from a stream, plain or compressed with gzip or zstd. Nothing of it is kept on disk but blocks in the
+/// Packs a tar archive from a stream, plain or compressed with gzip, zstd or xz. Nothing of it is kept on disk but blocks in the
 /// store; progress is told in bytes.
 ///
 /// # Errors
@@ -42,6 +42,9 @@ pub(crate) struct Layers<'a> {
     assembly: Assembly,
     pipe: &'a mut Pipe,
     hard_links: u64,
+    lost_acls: u64,
+    /// The serial number of a whole block of zeros, of which holes are made.
+    zeros: Option<usize>,
 }
 
 impl Layers<'_> {
@@ -54,23 +57,35 @@ impl Layers<'_> {
                 _ => Content::default(),
             };
             self.hard_links += u64::from(member.kind == MemberKind::HardLink);
+            self.lost_acls += member.lost_acls;
             self.assembly.add(member, content)?;
         }
         Ok(())
     }
 
     fn content<R: Read>(&mut self, archive: &mut Archive<R>, size: u64) -> io::Result<Content> {
-        let first = self.pipe.next_serial();
+        let mut content = Content::default();
         let mut left = size;
         while left > 0 {
-            let mut plain = vec![0; left.min(BlockRef::SIZE as u64) as usize];
+            let length = left.min(BlockRef::SIZE as u64);
+            left -= length;
+            // Holes may be far longer than the archive: a block of them is sealed once.
+            let is_hole = length == BlockRef::SIZE as u64 && archive.hole() >= length;
+            if let (true, Some(zeros)) = (is_hole, self.zeros) {
+                archive.skip_hole(length);
+                content.push(zeros);
+                continue;
+            }
+            let mut plain = vec![0; length as usize];
             archive.read_content(&mut plain)?;
-            left -= plain.len() as u64;
-            let pushed = self.pipe.push(plain);
-            pushed.map_err(|_| io::Error::other("the store does not take blocks"))?;
+            let serial = self.pipe.push(plain);
+            let serial = serial.map_err(|_| io::Error::other("the store does not take blocks"))?;
+            content.push(serial);
+            if is_hole {
+                self.zeros = Some(serial);
+            }
         }
-        let count = self.pipe.next_serial() - first;
-        Ok(Content { first, count })
+        Ok(content)
     }
 }
 
@@ -88,11 +103,14 @@ pub(crate) fn pack_layers(
             assembly: Assembly::new(has_whiteouts),
             pipe,
             hard_links: 0,
+            lost_acls: 0,
+            zeros: None,
         };
-        feed(&mut layers).map(|()| (layers.assembly, layers.hard_links))
+        feed(&mut layers).map(|()| (layers.assembly, layers.hard_links, layers.lost_acls))
     });
     let (fed, blocks) = fed.map_err(|source| PackError::Flush { source })?;
-    let (assembly, hard_links) = fed.map_err(|source| PackError::Archive { source })?;
+    let (assembly, hard_links, lost_acls) = fed.map_err(|source| PackError::Archive { source })?;
+    let overlay_xattrs = assembly.overlay_xattrs();
     let tree = assembly.finish(&blocks).map_err(|source| PackError::Tree {
         path: "the archive".into(),
         source,
@@ -107,6 +125,8 @@ pub(crate) fn pack_layers(
         bytes: counts.file_bytes,
         blocks: counts.blocks,
         hard_links,
+        lost_acls,
+        overlay_xattrs,
         ..packer.into_report()
     };
     let flist = Flist {

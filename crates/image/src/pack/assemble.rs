@@ -1,16 +1,21 @@
 //! A tree that grows member by member, layer by layer: what archives bring in any order becomes a [`Tree`].
 //!
 //! A path is resolved inside of the tree: links of its directories are followed with the root as ceiling, the last component
-//! is not followed. A later member replaces an earlier one; a directory over a directory keeps the entries. With whiteouts
-//! (the layers of container images) `.wh.NAME` takes away what lower layers have under NAME, and `.wh..wh..opq` all that
-//! they have in its directory; what the same layer brings stays, in whatever order it comes.
+//! is not followed. `..` takes back the component before it, as the text has it. A later member replaces an earlier one; a directory over
+//! a directory keeps the entries.
+//!
+//! The layers of container images are read as containerd and umoci read them. `.wh.NAME` takes away what lower layers have under NAME, and
+//! `.wh..wh..opq` all that they have in its directory; what the same layer brings stays, in whatever order it comes. What counts is which
+//! layer brought a *name*: a hard link to a file of a lower layer is a name of this one, and the lower name can go. A path that leads out
+//! of the tree ends at its root. What AUFS has left at the root (`.wh..wh.*`) is no part of the image, but hard links may lead to the
+//! files in its `.wh..wh.plnk`.
 
 use std::collections::BTreeMap;
 use std::io;
 
 use zmachine_flist::{BlockRef, Metadata, Node, NodeId, NodeKind, Tree, TreeBuilder, TreeError};
 
-use super::is_kept_xattr;
+use super::xattr::{is_kept, is_of_overlay};
 use crate::tar::{Member, MemberKind};
 
 /// Links followed in one path before it counts as a loop (as Linux does).
@@ -21,25 +26,31 @@ const PATH_BYTES: usize = 4096;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
+/// What AUFS keeps for itself at the root of a layer, and the directory in it with files that have several names.
+const AUFS: &[u8] = b".wh..wh.";
+const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 
 /// Content of a regular file: blocks by their serial numbers, which become references at the end.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Content {
-    pub(crate) first: usize,
-    pub(crate) count: usize,
-}
+pub(crate) type Content = Vec<usize>;
 
 enum Kind {
-    Directory(BTreeMap<Vec<u8>, usize>),
+    Directory(BTreeMap<Vec<u8>, Name>),
     Regular(Content),
     Other(NodeKind),
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, Copy)]
+struct Name {
+    /// What it leads to.
+    entry: usize,
+    /// The layer that brought it last.
+    layer: u32,
 }
 
 struct Entry {
     metadata: Metadata,
     kind: Kind,
-    /// The layer that brought it last.
-    layer: u32,
 }
 
 /// The tree so far.
@@ -47,6 +58,9 @@ pub(crate) struct Assembly {
     entries: Vec<Entry>,
     layer: u32,
     has_whiteouts: bool,
+    /// Files of this layer that AUFS keeps under names of its own.
+    aufs: BTreeMap<Vec<u8>, usize>,
+    overlay_xattrs: u64,
 }
 
 fn refused(path: &[u8], why: &str) -> io::Error {
@@ -71,26 +85,42 @@ impl Assembly {
         let root = Entry {
             metadata: implied(),
             kind: Kind::Directory(BTreeMap::new()),
-            layer: 0,
         };
         Assembly {
             entries: vec![root],
             layer: 0,
             has_whiteouts,
+            aufs: BTreeMap::new(),
+            overlay_xattrs: 0,
         }
     }
 
     /// What comes now is on top of what came before.
     pub(crate) fn next_layer(&mut self) {
         self.layer += 1;
+        self.aufs.clear();
+    }
+
+    /// Attributes that were left out because they mean something to the overlay file system of the guest.
+    pub(crate) fn overlay_xattrs(&self) -> u64 {
+        self.overlay_xattrs
     }
 
     /// Adds a member; `content` is that of a regular file.
     pub(crate) fn add(&mut self, member: Member, content: Content) -> io::Result<()> {
-        let components = components(&member.path)?;
+        let components = components(&member.path, self.has_whiteouts)?;
         let Some((name, parents)) = components.split_last() else {
             return self.root(member);
         };
+        let top = components.first().copied().unwrap_or_default();
+        if self.has_whiteouts && top.starts_with(AUFS) && components.as_slice() != [OPAQUE] {
+            if top == AUFS_LINKS && member.kind == MemberKind::Regular {
+                let metadata = self.metadata(&member);
+                let index = self.push(metadata, Kind::Regular(content));
+                self.aufs.insert(name.to_vec(), index);
+            }
+            return Ok(());
+        }
         let parent = self.directory(parents, &member.path)?;
         if self.has_whiteouts && *name == OPAQUE {
             self.clear_below(parent);
@@ -107,20 +137,16 @@ impl Assembly {
             if matches!(self.entries[target].kind, Kind::Directory(_)) {
                 return Err(refused(&member.path, "is a hard link to a directory"));
             }
-            // A further name brought by this layer is as new as the layer, and so is the file behind it.
-            self.entries[target].layer = self.layer;
-            self.children(parent).insert(name.to_vec(), target);
+            self.name(parent, name, target);
             return Ok(());
         }
-        let name = name.to_vec();
-        let existing = self.children(parent).get(&name).copied();
-        let metadata = metadata(&member);
-        let layer = self.layer;
+        let metadata = self.metadata(&member);
+        let existing = self.children(parent).get(*name).map(|name| name.entry);
         if let (Some(index), MemberKind::Directory) = (existing, &member.kind)
             && matches!(self.entries[index].kind, Kind::Directory(_))
         {
-            let entry = &mut self.entries[index];
-            (entry.metadata, entry.layer) = (metadata, layer);
+            self.entries[index].metadata = metadata;
+            self.name(parent, name, index);
             return Ok(());
         }
         let kind = match member.kind {
@@ -138,26 +164,36 @@ impl Assembly {
             }),
         };
         let index = self.push(metadata, kind);
-        self.children(parent).insert(name, index);
+        self.name(parent, name, index);
         Ok(())
+    }
+
+    /// Gives an entry a name, which is one of this layer.
+    fn name(&mut self, parent: usize, name: &[u8], entry: usize) {
+        let layer = self.layer;
+        self.children(parent).insert(name.to_vec(), Name { entry, layer });
+    }
+
+    fn metadata(&mut self, member: &Member) -> Metadata {
+        self.overlay_xattrs += member.xattrs.iter().filter(|(name, _)| is_of_overlay(name)).count() as u64;
+        metadata(member)
     }
 
     fn root(&mut self, member: Member) -> io::Result<()> {
         if member.kind != MemberKind::Directory {
             return Err(refused(&member.path, "would replace the root"));
         }
-        self.entries[0].metadata = metadata(&member);
+        self.entries[0].metadata = self.metadata(&member);
         Ok(())
     }
 
     fn push(&mut self, metadata: Metadata, kind: Kind) -> usize {
-        let layer = self.layer;
-        self.entries.push(Entry { metadata, kind, layer });
+        self.entries.push(Entry { metadata, kind });
         self.entries.len() - 1
     }
 
     /// The entries of something that is known to be a directory.
-    fn children(&mut self, index: usize) -> &mut BTreeMap<Vec<u8>, usize> {
+    fn children(&mut self, index: usize) -> &mut BTreeMap<Vec<u8>, Name> {
         let entry = &mut self.entries[index];
         if !matches!(entry.kind, Kind::Directory(_)) {
             entry.kind = Kind::Directory(BTreeMap::new());
@@ -181,7 +217,7 @@ impl Assembly {
                 continue;
             }
             let here = trail[trail.len() - 1];
-            let next = self.children(here).get(&name).copied();
+            let next = self.children(here).get(&name).map(|name| name.entry);
             match next.map(|index| (index, &self.entries[index].kind)) {
                 Some((index, Kind::Directory(_))) => trail.push(index),
                 Some((_, Kind::Other(NodeKind::Symlink(target)))) => {
@@ -192,13 +228,12 @@ impl Assembly {
                     if target.starts_with(b"/") {
                         trail.truncate(1);
                     }
-                    let names = target.split(|byte| *byte == b'/').rev();
-                    todo.extend(names.filter(|name| !matches!(*name, b"" | b".")).map(<[u8]>::to_vec));
+                    todo.extend(steps(target).rev().map(<[u8]>::to_vec));
                 }
                 // Something else is in the way: the member says that it is a directory now.
                 _ => {
                     let index = self.push(implied(), Kind::Directory(BTreeMap::new()));
-                    self.children(here).insert(name, index);
+                    self.name(here, &name, index);
                     trail.push(index);
                 }
             }
@@ -207,19 +242,57 @@ impl Assembly {
     }
 
     /// What a hard link's target names; its directories may be links.
-    fn find(&mut self, path: &[u8]) -> Option<usize> {
-        let components = components(path).ok()?;
+    fn find(&self, path: &[u8]) -> Option<usize> {
+        let components = components(path, self.has_whiteouts).ok()?;
+        if let [AUFS_LINKS, name] = components.as_slice()
+            && self.has_whiteouts
+        {
+            return self.aufs.get(*name).copied();
+        }
         let (name, parents) = components.split_last()?;
-        let parent = self.directory(parents, path).ok()?;
-        self.children(parent).get(*name).copied()
+        let mut todo: Vec<&[u8]> = parents.iter().rev().copied().collect();
+        let mut trail = vec![0];
+        let mut links = 0;
+        while let Some(step) = todo.pop() {
+            if step == b".." {
+                if trail.len() > 1 {
+                    trail.pop();
+                }
+                continue;
+            }
+            let next = self.child(*trail.last()?, step)?;
+            match &self.entries[next].kind {
+                Kind::Directory(_) => trail.push(next),
+                Kind::Other(NodeKind::Symlink(target)) => {
+                    links += 1;
+                    if links > LINK_LIMIT {
+                        return None;
+                    }
+                    if target.starts_with(b"/") {
+                        trail.truncate(1);
+                    }
+                    todo.extend(steps(target).rev());
+                }
+                _ => return None,
+            }
+        }
+        self.child(*trail.last()?, name)
+    }
+
+    /// What a name in a directory leads to.
+    fn child(&self, directory: usize, name: &[u8]) -> Option<usize> {
+        match &self.entries[directory].kind {
+            Kind::Directory(children) => children.get(name).map(|name| name.entry),
+            _ => None,
+        }
     }
 
     /// Takes away what lower layers have under a name.
     fn hide(&mut self, parent: usize, name: &[u8]) {
-        let Some(index) = self.children(parent).get(name).copied() else {
+        let Some(named) = self.children(parent).get(name).copied() else {
             return;
         };
-        if !self.keeps_of_this_layer(index) {
+        if !self.keeps_of_this_layer(named) {
             self.children(parent).remove(name);
         }
     }
@@ -229,19 +302,19 @@ impl Assembly {
         let children = std::mem::take(self.children(directory));
         let kept = children
             .into_iter()
-            .filter(|(_, index)| self.keeps_of_this_layer(*index))
+            .filter(|(_, name)| self.keeps_of_this_layer(*name))
             .collect();
         *self.children(directory) = kept;
     }
 
-    /// Whether an entry is of this layer, or leads to one that is; in a directory, nothing else is left. As deep as a path
+    /// Whether a name is of this layer, or leads to some that are; in a directory, nothing else is left. As deep as a path
     /// is long.
-    fn keeps_of_this_layer(&mut self, index: usize) -> bool {
-        if matches!(self.entries[index].kind, Kind::Directory(_)) {
-            self.clear_below(index);
+    fn keeps_of_this_layer(&mut self, name: Name) -> bool {
+        if matches!(self.entries[name.entry].kind, Kind::Directory(_)) {
+            self.clear_below(name.entry);
         }
-        let is_filled = matches!(&self.entries[index].kind, Kind::Directory(children) if !children.is_empty());
-        is_filled || self.entries[index].layer == self.layer
+        let is_filled = matches!(&self.entries[name.entry].kind, Kind::Directory(children) if !children.is_empty());
+        is_filled || name.layer == self.layer
     }
 
     /// The tree, with the blocks of the serial numbers.
@@ -254,7 +327,7 @@ impl Assembly {
             let (Kind::Directory(children), Some(parent)) = (&self.entries[directory].kind, nodes[directory]) else {
                 continue;
             };
-            for (name, index) in children {
+            for (name, Name { entry: index, .. }) in children {
                 if let Some(node) = nodes[*index] {
                     builder.link(parent, name.clone(), node)?;
                     continue;
@@ -264,7 +337,7 @@ impl Assembly {
                     Kind::Directory(_) => NodeKind::Directory(Vec::new()),
                     Kind::Other(kind) => kind.clone(),
                     Kind::Regular(content) => {
-                        let blocks = blocks[content.first..content.first + content.count].to_vec();
+                        let blocks: Vec<BlockRef> = content.iter().map(|serial| blocks[*serial]).collect();
                         let size = blocks.iter().map(|block| u64::from(block.len)).sum();
                         NodeKind::Regular { size, blocks }
                     }
@@ -282,23 +355,30 @@ impl Assembly {
     }
 }
 
-/// The components of a member's path. `..` is refused: no honest archive has it.
-fn components(path: &[u8]) -> io::Result<Vec<&[u8]>> {
+/// The components of a path or of a link's target, without those that say nothing.
+fn steps(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    path.split(|byte| *byte == b'/')
+        .filter(|name| !matches!(*name, b"" | b"."))
+}
+
+/// The components of a member's path; `..` takes back the one before. One that leads out of the tree `is_held` at its root, or is refused.
+fn components(path: &[u8], is_held: bool) -> io::Result<Vec<&[u8]>> {
     if path.len() > PATH_BYTES {
         return Err(refused(&path[..100], "has a path of more than 4096 bytes"));
     }
-    let names = path
-        .split(|byte| *byte == b'/')
-        .filter(|name| !matches!(*name, b"" | b"."));
-    let names: Vec<&[u8]> = names.collect();
-    if names.contains(&&b".."[..]) {
-        return Err(refused(path, "leads out of the tree"));
+    let mut names = Vec::new();
+    for step in steps(path) {
+        match step {
+            b".." if names.pop().is_none() && !is_held => return Err(refused(path, "leads out of the tree")),
+            b".." => {}
+            name => names.push(name),
+        }
     }
     Ok(names)
 }
 
 fn metadata(member: &Member) -> Metadata {
-    let kept = member.xattrs.iter().filter(|(name, _)| is_kept_xattr(name));
+    let kept = member.xattrs.iter().filter(|(name, _)| is_kept(name));
     Metadata {
         mode: if member.kind == MemberKind::Symlink {
             0o777
@@ -331,6 +411,7 @@ mod tests {
             device: (0, 0),
             size: 0,
             xattrs: Vec::new(),
+            lost_acls: 0,
         }
     }
 
@@ -429,7 +510,7 @@ mod tests {
 
     #[test]
     fn members_that_lead_out_or_nowhere_are_refused() {
-        let mut assembly = Assembly::new(true);
+        let mut assembly = Assembly::new(false);
         add(&mut assembly, "l", Symlink, "l").unwrap();
         for (path, kind, target) in [
             ("../x", Regular, ""),
@@ -446,6 +527,107 @@ mod tests {
         }
         add(&mut assembly, "d", Directory, "").unwrap();
         assert!(add(&mut assembly, "h", HardLink, "d").is_err());
+    }
+
+    #[test]
+    fn a_path_with_dots_stays_where_it_leads() {
+        let lower = [("c", Directory, ""), ("a/x", Regular, ""), ("link", Symlink, "a/sub")];
+        let upper = [
+            ("a/../b", Regular, ""),
+            ("c/y", HardLink, "c/../a/x"),
+            // As the text has it: the link is not followed.
+            ("link/../z", Regular, ""),
+            // A layer's paths end at the root, whatever they lead to.
+            ("./../d", Regular, ""),
+            ("e", HardLink, "../../d"),
+        ];
+        assert_eq!(
+            layers(&[&lower, &upper]),
+            ["a", "a/x", "b", "c", "c/y", "d", "e", "link", "z"]
+        );
+        let mut plain = Assembly::new(false);
+        add(&mut plain, "a/../b", Regular, "").unwrap();
+        assert_eq!(paths(plain), ["b"]);
+    }
+
+    #[test]
+    fn a_hard_link_keeps_a_file_and_not_the_names_that_its_layer_takes_away() {
+        let lower = [("a", Regular, ""), ("d/a", Regular, ""), ("d/old", Regular, "")];
+        assert_eq!(
+            layers(&[&lower, &[("b", HardLink, "a"), (".wh.a", Regular, "")]]),
+            ["b", "d", "d/a", "d/old"]
+        );
+        for order in [[0, 1, 2], [1, 0, 2], [2, 0, 1]] {
+            let members = [
+                ("b", HardLink, "a"),
+                ("d/", Directory, ""),
+                ("d/.wh..wh..opq", Regular, ""),
+            ];
+            let upper = order.map(|at| members[at].clone());
+            assert_eq!(layers(&[&lower, &upper]), ["a", "b", "d"], "{order:?}");
+        }
+        let upper = [
+            ("b", HardLink, "d/a"),
+            ("d/", Directory, ""),
+            ("d/.wh..wh..opq", Regular, ""),
+        ];
+        assert_eq!(layers(&[&lower, &upper]), ["a", "b", "d"]);
+        // A name that the layer brings anew is its own, although a lower one had it.
+        let upper = [("a", HardLink, "d/a"), (".wh.a", Regular, "")];
+        assert_eq!(layers(&[&lower, &upper]), ["a", "d", "d/a", "d/old"]);
+    }
+
+    #[test]
+    fn what_aufs_has_left_is_not_there_but_its_files_can_be_linked_to() {
+        let layer = [
+            ("a", Regular, ""),
+            (".wh..wh.aufs", Regular, ""),
+            (".wh..wh.orph/", Directory, ""),
+            (".wh..wh.plnk/", Directory, ""),
+            (".wh..wh.plnk/12.34", Regular, ""),
+            ("b", HardLink, ".wh..wh.plnk/12.34"),
+            ("c", HardLink, "/.wh..wh.plnk/12.34"),
+        ];
+        assert_eq!(layers(&[&layer]), ["a", "b", "c"]);
+        // Of one layer only.
+        let mut assembly = Assembly::new(true);
+        add(&mut assembly, ".wh..wh.plnk/1", Regular, "").unwrap();
+        assembly.next_layer();
+        assert!(add(&mut assembly, "b", HardLink, ".wh..wh.plnk/1").is_err());
+        // The root may be opaque.
+        assert_eq!(
+            layers(&[
+                &[("a", Regular, "")],
+                &[(".wh..wh..opq", Regular, ""), ("b", Regular, "")]
+            ]),
+            ["b"]
+        );
+        // A whiteout of nothing takes nothing away.
+        assert_eq!(
+            layers(&[&[("d/a", Regular, "")], &[("d/.wh.", Regular, "")]]),
+            ["d", "d/a"]
+        );
+    }
+
+    #[test]
+    fn a_link_to_what_is_not_there_makes_no_directory_on_its_way() {
+        let mut assembly = Assembly::new(true);
+        assert!(add(&mut assembly, "h", HardLink, "no/such/file").is_err());
+        assert!(paths(assembly).is_empty());
+    }
+
+    #[test]
+    fn attributes_of_overlayfs_are_left_out_and_counted() {
+        let mut assembly = Assembly::new(true);
+        let mut marked = member("d", Directory, "");
+        for name in ["trusted.overlay.opaque", "trusted.overlay.redirect", "trusted.own"] {
+            marked.xattrs.push((name.into(), b"y".to_vec()));
+        }
+        assembly.add(marked, Content::default()).unwrap();
+        assert_eq!(assembly.overlay_xattrs(), 2);
+        let tree = assembly.finish(&[]).unwrap();
+        let node = tree.get(tree.lookup(b"d").unwrap());
+        assert_eq!(node.metadata.xattrs, [(b"trusted.own".to_vec(), b"y".to_vec())]);
     }
 
     #[test]

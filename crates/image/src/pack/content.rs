@@ -30,6 +30,8 @@ pub(crate) struct Packer<'a> {
     spares: Spares<Room>,
     stored: AtomicU64,
     stored_bytes: AtomicU64,
+    /// Attributes of overlayfs, which were left out.
+    overlay_xattrs: AtomicU64,
 }
 
 /// Where a thread reads and seals a batch.
@@ -73,6 +75,7 @@ impl<'a> Packer<'a> {
             spares: Spares::default(),
             stored,
             stored_bytes,
+            overlay_xattrs: AtomicU64::new(0),
         }
     }
 
@@ -87,6 +90,7 @@ impl<'a> Packer<'a> {
             unique: self.known.into_inner().unwrap_or_else(PoisonError::into_inner).len() as u64,
             stored: self.stored.into_inner(),
             stored_bytes: self.stored_bytes.into_inner(),
+            overlay_xattrs: self.overlay_xattrs.into_inner(),
             ..PackReport::default()
         }
     }
@@ -106,7 +110,7 @@ impl<'a> Packer<'a> {
         let mut pieces: Vec<(usize, usize)> = Vec::with_capacity(files.len());
         let mut end = 0;
         for (at, file) in files.iter().enumerate() {
-            let read = twice(&file.path, |path| read_small(path, &mut room.plain, end))?;
+            let read = twice(&file.path, |path| self.read_small(path, &mut room.plain, end))?;
             let Small::Read(metadata, length) = read else {
                 packed.push(self.large_file(file)?);
                 continue;
@@ -158,8 +162,26 @@ impl<'a> Packer<'a> {
             return Ok(None);
         };
         let mut metadata = metadata(&before);
-        metadata.xattrs = xattr::of_file(&file, path)?;
+        metadata.xattrs = xattr::of_file(&file, path, &self.overlay_xattrs)?;
         Ok(Some((metadata, blocks.concat())))
+    }
+
+    /// Reads a file of one block into `plain` from `start`; `None` when it changed meanwhile.
+    fn read_small(&self, path: &Path, plain: &mut Vec<u8>, start: usize) -> Result<Option<Small>, PackError> {
+        let (file, before) = open(path)?;
+        if before.len() > BlockRef::SIZE as u64 {
+            return Ok(Some(Small::HasGrown));
+        }
+        let length = before.len() as usize;
+        if length > 0 && !read_at(&file, path, space(plain, start, length), 0)? {
+            return Ok(None);
+        }
+        if !is_unchanged(&file, path, &before)? {
+            return Ok(None);
+        }
+        let mut metadata = metadata(&before);
+        metadata.xattrs = xattr::of_file(&file, path, &self.overlay_xattrs)?;
+        Ok(Some(Small::Read(metadata, length)))
     }
 
     /// Reads, seals and stores some blocks of a file; `None` when it ends before them.
@@ -226,7 +248,7 @@ impl<'a> Packer<'a> {
             let Some(block) = earlier.filter(|block| block.len as usize == plains[*piece].len()) else {
                 continue;
             };
-            let has = self.store.has(&block.id);
+            let has = self.store.holds(&block.id);
             if has.map_err(|source| Refused { piece: *piece, source })? {
                 there.push((block.key, *block));
             }
@@ -261,24 +283,6 @@ fn twice<T>(path: &Path, mut read: impl FnMut(&Path) -> Result<Option<T>, PackEr
         }
     }
     Err(PackError::Changed { path: path.into() })
-}
-
-/// Reads a file of one block into `plain` from `start`; `None` when it changed meanwhile.
-fn read_small(path: &Path, plain: &mut Vec<u8>, start: usize) -> Result<Option<Small>, PackError> {
-    let (file, before) = open(path)?;
-    if before.len() > BlockRef::SIZE as u64 {
-        return Ok(Some(Small::HasGrown));
-    }
-    let length = before.len() as usize;
-    if length > 0 && !read_at(&file, path, space(plain, start, length), 0)? {
-        return Ok(None);
-    }
-    if !is_unchanged(&file, path, &before)? {
-        return Ok(None);
-    }
-    let mut metadata = metadata(&before);
-    metadata.xattrs = xattr::of_file(&file, path)?;
-    Ok(Some(Small::Read(metadata, length)))
 }
 
 /// The bytes from `start`, made longer as far as needed: what was there before is not cleared.

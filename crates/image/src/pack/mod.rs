@@ -80,6 +80,10 @@ pub struct PackReport {
     pub stored_bytes: u64,
     /// Further names of files.
     pub hard_links: u64,
+    /// Attributes that were left out because overlayfs in a guest would take them for its own.
+    pub overlay_xattrs: u64,
+    /// Access control lists that were left out because they are none, or name somebody whose number is not known.
+    pub lost_acls: u64,
 }
 
 /// Why a tree could not be packed.
@@ -173,6 +177,7 @@ pub fn pack(
         files,
         bytes,
         hard_links,
+        overlay_xattrs,
     } = scan::scan(source)?;
     progress.begin(Some(bytes), "packing");
     let packer = Packer::new(store, &options.known, progress);
@@ -205,6 +210,10 @@ pub fn pack(
         blocks: counts.blocks,
         hard_links,
         ..packer.into_report()
+    };
+    let report = PackReport {
+        overlay_xattrs: report.overlay_xattrs + overlay_xattrs.into_inner(),
+        ..report
     };
     let routes = RouteTable(options.routes.clone());
     Ok((

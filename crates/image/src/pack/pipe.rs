@@ -28,11 +28,6 @@ impl Pipe {
         self.pushed += 1;
         Ok(serial)
     }
-
-    /// The serial number of the next piece.
-    pub(crate) fn next_serial(&self) -> usize {
-        self.pushed
-    }
 }
 
 /// Runs `feed` with `threads` threads behind it (0: one per core): what it returned, and the blocks by serial number.

@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 
 use zmachine_flist::{Metadata, Node, NodeId, NodeKind, TreeBuilder};
 
@@ -31,6 +32,8 @@ pub(super) struct Scan {
     pub(super) bytes: u64,
     /// Names of files that had a name already, which became hard links.
     pub(super) hard_links: u64,
+    /// Attributes of overlayfs, which were left out.
+    pub(super) overlay_xattrs: AtomicU64,
 }
 
 /// Scans everything below `source`.
@@ -40,13 +43,15 @@ pub(super) fn scan(source: &Path) -> Result<Scan, PackError> {
         return Err(PackError::NotADirectory { path: source.into() });
     }
     let mut top = metadata(&root);
-    top.xattrs = xattr::of_path(&source.canonicalize().map_err(failed("find", source))?)?;
+    let overlay = AtomicU64::new(0);
+    top.xattrs = xattr::of_path(&source.canonicalize().map_err(failed("find", source))?, &overlay)?;
     let builder = TreeBuilder::new(top);
     let mut scan = Scan {
         builder,
         files: Vec::new(),
         bytes: 0,
         hard_links: 0,
+        overlay_xattrs: overlay,
     };
     let mut linked: HashMap<(u64, u64), NodeId> = HashMap::new();
     let mut directories = vec![(NodeId::ROOT, source.to_path_buf())];
@@ -67,7 +72,7 @@ pub(super) fn scan(source: &Path) -> Result<Scan, PackError> {
             }
             let mut metadata = metadata(&stat);
             if !stat.is_file() {
-                metadata.xattrs = xattr::of_path(&path)?;
+                metadata.xattrs = xattr::of_path(&path, &scan.overlay_xattrs)?;
             }
             let node = Node {
                 metadata,

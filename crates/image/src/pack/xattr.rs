@@ -1,10 +1,13 @@
 //! Extended attributes of files that are packed.
 //!
 //! Kept are those that make sense on another host: `user.*`, `trusted.*`, file capabilities and access control lists. Labels
-//! of security modules and attributes of single file systems belong to the host and stay there.
+//! of security modules and attributes of single file systems belong to the host and stay there. So do those of overlayfs
+//! (`trusted.overlay.*`), which a tree has that was an upper directory once: the overlay of a guest would take them for its own, and
+//! hide files or show others in their places. Whoever leaves them out says so.
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
@@ -24,23 +27,30 @@ pub(crate) fn is_kept(name: &[u8]) -> bool {
         b"system.posix_acl_default",
     ];
     let has_prefix = |prefix: &[u8]| name.len() > prefix.len() && name.starts_with(prefix);
-    WHOLE.contains(&name) || has_prefix(b"user.") || has_prefix(b"trusted.")
+    WHOLE.contains(&name) || has_prefix(b"user.") || has_prefix(b"trusted.") && !is_of_overlay(name)
 }
 
-/// The attributes of an open file.
-pub(super) fn of_file(file: &File, path: &Path) -> Result<Xattrs, PackError> {
+/// Whether an attribute is one of overlayfs.
+pub(crate) fn is_of_overlay(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.")
+}
+
+/// The attributes of an open file; `overlay` counts those of overlayfs.
+pub(super) fn of_file(file: &File, path: &Path, overlay: &AtomicU64) -> Result<Xattrs, PackError> {
     read(
         path,
+        overlay,
         || rustix::fs::flistxattr_query(file),
         |list| rustix::fs::flistxattr(file, list),
         |name, value| rustix::fs::fgetxattr(file, name, value),
     )
 }
 
-/// The attributes of whatever is at a path; no link is followed.
-pub(super) fn of_path(path: &Path) -> Result<Xattrs, PackError> {
+/// The attributes of whatever is at a path; no link is followed. `overlay` counts those of overlayfs.
+pub(super) fn of_path(path: &Path, overlay: &AtomicU64) -> Result<Xattrs, PackError> {
     read(
         path,
+        overlay,
         || rustix::fs::llistxattr_query(path),
         |list| rustix::fs::llistxattr(path, list),
         |name, value| rustix::fs::lgetxattr(path, name, value),
@@ -49,6 +59,7 @@ pub(super) fn of_path(path: &Path) -> Result<Xattrs, PackError> {
 
 fn read(
     path: &Path,
+    overlay: &AtomicU64,
     query: impl Fn() -> rustix::io::Result<usize>,
     list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
     get: impl Fn(&[u8], &mut [u8]) -> rustix::io::Result<usize>,
@@ -64,7 +75,10 @@ fn read(
     let length = list(&mut names).map_err(failed)?;
     let mut xattrs = Vec::new();
     let mut value = vec![0; LIMIT];
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| is_kept(name)) {
+    let names = || names[..length].split(|byte| *byte == 0);
+    let left_out = names().filter(|name| is_of_overlay(name)).count();
+    overlay.fetch_add(left_out as u64, Ordering::Relaxed);
+    for name in names().filter(|name| is_kept(name)) {
         match get(name, &mut value) {
             Ok(length) => xattrs.push((name.to_vec(), value[..length].to_vec())),
             Err(Errno::NODATA) => {}
@@ -83,13 +97,21 @@ mod tests {
     fn attributes_of_the_host_stay_there() {
         for name in [
             "user.a",
-            "trusted.overlay.opaque",
+            "trusted.overlay",
+            "trusted.own",
             "security.capability",
             "system.posix_acl_access",
         ] {
             assert!(is_kept(name.as_bytes()), "{name}");
         }
-        for name in ["security.selinux", "user.", "system.nfs4_acl", "btrfs.compression", ""] {
+        for name in [
+            "trusted.overlay.opaque",
+            "security.selinux",
+            "user.",
+            "system.nfs4_acl",
+            "btrfs.compression",
+            "",
+        ] {
             assert!(!is_kept(name.as_bytes()), "{name}");
         }
     }

@@ -17,8 +17,12 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use thiserror::Error;
+use zmachine_sys::file::read_regular;
 
 use super::redact;
+
+/// The longest file that is read, in bytes.
+const LIMIT: u64 = 1 << 20;
 
 /// The name of the file in a home.
 pub const CREDENTIALS_FILE: &str = "stores.toml";
@@ -100,7 +104,8 @@ impl Credentials {
             path: path.into(),
             source,
         };
-        let text = match fs::read_to_string(path) {
+        let text = match read_regular(path, LIMIT).and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other))
+        {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Credentials::default()),
             Err(error) => return Err(read_error(error)),

@@ -1,20 +1,22 @@
 //! `dir:///path`: a directory of blocks, `<root>/<first two hex digits>/<hex id>`; the older flat `<root>/<hex id>` is read too.
 //!
-//! Writing: a block gets its name only when it is complete and never replaces one of the right length, so a reader sees a
+//! Writing: a block gets its name only when it is complete and never replaces one with the same bytes, so a reader sees a
 //! whole block or none. Names become durable in batches: [`BlockStore::flush`] syncs the file system of the store once
 //! for all blocks put since, which is what the packer wants; until then a power loss may take blocks (or, on file systems
-//! that link before they write, leave one of the wrong content: readers verify, and `put` replaces one of another length).
+//! that link before they write, leave one of the wrong content: readers verify, `put` replaces it, and `holds` says no).
+//! Whatever is no regular file is no block: reading refuses it at once, and `put` replaces it.
 //! A store that had no block in the flat place when it was first written to is not asked for one there again and again:
 //! should another program put one meanwhile, the block is kept twice.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use zmachine_flist::BlockId;
-use zmachine_sys::file::{FileError, NewFile};
+use zmachine_sys::file::{FileError, NewFile, open_regular};
 
 use super::{BlockStore, MAX_SEALED_LEN, StoreError};
 
@@ -49,8 +51,10 @@ impl DirStore {
 
     /// Makes the directory of a block, and notes when it was not there.
     fn make_shard(&self, id: &BlockId, shard: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(&self.root)?;
-        match std::fs::create_dir(shard) {
+        // Writable for their owner alone, whatever the umask: whoever can write here decides what images are.
+        let mut builder = DirBuilder::new();
+        builder.mode(0o755).recursive(true).create(&self.root)?;
+        match builder.recursive(false).create(shard) {
             Ok(()) => self.is_made(id).store(true, Ordering::Relaxed),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),
@@ -86,7 +90,7 @@ impl DirStore {
     }
 
     fn read(&self, id: &BlockId, path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
-        let file = match File::open(path) {
+        let file = match open_regular(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(io_error("open", path, e)),
@@ -107,19 +111,31 @@ impl DirStore {
         Ok(Some(bytes))
     }
 
-    /// Length of the block on disk, `None` when it is not there.
-    fn length(&self, id: &BlockId) -> Result<Option<u64>, StoreError> {
+    /// What is stored of the block, in the usual place first; `None` when nothing is.
+    fn stored(&self, id: &BlockId) -> Result<Option<Stored>, StoreError> {
         let [sharded, flat] = self.places(id);
         let flat = self.has_flat().then_some(flat);
         for path in [Some(sharded), flat].into_iter().flatten() {
             match std::fs::metadata(&path) {
-                Ok(meta) => return Ok(Some(meta.len())),
+                Ok(meta) => {
+                    return Ok(Some(Stored {
+                        length: meta.is_file().then_some(meta.len()),
+                        path,
+                    }));
+                }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(io_error("look at", &path, e)),
             }
         }
         Ok(None)
     }
+}
+
+/// What has the name of a block.
+struct Stored {
+    path: PathBuf,
+    /// `None` when it is no regular file.
+    length: Option<u64>,
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
@@ -148,14 +164,33 @@ impl BlockStore for DirStore {
     }
 
     fn has(&self, id: &BlockId) -> Result<bool, StoreError> {
-        Ok(self.length(id)?.is_some())
+        Ok(self.stored(id)?.is_some_and(|stored| stored.length.is_some()))
+    }
+
+    fn holds(&self, id: &BlockId) -> Result<bool, StoreError> {
+        match self.stored(id)? {
+            Some(Stored {
+                path,
+                length: Some(length),
+            }) if length <= MAX_SEALED_LEN as u64 => {
+                let sealed = self.read(id, &path)?;
+                Ok(sealed.is_some_and(|sealed| id.0.same_of(&sealed) == id.0))
+            }
+            _ => Ok(false),
+        }
     }
 
     fn put(&self, id: &BlockId, sealed: &[u8]) -> Result<bool, StoreError> {
         // Where nothing older can be, nothing is looked for; should another writer be faster, the name tells below.
         let is_bare = self.is_made(id).load(Ordering::Relaxed) && !self.has_flat();
-        let before = if is_bare { None } else { self.length(id)? };
-        if before == Some(sealed.len() as u64) {
+        let before = if is_bare { None } else { self.stored(id)? };
+        if let Some(Stored {
+            path,
+            length: Some(length),
+        }) = &before
+            && *length == sealed.len() as u64
+            && self.read(id, path)?.is_some_and(|there| there == sealed)
+        {
             return Ok(false);
         }
         let path = self.sharded(id);
@@ -172,7 +207,8 @@ impl BlockStore for DirStore {
         let new = new.map_err(|e| file_error(&path, e))?;
         new.file().write_all(sealed).map_err(|e| io_error("write", &path, e))?;
         if before.is_some() {
-            // A torn block of a crashed writer: the name must lead to the good one from one moment to the next.
+            // A torn or damaged block: the name must lead to the good one from one moment to the next. One in the flat place is hidden
+            // by this one.
             new.publish_over(&path).map_err(|e| file_error(&path, e))?;
             return Ok(true);
         }

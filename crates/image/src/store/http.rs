@@ -149,15 +149,20 @@ impl HttpStore {
     }
 
     fn find(&self, id: &BlockId, deadline: Option<Instant>) -> Result<Vec<u8>, StoreError> {
-        for url in self.urls(id) {
-            if let Some(bytes) = self.request(id, &url, deadline)? {
-                return Ok(bytes);
-            }
-        }
-        Err(StoreError::NotFound {
+        let mut missing = StoreError::NotFound {
             store: self.describe(),
             id: id.0.to_string(),
-        })
+        };
+        for url in self.urls(id) {
+            match self.request(id, &url, deadline) {
+                Ok(Some(bytes)) => return Ok(bytes),
+                Ok(None) => {}
+                // Servers whose files may not be listed say so of one that is not there.
+                Err(error @ StoreError::Status { status: 403, .. }) => missing = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(missing)
     }
 }
 
@@ -171,6 +176,7 @@ impl BlockStore for HttpStore {
     }
 
     fn has(&self, id: &BlockId) -> Result<bool, StoreError> {
+        let mut forbidden = None;
         for url in self.urls(id) {
             let request = self
                 .agent
@@ -183,14 +189,18 @@ impl BlockStore for HttpStore {
                 200 => return Ok(true),
                 404 => {}
                 status => {
-                    return Err(StoreError::Status {
+                    let error = StoreError::Status {
                         store: self.describe(),
                         status,
-                    });
+                    };
+                    match status {
+                        403 => forbidden = Some(error),
+                        _ => return Err(error),
+                    }
                 }
             }
         }
-        Ok(false)
+        forbidden.map_or(Ok(false), Err)
     }
 
     fn put(&self, _id: &BlockId, _sealed: &[u8]) -> Result<bool, StoreError> {

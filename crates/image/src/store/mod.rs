@@ -82,6 +82,15 @@ pub trait BlockStore: Send + Sync {
     /// When the store can not tell.
     fn has(&self, id: &BlockId) -> Result<bool, StoreError>;
 
+    /// Whether the store has block `id` whole, for who will not put it again. A store on this host reads it; one behind a network is
+    /// taken at its word ([`BlockStore::has`]), since reading would cost what sending does.
+    ///
+    /// # Errors
+    /// When the store can not tell.
+    fn holds(&self, id: &BlockId) -> Result<bool, StoreError> {
+        self.has(id)
+    }
+
     /// Keeps `sealed` under `id`; `false` when it was there already. The caller guarantees that `id` is the digest of
     /// `sealed`. A block may become durable only with [`BlockStore::flush`].
     ///
@@ -202,6 +211,15 @@ impl StoreError {
         }
     }
 
+    /// Whether this may be how the store says that it has no such block: one that may not be listed forbids what is not there.
+    pub fn may_mean_missing(&self) -> bool {
+        match self {
+            StoreError::NotFound { .. } | StoreError::Status { status: 403, .. } => true,
+            StoreError::Refused { what, .. } => what.starts_with("AccessDenied"),
+            _ => false,
+        }
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -217,7 +235,15 @@ impl StoreError {
                 "stores are dir:///PATH, http(s)://HOST/PATH, zdb://HOST/NAMESPACE or s3://KEY:SECRET@HOST:PORT/BUCKET"
                     .into(),
             ),
-            StoreError::Status { status: 401 | 403, .. } => Some(
+            StoreError::Status { status: 403, .. } => Some(
+                "the store does not have the block, or wants credentials: in stores.toml, or in its URL \
+                 (https://USER:PASSWORD@HOST/PATH)"
+                    .into(),
+            ),
+            StoreError::Refused { what, .. } if what.starts_with("AccessDenied") => {
+                Some("the bucket does not have the block, or the key may not read it".into())
+            }
+            StoreError::Status { status: 401, .. } => Some(
                 "the store wants credentials: in stores.toml, or in its URL (https://USER:PASSWORD@HOST/PATH)".into(),
             ),
             StoreError::Refused { store, .. } if store.starts_with("s3") => {

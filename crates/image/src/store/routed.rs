@@ -129,6 +129,15 @@ impl BlockStore for RoutedStore {
         Ok(true)
     }
 
+    fn holds(&self, id: &BlockId) -> Result<bool, StoreError> {
+        for store in self.of(id) {
+            if !persistently(|| store.holds(id))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn put(&self, id: &BlockId, sealed: &[u8]) -> Result<bool, StoreError> {
         let mut new = false;
         for store in self.of(id) {

@@ -204,7 +204,8 @@ impl BlockStore for S3Store {
         let mut response = request.call().map_err(|error| classify(&self.description, error))?;
         match response.status().as_u16() {
             200 => Ok(true),
-            404 => Ok(false),
+            // Who may not list a bucket is not told what is not in it. Writing tells whether it is that.
+            404 | 403 => Ok(false),
             _ => Err(self.refusal(&mut response)),
         }
     }
@@ -213,7 +214,7 @@ impl BlockStore for S3Store {
         match self.has(id) {
             Ok(true) => return Ok(false),
             Ok(false) => {}
-            // An answer to HEAD has no reason, and who may not list a bucket is not told what is in it. Writing tells.
+            // An answer to HEAD has no reason. Writing tells.
             Err(error @ StoreError::Status { .. }) if !error.is_transient() => {}
             Err(error) => return Err(error),
         }

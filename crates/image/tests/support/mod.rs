@@ -101,6 +101,8 @@ pub enum Behaviour {
     Close,
     /// Sends it after a pause.
     Slow,
+    /// Sends it byte by byte, each after a pause.
+    Drip,
 }
 
 struct Shared {
@@ -225,7 +227,7 @@ impl Shared {
         let tag = format!("\"{}\"", zmachine_flist::Digest::blake2b_32(&body));
         let mut announced = body.len();
         match behaviour {
-            Behaviour::Good => {}
+            Behaviour::Good | Behaviour::Drip => {}
             Behaviour::Slow => std::thread::sleep(Duration::from_millis(300)),
             Behaviour::CutShort => body.truncate(announced / 2),
             Behaviour::Half => {
@@ -254,6 +256,12 @@ impl Shared {
             stream,
             "HTTP/1.1 200 OK\r\nContent-Length: {announced}\r\nETag: {tag}\r\n\r\n"
         )?;
+        if behaviour == Behaviour::Drip {
+            for byte in &body {
+                stream.write_all(&[*byte])?;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         stream.write_all(&body)?;
         Ok(body.len() == announced)
     }

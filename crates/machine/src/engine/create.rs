@@ -149,6 +149,16 @@ impl Engine {
         })
     }
 
+    /// Downloads the image when it has a URL; the options with which it is found without asking the server again.
+    fn downloaded<'a>(&self, spec: &MachineSpec, options: &CreateOptions<'a>) -> Result<CreateOptions<'a>, Failure> {
+        let mut pull = options.pull;
+        if let Ok(reference @ Reference::Url(_)) = Reference::parse(&spec.flist, options.cwd) {
+            let library = Library::open(self.home.data())?.with_fetch_options(fetch_options(spec));
+            pull = library.download(&reference, pull, mode_of(spec), options.progress)?;
+        }
+        Ok(CreateOptions { pull, ..*options })
+    }
+
     fn planned<T>(
         &self,
         spec: &MachineSpec,
@@ -164,6 +174,8 @@ impl Engine {
         let id = catalog::new_id();
         let wanted = self.volumes().wanted(&spec.volumes, &id)?;
         let shares = SharedDirectory::wanted(&spec.volumes, &self.home)?;
+        // First what comes from a server: whoever prunes waits for those who hold images.
+        let options = &self.downloaded(spec, options)?;
         // Until the machine is there, nothing says that its image is needed.
         let _images = hold_images(self.home.data())?;
         let facts = self.facts(spec, options, &wanted, !shares.is_empty())?;
@@ -288,16 +300,8 @@ impl Engine {
         }
         let reference = Reference::parse(&spec.flist, options.cwd)
             .map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))?;
-        let fetch = FetchOptions {
-            stores: spec.stores.clone(),
-            ..FetchOptions::default()
-        };
-        let library = Library::open(self.home.data())?.with_fetch_options(fetch);
-        let mode = match spec.mode {
-            ModeChoice::Auto => Mode::Auto,
-            ModeChoice::Container => Mode::Container,
-            ModeChoice::Vm => Mode::Vm,
-        };
+        let library = Library::open(self.home.data())?.with_fetch_options(fetch_options(spec));
+        let mode = mode_of(spec);
         let image = library.resolve_as(&reference, options.pull, mode, options.progress)?;
         if let Some(facts) = self.flist_facts(&library, &image, spec, wanted, hypervisor)? {
             return Ok(Makes::Vm(Box::new(facts)));
@@ -482,6 +486,21 @@ pub(super) fn membership(
         also_in: others.map(|network| network.name().to_owned()).collect(),
         secondary,
         policy: argument.policy.clone(),
+    }
+}
+
+fn fetch_options(spec: &MachineSpec) -> FetchOptions {
+    FetchOptions {
+        stores: spec.stores.clone(),
+        ..FetchOptions::default()
+    }
+}
+
+fn mode_of(spec: &MachineSpec) -> Mode {
+    match spec.mode {
+        ModeChoice::Auto => Mode::Auto,
+        ModeChoice::Container => Mode::Container,
+        ModeChoice::Vm => Mode::Vm,
     }
 }
 

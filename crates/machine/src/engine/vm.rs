@@ -158,7 +158,7 @@ fn unbootable(found: &OnDisk, bytes: &mut dyn Source) -> Option<String> {
             let cause = std::error::Error::source(&wrong).map_or_else(String::new, |cause| format!(": {cause}"));
             Some(format!("a GPT, but {wrong}{cause}"))
         }
-        other => Some(other.to_string()),
+        other => (!other.boots_without_gpt()).then(|| other.to_string()),
     }
 }
 

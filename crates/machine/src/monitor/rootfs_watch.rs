@@ -219,10 +219,10 @@ impl Monitor<ContainerPlan> {
         self.log.note(Source::Monitor, &format!("rootfs: {line}"));
     }
 
-    /// The cache keeps nothing, most likely because its disk is full. The guest does not notice.
+    /// The cache keeps nothing, most likely because its disk is full, or had a damaged block. The guest does not notice.
     fn cache_failed(&mut self, error: &str, hint: Option<String>) {
         let hint = hint.map(|hint| format!(" ({hint})")).unwrap_or_default();
-        let text = format!("{error}: blocks are served from memory and fetched again when they are read again{hint}");
+        let text = format!("{error}{hint}");
         if !self.machine.state.warnings.contains(&text) {
             self.machine.state.warn(text);
             self.watch.changed = true;

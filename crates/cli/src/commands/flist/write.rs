@@ -1,6 +1,6 @@
 //! `pack`, `convert`, `push`.
 
-use std::fs::File;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -11,10 +11,14 @@ use zmachine_image::pack::{PackError, PackOptions, PackReport, pack, pack_tar};
 use zmachine_image::store::{RoutedStore, redact};
 use zmachine_machine::bytes::Human;
 use zmachine_machine::{Class, Failure};
+use zmachine_sys::file::{open_regular, read_regular};
 
 use super::{credentials, fetcher, open};
 use crate::args::flist::WriteArgs;
 use crate::progress::Bars;
+
+/// The longest list of hints that is read, in bytes.
+const HINTS_BYTES: u64 = 64 << 20;
 
 /// Opens the stores of `--store`.
 pub(super) fn stores(to: &WriteArgs) -> Result<RoutedStore, Failure> {
@@ -42,6 +46,18 @@ pub(super) fn report(file: &Path, report: &PackReport) {
         report.stored,
         Human(report.stored_bytes)
     );
+    if report.overlay_xattrs > 0 {
+        eprintln!(
+            "warning: {} attributes trusted.overlay.* were left out: the overlay of a guest would take them for its own",
+            report.overlay_xattrs
+        );
+    }
+    if report.lost_acls > 0 {
+        eprintln!(
+            "warning: {} access control lists were left out: they are none, or name somebody whose number the archive does not tell",
+            report.lost_acls
+        );
+    }
 }
 
 pub(super) fn pack_source(
@@ -68,7 +84,7 @@ pub(super) fn pack_source(
     let packed = if source.as_os_str().as_bytes() == b"-" {
         pack_tar(std::io::stdin().lock(), &store, &options, &Bars::bytes())
     } else if source.is_file() {
-        let archive = File::open(source).map_err(|e| {
+        let archive = open_regular(source).map_err(|e| {
             Failure::from_error(Class::Failed, &e).context(format!("can not open {}", source.display()))
         })?;
         pack_tar(archive, &store, &options, &Bars::bytes())
@@ -90,7 +106,8 @@ pub(super) fn pack_source(
 }
 
 fn read_hints(file: &Path) -> Result<Hints, Failure> {
-    let text = std::fs::read_to_string(file).map_err(|e| {
+    let text = read_regular(file, HINTS_BYTES).and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other));
+    let text = text.map_err(|e| {
         Failure::from_error(Class::NotFound, &e)
             .context(format!("can not read --hints {}", file.display()))
             .hint("give the path of a file that 'zmachine image hints' has printed")
@@ -106,7 +123,7 @@ pub(super) fn pack_failure(error: &PackError) -> Failure {
     let hint = match error {
         PackError::Store { source, .. } | PackError::Flush { source } => source.hint(),
         PackError::Archive { .. } => {
-            Some("give a directory, or a tar archive (plain, .tar.gz or .tar.zst) that is whole".into())
+            Some("give a directory, or a tar archive (plain, .tar.gz, .tar.zst or .tar.xz) that is whole".into())
         }
         PackError::Changed { .. } => Some("pack when nothing writes there, or pack a snapshot".into()),
         _ => None,
