@@ -21,6 +21,9 @@ use crate::support::{home, zmachine};
 /// Snapshots that are looked into.
 const LOOKED_INTO: usize = 120;
 
+/// Every fourth of those has its blocks read and a machine created.
+const THOROUGH: usize = 4;
+
 /// Of those, the ones whose machine is started.
 const STARTED: usize = 3;
 
@@ -211,16 +214,15 @@ fn what_was_reported_as_done_survives_a_power_cut_at_every_moment() {
     for (number, cut) in looked_into.iter().enumerate() {
         disks.mount(&cut.disk);
         println!("  power cut {number}: {:?} to {:?}", cut.before, cut.after);
-        look(&home, cut);
+        look(&home, cut, number % THOROUGH == 0);
         if started.contains(&cut.disk.as_path()) {
             zmachine(&home, &["start", "m"]).expect_success();
             zmachine(&home, &["rm", "-f", "m"]).expect_success();
         }
         disks.unmount();
     }
+    drop(disks);
     home.assert_host_clean();
-    // The machines of this home are on disks that are gone.
-    std::fs::create_dir_all(home.path()).unwrap();
 }
 
 /// Whether something was there all the time of a cut; `None` when a command was about to change that.
@@ -232,7 +234,7 @@ fn is_sure(cut: &Cut, what: &'static str) -> Option<bool> {
 }
 
 /// Looks into the home that a power cut left.
-fn look(home: &TestHome, cut: &Cut) {
+fn look(home: &TestHome, cut: &Cut, is_thorough: bool) {
     let listed = |words: &[&str]| -> Vec<Value> {
         let run = zmachine(home, words);
         serde_json::from_str(&run.expect_success().stdout()).expect("JSON")
@@ -266,6 +268,9 @@ fn look(home: &TestHome, cut: &Cut) {
     if let (Some(true), Some(volume)) = (is_sure(cut, "volume"), volumes.first()) {
         let mib = volume["size_bytes"].as_u64().unwrap() >> 20;
         assert!((cut.before.size.0..=cut.after.size.1).contains(&mib), "{mib} MiB");
+    }
+    if !is_thorough {
+        return;
     }
     if is_sure(cut, "flist") == Some(true) {
         zmachine(home, &["flist", "verify", path(&flist)]).expect_success();
