@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use zmachine_flist::BlockId;
-use zmachine_image::oci::{ImageSource, ImportOptions, import};
+use zmachine_image::oci::{ImageSource, ImportOptions, Imported, Pick, import};
 use zmachine_image::pack::PackOptions;
 use zmachine_image::{BlockStore, Silent, StoreError};
 
@@ -110,14 +110,14 @@ fn image(layers: &[&[u8]], document: Option<(u8, &[u8])>) {
 
     let source = ImageSource::Layout {
         path: folder.path().into(),
-        tag: None,
+        pick: Pick::Only,
     };
     let options = PackOptions {
         threads: 1,
         ..PackOptions::default()
     };
     let imported = import(&source, &ImportOptions::default(), &Names::default(), &options, &Silent);
-    if let Ok((flist, _)) = imported {
+    if let Ok(Imported { flist, .. }) = imported {
         assert_eq!(flist.tree.check(), Ok(()));
         scratch::rewrite(&flist);
     }
