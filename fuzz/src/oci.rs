@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use zmachine_flist::BlockId;
-use zmachine_image::oci::{ImageSource, ImportOptions, Pick, import};
+use zmachine_image::oci::{ImageSource, ImportOptions, Imported, Pick, import};
 use zmachine_image::pack::PackOptions;
 use zmachine_image::{BlockStore, Silent, StoreError};
 
@@ -117,9 +117,9 @@ fn image(layers: &[&[u8]], document: Option<(u8, &[u8])>) {
         ..PackOptions::default()
     };
     let imported = import(&source, &ImportOptions::default(), &Names::default(), &options, &Silent);
-    if let Ok(imported) = imported {
-        assert_eq!(imported.flist.tree.check(), Ok(()));
-        scratch::rewrite(&imported.flist);
+    if let Ok(Imported { flist, .. }) = imported {
+        assert_eq!(flist.tree.check(), Ok(()));
+        scratch::rewrite(&flist);
     }
 }
 

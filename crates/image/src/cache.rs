@@ -167,7 +167,7 @@ impl BlockCache {
     /// in its place is removed and counts as absent.
     ///
     /// # Errors
-    /// When the file is there and can not be opened or removed.
+    /// When the file is there and can not be opened, read or removed.
     pub fn get(&self, block: &BlockRef) -> Result<Option<File>, CacheError> {
         let found = self.look(std::slice::from_ref(block)).pop();
         found.map_or(Ok(None), |found| found.map(Found::block))
@@ -193,9 +193,7 @@ impl BlockCache {
                     Err(e) => Err(io_error("look at", &path, e)),
                 },
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
-                Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory) => {
-                    self.damaged(block)
-                }
+                Err(e) if is_something_else(&e) => self.damaged(block),
                 Err(e) => Err(io_error("open", &path, e)),
             });
         }
@@ -215,22 +213,21 @@ impl BlockCache {
 
     /// Hashes files of the right lengths, and puts what they are in their places.
     fn hash(&self, blocks: &[BlockRef], group: Vec<(usize, Opened)>, found: &mut [Result<Found, CacheError>]) {
-        // One that can not be read is no better than one that reads as something else.
-        let read = |(at, opened): &(usize, Opened)| {
-            let mut plain = vec![0; blocks[*at].len as usize];
-            opened
-                .file
-                .read_exact_at(&mut plain, 0)
-                .map_or_else(|_| Vec::new(), |()| plain)
-        };
-        let plains: Vec<Vec<u8>> = group.iter().map(read).collect();
-        let pairs: Vec<(BlockRef, &[u8])> = group
+        // What can not be read now may be read later, when no store has it any more: it stays until somebody has its bytes.
+        let mut read: Vec<(usize, Opened, Vec<u8>)> = Vec::with_capacity(group.len());
+        for (at, opened) in group {
+            let mut plain = vec![0; blocks[at].len as usize];
+            match opened.file.read_exact_at(&mut plain, 0) {
+                Ok(()) => read.push((at, opened, plain)),
+                Err(e) => found[at] = Err(io_error("read", &self.path_of(&blocks[at]), e)),
+            }
+        }
+        let pairs: Vec<(BlockRef, &[u8])> = read
             .iter()
-            .zip(&plains)
-            .map(|((at, _), plain)| (blocks[*at], plain.as_slice()))
+            .map(|(at, _, plain)| (blocks[*at], plain.as_slice()))
             .collect();
         let are_right = BlockRef::are_plains(&pairs);
-        for ((at, Opened { file, meta }), is_right) in group.into_iter().zip(are_right) {
+        for ((at, Opened { file, meta }, _), is_right) in read.into_iter().zip(are_right) {
             let block = &blocks[at];
             found[at] = match is_right {
                 true => {
@@ -285,8 +282,9 @@ impl BlockCache {
     pub(crate) fn insert_verified(&self, block: &BlockRef, plain: &[u8]) -> Result<File, CacheError> {
         let path = self.path_of(block);
         let new = self.written(&path, plain)?;
-        if !new.publish_new(&path, false).map_err(|e| self.file_or_full(&path, e))? && self.get(block)?.is_none() {
-            // The name was taken by something torn.
+        let is_new = new.publish_new(&path, false).map_err(|e| self.file_or_full(&path, e))?;
+        if !is_new && !matches!(self.get(block), Ok(Some(_))) {
+            // The name was taken by something torn, or by what can not be read.
             let again = self.written(&path, plain)?;
             again.publish_over(&path).map_err(|e| self.file_or_full(&path, e))?;
         }
@@ -318,14 +316,17 @@ impl BlockCache {
     /// Hashes the cached block, whatever was found before; one that is wrong is removed.
     ///
     /// # Errors
-    /// When it can not be opened or removed.
+    /// When it can not be opened, read or removed.
     pub fn verify(&self, block: &BlockRef) -> Result<Presence, CacheError> {
         let path = self.path_of(block);
         let opened = match open_regular_itself(&path) {
+            Ok(file) => {
+                let meta = file.metadata().map_err(|e| io_error("look at", &path, e))?;
+                Some(Opened { file, meta })
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Presence::Absent),
-            opened => opened
-                .ok()
-                .and_then(|file| file.metadata().ok().map(|meta| Opened { file, meta })),
+            Err(e) if is_something_else(&e) => None,
+            Err(e) => return Err(io_error("open", &path, e)),
         };
         let mut found = [Ok(Found::Nothing)];
         match opened {
@@ -409,6 +410,11 @@ impl BlockCache {
             other => io_error("write", path, io::Error::other(other)),
         }
     }
+}
+
+/// Whether a file could not be opened because it is none.
+fn is_something_else(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory)
 }
 
 /// Makes a directory of the cache and those above it, writable for its owner alone whatever the umask.

@@ -345,6 +345,8 @@ fn a_full_disk_is_told_as_such_and_leaves_nothing() {
     let (block, _) = BlockRef::seal(&plain);
     let result = cache.insert(&block, &plain);
     let left = cache.get(&block);
+    // It has a file open there.
+    drop(cache);
     std::process::Command::new("umount").arg(dir.path()).status().unwrap();
     assert!(
         matches!(&result, Err(e @ CacheError::Full { .. }) if e.hint().is_some()),

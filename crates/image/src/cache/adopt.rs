@@ -7,7 +7,9 @@ use std::path::Path;
 use serde::Serialize;
 use zmachine_sys::file::open_regular_itself;
 
-use super::{BlockCache, CacheError, CachedBlock, io_error, list, make_dirs, name_is_digest_of, read_all};
+use super::{
+    BlockCache, CacheError, CachedBlock, io_error, is_something_else, list, make_dirs, name_is_digest_of, read_all,
+};
 
 /// What one cache took over from another.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -71,7 +73,7 @@ impl BlockCache {
 fn content(path: &Path) -> Result<Option<Vec<u8>>, CacheError> {
     match open_regular_itself(path) {
         Ok(file) => read_all(file, path).map(Some),
-        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory) => Ok(None),
+        Err(e) if is_something_else(&e) => Ok(None),
         Err(e) => Err(io_error("open", path, e)),
     }
 }

@@ -82,7 +82,9 @@ impl Library {
             }
         }
         let of = |path: PathBuf| {
-            let default = if repairs { Mended::Removed } else { Mended::Left };
+            // What the disk does not give stays, for somebody who has its bytes.
+            let is_gone = repairs && path.symlink_metadata().is_err();
+            let default = if is_gone { Mended::Removed } else { Mended::Left };
             DamagedBlock {
                 mended: mended.remove(&path).unwrap_or(default),
                 path,

@@ -14,8 +14,10 @@ const PACK_DISK: &str =
     "put it into a directory as image.raw and pack that: `zmachine flist pack DIR -o FILE.fl --store URL`";
 const CONVERT_DISK: &str =
     "convert it first: `qemu-img convert -O raw IN image.raw`, then pack the directory with `zmachine flist pack`";
-const IMPORT: &str =
-    "make a flist of it: `zmachine flist import oci:... -o FILE.fl --store URL`, or `docker-archive:FILE`";
+const IMPORT_COMPRESSED: &str = "make a flist of it: `zmachine flist import docker-archive:FILE -o FILE.fl --store URL` or `oci-archive:FILE` for a \
+     container image, `zmachine flist pack FILE -o FILE.fl --store URL` for another archive";
+const IMPORT_DOCKER: &str = "make a flist of it: `zmachine flist import docker-archive:FILE -o FILE.fl --store URL`";
+const IMPORT_OCI: &str = "make a flist of it: `zmachine flist import oci-archive:FILE -o FILE.fl --store URL`";
 const PACK_TAR: &str = "make a flist of it: `zmachine flist pack FILE.tar -o FILE.fl --store URL`";
 
 /// What the file is whose first bytes are `head` and whose name ends as `name` does; `None` when it may be a flist.
@@ -31,13 +33,17 @@ pub(crate) fn sniff(name: &str, head: &[u8]) -> Option<Foreign> {
     let (found, advice) = if head.is_empty() {
         ("an empty file", "get it again: nothing arrived")
     } else if at(0, b"\x1f\x8b") || at(0, b"\x28\xb5\x2f\xfd") || at(0, b"\xfd7zXZ") {
-        ("a compressed archive", IMPORT)
+        ("a compressed archive", IMPORT_COMPRESSED)
     } else if at(257, b"ustar") {
         tar(head)
     } else if at(0, b"QFI\xfb") {
         ("a qcow2 disk image", CONVERT_DISK)
-    } else if at(0, b"KDMV") || at(0, b"vhdxfile") || at(0, b"conectix") || at(64, b"\x7f\x10\xda\xbe") {
-        ("a virtual disk image", CONVERT_DISK)
+    } else if at(0, b"KDMV") || at(0, b"COWD") || at(0, b"# Disk DescriptorFile") {
+        ("a VMDK disk image", CONVERT_DISK)
+    } else if at(0, b"vhdxfile") || at(0, b"conectix") {
+        ("a VHD disk image", CONVERT_DISK)
+    } else if at(64, b"\x7f\x10\xda\xbe") {
+        ("a VDI disk image", CONVERT_DISK)
     } else if at(512, b"EFI PART") || at(510, b"\x55\xaa") {
         ("a raw disk image", PACK_DISK)
     } else if at(0x438, b"\x53\xef") || at(0x10040, b"_BHRfS_M") || at(0, b"XFSB") {
@@ -84,10 +90,11 @@ fn is_web_page(head: &[u8]) -> bool {
 /// A tar archive by the name of its first entries: images of other engines are tars with an index in them.
 fn tar(head: &[u8]) -> (&'static str, &'static str) {
     let has = |needle| has(head, needle);
-    if has(b"oci-layout") || has(b"blobs/sha256") {
-        ("an OCI image archive", IMPORT)
-    } else if has(b"manifest.json") || has(b"/layer.tar") {
-        ("a docker image archive", IMPORT)
+    // What docker saves today is both; its own index is found first where it comes first.
+    if has(b"manifest.json") || has(b"/layer.tar") {
+        ("a docker image archive", IMPORT_DOCKER)
+    } else if has(b"oci-layout") || has(b"blobs/sha256") {
+        ("an OCI image archive", IMPORT_OCI)
     } else {
         ("a tar archive", PACK_TAR)
     }
@@ -118,6 +125,8 @@ mod tests {
         assert_eq!(found("a", b""), "an empty file");
         assert_eq!(found("a.tar.gz", b"\x1f\x8b\x08"), "a compressed archive");
         assert_eq!(found("a", b"QFI\xfb\0\0\0\x03"), "a qcow2 disk image");
+        assert_eq!(found("a", b"KDMV"), "a VMDK disk image");
+        assert_eq!(found("a", &with(64, b"\x7f\x10\xda\xbe")), "a VDI disk image");
         assert_eq!(found("a", &with(510, b"\x55\xaa")), "a raw disk image");
         assert_eq!(found("a", &with(0x438, b"\x53\xef")), "a file system image");
         assert_eq!(found("a", b"\n<!DOCTYPE HTML><html>"), "a web page");
@@ -129,6 +138,10 @@ mod tests {
         let mut oci = with(257, b"ustar");
         oci[..10].copy_from_slice(b"oci-layout");
         assert_eq!(found("a.tar", &oci), "an OCI image archive");
+        assert!(sniff("a.tar", &oci).unwrap().advice.contains("oci-archive:FILE"));
+        let mut docker = with(257, b"ustar");
+        docker.extend(b"manifest.json");
+        assert!(sniff("a.tar", &docker).unwrap().advice.contains("docker-archive:FILE"));
         assert_eq!(found("a.tar", &with(257, b"ustar")), "a tar archive");
     }
 }

@@ -6,8 +6,9 @@
 //!
 //! The layers of container images are read as containerd and umoci read them. `.wh.NAME` takes away what lower layers have under NAME, and
 //! `.wh..wh..opq` all that they have in its directory; what the same layer brings stays, in whatever order it comes. What counts is which
-//! layer brought a *name*: a hard link to a file of a lower layer is a name of this one, and the lower name can go. A path that leads out
-//! of the tree ends at its root. What AUFS has left at the root (`.wh..wh.*`) is no part of the image, but hard links may lead to the
+//! layer brought a *name*: a hard link to a file of a lower layer is a name of this one, and the lower name can go. A path that
+//! begins at the root (`/` or `./`) ends there whatever `..` it has, as `/..` is `/`; any other one that leads out of the tree is refused.
+//! What AUFS has left at the root (`.wh..wh.*`) is no part of the image, but hard links may lead to the
 //! files in its `.wh..wh.plnk`.
 
 use std::collections::BTreeMap;
@@ -361,11 +362,13 @@ fn steps(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
         .filter(|name| !matches!(*name, b"" | b"."))
 }
 
-/// The components of a member's path; `..` takes back the one before. One that leads out of the tree `is_held` at its root, or is refused.
-fn components(path: &[u8], is_held: bool) -> io::Result<Vec<&[u8]>> {
+/// The components of a member's path; `..` takes back the one before. One that leads out of the tree is refused, unless it begins at the
+/// root of a layer, above which there is nothing.
+fn components(path: &[u8], is_layer: bool) -> io::Result<Vec<&[u8]>> {
     if path.len() > PATH_BYTES {
         return Err(refused(&path[..100], "has a path of more than 4096 bytes"));
     }
+    let is_held = is_layer && (path.starts_with(b"/") || path.starts_with(b"./"));
     let mut names = Vec::new();
     for step in steps(path) {
         match step {
@@ -537,15 +540,24 @@ mod tests {
             ("c/y", HardLink, "c/../a/x"),
             // As the text has it: the link is not followed.
             ("link/../z", Regular, ""),
-            // A layer's paths end at the root, whatever they lead to.
+            // Above the root is nothing.
             ("./../d", Regular, ""),
-            ("e", HardLink, "../../d"),
+            ("e", HardLink, "/../../d"),
         ];
         assert_eq!(
             layers(&[&lower, &upper]),
             ["a", "a/x", "b", "c", "c/y", "d", "e", "link", "z"]
         );
+        let mut layer = Assembly::new(true);
+        for (path, kind, target) in [
+            ("../x", Regular, ""),
+            ("a/../../x", Regular, ""),
+            ("h", HardLink, "../x"),
+        ] {
+            assert!(add(&mut layer, path, kind, target).is_err(), "{path} {target}");
+        }
         let mut plain = Assembly::new(false);
+        assert!(add(&mut plain, "./../b", Regular, "").is_err());
         add(&mut plain, "a/../b", Regular, "").unwrap();
         assert_eq!(paths(plain), ["b"]);
     }

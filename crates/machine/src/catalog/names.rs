@@ -50,12 +50,15 @@ pub fn nameless(home: &Home) -> Result<Vec<String>, Failure> {
     Ok(lost)
 }
 
+/// The name that a machine has again, or its id and why it has none.
+pub type Repaired = Result<String, (String, Failure)>;
+
 /// Gives machines that lost their name the one of their spec again. The caller holds the catalog's lock. The names given.
 ///
 /// # Errors
 /// When machines cannot be listed or a link not be made. One whose name somebody else has by now, or that cannot be read, is
 /// the failure beside its id.
-pub fn repair_names(home: &Home) -> Result<Vec<Result<String, (String, Failure)>>, Failure> {
+pub fn repair_names(home: &Home) -> Result<Vec<Repaired>, Failure> {
     let give = |id: &str| {
         let name = Machine::load(home, id)?.spec.name;
         require_free(home, &name)?;
