@@ -32,8 +32,8 @@ pub(super) fn write_names(config: &BootConfig) -> Result<(), SetupError> {
         path: "/etc".into(),
         source,
     })?;
-    write("/etc/hostname", &format!("{}\n", config.hostname), 0o644)?;
-    write("/etc/hosts", &hosts(&config.hostname, &config.hosts), 0o644)?;
+    write("/etc/hostname", format!("{}\n", config.hostname), 0o644)?;
+    write("/etc/hosts", hosts(&config.hostname, &config.hosts), 0o644)?;
     write_resolvers(&config.nameservers, &config.search)
 }
 
@@ -44,7 +44,7 @@ pub(super) fn write_names(config: &BootConfig) -> Result<(), SetupError> {
 pub(super) fn write_resolvers(nameservers: &[IpAddr], search: &[String]) -> Result<(), SetupError> {
     match nameservers.is_empty() {
         true => Ok(()),
-        false => write("/etc/resolv.conf", &resolv_conf(nameservers, search), 0o644),
+        false => write("/etc/resolv.conf", resolv_conf(nameservers, search), 0o644),
     }
 }
 
@@ -132,7 +132,7 @@ pub(super) fn authorize(keys: &[String]) -> Result<(), SetupError> {
         .map_err(at(DIRECTORY))?;
     fs::set_permissions(DIRECTORY, Permissions::from_mode(0o700)).map_err(at(DIRECTORY))?;
     let present = read_whole(Path::new(FILE)).map_err(at(FILE))?.unwrap_or_default();
-    write(FILE, &with_keys(&present, keys), 0o600)?;
+    write(FILE, with_keys(&present, keys), 0o600)?;
     fs::set_permissions(FILE, Permissions::from_mode(0o600)).map_err(at(FILE))
 }
 
