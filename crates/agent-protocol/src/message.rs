@@ -266,8 +266,34 @@ pub struct Process {
     pub stdin: bool,
     /// Of the entrypoint alone: PID 1 is a small init of the agent's, which starts the program, passes signals on to it
     /// and reaps orphans. Otherwise the program itself is PID 1.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(flatten, with = "pid_one")]
     pub init: bool,
+}
+
+/// [`Process::init`] on the wire. Agents of VMs may be older than their host, and those read no process that does not say
+/// whether it has a PID namespace of its own. In a VM none has; in a container every entrypoint has.
+mod pid_one {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Wire {
+        #[serde(default)]
+        pid_namespace: bool,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        init: bool,
+    }
+
+    pub(super) fn serialize<S: Serializer>(init: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+        let wire = Wire {
+            pid_namespace: false,
+            init: *init,
+        };
+        wire.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+        Wire::deserialize(deserializer).map(|wire| wire.init)
+    }
 }
 
 /// Files to or from the guest, as a tar stream.
@@ -390,9 +416,14 @@ mod tests {
             stdin: true,
             init: false,
         });
-        let golden = r#"{"exec":{"args":["sh"],"env":[["A","b"]],"cwd":null,"user":"web","terminal":{"rows":24,"columns":80},"stdin":true}}"#;
+        let golden = r#"{"exec":{"args":["sh"],"env":[["A","b"]],"cwd":null,"user":"web","terminal":{"rows":24,"columns":80},"stdin":true,"pid_namespace":false}}"#;
         assert_eq!(Frame::message(&request), Frame::Message(golden.as_bytes().to_vec()));
         assert_eq!(Frame::message(&request).parse::<Request>().unwrap(), request);
+        let Request::Exec(process) = request else {
+            panic!("another request");
+        };
+        let with_init = Request::Run(Process { init: true, ..process });
+        assert_eq!(Frame::message(&with_init).parse::<Request>().unwrap(), with_init);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::Value;
 use zmachine_testkit::{Finished, Invocation, TestHome, Tree};
@@ -47,8 +47,20 @@ fn a_service_lives_from_create_to_rm() {
     checks.that("pause and resume", || {
         zmachine(&home, &["pause", "s"]).expect_success();
         assert_eq!(phase(&home, "s"), "paused");
+        // Longer than the clocks may differ afterwards.
+        thread::sleep(Duration::from_secs(3));
         zmachine(&home, &["resume", "s"]).expect_success();
         assert_eq!(told(&home, "s", "echo awake"), "awake");
+        until("its clock is the host's", Duration::from_secs(30), || {
+            has_the_hosts_time(&home)
+        });
+    });
+    checks.that("an emulated guest is told how fast its clock runs", || {
+        let line = told(&home, "s", "cat /proc/cmdline");
+        assert!(
+            !line.contains("tsc=reliable") || line.contains("tsc_early_khz="),
+            "{line}"
+        );
     });
     checks.that("kill -s reaches the entrypoint", || {
         zmachine(&home, &["kill", "-s", "USR1", "s"]).expect_success();
@@ -216,6 +228,14 @@ fn exec_checks(checks: &mut Checks, home: &TestHome) {
         assert_eq!(told(home, "s", "ps | grep -c '[s]leep 0.2; echo' || true"), "0");
         told(home, "s", "echo mine > /mine");
     });
+}
+
+/// Whether the guest's clock is within a second of the host's.
+fn has_the_hosts_time(home: &TestHome) -> Option<()> {
+    let now = || UNIX_EPOCH.elapsed().expect("a time").as_secs();
+    let before = now();
+    let shown: u64 = told(home, "s", "date +%s").parse().expect("a number");
+    (before - 1..=now() + 1).contains(&shown).then_some(())
 }
 
 /// A command on its way.
