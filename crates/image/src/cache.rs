@@ -76,9 +76,9 @@ impl CacheError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            CacheError::Full { .. } => Some("free some space, or run `zmachine image prune`".into()),
+            CacheError::Full { .. } => Some("free some space, or run 'zmachine image prune'".into()),
             CacheError::Damaged { .. } => {
-                Some("look for others with `zmachine image cache verify`, and at the health of the disk".into())
+                Some("look for others with 'zmachine image cache verify', and at the health of the disk".into())
             }
             _ => None,
         }

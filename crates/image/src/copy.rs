@@ -54,7 +54,7 @@ impl CopyError {
             CopyError::Fetch { source, .. } => source.hint(),
             CopyError::Store { source } => source.hint(),
             CopyError::Threads { .. } => None,
-            CopyError::OldFormat => Some("make a flist of format 2 with `zmachine flist convert`".into()),
+            CopyError::OldFormat => Some("make a flist of format 2 with 'zmachine flist convert'".into()),
         }
     }
 }

@@ -34,7 +34,7 @@ pub enum ReferenceError {
     #[error("the image reference is empty")]
     Empty,
     /// A URL of a kind that images can not come from.
-    #[error("`{text}`: images can not come from `{scheme}://`")]
+    #[error("'{text}': images can not come from '{scheme}://'")]
     Scheme {
         /// The reference, without credentials.
         text: String,
@@ -42,7 +42,7 @@ pub enum ReferenceError {
         scheme: String,
     },
     /// A `file://` URL with a host or a relative path, or an `http` URL without a host.
-    #[error("`{text}` is not a usable URL: {what}")]
+    #[error("'{text}' is not a usable URL: {what}")]
     Url {
         /// The reference, without credentials.
         text: String,
@@ -50,7 +50,7 @@ pub enum ReferenceError {
         what: &'static str,
     },
     /// Neither a path nor a possible name.
-    #[error("`{text}` is neither a file here nor a possible image name")]
+    #[error("'{text}' is neither a file here nor a possible image name")]
     Name {
         /// The reference.
         text: String,
@@ -63,7 +63,7 @@ impl ReferenceError {
         let forms = "an image is a path (./image.fl), a file:// or http(s):// URL, or the name of a pulled image";
         match self {
             ReferenceError::Scheme { scheme, .. } if scheme == "docker" || scheme == "oci" => {
-                Some("make a flist of it first: `zmachine flist import`".into())
+                Some("make a flist of it first: 'zmachine flist import'".into())
             }
             _ => Some(forms.into()),
         }

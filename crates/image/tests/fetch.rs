@@ -188,9 +188,9 @@ fn routes_that_can_not_be_used_are_named_and_the_others_still_asked() {
     ];
     let error = failure(&Bench::new(&bad)).to_string();
     for text in [
-        "kind `server`",
+        "kind 'server'",
         "must be absolute",
-        "`nonsense`",
+        "'nonsense'",
         "/nonexistent/store does not exist",
     ] {
         assert!(error.contains(text), "{error}");

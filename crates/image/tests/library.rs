@@ -186,7 +186,7 @@ fn what_is_no_flist_is_told_by_name_and_leaves_nothing() {
         ("old.flist", b"\x1f\x8b\x08\0\0", "is not a usable flist"),
         ("disk.qcow2", b"QFI\xfb\0\0\0\x03", "is a qcow2 disk image"),
         ("disk.raw", &disk, "is a raw disk image"),
-        ("text.fl", b"hello", "is something unknown"),
+        ("text.fl", b"hello", "is of no kind that is known here"),
     ] {
         let text = rooms.refusal(&rooms.file(name, content));
         assert!(text.contains(name) && text.contains(found), "{text}");

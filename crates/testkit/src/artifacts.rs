@@ -34,7 +34,7 @@ pub fn artifacts() -> &'static Artifacts {
     static FOUND: OnceLock<Artifacts> = OnceLock::new();
     FOUND.get_or_init(|| match find() {
         Ok(found) => found,
-        Err(problem) => panic!("{problem}; run `make build` first (`make test` does)"),
+        Err(problem) => panic!("{problem}; run 'make build' first ('make test' does)"),
     })
 }
 

@@ -183,7 +183,7 @@ impl std::fmt::Display for Finished {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(
             f,
-            "`{}` ended with {} after {:.1} s",
+            "'{}' ended with {} after {:.1} s",
             self.line,
             self.code,
             self.took.as_secs_f32()

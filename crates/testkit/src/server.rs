@@ -35,7 +35,7 @@ impl Server {
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn();
-            let child = child.unwrap_or_else(|error| panic!("{name}: {error}; run `make test-tools`"));
+            let child = child.unwrap_or_else(|error| panic!("{name}: {error}; run 'make test-tools'"));
             let mut server = Server { child, port };
             while server.child.try_wait().expect("wait").is_none() {
                 // Whoever answers is the server only if it is still there.

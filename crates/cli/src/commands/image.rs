@@ -196,7 +196,7 @@ fn verify(library: &Library, repair: bool, format: Format) -> Result<u8, Failure
     Err(Failure::new(Class::Fetch, what).hint(if repair {
         "they are gone; whatever needs one fetches it again when its store has it"
     } else {
-        "`zmachine image cache verify --repair` fetches them again"
+        "'zmachine image cache verify --repair' fetches them again"
     }))
 }
 

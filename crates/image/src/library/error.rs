@@ -1,6 +1,6 @@
 //! What can go wrong between a reference and an image.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 use zmachine_flist::{OpenError, StartupError};
@@ -17,7 +17,7 @@ use crate::store::{CredentialsError, StoreError};
 #[non_exhaustive]
 pub enum ResolveError {
     /// No image has the name.
-    #[error("there is no image named `{name}`")]
+    #[error("there is no image named '{name}'")]
     UnknownName {
         /// The name.
         name: String,
@@ -180,13 +180,17 @@ impl ResolveError {
     pub fn hint(&self) -> Option<String> {
         match self {
             ResolveError::UnknownName { name } => Some(format!(
-                "`zmachine image ls` shows the names there are; a file of that name is `./{name}`"
+                "from a registry: {}; 'zmachine image ls' shows the names here, and a file of that name is './{name}'",
+                import(name)
             )),
-            ResolveError::UnknownDigest { .. } => Some("`zmachine image ls` shows what there is".into()),
-            ResolveError::MissingFile { .. } => Some("check the path; images that were pulled go by name".into()),
+            ResolveError::UnknownDigest { .. } => Some("'zmachine image ls' shows what there is".into()),
+            ResolveError::MissingFile { path } => Some(match as_container_image(path) {
+                Some(name) => format!("check the path; or if it is a container image: {}", import(&name)),
+                None => "check the path; images that were pulled go by name".into(),
+            }),
             ResolveError::NotAFlist { advice, .. } => Some((*advice).to_owned()),
             ResolveError::BrokenFlist { .. } => Some("the file is damaged or cut short: get it again".into()),
-            ResolveError::NotPulled { .. } => Some("leave out --pull never, or run `zmachine image pull` first".into()),
+            ResolveError::NotPulled { .. } => Some("leave out --pull never, or run 'zmachine image pull' first".into()),
             ResolveError::Download {
                 source: StoreError::Status { status: 404 | 410, .. },
                 ..
@@ -197,7 +201,7 @@ impl ResolveError {
             ResolveError::Startup { .. } => Some("mend the file and pack the flist again".into()),
             ResolveError::Fetch { source, .. } => source.hint(),
             ResolveError::TooNew { .. } => Some("use that version, or remove the image and pull it again".into()),
-            ResolveError::Altered { .. } => Some("remove the image with `zmachine image rm` and pull it again".into()),
+            ResolveError::Altered { .. } => Some("remove the image with 'zmachine image rm' and pull it again".into()),
             ResolveError::LimitVersion { .. } => Some(
                 "use the zmachine that wrote it; without the file, the home has a cache of its own without a limit"
                     .into(),
@@ -210,10 +214,47 @@ impl ResolveError {
     }
 }
 
+/// How a container image becomes one that can be run.
+fn import(name: &str) -> String {
+    let file = name.rsplit('/').next().unwrap_or(name);
+    let file = file.split([':', '@']).next().unwrap_or(file);
+    format!("'zmachine flist import docker://{name} -o {file}.fl --store dir:///DIR', then 'zmachine run {file}.fl'")
+}
+
+/// A path that may be meant as the name of a container image: `library/alpine`, `docker.io/library/alpine:3`.
+fn as_container_image(path: &Path) -> Option<String> {
+    let is_plain = |c: Component<'_>| matches!(c, Component::Normal(_));
+    let here = std::env::current_dir().ok()?;
+    let relative = path.strip_prefix(&here).unwrap_or(path);
+    let text = relative.to_str()?;
+    let is_legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "/.:-_@".contains(c);
+    let is_file = [".fl", ".flist", ".tar", ".gz", ".img", ".raw", ".qcow2", ".sqlite"]
+        .iter()
+        .any(|end| text.ends_with(end));
+    let looks_so = relative.components().all(is_plain) && text.contains('/') && text.chars().all(is_legal) && !is_file;
+    looks_so.then(|| text.to_owned())
+}
+
 /// What is wrong with a `.startup.toml`, without the name of the file.
 pub(crate) fn startup_problem(error: &StartupError) -> String {
     match std::error::Error::source(error) {
         Some(source) => source.to_string().trim_end().to_owned(),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_a_registry_is_answered_with_how_to_get_it() {
+        let hint = |path: &str| ResolveError::MissingFile { path: path.into() }.hint().unwrap();
+        assert!(hint("docker.io/library/alpine:3").contains("docker://docker.io/library/alpine:3 -o alpine.fl"));
+        for path in ["/srv/app", "images/app.fl", "../app", "My/App"] {
+            assert!(!hint(path).contains("docker://"), "{path}");
+        }
+        let unknown = ResolveError::UnknownName { name: "alpine".into() };
+        assert!(unknown.hint().unwrap().contains("docker://alpine"));
     }
 }

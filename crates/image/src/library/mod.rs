@@ -574,7 +574,7 @@ impl Asked<'_> {
         let (found, advice) = match error.kind() {
             io::ErrorKind::IsADirectory => (
                 "a directory",
-                "make a flist of it: `zmachine flist pack DIR -o FILE.fl --store URL`",
+                "make a flist of it: 'zmachine flist pack DIR -o FILE.fl --store URL'",
             ),
             io::ErrorKind::InvalidInput => ("a device, pipe or socket", "name the .fl file"),
             _ => return None,

@@ -134,7 +134,7 @@ pub(crate) fn check_head(path: &Path) -> Result<(), ResolveError> {
     let head: Head = file::read_json(path)?;
     let what = match head.features.first() {
         _ if head.version != VERSION => format!("version {}", head.version),
-        Some(feature) => format!("feature `{feature}`"),
+        Some(feature) => format!("feature '{feature}'"),
         None => return Ok(()),
     };
     Err(ResolveError::TooNew {
@@ -197,7 +197,7 @@ mod tests {
         let path = dir.path().join("image.json");
         for (text, what) in [
             (r#"{"version":2,"else":true}"#, "(version 2)"),
-            (r#"{"version":1,"features":["x"]}"#, "(feature `x`)"),
+            (r#"{"version":1,"features":["x"]}"#, "(feature 'x')"),
         ] {
             std::fs::write(&path, text).unwrap();
             let error = Record::read(&path).unwrap_err().to_string();

@@ -102,14 +102,14 @@ impl ShareError {
     pub fn hint(&self) -> String {
         match self {
             ShareError::Missing { .. } => {
-                "mount or restore it, or give the home its own cache with `zmachine image cache --shared none`".into()
+                "mount or restore it, or give the home its own cache with 'zmachine image cache --shared none'".into()
             }
             ShareError::NotACache { .. } | ShareError::InAHome { .. } => {
                 "name an empty or a new folder outside of all homes".into()
             }
             ShareError::Writable { folder, .. } => {
                 format!(
-                    "`chmod go-w {}`: who writes there decides what machines read",
+                    "'chmod go-w {}': who writes there decides what machines read",
                     folder.display()
                 )
             }

@@ -11,14 +11,14 @@ pub(crate) struct Foreign {
 }
 
 const PACK_DISK: &str =
-    "put it into a directory as image.raw and pack that: `zmachine flist pack DIR -o FILE.fl --store URL`";
+    "put it into a directory as image.raw and pack that: 'zmachine flist pack DIR -o FILE.fl --store URL'";
 const CONVERT_DISK: &str =
-    "convert it first: `qemu-img convert -O raw IN image.raw`, then pack the directory with `zmachine flist pack`";
-const IMPORT_COMPRESSED: &str = "make a flist of it: `zmachine flist import docker-archive:FILE -o FILE.fl --store URL` or `oci-archive:FILE` for a \
-     container image, `zmachine flist pack FILE -o FILE.fl --store URL` for another archive";
-const IMPORT_DOCKER: &str = "make a flist of it: `zmachine flist import docker-archive:FILE -o FILE.fl --store URL`";
-const IMPORT_OCI: &str = "make a flist of it: `zmachine flist import oci-archive:FILE -o FILE.fl --store URL`";
-const PACK_TAR: &str = "make a flist of it: `zmachine flist pack FILE.tar -o FILE.fl --store URL`";
+    "convert it first: 'qemu-img convert -O raw IN image.raw', then pack the directory with 'zmachine flist pack'";
+const IMPORT_COMPRESSED: &str = "make a flist of it: 'zmachine flist import docker-archive:FILE -o FILE.fl --store URL' or 'oci-archive:FILE' for a \
+     container image, 'zmachine flist pack FILE -o FILE.fl --store URL' for another archive";
+const IMPORT_DOCKER: &str = "make a flist of it: 'zmachine flist import docker-archive:FILE -o FILE.fl --store URL'";
+const IMPORT_OCI: &str = "make a flist of it: 'zmachine flist import oci-archive:FILE -o FILE.fl --store URL'";
+const PACK_TAR: &str = "make a flist of it: 'zmachine flist pack FILE.tar -o FILE.fl --store URL'";
 
 /// What the file is whose first bytes are `head` and whose name ends as `name` does; `None` when it may be a flist.
 pub(crate) fn sniff(name: &str, head: &[u8]) -> Option<Foreign> {
@@ -51,12 +51,12 @@ pub(crate) fn sniff(name: &str, head: &[u8]) -> Option<Foreign> {
     } else if at(1024, b"\xe2\xe1\xf5\xe0") || at(0, b"hsqs") {
         (
             "a read-only file system image",
-            "unpack it into a directory and pack that with `zmachine flist pack`",
+            "unpack it into a directory and pack that with 'zmachine flist pack'",
         )
     } else if at(0, b"\x7fELF") {
         (
             "a program or kernel",
-            "pack the directory that has it with `zmachine flist pack`",
+            "pack the directory that has it with 'zmachine flist pack'",
         )
     } else if is_web_page(head) {
         (
@@ -65,8 +65,8 @@ pub(crate) fn sniff(name: &str, head: &[u8]) -> Option<Foreign> {
         )
     } else {
         (
-            "something unknown",
-            "a flist is a SQLite database, as `zmachine flist pack` makes it",
+            "of no kind that is known here",
+            "a flist is a SQLite database, as 'zmachine flist pack' makes it",
         )
     };
     Some(Foreign { found, advice })
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(found("a", &with(510, b"\x55\xaa")), "a raw disk image");
         assert_eq!(found("a", &with(0x438, b"\x53\xef")), "a file system image");
         assert_eq!(found("a", b"\n<!DOCTYPE HTML><html>"), "a web page");
-        assert_eq!(found("a", b"hello"), "something unknown");
+        assert_eq!(found("a", b"hello"), "of no kind that is known here");
     }
 
     #[test]

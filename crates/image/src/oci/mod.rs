@@ -136,7 +136,7 @@ impl ImportError {
     pub fn hint(&self) -> Option<String> {
         match self {
             ImportError::Status { status: 401 | 403, .. } => {
-                Some("log in with `docker login` or `podman login`, or check the name".into())
+                Some("log in with 'docker login' or 'podman login', or check the name".into())
             }
             ImportError::Status { status: 404, .. } => Some("check the name and the tag".into()),
             ImportError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {

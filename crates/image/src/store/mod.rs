@@ -184,7 +184,7 @@ pub enum StoreError {
         what: String,
     },
     /// The kind of store is known by name only.
-    #[error("stores of kind `{scheme}` are not supported yet ({url})")]
+    #[error("stores of kind '{scheme}' are not supported yet ({url})")]
     Unsupported {
         /// The scheme of the URL.
         scheme: String,
@@ -192,7 +192,7 @@ pub enum StoreError {
         url: String,
     },
     /// The URL is not one of a store.
-    #[error("`{url}` is not a store URL: {what}")]
+    #[error("'{url}' is not a store URL: {what}")]
     Malformed {
         /// The URL, without credentials.
         url: String,
@@ -300,7 +300,7 @@ mod tests {
         let text = refusal("server://http://host:9900?token=secret");
         assert_eq!(
             text,
-            "stores of kind `server` are not supported yet (server://http://host:9900)"
+            "stores of kind 'server' are not supported yet (server://http://host:9900)"
         );
     }
 

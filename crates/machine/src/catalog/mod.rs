@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use zmachine_sys::file::{self, FileError};
 use zmachine_sys::lock::FileLock;
 
-pub use self::names::{free_name, nameless, repair_names, require_free};
+pub use self::names::{Repaired, free_name, nameless, repair_names, require_free};
 use self::names::{id_of_name, link_name, lost, taken};
 use crate::events;
 use crate::failure::{Class, Failure};
