@@ -9,7 +9,7 @@ use clap::{CommandFactory, builder::StyledStr};
 use crate::args::Cli;
 
 /// Commands of docker, podman, incus and virsh, and what does the same here.
-const COMMANDS: [(&str, &str); 36] = [
+const COMMANDS: [(&str, &str); 35] = [
     (
         "attach-device",
         "'zmachine network connect' adds interfaces; other devices need a new machine",
@@ -60,7 +60,6 @@ const COMMANDS: [(&str, &str); 36] = [
         "logout",
         "credentials are those of docker and podman: 'docker logout' or 'podman logout' removes them",
     ),
-    ("port", "'zmachine inspect NAME' shows published ports under 'publish'"),
     (
         "prune",
         "'zmachine image prune' removes images and blocks that nobody needs",

@@ -71,6 +71,8 @@ pub(crate) enum Command {
     /// List machines
     #[command(alias = "ls")]
     Ps(PsArgs),
+    /// Show which ports of this host lead to a machine
+    Port(PortArgs),
     /// Show everything about machines, as JSON
     Inspect(InspectArgs),
     /// Tell why machines ended as they did, also those removed in the last seven days
@@ -245,6 +247,14 @@ pub(crate) struct PsArgs {
     pub(crate) quiet: bool,
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PortArgs {
+    pub(crate) name: String,
+    /// A port of the machine: 80, 53/udp
+    #[arg(value_name = "PORT[/PROTOCOL]")]
+    pub(crate) port: Option<String>,
 }
 
 #[derive(Debug, Args)]

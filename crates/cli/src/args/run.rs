@@ -85,8 +85,8 @@ pub(crate) struct CreateArgs {
     /// A name under which other machines find it in its networks, beside its own
     #[arg(long, value_name = "NAME")]
     network_alias: Vec<String>,
-    /// Publish a port of the machine on this host
-    #[arg(short, long, value_name = "[IP:]HOST:GUEST[/tcp|udp]")]
+    /// Publish a port of the machine on this host; on a free one when HOST is left out or 0
+    #[arg(short, long, value_name = "[[IP:][HOST]:]GUEST[/tcp|udp]")]
     publish: Vec<String>,
     /// Publish every port that the image exposes, on free ports of this host
     #[arg(short = 'P', long)]

@@ -9,11 +9,12 @@ use zmachine_image::Library;
 use zmachine_machine::bytes::Human;
 use zmachine_machine::catalog::Machine;
 use zmachine_machine::shown::without_credentials;
-use zmachine_machine::{Engine, Failure, MachineSpec, Phase, Plan, State, log, redact};
+use zmachine_machine::{Class, Engine, Failure, MachineSpec, Phase, Plan, State, log, redact};
+use zmachine_network::Publish;
 use zmachine_sys::jail::walls;
 use zmachine_sys::process::ProcessId;
 
-use crate::args::{Format, InspectArgs, PsArgs};
+use crate::args::{Format, InspectArgs, PortArgs, PsArgs};
 use crate::{machine_file, output};
 
 #[derive(Serialize)]
@@ -29,6 +30,8 @@ struct Row<'a> {
     cpus: u32,
     memory_bytes: u64,
     addresses: Vec<String>,
+    /// As `-p` takes them; empty also where the plan cannot be read.
+    ports: Vec<String>,
     created_at: Timestamp,
 }
 
@@ -52,6 +55,7 @@ impl Row<'_> {
             cpus: machine.spec.cpus,
             memory_bytes: machine.spec.memory_bytes,
             addresses: machine.state.addresses.iter().map(ToString::to_string).collect(),
+            ports: ports(machine).iter().map(ToString::to_string).collect(),
             created_at: machine.state.created_at,
         }
     }
@@ -74,8 +78,57 @@ impl Row<'_> {
             Human(self.memory_bytes).to_string(),
             self.addresses.first().cloned().unwrap_or_else(|| "-".to_owned()),
             output::age(self.created_at, now),
+            self.ports.join(", "),
         ]
     }
+}
+
+/// The ports of this host that lead to a machine.
+fn ports(machine: &Machine) -> Vec<Publish> {
+    let plan = machine.plan();
+    let attachments = plan.as_ref().map(Plan::attachments).unwrap_or_default();
+    attachments.iter().flat_map(|a| a.publish.iter().cloned()).collect()
+}
+
+/// Shows which ports of this host lead to a machine, each as `80/tcp -> 0.0.0.0:8080`; with a port, where that one is reached.
+pub(crate) fn port(engine: &Engine, args: &PortArgs) -> Result<u8, Failure> {
+    let machine = engine.machine(&args.name)?;
+    let (wanted, protocol) = match args.port.as_deref() {
+        None => (None, None),
+        Some(text) => {
+            let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+            let number: u16 = number.parse().map_err(|_| {
+                Failure::new(Class::Usage, format!("'{text}' is no port")).hint("it is one of the machine: 80, 53/udp")
+            })?;
+            (Some(number), Some(protocol))
+        }
+    };
+    let mut lines = Vec::new();
+    for publish in ports(&machine) {
+        let address = match publish.address {
+            None => "0.0.0.0".to_owned(),
+            Some(std::net::IpAddr::V6(address)) => format!("[{address}]"),
+            Some(address) => address.to_string(),
+        };
+        let this = publish.protocol.to_string();
+        for (host, guest) in publish.host.ports().zip(publish.guest.ports()) {
+            match wanted {
+                None => lines.push(format!("{guest}/{this} -> {address}:{host}\n")),
+                Some(port) if port == guest && protocol == Some(this.as_str()) => {
+                    lines.push(format!("{address}:{host}\n"));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    if let (true, Some(port)) = (lines.is_empty(), &args.port) {
+        let message = format!("port {port} of machine '{}' is not published", args.name);
+        return Err(
+            Failure::new(Class::NotFound, message).hint(format!("'zmachine port {}' lists those that are", args.name))
+        );
+    }
+    output::print(&lines.concat())?;
+    Ok(0)
 }
 
 /// Lists machines.
@@ -101,7 +154,9 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
         output::json(&rows)?;
     } else {
         let now = Timestamp::now();
-        let header = ["NAME", "KIND", "STATE", "FLIST", "CPUS", "MEMORY", "ADDRESS", "AGE"];
+        let header = [
+            "NAME", "KIND", "STATE", "FLIST", "CPUS", "MEMORY", "ADDRESS", "AGE", "PORTS",
+        ];
         output::table(&header, &rows.iter().map(|row| row.cells(now)).collect::<Vec<_>>())?;
     }
     Ok(code)

@@ -39,6 +39,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Wait(args) => machines::wait(&context::engine()?, &args.names),
         Command::Rm(args) => machines::rm(&context::engine()?, &args),
         Command::Ps(args) => list::ps(&context::engine()?, &args),
+        Command::Port(args) => list::port(&context::engine()?, &args),
         Command::Inspect(args) => list::inspect(&context::engine()?, &args),
         Command::Why(args) => why::why(&context::engine()?, &args),
         Command::Events(args) => events::events(&context::engine()?, &args),

@@ -6,7 +6,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
 use zmachine_machine::network::NetworkArgument;
 use zmachine_machine::{Class, Engine, Failure};
-use zmachine_network::{Ipv6Choice, Network, NetworkSpec, Networks};
+use zmachine_network::{Ipv6Choice, Network, NetworkError, NetworkSpec, Networks, can_make_networks};
 
 use crate::args::{Format, NetworkCommand};
 use crate::commands::machines::each;
@@ -56,6 +56,11 @@ pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
             mtu,
             dns,
         } => {
+            // It would be made, and no machine could ever join it.
+            if !can_make_networks() {
+                let action = format!("the network '{name}'");
+                return Err(NetworkError::NeedsRoot { action }.into());
+            }
             let spec = NetworkSpec {
                 name,
                 ipv4: subnet.as_deref().map(ipv4_subnet).transpose()?,
@@ -99,17 +104,9 @@ pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
         NetworkCommand::Rm { names } => each(&names, |name| {
             // Sweeps addresses of machines that are gone.
             engine.reconcile()?;
-            block_on(networks.remove(name))?.map_err(|error| named(&engine, error.into()))
+            block_on(networks.remove(name))?.map_err(|error| engine.with_names(error.into()))
         }),
     }
-}
-
-/// The failure with machines' names in place of their ids.
-fn named(engine: &Engine, mut failure: Failure) -> Failure {
-    for machine in engine.machines().unwrap_or_default().into_iter().flatten() {
-        failure.message = failure.message.replace(&machine.id, &machine.spec.name);
-    }
-    failure
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {

@@ -19,6 +19,7 @@ mod life;
 mod lifecycle;
 mod network;
 mod networks;
+mod obey;
 mod oci;
 mod own_kernel;
 mod power;

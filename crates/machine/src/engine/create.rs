@@ -1,7 +1,6 @@
 //! Creating machines: from a spec to a folder with a plan.
 
 use std::borrow::Cow;
-use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -23,6 +22,7 @@ use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
 
 use super::image_facts::image_facts;
+use super::published::{parse_publish, publish_exposed};
 use super::start::require_files;
 use super::tree::{tree_facts, unpacked};
 use super::vm::host_disk;
@@ -351,7 +351,8 @@ impl Engine {
         dns: &HostDns,
         networks: &Networks,
     ) -> Result<Vec<Attachment>, Failure> {
-        networks.check_publish(id, publish)?;
+        let named = |error: NetworkError| self.with_names(error.into());
+        networks.check_publish(id, publish).map_err(named)?;
         let wanted: Vec<NetworkArgument> = spec
             .networks
             .iter()
@@ -388,7 +389,7 @@ impl Engine {
                 ipv4: argument.ipv4,
                 ipv6: argument.ipv6,
             };
-            let lease = self.block_on(networks.lease(network, id, addresses))??;
+            let lease = self.block_on(networks.lease(network, id, addresses))?.map_err(named)?;
             attachments.push(Attachment::plan(
                 network,
                 AttachmentRequest {
@@ -502,48 +503,6 @@ fn mode_of(spec: &MachineSpec) -> Mode {
         ModeChoice::Container => Mode::Container,
         ModeChoice::Vm => Mode::Vm,
     }
-}
-
-fn parse_publish(texts: &[String]) -> Result<Vec<Publish>, Failure> {
-    let parse = |text: &String| Publish::parse(text).map_err(|e| Failure::from(NetworkError::from(e)));
-    texts.iter().map(parse).collect()
-}
-
-/// A free port of this host for each exposed port (`80/tcp`, `8000-8002`) that is not published yet. They are kept free of
-/// each other, not of other programs; one that is taken until the start is told then.
-fn publish_exposed(exposed: &[String], published: &[Publish]) -> Result<Vec<Publish>, Failure> {
-    let (mut new, mut tcp, mut udp) = (Vec::new(), Vec::new(), Vec::new());
-    for text in exposed {
-        let broken = || Failure::new(Class::Usage, format!("the image exposes '{text}', which is no port"));
-        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
-        let number = |text: &str| text.parse::<u16>().map_err(|_| broken());
-        for guest in number(first)?..=number(last)? {
-            let free = match protocol {
-                "tcp" => {
-                    let socket = TcpListener::bind(("0.0.0.0", 0))?;
-                    let free = socket.local_addr()?.port();
-                    tcp.push(socket);
-                    free
-                }
-                "udp" => {
-                    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
-                    let free = socket.local_addr()?.port();
-                    udp.push(socket);
-                    free
-                }
-                _ => return Err(broken()),
-            };
-            let wanted = parse_publish(&[format!("{free}:{guest}/{protocol}")])?;
-            let is_published = |one: &Publish| {
-                published
-                    .iter()
-                    .any(|other| other.guest == one.guest && other.protocol == one.protocol)
-            };
-            new.extend(wanted.into_iter().filter(|one| !is_published(one)));
-        }
-    }
-    Ok(new)
 }
 
 /// That each is the URL of a store. Whether it answers shows when a block is asked for.

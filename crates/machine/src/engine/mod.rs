@@ -11,6 +11,7 @@ mod history;
 mod image_facts;
 mod networks;
 mod prune;
+mod published;
 mod reconcile;
 mod remove;
 mod start;
@@ -130,6 +131,19 @@ impl Engine {
             Some(failure) => Err(failure),
             None => Ok(lines),
         }
+    }
+
+    /// The failure with machines' names in place of their ids, which is all that networks know.
+    pub fn with_names(&self, mut failure: Failure) -> Failure {
+        let readable = self.machines().unwrap_or_default().into_iter().flatten();
+        for machine in readable {
+            let (id, name) = (&machine.id, &machine.spec.name);
+            let message = failure
+                .message
+                .replace(&format!("machine {id}"), &format!("the machine '{name}'"));
+            failure.message = message.replace(id, &format!("'{name}'"));
+        }
+        failure
     }
 
     fn networks(&self) -> Result<Networks, Failure> {
