@@ -6,9 +6,12 @@
 //! * `Exited` is the last frame. An entrypoint whose container switched itself off has none: the machine's power goes, and
 //!   that is what the host sees. What the process itself wrote comes before it; what children that live on write is
 //!   waited for only briefly.
+//! * A host whose own reader has left says so with SIGPIPE: the process's standard output is closed then, as in a pipeline.
+//!   The signal alone is not enough, since the kernel drops it for a PID 1 without a handler.
 //! * A host that closes the stream early ends its own interest, not the process: a terminal hangs up, a pipe ends, and
 //!   the output is drained to nowhere.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -71,6 +74,7 @@ impl Session {
         let (pid, exited) = (process.pid, process.exited);
         let (read, write) = stream.split();
         let host = Notify::new();
+        let reader_left = Cell::new(false);
         let Ok((sources, feed)) = split(side) else {
             // No descriptors left for the runtime: the process loses its streams, and the host is told the end.
             return finish(write, exited.await).await;
@@ -83,6 +87,8 @@ impl Session {
             feed,
             pid,
             reaper: &reaper,
+            reader_left: &reader_left,
+            wakes_output: false,
         };
         let input = pin!(typed.carry(&host));
         let output = pin!(
@@ -90,6 +96,7 @@ impl Session {
                 stream: Some(write),
                 sources,
                 host: &host,
+                reader_left: &reader_left,
                 is_entrypoint,
             }
             .carry(exited)
@@ -122,6 +129,8 @@ struct Source {
     frame: fn(Vec<u8>) -> Frame,
     /// Bytes that were there when the process ended: they are its own and all sent.
     owed: usize,
+    /// The pipe of standard output.
+    is_stdout: bool,
 }
 
 /// Where input goes.
@@ -138,11 +147,13 @@ fn split(side: AgentSide) -> io::Result<(Vec<Source>, Feed)> {
                     fd: Rc::new(Pollable::new(stdout)?),
                     frame: Frame::Stdout,
                     owed: 0,
+                    is_stdout: true,
                 },
                 Source {
                     fd: Rc::new(Pollable::new(stderr)?),
                     frame: Frame::Stderr,
                     owed: 0,
+                    is_stdout: false,
                 },
             ];
             Ok((sources, Feed::Pipe(stdin.map(Pollable::new).transpose()?)))
@@ -153,6 +164,7 @@ fn split(side: AgentSide) -> io::Result<(Vec<Source>, Feed)> {
                 fd: Rc::clone(&master),
                 frame: Frame::Stdout,
                 owed: 0,
+                is_stdout: false,
             };
             Ok((vec![source], Feed::Terminal { master, input }))
         }
@@ -165,6 +177,8 @@ struct Output<'a> {
     stream: Option<WriteHalf<yamux::Stream>>,
     sources: Vec<Source>,
     host: &'a Notify,
+    /// Nobody reads standard output any more.
+    reader_left: &'a Cell<bool>,
     is_entrypoint: bool,
 }
 
@@ -236,6 +250,9 @@ impl Output<'_> {
             *exited = None;
             return Poll::Ready(Event::Exited(status.unwrap_or(ExitStatus::Code(255))));
         }
+        if self.reader_left.get() {
+            self.sources.retain(|source| !source.is_stdout);
+        }
         let mut index = 0;
         while index < self.sources.len() {
             match self.sources[index].fd.poll_read_into(cx, buffer) {
@@ -289,6 +306,10 @@ struct Typed<'a> {
     feed: Feed,
     pid: i32,
     reaper: &'a Reaper,
+    /// Nobody reads standard output any more.
+    reader_left: &'a Cell<bool>,
+    /// The output, which the same task carries, is to look at that.
+    wakes_output: bool,
 }
 
 impl Typed<'_> {
@@ -308,6 +329,9 @@ impl Typed<'_> {
 
     fn poll(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<()> {
         loop {
+            if std::mem::take(&mut self.wakes_output) {
+                cx.waker().wake_by_ref();
+            }
             self.poll_feed(cx);
             if self.waiting.len() >= INPUT_LIMIT {
                 return Poll::Pending;
@@ -334,7 +358,13 @@ impl Typed<'_> {
                             let _ = resize(master.as_fd(), size);
                         }
                     }
-                    Input::Signal(signal) => drop(self.reaper.signal(self.pid, signal)),
+                    Input::Signal(signal) => {
+                        if signal == libc::SIGPIPE {
+                            self.reader_left.set(true);
+                            self.wakes_output = true;
+                        }
+                        let _ = self.reaper.signal(self.pid, signal);
+                    }
                 },
                 // Input nobody asked for, or output in the wrong direction.
                 Frame::Stdin(_) | Frame::Stdout(_) | Frame::Stderr(_) => {}

@@ -14,6 +14,7 @@ fn a_container_has_everything_a_program_expects() {
     let flags = [
         "run",
         "-d",
+        "--init",
         "--name",
         "r",
         "--hostname",
