@@ -131,21 +131,26 @@ pub(crate) fn port(engine: &Engine, args: &PortArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// Lists machines.
-pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
-    let mut machines = Vec::new();
-    let mut code = 0;
+/// The machines that can be read. The others are told, and the exit code is that of the last of them: a listing that lacks
+/// something must not look like a whole one.
+pub(crate) fn readable(engine: &Engine) -> Result<(Vec<Machine>, u8), Failure> {
+    let (mut machines, mut code) = (Vec::new(), 0);
     for machine in engine.machines()? {
         match machine {
-            Ok(machine) if args.all || machine.state.phase.is_active() => machines.push(machine),
-            Ok(_) => {}
-            // The listing lacks one: whoever acts on it has to know.
+            Ok(machine) => machines.push(machine),
             Err((_, failure)) => {
                 crate::failure::print(&failure);
                 code = crate::failure::exit_code(failure.class, false);
             }
         }
     }
+    Ok((machines, code))
+}
+
+/// Lists machines.
+pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
+    let (mut machines, code) = readable(engine)?;
+    machines.retain(|machine| args.all || machine.state.phase.is_active());
     let rows: Vec<Row<'_>> = machines.iter().map(Row::new).collect();
     if args.quiet {
         rows.iter()

@@ -24,17 +24,24 @@ pub(crate) fn each(names: &[String], f: impl Fn(&str) -> Result<(), Failure>) ->
 }
 
 pub(crate) fn start(engine: &Engine, args: &StartArgs) -> Result<u8, Failure> {
-    let names = match args.all_enabled {
-        true => engine.enabled()?,
+    let (names, unread) = match args.all_enabled {
+        true => {
+            let (machines, code) = super::list::readable(engine)?;
+            let enabled = machines
+                .into_iter()
+                .filter(|machine| machine.spec.restart.starts_at_boot(&machine.state));
+            (enabled.map(|machine| machine.spec.name).collect(), code)
+        }
         false if args.names.is_empty() => {
             return Err(Failure::new(
                 Class::Usage,
                 "name the machines to start, or use --all-enabled",
             ));
         }
-        false => args.names.clone(),
+        false => (args.names.clone(), 0),
     };
-    each(&names, |name| engine.start(name, false)?.wait_ready(&Bars::bytes()))
+    let started = each(&names, |name| engine.start(name, false)?.wait_ready(&Bars::bytes()))?;
+    Ok(if started == 0 { unread } else { started })
 }
 
 pub(crate) fn stop(engine: &Engine, args: &StopArgs) -> Result<u8, Failure> {

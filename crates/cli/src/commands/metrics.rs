@@ -70,12 +70,26 @@ fn serve(engine: &Engine, mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 fn gather(engine: &Engine) -> Result<String, Failure> {
-    let mut machines = Vec::new();
-    for machine in engine.machines()?.into_iter().filter_map(Result::ok) {
-        let sample = engine.sample(&machine)?;
-        machines.push((machine, sample));
+    let (mut machines, mut unreadable) = (Vec::new(), 0);
+    for machine in engine.machines()? {
+        match machine {
+            Ok(machine) => {
+                let sample = engine.sample(&machine)?;
+                machines.push((machine, sample));
+            }
+            Err(_) => unreadable += 1,
+        }
     }
-    Ok(render(&machines))
+    let mut text = render(&machines);
+    // The others have no figures, and nobody would miss them.
+    head(
+        &mut text,
+        "unreadable_machines",
+        "gauge",
+        "Machines whose state cannot be read.",
+    );
+    let _ = writeln!(text, "zmachine_unreadable_machines {unreadable}");
+    Ok(text)
 }
 
 /// One family of figures: its name without the prefix, its kind, what it is, and its value for a machine.

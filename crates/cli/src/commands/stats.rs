@@ -31,6 +31,11 @@ type Taken = (Machine, Sample, Instant);
 
 /// Shows what machines use.
 pub(crate) fn stats(engine: &Engine, args: &StatsArgs) -> Result<u8, Failure> {
+    // Told once, not at every interval.
+    let code = match args.names.is_empty() {
+        true => super::list::readable(engine)?.1,
+        false => 0,
+    };
     let mut before = take(engine, &args.names)?;
     let repaints = !args.no_stream && args.output == Format::Table && std::io::stdout().is_terminal();
     loop {
@@ -43,7 +48,7 @@ pub(crate) fn stats(engine: &Engine, args: &StatsArgs) -> Result<u8, Failure> {
         }
         show(&rows, args.output)?;
         if args.no_stream {
-            return Ok(0);
+            return Ok(code);
         }
         before = now;
     }

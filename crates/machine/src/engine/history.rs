@@ -60,16 +60,6 @@ impl Engine {
         }
     }
 
-    /// The names of the machines that are started at boot, oldest first.
-    ///
-    /// # Errors
-    /// When the folder of machines can not be read.
-    pub fn enabled(&self) -> Result<Vec<String>, Failure> {
-        let is_enabled = |machine: &Machine| machine.spec.restart.starts_at_boot(&machine.state);
-        let machines = self.machines()?.into_iter().filter_map(Result::ok);
-        Ok(machines.filter(is_enabled).map(|m| m.spec.name).collect())
-    }
-
     /// Writes down a start that failed before there was a monitor to do it.
     pub(super) fn record_failed_start(&self, machine: &Machine, failure: &Failure) {
         let plan = zmachine_sys::file::read_json(&machine.dir.join("plan.json")).unwrap_or_default();
