@@ -3,16 +3,20 @@
 //! ```text
 //! meta-data        instance-id, local-hostname
 //! network-config   version 2, one entry per interface, found by its MAC
-//! user-data        #cloud-config with the keys of root; with the user's own as a second part, when there is one
+//! user-data        #cloud-config with the keys of root and mounts; with the user's own in one message, when there is one
 //! zosrc            export K='v' ..., init='<first word>', set -- '<arg>' ...: the environment and the entrypoint for a shell
 //! ```
 //! Everything but `zosrc` is JSON, which is YAML too. The same seed gives the same bytes. Sources: cloud-init's NoCloud and
 //! networking version 2 documentation; `zosrc` is Zero-OS's.
 
+mod user_data;
+
 use std::io::{Cursor, Write};
 use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
+
+pub use user_data::text as user_data_text;
 
 /// Smallest seed in bytes.
 const SIZE: usize = 2 << 20;
@@ -34,7 +38,7 @@ pub struct Seed {
     pub env: Vec<(String, String)>,
     /// Entrypoint and arguments; empty for none.
     pub command: Vec<String>,
-    /// The user's own user data.
+    /// The user's own user data, as [`user_data_text`] gives it.
     pub user_data: Option<String>,
 }
 
@@ -112,22 +116,28 @@ fn network_config(seed: &Seed) -> String {
 
 fn ethernet(interface: &SeedInterface) -> (String, Value) {
     let route = |(to, via): &(String, IpAddr)| json!({"to": to, "via": via});
-    // cloud-init 22.4 (Debian 12) makes `::/64` of the destination `::/0`; the older key is right in all versions.
-    let is_gateway6 = |(to, via): &(String, IpAddr)| via.is_ipv6() && to.ends_with("/0");
-    let gateway6 = interface.routes.iter().position(is_gateway6);
-    let others = interface.routes.iter().enumerate();
-    let others = others.filter(|(index, _)| Some(*index) != gateway6);
+    // Default routes by their older keys, which are right in all versions: cloud-init 22.4 (Debian 12) makes `::/64` of the
+    // destination `::/0`, and has ifupdown set routes by `route`, which is not there without the package net-tools.
+    let (defaults, others): (Vec<_>, Vec<_>) = interface.routes.iter().partition(|(to, _)| to.ends_with("/0"));
+    let gateway = |is_ipv6: bool| {
+        defaults
+            .iter()
+            .find(|(_, via)| via.is_ipv6() == is_ipv6)
+            .map(|(_, via)| via)
+    };
     let mut value = json!({
         "match": {"macaddress": interface.mac},
         "set-name": interface.name,
         "dhcp4": false,
         "dhcp6": false,
         "addresses": interface.addresses,
-        "routes": others.map(|(_, to)| route(to)).collect::<Vec<_>>(),
+        "routes": others.into_iter().map(route).collect::<Vec<_>>(),
         "nameservers": {"addresses": interface.nameservers, "search": interface.search},
     });
-    if let Some(index) = gateway6 {
-        value["gateway6"] = json!(interface.routes[index].1);
+    for (key, is_ipv6) in [("gateway4", false), ("gateway6", true)] {
+        if let Some(via) = gateway(is_ipv6) {
+            value[key] = json!(via);
+        }
     }
     if let Some(mtu) = interface.mtu {
         value["mtu"] = json!(mtu);
@@ -135,7 +145,7 @@ fn ethernet(interface: &SeedInterface) -> (String, Value) {
     (interface.name.clone(), value)
 }
 
-/// Ours alone, or both as the parts of a MIME message, whose kinds cloud-init tells by their first line.
+/// Ours alone, the user's alone, or both.
 fn user_data(seed: &Seed) -> String {
     let mut config = json!({});
     if !seed.ssh_keys.is_empty() {
@@ -149,26 +159,11 @@ fn user_data(seed: &Seed) -> String {
         config["bootcmd"] = seed.mounts.iter().map(mount_command).collect();
     }
     let ours = format!("#cloud-config\n{}", pretty(&config));
-    let Some(theirs) = seed.user_data.as_ref().filter(|text| !text.trim().is_empty()) else {
-        return ours;
-    };
-    if config.as_object().is_some_and(Map::is_empty) {
-        return theirs.clone();
+    match seed.user_data.as_ref().filter(|text| !text.trim().is_empty()) {
+        None => ours,
+        Some(theirs) if config.as_object().is_some_and(Map::is_empty) => theirs.clone(),
+        Some(theirs) => user_data::merged(theirs, &ours),
     }
-    let mut boundary = "==zmachine==".to_owned();
-    while theirs.contains(&boundary) || ours.contains(&boundary) {
-        boundary.push('=');
-    }
-    // Without being told to append, cloud-init drops our list of users, and root's keys with it, when theirs has users too.
-    let append = "Merge-Type: list(append)+dict(recurse_array)+str()\n";
-    let part = |header: &str, text: &str| {
-        format!("--{boundary}\nContent-Type: text/plain; charset=\"utf-8\"\n{header}\n{text}\n")
-    };
-    format!(
-        "Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n\n{}{}--{boundary}--\n",
-        part("", &ours),
-        part(append, theirs)
-    )
 }
 
 fn mount_command(mount: &SeedMount) -> Value {
@@ -318,29 +313,24 @@ mod tests {
             (&json!(2), &json!("02:00:00:00:00:01"))
         );
         assert_eq!(eth0["addresses"], json!(["10.1.1.3/24", "fd00::3/64"]));
-        assert_eq!(eth0["routes"], json!([{"to": "0.0.0.0/0", "via": "10.1.1.1"}]));
-        assert_eq!(eth0["gateway6"], json!("fd00::1"));
+        assert_eq!(eth0["routes"], json!([]));
+        assert_eq!(
+            (&eth0["gateway4"], &eth0["gateway6"]),
+            (&json!("10.1.1.1"), &json!("fd00::1"))
+        );
         assert_eq!((&eth0["mtu"], &eth0["dhcp4"]), (&json!(1400), &json!(false)));
     }
 
     #[test]
-    fn the_users_own_user_data_is_the_second_part() {
-        let with = |data: &str| {
-            let user_data = Some(data.to_owned());
-            file(&Seed { user_data, ..seed() }, "user-data")
-        };
-        let merged = with("#!/bin/sh\necho ==zmachine==\n");
-        assert!(
-            merged.starts_with("Content-Type: multipart/mixed; boundary=\"==zmachine===\""),
-            "{merged}"
-        );
-        assert!(merged.find("ssh-ed25519").unwrap() < merged.find("#!/bin/sh").unwrap());
-        let theirs = "Merge-Type: list(append)+dict(recurse_array)+str()\n\n#!/bin/sh";
-        assert!(merged.contains(theirs), "{merged}");
-        let bare = Seed {
-            ssh_keys: vec![],
+    fn whoever_has_something_to_say_is_in_the_user_data() {
+        let both = Seed {
             user_data: Some("#!/bin/sh\n".into()),
             ..seed()
+        };
+        assert!(file(&both, "user-data").starts_with("Content-Type: multipart/mixed;"));
+        let bare = Seed {
+            ssh_keys: vec![],
+            ..both.clone()
         };
         assert_eq!(file(&bare, "user-data"), "#!/bin/sh\n");
         assert!(file(&seed(), "user-data").starts_with("#cloud-config\n"));

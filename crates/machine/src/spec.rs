@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+pub use zmachine_disk::seed::user_data_text;
 use zmachine_hypervisor::choice::Requested;
 use zmachine_rootfs::Prefetch;
 
@@ -99,7 +100,7 @@ pub struct MachineSpec {
     /// Public keys for root, one each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ssh_keys: Vec<String>,
-    /// User data for a VM's cloud-init, merged with ours.
+    /// User data for a VM's cloud-init, merged with ours; [`user_data_text`] makes it of a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_data: Option<String>,
     /// A VM's image is installed over whatever its boot volume holds, once.

@@ -2,14 +2,14 @@
 //!
 //! Every function is idempotent: what is there already stays, what is gone already is fine.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
 use tokio::task::JoinHandle;
 
@@ -18,6 +18,11 @@ use crate::name::Mac;
 
 /// The MTU of Ethernet, when nothing says otherwise.
 pub(crate) const DEFAULT_MTU: u32 = 1500;
+
+/// Somewhere outside: nothing is sent there, but how it would be is the host's way out. (A root name server, whose
+/// addresses stay and are nobody's own network.)
+pub(crate) const OUTSIDE4: Ipv4Addr = Ipv4Addr::new(198, 41, 0, 4);
+pub(crate) const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0x503, 0xba3e, 0, 0, 0, 2, 0x30);
 
 /// An open netlink socket of the current namespace.
 pub(crate) struct Links {
@@ -92,7 +97,7 @@ impl Links {
         done.map_err(|e| error::link("put up", name, e))
     }
 
-    /// Makes link `name` a port of `bridge`, with that MTU.
+    /// Makes link `name` a port of `bridge`, with that MTU. The bridge may send frames back to it (see `spoofing`).
     pub(crate) async fn enslave(&self, name: &str, bridge: &str, mtu: u32) -> Result<(), NetworkError> {
         let controller = self.index(bridge).await?;
         let port = LinkUnspec::new_with_index(self.index(name).await?);
@@ -102,7 +107,10 @@ impl Links {
             .change(port.mtu(mtu).controller(controller).build())
             .execute()
             .await;
-        done.map_err(|e| error::link("attach to its bridge", name, e))
+        done.map_err(|e| error::link("attach to its bridge", name, e))?;
+        let port = LinkBridgePort::new(self.index(name).await?).hairpin(true).build();
+        let done = self.handle.link().change(port).execute().await;
+        done.map_err(|e| error::link("let the bridge send back to", name, e))
     }
 
     /// Removes link `name`.
@@ -138,26 +146,42 @@ impl Links {
         Ok(ipv4.into_iter().map(IpNet::V4).chain(ipv6.map(IpNet::V6)).collect())
     }
 
-    /// The MTU of the link of the preferred IPv4 default route; [`DEFAULT_MTU`] without one.
+    /// The MTU of the link to the outside; [`DEFAULT_MTU`] without one.
     pub(crate) async fn uplink_mtu(&self) -> Result<u32, NetworkError> {
-        let routes = self.routes().await?;
-        let defaults = routes.iter().filter(|r| r.header.destination_prefix_length == 0);
-        let best = defaults
-            .filter(|r| output_link(r).is_some())
-            .min_by_key(|r| priority(r));
-        let Some(index) = best.and_then(output_link) else {
-            return Ok(DEFAULT_MTU);
+        for outside in [OUTSIDE4.into(), OUTSIDE6.into()] {
+            if let Some(link) = self.way_to(outside).await? {
+                return Ok(mtu(&link).unwrap_or(DEFAULT_MTU));
+            }
+        }
+        Ok(DEFAULT_MTU)
+    }
+
+    /// The link by which this host would send to `address`, as the kernel decides it: with all its tables and rules, and
+    /// whatever the routes are made of. None when it would not.
+    pub(crate) async fn way_to(&self, address: IpAddr) -> Result<Option<LinkMessage>, NetworkError> {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        let Ok(question) = RouteMessageBuilder::<IpAddr>::new().destination_prefix(address, length) else {
+            return Ok(None);
+        };
+        let mut answers = self.handle.route().get(question.build()).execute();
+        let route = match answers.try_next().await {
+            // "Unreachable" in one of its forms, or no such family.
+            Err(e) if error::netlink_errno(&e).is_some() => None,
+            route => route.map_err(|e| error::link("look up", "this host's way out", e))?,
+        };
+        let route = route.filter(|route| route.header.kind == RouteType::Unicast);
+        let Some(index) = route.as_ref().and_then(output_link) else {
+            return Ok(None);
         };
         let mut links = self.handle.link().get().match_index(index).execute();
-        let link = links
+        links
             .try_next()
             .await
-            .map_err(|e| error::link("look up the link of", "the default route", e))?;
-        Ok(link.as_ref().and_then(mtu).unwrap_or(DEFAULT_MTU))
+            .map_err(|e| error::link("look up the link of", "this host's way out", e))
     }
 
     async fn routes(&self) -> Result<Vec<RouteMessage>, NetworkError> {
-        let all = RouteMessageBuilder::<std::net::Ipv4Addr>::new().table_id(0).build();
+        let all = RouteMessageBuilder::<Ipv4Addr>::new().table_id(0).build();
         let routes = self.handle.route().get(all).execute().try_collect().await;
         routes.map_err(|e| error::link("list", "the routes of this host", e))
     }
@@ -170,6 +194,15 @@ pub(crate) fn controller(link: &LinkMessage) -> Option<u32> {
         _ => None,
     };
     link.attributes.iter().find_map(controller)
+}
+
+/// The name of the link.
+pub(crate) fn name(link: &LinkMessage) -> Option<String> {
+    let name = |a: &LinkAttribute| match a {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    };
+    link.attributes.iter().find_map(name)
 }
 
 /// Whether the link is a bridge.
@@ -216,14 +249,6 @@ fn output_link(route: &RouteMessage) -> Option<u32> {
         _ => None,
     };
     route.attributes.iter().find_map(index)
-}
-
-fn priority(route: &RouteMessage) -> u32 {
-    let priority = |a: &RouteAttribute| match a {
-        RouteAttribute::Priority(priority) => Some(*priority),
-        _ => None,
-    };
-    route.attributes.iter().find_map(priority).unwrap_or(0)
 }
 
 fn is(error: &rtnetlink::Error, errno: Errno) -> bool {

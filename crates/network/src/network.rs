@@ -81,6 +81,13 @@ impl Network {
         Network::new(record, "home")
     }
 
+    /// The same under another name, for tests of pure functions.
+    #[cfg(test)]
+    pub(crate) fn named(mut self, name: &str) -> Network {
+        self.record.name = name.to_owned();
+        Network::new(self.record, "home")
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.record.name

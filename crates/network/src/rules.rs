@@ -11,8 +11,8 @@
 //! * `input` and `forward` begin with what a machine's policy says (see `policy`).
 //! * `forward`: a machine sends from its subnet only; from elsewhere come only answers and published ports.
 //!
-//! Not reached: a machine's own published port from itself where bridged frames are filtered (`bridge-nf-call-iptables`):
-//! the kernel then bridges the redirected frame, and a bridge sends nothing back to the port it came from.
+//! Where bridged frames are filtered (`bridge-nf-call-iptables`), the kernel bridges a redirected frame, also one that a
+//! machine sends to a port it publishes itself: so the bridge may send back to a machine's port (see `spoofing`).
 //!
 //! An `accept` here ends our chain, not the filters of others: a drop policy of another table still drops.
 

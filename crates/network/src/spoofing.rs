@@ -8,6 +8,11 @@
 //! An operating system may choose its link-local address by itself, so any is taken that does not belong, by its Ethernet
 //! address, to the host or another machine (the addresses of RFC 4291 appendix A). Global addresses are the leased one and,
 //! for those who configure themselves from router advertisements, the one of the Ethernet address.
+//!
+//! The bridge may send frames back to the port they came from ("hairpin"), which a machine's call to its own published port
+//! takes where bridged frames are filtered. Such a frame is redirected to the machine's Ethernet address, which nobody sends
+//! to from there by himself. Everything else stays away from its sender: broadcasts, and neighbour discovery above all, by
+//! which a machine would take its own address for a taken one.
 
 use std::fmt::Write;
 use std::net::Ipv6Addr;
@@ -31,6 +36,11 @@ pub(crate) fn table(network: &Network, stations: &[Station]) -> String {
         let tap = network.tap(&station.machine);
         // Writing to a String can not fail.
         let _ = writeln!(out, "\t\tiifname \"{tap}\" jump {tap}");
+    }
+    out += "\t}\n\tchain to_sender {\n\t\ttype filter hook forward priority filter; policy accept;\n";
+    for station in stations {
+        let (tap, mac) = (network.tap(&station.machine), network.mac(&station.machine));
+        let _ = writeln!(out, "\t\tiifname \"{tap}\" oifname \"{tap}\" ether daddr != {mac} drop");
     }
     out += "\t}\n";
     out += &policy::bridge_chains(network, stations);

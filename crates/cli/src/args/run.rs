@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use zmachine_hypervisor::choice::Requested;
 use zmachine_machine::log::Target;
 use zmachine_machine::network::{self, NetworkArgument};
-use zmachine_machine::spec::{JailChoice, ModeChoice, RootfsChoice};
+use zmachine_machine::spec::{JailChoice, ModeChoice, RootfsChoice, user_data_text};
 use zmachine_machine::volume::VolumeArgument;
 use zmachine_machine::{Class, Failure, MachineSpec, RestartPolicy, bytes};
 
@@ -235,7 +235,7 @@ impl CreateArgs {
         spec.user_data = self
             .user_data
             .as_deref()
-            .map(|file| content("--user-data", file))
+            .map(|file| user_data("--user-data", file))
             .transpose()?;
         spec.reinstall = self.reinstall;
         spec.rootfs = match self.rootfs.as_str() {
@@ -351,11 +351,13 @@ fn variables(
 }
 
 fn read(flag: &str, file: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(file).map_err(|e| {
-        Failure::from_error(Class::NotFound, &e)
-            .context(format!("can not read {flag} {}", file.display()))
-            .hint("give the path of a file on this host that can be read")
-    })
+    std::fs::read_to_string(file).map_err(|e| unreadable(flag, file, &e))
+}
+
+fn unreadable(flag: &str, file: &Path, error: &std::io::Error) -> Failure {
+    Failure::from_error(Class::NotFound, error)
+        .context(format!("can not read {flag} {}", file.display()))
+        .hint("give the path of a file on this host that can be read")
 }
 
 /// What a flag that names a file stands for: the file's content, or, in a machine file, the content itself.
@@ -363,6 +365,16 @@ fn content(flag: &str, file: &Path) -> Result<String, Failure> {
     match file.to_str() {
         Some(text) if is_content(text) => Ok(text.to_owned()),
         _ => read(flag, file),
+    }
+}
+
+/// The same for user data, which need not be text: it may be compressed.
+fn user_data(flag: &str, file: &Path) -> Result<String, Failure> {
+    match file.to_str() {
+        Some(text) if is_content(text) => Ok(text.to_owned()),
+        _ => std::fs::read(file)
+            .map(user_data_text)
+            .map_err(|e| unreadable(flag, file, &e)),
     }
 }
 
@@ -494,6 +506,11 @@ mod tests {
             (Some("#cloud-config\n"), ModeChoice::Vm)
         );
         assert!(found.reinstall);
+        // "#!/bin/sh\n" through gzip.
+        let packed =
+            b"\x1f\x8b\x08\0\0\0\0\0\x02\xff\x53\x56\xd4\x4f\xca\xcc\xd3\x2f\xce\xe0\x02\0\x1d\x9d\xfb\x04\x0a\0\0\0";
+        std::fs::write(data, packed).unwrap();
+        assert_eq!(spec(&words).unwrap().user_data.as_deref(), Some("#!/bin/sh\n"));
         std::fs::write(keys, "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
         assert_eq!(spec(&["--ssh-key", keys, "x.fl"]).unwrap_err().class, Class::Usage);
         assert_eq!(

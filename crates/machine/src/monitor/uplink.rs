@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use zmachine_hypervisor::lines::Lines;
-use zmachine_network::user::{Guard, Passt, PasstArgs, Relay, Traffic};
+use zmachine_network::user::{Guard, Passt, PasstArgs, Relay, Traffic, way_out};
 use zmachine_network::{Attachment, Networks};
 use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
 
@@ -85,7 +85,7 @@ impl<P> Monitor<P> {
             ready_file: run.join(format!("{}.passt", attachment.interface)),
             log: self.log.clone(),
         };
-        let child = uplink.start()?;
+        let child = uplink.start().await?;
         if let Some(id) = child.id().and_then(ProcessId::of) {
             let role = "passt".to_owned();
             self.journal.claim(Resource::Process { role, id })?;
@@ -104,16 +104,19 @@ impl<P> Monitor<P> {
 }
 
 impl Uplink {
-    fn start(&self) -> Result<Child, Failure> {
+    async fn start(&self) -> Result<Child, Failure> {
         // passt would only say that it can not have a port; this says who has it.
         self.networks
             .check_publish(&self.attachment.machine, &self.attachment.publish)?;
         let _ = std::fs::remove_file(&self.ready_file);
         let context = |e: io::Error| Failure::from(e).context("can not start passt");
         let socket = self.relay.connect().map_err(context)?;
+        // Looked for at each start: the host may have another since.
+        let interface = way_out().await?;
         let args = PasstArgs {
             fd: socket.as_raw_fd(),
             ready_file: &self.ready_file,
+            interface: interface.as_deref(),
         };
         let mut command = std::process::Command::new(self.passt.program());
         command.args(self.passt.arguments(&self.attachment, args));
@@ -216,7 +219,7 @@ impl Uplink {
             let text = format!("passt of {interface} ended ({status}); it is started again");
             self.log.note(Source::Monitor, &text);
             // Not in the journal, whose writer is busy elsewhere: it ends with its socket.
-            let again = match self.start() {
+            let again = match self.start().await {
                 Ok(again) => self.ready(again).await,
                 Err(failure) => Err(failure),
             };

@@ -1,5 +1,6 @@
 //! dnsmasq's files, as text. Pure: a function of the network and of its attached machines. See dnsmasq(8).
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::Path;
@@ -104,7 +105,11 @@ pub(super) fn dhcp(network: &Network, stations: &[Station]) -> String {
 }
 
 /// Where questions go that the names do not answer. A name without a dot, or in the network's own domain, is nobody
-/// else's; but when a machine is in other networks too, these are to be asked for theirs.
+/// else's; but when a machine is in other networks too, these are to be asked for theirs: "refused" sends resolvers there.
+///
+/// Nothing else is ever refused, since not all resolvers go on then (musl's waits for an answer until its patience ends, and
+/// has no address at all when one of two families was refused): a machine's name has no other records than its addresses,
+/// and where nobody can be asked, no other name exists.
 /// `resolvers`: those of this host.
 pub(super) fn servers(network: &Network, stations: &[Station], others: &[Network], resolvers: &[String]) -> String {
     let mut out = format!("server=/{}/\n", network.name());
@@ -114,13 +119,27 @@ pub(super) fn servers(network: &Network, stations: &[Station], others: &[Network
         (false, true) => resolvers,
         (false, false) => &own[..],
     };
+    let is_shared = stations.iter().any(|s| !s.membership.also_in.is_empty());
+    if asked.is_empty() && !is_shared {
+        return out + "server=/#/\n";
+    }
     for server in asked {
         let _ = writeln!(out, "server={server}");
     }
-    let is_shared = stations.iter().any(|s| !s.membership.also_in.is_empty());
+    let names = own_names(network, stations);
+    for name in &names {
+        // A domain's line is for all that ends in it, but this name alone is ours: a machine may be called `dev`, or have
+        // the alias `api.example.com`. What is below goes where it would have gone.
+        let is_others = |other: &Network| is_within(name, other.name());
+        let below = if others.iter().any(is_others) { REFUSING } else { "#" };
+        let _ = write!(out, "server=/{name}/\nserver=/*.{name}/{below}\n");
+    }
     let _ = writeln!(out, "server=//{}", if is_shared { REFUSING } else { "" });
     for other in others {
-        let _ = writeln!(out, "server=/{}/{REFUSING}", other.name());
+        // Where a machine here has the other network's name, what is below it has its line already.
+        if !names.contains(other.name()) {
+            let _ = writeln!(out, "server=/{}/{REFUSING}", other.name());
+        }
         for subnet in [Some(IpNet::V4(other.ipv4())), other.ipv6().map(IpNet::V6)]
             .into_iter()
             .flatten()
@@ -129,6 +148,18 @@ pub(super) fn servers(network: &Network, stations: &[Station], others: &[Network
         }
     }
     out
+}
+
+/// The names of all machines, without those in the network's own domain.
+fn own_names<'a>(network: &Network, stations: &'a [Station]) -> BTreeSet<&'a str> {
+    let names = stations.iter().flat_map(|s| &s.membership.names).map(String::as_str);
+    names.filter(|name| !is_within(name, network.name())).collect()
+}
+
+/// Whether a name is a domain or ends in it.
+fn is_within(name: &str, domain: &str) -> bool {
+    name.strip_suffix(domain)
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 #[cfg(test)]
@@ -172,12 +203,31 @@ mod tests {
     #[test]
     fn a_question_for_another_network_of_a_machine_is_refused_so_that_it_is_asked_there() {
         let network = Network::example("10.208.0.0/24", None);
-        let other = Network::example("10.208.1.0/24", Some("fd00:1::/64"));
-        let text = servers(&network, &[station(&["a"], &["default"])], &[other], &[]);
+        let other = Network::example("10.208.1.0/24", Some("fd00:1::/64")).named("back");
+        let text = servers(&network, &[station(&["a"], &["back"])], &[other], &[]);
         assert_eq!(
             text,
-            "server=/default/\nserver=//255.255.255.255\nserver=/default/255.255.255.255\n\
+            "server=/default/\nserver=/a/\nserver=/*.a/#\nserver=//255.255.255.255\nserver=/back/255.255.255.255\n\
              rev-server=10.208.1.0/24,255.255.255.255\nrev-server=fd00:1::/64,255.255.255.255\n"
         );
+    }
+
+    #[test]
+    fn a_name_that_is_another_networks_too_keeps_its_line_and_leaves_that_network_what_is_below() {
+        let network = Network::example("10.208.0.0/24", None);
+        let other = Network::example("10.208.1.0/24", None).named("back");
+        let text = servers(&network, &[station(&["back", "x.default"], &["back"])], &[other], &[]);
+        assert_eq!(
+            text,
+            "server=/default/\nserver=/back/\nserver=/*.back/255.255.255.255\nserver=//255.255.255.255\n\
+             rev-server=10.208.1.0/24,255.255.255.255\n"
+        );
+    }
+
+    #[test]
+    fn where_nobody_can_be_asked_no_other_name_exists() {
+        let network = Network::example("10.208.0.0/24", None);
+        let text = servers(&network, &[station(&["a"], &[])], &[], &[]);
+        assert_eq!(text, "server=/default/\nserver=/#/\n");
     }
 }

@@ -15,19 +15,19 @@ mod guard;
 mod passt;
 mod relay;
 
-use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 pub use guard::Guard;
-pub use passt::{MissingPasst, Passt, PasstArgs};
+pub use passt::{MissingPasst, Passt, PasstArgs, way_out};
 pub use relay::{Relay, Traffic};
 
 use crate::attachment::{Attachment, Route};
 use crate::dns::HostDns;
 use crate::error::NetworkError;
+use crate::links::{OUTSIDE4, OUTSIDE6};
 use crate::name;
 use crate::network::Networks;
 use crate::publish::{Publish, PublishError};
@@ -47,6 +47,9 @@ const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 2, 0, 0, 0, 2);
 /// The largest that virtio-net and passt take: passt ends all connections itself, so nothing is ever sent that large, and
 /// fewer, larger frames are what makes it fast.
 const MTU: u32 = 65520;
+
+/// Any port: the one whose service throws away what it gets (RFC 863).
+const DISCARD: u16 = 9;
 
 /// passt takes each port as an argument.
 const PORTS_MAX: usize = 512;
@@ -135,37 +138,25 @@ struct Uplink {
 impl Uplink {
     /// Those of this host. Without any, IPv4: it may be offline for the moment, and passt says so at the start.
     fn of_host() -> Uplink {
-        let table = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default();
-        let ipv6 = has_default6(&table("ipv6_route"));
+        let ipv6 = has_way_to(OUTSIDE6.into());
         Uplink {
-            ipv4: has_default4(&table("route")) || !ipv6,
+            ipv4: has_way_to(OUTSIDE4.into()) || !ipv6,
             ipv6,
         }
     }
 }
 
-/// Whether `/proc/net/route` (interface, destination, gateway, flags, ..., mask in column 8; hex) has a default route that is
-/// up (`RTF_UP`, 1) and no refusal (`RTF_REJECT`, 0x200).
-fn has_default4(table: &str) -> bool {
-    table.lines().skip(1).any(|line| {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        let flags = columns.get(3).and_then(|flags| u32::from_str_radix(flags, 16).ok());
-        columns.get(1) == Some(&"00000000")
-            && columns.get(7) == Some(&"00000000")
-            && flags.is_some_and(|flags| flags & 0x201 == 1)
-    })
-}
-
-/// The same of `/proc/net/ipv6_route` (destination, prefix length, ..., flags in column 9, interface).
-fn has_default6(table: &str) -> bool {
-    table.lines().any(|line| {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        let flags = columns.get(8).and_then(|flags| u32::from_str_radix(flags, 16).ok());
-        columns.first() == Some(&"00000000000000000000000000000000")
-            && columns.get(1) == Some(&"00")
-            && columns.get(9) != Some(&"lo")
-            && flags.is_some_and(|flags| flags & 0x201 == 1)
-    })
+/// Whether this host would know how to send there, for which nothing is sent.
+fn has_way_to(outside: IpAddr) -> bool {
+    let any: IpAddr = match outside {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let connected = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((outside, DISCARD))?;
+        socket.local_addr()
+    });
+    connected.is_ok_and(|own| !own.ip().is_loopback())
 }
 
 /// That passt can publish these: each host port once, and not too many.
@@ -237,15 +228,5 @@ mod tests {
         let said = set(&["127.0.0.1:80:80", "10.0.0.1:80:80"]).unwrap_err().to_string();
         assert!(said.contains("host port 80"), "{said}");
         assert!(set(&["1024-2048:1024-2048"]).unwrap_err().to_string().contains("512"));
-    }
-
-    #[test]
-    fn default_routes_are_found_in_the_kernels_tables() {
-        let four = "Iface\tDestination\tGateway\nlo\t0000007F\t0\t0001\t0\t0\t0\t000000FF\neth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
-        assert!(has_default4(four) && !has_default4(&four[..50]));
-        let zeros = "0".repeat(32);
-        let line = |flags: &str, device: &str| format!("{zeros} 00 {zeros} 00 {zeros} 00000400 1 0 {flags} {device}\n");
-        assert!(has_default6(&line("00000003", "eth0")));
-        assert!(!has_default6(&line("00200200", "lo")));
     }
 }

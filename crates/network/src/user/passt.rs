@@ -8,10 +8,31 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::attachment::Attachment;
+use crate::error::NetworkError;
+use crate::links::{self, Links, OUTSIDE4, OUTSIDE6};
+use crate::name::Mac;
 use crate::publish::Protocol;
 
 /// Where distributions put it.
 const PLACES: [&str; 3] = ["/usr/bin/passt", "/usr/local/bin/passt", "/bin/passt"];
+
+/// Its own Ethernet address on the link to the guest, which nobody else is on.
+const GATEWAY_MAC: Mac = Mac([0x02, 0, 0, 0, 0, 0x02]);
+
+/// The link by which this host reaches the outside. For passt, which has one for both families: that of IPv6 if there is
+/// one, as passt wants a link-local address of it, and nothing of that of IPv4.
+///
+/// # Errors
+/// When netlink cannot be asked.
+pub async fn way_out() -> Result<Option<String>, NetworkError> {
+    let links = Links::open()?;
+    for outside in [OUTSIDE6.into(), OUTSIDE4.into()] {
+        if let Some(link) = links.way_to(outside).await? {
+            return Ok(links::name(&link));
+        }
+    }
+    Ok(None)
+}
 
 /// There is no passt.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -31,6 +52,9 @@ pub struct PasstArgs<'a> {
     pub fd: RawFd,
     /// It writes its process id there when everything works.
     pub ready_file: &'a Path,
+    /// The host's way out ([`way_out`]). By itself passt finds plain default routes of the main table alone: not those with
+    /// several gateways, in a table of their own, or in two halves, as a VPN's.
+    pub interface: Option<&'a str>,
 }
 
 impl Passt {
@@ -56,6 +80,11 @@ impl Passt {
         add("--fd", args.fd.to_string());
         add("--pid", args.ready_file.display().to_string());
         add("--mtu", attachment.mtu.to_string());
+        if let Some(interface) = args.interface {
+            add("--interface", interface.to_owned());
+        }
+        // Else it takes that of the interface, which a tunnel has not got.
+        add("--mac-addr", GATEWAY_MAC.to_string());
         let (ipv4, ipv6) = (attachment.ipv4(), attachment.ipv6());
         for address in &attachment.addresses {
             add("--address", address.addr().to_string());

@@ -140,6 +140,11 @@ impl Space {
     /// Connects a namespace to the bridge by link `eth`, with nothing but its Ethernet address.
     pub(crate) fn connect(&self, guest: &str, eth: &str, network: &Network, attachment: &Attachment) {
         let port = &attachment.tap;
+        let shown = Command::new("ip").args(["-d", "link", "show", port]).output().unwrap();
+        let hairpin = match String::from_utf8_lossy(&shown.stdout).contains("hairpin on") {
+            true => "on",
+            false => "off",
+        };
         let _ = Command::new("ip").args(["link", "del", port]).output();
         ip(
             &self.host,
@@ -148,6 +153,10 @@ impl Space {
         ip(
             &self.host,
             &format!("link set {port} master {} mtu {} up", network.bridge(), attachment.mtu),
+        );
+        ip(
+            &self.host,
+            &format!("link set {port} type bridge_slave hairpin {hairpin}"),
         );
         ip(
             guest,

@@ -146,6 +146,46 @@ fn a_machine_speaks_only_as_itself() {
     });
 }
 
+/// Whoever hears itself asking for its own address takes it for a taken one.
+#[test]
+fn a_machine_does_not_hear_what_it_sends_to_others() {
+    in_own_space(|_| {
+        run(async {
+            let home = tempfile::tempdir().unwrap();
+            let networks = networks(home.path());
+            let (network, one) = plan(&networks, "m1", &[]).await;
+            let tap = tap(make(&networks, &one.resources()).await.unwrap());
+            let (mac, ip, ip6) = (one.mac, one.ipv4().unwrap(), one.ipv6().unwrap());
+            let all_nodes = "ff02::1".parse().unwrap();
+            let duplicates = icmpv6(Ipv6Addr::UNSPECIFIED, all_nodes, 135, Some(ip6));
+            let cases = [
+                ("a broadcast", ethernet(Mac([0xff; 6]), mac, ARP, &arp(mac, ip, ip))),
+                (
+                    "the detection of duplicates",
+                    ethernet(Mac([0x33, 0x33, 0, 0, 0, 1]), mac, IPV6, &duplicates),
+                ),
+                (
+                    "a frame to nobody",
+                    ethernet(Mac([2, 9, 9, 9, 9, 9]), mac, IPV4, &ipv4(ip, ip, &udp(1000, 2000))),
+                ),
+            ];
+            // What is redirected to its own published port is to its own Ethernet address.
+            let after = ethernet(mac, mac, IPV4, &ipv4(ip, ip, &udp(7, 7)));
+            for (what, frame) in &cases {
+                assert!(!passes(&tap, &tap, frame, &after), "came back: {what}");
+            }
+            // It is the rules that hold them.
+            output("nft", &["delete", "table", "bridge", network.bridge()]);
+            for (what, frame) in &cases {
+                assert!(
+                    passes(&tap, &tap, frame, &after),
+                    "would not have come back anyway: {what}"
+                );
+            }
+        })
+    });
+}
+
 struct Cases<'a> {
     one: &'a Attachment,
     two: &'a Attachment,
