@@ -201,6 +201,7 @@ impl<P> Monitor<P> {
         self.machine.state = state.starting(Timestamp::now(), boot_id(), ProcessId::current());
         warnings.iter().for_each(|w| self.machine.state.warn(w.clone()));
         self.machine.state.stopped_by_user = false;
+        self.paused.send_replace(false);
         self.save()?;
         let plan = file::read_json(&self.machine.dir.join("plan.json")).unwrap_or_default();
         self.recorder = Some(Recorder::begin(&self.machine, plan));
