@@ -13,6 +13,8 @@
 //! Blocking, for threads. The stores' own errors are told apart in `store`; which file of the image a block belongs to is
 //! the caller's knowledge and goes into the caller's error.
 
+mod source;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,22 +22,17 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use zmachine_flist::{BlockRef, Opener, RouteTable};
 
+use self::source::Source;
 use crate::cache::{BlockCache, CacheError, Found};
 use crate::claim::{Claims, Turn};
 use crate::progress::Progress;
 use crate::store::{BlockStore, Credentials, StoreError, Timeouts, open_store, redact};
-
-/// How long a store that failed once is asked only after all others; twice as long after each further failure.
-const REST: Duration = Duration::from_secs(10);
-
-/// The longest of these.
-const LONGEST_REST: Duration = Duration::from_secs(300);
 
 /// Pauses before each further round over the stores whose failure may pass. Three rounds in all: a guest sees a failed
 /// block as a read error of its root disk, so one broken connection must not be enough for that.
@@ -212,75 +209,8 @@ struct Counters {
     cache_failures: AtomicU64,
 }
 
-/// One store of the route table, opened at need.
-struct Source {
-    url: String,
-    store: OnceLock<Result<Box<dyn BlockStore>, Arc<StoreError>>>,
-    /// Set while it fails.
-    rest: Mutex<Option<Rest>>,
-}
-
-/// A store that failed, and is asked after all others.
-struct Rest {
-    until: Instant,
-    /// One after the other.
-    failures: u32,
-}
-
-impl Rest {
-    /// How long a rest lasts after so many failures.
-    fn length(failures: u32) -> Duration {
-        let doubled = 2u32.checked_pow(failures.saturating_sub(1));
-        doubled
-            .and_then(|times| REST.checked_mul(times))
-            .map_or(LONGEST_REST, |rest| rest.min(LONGEST_REST))
-    }
-}
-
 /// A source that was asked in vain.
 type FailedSource<'a> = (&'a Source, Attempt);
-
-impl Source {
-    fn new(url: String) -> Source {
-        Source {
-            url,
-            store: OnceLock::new(),
-            rest: Mutex::new(None),
-        }
-    }
-
-    /// Whether others are to be asked first. When a rest is over, the first who asks tries the store again, and all
-    /// others still see it resting until that has an answer: a server that swallows connections costs one of them its time.
-    fn is_resting(&self) -> bool {
-        let now = Instant::now();
-        match &mut *lock(&self.rest) {
-            None => false,
-            Some(rest) if rest.until > now => true,
-            Some(rest) => {
-                rest.until = now + REST;
-                false
-            }
-        }
-    }
-
-    /// Whether its last answer was a failure that may pass.
-    fn has_failed(&self) -> bool {
-        lock(&self.rest).is_some()
-    }
-
-    fn failed(&self) {
-        let mut rest = lock(&self.rest);
-        let failures = rest.as_ref().map_or(1, |rest| rest.failures.saturating_add(1));
-        *rest = Some(Rest {
-            until: Instant::now() + Rest::length(failures),
-            failures,
-        });
-    }
-
-    fn answered(&self) {
-        *lock(&self.rest) = None;
-    }
-}
 
 /// A download under way, which other threads may wait for.
 #[derive(Default)]
@@ -785,12 +715,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_that_keeps_failing_rests_longer_and_longer() {
-        let seconds: Vec<u64> = [1, 2, 3, 5, 6, 40].map(|n| Rest::length(n).as_secs()).into();
-        assert_eq!(seconds, [10, 20, 40, 160, 300, 300]);
-    }
-
-    #[test]
     fn a_store_on_this_host_is_a_directory() {
         let of = |url| local_directory(url).map(|path| path.display().to_string());
         assert_eq!(of("dir:///srv/blocks").as_deref(), Some("/srv/blocks"));
@@ -800,17 +724,5 @@ mod tests {
             (of("zdb://h:9900/ns"), of("http://h/"), of("s3://h/b")),
             (None, None, None)
         );
-    }
-
-    #[test]
-    fn one_caller_tries_a_store_whose_rest_is_over() {
-        let source = Source::new("http://h".into());
-        assert!(!source.is_resting());
-        source.failed();
-        assert!(source.is_resting());
-        lock(&source.rest).as_mut().unwrap().until = Instant::now();
-        assert_eq!([source.is_resting(), source.is_resting()], [false, true]);
-        source.answered();
-        assert!(!source.is_resting());
     }
 }
