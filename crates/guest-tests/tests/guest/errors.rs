@@ -109,7 +109,9 @@ fn what_can_be_refused_is_refused_before_anything_is_made() {
     checks.that("an unknown network", || {
         refused(&home, &["--network", "nope", image], 3, "nope")
     });
-    checks.that("a port that is none", || refused(&home, &["-p", "web", image], 2, "web"));
+    checks.that("a port that is none", || {
+        refused(&home, &["-p", "web", image], 2, "web")
+    });
     checks.that("a store that is none", || {
         refused(&home, &["--store", "gopher://x", image], 2, "gopher")
     });
