@@ -10,7 +10,7 @@
 //!   The directory itself is not synced: a name that gets lost costs one fetch.
 //! * Only bytes that were checked against the key are written. Two writers of one block write the same, so the first wins
 //!   and the second is fine.
-//! * Whoever opens a block gets one that was hashed since this host was started, by this process or another ([`marks`]). A file
+//! * Whoever opens a block gets one that was hashed since this host was started, by this process or another (`marks`). A file
 //!   that is not the block its name says is removed and reported absent, and so is whatever is no regular file.
 //! * Everything here can be fetched again; nothing else may be kept below `<dir>`.
 //!
@@ -128,7 +128,7 @@ pub(crate) struct CachedBlock {
     pub(crate) path: PathBuf,
     /// On disk.
     pub(crate) bytes: u64,
-    /// When it was last read or written, in seconds since 1970; see [`note_use`].
+    /// When it was last read or written, in seconds since 1970; see `note_use`.
     pub(crate) last_used: i64,
 }
 
