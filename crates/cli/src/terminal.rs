@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
@@ -40,6 +40,8 @@ pub(crate) enum Followed {
     Exited(ExitStatus),
     /// The user left.
     Detached,
+    /// The user asked for the end again and again; what runs in the machine may go on. The code to exit with.
+    GivenUp(u8),
     /// The stream ended without the process's status: the machine ended.
     Cut,
 }
@@ -80,14 +82,25 @@ pub(crate) fn follow(
     if how.terminal {
         send_size(&mut input.try_clone()?);
     }
-    pass_signals(input.try_clone()?, how.terminal, started.clone(), abort)?;
+    let given_up = Arc::new(AtomicU8::new(0));
+    pass_signals(
+        input.try_clone()?,
+        how.terminal,
+        started.clone(),
+        given_up.clone(),
+        abort,
+    )?;
     let detached = Arc::new(AtomicBool::new(false));
     if how.stdin {
         let (input, detached) = (input.try_clone()?, detached.clone());
         let keys = raw && how.detachable;
         thread::spawn(move || pass_stdin(input, keys, &detached));
     }
-    pump(&mut output, input, &started, &detached)
+    let followed = pump(&mut output, input, &started, &detached);
+    match given_up.load(Ordering::Relaxed) {
+        0 => followed,
+        code => Ok(Followed::GivenUp(code)),
+    }
 }
 
 fn pump(
@@ -151,8 +164,11 @@ fn pass_signals(
     mut input: ProcessInput,
     terminal: bool,
     started: Arc<AtomicBool>,
+    given_up: Arc<AtomicU8>,
     abort: impl Fn() + Send + 'static,
 ) -> Result<(), Failure> {
+    // Closed to leave: who follows ends then, and puts the terminal right.
+    let stream = input.try_clone()?;
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH])?;
     let (sender, passed) = mpsc::channel();
     // A thread of its own: a guest that takes nothing holds up the sending, not the counting.
@@ -175,7 +191,9 @@ fn pass_signals(
                     asked += 1;
                     if asked == ENOUGH {
                         eprintln!("zmachine: left after {ENOUGH} requests to end; what runs in the machine may go on");
-                        std::process::exit(128 + signal);
+                        given_up.store(128 + signal as u8, Ordering::Relaxed);
+                        stream.close();
+                        return;
                     }
                     let _ = sender.send(signal);
                 }

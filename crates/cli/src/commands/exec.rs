@@ -44,6 +44,7 @@ pub(crate) fn exec(engine: &Engine, args: &ExecArgs) -> Result<u8, Failure> {
     match terminal::follow(input, output, follow, interrupted)? {
         Followed::Exited(status) => Ok(status.shell_code()),
         Followed::Detached => Ok(0),
+        Followed::GivenUp(code) => Ok(code),
         Followed::Cut => Err(cut(engine, &args.name)),
     }
 }
@@ -79,6 +80,7 @@ pub(crate) fn attach(engine: &Engine, args: &AttachArgs) -> Result<u8, Failure> 
     match terminal::follow(input, output, follow, || std::process::exit(130))? {
         Followed::Exited(status) => Ok(status.shell_code()),
         Followed::Detached => Ok(0),
+        Followed::GivenUp(code) => Ok(code),
         Followed::Cut => match engine.wait(&machine.id)? {
             Some(exit) => Ok(exit.shell_code()),
             None => Err(Failure::new(Class::Failed, format!("machine '{}' ended", args.name))),

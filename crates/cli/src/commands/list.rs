@@ -36,7 +36,8 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    fn new(machine: &Machine) -> Row<'_> {
+    /// `ports`: those of the host that lead to it.
+    fn new(machine: &Machine, ports: Vec<Publish>) -> Row<'_> {
         Row {
             id: &machine.id,
             name: &machine.spec.name,
@@ -55,7 +56,7 @@ impl Row<'_> {
             cpus: machine.spec.cpus,
             memory_bytes: machine.spec.memory_bytes,
             addresses: machine.state.addresses.iter().map(ToString::to_string).collect(),
-            ports: ports(machine).iter().map(ToString::to_string).collect(),
+            ports: ports.iter().map(ToString::to_string).collect(),
             created_at: machine.state.created_at,
         }
     }
@@ -151,11 +152,15 @@ pub(crate) fn readable(engine: &Engine) -> Result<(Vec<Machine>, u8), Failure> {
 pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
     let (mut machines, code) = readable(engine)?;
     machines.retain(|machine| args.all || machine.state.phase.is_active());
-    let rows: Vec<Row<'_>> = machines.iter().map(Row::new).collect();
     if args.quiet {
-        rows.iter()
-            .try_for_each(|row| output::print(&format!("{}\n", row.name)))?;
-    } else if args.output == Format::Json {
+        machines
+            .iter()
+            .try_for_each(|machine| output::print(&format!("{}\n", machine.spec.name)))?;
+        return Ok(code);
+    }
+    let row = |machine| Row::new(machine, ports(machine));
+    let rows: Vec<Row<'_>> = machines.iter().map(row).collect();
+    if args.output == Format::Json {
         output::json(&rows)?;
     } else {
         let now = Timestamp::now();

@@ -97,8 +97,10 @@ fn attached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
         (starting, started)
     });
     let followed = terminal::follow(input, output, follow, abort);
-    if let Ok(Followed::Detached) = followed {
-        return Ok(0);
+    match followed {
+        Ok(Followed::Detached) => return Ok(0),
+        Ok(Followed::GivenUp(code)) => return Ok(code),
+        _ => {}
     }
     let Ok((mut starting, started)) = watched.join() else {
         return Err(Failure::new(

@@ -18,7 +18,8 @@ struct Row {
     used_bytes: u64,
     image: Option<String>,
     created_at: String,
-    machines: Vec<String>,
+    /// `None` when a machine cannot be read, which might be one of them.
+    machines: Option<Vec<String>>,
     anonymous: bool,
     path: String,
 }
@@ -39,7 +40,10 @@ pub(crate) fn volume(command: VolumeCommand) -> Result<u8, Failure> {
         }
         VolumeCommand::Ls { quiet, output } => list(&volumes, quiet, output),
         VolumeCommand::Inspect { names } => {
-            let rows = names.iter().map(|name| row(&volumes, &volumes.get(name)?));
+            let rows = names.iter().map(|name| {
+                let users = volumes.users(name)?;
+                Ok(row(&volumes.get(name)?, Some(users)))
+            });
             output::json(&rows.collect::<Result<Vec<_>, Failure>>()?)?;
             Ok(0)
         }
@@ -60,12 +64,19 @@ fn list(volumes: &Volumes, quiet: bool, format: Format) -> Result<u8, Failure> {
     let mut rows = Vec::new();
     let mut code = 0;
     for volume in volumes.list()? {
-        match volume.and_then(|volume| row(volumes, &volume)) {
-            Ok(row) => rows.push(row),
-            Err(failure) => {
-                crate::failure::print(&failure);
-                code = crate::failure::exit_code(failure.class, false);
+        let failure = match volume {
+            Ok(volume) => {
+                let users = volumes.users(&volume.name);
+                let failure = users.as_ref().err().cloned();
+                rows.push(row(&volume, users.ok()));
+                // The same machine for every volume: told once.
+                failure.filter(|_| code == 0)
             }
+            Err(failure) => Some(failure),
+        };
+        if let Some(failure) = failure {
+            crate::failure::print(&failure);
+            code = crate::failure::exit_code(failure.class, false);
         }
     }
     if quiet {
@@ -81,10 +92,10 @@ fn list(volumes: &Volumes, quiet: bool, format: Format) -> Result<u8, Failure> {
                 row.state.clone(),
                 Human(row.size_bytes).to_string(),
                 Human(row.used_bytes).to_string(),
-                if row.machines.is_empty() {
-                    "-".to_owned()
-                } else {
-                    row.machines.join(", ")
+                match &row.machines {
+                    None => "?".to_owned(),
+                    Some(none) if none.is_empty() => "-".to_owned(),
+                    Some(machines) => machines.join(", "),
                 },
             ]
         };
@@ -96,12 +107,12 @@ fn list(volumes: &Volumes, quiet: bool, format: Format) -> Result<u8, Failure> {
     Ok(code)
 }
 
-fn row(volumes: &Volumes, volume: &Volume) -> Result<Row, Failure> {
+fn row(volume: &Volume, machines: Option<Vec<String>>) -> Row {
     let image = match &volume.record.content {
         Content::Installing { digest } | Content::Installed { digest } => Some(digest.clone()),
         Content::Empty | Content::Formatting | Content::Formatted | Content::Raw => None,
     };
-    Ok(Row {
+    Row {
         name: volume.name.clone(),
         state: volume.record.content.to_string(),
         fs: volume.record.fs,
@@ -109,8 +120,8 @@ fn row(volumes: &Volumes, volume: &Volume) -> Result<Row, Failure> {
         used_bytes: volume.used_bytes,
         image,
         created_at: volume.record.created_at.to_string(),
-        machines: volumes.users(&volume.name)?,
+        machines,
         anonymous: volume.record.anonymous_of.is_some(),
         path: volume.data().display().to_string(),
-    })
+    }
 }

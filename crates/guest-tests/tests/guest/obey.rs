@@ -104,6 +104,8 @@ fn a_machine_obeys_when_paused_and_nothing_is_lost_that_cannot_be_read() {
             let listed = zmachine(&home, &["ps", "-a"]);
             assert!(listed.code != 0 && listed.stderr().contains(&id), "{listed}");
         }
+        let listed = zmachine(&home, &["volume", "ls"]);
+        assert!(listed.code != 0 && listed.stdout().contains("data"), "{listed}");
         std::fs::write(&spec, before).unwrap();
         zmachine(&home, &["volume", "rm", "data"]).expect_code(4);
     });

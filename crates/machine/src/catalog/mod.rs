@@ -385,6 +385,27 @@ mod tests {
     }
 
     #[test]
+    fn machines_that_come_and_go_meanwhile_have_lost_nothing() {
+        let (_dir, home) = home();
+        let plan: Plan = serde_json::from_str(include_str!("../../tests/golden/plan-v1.json")).unwrap();
+        let state = State::created(jiff::Timestamp::UNIX_EPOCH, vec![]);
+        let kill = Killpoints::new(None);
+        std::thread::scope(|scope| {
+            let coming_and_going = scope.spawn(|| {
+                for round in 0..60 {
+                    let id = format!("{round:012x}");
+                    let _catalog = lock(&home).unwrap();
+                    add(&home, &id, &MachineSpec::new("web", "/x.fl"), &plan, &state, &kill).unwrap();
+                    remove(&home, &id, &kill).unwrap();
+                }
+            });
+            while !coming_and_going.is_finished() {
+                assert_eq!(nameless(&home).unwrap(), [""; 0]);
+            }
+        });
+    }
+
+    #[test]
     fn an_interrupted_removal_is_ended_and_its_records_are_kept() {
         let (_dir, home) = home();
         put(&home, "aaaabbbbcccc", "web");

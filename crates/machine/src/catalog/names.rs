@@ -38,14 +38,22 @@ pub(super) fn id_of_name(home: &Home, name: &str) -> Result<Option<String>, Fail
 /// # Errors
 /// When names or machines cannot be listed.
 pub fn nameless(home: &Home) -> Result<Vec<String>, Failure> {
+    // The folders first: one that appears after its name was looked for would seem to have none.
+    let folders = ids(home)?;
     let mut named = BTreeSet::new();
     for name in file::names_in(&home.by_name())? {
-        // What is no link of ours names nobody; `doctor` tells of it.
+        // What is no link of ours names nobody.
         if let Some(Ok(Some(id))) = name.to_str().map(|name| id_of_name(home, name)) {
             named.insert(id);
         }
     }
-    let mut lost: Vec<String> = ids(home)?.into_iter().filter(|id| !named.contains(id)).collect();
+    let mut lost = Vec::new();
+    for id in folders {
+        // A removal takes the folder away before the name: one that is still there was not being removed.
+        if !named.contains(&id) && file::is_there(&home.machine(&id))? {
+            lost.push(id);
+        }
+    }
     lost.sort();
     Ok(lost)
 }

@@ -91,7 +91,13 @@ impl Engine {
             }
         }
         match FileLock::exclusive_within(&machine.lock_path(), END_TIMEOUT) {
-            Ok(Some(lock)) => drop(lock),
+            Ok(Some(lock)) => {
+                // Its user wanted that: it does not come back with the host.
+                let mut state = catalog::load_state(&machine.dir)?;
+                state.stopped_by_user = true;
+                catalog::save_state(&machine.dir, &state)?;
+                drop(lock);
+            }
             Ok(None) => {
                 let message = format!("the monitor of machine '{name}' does not end after SIGKILL");
                 return Err(Failure::new(Class::Failed, message)

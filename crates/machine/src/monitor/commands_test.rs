@@ -370,6 +370,20 @@ fn a_paused_machine_refuses_at_once_what_its_guest_would_have_to_do() {
 }
 
 #[test]
+fn whoever_paused_or_resumed_a_machine_finds_it_so() {
+    runtime().block_on(async {
+        let rig = Rig::new(Agent::Good).await;
+        let phase = || crate::catalog::load_state(&rig.home.machine(ID)).unwrap().phase;
+        for _ in 0..20 {
+            assert!(matches!(rig.ask(&Request::Pause).await, Some(Reply::Done)));
+            assert_eq!(phase(), Phase::Paused);
+            assert!(matches!(rig.ask(&Request::Resume).await, Some(Reply::Done)));
+            assert_eq!(phase(), Phase::Running);
+        }
+    });
+}
+
+#[test]
 fn a_stop_ends_every_guest_in_its_time_and_a_paused_one_too() {
     runtime().block_on(async {
         for agent in AGENTS {

@@ -132,13 +132,7 @@ impl Monitor<ContainerPlan> {
                 }
                 event = running.vm.next_event() => match event {
                     VmEvent::Exited(reason) => return self.ended(reason, ending.exit, ending.killed),
-                    // A full disk stops the guest; that the state can not be written then must not end it.
-                    VmEvent::Paused => self.advance_if_possible(Phase::Paused),
-                    VmEvent::Resumed => {
-                        self.advance_if_possible(Phase::Running);
-                        clock::tell(Some(running.session.clone()));
-                    }
-                    other => self.note_event(&other),
+                    event => self.vm_event(running, &event),
                 },
                 event = inbox.next() => match event {
                     Event::EntryEnded(Ok(status)) => {
@@ -216,11 +210,17 @@ impl Monitor<ContainerPlan> {
             Request::Pause => {
                 self.space.forget();
                 if let Ok(paused) = inbox.unless_ended(within("pause", running.vm.pause())).await {
+                    if paused.is_ok() {
+                        self.until_told(running, Phase::Running).await;
+                    }
                     guest::reply(answer, paused);
                 }
             }
             Request::Resume => {
                 if let Ok(resumed) = inbox.unless_ended(within("resume", running.vm.resume())).await {
+                    if resumed.is_ok() {
+                        self.until_told(running, Phase::Paused).await;
+                    }
                     guest::reply(answer, resumed);
                 }
             }
@@ -239,6 +239,32 @@ impl Monitor<ContainerPlan> {
         }
     }
 
+    /// An event of the hypervisor that does not end the machine.
+    fn vm_event(&mut self, running: &Running, event: &VmEvent) {
+        match event {
+            // A full disk stops the guest; that the state can not be written then must not end it.
+            VmEvent::Paused => self.advance_if_possible(Phase::Paused),
+            VmEvent::Resumed => {
+                self.advance_if_possible(Phase::Running);
+                clock::tell(Some(running.session.clone()));
+            }
+            other => self.note_event(other),
+        }
+    }
+
+    /// Waits for the event by which the machine leaves the phase `left`, if it is in it: whoever asked for a pause, or for its
+    /// end, must find the machine so with the next command.
+    async fn until_told(&mut self, running: &mut Running, left: Phase) {
+        let until = Instant::now() + guest::EVENT_TIMEOUT;
+        while self.machine.state.phase == left {
+            match tokio::time::timeout_at(until, running.vm.next_event()).await {
+                // The loop sees it again.
+                Ok(VmEvent::Exited(_)) | Err(_) => return,
+                Ok(event) => self.vm_event(running, &event),
+            }
+        }
+    }
+
     /// Joins or leaves a network.
     async fn change_networks(
         &mut self,
@@ -247,15 +273,10 @@ impl Monitor<ContainerPlan> {
         wanted: Reconnect,
         answer: oneshot::Sender<Reply>,
     ) {
-        let may = match self.plan.attachments.is_empty() {
+        if self.plan.attachments.is_empty() {
             // What drives interfaces is loaded at the start, when there is one.
-            true => {
-                let message = "the machine runs without any network, so its guest has no driver for one";
-                Err(Failure::new(Class::Conflict, message).hint("stop it, and do it then"))
-            }
-            false => self.require_awake(),
-        };
-        if let Err(failure) = may {
+            let message = "the machine runs without any network, so its guest has no driver for one";
+            let failure = Failure::new(Class::Conflict, message).hint("stop it, and do it then");
             return guest::reply(answer, Err(failure));
         }
         let present = self.plan.attachments.clone();

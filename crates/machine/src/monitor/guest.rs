@@ -21,6 +21,9 @@ pub(super) const NETWORK_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a file system may take to grow: one of many terabytes takes minutes.
 pub(super) const GROW_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// How long the event of something that the hypervisor has done may take.
+pub(super) const EVENT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long anything of this host may take that a command needs: the hypervisor's answer, a rule of the firewall.
 pub(super) const HOST_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -53,7 +53,6 @@ pub(super) struct Change {
 enum Step {
     Joins(Attachment),
     Leaves(Attachment),
-    Nothing,
 }
 
 impl Change {
@@ -146,27 +145,14 @@ impl<P> Monitor<P> {
         wanted: Reconnect,
         client: oneshot::Sender<Reply>,
     ) -> Option<Change> {
-        let is_in = |all: &[Attachment], one: &Attachment| all.iter().any(|a| a.network == one.network);
-        let comes = wanted.attachments.iter().find(|a| !is_in(present, a)).cloned();
-        let goes = present.iter().find(|a| !is_in(&wanted.attachments, a)).cloned();
-        let change = Change {
-            step: match (comes, goes) {
-                (Some(attachment), _) => Step::Joins(attachment),
-                (None, Some(attachment)) => Step::Leaves(attachment),
-                (None, None) => Step::Nothing,
-            },
-            wanted,
-            client,
+        let step = match self.may_change(present, &wanted) {
+            Ok(step) => step,
+            Err(failure) => {
+                guest::reply(client, Err(failure));
+                return None;
+            }
         };
-        if self.changing.is_some() {
-            let busy = Failure::new(Class::Conflict, "the machine's networks are being changed already");
-            change.answer(Err(busy.hint("try again when that is done")));
-            return None;
-        }
-        if let Err(failure) = plan::check_step(present, &change.wanted.attachments) {
-            change.answer(Err(failure));
-            return None;
-        }
+        let change = Change { wanted, step, client };
         match change.step.clone() {
             Step::Joins(attachment) => self.begin_to_join(parts, attachment, change).await,
             Step::Leaves(attachment) => match parts.session {
@@ -178,8 +164,22 @@ impl<P> Monitor<P> {
                 }
                 None => self.leave(parts, &attachment, change).await,
             },
-            Step::Nothing => Some(self.update(change).await?),
         }
+    }
+
+    /// The one network that comes or goes, when that can be done now.
+    fn may_change(&self, present: &[Attachment], wanted: &Reconnect) -> Result<Step, Failure> {
+        self.require_awake()?;
+        if self.changing.is_some() {
+            let busy = Failure::new(Class::Conflict, "the machine's networks are being changed already");
+            return Err(busy.hint("try again when that is done"));
+        }
+        plan::check_step(present, &wanted.attachments)?;
+        let is_in = |all: &[Attachment], one: &Attachment| all.iter().any(|a| a.network == one.network);
+        let comes = wanted.attachments.iter().find(|a| !is_in(present, a)).cloned();
+        let goes = present.iter().find(|a| !is_in(&wanted.attachments, a)).cloned();
+        let step = comes.map(Step::Joins).or(goes.map(Step::Leaves));
+        step.ok_or_else(|| Failure::new(Class::Conflict, "the machine is in these networks already"))
     }
 
     /// Goes on with a change when the guest has answered.
@@ -197,7 +197,6 @@ impl<P> Monitor<P> {
                 change.answer(Err(failure));
                 None
             }
-            (Step::Nothing, _) => Some(change),
         }
     }
 

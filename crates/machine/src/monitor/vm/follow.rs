@@ -86,23 +86,9 @@ impl Monitor<VmPlan> {
                 }
                 event = booted.vm.next_event() => match event {
                     VmEvent::Exited(reason) => return self.ended(reason, None, ending.killed),
-                    // A full disk stops the guest; that the state can not be written then must not end it.
-                    VmEvent::Paused => self.advance_if_possible(Phase::Paused),
-                    VmEvent::Resumed => {
-                        self.advance_if_possible(Phase::Running);
-                        clock::tell(session.borrow().clone());
+                    event => {
+                        let _ = inbox.unless_ended(self.vm_event(booted, &event, &mut ending, session)).await;
                     }
-                    VmEvent::Rebooted => {
-                        // A kernel asks for its reset several times before it happens.
-                        if ending.rebooted.is_none_or(|at| at.elapsed() > REBOOT_PERIOD) {
-                            self.log.note(Source::Monitor, "the guest restarts");
-                        }
-                        ending.rebooted = Some(Instant::now());
-                    }
-                    VmEvent::AgentPort { is_open } => {
-                        let _ = inbox.unless_ended(self.agent_port(booted, is_open, session)).await;
-                    }
-                    other => self.note_event(&other),
                 },
                 failure = booted.shares.ended() => {
                     let reason = self.share_ended(&mut *booted.vm, failure).await?;
@@ -131,6 +117,40 @@ impl Monitor<VmPlan> {
                     self.log.note(Source::Monitor, "the guest did not power off in time: killed");
                     ending.kill(&mut *booted.vm);
                 }
+            }
+        }
+    }
+
+    /// An event of the hypervisor that does not end the machine.
+    async fn vm_event(&mut self, booted: &mut Booted, event: &VmEvent, ending: &mut Ending, session: &SessionSlot) {
+        match event {
+            // A full disk stops the guest; that the state can not be written then must not end it.
+            VmEvent::Paused => self.advance_if_possible(Phase::Paused),
+            VmEvent::Resumed => {
+                self.advance_if_possible(Phase::Running);
+                clock::tell(session.borrow().clone());
+            }
+            VmEvent::Rebooted => {
+                // A kernel asks for its reset several times before it happens.
+                if ending.rebooted.is_none_or(|at| at.elapsed() > REBOOT_PERIOD) {
+                    self.log.note(Source::Monitor, "the guest restarts");
+                }
+                ending.rebooted = Some(Instant::now());
+            }
+            VmEvent::AgentPort { is_open } => self.agent_port(booted, *is_open, session).await,
+            other => self.note_event(other),
+        }
+    }
+
+    /// Waits for the event by which the machine leaves the phase `left`, if it is in it: whoever asked for a pause, or for its
+    /// end, must find the machine so with the next command.
+    async fn until_told(&mut self, booted: &mut Booted, left: Phase, ending: &mut Ending, session: &SessionSlot) {
+        let until = Instant::now() + guest::EVENT_TIMEOUT;
+        while self.machine.state.phase == left {
+            match tokio::time::timeout_at(until, booted.vm.next_event()).await {
+                // The loop sees it again.
+                Ok(VmEvent::Exited(_)) | Err(_) => return,
+                Ok(event) => self.vm_event(booted, &event, ending, session).await,
             }
         }
     }
@@ -191,11 +211,17 @@ impl Monitor<VmPlan> {
             Request::Pause => {
                 self.space.forget();
                 if let Ok(paused) = inbox.unless_ended(within("pause", booted.vm.pause())).await {
+                    if paused.is_ok() {
+                        self.until_told(booted, Phase::Running, ending, session).await;
+                    }
                     guest::reply(answer, paused);
                 }
             }
             Request::Resume => {
                 if let Ok(resumed) = inbox.unless_ended(within("resume", booted.vm.resume())).await {
+                    if resumed.is_ok() {
+                        self.until_told(booted, Phase::Paused, ending, session).await;
+                    }
                     guest::reply(answer, resumed);
                 }
             }
