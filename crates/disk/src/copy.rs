@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::source::{RawFile, Source};
@@ -78,9 +80,7 @@ pub fn copy(
     let total = source.len();
     let write_failed = |offset| move |e| written(e, offset, total);
     let len = target.metadata().map_err(write_failed(0))?.len();
-    // To no length and back: everything that was there is gone, and what is not written reads as zeros.
-    target.set_len(0).map_err(write_failed(0))?;
-    target.set_len(len).map_err(write_failed(0))?;
+    discard(target, len).map_err(write_failed(0))?;
     let mut sum = blake2b_simd::State::new();
     each_chunk(source, stop, |offset, chunk| {
         for (index, piece) in chunk.chunks(HOLE).enumerate() {
@@ -112,6 +112,32 @@ pub fn copy(
         true => Ok(()),
         false => Err(CopyError::Different),
     }
+}
+
+/// Makes `target` read as zeros, at the same length throughout: whoever finds it after this process was killed in the middle
+/// must still be told the size of the volume.
+fn discard(target: &File, len: u64) -> io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    match fallocate(target, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, len) {
+        Ok(()) => Ok(()),
+        Err(Errno::OPNOTSUPP) => overwrite(target),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Zeros where there is something, for file systems that cannot punch holes.
+fn overwrite(target: &File) -> io::Result<()> {
+    let mut old = RawFile::new(target.try_clone()?)?;
+    let zeros = vec![0; CHUNK as usize];
+    let mut offset = 0;
+    while let Some(at) = old.next_data(offset)? {
+        let n = (old.len() - at).min(CHUNK);
+        target.write_all_at(&zeros[..n as usize], at)?;
+        offset = at + n;
+    }
+    Ok(())
 }
 
 fn written(error: io::Error, offset: u64, total: u64) -> CopyError {
@@ -211,6 +237,28 @@ mod tests {
         assert!(read[..image.len()] == image && read[image.len()..].iter().all(|b| *b == 0));
         assert_eq!(last, image.len() as u64);
         assert!(target.metadata().unwrap().blocks() * 512 < 1 << 20);
+    }
+
+    #[test]
+    fn the_target_is_never_shorter_than_it_is() {
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+        let target = File::from(memfd_create("volume", MemfdFlags::ALLOW_SEALING).unwrap());
+        target.write_all_at(&vec![0xff; 8 << 20], 0).unwrap();
+        fcntl_add_seals(&target, SealFlags::SHRINK | SealFlags::GROW).unwrap();
+        copied(&target).unwrap();
+        assert_eq!(target.metadata().unwrap().len(), 8 << 20);
+    }
+
+    #[test]
+    fn what_was_there_is_overwritten_where_holes_can_not_be_made() {
+        let target = tempfile::tempfile().unwrap();
+        target.write_all_at(&[0xff; 300_000], 100_000).unwrap();
+        target.write_all_at(&[0xff; 5], 6 << 20).unwrap();
+        overwrite(&target).unwrap();
+        let mut read = vec![1; (6 << 20) + 5];
+        target.read_exact_at(&mut read, 0).unwrap();
+        assert!(read.iter().all(|b| *b == 0));
+        assert_eq!(target.metadata().unwrap().len(), (6 << 20) + 5);
     }
 
     #[test]

@@ -87,6 +87,12 @@ impl Tree {
         self.write(path, format!("#!/bin/sh\n{body}\n").as_bytes(), 0o755)
     }
 
+    /// With the executable file `path`, mode 0755.
+    #[must_use]
+    pub fn program(self, path: &str, content: impl AsRef<[u8]>) -> Tree {
+        self.write(path, content.as_ref(), 0o755)
+    }
+
     /// With an entrypoint: a `.startup.toml` that starts `program` with `args`.
     #[must_use]
     pub fn entrypoint(self, program: &str, args: &[&str]) -> Tree {

@@ -47,12 +47,46 @@ const DHCP: &str = "printf '#!/bin/sh\\nenv\\n' > /tmp/told; chmod +x /tmp/told;
 const LISTEN: &str = "echo 1 > /proc/sys/net/ipv6/conf/eth0/accept_ra; echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad; \
                       ip link set eth0 down; ip -6 addr flush dev eth0; ip link set eth0 up";
 
+/// Prints the first address of each name as musl's resolver finds it, or its error.
+const RESOLVE: &str = r#"
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <stdio.h>
+
+int main(int argc, char **argv) {
+    for (int i = 1; i < argc; i++) {
+        struct addrinfo wanted = {.ai_socktype = SOCK_STREAM}, *found;
+        char address[128] = "";
+        int error = getaddrinfo(argv[i], "80", &wanted, &found);
+        if (!error) {
+            getnameinfo(found->ai_addr, found->ai_addrlen, address, sizeof address, NULL, 0, NI_NUMERICHOST);
+            freeaddrinfo(found);
+        }
+        printf("%s: %s\n", argv[i], error ? gai_strerror(error) : address);
+    }
+    return 0;
+}
+"#;
+
+/// A static program of [`RESOLVE`], linked with musl.
+fn musl_resolver(home: &TestHome) -> Vec<u8> {
+    let (source, program) = (home.file("resolve.c"), home.file("resolve"));
+    std::fs::write(&source, RESOLVE).expect("a source file");
+    let built = Command::new("musl-gcc")
+        .args(["-static", "-o"])
+        .args([&program, &source])
+        .status();
+    assert!(built.expect("musl-gcc: run scripts/setup").success());
+    std::fs::read(program).expect("a program")
+}
+
 #[test]
 fn guests_in_two_networks_find_each_other_and_the_world_and_nobody_else() {
     let Some(home) = home() else { return };
     let internet = Internet::behind(&home);
     let image = Tree::busybox(&home)
         .file("www/index.html", "a page\n")
+        .program("bin/resolve", musl_resolver(&home))
         .pack(&home, "box");
     let wait = ["sleep", "1000"];
     zmachine(&home, &["network", "create", "front"]).expect_success();
@@ -107,6 +141,16 @@ fn guests_in_two_networks_find_each_other_and_the_world_and_nobody_else() {
         }
         let reverse = told(&home, "db", "nslookup 10.77.1.3");
         assert!(reverse.contains("web.back"), "{reverse}");
+    });
+    checks.that("names by musl, which takes any refusal for the end of its search", || {
+        let addresses = |said: String| said.lines().map(str::to_owned).collect::<Vec<_>>();
+        let said = addresses(told(&home, "db", "resolve web shop.back nobody nobody.example"));
+        assert_eq!(said[1], "shop.back: 10.77.1.3", "{said:?}");
+        assert!(said[0].starts_with("web: ") && !said[0].contains("Try again"), "{said:?}");
+        assert_eq!(said[2], "nobody: Name does not resolve", "{said:?}");
+        assert_eq!(said[3], "nobody.example: Name does not resolve", "{said:?}");
+        let said = addresses(told(&home, "web", "resolve db web"));
+        assert!(said.iter().all(|line| line.contains(": 10.77.1.") || line.contains(": fd")), "{said:?}");
     });
     checks.that("the world is reached from the one and not from the other", || {
         for address in ["198.51.100.2", "2001:db8:1::2"] {

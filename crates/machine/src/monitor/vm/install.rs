@@ -66,7 +66,8 @@ impl Monitor<VmPlan> {
         }
         if held.volume.size_bytes < install.bytes {
             let message = format!("the volume '{}' is smaller than the image", held.volume.name);
-            return Err(Failure::new(Class::Conflict, message));
+            let hint = format!("'zmachine volume grow {} {}' makes it large enough", held.volume.name, install.bytes);
+            return Err(Failure::new(Class::Conflict, message).hint(hint));
         }
         held.set_content(Content::Installing {
             digest: install.digest.clone(),
