@@ -12,6 +12,8 @@ mod logs;
 mod machine_file;
 mod output;
 mod progress;
+#[cfg(test)]
+mod reference;
 mod roles;
 mod terminal;
 mod time;

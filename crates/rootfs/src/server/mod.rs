@@ -11,15 +11,16 @@
 
 pub mod queue;
 pub mod request;
+mod ring;
 
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
-use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringRwLock, VringState, VringT};
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringState, VringT};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
 };
@@ -34,6 +35,7 @@ use crate::erofs::Extent;
 use crate::keep;
 use crate::report::Reporter;
 use queue::{Device, Step, missing_ahead, step};
+use ring::Ring;
 
 /// Data segments per request: QEMU's default queue of 128 descriptors without header and status.
 pub const SEG_MAX: u32 = 126;
@@ -68,7 +70,7 @@ pub fn serve(
             reporter: Arc::clone(reporter),
             memory: memory.clone(),
             is_closed: RwLock::new(false),
-            greeted: (0..queues).map(|_| AtomicBool::new(false)).collect(),
+            queues,
         });
         let mut daemon = VhostUserDaemon::new("vhost-user".into(), Arc::clone(&backend), memory)?;
         daemon.start(&mut listener)?;
@@ -90,9 +92,7 @@ struct Backend {
     memory: GuestMemoryAtomic<GuestMemoryMmap>,
     /// Held for reading around every access to guest memory.
     is_closed: RwLock<bool>,
-    /// By queue: the guest was interrupted once after the connection. Our predecessor may have died between an answer and
-    /// its interrupt.
-    greeted: Vec<AtomicBool>,
+    queues: u16,
 }
 
 impl Backend {
@@ -101,11 +101,11 @@ impl Backend {
     }
 
     /// Answers everything that waits in a queue.
-    fn drain(&self, vring: &VringRwLock, number: usize) {
+    fn drain(&self, vring: &Ring) {
         let mut pinned = Pinned::new();
         let mut tries: Vec<u32> = Vec::new();
         loop {
-            match self.answer_batch(vring, number, &mut pinned, &mut tries) {
+            match self.answer_batch(vring, &mut pinned, &mut tries) {
                 Some((extent, is_damaged)) => self.fetch(&extent, is_damaged, &mut pinned, &mut tries),
                 None => return,
             }
@@ -113,22 +113,13 @@ impl Backend {
     }
 
     /// Answers until nothing waits (`None`) or a block is missing; tells the guest at the end.
-    fn answer_batch(
-        &self,
-        vring: &VringRwLock,
-        number: usize,
-        pinned: &mut Pinned,
-        tries: &mut Vec<u32>,
-    ) -> Option<(Extent, bool)> {
+    fn answer_batch(&self, vring: &Ring, pinned: &mut Pinned, tries: &mut Vec<u32>) -> Option<(Extent, bool)> {
         let mut answered = 0;
         loop {
             let is_closed = self.is_closed.read().unwrap_or_else(PoisonError::into_inner);
             let mut state = vring.get_mut();
             if *is_closed || !state.is_enabled() {
                 return None;
-            }
-            if !self.greeted[number].swap(true, Ordering::Relaxed) {
-                let _ = state.signal_used_queue();
             }
             let result = step(&self.device, state.get_queue_mut(), &self.memory, pinned);
             answered += usize::from(matches!(result, Step::Answered));
@@ -203,10 +194,10 @@ fn interrupt(state: &mut VringState) {
 
 impl VhostUserBackend for Backend {
     type Bitmap = ();
-    type Vring = VringRwLock;
+    type Vring = Ring;
 
     fn num_queues(&self) -> usize {
-        self.greeted.len()
+        usize::from(self.queues)
     }
 
     fn max_queue_size(&self) -> usize {
@@ -235,12 +226,7 @@ impl VhostUserBackend for Backend {
     fn set_event_idx(&self, _enabled: bool) {}
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        config(
-            self.device.disk.capacity_sectors(),
-            self.greeted.len() as u16,
-            offset,
-            size,
-        )
+        config(self.device.disk.capacity_sectors(), self.queues, offset, size)
     }
 
     // The memory is shared with the crate through `self.memory`.
@@ -249,17 +235,17 @@ impl VhostUserBackend for Backend {
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
-        (0..self.greeted.len()).map(|queue| 1 << queue).collect()
+        (0..self.queues).map(|queue| 1 << queue).collect()
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
         new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
     }
 
-    fn handle_event(&self, event: u16, _set: EventSet, vrings: &[VringRwLock], thread: usize) -> io::Result<()> {
+    fn handle_event(&self, event: u16, _set: EventSet, vrings: &[Ring], _thread: usize) -> io::Result<()> {
         // An error would end the thread, so there is none; each thread has exactly one queue.
         if let Some(vring) = vrings.get(usize::from(event)) {
-            self.drain(vring, thread);
+            self.drain(vring);
         }
         Ok(())
     }

@@ -350,6 +350,27 @@ fn broken_rings_stop_the_queue_and_nothing_else() {
 }
 
 #[test]
+fn whoever_is_interrupted_in_another_way_is_interrupted_once() {
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use vhost_user_backend::VringT;
+    let rig = Rig::new();
+    let ring = super::Ring::new(rig.memory.clone(), 16).unwrap();
+    for _ in 0..2 {
+        // A queue may be served before its guest can be interrupted.
+        ring.set_call(None);
+        ring.signal_used_queue().unwrap();
+        let call: OwnedFd = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
+        ring.set_call(Some(File::from(call.try_clone().unwrap())));
+        let mut count = [0; 8];
+        rustix::io::read(&call, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 1);
+    }
+}
+
+#[test]
 fn the_configuration_is_as_long_as_asked_for() {
     let whole = super::config(0x1234, 3, 0, 60);
     assert_eq!((whole.len(), &whole[..2], whole[34]), (60, &[0x34u8, 0x12][..], 3));

@@ -66,7 +66,10 @@ impl Monitor<VmPlan> {
         }
         if held.volume.size_bytes < install.bytes {
             let message = format!("the volume '{}' is smaller than the image", held.volume.name);
-            let hint = format!("'zmachine volume grow {} {}' makes it large enough", held.volume.name, install.bytes);
+            let hint = format!(
+                "'zmachine volume grow {} {}' makes it large enough",
+                held.volume.name, install.bytes
+            );
             return Err(Failure::new(Class::Conflict, message).hint(hint));
         }
         held.set_content(Content::Installing {
