@@ -34,7 +34,8 @@ fn spelled(arg: &Arg) -> String {
             false => format!("{text} {values}"),
         };
     }
-    format!("`{text}`")
+    // A bar ends a cell of a table, in code as well.
+    format!("`{}`", text.replace('|', "\\|"))
 }
 
 fn described(arg: &Arg) -> String {
