@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a user waits for and pays for, each figure beside a floor measured in the same run.
 
-    bench.py start  ZMACHINE FLIST [--rounds N] [--network NAME ...]   exec to the entrypoint's first byte, against bare QEMU
+    bench.py start  ZMACHINE FLIST [--rounds N] [--network NAME ...] [--other ZMACHINE HOME]   exec to the entrypoint's first byte, against bare QEMU
     bench.py cold   ZMACHINE FLIST STORE [--rounds N]                  the same with no block in the cache
     bench.py memory ZMACHINE FLIST COMMAND...                          memory of the processes of one machine
     bench.py jail   ZMACHINE FLIST BUSYBOX [--rounds N]                what the jail costs: start and memory, with it and without
@@ -153,6 +153,12 @@ def start(args):
                 [args.program, "run", "--rm", "--network", network, args.flist],
                 None,
             )
+            if args.other:
+                other, home = args.other
+                runs[f"other run --network {network}"] = (
+                    ["env", f"ZMACHINE_HOME={home}", other, "run", "--rm", "--network", network, args.flist],
+                    None,
+                )
         first = {name: [] for name in runs}
         end = {name: [] for name in runs}
         for command, marker in runs.values():  # warm: the host's page cache, the block cache
@@ -328,7 +334,9 @@ def main():
         sub.add_argument("--rounds", type=int, default=7)
         return sub
 
-    command("start", start, "program", "flist").add_argument("--network", action="append")
+    starts = command("start", start, "program", "flist")
+    starts.add_argument("--network", action="append")
+    starts.add_argument("--other", nargs=2, metavar=("ZMACHINE", "HOME"), help="another build, with a home of its own")
     command("cold", cold, "program", "flist", "store")
     command("pack", pack, "program", "tree", "store")
     command("command", whole_run, "program", "flist", "command")

@@ -65,7 +65,11 @@ fn section(page: &mut String, command: &Command, path: &str) {
     let visible: Vec<_> = command.get_subcommands().filter(|sub| !sub.is_hide_set()).collect();
     if !path.is_empty() {
         let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-        let _ = writeln!(page, "\n## zmachine {path}\n{}.\n", about.trim_end_matches('.').replace('<', "&lt;"));
+        let _ = writeln!(
+            page,
+            "\n## zmachine {path}\n{}.\n",
+            about.trim_end_matches('.').replace('<', "&lt;")
+        );
     }
     let args = command.get_arguments().filter(|arg| {
         let is_common = ["help", "version"].contains(&arg.get_id().as_str());
@@ -75,7 +79,11 @@ fn section(page: &mut String, command: &Command, path: &str) {
         .map(|arg| format!("| {} | {} |\n", spelled(arg), described(arg)))
         .collect();
     if !path.is_empty() && visible.is_empty() {
-        let usage = command.clone().bin_name(format!("zmachine {path}")).render_usage().to_string();
+        let usage = command
+            .clone()
+            .bin_name(format!("zmachine {path}"))
+            .render_usage()
+            .to_string();
         let _ = writeln!(page, "```\n{}\n```", usage.trim_start_matches("Usage: "));
     }
     if !rows.is_empty() {
