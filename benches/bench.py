@@ -100,7 +100,8 @@ def flags_of_a_machine(program, flist):
 
 def bare(words, initramfs):
     """The same command line without its devices and channels, on another initramfs, with the console on stdout."""
-    kept, skip = [], {"-chardev", "-mon", "-device", "-serial", "-netdev", "-blockdev", "-initrd", "-no-shutdown"}
+    kept, skip = [], {"-chardev", "-mon", "-device", "-serial", "-netdev", "-blockdev", "-add-fd", "-initrd",
+                      "-no-shutdown"}
     it = iter(words)
     for word in it:
         if word in skip:
