@@ -216,81 +216,7 @@ fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-    use std::process::Command;
-
     use super::*;
-
-    fn qemu_img(args: &[&str]) -> Option<()> {
-        let ran = Command::new("qemu-img").args(args).output().ok()?;
-        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-        Some(())
-    }
-
-    fn raw(dir: &Path) -> Vec<u8> {
-        let mut image = vec![0; 3 << 20];
-        image[..100].fill(1);
-        (0..300_000).for_each(|n| image[1_000_000 + n] = (n * n % 251) as u8);
-        std::fs::write(dir.join("raw"), &image).unwrap();
-        image
-    }
-
-    #[test]
-    fn images_of_qemu_are_read_as_qemu_wrote_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let image = raw(dir.path());
-        let (from, to) = (dir.path().join("raw"), dir.path().join("q"));
-        let (from, to) = (from.to_str().unwrap(), to.to_str().unwrap());
-        for options in [
-            &["-O", "qcow2"][..],
-            &["-c", "-O", "qcow2"],
-            &["-O", "qcow2", "-o", "compat=0.10"],
-            &["-O", "qcow2", "-o", "cluster_size=4096"],
-        ] {
-            let args = [&["convert", "-f", "raw"], options, &[from, to]].concat();
-            if qemu_img(&args).is_none() {
-                return eprintln!("skipped: qemu-img is not here");
-            }
-            let mut disk = Qcow2::new(File::open(to).unwrap()).unwrap();
-            let mut read = vec![0; image.len()];
-            disk.read_at(&mut read, 0).unwrap();
-            assert!(read == image, "{options:?}");
-            assert!(disk.next_data(2 << 20).unwrap().is_none(), "{options:?}");
-        }
-    }
-
-    #[test]
-    fn an_image_that_leads_to_other_files_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        raw(dir.path());
-        let path = dir.path().join("q");
-        let backing = dir.path().join("raw");
-        let args = [
-            "create",
-            "-f",
-            "qcow2",
-            "-F",
-            "raw",
-            "-b",
-            backing.to_str().unwrap(),
-            path.to_str().unwrap(),
-        ];
-        if qemu_img(&args).is_none() {
-            return eprintln!("skipped: qemu-img is not here");
-        }
-        assert!(
-            Qcow2::new(File::open(&path).unwrap())
-                .unwrap_err()
-                .contains("backing file")
-        );
-        let data = format!("data_file={}", dir.path().join("d").display());
-        qemu_img(&["create", "-f", "qcow2", "-o", &data, path.to_str().unwrap(), "1M"]).unwrap();
-        assert!(
-            Qcow2::new(File::open(&path).unwrap())
-                .unwrap_err()
-                .contains("another file")
-        );
-    }
 
     /// A version 2 header with these fields and nothing behind it.
     fn header(cluster_bits: u32, len: u64, l1_entries: u32, l1_at: u64) -> File {
@@ -326,27 +252,5 @@ mod tests {
         let mut disk = Qcow2::new(header(9, 1 << 37, 4 << 20, 512)).unwrap();
         assert_eq!(disk.next_data(0).unwrap(), None);
         assert_eq!(disk.next_data(12345).unwrap(), None);
-    }
-
-    #[test]
-    fn every_cut_of_a_header_is_refused_or_reads_without_harm() {
-        let dir = tempfile::tempdir().unwrap();
-        raw(dir.path());
-        let (from, to) = (dir.path().join("raw"), dir.path().join("q"));
-        if qemu_img(&["convert", "-O", "qcow2", from.to_str().unwrap(), to.to_str().unwrap()]).is_none() {
-            return eprintln!("skipped: qemu-img is not here");
-        }
-        let whole = std::fs::read(&to).unwrap();
-        for spoil in 0..112 {
-            for value in [0u8, 0x7f, 0xff] {
-                let mut bytes = whole.clone();
-                bytes[spoil] = value;
-                std::fs::write(&to, &bytes).unwrap();
-                if let Ok(mut disk) = Qcow2::new(File::open(&to).unwrap()) {
-                    let mut buffer = vec![0; 65536.min(disk.len() as usize)];
-                    let _ = disk.read_at(&mut buffer, 0);
-                }
-            }
-        }
     }
 }

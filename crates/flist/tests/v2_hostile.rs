@@ -1,11 +1,9 @@
 //! Format 2 files that are broken on purpose: each is refused with an error that names the file and the thing.
 
-mod support;
-
 use std::path::Path;
 
+use crate::support::fixture;
 use rusqlite::Connection;
-use support::fixture;
 use zmachine_flist::{Flist, OpenError};
 
 /// The whole text of an error with its sources.

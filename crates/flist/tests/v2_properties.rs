@@ -1,12 +1,10 @@
 //! Format 2 for arbitrary trees and arbitrary damage.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::support::fixture;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use support::fixture;
 use zmachine_flist::{
     BlockId, BlockKey, BlockRef, Digest, Flist, Metadata, Node, NodeId, NodeKind, Route, RouteTable, TreeBuilder,
 };

@@ -1,11 +1,9 @@
 //! Format 2 against files made by the original tool.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use crate::support::{decoded, fixture, kind_and_detail, manifest, open, size, stored};
 use rusqlite::Connection;
-use support::{decoded, fixture, kind_and_detail, manifest, open, size, stored};
 use zmachine_flist::{BlockRef, Flist, Route, Startup};
 
 const TREES: [&str; 3] = ["kinds", "sizes", "rootfs-mini"];

@@ -22,7 +22,7 @@ use zmachine_hypervisor::{
 };
 use zmachine_sys::jail::Jail;
 use zmachine_sys::process::ProcessId;
-use zmachine_testkit::skip;
+use zmachine_testkit::{Need, lacking, skip};
 
 mod ch_jail;
 
@@ -62,11 +62,13 @@ impl Bench {
 
     /// The same where it is one with all its walls.
     fn jailed_by_root() -> Option<Self> {
-        if rustix::process::geteuid().is_root() {
-            return Some(Self::jailed());
+        match lacking(&[Need::Root]) {
+            None => Some(Self::jailed()),
+            Some(lack) => {
+                skip(lack);
+                None
+            }
         }
-        skip("needs root");
-        None
     }
 
     fn in_jail(mut self) -> Self {

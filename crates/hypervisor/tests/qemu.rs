@@ -18,6 +18,7 @@ use zmachine_hypervisor::{
 };
 use zmachine_kernel::Kernel;
 use zmachine_sys::process::ProcessId;
+use zmachine_testkit::{Need, lacking, skip, test_kernel};
 
 /// Guests one after another: several emulated ones at once starve each other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
@@ -34,27 +35,19 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Option<Self> {
-        let Some(kernel) = std::env::var_os("ZMACHINE_TEST_KERNEL") else {
-            eprintln!("skipped: ZMACHINE_TEST_KERNEL is not set");
+        if let Some(lack) = lacking(&[Need::Guest]) {
+            skip(lack);
             return None;
-        };
-        let Some(busybox) = ["/bin/busybox", "/usr/bin/busybox"]
+        }
+        let kernel = test_kernel()?;
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"]
             .into_iter()
             .find(|p| Path::new(p).exists())
-        else {
-            eprintln!("skipped: no busybox on this host (busybox-static)");
-            return None;
-        };
-        let qemu = match qemu::probe(None) {
-            Ok(qemu) => qemu,
-            Err(error) => {
-                eprintln!("skipped: {error}; {}", error.hint());
-                return None;
-            }
-        };
+            .expect("scripts/setup installs busybox in /bin or /usr/bin");
+        let qemu = qemu::probe(None).unwrap_or_else(|error| panic!("{error}; {}", error.hint()));
         let turn = ONE_AT_A_TIME.lock().await;
         let dir = tempfile::tempdir().unwrap();
-        let kernel = Kernel::read(Path::new(&kernel)).unwrap();
+        let kernel = Kernel::read(&kernel).unwrap();
         let initrd = pack_guest(dir.path(), &kernel, busybox);
         Some(Self {
             _turn: turn,

@@ -1,11 +1,9 @@
 //! Fetching blocks from stores that are well, sick, lying or gone.
 
-mod support;
-
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use support::*;
+use crate::support::*;
 use zmachine_image::fetch::FetchError;
 use zmachine_image::{BlockCache, FetchOptions, Fetched, Fetcher, Silent};
 

@@ -1,13 +1,11 @@
 //! From references to images: what is admitted, what is refused and why, and that nothing is left behind.
 
-mod support;
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 
-use support::*;
+use crate::support::*;
 use zmachine_flist::{BlockRef, Digest, Flist, Metadata, Node, NodeId, NodeKind, Route, RouteTable, TreeBuilder};
 use zmachine_image::library::{Mended, PruneReport};
 use zmachine_image::{
@@ -432,7 +430,7 @@ fn nothing_that_is_made_can_be_written_by_others_whatever_the_umask() {
     child
         .args([
             "--exact",
-            "nothing_that_is_made_can_be_written_by_others_whatever_the_umask",
+            "library::nothing_that_is_made_can_be_written_by_others_whatever_the_umask",
         ])
         .env(FOLDER, folder.path());
     assert!(child.output().unwrap().status.success());

@@ -1,14 +1,12 @@
 //! Two homes with one block cache: fetched once, stored once, and what one of them needs is not removed by the other.
 
-mod support;
-
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use support::*;
+use crate::support::*;
 use zmachine_flist::BlockRef;
 use zmachine_image::cache::Adopted;
 use zmachine_image::library::{PruneReport, ShareChange, ShareError, blocks_directory};

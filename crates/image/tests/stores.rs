@@ -1,10 +1,8 @@
 //! Block stores by themselves, and the cache's promises.
 
-mod support;
-
 use std::os::unix::process::ExitStatusExt;
 
-use support::*;
+use crate::support::*;
 use zmachine_flist::BlockRef;
 use zmachine_image::cache::Presence;
 use zmachine_image::store::DirStore;
@@ -314,7 +312,10 @@ fn a_writer_killed_at_any_moment_leaves_whole_blocks_only() {
     let mut blocks = 0;
     for round in 1..=8 {
         let mut child = std::process::Command::new(&me)
-            .args(["--exact", "a_writer_killed_at_any_moment_leaves_whole_blocks_only"])
+            .args([
+                "--exact",
+                "stores::a_writer_killed_at_any_moment_leaves_whole_blocks_only",
+            ])
             .env(FILL, cache.directory())
             .stdout(std::process::Stdio::null())
             .spawn()
@@ -337,8 +338,8 @@ fn a_full_disk_is_told_as_such_and_leaves_nothing() {
         .arg(dir.path())
         .output();
     if !mounted.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: a small file system can not be mounted here");
-        return;
+        let lack = zmachine_testkit::lacking(&[zmachine_testkit::Need::Root]);
+        return zmachine_testkit::skip(lack.unwrap_or_else(|| "a small file system cannot be mounted here".into()));
     }
     let cache = BlockCache::open(&dir.path().join("blocks")).unwrap();
     let plain = vec![7; 300_000];

@@ -1,12 +1,10 @@
 //! The limit of the block cache: what goes, in which order, and what stays whatever the limit is.
 
-mod support;
-
 use std::fs::{self, FileTimes, OpenOptions};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use support::*;
+use crate::support::*;
 use zmachine_flist::{BlockRef, Digest};
 use zmachine_image::library::TrimReport;
 use zmachine_image::{BlockCache, Library, PullPolicy, Reference, ResolveError, Silent};

@@ -210,8 +210,9 @@ mod tests {
     #[test]
     fn debians_source_accepts_every_option_of_the_fragment() {
         let Some(source) = std::env::var_os("ZMACHINE_TEST_KERNEL_SOURCE") else {
-            eprintln!("skipped: ZMACHINE_TEST_KERNEL_SOURCE does not name a linux-source-6.12 package");
-            return;
+            return zmachine_testkit::skip(
+                "needs a linux-source-6.12 package, its name in ZMACHINE_TEST_KERNEL_SOURCE",
+            );
         };
         let work = tempfile::tempdir().unwrap();
         let tree = unpack(&BuildSource::File(source.into()), work.path(), &mut |_| {}).unwrap();

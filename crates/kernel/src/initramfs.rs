@@ -202,8 +202,7 @@ mod tests {
             .stderr(Stdio::null())
             .spawn()
         else {
-            eprintln!("skipped: no busybox on this host");
-            return;
+            return zmachine_testkit::skip(zmachine_testkit::Lack::provided("needs busybox"));
         };
         child.stdin.take().unwrap().write_all(&bytes).unwrap();
         let listed = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();

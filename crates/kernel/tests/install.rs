@@ -7,7 +7,7 @@ use zmachine_kernel::{Kernel, KernelError, KernelLibrary, KernelSource};
 /// The kernel's package, if the host's package sources give it. One download serves all tests of this file.
 fn debian_kernel(library: &KernelLibrary) -> Option<Kernel> {
     if std::env::var_os("ZMACHINE_TEST_DOWNLOAD").is_none() {
-        eprintln!("skipped: downloads 34 MB; set ZMACHINE_TEST_DOWNLOAD=1");
+        zmachine_testkit::skip("downloads 34 MB; set ZMACHINE_TEST_DOWNLOAD=1");
         return None;
     }
     Some(

@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn a_real_group_holds_a_process_and_goes_with_it() {
         let Some(root) = real_root() else {
-            return eprintln!("skipped: no cgroup v2 hierarchy that may be written");
+            return zmachine_testkit::skip("needs a cgroup v2 hierarchy that may be written");
         };
         let home = tempfile::tempdir().unwrap();
         let path = path(&root, home.path(), "0123456789ab");

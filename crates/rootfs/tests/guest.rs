@@ -1,16 +1,12 @@
 //! The server under a real guest: QEMU boots a kernel that mounts the lazy disk and reads it.
 
-#[path = "support/guest.rs"]
-mod guest;
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use guest::{Guest, Kernel, Server};
-use support::{Blocks, builder, directory, flist, metadata, node, noise, stored_path};
+use crate::support::vm::{Guest, Kernel, Server};
+use crate::support::{Blocks, builder, directory, flist, metadata, node, noise, stored_path};
 use zmachine_flist::{BlockRef, Flist, NodeId, NodeKind};
 use zmachine_rootfs::map::ExtentMap;
 use zmachine_rootfs::{PrefetchList, files_of_block, prepare};

@@ -1,7 +1,5 @@
 //! The images we write against two independent readers: `fsck.erofs`, and the kernel by a loop mount.
 
-mod support;
-
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
@@ -10,8 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
+use crate::support::{Blocks, Mount, builder, directory, fsck, links, materialise, metadata, node, noise};
 use proptest::prelude::*;
-use support::{Blocks, Mount, builder, directory, fsck, links, materialise, metadata, node, noise};
 use zmachine_flist::{BlockId, BlockKey, BlockRef, Digest, Metadata, Node, NodeId, NodeKind, Tree};
 use zmachine_rootfs::erofs::{LayoutError, layout};
 

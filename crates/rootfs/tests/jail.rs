@@ -77,9 +77,8 @@ fn attempt(dir: &Path, what: &str) -> Output {
 
 #[test]
 fn the_server_can_do_nothing_but_serve() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: needs root");
-        return;
+    if let Some(lack) = zmachine_testkit::lacking(&[zmachine_testkit::Need::Root]) {
+        return zmachine_testkit::skip(lack);
     }
     let home = tempfile::tempdir().unwrap();
     let dir = home.path();

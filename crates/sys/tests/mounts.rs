@@ -10,11 +10,11 @@ use zmachine_sys::mount;
 const USER: u32 = 1_999_999_996;
 
 fn is_root() -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root {
-        println!("skipped: needs root");
+    let lack = zmachine_testkit::lacking(&[zmachine_testkit::Need::Root]);
+    if let Some(lack) = &lack {
+        zmachine_testkit::skip(lack);
     }
-    is_root
+    lack.is_none()
 }
 
 #[test]
@@ -28,7 +28,10 @@ fn a_file_is_anothers_in_its_mount_and_roots_everywhere_else() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let shown = match mount::owned_by(USER, &path, true) {
         Ok(shown) => shown,
-        Err(error) => return println!("skipped: the file system of {} has none: {error}", path.display()),
+        Err(error) => {
+            let reason = format!("the file system of {} has none: {error}", path.display());
+            return zmachine_testkit::skip(&reason);
+        }
     };
     let seen = rustix::fs::fstat(&shown).unwrap();
     assert_eq!((seen.st_uid, seen.st_gid, seen.st_mode & 0o777), (USER, USER, 0o600));

@@ -26,6 +26,7 @@ use zmachine_agent_protocol::{
     AgentError, BootConfig, ExitStatus, Frame, FrameDecoder, HostEntry, Interface, PORT_NAME, PROTOCOL_VERSION,
     Process, Reply, Request, Root, Route, Upper,
 };
+use zmachine_testkit::{Need, is_static, lacking, skip, test_kernel};
 
 /// A guest under emulation on a busy host is slow.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -44,19 +45,12 @@ pub(crate) struct Bench {
 impl Bench {
     /// `None`, with the reason printed, when this host can not run guests.
     pub(crate) fn new() -> Option<Bench> {
-        let skip = |reason: &str| {
-            eprintln!("skipped: {reason}");
-            None
-        };
-        let Some(kernel) = std::env::var_os("ZMACHINE_TEST_KERNEL").map(PathBuf::from) else {
-            return skip("ZMACHINE_TEST_KERNEL names no kernel folder");
-        };
-        for tool in ["qemu-system-x86_64", "mkfs.erofs", "mke2fs", "e2fsck", "busybox"] {
-            if Command::new(tool).arg("--help").output().is_err() {
-                return skip(&format!("{tool} is not installed"));
-            }
+        let tools = ["mkfs.erofs", "mke2fs", "e2fsck"].map(Need::Command);
+        if let Some(lack) = lacking(&[&[Need::Guest], &tools[..]].concat()) {
+            skip(lack);
+            return None;
         }
-        let agent = Bench::static_agent()?;
+        let (kernel, agent) = (test_kernel()?, Bench::static_agent());
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         Some(Bench {
             kernel,
@@ -65,16 +59,15 @@ impl Bench {
         })
     }
 
-    /// The agent under test, if it is one that runs in any tree; else `None`, with the reason printed.
-    pub(crate) fn static_agent() -> Option<PathBuf> {
+    /// The agent under test: one that runs in any tree, as every build makes it.
+    pub(crate) fn static_agent() -> PathBuf {
         let agent = PathBuf::from(env!("CARGO_BIN_EXE_zmachine-agent"));
-        if has_interpreter(&fs::read(&agent).expect("the agent is built")) {
-            eprintln!(
-                "skipped: the agent is dynamic: build with RUSTFLAGS='-C target-feature=+crt-static' and --target"
-            );
-            return None;
-        }
-        Some(agent)
+        assert!(
+            is_static(&agent),
+            "{} is not static: what does .cargo/config.toml say?",
+            agent.display()
+        );
+        agent
     }
 
     /// A folder with the disks of a machine: the busybox image, an empty writable layer and an empty volume.
@@ -539,13 +532,6 @@ fn run(program: &str, arguments: &[&str], folder: &Path) {
         "{program}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-}
-
-/// Whether an ELF file names a dynamic loader (a program header of type PT_INTERP).
-fn has_interpreter(elf: &[u8]) -> bool {
-    let word = |at: usize| u16::from_le_bytes([elf[at], elf[at + 1]]) as usize;
-    let table = u64::from_le_bytes(elf[32..40].try_into().unwrap()) as usize;
-    (0..word(56)).any(|index| elf[table + index * word(54)] == 3)
 }
 
 /// A newc archive with `/init`.

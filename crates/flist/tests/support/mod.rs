@@ -1,6 +1,6 @@
 //! What the tests of format 2 share: where the recorded files are, and how to read what is said about them.
 
-#![allow(dead_code, unreachable_pub)] // each test program uses its own part
+#![allow(unreachable_pub)] // a module of a test program
 
 use std::collections::BTreeMap;
 use std::io::Read;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use zmachine_testkit::{TestHome, Tree, skip};
+use zmachine_testkit::{Lack, TestHome, Tree, skip};
 
 use crate::support::{Checks, home, inspect, sh, told, until_logged, zmachine};
 
@@ -57,7 +57,9 @@ fn containers_reach_each_other_their_gateway_and_are_reached_from_the_host() {
     });
     checks.that("a published UDP port", || match has_udp {
         true => published_udp(&home),
-        false => skip("needs a C compiler with a static libc, for a UDP server in the guest"),
+        false => skip(Lack::provided(
+            "needs a C compiler with a static libc, for a UDP server in the guest",
+        )),
     });
     checks.that("a taken host port is refused", || {
         let run = zmachine(&home, &["run", "-p", "18080:80", &image, "true"]);

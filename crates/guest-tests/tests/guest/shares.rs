@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use zmachine_testkit::{TestHome, VmImage, skip};
+use zmachine_testkit::{Lack, TestHome, VmImage, skip};
 
 use crate::support::{Checks, home_with_box, inspect, noise, phase, sh, told, until, zmachine};
 use crate::vms::booted;
@@ -14,7 +14,7 @@ use crate::vms::booted;
 /// A home with the busybox tree as an image, on a host that can share directories.
 pub(crate) fn home_with_virtiofsd() -> Option<(TestHome, String)> {
     if !has_virtiofsd() {
-        skip("needs virtiofsd");
+        skip(Lack::provided("needs virtiofsd"));
         return None;
     }
     home_with_box()

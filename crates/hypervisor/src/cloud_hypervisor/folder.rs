@@ -142,8 +142,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_folder_of_a_jail_is_on_no_disk_and_what_it_holds_is_limited() {
-        if !rustix::process::geteuid().is_root() {
-            return zmachine_testkit::skip("needs root");
+        if let Some(lack) = zmachine_testkit::lacking(&[zmachine_testkit::Need::Root]) {
+            return zmachine_testkit::skip(lack);
         }
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::make(dir.path(), Some(1_999_999_998)).unwrap();

@@ -1,5 +1,5 @@
 //! What the tests of fetching share: the recorded flists with their blocks, and a web server that can misbehave.
-#![allow(dead_code, unreachable_pub)] // each test program uses its part
+#![allow(unreachable_pub)] // a module of a test program
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -43,9 +43,8 @@ fn uncounted() -> String {
 #[test]
 fn beside_docker_machines_reach_the_world_and_are_reached_and_docker_has_its_rules_back() {
     in_own_space(|space| {
-        if Command::new("iptables").arg("--version").output().is_err() {
-            println!("skipped: no iptables on this host");
-            return;
+        if let Some(lack) = zmachine_testkit::lacking(&[zmachine_testkit::Need::Command("iptables")]) {
+            return zmachine_testkit::skip(lack);
         }
         run(async {
             let home = tempfile::tempdir().unwrap();

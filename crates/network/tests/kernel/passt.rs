@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use zmachine_network::HostDns;
 use zmachine_network::user::{Passt, PasstArgs, UserRequest, way_out};
 use zmachine_sys::process::{ChildSetup, prepare_child};
+use zmachine_testkit::Lack;
 
 use super::*;
 
@@ -79,7 +80,7 @@ fn starts(networks: &Networks, dir: &Path, interface: Option<&str>, what: &str) 
         dns: &HostDns::default(),
     };
     let Ok(attachment) = networks.user_attachment(request) else {
-        return println!("skipped: passt is not here");
+        return zmachine_testkit::skip(Lack::provided("needs passt"));
     };
     assert_eq!(attachment.routes.len(), 1, "{what}: IPv4, and nothing of IPv6");
     let passt = Passt::find().unwrap();

@@ -33,9 +33,8 @@ pub(crate) fn in_own_space(body: impl FnOnce(&Space)) {
     if let Ok(name) = std::env::var(INSIDE) {
         return body(&Space::named(&name));
     }
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: network namespaces need root");
-        return;
+    if let Some(lack) = zmachine_testkit::lacking(&[zmachine_testkit::Need::Root]) {
+        return zmachine_testkit::skip(lack);
     }
     let test = std::thread::current().name().expect("a test has a name").to_owned();
     let owner = Owner(Space::named(&format!(

@@ -1,5 +1,7 @@
 //! What the tests of this crate share: trees with real blocks, a store on disk, whole images, loop mounts.
-#![allow(dead_code, unreachable_pub)] // each test program has its own copy and uses its part
+#![allow(unreachable_pub)] // a module of a test program
+
+pub mod vm;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -10,6 +12,7 @@ use std::process::Command;
 
 use zmachine_flist::{BlockRef, Flist, Metadata, Node, NodeId, NodeKind, Route, RouteTable, Tree, TreeBuilder};
 use zmachine_rootfs::erofs::ErofsImage;
+use zmachine_testkit::{Need, lacking, skip};
 
 /// The plaintext of blocks.
 #[derive(Debug, Default)]
@@ -129,11 +132,14 @@ impl Mount {
             .unwrap();
         if !output.status.success() {
             // Only a host that lacks the means is an excuse; an image the kernel refuses is not.
-            let is_able = rustix::process::geteuid().is_root()
-                && fs::read_to_string("/proc/filesystems").unwrap().contains("erofs")
-                && Path::new("/dev/loop-control").exists();
-            assert!(!is_able, "mount: {}", String::from_utf8_lossy(&output.stderr));
-            println!("skipped: mounting needs root, EROFS in the kernel and loop devices");
+            let lack = lacking(&[Need::Root, Need::File("/dev/loop-control")]).or_else(|| {
+                let known = fs::read_to_string("/proc/filesystems").unwrap();
+                (!known.contains("erofs")).then(|| "needs EROFS in the kernel".into())
+            });
+            match lack {
+                Some(lack) => skip(lack),
+                None => panic!("mount: {}", String::from_utf8_lossy(&output.stderr)),
+            }
             return None;
         }
         Some(Mount(at.to_owned()))

@@ -1,5 +1,4 @@
 //! A guest with a shell on its serial port, and the server under test beside it.
-#![allow(unreachable_pub)] // a module of a test program
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -8,6 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use zmachine_testkit::{Need, lacking, skip, test_kernel};
 
 /// TCG on a busy machine is slow.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -31,14 +32,11 @@ pub struct Kernel {
 
 impl Kernel {
     pub fn find() -> Option<Kernel> {
-        let Some(folder) = std::env::var_os("ZMACHINE_TEST_KERNEL").map(PathBuf::from) else {
-            println!("skipped: ZMACHINE_TEST_KERNEL names no folder of an installed kernel");
-            return None;
-        };
-        if !has_tools() {
-            println!("skipped: qemu-system-x86_64, and a static busybox are needed");
+        if let Some(lack) = lacking(&[Need::Guest]) {
+            skip(lack);
             return None;
         }
+        let folder = test_kernel()?;
         let image = folder.join("vmlinux");
         assert!(image.is_file(), "{} is not there", image.display());
         let file = |module: &&str| folder.join("modules").join(format!("{module}.ko"));
@@ -68,18 +66,6 @@ impl Kernel {
         cpio.add("init", 0o100_755, init.as_bytes());
         fs::write(path, cpio.finish()).unwrap();
     }
-}
-
-fn has_tools() -> bool {
-    let runs = |tool: &str| {
-        Command::new(tool)
-            .arg("--version")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .is_ok()
-    };
-    runs("qemu-system-x86_64") && Path::new("/bin/busybox").exists()
 }
 
 fn name(path: &Path) -> String {

@@ -1,6 +1,6 @@
 //! The agent in a real guest: everything the host can ask of it, on a busybox image.
 //!
-//! Skipped with a reason on a host without `ZMACHINE_TEST_KERNEL`, QEMU, or a statically linked agent.
+//! Skipped with a reason on a host without `ZMACHINE_TEST_KERNEL` or QEMU.
 #![allow(missing_docs, clippy::missing_panics_doc)]
 
 mod service;

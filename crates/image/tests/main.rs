@@ -1,0 +1,13 @@
+//! Packing, stores, the cache and images from every place: one program, so the crate is linked once.
+
+mod fetch;
+mod library;
+mod oci;
+mod pack;
+mod registry;
+mod roundtrip;
+mod shared;
+mod stores;
+mod support;
+mod trim;
+mod zdb;
