@@ -8,7 +8,11 @@ use thiserror::Error;
 use zmachine_sys::file::FileError;
 
 use crate::publish::{Publish, PublishError};
-use crate::user::MissingPasst;
+
+/// There is no passt.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("passt, which connects machines without root, is not installed")]
+pub struct MissingPasst;
 
 /// What kind of failure it is, for exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +54,7 @@ pub enum NetworkError {
         action: String,
     },
     /// A port that only root may listen on.
-    #[error("host port {port} of '-p {publish}' needs root, as all below {lowest} on this host")]
+    #[error("host port {port} of the published port '{publish}' needs root, as all below {lowest} on this host")]
     LowPort {
         /// The published port.
         publish: Box<Publish>,
@@ -210,7 +214,7 @@ pub enum NetworkError {
     #[error(transparent)]
     Publish(#[from] PublishError),
     /// A host port is in use.
-    #[error("host port {port} of '-p {publish}' is in use by {owner}")]
+    #[error("host port {port} of the published port '{publish}' is in use by {owner}")]
     PortTaken {
         /// The flag's value.
         publish: Box<Publish>,
@@ -220,7 +224,7 @@ pub enum NetworkError {
         owner: String,
     },
     /// The host address to publish on is not an address of this host.
-    #[error("'-p {publish}': {address} is not an address of this host")]
+    #[error("the published port '{publish}': {address} is not an address of this host")]
     NotOurAddress {
         /// The flag's value.
         publish: Box<Publish>,
@@ -228,7 +232,7 @@ pub enum NetworkError {
         address: IpAddr,
     },
     /// A host port could not be claimed.
-    #[error("can not claim host port {port} of '-p {publish}'")]
+    #[error("can not claim host port {port} of the published port '{publish}'")]
     Claim {
         /// The flag's value.
         publish: Box<Publish>,
