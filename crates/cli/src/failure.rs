@@ -2,7 +2,10 @@
 
 use std::io::IsTerminal;
 
+use zmachine_machine::spec::Setting;
 use zmachine_machine::{Class, Failure};
+
+use crate::args::spelling;
 
 /// Prints a failure: what, why, and what to do.
 pub(crate) fn print(failure: &Failure) {
@@ -16,8 +19,23 @@ pub(crate) fn print(failure: &Failure) {
     for cause in &failure.causes {
         eprintln!("{} {cause}", label("caused by", "31"));
     }
-    if let Some(hint) = &failure.hint {
+    if let Some(hint) = hint(failure.hint.as_deref(), &failure.settings, spelling::flag) {
         eprintln!("{} {hint}", label("hint", "32"));
+    }
+}
+
+/// What to do, with `spelling` of the settings to change.
+pub(crate) fn hint(
+    hint: Option<&str>,
+    settings: &[Setting],
+    spelling: impl Fn(Setting) -> &'static str,
+) -> Option<String> {
+    let spelled: Vec<&str> = settings.iter().map(|setting| spelling(*setting)).collect();
+    match (hint, spelled.as_slice()) {
+        (None, []) => None,
+        (Some(hint), []) => Some(hint.to_owned()),
+        (None, spelled) => Some(format!("see {}", spelled.join(" and "))),
+        (Some(hint), spelled) => Some(format!("{hint} ({})", spelled.join(", "))),
     }
 }
 
@@ -40,6 +58,21 @@ pub(crate) fn exit_code(class: Class, covers_guest: bool) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hint_says_how_settings_are_spelled() {
+        let settings = [Setting::Size, Setting::Volumes];
+        let with = |text, settings| hint(text, settings, spelling::flag);
+        assert_eq!(
+            with(Some("do it"), &settings).as_deref(),
+            Some("do it (--size, --volume)")
+        );
+        assert_eq!(with(None, &settings[..1]).as_deref(), Some("see --size"));
+        assert_eq!(
+            (with(Some("do it"), &[]).as_deref(), with(None, &[])),
+            (Some("do it"), None)
+        );
+    }
 
     #[test]
     fn what_fails_before_the_guest_runs_never_looks_like_the_guests_own_status() {

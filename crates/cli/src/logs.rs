@@ -53,9 +53,8 @@ impl Wanted {
 
 /// Shows a machine's log.
 pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
-    let parse = |name: &String| name.parse::<Source>().map_err(|e| Failure::new(Class::Usage, e));
     let wanted = Wanted {
-        sources: args.source.iter().map(parse).collect::<Result<_, _>>()?,
+        sources: args.source.clone(),
         since: args
             .since
             .as_deref()

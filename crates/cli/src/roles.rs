@@ -60,7 +60,7 @@ pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
         stores,
         credentials: credentials.map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))?,
         block_deadline: BLOCK_DEADLINE,
-        prefetch: role.prefetch.parse().unwrap_or_default(),
+        prefetch: role.prefetch,
         record: role.record,
         events: inherited(role.events_fd)?,
         jail: role.jail.as_deref().map(told_jail).transpose()?,

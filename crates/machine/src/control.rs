@@ -12,6 +12,7 @@ use zmachine_network::Attachment;
 use zmachine_network::user::Traffic;
 
 use crate::failure::Failure;
+use crate::spec::NetworkRequest;
 use crate::state::Exit;
 
 /// What a command asks the monitor.
@@ -71,8 +72,25 @@ pub enum Request {
 pub struct Reconnect {
     /// Every network of the machine, one of them more or less than it is in.
     pub attachments: Vec<Attachment>,
-    /// The same as its spec says it.
-    pub networks: Vec<String>,
+    /// The same as its spec says it. On the wire each is a text, as monitors have known it that are older than the command.
+    #[serde(with = "network_texts")]
+    pub networks: Vec<NetworkRequest>,
+}
+
+mod network_texts {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use crate::spec::NetworkRequest;
+
+    pub(super) fn serialize<S: Serializer>(requests: &[NetworkRequest], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(requests.iter().map(NetworkRequest::to_string))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<NetworkRequest>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        let parsed = texts.iter().map(|text| NetworkRequest::parse(text));
+        parsed.collect::<Result<_, _>>().map_err(de::Error::custom)
+    }
 }
 
 /// What the monitor answers to everything but `attach` and `exec`.

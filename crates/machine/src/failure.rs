@@ -8,6 +8,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::{AgentError, ErrorKind};
 
+use crate::spec::Setting;
+
 /// What kind of failure, as the exit codes of the command line tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -43,6 +45,9 @@ pub struct Failure {
     /// What to do.
     #[serde(default)]
     pub hint: Option<String>,
+    /// The settings that the user may change for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<Setting>,
 }
 
 impl Failure {
@@ -53,6 +58,7 @@ impl Failure {
             message: message.into(),
             causes: Vec::new(),
             hint: None,
+            settings: Vec::new(),
         }
     }
 
@@ -72,6 +78,7 @@ impl Failure {
             message: error.to_string(),
             causes,
             hint: None,
+            settings: Vec::new(),
         }
     }
 
@@ -79,6 +86,14 @@ impl Failure {
     pub fn hint(mut self, hint: impl Into<String>) -> Failure {
         let hint = hint.into();
         self.hint = (!hint.is_empty()).then_some(hint);
+        self
+    }
+
+    /// The same as a matter of `setting`, too.
+    pub fn about(mut self, setting: Setting) -> Failure {
+        if !self.settings.contains(&setting) {
+            self.settings.push(setting);
+        }
         self
     }
 

@@ -62,7 +62,7 @@ pub fn all(home: &Home) -> Vec<Buried> {
 /// The newest removed machine with that name, or whose id begins so.
 pub fn find(home: &Home, name: &str) -> Option<(Buried, MachineSpec)> {
     all(home).into_iter().rev().find_map(|buried| {
-        let spec: MachineSpec = file::read_json(&MachineSpec::path(&buried.dir)).ok()?;
+        let spec = MachineSpec::read(&buried.dir).ok()?;
         (spec.name == name || (!name.is_empty() && buried.id.starts_with(name))).then_some((buried, spec))
     })
 }
@@ -148,7 +148,7 @@ mod tests {
         let dir = home.machine(id);
         file::make_dirs(&dir.join("attempts")).unwrap();
         file::make_dirs(&dir.join("logs")).unwrap();
-        file::replace_json(&MachineSpec::path(&dir), &MachineSpec::new("web", "/x.fl")).unwrap();
+        MachineSpec::new("web", "/x.fl").write(&dir).unwrap();
         fs::write(dir.join("logs/machine.log"), "last words").unwrap();
         fs::write(dir.join("root.img"), "disk").unwrap();
         dir

@@ -1,6 +1,7 @@
 //! Restart policies: what the user wants when a run ends, and the waiting times between runs. Pure.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ const HEALTHY: Duration = Duration::from_secs(600);
 
 /// What happens when a run ends without anybody's asking.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(rename_all = "snake_case")]
 pub enum RestartPolicy {
     /// Nothing.
     #[default]
@@ -28,7 +29,8 @@ pub enum RestartPolicy {
     /// It is started again when it failed, at most so often in a row.
     OnFailure {
         /// `None`: for ever.
-        most: Option<u32>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        most: Option<NonZeroU32>,
     },
     /// It is started again, and at boot.
     Always,
@@ -70,7 +72,7 @@ impl RestartPolicy {
             _ => restarts,
         };
         if let RestartPolicy::OnFailure { most: Some(most) } = self
-            && restarts >= most
+            && restarts >= most.get()
         {
             return Next::GiveUp;
         }
@@ -136,13 +138,13 @@ impl FromStr for RestartPolicy {
                 _ => None,
             },
             Some(("on-failure", most)) => {
-                let most = most.parse().ok().filter(|n| *n > 0);
+                let most = most.parse().ok();
                 most.map(|most| RestartPolicy::OnFailure { most: Some(most) })
             }
             Some(_) => None,
         };
         policy.ok_or_else(|| {
-            Failure::new(Class::Usage, format!("--restart {text}: there is no such policy"))
+            Failure::new(Class::Usage, format!("there is no restart policy '{text}'"))
                 .hint("use no, on-failure, on-failure:3, always or unless-stopped")
         })
     }
@@ -157,20 +159,6 @@ impl fmt::Display for RestartPolicy {
             RestartPolicy::Always => f.write_str("always"),
             RestartPolicy::UnlessStopped => f.write_str("unless-stopped"),
         }
-    }
-}
-
-impl TryFrom<String> for RestartPolicy {
-    type Error = Failure;
-
-    fn try_from(text: String) -> Result<RestartPolicy, Failure> {
-        text.parse()
-    }
-}
-
-impl From<RestartPolicy> for String {
-    fn from(policy: RestartPolicy) -> String {
-        policy.to_string()
     }
 }
 
@@ -212,7 +200,9 @@ mod tests {
             failed: true,
             ran: Some(HEALTHY),
         };
-        let policy = RestartPolicy::OnFailure { most: Some(2) };
+        let policy = RestartPolicy::OnFailure {
+            most: NonZeroU32::new(2),
+        };
         assert_eq!(
             policy.after(ended, 2),
             Next::Restart {

@@ -7,6 +7,7 @@ use zmachine_agent_protocol::Secret;
 use zmachine_sys::file::{self, FileError};
 
 use crate::failure::{Class, Failure};
+use crate::spec::Setting;
 
 /// All secrets of a machine together, in bytes: they pass in one message.
 pub const MAX_BYTES: usize = 512 << 10;
@@ -28,10 +29,9 @@ pub fn parse(text: &str, cwd: &Path) -> Result<(String, PathBuf), Failure> {
     };
     let is_legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     if name.is_empty() || name.starts_with('.') || name.len() > 255 || !name.chars().all(is_legal) {
-        let message = format!("--secret {text}: '{name}' can not be the name of a secret");
-        let hint =
-            "use --secret NAME=FILE; names have letters, digits, '_', '.' and '-', and begin with none of the last two";
-        return Err(Failure::new(Class::Usage, message).hint(hint));
+        let message = format!("the secret '{text}': '{name}' can not be the name of a secret");
+        let hint = "write NAME=FILE; names have letters, digits, '_', '.' and '-', and begin with none of the last two";
+        return Err(Failure::new(Class::Usage, message).hint(hint).about(Setting::Secrets));
     }
     Ok((name, cwd.join(file)))
 }
@@ -48,7 +48,7 @@ pub fn read_all(secrets: &[(String, PathBuf)]) -> Result<Vec<Secret>, Failure> {
         let unread = |e: FileError| {
             Failure::from_error(Class::NotFound, &e)
                 .context(format!("the secret '{name}' cannot be read"))
-                .hint("the file is read at each start; put it back, or make the machine anew with another --secret")
+                .hint("the file is read at each start; put it back, or make the machine anew with another one")
         };
         let opened = file::open_regular(path).map_err(|e| FileError::io("open", path, e));
         let file = opened.map_err(unread)?;
@@ -56,7 +56,9 @@ pub fn read_all(secrets: &[(String, PathBuf)]) -> Result<Vec<Secret>, Failure> {
         read.map_err(|e| unread(FileError::io("read", path, e)))?;
         left = left.checked_sub(content.len()).ok_or_else(|| {
             let message = format!("the secrets up to '{name}' are longer than {} KiB", MAX_BYTES >> 10);
-            Failure::new(Class::Usage, message).hint("share a directory with -v for what is larger")
+            Failure::new(Class::Usage, message)
+                .hint("share a directory for what is larger")
+                .about(Setting::Volumes)
         })?;
         all.push(Secret {
             name: name.clone(),

@@ -12,12 +12,24 @@ use crate::failure::{Class, Failure};
 /// What to do about a file that a newer program wrote.
 pub(crate) const NEWER_HINT: &str = "use the zmachine that wrote it, or a newer one";
 
+/// What every version of every file has.
+#[derive(Deserialize)]
+pub(crate) struct Versioned {
+    /// The version of its format.
+    pub(crate) version: u32,
+}
+
+/// The refusal of a file that a newer program wrote.
+pub(crate) fn newer(path: &Path, version: u32) -> Failure {
+    let message = format!(
+        "{} has format version {version}, which this zmachine does not know",
+        path.display()
+    );
+    Failure::new(Class::Unsupported, message).hint(NEWER_HINT)
+}
+
 /// Reads a JSON file with a `version`. The version comes first: what a newer program wrote may have any form.
 pub(crate) fn read_versioned<T: DeserializeOwned>(path: &Path, known: u32) -> Result<T, Failure> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
     let bytes = fs::read(path).map_err(|e| FileError::io("read", path, e))?;
     let malformed = |source| FileError::Malformed {
         path: path.to_owned(),
@@ -25,12 +37,7 @@ pub(crate) fn read_versioned<T: DeserializeOwned>(path: &Path, known: u32) -> Re
     };
     let found: Versioned = serde_json::from_slice(&bytes).map_err(malformed)?;
     if found.version > known {
-        let message = format!(
-            "{} has format version {}, which this zmachine does not know",
-            path.display(),
-            found.version
-        );
-        return Err(Failure::new(Class::Unsupported, message).hint(NEWER_HINT));
+        return Err(newer(path, found.version));
     }
     Ok(serde_json::from_slice(&bytes).map_err(malformed)?)
 }

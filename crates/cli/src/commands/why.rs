@@ -8,7 +8,7 @@ use zmachine_machine::bytes::Human;
 use zmachine_machine::engine::History;
 use zmachine_machine::{Class, Engine, Failure, Phase};
 
-use crate::args::{Format, WhyArgs};
+use crate::args::{Format, WhyArgs, spelling};
 use crate::output;
 
 /// Lines of the console that are shown.
@@ -78,7 +78,7 @@ fn tell(text: &mut String, history: &History, attempt: &Attempt) {
         && matches!(attempt.outcome, Some(Outcome::Stopped { .. }))
     {
         let _ = writeln!(text, "  then: {}", failure.message);
-        if let Some(hint) = &failure.hint {
+        if let Some(hint) = crate::failure::hint(failure.hint.as_deref(), &failure.settings, spelling::flag) {
             let _ = writeln!(text, "  hint: {hint}");
         }
     }

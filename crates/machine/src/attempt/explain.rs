@@ -70,8 +70,8 @@ fn panic(attempt: &Attempt) -> Option<Explanation> {
     let hint = match text {
         t if t.contains("Attempted to kill init") => "the agent or the image's init ended: look at the console lines",
         t if t.contains("Unable to mount root") => "the kernel found no root: check the image and its kernel",
-        t if t.contains("Out of memory") || t.contains("no killable processes") => "give it more --memory",
-        _ => "look at the console lines; another --kernel may not have the fault",
+        t if t.contains("Out of memory") || t.contains("no killable processes") => "give it more memory",
+        _ => "look at the console lines; another guest kernel may not have the fault",
     };
     Some(Explanation::new(format!("the guest's kernel panicked: {text}"), hint))
 }
@@ -100,7 +100,7 @@ fn guest_oom(attempt: &Attempt) -> Option<Explanation> {
     died.then(|| {
         Explanation::new(
             format!("the guest ran out of memory, and its kernel killed '{process}'"),
-            "give it more with --memory, or make the program use less",
+            "give it more memory, or make the program use less",
         )
     })
 }
@@ -160,7 +160,7 @@ fn missing_blocks(attempt: &Attempt) -> Option<Explanation> {
                 "{} of the image's blocks could not be had from any store",
                 attempt.rootfs.blocks_failed.max(1)
             ),
-            "is the store reachable, and does it hold the image's blocks? --store URL names another one; \
+            "is the store reachable, and does it hold the image's blocks? another one can be named for the machine; \
              'zmachine logs --source monitor' names the files",
         );
         explanation.because = attempt
@@ -241,12 +241,10 @@ pub(crate) fn hint_for(class: Class, text: &str) -> Option<&'static str> {
         );
     }
     if has("Cannot allocate memory") || has("cannot set up guest memory") {
-        return Some("give the machine less --memory, or free some on the host");
+        return Some("give the machine less memory, or free some on the host");
     }
     if has("Address already in use") {
-        return Some(
-            "another program has that port: choose another one with -p, or end the program ('ss -lntup' shows it)",
-        );
+        return Some("another program has that port: publish another one, or end the program ('ss -lntup' shows it)");
     }
     if has("Too many open files") {
         return Some("raise the limit of open files ('ulimit -n') and start it again");
@@ -256,7 +254,7 @@ pub(crate) fn hint_for(class: Class, text: &str) -> Option<&'static str> {
     }
     if has("the host was restarted") {
         return Some(
-            "start it again; with --restart always or unless-stopped, 'zmachine start --all-enabled' does it at boot",
+            "start it again; with the restart policy always or unless-stopped, 'zmachine start --all-enabled' does it at boot",
         );
     }
     if has("monitor ended without a word") {
@@ -308,7 +306,7 @@ mod tests {
     fn the_deepest_cause_is_told_first() {
         let mut oom = ended(Exit::Signal(9));
         oom.guest_oom = vec!["Out of memory: Killed process 7 (eater) total-vm:9kB".into()];
-        says(&oom, "killed 'eater'", "--memory");
+        says(&oom, "killed 'eater'", "more memory");
         assert_eq!(explain(&oom).because, ["its entrypoint was ended by SIGKILL"]);
 
         let mut panicked = failed("running", "the virtual machine ended: the guest's kernel panicked", "");
@@ -337,7 +335,7 @@ mod tests {
             (
                 "the hypervisor gave up",
                 "cannot set up guest memory: Cannot allocate memory",
-                "less --memory",
+                "less memory",
             ),
             (
                 "port 80 of this host can not be published",

@@ -22,10 +22,10 @@ use crate::graveyard;
 use crate::home::Home;
 use crate::killpoint::Killpoints;
 use crate::plan::{PLAN_VERSION, Plan};
-use crate::spec::{MachineSpec, SPEC_VERSION};
+use crate::spec::{MachineSpec, Origin};
 use crate::state::{STATE_VERSION, State};
 use crate::versioned::{NEWER_HINT, read_versioned};
-use crate::volume::{self, Origin, VolumeArgument};
+use crate::volume;
 
 /// A machine's folder with its spec and state.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,7 +48,7 @@ impl Machine {
     pub fn load(home: &Home, id: &str) -> Result<Machine, Failure> {
         let dir = home.machine(id);
         let read = || {
-            let spec: MachineSpec = read_versioned(&MachineSpec::path(&dir), SPEC_VERSION)?;
+            let spec = MachineSpec::read(&dir)?;
             Ok((spec, load_state(&dir)?))
         };
         let (spec, state) = read().map_err(|failure: Failure| match file::is_there(&dir) {
@@ -65,24 +65,20 @@ impl Machine {
     }
 
     /// How it is made to use the volume `name`; `None` when it is not.
-    ///
-    /// # Errors
-    /// When its spec names a volume in a form that this program does not know: it might be this one.
-    pub fn volume_use(&self, name: &str) -> Result<Option<VolumeUse>, Failure> {
+    pub fn volume_use(&self, name: &str) -> Option<VolumeUse> {
         let mut found = None;
-        for (index, text) in self.spec.volumes.iter().enumerate() {
-            let argument = VolumeArgument::parse(text, Path::new("/")).map_err(|failure| damaged(&self.id, failure))?;
-            let is_it = match &argument.origin {
+        for (index, request) in self.spec.volumes.iter().enumerate() {
+            let is_it = match &request.origin {
                 Origin::Named(named) => named == name,
                 Origin::Anonymous => name == volume::anonymous(&self.id, index),
                 Origin::Directory(_) => false,
             };
             if is_it {
-                let writes = !argument.read_only || found == Some(VolumeUse::Writes);
+                let writes = !request.read_only || found == Some(VolumeUse::Writes);
                 found = Some(if writes { VolumeUse::Writes } else { VolumeUse::Reads });
             }
         }
-        Ok(found)
+        found
     }
 
     /// The plan it was created with.
@@ -218,7 +214,7 @@ pub fn add(
     let new = home.machines().join(format!(".new-{id}"));
     kill.pass("create: before the folder");
     file::make_dirs(&new)?;
-    file::replace_json(&MachineSpec::path(&new), spec)?;
+    spec.write(&new)?;
     file::replace_json(&new.join("plan.json"), plan)?;
     save_state(&new, state)?;
     kill.pass("create: before the name");
@@ -261,7 +257,7 @@ fn finish_removal(home: &Home, id: &str, gone: &Path, kill: &Killpoints) -> Resu
     }
     kill.pass("remove: before the folder");
     // What happened stays known for a while; a disk too full for that is no reason to keep the machine.
-    let spec = read_versioned::<MachineSpec>(&MachineSpec::path(gone), SPEC_VERSION);
+    let spec = MachineSpec::read(gone);
     let _ = graveyard::bury(home, gone, id);
     kill.pass("remove: buried");
     fs::remove_dir_all(gone).map_err(|e| FileError::io("remove", gone, e))?;
@@ -322,7 +318,7 @@ mod tests {
     fn put(home: &Home, id: &str, name: &str) {
         let dir = home.machine(id);
         file::make_dirs(&dir).unwrap();
-        file::replace_json(&MachineSpec::path(&dir), &MachineSpec::new(name, "/x.fl")).unwrap();
+        MachineSpec::new(name, "/x.fl").write(&dir).unwrap();
         save_state(&dir, &State::created(jiff::Timestamp::UNIX_EPOCH, vec![])).unwrap();
         symlink(Path::new("..").join(id), home.by_name().join(name)).unwrap();
     }

@@ -11,6 +11,7 @@ use zmachine_sys::file::{self, FileError};
 use super::{Machine, ids, is_id};
 use crate::failure::{Class, Failure};
 use crate::home::Home;
+use crate::spec::Setting;
 
 /// The id that a name of `by-name` leads to; `None` when there is no such name.
 ///
@@ -126,7 +127,8 @@ pub fn require_free(home: &Home, name: &str) -> Result<(), Failure> {
 
 pub(super) fn taken(name: &str) -> Failure {
     Failure::new(Class::Conflict, format!("a machine called '{name}' exists already"))
-        .hint(format!("choose another --name, or remove it with 'zmachine rm {name}'"))
+        .hint(format!("choose another name, or remove it with 'zmachine rm {name}'"))
+        .about(Setting::Name)
 }
 
 /// The machine that lost the name `name`, if one did. One that cannot be read is listed elsewhere.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use zmachine_hypervisor::Accel;
-use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
+use zmachine_hypervisor::accel::{self, AccelFacts};
 use zmachine_hypervisor::choice::{self, Choice, Found, Hypervisor};
 use zmachine_hypervisor::firmware::Pinned;
 use zmachine_image::library::hold_images;
@@ -22,18 +22,17 @@ use zmachine_rootfs::prepare::RootDescription;
 use zmachine_sys::host::HostFacts;
 
 use super::image_facts::image_facts;
-use super::published::{parse_publish, publish_exposed};
+use super::published::{publish_exposed, published};
 use super::start::require_files;
 use super::tree::{tree_facts, unpacked};
 use super::vm::host_disk;
 use super::{Engine, release_leases};
 use crate::catalog::{self, Machine};
 use crate::failure::{Class, Failure};
-use crate::network::NetworkArgument;
 use crate::plan::container::{channel_driver, is_for_containers};
 use crate::plan::vm::VmStart;
 use crate::plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
-use crate::spec::{self, MachineSpec, ModeChoice, RootfsChoice};
+use crate::spec::{self, MachineSpec, ModeChoice, NetworkRequest, Origin, RootfsChoice, Setting, VolumeRequest};
 use crate::state::State;
 use crate::volume::{SharedDirectory, Wanted};
 
@@ -168,7 +167,7 @@ impl Engine {
         spec::check_name(&spec.name)?;
         require_files()?;
         catalog::require_free(&self.home, &spec.name)?;
-        let mut publish = parse_publish(&spec.publish)?;
+        let mut publish = published(&spec.publish)?;
         Plan::check_request(spec, &HostFacts::gather())?;
         check_stores(&spec.stores)?;
         let id = catalog::new_id();
@@ -223,16 +222,23 @@ impl Engine {
     ) -> Result<(Cow<'a, MachineSpec>, Vec<Wanted>), Failure> {
         let is_free = |path: &&String| {
             let path = path.trim_end_matches('/');
-            // What no `-v` can say is no place for a volume, whatever an image says.
             path.starts_with('/')
-                && !path.contains(':')
                 && !wanted.iter().any(|volume| volume.target == path)
                 && !shares.iter().any(|shared| shared.target == path)
         };
-        let free: Vec<String> = paths.iter().filter(is_free).cloned().collect();
+        let free: Vec<&String> = paths.iter().filter(is_free).collect();
         if !spec.read_only || free.is_empty() {
             return Ok((Cow::Borrowed(spec), wanted));
         }
+        let anonymous = |path: &&String| {
+            VolumeRequest::new(Origin::Anonymous, path).map_err(|why| {
+                let message = format!("the image keeps data in '{path}', where no volume can be: {why}");
+                Failure::new(Class::Usage, message)
+                    .hint("run it with a root that can be written")
+                    .about(Setting::ReadOnly)
+            })
+        };
+        let free: Vec<VolumeRequest> = free.iter().map(anonymous).collect::<Result<_, _>>()?;
         let spec = MachineSpec {
             volumes: [spec.volumes.clone(), free].concat(),
             ..spec.clone()
@@ -249,13 +255,11 @@ impl Engine {
         wanted: &[Wanted],
         uses_shares: bool,
     ) -> Result<Facts, Failure> {
-        let requested = match spec.accel.as_str() {
-            "kvm" => Requested::Kvm,
-            "tcg" => Requested::Tcg,
-            _ => Requested::Auto,
-        };
-        let accel = accel::choose(requested, &AccelFacts::gather())
-            .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))?;
+        let accel = accel::choose(spec.accel, &AccelFacts::gather()).map_err(|e| {
+            Failure::from_error(Class::Unsupported, &e)
+                .hint(e.hint())
+                .about(Setting::Accel)
+        })?;
         // Asked only where it counts: it is a program to run.
         let found = match spec.hypervisor {
             choice::Requested::Qemu => Found::default(),
@@ -263,8 +267,11 @@ impl Engine {
             _ => Found::gather(),
         };
         let choose = |lacks| {
-            choice::choose(spec.hypervisor, &accel, &found, lacks)
-                .map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))
+            choice::choose(spec.hypervisor, &accel, &found, lacks).map_err(|e| {
+                Failure::from_error(Class::Unsupported, &e)
+                    .hint(e.hint())
+                    .about(Setting::Hypervisor)
+            })
         };
         let mut hypervisor = choose(None)?;
         let cloud_firmware = crate::firmware::configured(&self.home)?;
@@ -353,24 +360,21 @@ impl Engine {
     ) -> Result<Vec<Attachment>, Failure> {
         let named = |error: NetworkError| self.with_names(error.into());
         networks.check_publish(id, publish).map_err(named)?;
-        let wanted: Vec<NetworkArgument> = spec
-            .networks
-            .iter()
-            .map(|text| NetworkArgument::parse(text))
-            .collect::<Result<_, _>>()?;
-        if let Some(attachments) = user_attachments(&wanted, id, publish, dns, networks)? {
+        let wanted = &spec.networks;
+        if let Some(attachments) = user_attachments(wanted, id, publish, dns, networks)? {
             return Ok(attachments);
         }
         let mut found: Vec<Network> = Vec::new();
-        for argument in &wanted {
+        for request in wanted {
             // The interfaces of a machine are told apart by their networks: a second one would take the first one's place.
-            if found.iter().any(|other| other.name() == argument.name) {
-                let message = format!("the network '{}' is named twice", argument.name);
+            if found.iter().any(|other| other.name() == request.name) {
+                let message = format!("the network '{}' is named twice", request.name);
                 return Err(Failure::new(Class::Usage, message)
-                    .hint("a machine has one interface in a network; leave out the second --network"));
+                    .hint("a machine has one interface in a network; name it once")
+                    .about(Setting::Networks));
             }
             found.push(self.block_on(async {
-                match argument.name.as_str() {
+                match request.name.as_str() {
                     DEFAULT_NETWORK => networks.default_network().await,
                     name => networks.get(name),
                 }
@@ -379,15 +383,21 @@ impl Engine {
         // Nothing goes out of an internal network, nor in.
         let outward = found.iter().position(|network| !network.is_internal());
         if outward.is_none() && !publish.is_empty() {
-            let message = format!("-p {}: every network of the machine is internal", publish[0]);
-            return Err(Failure::new(Class::Usage, message).hint("add a --network that is not, or leave out -p"));
+            let message = format!(
+                "the port '{}' cannot be published: every network of the machine is internal",
+                publish[0]
+            );
+            return Err(Failure::new(Class::Usage, message)
+                .hint("add a network that is not, or publish nothing")
+                .about(Setting::Networks)
+                .about(Setting::Publish));
         }
         let mut attachments = Vec::new();
-        for (index, (argument, network)) in wanted.iter().zip(&found).enumerate() {
+        for (index, (request, network)) in wanted.iter().zip(&found).enumerate() {
             let is_default = outward == Some(index);
             let addresses = zmachine_network::Wanted {
-                ipv4: argument.ipv4,
-                ipv6: argument.ipv6,
+                ipv4: request.ipv4,
+                ipv6: request.ipv6,
             };
             let lease = self.block_on(networks.lease(network, id, addresses))?.map_err(named)?;
             attachments.push(Attachment::plan(
@@ -398,7 +408,7 @@ impl Engine {
                     index: index as u8,
                     is_default,
                     publish: if is_default { publish } else { &[] },
-                    membership: &membership(spec, argument, &found, outward.is_some_and(|nth| nth != index)),
+                    membership: &membership(spec, request, &found, outward.is_some_and(|nth| nth != index)),
                     nameservers: &[],
                     search: &dns.search,
                 },
@@ -409,31 +419,30 @@ impl Engine {
 }
 
 /// Whether one of the networks is the one through passt, for a user who may make no others.
-fn uses_passt(networks: &[String]) -> bool {
+fn uses_passt(networks: &[NetworkRequest]) -> bool {
     let is_able = can_make_networks();
-    let is_user = |text: &String| match NetworkArgument::parse(text) {
-        Ok(argument) => argument.name == USER_NETWORK || (argument.name == DEFAULT_NETWORK && !is_able),
-        Err(_) => false,
-    };
-    networks.iter().any(is_user)
+    networks.iter().any(|request| is_by_passt(request, is_able))
+}
+
+fn is_by_passt(request: &NetworkRequest, is_able: bool) -> bool {
+    match request.name.as_str() {
+        USER_NETWORK => true,
+        DEFAULT_NETWORK => !is_able,
+        _ => false,
+    }
 }
 
 /// The machine's only network, when that is the one through passt: because it was asked for, or because nobody may make
 /// bridges here and nothing else was asked for.
 fn user_attachments(
-    wanted: &[NetworkArgument],
+    wanted: &[NetworkRequest],
     id: &str,
     publish: &[Publish],
     dns: &HostDns,
     networks: &Networks,
 ) -> Result<Option<Vec<Attachment>>, Failure> {
     let is_able = can_make_networks();
-    let is_user = |argument: &&NetworkArgument| match argument.name.as_str() {
-        USER_NETWORK => true,
-        DEFAULT_NETWORK => !is_able,
-        _ => false,
-    };
-    let Some(argument) = wanted.iter().find(is_user) else {
+    let Some(request) = wanted.iter().find(|request| is_by_passt(request, is_able)) else {
         return match wanted.first() {
             Some(first) if !is_able => {
                 let action = format!("the network '{}'", first.name);
@@ -444,17 +453,18 @@ fn user_attachments(
     };
     if wanted.len() > 1 {
         let message = format!("the network '{USER_NETWORK}' does not go with other networks");
-        return Err(
-            Failure::new(Class::Usage, message).hint("leave the others out, or run it as root with --network default")
-        );
+        return Err(Failure::new(Class::Usage, message)
+            .hint("leave the others out, or run it as root in the network 'default'")
+            .about(Setting::Networks));
     }
-    let plain = NetworkArgument {
-        name: argument.name.clone(),
-        ..NetworkArgument::default()
-    };
-    if *argument != plain {
-        let message = format!("--network {argument}: without root a machine can not choose its addresses and names");
-        return Err(Failure::new(Class::Unsupported, message).hint("leave the options out, or run it as root"));
+    if *request != NetworkRequest::new(&request.name) {
+        let message = format!(
+            "without root a machine cannot choose its addresses, names and limits in the network '{}'",
+            request.name
+        );
+        return Err(Failure::new(Class::Unsupported, message)
+            .hint("name the network alone, or run it as root")
+            .about(Setting::Networks));
     }
     let attachment = networks.user_attachment(UserRequest {
         machine: id,
@@ -467,26 +477,21 @@ fn user_attachments(
 }
 
 /// What a network is told of a machine.
-pub(super) fn membership(
-    spec: &MachineSpec,
-    argument: &NetworkArgument,
-    all: &[Network],
-    secondary: bool,
-) -> Membership {
+pub(super) fn membership(spec: &MachineSpec, request: &NetworkRequest, all: &[Network], secondary: bool) -> Membership {
     let own = spec.name.to_ascii_lowercase();
     // A name such as `a..b` is one of a machine, but none that can be looked up.
     let mut names: Vec<String> = Some(own).filter(|name| is_host_name(name)).into_iter().collect();
-    for alias in spec.network_aliases.iter().chain(&argument.aliases) {
+    for alias in spec.network_aliases.iter().chain(&request.aliases) {
         if !names.contains(alias) {
             names.push(alias.clone());
         }
     }
-    let others = all.iter().filter(|network| network.name() != argument.name);
+    let others = all.iter().filter(|network| network.name() != request.name);
     Membership {
         names,
         also_in: others.map(|network| network.name().to_owned()).collect(),
         secondary,
-        policy: argument.policy.clone(),
+        policy: request.policy.clone(),
     }
 }
 
@@ -512,7 +517,7 @@ fn check_stores(urls: &[String]) -> Result<(), Failure> {
             let hint = e
                 .hint()
                 .unwrap_or_else(|| "stores are dir:///PATH, http:// and https:// URLs".to_owned());
-            Failure::from_error(Class::Usage, &e).hint(hint)
+            Failure::from_error(Class::Usage, &e).hint(hint).about(Setting::Stores)
         })?;
     }
     Ok(())

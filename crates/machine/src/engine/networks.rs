@@ -12,33 +12,33 @@ use crate::catalog::{self, Machine};
 use crate::control::{Reconnect, Request};
 use crate::failure::{Class, Failure};
 use crate::monitor::{addresses, write_networks};
-use crate::network::NetworkArgument;
 use crate::plan::check_step;
+use crate::spec::NetworkRequest;
 
 impl Engine {
     /// Has a machine join a network. A running one gets an interface at once: its agent sets it up; a VM sees it come.
     ///
     /// # Errors
     /// [`Class::Conflict`] for one that is in it; whatever network or hypervisor refuse. Nothing has changed then.
-    pub fn connect_network(&self, name: &str, argument: &NetworkArgument) -> Result<(), Failure> {
+    pub fn connect_network(&self, name: &str, request: &NetworkRequest) -> Result<(), Failure> {
         let machine = self.machine(name)?;
         let networks = self.networks()?;
         let present = machine.plan()?.attachments().to_vec();
-        refuse_user(name, &present, &argument.name)?;
-        if present.iter().any(|a| a.network == argument.name) {
-            let message = format!("machine '{name}' is in network '{}' already", argument.name);
+        refuse_user(name, &present, &request.name)?;
+        if present.iter().any(|a| a.network == request.name) {
+            let message = format!("machine '{name}' is in network '{}' already", request.name);
             return Err(Failure::new(Class::Conflict, message));
         }
         let result = self
-            .joined(&machine, &networks, argument, present)
+            .joined(&machine, &networks, request, present)
             .and_then(|attachments| {
-                let mut texts = machine.spec.networks.clone();
-                texts.push(argument.to_string());
-                self.reconnect(&machine, attachments, texts)
+                let mut all = machine.spec.networks.clone();
+                all.push(request.clone());
+                self.reconnect(&machine, attachments, all)
             });
         // Whatever went wrong: an address that the machine has is not given away.
-        if result.is_err() && !self.machine(&machine.id)?.plan()?.is_in(&argument.name) {
-            networks.release(&argument.name, &machine.id)?;
+        if result.is_err() && !self.machine(&machine.id)?.plan()?.is_in(&request.name) {
+            networks.release(&request.name, &machine.id)?;
         }
         result
     }
@@ -63,9 +63,9 @@ impl Engine {
             return Err(Failure::new(Class::Conflict, message).hint("make the machine again without it"));
         }
         let attachments = self.without(&networks, &present, network)?;
-        let is_other = |text: &&String| NetworkArgument::parse(text).is_ok_and(|a| a.name != network);
-        let texts = machine.spec.networks.iter().filter(is_other).cloned().collect();
-        self.reconnect(&machine, attachments, texts)?;
+        let mut all = machine.spec.networks.clone();
+        all.retain(|other| other.name != network);
+        self.reconnect(&machine, attachments, all)?;
         Ok(networks.release(network, &machine.id)?)
     }
 
@@ -74,15 +74,15 @@ impl Engine {
         &self,
         machine: &Machine,
         networks: &Networks,
-        argument: &NetworkArgument,
+        request: &NetworkRequest,
         mut attachments: Vec<Attachment>,
     ) -> Result<Vec<Attachment>, Failure> {
         let wanted = zmachine_network::Wanted {
-            ipv4: argument.ipv4,
-            ipv6: argument.ipv6,
+            ipv4: request.ipv4,
+            ipv6: request.ipv6,
         };
         let (network, lease) = self.block_on(async {
-            let network = match argument.name.as_str() {
+            let network = match request.name.as_str() {
                 DEFAULT_NETWORK => networks.default_network().await?,
                 name => networks.get(name)?,
             };
@@ -92,7 +92,7 @@ impl Engine {
         let mut all: Vec<Network> = Vec::new();
         for attachment in &mut attachments {
             all.push(networks.get(&attachment.network)?);
-            attachment.membership.also_in.push(argument.name.clone());
+            attachment.membership.also_in.push(request.name.clone());
         }
         all.push(network.clone());
         let is_default = !network.is_internal() && !attachments.iter().any(Attachment::is_default);
@@ -108,7 +108,7 @@ impl Engine {
                 index,
                 is_default,
                 publish: &[],
-                membership: &membership(&machine.spec, argument, &all, secondary),
+                membership: &membership(&machine.spec, request, &all, secondary),
                 nameservers: &[],
                 search: &search,
             },
@@ -135,12 +135,14 @@ impl Engine {
     }
 
     /// Has the machine be in these networks: by its monitor, or on disk when it has none.
-    fn reconnect(&self, machine: &Machine, attachments: Vec<Attachment>, texts: Vec<String>) -> Result<(), Failure> {
+    fn reconnect(
+        &self,
+        machine: &Machine,
+        attachments: Vec<Attachment>,
+        networks: Vec<NetworkRequest>,
+    ) -> Result<(), Failure> {
         if machine.state.phase.is_active() {
-            let wanted = Reconnect {
-                attachments,
-                networks: texts,
-            };
+            let wanted = Reconnect { attachments, networks };
             return self.ask(machine, &Request::Reconnect(Box::new(wanted)));
         }
         let Some(_lock) = FileLock::try_exclusive(&machine.lock_path())? else {
@@ -150,7 +152,7 @@ impl Engine {
         let plan = machine.plan()?;
         check_step(plan.attachments(), &attachments)?;
         let mut spec = machine.spec.clone();
-        spec.networks = texts;
+        spec.networks = networks;
         let plan = plan.with_attachments(&spec, attachments)?;
         write_networks(&machine.dir, &spec, &plan)?;
         let mut state = catalog::load_state(&machine.dir)?;

@@ -126,8 +126,7 @@ impl Engine {
             Plan::Container(plan) => plan,
             Plan::Vm(mut plan) => {
                 let kernel = plan
-                    .install
-                    .as_ref()
+                    .install()
                     .and_then(|_| self.appliance_kernel(plan.hypervisor.driver));
                 if plan.appliance != kernel {
                     plan.appliance = kernel;

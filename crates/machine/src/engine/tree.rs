@@ -18,7 +18,7 @@ use zmachine_sys::lock::FileLock;
 use super::image_facts::image_facts;
 use crate::failure::{Class, Failure};
 use crate::plan::tree::TreeFacts;
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, Setting};
 use crate::volume::Wanted;
 
 /// The facts of a container with a kernel of its own; `None` when it has none, or is to run with a named one of ours.
@@ -39,7 +39,9 @@ pub(super) fn tree_facts(
     let named = format!("{} of {}", kernel.path, spec.flist);
     let bootable = |bytes: &[u8]| -> Result<(), Failure> {
         zmachine_kernel::check_bootable(bytes, &named).map_err(|e| {
-            Failure::from(e).hint("give a bzImage or an ELF with a PVH entry, or run it with our kernel: --kernel NAME")
+            Failure::from(e)
+                .hint("give a bzImage or an ELF with a PVH entry, or run it with a guest kernel of this host")
+                .about(Setting::Kernel)
         })
     };
     let take = |_: &[u8]| Ok::<(), Failure>(());

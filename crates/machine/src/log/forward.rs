@@ -18,7 +18,6 @@
 //! accepted counts as taken there.
 
 mod sink;
-mod target;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,8 +29,8 @@ use serde::{Deserialize, Serialize};
 use zmachine_sys::file;
 
 use self::sink::Sink;
-pub use self::target::Target;
 use super::{LogReader, Position};
+use crate::spec::LogTarget;
 
 /// How often the end of the log is looked at.
 const POLL: Duration = Duration::from_millis(100);
@@ -79,7 +78,7 @@ impl Forwarder {
     /// When the thread can not be made.
     pub(crate) fn start(
         sender: Sender,
-        target: Target,
+        target: LogTarget,
         tell: impl Fn(String) + Send + 'static,
     ) -> std::io::Result<Forwarder> {
         let ending = Arc::new(AtomicBool::new(false));
@@ -114,7 +113,7 @@ impl Forwarder {
 
 struct Work {
     sender: Sender,
-    target: Target,
+    target: LogTarget,
     ending: Arc<AtomicBool>,
     tell: Box<dyn Fn(String) + Send>,
     kept: Position,
@@ -226,7 +225,7 @@ fn kept_path(machine: &Path) -> PathBuf {
     machine.join("logs").join("forward.json")
 }
 
-fn kept_position(machine: &Path, target: &Target) -> Position {
+fn kept_position(machine: &Path, target: &LogTarget) -> Position {
     match file::read_json::<Kept>(&kept_path(machine)) {
         Ok(kept) if kept.target == target.to_string() => kept.position,
         _ => Position::default(),

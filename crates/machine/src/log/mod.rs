@@ -11,22 +11,20 @@
 //!
 //! # Rotation
 //! The file that is written has no number; rotation renames it to the next one. So a file's number never changes, and
-//! (number, offset) is a [`Position`] for as long as the file is kept. A file is full at [`Limits::file_bytes`] or after
-//! [`Limits::file_age`]; the oldest go when there are more than [`Limits::files`] or they are older than
-//! [`Limits::keep`]. The newest numbered file is emptied rather than removed, which keeps the count.
+//! (number, offset) is a [`Position`] for as long as the file is kept. A file is full at [`LogLimits::file_bytes`] or after
+//! [`LogLimits::file_age`]; the oldest go when there are more than [`LogLimits::files`] or they are older than
+//! [`LogLimits::keep`]. The newest numbered file is emptied rather than removed, which keeps the count.
 //!
 //! # Invariants
 //! Whoever writes holds the machine's lock. Entries are whole: a write that fails is taken back, and the bytes it lost
 //! are told in the log as soon as it can be written again.
 
 mod forward;
-mod limits;
 mod read;
 mod write;
 
+pub use self::forward::Forwarder;
 pub(crate) use self::forward::Sender;
-pub use self::forward::{Forwarder, Target};
-pub use self::limits::Limits;
 pub use self::read::{LogReader, Position};
 pub use self::write::LogWriter;
 
@@ -152,11 +150,12 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::LogLimits;
 
     #[test]
     fn the_bytes_of_a_source_come_back_exactly() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogWriter::open(dir.path(), Limits::default()).unwrap();
+        let mut log = LogWriter::open(dir.path(), LogLimits::default()).unwrap();
         let pieces: [&[u8]; 5] = [
             b"one\ntw",
             b"o\n\n",
@@ -183,7 +182,7 @@ mod tests {
     fn an_entry_has_its_golden_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let at: Timestamp = "2026-11-23T03:05:01.123456789Z".parse().unwrap();
-        LogWriter::open(dir.path(), Limits::default())
+        LogWriter::open(dir.path(), LogLimits::default())
             .unwrap()
             .write(Source::Console, b"boot\nok", at)
             .unwrap();
@@ -197,7 +196,7 @@ mod tests {
     #[test]
     fn a_reader_at_the_end_sees_what_is_appended() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogWriter::open(dir.path(), Limits::default()).unwrap();
+        let mut log = LogWriter::open(dir.path(), LogLimits::default()).unwrap();
         let mut reader = LogReader::open(dir.path());
         assert!(reader.next_entry().unwrap().is_none());
         log.note(Source::Agent, "hello");

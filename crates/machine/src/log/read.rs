@@ -179,13 +179,14 @@ impl LogReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::{Limits, LogWriter, Source};
+    use crate::log::{LogWriter, Source};
+    use crate::spec::LogLimits;
 
-    fn small() -> Limits {
-        Limits {
+    fn small() -> LogLimits {
+        LogLimits {
             file_bytes: 4096,
             files: 1000,
-            ..Limits::default()
+            ..LogLimits::default()
         }
     }
 

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 use zmachine_sys::file::FileError;
 
-use super::{Limits, Source, numbered, numbered_path, path};
+use super::{Source, numbered, numbered_path, path};
+use crate::spec::LogLimits;
 
 /// How much of a file's end is looked at for an entry that a crash tore.
 const TORN_MAX: u64 = 1 << 20;
@@ -18,7 +19,7 @@ const TORN_MAX: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct LogWriter {
     machine: PathBuf,
-    limits: Limits,
+    limits: LogLimits,
     file: File,
     /// Bytes in the file: where a failed write is taken back to.
     length: u64,
@@ -36,7 +37,7 @@ impl LogWriter {
     ///
     /// # Errors
     /// When it can not be made or opened.
-    pub fn open(machine: &Path, limits: Limits) -> Result<LogWriter, FileError> {
+    pub fn open(machine: &Path, limits: LogLimits) -> Result<LogWriter, FileError> {
         let path = path(machine);
         zmachine_sys::file::make_dirs(path.parent().unwrap_or(machine))?;
         let file = open_active(&path).map_err(|e| FileError::io("open log", &path, e))?;
@@ -199,11 +200,11 @@ mod tests {
     use super::*;
     use crate::log::LogReader;
 
-    fn small(files: u32) -> Limits {
-        Limits {
+    fn small(files: u32) -> LogLimits {
+        LogLimits {
             file_bytes: 4096,
             files,
-            ..Limits::default()
+            ..LogLimits::default()
         }
     }
 
@@ -272,12 +273,12 @@ mod tests {
     #[test]
     fn a_torn_entry_is_cut_off_and_the_next_one_is_whole() {
         let dir = tempfile::tempdir().unwrap();
-        LogWriter::open(dir.path(), Limits::default())
+        LogWriter::open(dir.path(), LogLimits::default())
             .unwrap()
             .note(Source::Agent, "one");
         let mut file = OpenOptions::new().append(true).open(path(dir.path())).unwrap();
         file.write_all(b"2026-11-23T03:05:01.1Z stdout F ha").unwrap();
-        LogWriter::open(dir.path(), Limits::default())
+        LogWriter::open(dir.path(), LogLimits::default())
             .unwrap()
             .note(Source::Agent, "two");
         assert_eq!(lines(dir.path()), ["one", "two"]);
@@ -286,7 +287,7 @@ mod tests {
     #[test]
     fn a_full_disk_loses_bytes_but_no_entry_is_broken_and_the_loss_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogWriter::open(dir.path(), Limits::default()).unwrap();
+        let mut log = LogWriter::open(dir.path(), LogLimits::default()).unwrap();
         log.note(Source::Agent, "one");
         let real = std::mem::replace(
             &mut log.file,

@@ -36,7 +36,8 @@ impl Cell {
             folder,
         };
         if is_off {
-            let text = "no jail: its processes have the rights of whoever started it ('--jail off' is for debugging)";
+            let text =
+                "no jail: its processes have the rights of whoever started it (switching it off is for debugging)";
             return Ok((cell, Some(text.to_owned())));
         }
         let mut builder = std::fs::DirBuilder::new();

@@ -34,10 +34,9 @@ use crate::failure::Class;
 use crate::home::Home;
 use crate::journal::Journal;
 use crate::killpoint::Killpoints;
-use crate::log::{Limits, LogWriter};
-use crate::plan::container::VolumeUse;
-use crate::plan::{ContainerPlan, Plan};
-use crate::spec::MachineSpec;
+use crate::log::LogWriter;
+use crate::plan::{ContainerPlan, Plan, VolumeUse};
+use crate::spec::{LogLimits, MachineSpec};
 use crate::state::{Exit, Phase, State};
 use crate::volume::{Fs, NewVolume, Volumes};
 
@@ -107,7 +106,7 @@ impl Rig {
         let mut monitor = Monitor {
             journal: Journal::open(&machine.dir).unwrap(),
             networks: Networks::open(home.data()).unwrap(),
-            log: SharedLog::new(LogWriter::open(&machine.dir, Limits::default()).unwrap()),
+            log: SharedLog::new(LogWriter::open(&machine.dir, LogLimits::default()).unwrap()),
             home: home.clone(),
             machine,
             plan,

@@ -203,7 +203,8 @@ fn remember(backlog: &mut VecDeque<u8>, bytes: &[u8]) {
 mod tests {
     use super::super::entry::client_queue;
     use super::*;
-    use crate::log::{Limits, LogReader, LogWriter};
+    use crate::log::{LogReader, LogWriter};
+    use crate::spec::LogLimits;
 
     fn stdout(frame: Option<Frame>) -> Vec<u8> {
         match frame {
@@ -215,7 +216,7 @@ mod tests {
     #[tokio::test]
     async fn a_line_in_pieces_is_one_entry_and_a_prompt_is_not_kept_back() {
         let dir = tempfile::tempdir().unwrap();
-        let log = SharedLog::new(LogWriter::open(dir.path(), Limits::default()).unwrap());
+        let log = SharedLog::new(LogWriter::open(dir.path(), LogLimits::default()).unwrap());
         let mut lines = Lines::new(log);
         for piece in ["[  0.", "1] b", "oot", "ing\nsecond\nlog", "in: "] {
             lines.add(piece.as_bytes());
@@ -241,7 +242,7 @@ mod tests {
     #[tokio::test]
     async fn a_late_client_sees_the_prompt_types_and_reads_the_answer() {
         let dir = tempfile::tempdir().unwrap();
-        let log = SharedLog::new(LogWriter::open(dir.path(), Limits::default()).unwrap());
+        let log = SharedLog::new(LogWriter::open(dir.path(), LogLimits::default()).unwrap());
         let (ours, mut guest) = UnixStream::pair().unwrap();
         let (console, waiting) = new();
         let hub = tokio::spawn(run(waiting, ours, log, false));
@@ -270,7 +271,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_read_before_the_owner_is_there() {
         let dir = tempfile::tempdir().unwrap();
-        let log = SharedLog::new(LogWriter::open(dir.path(), Limits::default()).unwrap());
+        let log = SharedLog::new(LogWriter::open(dir.path(), LogLimits::default()).unwrap());
         let (ours, mut guest) = UnixStream::pair().unwrap();
         let (console, waiting) = new();
         tokio::spawn(run(waiting, ours, log, true));

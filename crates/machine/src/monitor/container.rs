@@ -19,8 +19,7 @@ use super::{clock, console, entry, rootfs_child};
 use crate::control::{Reconnect, Reply, Report, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
-use crate::plan::container::{VolumeUse, volume_disk};
-use crate::plan::{ContainerPlan, Plan};
+use crate::plan::{ContainerPlan, Plan, VolumeUse, volume_disk};
 use crate::state::{Exit, Phase};
 use crate::volume::Volumes;
 

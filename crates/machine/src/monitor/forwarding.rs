@@ -2,21 +2,18 @@
 
 use super::SharedLog;
 use crate::catalog::Machine;
-use crate::log::{Forwarder, Sender, Source, Target};
+use crate::log::{Forwarder, Sender, Source};
 
 /// Begins to forward. A receiver that can not be had never stops the machine, so neither does this.
 pub(super) fn start(machine: &Machine, log: &SharedLog) -> Option<Forwarder> {
-    let to = machine.spec.log_to.as_ref()?;
+    let to = machine.spec.log_to.clone()?;
     let sender = Sender {
         machine: machine.dir.clone(),
         name: machine.spec.name.clone(),
         id: machine.id.clone(),
     };
     let teller = log.clone();
-    let started = to.parse::<Target>().map_err(|e| e.to_string()).and_then(|target| {
-        Forwarder::start(sender, target, move |line| teller.note(Source::Monitor, &line)).map_err(|e| e.to_string())
-    });
-    started
+    Forwarder::start(sender, to.clone(), move |line| teller.note(Source::Monitor, &line))
         .inspect_err(|why| log.note(Source::Monitor, &format!("the log is not sent to {to}: {why}")))
         .ok()
 }

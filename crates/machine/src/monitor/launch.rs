@@ -27,8 +27,7 @@ use super::share::Shares;
 use super::{SharedLog, console, rootfs_child};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
-use crate::plan::ContainerPlan;
-use crate::plan::container::VolumeUse;
+use crate::plan::{ContainerPlan, VolumeUse};
 use crate::volume::{Held, Volumes};
 
 /// The root disk, and what else comes from this host, is served.

@@ -302,7 +302,7 @@ impl<P> Monitor<P> {
 /// Writes spec and plan of a machine that is in other networks now.
 pub(crate) fn write_networks(dir: &std::path::Path, spec: &MachineSpec, plan: &Plan) -> Result<(), Failure> {
     file::replace_json(&dir.join("plan.json"), plan)?;
-    Ok(file::replace_json(&MachineSpec::path(dir), spec)?)
+    Ok(spec.write(dir)?)
 }
 
 /// The addresses of a machine in all its networks.

@@ -15,6 +15,7 @@ use crate::control::{Reply, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
 use crate::restart::{Ended, Next};
+use crate::spec::Setting;
 use crate::state::Phase;
 
 /// Who wants a run to end.
@@ -65,9 +66,11 @@ impl Monitor<()> {
                     _ => Failure::new(Class::Failed, message),
                 };
                 let name = &self.machine.spec.name;
-                let failure = failure.hint(format!(
-                    "'--restart {policy}' allows no more; 'zmachine why {name}' tells of each run"
-                ));
+                let failure = failure
+                    .hint(format!(
+                        "the restart policy {policy} allows no more; 'zmachine why {name}' tells of each run"
+                    ))
+                    .about(Setting::Restart);
                 let step = "running".to_owned();
                 (Phase::Failed { step, failure }, None)
             }

@@ -186,7 +186,7 @@ impl Uplink {
                 || said.contains("External interface not usable") =>
             {
                 failure(Class::Unsupported)
-                    .hint("this host has no default route: connect it to a network, or use --network none")
+                    .hint("this host has no default route: connect it to a network, or run without a network")
             }
             said if said.contains("Failed to bind") => {
                 failure(Class::Conflict).hint("choose another host port, or stop its owner (ss -lntup)")

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use zmachine_hypervisor::Accel;
 use zmachine_network::Attachment;
 
-use super::PlanError;
+use super::error::PlanError;
 
 /// Bytes that a kernel on x86 takes, with the final NUL (`COMMAND_LINE_SIZE`).
 const LIMIT: usize = 2048;

@@ -5,20 +5,21 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use zmachine_agent_protocol::{BootConfig, HostEntry, Mount, PROTOCOL_VERSION, Process, Root, Upper};
+use zmachine_agent_protocol::{BootConfig, HostEntry, PROTOCOL_VERSION, Process, Root, Upper};
 use zmachine_hypervisor::choice::{Choice, Hypervisor};
 use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
 use zmachine_kernel::FsDriver;
 use zmachine_network::Attachment;
 use zmachine_rootfs::Prefetch;
 
-use super::{
-    ImageFacts, Inputs, KernelChoice, PLAN_VERSION, PlanError, ShareUse, SharedTree, dns, grace_ms, hostname,
-    interface, merged_env, nics, routes, share, ssh_keys, start_timeout_s, uuid, warnings,
+use super::common::{
+    ImageFacts, Inputs, KernelChoice, PLAN_VERSION, ROOT_TAG, VolumeUse, arguments, dns, grace_ms, hostname, interface,
+    merged_env, mounts, nics, routes, ssh_keys, start_timeout_s, uuid, volume_disk, warnings,
 };
-use crate::signal;
-use crate::spec::{self, MachineSpec};
-use crate::volume::{SharedDirectory, Wanted};
+use super::error::PlanError;
+use super::share::{self, ShareUse, SharedTree};
+use crate::spec::{self, MachineSpec, Setting, Signal, User};
+use crate::volume::Wanted;
 
 /// virtio serial of the EROFS disk.
 pub const ROOT_SERIAL: &str = "zm-root";
@@ -43,7 +44,7 @@ pub fn is_for_containers(target: &str) -> bool {
 }
 
 /// `PATH` where nothing else is said.
-pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Everything a container's start needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -96,32 +97,9 @@ pub struct ContainerPlan {
     pub warnings: Vec<String>,
 }
 
-/// A volume of a machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VolumeUse {
-    /// Its name.
-    pub name: String,
-    /// The guest can only read it.
-    pub read_only: bool,
-}
-
-impl VolumeUse {
-    pub(super) fn of(volume: &Wanted) -> VolumeUse {
-        VolumeUse {
-            name: volume.name.clone(),
-            read_only: volume.read_only,
-        }
-    }
-}
-
 /// Queues of the image's disk: one per virtual CPU, so none waits for another one's block; more than 4 gain nothing.
 fn root_queues(cpus: u32) -> u16 {
     cpus.clamp(1, 4) as u16
-}
-
-/// Id of the disk of a machine's volume number `index`, counted from 0.
-pub fn volume_disk(index: usize) -> String {
-    format!("volume{index}")
 }
 
 /// Size of the writable root in bytes by the rule of Zero-OS: `cpus * memory / 8 GiB` in whole numbers; 0 gives
@@ -146,9 +124,9 @@ impl ContainerPlan {
         volumes: &[Wanted],
         inputs: Inputs<'_>,
     ) -> Result<ContainerPlan, PlanError> {
-        refuse_vm_flags(spec)?;
+        refuse_vm_settings(spec)?;
         let process = process(spec, image)?;
-        let stop_signal = stop_signal(spec.stop_signal.as_deref().or(image.stop_signal.as_deref()))?;
+        let stop_signal = stop_signal(spec, image)?;
         let mut shares = share::directories(&inputs)?;
         if let Some(tree) = &image.tree {
             share::require_server(&inputs)?;
@@ -179,7 +157,7 @@ impl ContainerPlan {
             prefetch: spec.prefetch,
             labels: image.labels.clone().into_iter().chain(spec.labels.clone()).collect(),
             exposed_ports: image.exposed_ports.clone(),
-            stop_signal,
+            stop_signal: stop_signal.number(),
             stop_grace_ms: grace_ms(spec, spec::DEFAULT_STOP_TIMEOUT_S),
             start_timeout_s: start_timeout_s(inputs.accel),
             warnings: warnings(inputs.host),
@@ -223,38 +201,30 @@ impl ContainerPlan {
 }
 
 /// The driver of the channel to the agent, where the boot does not have it anyway.
-pub(crate) fn channel_driver(hypervisor: Hypervisor) -> Option<FsDriver> {
+pub fn channel_driver(hypervisor: Hypervisor) -> Option<FsDriver> {
     (hypervisor == Hypervisor::CloudHypervisor).then_some(FsDriver::Vsock)
 }
 
-fn refuse_vm_flags(spec: &MachineSpec) -> Result<(), PlanError> {
+fn refuse_vm_settings(spec: &MachineSpec) -> Result<(), PlanError> {
     let used = [
-        ("--user-data", spec.user_data.is_some()),
-        ("--reinstall", spec.reinstall),
+        (Setting::UserData, spec.user_data.is_some()),
+        (Setting::Reinstall, spec.reinstall),
     ];
     match used.into_iter().find(|(_, is_used)| *is_used) {
-        Some((flag, _)) => Err(PlanError::OnlyForVms { flag }),
+        Some((setting, _)) => Err(PlanError::OnlyForVms { setting }),
         None => Ok(()),
     }
 }
 
-/// The Linux number of a signal by name or number; of the default one when there is none.
-pub(super) fn stop_signal(text: Option<&str>) -> Result<i32, PlanError> {
-    signal::parse(text.unwrap_or(spec::DEFAULT_STOP_SIGNAL)).map_err(|f| PlanError::Signal(f.message))
-}
-
-/// Program and arguments as docker puts them together: an own entrypoint puts aside the image's command too. Empty when
-/// neither the user nor the image names a program.
-pub(super) fn arguments(spec: &MachineSpec, image: &ImageFacts) -> Vec<String> {
-    let (entrypoint, command) = match &spec.entrypoint {
-        Some(own) => (own, &[][..]),
-        None => (&image.entrypoint, image.command.as_slice()),
-    };
-    let command = match spec.command.as_slice() {
-        [] => command,
-        own => own,
-    };
-    [entrypoint, command].concat()
+/// The user's, else the image's, else the default one.
+fn stop_signal(spec: &MachineSpec, image: &ImageFacts) -> Result<Signal, PlanError> {
+    match (spec.stop_signal, image.stop_signal.as_deref()) {
+        (Some(signal), _) => Ok(signal),
+        (None, Some(text)) => text
+            .parse()
+            .map_err(|_| PlanError::ImageSignal { text: text.to_owned() }),
+        (None, None) => Ok(spec::DEFAULT_STOP_SIGNAL),
+    }
 }
 
 fn process(spec: &MachineSpec, image: &ImageFacts) -> Result<Process, PlanError> {
@@ -277,7 +247,7 @@ fn process(spec: &MachineSpec, image: &ImageFacts) -> Result<Process, PlanError>
         args,
         env: environment(spec, image)?,
         cwd,
-        user: spec.user.clone().or_else(|| image.user.clone()),
+        user: spec.user.as_ref().map(User::to_string).or_else(|| image.user.clone()),
         terminal: spec
             .terminal
             .then_some(zmachine_agent_protocol::WindowSize { rows: 24, columns: 80 }),
@@ -304,7 +274,7 @@ struct Disks {
 /// The unpacked image below the writable disk. It is only read, so all machines of the image share the host's memory of it.
 fn root_share(tree: &Path) -> ShareUse {
     ShareUse {
-        id: super::tree::ROOT_TAG.to_owned(),
+        id: ROOT_TAG.to_owned(),
         tag: ROOT_SERIAL.to_owned(),
         tree: SharedTree::Image {
             image: tree.to_owned(),
@@ -366,7 +336,7 @@ fn boot(
     has: Disks,
 ) -> Result<BootConfig, PlanError> {
     let hostname = hostname(spec);
-    let (nameservers, search) = dns(spec, inputs)?;
+    let (nameservers, search) = dns(spec, inputs);
     let first_address = inputs
         .attachments
         .iter()
@@ -407,28 +377,6 @@ fn boot(
     })
 }
 
-/// All that is mounted after the root; what is mounted inside of another one comes after it.
-pub(super) fn mounts(volumes: &[Wanted], shares: &[SharedDirectory]) -> Vec<Mount> {
-    let volume = |volume: &Wanted| Mount {
-        serial: volume.serial.clone(),
-        fstype: volume.fs.name().to_owned(),
-        target: volume.target.clone(),
-        read_only: volume.read_only,
-        populate: !volume.read_only && !volume.no_copy,
-    };
-    let share = |(index, shared): (usize, &SharedDirectory)| Mount {
-        serial: share::share_tag(index),
-        fstype: "virtiofs".to_owned(),
-        target: shared.target.clone(),
-        read_only: shared.read_only,
-        populate: false,
-    };
-    let mut mounts: Vec<Mount> = volumes.iter().map(volume).collect();
-    mounts.extend(shares.iter().enumerate().map(share));
-    mounts.sort_by_key(|mount| mount.target.matches('/').count());
-    mounts
-}
-
 #[cfg(test)]
 mod tests {
     use zmachine_hypervisor::Accel;
@@ -439,6 +387,8 @@ mod tests {
     use super::*;
     use crate::failure::{Class, Failure};
     use crate::home::Home;
+    use crate::volume::SharedDirectory;
+    use zmachine_agent_protocol::Mount;
 
     fn host() -> HostFacts {
         HostFacts {
@@ -576,7 +526,7 @@ mod tests {
         assert_eq!((plan.process.user.as_deref(), plan.stop_signal), (Some("web:www"), 2));
         assert_eq!(planned(|s| s.command = vec!["x".into()]).process.args, ["/entry", "x"]);
         assert_eq!(planned(|s| s.entrypoint = Some(vec!["e".into()])).process.args, ["e"]);
-        let mine = planned(|s| (s.user, s.stop_signal) = (Some("0".into()), Some("SIGTERM".into())));
+        let mine = planned(|s| (s.user, s.stop_signal) = (Some(User::parse("0")), Some(Signal::TERM)));
         assert_eq!((mine.process.user.as_deref(), mine.stop_signal), (Some("0"), 15));
     }
 
@@ -601,7 +551,7 @@ mod tests {
     #[test]
     fn what_this_host_or_nobody_can_give_is_refused() {
         type Change = fn(&mut MachineSpec);
-        let cases: [(Change, Class); 11] = [
+        let cases: [(Change, Class); 10] = [
             (|s| s.user_data = Some("x".into()), Class::Usage),
             (|s| s.reinstall = true, Class::Usage),
             (|s| s.cpus = 0, Class::Usage),
@@ -611,8 +561,7 @@ mod tests {
             (|s| s.size_bytes = 4096, Class::Usage),
             (|s| s.hostname = Some("a b".into()), Class::Usage),
             (|s| s.workdir = Some("relative".into()), Class::Usage),
-            (|s| s.stop_signal = Some("SIGNOPE".into()), Class::Usage),
-            (|s| s.publish = vec!["80:80".into()], Class::Usage),
+            (|s| s.publish = vec!["80:80".parse().unwrap()], Class::Usage),
         ];
         for (index, (change, class)) in cases.into_iter().enumerate() {
             let failure = Failure::from(plan(change).unwrap_err());

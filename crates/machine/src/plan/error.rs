@@ -2,9 +2,9 @@
 
 use thiserror::Error;
 
-use super::{MIN_MEMORY, MIN_SIZE};
 use crate::bytes::Human;
 use crate::failure::{Class, Failure};
+use crate::spec::{Setting, signal};
 
 /// Why a machine can not be planned.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -14,24 +14,22 @@ pub enum PlanError {
     Cpus { cpus: u32, available: u32 },
     #[error("a machine needs at least one CPU")]
     NoCpu,
-    #[error("{} of memory are below the {} that a machine needs", Human(*bytes), Human(MIN_MEMORY))]
-    MemoryTooSmall { bytes: u64 },
+    #[error("{} of memory are below the {} that a machine needs", Human(*bytes), Human(*least))]
+    MemoryTooSmall { bytes: u64, least: u64 },
     #[error("{} of memory are more than the {} of this host", Human(*bytes), Human(*available))]
     MemoryTooLarge { bytes: u64, available: u64 },
-    #[error("a root of {} is below the {} that a file system needs", Human(*bytes), Human(MIN_SIZE))]
-    SizeTooSmall { bytes: u64 },
+    #[error("a root of {} is below the {} that a file system needs", Human(*bytes), Human(*least))]
+    SizeTooSmall { bytes: u64, least: u64 },
     #[error("'{key}' can not be the name of an environment variable")]
     EnvName { key: String },
-    #[error("an empty --entrypoint puts the image's program and its arguments aside, and no command is given")]
+    #[error("an empty entrypoint puts the image's program and its arguments aside, and no command is given")]
     NothingToRun,
     #[error("the working directory '{dir}' is not an absolute path")]
     WorkdirRelative { dir: String },
     #[error("'{hostname}' can not be a host name")]
     Hostname { hostname: String },
-    #[error("'{text}' is not an IP address of a name server")]
-    Dns { text: String },
-    #[error("{0}")]
-    Signal(String),
+    #[error("the image's stop signal '{text}' is not a signal")]
+    ImageSignal { text: String },
     #[error("a VM needs a volume for its operating system, of {} or more", Human(*image))]
     NoBootVolume { image: u64 },
     #[error("the boot volume '{volume}' can only be read")]
@@ -46,14 +44,14 @@ pub enum PlanError {
     Unbootable { holds: String },
     #[error("this host has no UEFI firmware for virtual machines")]
     NoFirmware,
-    #[error("{flag} does not go with a VM: its operating system decides that itself")]
-    NotForVms { flag: &'static str },
-    #[error("{flag} does not go with an image that has its own kernel: what starts in it is up to the image")]
-    NotForOwnKernels { flag: &'static str },
-    #[error("--size does not go with a VM: its root is as large as its volume")]
+    #[error("a VM takes no {setting}: its operating system decides that itself")]
+    NotForVms { setting: Setting },
+    #[error("an image that has its own kernel takes no {setting}: what starts in it is up to the image")]
+    NotForOwnKernels { setting: Setting },
+    #[error("a VM takes no root size: its root is as large as its volume")]
     SizeOfVm,
-    #[error("{flag} goes with VMs, and this image makes a container")]
-    OnlyForVms { flag: &'static str },
+    #[error("a {setting} is for VMs, and this image makes a container")]
+    OnlyForVms { setting: Setting },
     #[error("the environment variable '{key}' would decide how the VM's kernel boots")]
     ProtectedKey { key: String },
     #[error("the value of the environment variable '{key}' can not be written on a kernel command line")]
@@ -85,46 +83,77 @@ impl PlanError {
 
     fn hint(&self) -> &'static str {
         match self {
-            PlanError::Cpus { .. } | PlanError::NoCpu => "choose --cpus from 1 to the number of CPUs of this host",
-            PlanError::MemoryTooSmall { .. } => "sizes without a unit are bytes; for example --memory 512M",
-            PlanError::MemoryTooLarge { .. } => "choose a smaller --memory",
-            PlanError::SizeTooSmall { .. } => "sizes without a unit are bytes; for example --size 2G",
-            PlanError::EnvName { .. } => "use -e NAME=VALUE, with a name that is not empty",
-            PlanError::NothingToRun => "give a command after the image, or leave --entrypoint out",
-            PlanError::WorkdirRelative { .. } => "give -w a path that starts with '/'",
+            PlanError::Cpus { .. } | PlanError::NoCpu => "choose from 1 to the number of CPUs of this host",
+            PlanError::MemoryTooSmall { .. } => "sizes without a unit are bytes; for example 512M",
+            PlanError::MemoryTooLarge { .. } => "choose less",
+            PlanError::SizeTooSmall { .. } => "sizes without a unit are bytes; for example 2G",
+            PlanError::EnvName { .. } => "give it a name that is not empty and has no '='",
+            PlanError::NothingToRun => "give a command, or leave the entrypoint to the image",
+            PlanError::WorkdirRelative { .. } => "give a path that starts with '/'",
             PlanError::Hostname { .. } => "use letters, digits, '-' and '.', at most 64 characters",
-            PlanError::Dns { .. } => "for example --dns 9.9.9.9",
-            PlanError::Signal(_) => "use a name such as SIGTERM or SIGRTMIN+3, or a number from 1 to 64",
-            PlanError::NoBootVolume { .. } => "for example -v boot:/:size=10G",
-            PlanError::BootVolumeReadOnly { .. } => "leave out ':ro' of the first -v",
+            PlanError::ImageSignal { .. } => signal::HINT,
+            PlanError::NoBootVolume { .. } => "give it one for '/': boot:/:size=10G",
+            PlanError::BootVolumeReadOnly { .. } => "let it write to its first volume",
             PlanError::VolumeTooSmall { .. } => "make it larger with 'zmachine volume grow', or take another volume",
-            PlanError::VolumeOccupied { .. } => {
-                "take another volume, or give up what it holds and install over it with --reinstall"
-            }
+            PlanError::VolumeOccupied { .. } => "take another volume, or give up what it holds and install over it",
             PlanError::EmptyImage => "put the system's file system, or its whole disk, into /image.raw",
             PlanError::Unbootable { .. } => {
                 "give a whole disk with a GPT and an EFI system partition, or put the system's /kernel beside /image.raw"
             }
             PlanError::NoFirmware => "apt-get install ovmf",
-            PlanError::NotForVms { .. } => "leave it out, or use --mode container",
-            PlanError::NotForOwnKernels { .. } => "leave it out, or run the image with our kernel: --kernel NAME",
-            PlanError::SizeOfVm => "give the size to its first volume: -v NAME:/:size=10G",
+            PlanError::NotForVms { .. } => "leave it out, or run the image as a container",
+            PlanError::NotForOwnKernels { .. } => "leave it out, or run the image with a guest kernel of this host",
+            PlanError::SizeOfVm => "give the size to its first volume: NAME:/:size=10G",
             PlanError::OnlyForVms { .. } => "leave it out",
-            PlanError::ProtectedKey { .. } => "choose another name, or pass it in --user-data",
-            PlanError::EnvNotOnCommandLine { .. } => "leave out line ends and double quotes, or pass it in --user-data",
+            PlanError::ProtectedKey { .. } => "choose another name, or pass it in user data",
+            PlanError::EnvNotOnCommandLine { .. } => "leave out line ends and double quotes, or pass it in user data",
             PlanError::CommandLineTooLong { .. } => {
-                "pass fewer or shorter environment variables; --user-data has room for more"
+                "pass fewer or shorter environment variables; user data have room for more"
             }
-            PlanError::TooManyInterfaces { .. } => "leave out a --network",
+            PlanError::TooManyInterfaces { .. } => "leave out a network",
             PlanError::NoShareServer => zmachine_share::MissingServer.hint(),
-            PlanError::SharesNeedRoot => "run zmachine as root, or use a volume: -v NAME:/path",
-            PlanError::PublishWithoutNetwork => "leave out -p, or use --network default",
+            PlanError::SharesNeedRoot => "run zmachine as root, or use a volume",
+            PlanError::PublishWithoutNetwork => "publish nothing, or join the network 'default'",
+        }
+    }
+}
+
+impl PlanError {
+    /// What of the machine's settings can be changed for it.
+    fn settings(&self) -> Vec<Setting> {
+        match self {
+            PlanError::Cpus { .. } | PlanError::NoCpu => vec![Setting::Cpus],
+            PlanError::MemoryTooSmall { .. } | PlanError::MemoryTooLarge { .. } => vec![Setting::Memory],
+            PlanError::SizeTooSmall { .. } => vec![Setting::Size],
+            PlanError::SizeOfVm => vec![Setting::Size, Setting::Volumes],
+            PlanError::EnvName { .. } => vec![Setting::Env],
+            PlanError::NothingToRun => vec![Setting::Entrypoint],
+            PlanError::WorkdirRelative { .. } => vec![Setting::Workdir],
+            PlanError::Hostname { .. } => vec![Setting::Hostname],
+            PlanError::ImageSignal { .. } => vec![Setting::StopSignal],
+            PlanError::NoBootVolume { .. }
+            | PlanError::BootVolumeReadOnly { .. }
+            | PlanError::VolumeTooSmall { .. }
+            | PlanError::SharesNeedRoot => vec![Setting::Volumes],
+            PlanError::VolumeOccupied { .. } => vec![Setting::Volumes, Setting::Reinstall],
+            PlanError::NotForVms { setting } => vec![*setting, Setting::Mode],
+            PlanError::NotForOwnKernels { setting } => vec![*setting, Setting::Kernel],
+            PlanError::OnlyForVms { setting } => vec![*setting],
+            PlanError::ProtectedKey { .. }
+            | PlanError::EnvNotOnCommandLine { .. }
+            | PlanError::CommandLineTooLong { .. } => vec![Setting::Env, Setting::UserData],
+            PlanError::TooManyInterfaces { .. } => vec![Setting::Networks],
+            PlanError::PublishWithoutNetwork => vec![Setting::Publish, Setting::Networks],
+            PlanError::EmptyImage | PlanError::Unbootable { .. } | PlanError::NoFirmware | PlanError::NoShareServer => {
+                Vec::new()
+            }
         }
     }
 }
 
 impl From<PlanError> for Failure {
     fn from(error: PlanError) -> Failure {
-        Failure::from_error(error.class(), &error).hint(error.hint())
+        let failure = Failure::from_error(error.class(), &error).hint(error.hint());
+        error.settings().into_iter().fold(failure, Failure::about)
     }
 }

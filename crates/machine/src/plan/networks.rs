@@ -4,7 +4,8 @@ use zmachine_agent_protocol::HostEntry;
 use zmachine_hypervisor::Boot;
 use zmachine_network::Attachment;
 
-use super::{ContainerPlan, Plan, PlanError, VmPlan, cmdline, interface, nics, resolvers, routes};
+use super::common::{interface, nics, resolvers, routes};
+use super::{ContainerPlan, Plan, PlanError, VmPlan, cmdline};
 use crate::failure::{Class, Failure};
 use crate::spec::MachineSpec;
 
@@ -26,7 +27,7 @@ impl Plan {
 ///
 /// # Errors
 /// [`Class::Conflict`].
-pub(crate) fn check_step(present: &[Attachment], wanted: &[Attachment]) -> Result<(), Failure> {
+pub fn check_step(present: &[Attachment], wanted: &[Attachment]) -> Result<(), Failure> {
     let lacking = |from: &[Attachment], these: &[Attachment]| {
         let is_in = |one: &&Attachment| from.iter().any(|a| a.network == one.network);
         these.iter().filter(|one| !is_in(one)).count()
@@ -39,7 +40,7 @@ pub(crate) fn check_step(present: &[Attachment], wanted: &[Attachment]) -> Resul
 
 impl ContainerPlan {
     /// Puts these networks in the place of those it has.
-    pub(crate) fn set_attachments(&mut self, spec: &MachineSpec, attachments: Vec<Attachment>) {
+    pub fn set_attachments(&mut self, spec: &MachineSpec, attachments: Vec<Attachment>) {
         self.vm.nics = nics(&attachments);
         self.boot.interfaces = attachments.iter().map(interface).collect();
         self.boot.routes = routes(&attachments);
@@ -62,16 +63,13 @@ impl ContainerPlan {
 
 impl VmPlan {
     /// Puts these networks in the place of those it has.
-    pub(crate) fn set_attachments(
-        &mut self,
-        spec: &MachineSpec,
-        attachments: Vec<Attachment>,
-    ) -> Result<(), PlanError> {
+    pub fn set_attachments(&mut self, spec: &MachineSpec, attachments: Vec<Attachment>) -> Result<(), PlanError> {
         if spec.dns.is_empty() {
             self.seed.nameservers = resolvers(&attachments);
         }
+        let is_told = self.install().is_some() || spec.legacy_cmdline;
         if let Boot::Kernel { cmdline, .. } = &mut self.vm.boot
-            && (self.install.is_some() || spec.legacy_cmdline)
+            && is_told
         {
             *cmdline = cmdline::with_network(cmdline, &attachments, &self.seed.nameservers)?;
         }

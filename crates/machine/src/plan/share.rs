@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use zmachine_hypervisor::Share;
 
-use super::{Inputs, PlanError};
+use super::common::{Inputs, share_tag};
+use super::error::PlanError;
 use crate::home::Home;
 use crate::volume::SharedDirectory;
 
@@ -38,11 +39,6 @@ pub enum SharedTree {
         /// The layer; `None`: nothing can be written.
         layer: Option<PathBuf>,
     },
-}
-
-/// Tag of the shared directory number `index` of a machine, counted from 0.
-pub fn share_tag(index: usize) -> String {
-    format!("share{index}")
 }
 
 /// The shared directories of the machine.

@@ -9,17 +9,15 @@ use std::path::PathBuf;
 use zmachine_hypervisor::{Boot, Platform, VmSpec};
 
 use super::cmdline::{self, RootDevice};
-use super::container::{VolumeUse, arguments, mounts};
-use super::vm::{Seed, VmKind, VmPlan, disks};
-use super::{
-    ImageFacts, Inputs, PLAN_VERSION, PlanError, ShareUse, SharedTree, dns, grace_ms, hostname, interface, merged_env,
-    nics, routes, share, ssh_keys, uuid, warnings,
+use super::common::{
+    ImageFacts, Inputs, PLAN_VERSION, ROOT_TAG, VolumeUse, arguments, dns, grace_ms, hostname, interface, merged_env,
+    mounts, nics, routes, ssh_keys, uuid, warnings,
 };
-use crate::spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec, RootfsChoice};
+use super::error::PlanError;
+use super::share::{self, ShareUse, SharedTree};
+use super::vm::{Seed, VmKind, VmPlan, VmRoot, disks};
+use crate::spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec, RootfsChoice, Setting};
 use crate::volume::Wanted;
-
-/// The name by which such a kernel, or its initrd, mounts its root. Zero-OS's.
-pub const ROOT_TAG: &str = "vroot";
 
 /// What the planner is told about a container with a kernel of its own.
 #[derive(Debug, Clone)]
@@ -42,7 +40,7 @@ impl VmPlan {
     /// # Errors
     /// Everything about the request that can be refused without trying.
     pub(super) fn of_tree(spec: &MachineSpec, facts: &TreeFacts, inputs: Inputs<'_>) -> Result<VmPlan, PlanError> {
-        refuse_flags(spec)?;
+        refuse_settings(spec)?;
         share::require_server(&inputs)?;
         let machine = inputs.home.machine(inputs.id);
         let mut shares = vec![ShareUse {
@@ -55,7 +53,7 @@ impl VmPlan {
         }];
         shares.extend(share::directories(&inputs)?);
         let env = merged_env(facts.image.env.clone(), &spec.env)?;
-        let (nameservers, search) = dns(spec, &inputs)?;
+        let (nameservers, search) = dns(spec, &inputs);
         let attachments = if spec.legacy_cmdline {
             &inputs.attachments[..]
         } else {
@@ -86,14 +84,13 @@ impl VmPlan {
         };
         let mut warnings = warnings(inputs.host);
         if spec.size_bytes != 0 {
-            warnings.push("its root is a directory of this host, which --size does not limit".to_owned());
+            warnings.push("its root is a directory of this host, which its root size does not limit".to_owned());
         }
         Ok(VmPlan {
             version: PLAN_VERSION,
             kind: VmKind::Vm,
             id: inputs.id.to_owned(),
-            install: None,
-            image: Some(facts.image.digest.clone()),
+            root: VmRoot::Tree(facts.image.digest.clone()),
             appliance: None,
             hypervisor: inputs.hypervisor.clone(),
             vm: VmSpec {
@@ -123,18 +120,20 @@ impl VmPlan {
     }
 }
 
-fn refuse_flags(spec: &MachineSpec) -> Result<(), PlanError> {
+fn refuse_settings(spec: &MachineSpec) -> Result<(), PlanError> {
     let used = [
-        ("--user", spec.user.is_some()),
-        ("--workdir", spec.workdir.is_some()),
-        ("--tty", spec.terminal),
-        ("--init", spec.init),
-        ("--rootfs block", spec.rootfs == RootfsChoice::Block),
-        ("--secret", !spec.secrets.is_empty()),
+        (Setting::User, spec.user.is_some()),
+        (Setting::Workdir, spec.workdir.is_some()),
+        (Setting::Terminal, spec.terminal),
+        (Setting::Init, spec.init),
+        (Setting::Rootfs, spec.rootfs == RootfsChoice::Block),
+        (Setting::Secrets, !spec.secrets.is_empty()),
     ];
     match used.into_iter().find(|(_, is_used)| *is_used) {
-        Some((flag, _)) => Err(PlanError::NotForOwnKernels { flag }),
-        None if spec.reinstall => Err(PlanError::OnlyForVms { flag: "--reinstall" }),
+        Some((setting, _)) => Err(PlanError::NotForOwnKernels { setting }),
+        None if spec.reinstall => Err(PlanError::OnlyForVms {
+            setting: Setting::Reinstall,
+        }),
         None => Ok(()),
     }
 }
@@ -223,7 +222,7 @@ mod tests {
             [("LANG".into(), "C".into()), ("A".into(), "b".to_owned())]
         );
         assert_eq!(plan.seed.command, ["/bin/server"]);
-        assert!(plan.install.is_none() && plan.warnings.is_empty());
+        assert!(plan.install().is_none() && plan.warnings.is_empty());
         let again: Plan =
             serde_json::from_str(&serde_json::to_string(&Plan::Vm(Box::new(plan.clone()))).unwrap()).unwrap();
         assert_eq!(again.kind(), crate::state::Kind::Container);
@@ -246,9 +245,13 @@ mod tests {
         let cases: [(&str, Class, Change); 6] = [
             ("virtiofsd", Class::Unsupported, |_, _, there| *there = false),
             ("only root", Class::Unsupported, |_, host, _| host.is_root = false),
-            ("--user", Class::Usage, |s, _, _| s.user = Some("web".into())),
-            ("--workdir", Class::Usage, |s, _, _| s.workdir = Some("/".into())),
-            ("--reinstall", Class::Usage, |s, _, _| s.reinstall = true),
+            ("no user", Class::Usage, |s, _, _| {
+                s.user = Some(crate::spec::User::parse("web"))
+            }),
+            ("no working directory", Class::Usage, |s, _, _| {
+                s.workdir = Some("/".into())
+            }),
+            ("new installation", Class::Usage, |s, _, _| s.reinstall = true),
             ("'init'", Class::Usage, |s, _, _| {
                 s.legacy_cmdline = true;
                 s.env = vec![("init".into(), "x".into())];

@@ -12,12 +12,13 @@ use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
 use zmachine_network::Attachment;
 
 use super::cmdline::{self, RootDevice};
-use super::container::{VolumeUse, volume_disk};
-use super::{
-    Inputs, KernelChoice, PLAN_VERSION, PlanError, ShareUse, dns, grace_ms, hostname, interface, merged_env, nics,
-    routes, share, ssh_keys, uuid, warnings,
+use super::common::{
+    Inputs, KernelChoice, PLAN_VERSION, VolumeUse, dns, grace_ms, hostname, interface, merged_env, mounts, nics,
+    routes, ssh_keys, uuid, volume_disk, warnings,
 };
-use crate::spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec, RootfsChoice};
+use super::error::PlanError;
+use super::share::{self, ShareUse};
+use crate::spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec, RootfsChoice, Setting};
 use crate::volume::{Content, Wanted};
 
 /// virtio serial of the seed's disk.
@@ -32,12 +33,9 @@ pub struct VmPlan {
     pub kind: VmKind,
     /// Twelve hex digits.
     pub id: String,
-    /// What is installed on its first volume; `None` when its root is a tree, the first of its shares.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub install: Option<Install>,
-    /// Hex digest of the image whose tree is its root.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
+    /// What it starts from.
+    #[serde(flatten)]
+    pub root: VmRoot,
     /// The kernel of the appliance that grows its file system; `None` when none is installed on this host.
     pub appliance: Option<KernelChoice>,
     /// What runs it.
@@ -58,6 +56,17 @@ pub struct VmPlan {
     pub stop_grace_ms: u64,
     /// What the user asked for and does not get in full.
     pub warnings: Vec<String>,
+}
+
+/// What a machine that lives like a VM starts from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmRoot {
+    /// A VM: an operating system that is installed on its first volume.
+    #[serde(rename = "install")]
+    Installed(Install),
+    /// A container with a kernel of its own: the unpacked image of that hex digest, the first of the machine's shares.
+    #[serde(rename = "image")]
+    Tree(String),
 }
 
 /// The one value of `kind` in `plan.json`.
@@ -171,16 +180,24 @@ pub enum VmStart {
 }
 
 impl VmPlan {
+    /// What is installed on its first volume, when it is a VM.
+    pub fn install(&self) -> Option<&Install> {
+        match &self.root {
+            VmRoot::Installed(install) => Some(install),
+            VmRoot::Tree(_) => None,
+        }
+    }
+
     /// Plans a VM.
     ///
     /// # Errors
     /// Everything about the request that can be refused without trying.
     pub(super) fn new(spec: &MachineSpec, facts: &VmFacts, inputs: Inputs<'_>) -> Result<VmPlan, PlanError> {
-        refuse_container_flags(spec)?;
+        refuse_container_settings(spec)?;
         check_boot_volume(spec, facts)?;
         let shares = share::directories(&inputs)?;
         let env = merged_env(Vec::new(), &spec.env)?;
-        let (nameservers, search) = dns(spec, &inputs)?;
+        let (nameservers, search) = dns(spec, &inputs);
         let machine = inputs.home.machine(inputs.id);
         let seed = Seed {
             path: machine.join("seed.img"),
@@ -190,7 +207,7 @@ impl VmPlan {
             routes: routes(&inputs.attachments),
             nameservers: nameservers.clone(),
             search,
-            mounts: super::container::mounts(&[], inputs.shares),
+            mounts: mounts(&[], inputs.shares),
             ssh_keys: ssh_keys(spec),
             env: env.clone(),
             command: command(spec),
@@ -238,14 +255,13 @@ impl VmPlan {
             version: PLAN_VERSION,
             kind: VmKind::Vm,
             id: inputs.id.to_owned(),
-            install: Some(Install {
+            root: VmRoot::Installed(Install {
                 source: facts.source.clone(),
                 digest: facts.digest.clone(),
                 bytes: facts.bytes,
                 reinstall: spec.reinstall,
                 firmware_variables,
             }),
-            image: None,
             appliance: facts.appliance.clone(),
             hypervisor: inputs.hypervisor.clone(),
             vm: VmSpec {
@@ -277,24 +293,24 @@ fn told_to_everybody(start: &VmStart, env: &[(String, String)]) -> Vec<String> {
     match (start, secret) {
         (VmStart::Kernel { .. }, Some((name, _))) => vec![format!(
             "the value of {name} is on the command line of the VM's kernel, which all users of this host can read; \
-             --user-data keeps it to the VM"
+             user data keep it to the VM"
         )],
         _ => Vec::new(),
     }
 }
 
-fn refuse_container_flags(spec: &MachineSpec) -> Result<(), PlanError> {
+fn refuse_container_settings(spec: &MachineSpec) -> Result<(), PlanError> {
     let used = [
-        ("--user", spec.user.is_some()),
-        ("--workdir", spec.workdir.is_some()),
-        ("--read-only", spec.read_only),
-        ("--init", spec.init),
-        ("--kernel", spec.kernel.is_some()),
-        ("--rootfs", spec.rootfs != RootfsChoice::Auto),
-        ("--secret", !spec.secrets.is_empty()),
+        (Setting::User, spec.user.is_some()),
+        (Setting::Workdir, spec.workdir.is_some()),
+        (Setting::ReadOnly, spec.read_only),
+        (Setting::Init, spec.init),
+        (Setting::Kernel, spec.kernel.is_some()),
+        (Setting::Rootfs, spec.rootfs != RootfsChoice::Auto),
+        (Setting::Secrets, !spec.secrets.is_empty()),
     ];
     match used.into_iter().find(|(_, is_used)| *is_used) {
-        Some((flag, _)) => Err(PlanError::NotForVms { flag }),
+        Some((setting, _)) => Err(PlanError::NotForVms { setting }),
         None if spec.size_bytes != 0 => Err(PlanError::SizeOfVm),
         None => Ok(()),
     }
@@ -470,7 +486,7 @@ mod tests {
         assert!(
             matches!(&plan.vm.boot, Boot::Firmware { variables: Some(variables), .. } if variables.ends_with("firmware.vars"))
         );
-        assert_eq!(plan.install.unwrap().firmware_variables, Some("/fw/vars".into()));
+        assert_eq!(plan.install().unwrap().firmware_variables, Some("/fw/vars".into()));
         assert_eq!(plan.seed.env, [("init".to_owned(), "a\"b\nc".to_owned())]);
     }
 
@@ -496,11 +512,15 @@ mod tests {
                 f.unbootable = Some("no partition table".into());
             }),
             ("firmware", Class::Unsupported, |_, f| firmware(f, false)),
-            ("--user", Class::Usage, |s, _| s.user = Some("web".into())),
-            ("--workdir", Class::Usage, |s, _| s.workdir = Some("/".into())),
-            ("--read-only", Class::Usage, |s, _| s.read_only = true),
-            ("--kernel", Class::Usage, |s, _| s.kernel = Some("k".into())),
-            ("--size", Class::Usage, |s, _| s.size_bytes = 1 << 30),
+            ("no user", Class::Usage, |s, _| {
+                s.user = Some(crate::spec::User::parse("web"))
+            }),
+            ("no working directory", Class::Usage, |s, _| {
+                s.workdir = Some("/".into())
+            }),
+            ("no read-only root", Class::Usage, |s, _| s.read_only = true),
+            ("no guest kernel", Class::Usage, |s, _| s.kernel = Some("k".into())),
+            ("no root size", Class::Usage, |s, _| s.size_bytes = 1 << 30),
             ("'init'", Class::Usage, |s, _| s.env = vec![("init".into(), "x".into())]),
             ("'K'", Class::Usage, |s, _| s.env = vec![("K".into(), "a\nb".into())]),
             ("command line has", Class::Usage, |s, _| {
@@ -523,7 +543,7 @@ mod tests {
             spec.reinstall = true;
             f.volumes[0].content = Content::Raw;
         });
-        assert!(over.unwrap().install.unwrap().reinstall);
+        assert!(over.unwrap().install().unwrap().reinstall);
     }
 
     #[test]

@@ -136,7 +136,7 @@ pub fn explain(reservation: &Reservation) -> Vec<Explained> {
     lines.push(line(
         "(always)",
         "-".to_owned(),
-        "started again when it ends, and at boot, unless stopped (--restart unless-stopped)".to_owned(),
+        "started again when it ends, and at boot, unless stopped".to_owned(),
     ));
     lines
 }

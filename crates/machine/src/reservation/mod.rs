@@ -32,7 +32,7 @@ use crate::catalog::Machine;
 use crate::failure::{Class, Failure};
 use crate::plan::root_size;
 use crate::restart::RestartPolicy;
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, NetworkRequest, Origin, VolumeRequest};
 
 /// Smallest guest memory of a reservation, in bytes.
 pub const MIN_MEMORY: u64 = 250 << 20;
@@ -99,6 +99,8 @@ pub struct Mount {
     pub name: String,
     /// An absolute path; has no meaning for a VM.
     pub mountpoint: String,
+    /// The two as a machine has them.
+    pub volume: VolumeRequest,
 }
 
 /// What a deployed machine got: Zero-OS's result object.
@@ -224,12 +226,11 @@ impl Reservation {
         spec.cpus = u32::from(self.cpus);
         spec.memory_bytes = self.memory_bytes;
         spec.size_bytes = self.size_bytes;
-        spec.networks = vec![format!("{}:ip={}", self.interface.network, self.interface.ip)];
-        spec.volumes = self
-            .mounts
-            .iter()
-            .map(|mount| format!("{}:{}", mount.name, mount.mountpoint))
-            .collect();
+        spec.networks = vec![NetworkRequest {
+            ipv4: Some(self.interface.ip),
+            ..NetworkRequest::new(&self.interface.network)
+        }];
+        spec.volumes = self.mounts.iter().map(|mount| mount.volume.clone()).collect();
         spec.entrypoint = self.entrypoint.clone();
         spec.env = self.env.clone().into_iter().collect();
         spec.restart = RestartPolicy::UnlessStopped;
@@ -400,7 +401,13 @@ fn mounts(root: &mut Object<'_>) -> Result<Vec<Mount>, Failure> {
                 "give each volume a place of its own",
             ));
         }
-        mounts.push(Mount { name, mountpoint });
+        let volume = VolumeRequest::new(Origin::Named(name.clone()), &mountpoint)
+            .map_err(|why| wrong(&field, why, "use an absolute path below '/', without '..' and ':'"))?;
+        mounts.push(Mount {
+            name,
+            mountpoint,
+            volume,
+        });
     }
     Ok(mounts)
 }

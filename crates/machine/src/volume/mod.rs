@@ -15,21 +15,18 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`argument`] | `-v` as the user writes it |
 //! | [`record`] | `volume.json` |
 //! | [`store`] | making, finding, growing, removing, locking |
-//! | [`wanted`] | what the `-v`s of a machine stand for, before anything is made |
+//! | [`wanted`] | what the volumes in the spec of a machine stand for, before anything is made |
 //! | [`shared`] | the directories of the host among them |
 //! | [`mod@format`] | the file systems that are made on a fresh volume |
 
-pub mod argument;
 pub mod format;
 pub mod record;
 pub mod shared;
 pub mod store;
 pub mod wanted;
 
-pub use argument::{Origin, VolumeArgument};
 pub use record::{Content, Fs, Record};
 pub use shared::SharedDirectory;
 pub use store::{DEFAULT_SIZE, Held, NewVolume, Volume, Volumes};
@@ -45,7 +42,7 @@ const SERIAL_BYTES: usize = 20;
 /// Serial numbers that begin so belong to the disks of the machine itself.
 const RESERVED: &str = "zm-";
 
-/// Name of the volume that the machine `id` has for its `-v` number `index`, when the user gives it none.
+/// Name of the volume that the machine `id` has for number `index` of its spec's volumes, when the user gives it none.
 pub fn anonymous(id: &str, index: usize) -> String {
     format!("{id}-{index}")
 }

@@ -1,12 +1,12 @@
-//! Directories of the host that a machine uses: what `-v DIR:/path` stands for.
+//! Directories of the host that a machine uses.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::argument::{Origin, VolumeArgument};
 use super::wanted::check_target;
 use crate::failure::{Class, Failure};
 use crate::home::Home;
+use crate::spec::{Origin, Setting, VolumeRequest};
 
 /// A directory of the host that a machine is to use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,30 +20,30 @@ pub struct SharedDirectory {
 }
 
 impl SharedDirectory {
-    /// The directories among the `-v` arguments `texts`, in their order.
+    /// The directories among `requests`, in their order.
     ///
     /// # Errors
     /// [`Class::Usage`] for one that is not there, is no directory, holds the state of `home`, or has an impossible place.
-    pub fn wanted(texts: &[String], home: &Home) -> Result<Vec<SharedDirectory>, Failure> {
-        let mut all = Vec::new();
-        for text in texts {
-            let argument = VolumeArgument::parse(text, Path::new("/"))?;
-            if let Origin::Directory(path) = &argument.origin {
-                all.push(one(text, path, &argument, home)?);
+    pub fn wanted(requests: &[VolumeRequest], home: &Home) -> Result<Vec<SharedDirectory>, Failure> {
+        let directory = |request: &VolumeRequest| match &request.origin {
+            Origin::Directory(path) => {
+                let shared = one(path, request, home).map_err(|failure| failure.about(Setting::Volumes));
+                Some(shared)
             }
-        }
-        Ok(all)
+            Origin::Named(_) | Origin::Anonymous => None,
+        };
+        requests.iter().filter_map(directory).collect()
     }
 }
 
-fn one(text: &str, path: &Path, argument: &VolumeArgument, home: &Home) -> Result<SharedDirectory, Failure> {
-    let wrong = |why: String, hint: &str| Failure::new(Class::Usage, format!("-v {text}: {why}")).hint(hint);
+fn one(path: &Path, request: &VolumeRequest, home: &Home) -> Result<SharedDirectory, Failure> {
+    let wrong = |why: String, hint: &str| Failure::new(Class::Usage, why).hint(hint);
     let real = path.canonicalize().map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => wrong(
             format!("there is no directory {}", path.display()),
-            "make it first, or use a volume: -v NAME:/path",
+            "make it first, or use a volume",
         ),
-        _ => Failure::from_error(Class::Usage, &e).context(format!("-v {text}: can not use {}", path.display())),
+        _ => Failure::from_error(Class::Usage, &e).context(format!("can not share {}", path.display())),
     })?;
     if !real.is_dir() {
         return Err(wrong(
@@ -52,19 +52,22 @@ fn one(text: &str, path: &Path, argument: &VolumeArgument, home: &Home) -> Resul
         ));
     }
     if real.to_str().is_none() {
-        return Err(wrong("its path is not UTF-8".to_owned(), "rename it"));
+        return Err(wrong(
+            format!("the path of the directory {} is not UTF-8", real.display()),
+            "rename it",
+        ));
     }
-    check_target(&format!("the directory {}", real.display()), &argument.target)?;
-    if !argument.read_only && overlaps(&real, home.data()) {
+    check_target(&format!("the directory {}", real.display()), &request.target)?;
+    if !request.read_only && overlaps(&real, home.data()) {
         return Err(wrong(
             format!("{} and the state of zmachine are in each other", real.display()),
-            "share it read-only (:ro): who can write there decides what every machine is",
+            "share it read-only: who can write there decides what every machine is",
         ));
     }
     Ok(SharedDirectory {
         path: real,
-        target: argument.target.clone(),
-        read_only: argument.read_only,
+        target: request.target.clone(),
+        read_only: request.read_only,
     })
 }
 
@@ -85,7 +88,10 @@ mod tests {
         std::fs::create_dir(root.join("src")).unwrap();
         std::fs::write(root.join("file"), "").unwrap();
         std::os::unix::fs::symlink("src", root.join("link")).unwrap();
-        let wanted = |text: &str| SharedDirectory::wanted(&[text.replace('@', root.to_str().unwrap())], &home);
+        let wanted = |text: &str| {
+            let text = text.replace('@', root.to_str().unwrap());
+            SharedDirectory::wanted(&[VolumeRequest::parse(&text, Path::new("/"))?], &home)
+        };
         let shared = wanted("@/link/../src:/srv/src:ro").unwrap();
         assert_eq!(
             shared,

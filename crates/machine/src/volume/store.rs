@@ -364,7 +364,7 @@ impl Volumes {
                 Err(failure) if failure.class == Class::NotFound => continue,
                 Err(failure) => return Err(unknown(&id, failure)),
             };
-            if let Some(how) = machine.volume_use(name).map_err(|failure| unknown(&id, failure))? {
+            if let Some(how) = machine.volume_use(name) {
                 found.push((machine, how));
             }
         }
@@ -485,7 +485,7 @@ impl Held {
         let fs = self.volume.record.fs;
         if fs == Fs::None {
             let message = format!("the volume '{name}' has no file system and can not be mounted in a container");
-            return Err(Failure::new(Class::Usage, message).hint("make one with --fs ext4, btrfs or xfs"));
+            return Err(Failure::new(Class::Usage, message).hint("make one for ext4, btrfs or xfs"));
         }
         self.set_content(Content::Formatting)?;
         self.clear()?;

@@ -1,13 +1,13 @@
-//! What the `-v`s of a machine stand for, found out before anything is made.
+//! What the volumes in the spec of a machine stand for, found out before anything is made.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::argument::{Origin, VolumeArgument};
 use super::record::{Content, Fs};
 use super::store::{DEFAULT_SIZE, NewVolume, Volumes};
 use super::{anonymous, format, serial};
 use crate::bytes::Human;
 use crate::failure::{Class, Failure};
+use crate::spec::{Origin, Setting, VolumeRequest};
 
 /// A volume that a machine is to use: one that is there, or one to make with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,27 +35,30 @@ pub struct Wanted {
 }
 
 impl Volumes {
-    /// The volumes that the `-v` arguments `texts` of the machine `id` stand for; for the directories among them see
-    /// [`super::SharedDirectory`]. Makes nothing.
+    /// The volumes that `requests` of the machine `id` stand for; for the directories among them see [`super::SharedDirectory`].
+    /// Makes nothing.
     ///
     /// # Errors
-    /// [`Class::Usage`] for an argument that makes no sense or contradicts the volume that is there,
-    /// [`Class::Unsupported`] for what this host can not do.
-    pub fn wanted(&self, texts: &[String], id: &str) -> Result<Vec<Wanted>, Failure> {
+    /// [`Class::Usage`] for a request that makes no sense or contradicts the volume that is there, [`Class::Unsupported`] for
+    /// what this host can not do.
+    pub fn wanted(&self, requests: &[VolumeRequest], id: &str) -> Result<Vec<Wanted>, Failure> {
+        self.all(requests, id)
+            .map_err(|failure| failure.about(Setting::Volumes))
+    }
+
+    fn all(&self, requests: &[VolumeRequest], id: &str) -> Result<Vec<Wanted>, Failure> {
         let mut all: Vec<Wanted> = Vec::new();
-        let mut targets: Vec<(String, &String)> = Vec::new();
-        for (index, text) in texts.iter().enumerate() {
-            let argument = VolumeArgument::parse(text, Path::new("/"))?;
-            if let Some((target, other)) = targets.iter().find(|(target, _)| *target == argument.target) {
-                let message = format!("-v {text}: '{target}' is the place of '{other}' already");
+        for (index, request) in requests.iter().enumerate() {
+            let target = &request.target;
+            if let Some(other) = requests[..index].iter().find(|other| other.target == *target) {
+                let message = format!("{} cannot be at '{target}' too: {} is", request.what(), other.what());
                 return Err(Failure::new(Class::Usage, message).hint("give each volume a path of its own"));
             }
-            targets.push((argument.target.clone(), text));
-            let Some(wanted) = self.one(text, &argument, id, index)? else {
+            let Some(wanted) = self.one(request, id, index)? else {
                 continue;
             };
             if all.iter().any(|other| other.name == wanted.name) {
-                let message = format!("-v {text}: the volume '{}' is attached twice", wanted.name);
+                let message = format!("the volume '{}' is attached twice", wanted.name);
                 return Err(Failure::new(Class::Usage, message).hint("name each volume once"));
             }
             all.push(wanted);
@@ -63,8 +66,8 @@ impl Volumes {
         Ok(all)
     }
 
-    fn one(&self, text: &str, argument: &VolumeArgument, id: &str, index: usize) -> Result<Option<Wanted>, Failure> {
-        let (name, anonymous_of) = match &argument.origin {
+    fn one(&self, request: &VolumeRequest, id: &str, index: usize) -> Result<Option<Wanted>, Failure> {
+        let (name, anonymous_of) = match &request.origin {
             Origin::Named(name) => (name.clone(), None),
             Origin::Anonymous => (anonymous(id, index), Some(id.to_owned())),
             Origin::Directory(_) => return Ok(None),
@@ -72,14 +75,14 @@ impl Volumes {
         let known = self.find(&name)?;
         let new = match &known {
             Some(_) => None,
-            None if argument.read_only => {
-                let message = format!("-v {text}: there is no volume '{name}' to read");
-                return Err(Failure::new(Class::NotFound, message).hint("leave out ':ro' to make it"));
+            None if request.read_only => {
+                let message = format!("there is no volume '{name}' to read at '{}'", request.target);
+                return Err(Failure::new(Class::NotFound, message).hint("let the machine write to it, and it is made"));
             }
             None => Some(NewVolume {
                 name: name.clone(),
-                size_bytes: argument.size_bytes.unwrap_or(DEFAULT_SIZE),
-                fs: argument.fs.unwrap_or_default(),
+                size_bytes: request.size_bytes.unwrap_or(DEFAULT_SIZE),
+                fs: request.fs.unwrap_or_default(),
                 anonymous_of,
             }),
         };
@@ -87,21 +90,23 @@ impl Volumes {
             new.check()?;
         }
         if let Some(volume) = &known {
-            let size = argument.size_bytes.filter(|size| *size > volume.size_bytes);
+            let size = request.size_bytes.filter(|size| *size > volume.size_bytes);
             if let Some(size) = size {
                 let (has, wanted) = (Human(volume.size_bytes), Human(size));
-                let message = format!("-v {text}: the volume has {has}, not {wanted}");
+                let message = format!("the volume '{name}' has {has}, not {wanted}");
                 return Err(Failure::new(Class::Usage, message)
                     .hint(format!("make it larger first: zmachine volume grow {name} {wanted}")));
             }
-            if let Some(fs) = argument.fs.filter(|fs| *fs != volume.record.fs) {
-                let message = format!("-v {text}: the volume is one for {}, not {fs}", volume.record.fs);
-                return Err(Failure::new(Class::Usage, message).hint("leave out 'fs=', or use another volume"));
+            if let Some(fs) = request.fs.filter(|fs| *fs != volume.record.fs) {
+                let message = format!("the volume '{name}' is one for {}, not {fs}", volume.record.fs);
+                return Err(
+                    Failure::new(Class::Usage, message).hint("do not ask for a file system, or use another volume")
+                );
             }
         }
         let size_bytes = known.as_ref().map(|volume| volume.size_bytes);
         Ok(Some(Wanted {
-            target: argument.target.clone(),
+            target: request.target.clone(),
             path: self.data(&name),
             serial: serial(&name),
             size_bytes: size_bytes
@@ -109,10 +114,10 @@ impl Volumes {
                 .unwrap_or_default(),
             fs: known
                 .as_ref()
-                .map_or(argument.fs.unwrap_or_default(), |volume| volume.record.fs),
+                .map_or(request.fs.unwrap_or_default(), |volume| volume.record.fs),
             content: known.map_or(Content::Empty, |volume| volume.record.content),
-            read_only: argument.read_only,
-            no_copy: argument.no_copy,
+            read_only: request.read_only,
+            no_copy: request.no_copy,
             new,
             name,
         }))
@@ -155,6 +160,10 @@ impl Wanted {
     /// [`Class::Usage`] for its path or a volume without file system, [`Class::Conflict`] for one that holds something else,
     /// [`Class::Unsupported`] when its file system has to be made and the host has no tool for it.
     pub fn check_mountable(&self) -> Result<(), Failure> {
+        self.mountable().map_err(|failure| failure.about(Setting::Volumes))
+    }
+
+    fn mountable(&self) -> Result<(), Failure> {
         check_target(&format!("the volume '{}'", self.name), &self.target)?;
         match (&self.content, self.fs) {
             (Content::Installing { .. } | Content::Installed { .. } | Content::Raw, _) => {
@@ -169,12 +178,12 @@ impl Wanted {
                     "the volume '{}' has no file system and can not be mounted in a container",
                     self.name
                 );
-                Err(Failure::new(Class::Usage, message).hint("use one made with fs=ext4, btrfs or xfs"))
+                Err(Failure::new(Class::Usage, message).hint("use one made for ext4, btrfs or xfs"))
             }
             (Content::Formatted, _) => Ok(()),
             (Content::Empty | Content::Formatting, _) if self.read_only => {
                 let message = format!("the volume '{}' has nothing on it to read yet", self.name);
-                Err(Failure::new(Class::Conflict, message).hint("leave out ':ro' for its first use"))
+                Err(Failure::new(Class::Conflict, message).hint("let the machine of its first use write to it"))
             }
             (Content::Empty | Content::Formatting, fs) => format::check(fs),
         }
@@ -190,7 +199,8 @@ pub(super) fn check_target(what: &str, target: &str) -> Result<(), Failure> {
     if target == "/" {
         let message = format!("{what} can not be the root of a container");
         return Err(Failure::new(Class::Usage, message)
-            .hint("give it a path of its own, or the container a larger root with --size"));
+            .hint("give it a path of its own, or the container a larger root")
+            .about(Setting::Size));
     }
     let is_below = |of: &&str| target == *of || target.starts_with(&format!("{of}/"));
     if let Some(of) = OF_KERNEL.into_iter().find(is_below) {
@@ -210,8 +220,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let volumes = Volumes::new(&Home::open(dir.path(), &dir.path().join("run")).unwrap());
         let wanted = |texts: &[&str]| {
-            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
-            let wanted = volumes.wanted(&texts, "0123456789ab")?;
+            let parse = |text: &&str| VolumeRequest::parse(text, std::path::Path::new("/"));
+            let requests: Vec<VolumeRequest> = texts.iter().map(parse).collect::<Result<_, _>>()?;
+            let wanted = volumes.wanted(&requests, "0123456789ab")?;
             wanted.iter().try_for_each(Wanted::check_mountable)?;
             Ok::<_, Failure>(wanted)
         };

@@ -17,8 +17,9 @@ use serde::Serialize;
 use tungstenite::{Message, WebSocket};
 use zmachine_sys::socket::untaken_bytes;
 
-use super::{Sender, Target};
+use super::Sender;
 use crate::log::{Entry, Position, Source};
+use crate::spec::LogTarget;
 
 /// How long a receiver may take to accept a connection, or the next bytes.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -106,29 +107,29 @@ struct Line<'a> {
 }
 
 impl Sink {
-    pub(super) fn connect(target: &Target) -> io::Result<Sink> {
+    pub(super) fn connect(target: &LogTarget) -> io::Result<Sink> {
         let wire = match target {
-            Target::Tcp(address) => Wire::Tcp(Paced::new(tcp(address)?)),
-            Target::Unix(path) => {
+            LogTarget::Tcp(address) => Wire::Tcp(Paced::new(tcp(address)?)),
+            LogTarget::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
                 stream.set_write_timeout(Some(TIMEOUT))?;
                 Wire::Unix(Paced::new(stream))
             }
-            Target::File(path) => Wire::File(open_file(path)?),
-            Target::SyslogUdp(address) => {
+            LogTarget::File(path) => Wire::File(open_file(path)?),
+            LogTarget::SyslogUdp(address) => {
                 let to = resolve(address)?;
                 let local = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
                 let socket = UdpSocket::bind(local)?;
                 socket.connect(to)?;
                 Wire::Udp(socket)
             }
-            Target::SyslogLocal(path) => {
+            LogTarget::SyslogLocal(path) => {
                 let socket = UnixDatagram::unbound()?;
                 socket.connect(path)?;
                 socket.set_write_timeout(Some(TIMEOUT))?;
                 Wire::Local(socket)
             }
-            Target::Websocket { address, url } => {
+            LogTarget::Websocket { address, url } => {
                 let stream = Paced::new(tcp(address)?);
                 let (socket, _) =
                     tungstenite::client(url.as_str(), stream).map_err(|e| io::Error::other(e.to_string()))?;

@@ -4,7 +4,8 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::sync::mpsc;
 
 use super::*;
-use crate::log::{Limits, LogWriter, Source};
+use crate::log::{LogWriter, Source};
+use crate::spec::LogLimits;
 
 struct Machine {
     dir: tempfile::TempDir,
@@ -14,10 +15,10 @@ struct Machine {
 impl Machine {
     fn new() -> Machine {
         let dir = tempfile::tempdir().unwrap();
-        let limits = Limits {
+        let limits = LogLimits {
             file_bytes: 64 * 1024,
             files: 1000,
-            ..Limits::default()
+            ..LogLimits::default()
         };
         let log = LogWriter::open(dir.path(), limits).unwrap();
         Machine { dir, log }

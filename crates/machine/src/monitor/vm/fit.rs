@@ -23,7 +23,7 @@ impl Monitor<VmPlan> {
     /// Fits the partition table and the file system to the volume's size. A volume that can not be fitted is used as it is,
     /// with a warning: it may hold what nobody but its guest understands.
     pub(super) async fn fit(&mut self) -> Result<(), Failure> {
-        if self.plan.install.is_none() {
+        if self.plan.install().is_none() {
             return Ok(());
         }
         // It stays locked by this monitor, also when this is cut short.

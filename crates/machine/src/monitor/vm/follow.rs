@@ -20,8 +20,8 @@ use super::{Booted, SessionSlot};
 use crate::control::{Reconnect, Reply, Report, Request};
 use crate::failure::{Class, Failure};
 use crate::log::Source;
-use crate::plan::container::{DEFAULT_PATH, VolumeUse, volume_disk};
-use crate::plan::{Plan, VmPlan};
+use crate::plan::container::DEFAULT_PATH;
+use crate::plan::{Plan, VmPlan, VolumeUse, volume_disk};
 use crate::state::{Exit, Phase};
 use crate::volume::{Volume, Volumes};
 

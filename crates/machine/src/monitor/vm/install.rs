@@ -26,6 +26,7 @@ use crate::home::Home;
 use crate::log::Source;
 use crate::plan::VmPlan;
 use crate::plan::vm::{DiskSource, Install};
+use crate::spec::Setting;
 use crate::state::Exit;
 use crate::volume::{Content, Held};
 
@@ -38,7 +39,7 @@ const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 impl Monitor<VmPlan> {
     /// Sees to it that the boot volume holds the machine's image. `Some` when the machine was stopped meanwhile.
     pub(super) async fn install(&mut self, inbox: &mut Inbox) -> Result<Option<Exit>, Failure> {
-        let Some(install) = self.plan.install.clone() else {
+        let Some(install) = self.plan.install().cloned() else {
             return Ok(None);
         };
         let mut volumes = std::mem::take(&mut self.volumes);
@@ -153,7 +154,8 @@ fn occupied(volume: &str, content: &Content) -> Failure {
         Class::Conflict,
         format!("the volume '{volume}' holds {holds}, not this machine's image"),
     )
-    .hint("make the machine anew with another volume, or with --reinstall to give up what it holds")
+    .hint("make the machine anew with another volume, or install over what it holds")
+    .about(Setting::Reinstall)
 }
 
 fn copy_all(

@@ -7,15 +7,14 @@ use zmachine_disk::seed::{self, SeedInterface, SeedMount};
 use super::super::launch::joined;
 use super::super::run::Monitor;
 use crate::failure::Failure;
-use crate::plan::VmPlan;
-use crate::plan::container::VolumeUse;
 use crate::plan::vm::Seed;
+use crate::plan::{VmPlan, VolumeUse};
 use crate::volume::{Content, Held, Volumes};
 
 impl Monitor<VmPlan> {
     /// Takes all volumes, in the order of the disks. Those of a container are formatted at their first use.
     pub(super) async fn take_volumes(&mut self) -> Result<Vec<Held>, Failure> {
-        match self.plan.install {
+        match self.plan.install() {
             Some(_) => self.hold_volumes(),
             None => {
                 let volumes = self.plan.volumes.clone();
@@ -52,7 +51,7 @@ impl Monitor<VmPlan> {
     }
 
     fn firmware_template(&self) -> Option<&std::path::PathBuf> {
-        self.plan.install.as_ref()?.firmware_variables.as_ref()
+        self.plan.install()?.firmware_variables.as_ref()
     }
 
     /// Gives the firmware its first variables; what it writes there later stays.

@@ -1,19 +1,49 @@
-//! What the user asked for: one machine, as a value. Written once, at creation; a start never changes it.
+//! What the user asked for: one machine, as a value. Written at creation, and when it joins or leaves a network.
+//!
+//! Values are typed: what flags and machine files write is read once, by whoever takes it ([`VolumeRequest::parse`] and the like),
+//! and never below. `spec.json` is the JSON of these types.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `volume`, `network`, `signal`, `log_target`, `log_limits`, `user` | one setting's type each, and how users write it |
+//! | `setting` | the names of settings in failures |
+//! | `version1` | specs of version 1, whose values were the texts of flags |
+
+mod log_limits;
+mod log_target;
+mod network;
+mod setting;
+pub mod signal;
+mod user;
+mod version1;
+mod volume;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 pub use zmachine_disk::seed::user_data_text;
+use zmachine_hypervisor::accel;
 use zmachine_hypervisor::choice::Requested;
+use zmachine_network::{DEFAULT_NETWORK, PublishRequest};
 use zmachine_rootfs::Prefetch;
+use zmachine_sys::file::{self, FileError};
 
+pub use self::log_limits::LogLimits;
+pub use self::log_target::LogTarget;
+pub use self::network::{NetworkRequest, check_alias};
+pub use self::setting::Setting;
+pub use self::signal::Signal;
+pub use self::user::User;
+pub use self::volume::{Origin, VolumeRequest};
 use crate::failure::{Class, Failure};
-use crate::log::Limits;
 use crate::restart::RestartPolicy;
+use crate::versioned;
 
 /// Version of `spec.json`.
-pub const SPEC_VERSION: u32 = 1;
+pub const SPEC_VERSION: u32 = 2;
 
 /// Memory a machine gets when nothing else is said, in bytes.
 pub const DEFAULT_MEMORY: u64 = 512 << 20;
@@ -22,7 +52,7 @@ pub const DEFAULT_MEMORY: u64 = 512 << 20;
 pub const DEFAULT_STOP_TIMEOUT_S: u64 = 10;
 
 /// Asks an entrypoint to stop where neither the user nor the image says what does.
-pub const DEFAULT_STOP_SIGNAL: &str = "SIGTERM";
+pub const DEFAULT_STOP_SIGNAL: Signal = Signal::TERM;
 
 /// The same for a VM: an operating system stops its services first, and the common ones give each 90 s.
 pub const DEFAULT_VM_STOP_TIMEOUT_S: u64 = 90;
@@ -51,19 +81,19 @@ pub struct MachineSpec {
     pub command: Vec<String>,
     /// Working directory, in place of the image's.
     pub workdir: Option<String>,
-    /// `user[:group]`, names or numbers.
-    pub user: Option<String>,
+    /// Whom the entrypoint runs as, in place of the image's.
+    pub user: Option<User>,
     /// Host name; the machine's name when `None`.
     pub hostname: Option<String>,
-    /// Networks it joins, in order, as [`crate::network::NetworkArgument`] reads them; empty is none.
-    pub networks: Vec<String>,
-    /// Published ports, as `-p` takes them.
-    pub publish: Vec<String>,
+    /// Networks it joins, in order; empty is none.
+    pub networks: Vec<NetworkRequest>,
+    /// Published ports.
+    pub publish: Vec<PublishRequest>,
     /// The image's exposed ports are published as well, on free ports of the host.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub publish_all: bool,
     /// Name servers in place of the host's.
-    pub dns: Vec<String>,
+    pub dns: Vec<IpAddr>,
     /// The entrypoint gets a terminal.
     pub terminal: bool,
     /// The entrypoint's standard input stays open for attached clients.
@@ -77,13 +107,13 @@ pub struct MachineSpec {
     pub init: bool,
     /// Name of the guest kernel; the default one when `None`.
     pub kernel: Option<String>,
-    /// `auto`, `kvm` or `tcg`.
-    pub accel: String,
+    /// Hardware virtualisation or emulation.
+    pub accel: accel::Requested,
     /// What runs it.
     #[serde(default, skip_serializing_if = "Requested::is_auto")]
     pub hypervisor: Requested,
     /// Signal that asks the entrypoint to stop; the image's or [`DEFAULT_STOP_SIGNAL`] when `None`.
-    pub stop_signal: Option<String>,
+    pub stop_signal: Option<Signal>,
     /// Seconds between that signal, or the power button of a VM, and the end by force. `None`:
     /// [`DEFAULT_STOP_TIMEOUT_S`], or [`DEFAULT_VM_STOP_TIMEOUT_S`] for a VM.
     pub stop_timeout_s: Option<u64>,
@@ -94,9 +124,9 @@ pub struct MachineSpec {
     /// What the image is taken for.
     #[serde(default, skip_serializing_if = "ModeChoice::is_auto")]
     pub mode: ModeChoice,
-    /// Volumes, as `-v` takes them, in order; paths of host directories are absolute.
+    /// Volumes and directories of the host, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub volumes: Vec<String>,
+    pub volumes: Vec<VolumeRequest>,
     /// Public keys for root, one each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ssh_keys: Vec<String>,
@@ -122,11 +152,11 @@ pub struct MachineSpec {
     #[serde(default, skip_serializing_if = "RestartPolicy::is_no")]
     pub restart: RestartPolicy,
     /// How much of its log is kept.
-    #[serde(default, skip_serializing_if = "Limits::is_default")]
-    pub log_limits: Limits,
-    /// Where its log is sent as well, as `--log-to` takes it.
+    #[serde(default, skip_serializing_if = "LogLimits::is_default")]
+    pub log_limits: LogLimits,
+    /// Where its log is sent as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub log_to: Option<String>,
+    pub log_to: Option<LogTarget>,
     /// Files of this host for `/run/secrets`, read at each start: names there and absolute paths here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<(String, PathBuf)>,
@@ -206,7 +236,7 @@ impl MachineSpec {
             workdir: None,
             user: None,
             hostname: None,
-            networks: vec!["default".to_owned()],
+            networks: vec![NetworkRequest::new(DEFAULT_NETWORK)],
             publish: Vec::new(),
             publish_all: false,
             dns: Vec::new(),
@@ -216,7 +246,7 @@ impl MachineSpec {
             read_only: false,
             init: false,
             kernel: None,
-            accel: "auto".to_owned(),
+            accel: accel::Requested::Auto,
             hypervisor: Requested::Auto,
             stop_signal: None,
             stop_timeout_s: None,
@@ -232,7 +262,7 @@ impl MachineSpec {
             prefetch: Prefetch::default(),
             network_aliases: Vec::new(),
             restart: RestartPolicy::No,
-            log_limits: Limits::default(),
+            log_limits: LogLimits::default(),
             log_to: None,
             secrets: Vec::new(),
             jail: JailChoice::Auto,
@@ -240,9 +270,49 @@ impl MachineSpec {
     }
 
     /// Where the spec of a machine is, in the machine's folder.
-    pub fn path(machine: &std::path::Path) -> PathBuf {
+    pub fn path(machine: &Path) -> PathBuf {
         machine.join("spec.json")
     }
+
+    /// Reads the spec of the machine whose folder is `machine`. One of an earlier version is brought up to this one, in memory.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is of a newer version ([`Class::Unsupported`]).
+    pub fn read(machine: &Path) -> Result<MachineSpec, Failure> {
+        let path = MachineSpec::path(machine);
+        let bytes = fs::read(&path).map_err(|e| FileError::io("read", &path, e))?;
+        MachineSpec::from_json(&bytes).map_err(|error| match error {
+            Unread::Newer(version) => versioned::newer(&path, version),
+            Unread::Malformed(source) => FileError::Malformed { path, source }.into(),
+            Unread::Value(failure) => failure.context(format!("cannot read {}", path.display())),
+        })
+    }
+
+    /// Writes it for the machine whose folder is `machine`.
+    ///
+    /// # Errors
+    /// When it cannot be written; what was there stays.
+    pub fn write(&self, machine: &Path) -> Result<(), FileError> {
+        file::replace_json(&MachineSpec::path(machine), self)
+    }
+
+    fn from_json(bytes: &[u8]) -> Result<MachineSpec, Unread> {
+        let mut json: serde_json::Value = serde_json::from_slice(bytes).map_err(Unread::Malformed)?;
+        let found: versioned::Versioned = serde_json::from_slice(bytes).map_err(Unread::Malformed)?;
+        match found.version {
+            SPEC_VERSION => {}
+            newer if newer > SPEC_VERSION => return Err(Unread::Newer(newer)),
+            _ => version1::upgrade(&mut json, SPEC_VERSION).map_err(Unread::Value)?,
+        }
+        serde_json::from_value(json).map_err(Unread::Malformed)
+    }
+}
+
+/// Why the bytes of a spec are none.
+enum Unread {
+    Newer(u32),
+    Malformed(serde_json::Error),
+    Value(Failure),
 }
 
 /// Checks a machine's name: letters, digits, `_`, `.`, `-`; starts with a letter or digit; at most 63 bytes.
@@ -270,23 +340,27 @@ mod tests {
         let mut spec = MachineSpec::new("web", "/images/web.fl");
         spec.env.push(("A".into(), "b".into()));
         spec.stop_timeout_s = Some(10);
-        spec.stop_signal = Some("SIGTERM".into());
+        spec.stop_signal = Some(Signal::TERM);
         let text = serde_json::to_string(&spec).unwrap();
-        let golden = include_str!("../tests/golden/spec-v1.json").trim();
+        let golden = include_str!("../../tests/golden/spec-v2.json").trim();
         assert_eq!(text, golden);
-        assert_eq!(serde_json::from_str::<MachineSpec>(golden).unwrap(), spec);
+        let read = |text: &str| MachineSpec::from_json(text.as_bytes()).ok().unwrap();
+        assert_eq!(read(golden), spec);
+        // What version 1 wrote of the same machine.
+        assert_eq!(read(include_str!("../../tests/golden/spec-v1.json")), spec);
     }
 
     #[test]
     fn what_a_later_version_added_survives_the_file_and_is_absent_when_unused() {
         let mut spec = MachineSpec::new("vm", "/images/vm.fl");
         spec.mode = ModeChoice::Vm;
-        spec.volumes = vec!["boot:/:size=2G".into()];
+        spec.volumes = vec![VolumeRequest::parse("boot:/:size=2G", Path::new("/")).unwrap()];
         spec.ssh_keys = vec!["ssh-ed25519 AAAA me".into()];
         spec.user_data = Some("#cloud-config\n".into());
         spec.reinstall = true;
         let text = serde_json::to_string(&spec).unwrap();
-        assert!(text.contains(r#""mode":"vm","volumes":["boot:/:size=2G"]"#), "{text}");
+        let volumes = r#""mode":"vm","volumes":[{"origin":{"volume":"boot"},"target":"/","size_bytes":2147483648}]"#;
+        assert!(text.contains(volumes), "{text}");
         assert_eq!(serde_json::from_str::<MachineSpec>(&text).unwrap(), spec);
         let plain = serde_json::to_string(&MachineSpec::new("web", "/images/web.fl")).unwrap();
         assert!(!plain.contains("volumes") && !plain.contains("mode"), "{plain}");

@@ -4,14 +4,17 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::failure::{Class, Failure};
 
 /// The socket of the host's own syslog.
 const LOCAL_SYSLOG: &str = "/dev/log";
 
 /// Where a log is sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogTarget {
     /// JSON lines over TCP to `host:port`.
     Tcp(String),
     /// JSON lines over a unix stream socket.
@@ -31,18 +34,18 @@ pub enum Target {
     },
 }
 
-impl FromStr for Target {
+impl FromStr for LogTarget {
     type Err = Failure;
 
-    fn from_str(text: &str) -> Result<Target, Failure> {
+    fn from_str(text: &str) -> Result<LogTarget, Failure> {
         let bad = |why: &str| {
-            Failure::new(Class::Usage, format!("--log-to {text}: {why}")).hint(
+            Failure::new(Class::Usage, format!("'{text}' can not receive a log: {why}")).hint(
                 "use tcp://HOST:PORT, unix:///PATH, file:///PATH, ws://HOST:PORT/PATH, syslog://HOST:PORT, or syslog",
             )
         };
         let Some((scheme, rest)) = text.split_once("://") else {
             return match text {
-                "syslog" => Ok(Target::SyslogLocal(LOCAL_SYSLOG.into())),
+                "syslog" => Ok(LogTarget::SyslogLocal(LOCAL_SYSLOG.into())),
                 _ => Err(bad("it is no URL")),
             };
         };
@@ -61,12 +64,12 @@ impl FromStr for Target {
             }
         };
         match scheme {
-            "tcp" => Ok(Target::Tcp(address(rest, None)?)),
-            "unix" => Ok(Target::Unix(path()?)),
-            "file" => Ok(Target::File(path()?)),
-            "syslog" if rest.starts_with('/') => Ok(Target::SyslogLocal(path()?)),
-            "syslog" => Ok(Target::SyslogUdp(address(rest, Some(514))?)),
-            "ws" => Ok(Target::Websocket {
+            "tcp" => Ok(LogTarget::Tcp(address(rest, None)?)),
+            "unix" => Ok(LogTarget::Unix(path()?)),
+            "file" => Ok(LogTarget::File(path()?)),
+            "syslog" if rest.starts_with('/') => Ok(LogTarget::SyslogLocal(path()?)),
+            "syslog" => Ok(LogTarget::SyslogUdp(address(rest, Some(514))?)),
+            "ws" => Ok(LogTarget::Websocket {
                 address: address(rest.split(['/', '?']).next().unwrap_or_default(), Some(80))?,
                 url: text.to_owned(),
             }),
@@ -75,15 +78,15 @@ impl FromStr for Target {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for LogTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Target::Tcp(address) => write!(f, "tcp://{address}"),
-            Target::Unix(path) => write!(f, "unix://{}", path.display()),
-            Target::File(path) => write!(f, "file://{}", path.display()),
-            Target::SyslogUdp(address) => write!(f, "syslog://{address}"),
-            Target::SyslogLocal(path) => write!(f, "syslog://{}", path.display()),
-            Target::Websocket { url, .. } => f.write_str(url),
+            LogTarget::Tcp(address) => write!(f, "tcp://{address}"),
+            LogTarget::Unix(path) => write!(f, "unix://{}", path.display()),
+            LogTarget::File(path) => write!(f, "file://{}", path.display()),
+            LogTarget::SyslogUdp(address) => write!(f, "syslog://{address}"),
+            LogTarget::SyslogLocal(path) => write!(f, "syslog://{}", path.display()),
+            LogTarget::Websocket { url, .. } => f.write_str(url),
         }
     }
 }
@@ -103,9 +106,12 @@ mod tests {
             "syslog:///dev/log",
             "ws://h:80/a?b",
         ] {
-            assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
+            let target: LogTarget = text.parse().unwrap();
+            assert_eq!(target.to_string(), text);
+            let json = serde_json::to_string(&target).unwrap();
+            assert_eq!(serde_json::from_str::<LogTarget>(&json).unwrap(), target);
         }
-        assert_eq!("syslog".parse::<Target>().unwrap().to_string(), "syslog:///dev/log");
+        assert_eq!("syslog".parse::<LogTarget>().unwrap().to_string(), "syslog:///dev/log");
         for bad in [
             "",
             "tcp://",
@@ -117,7 +123,7 @@ mod tests {
             "ws:///x",
             "wss://h:1",
         ] {
-            assert!(bad.parse::<Target>().is_err(), "{bad}");
+            assert!(bad.parse::<LogTarget>().is_err(), "{bad}");
         }
     }
 }

@@ -13,7 +13,7 @@ const MIN_FILE_BYTES: u64 = 1 << 20;
 /// How much of a log is kept. The default keeps a gigabyte, none of it longer than thirty days.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Limits {
+pub struct LogLimits {
     /// A file is full at this size in bytes.
     pub file_bytes: u64,
     /// Number of files, the one that is written among them.
@@ -24,9 +24,9 @@ pub struct Limits {
     pub keep_s: u64,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
+impl Default for LogLimits {
+    fn default() -> LogLimits {
+        LogLimits {
             file_bytes: 64 << 20,
             files: 16,
             file_age_s: 86_400,
@@ -35,9 +35,9 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
+impl LogLimits {
     pub(crate) fn is_default(&self) -> bool {
-        *self == Limits::default()
+        *self == LogLimits::default()
     }
 
     /// After this time a file is full.
@@ -57,7 +57,7 @@ impl Limits {
     pub fn set(&mut self, option: &str) -> Result<(), Failure> {
         let (key, value) = option.split_once('=').unwrap_or((option, ""));
         let bad = |why: String| {
-            Failure::new(Class::Usage, format!("--log-opt {option}: {why}"))
+            Failure::new(Class::Usage, format!("the log limit '{option}' makes no sense: {why}"))
                 .hint("use max-size=64M, max-files=16, rotate-after=1d, max-age=30d")
         };
         match key {
@@ -99,11 +99,11 @@ mod tests {
 
     #[test]
     fn options_set_limits_and_nonsense_is_refused() {
-        let mut limits = Limits::default();
+        let mut limits = LogLimits::default();
         for option in ["max-size=2M", "max-files=3", "max-age=2h", "rotate-after=90s"] {
             limits.set(option).unwrap();
         }
-        let wanted = Limits {
+        let wanted = LogLimits {
             file_bytes: 2 << 20,
             files: 3,
             file_age_s: 90,

@@ -1,12 +1,14 @@
-//! Signals as people and images write them: a number, or a name with or without `SIG`, in any case.
+//! Signals, and how people and images write them: a number, or a name with or without `SIG`, in any case.
 //!
 //! The names are Linux's; its other names for some of them are those that other container runtimes know too. Real-time
 //! signals are counted as the C libraries of guests do, which keep the kernel's first two for themselves: `SIGRTMIN` is 34
 //! (systemd's stop signal is `SIGRTMIN+3`), `SIGRTMAX` is 64.
 
+use std::fmt;
 use std::str::FromStr;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::Signal as Known;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::{Class, Failure};
 
@@ -16,20 +18,63 @@ const ALIASES: [(&str, &str); 4] = [("IOT", "ABRT"), ("CLD", "CHLD"), ("POLL", "
 /// The first and the last real-time signal of C libraries.
 const REAL_TIME: (i32, i32) = (34, 64);
 
-/// The Linux number of the signal `text`.
-///
-/// # Errors
-/// [`Class::Usage`] when there is no such signal.
-pub fn parse(text: &str) -> Result<i32, Failure> {
-    let upper = text.to_ascii_uppercase();
-    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
-    number(text)
-        .or_else(|| real_time(bare))
-        .or_else(|| named(bare))
-        .ok_or_else(|| {
-            Failure::new(Class::Usage, format!("'{text}' is not a signal"))
-                .hint("use a name such as SIGTERM or SIGRTMIN+3, or a number from 1 to 64")
-        })
+/// What to use in place of something that is no signal.
+pub const HINT: &str = "use a name such as SIGTERM or SIGRTMIN+3, or a number from 1 to 64";
+
+/// A signal of Linux. Its JSON is its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Signal(i32);
+
+impl Signal {
+    /// SIGTERM.
+    pub const TERM: Signal = Signal(15);
+
+    /// Its Linux number.
+    pub fn number(self) -> i32 {
+        self.0
+    }
+}
+
+impl FromStr for Signal {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Signal, Failure> {
+        let upper = text.to_ascii_uppercase();
+        let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+        number(text)
+            .or_else(|| real_time(bare))
+            .or_else(|| named(bare))
+            .map(Signal)
+            .ok_or_else(|| Failure::new(Class::Usage, format!("'{text}' is not a signal")).hint(HINT))
+    }
+}
+
+/// Its name; its number where it has none.
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (first, last) = REAL_TIME;
+        match (self.0, Known::try_from(self.0)) {
+            (_, Ok(known)) => f.write_str(known.as_str()),
+            (number, _) if number == first => f.write_str("SIGRTMIN"),
+            (number, _) if (first..=last).contains(&number) => write!(f, "SIGRTMIN+{}", number - first),
+            (number, _) => write!(f, "{number}"),
+        }
+    }
+}
+
+impl TryFrom<String> for Signal {
+    type Error = Failure;
+
+    fn try_from(text: String) -> Result<Signal, Failure> {
+        text.parse()
+    }
+}
+
+impl From<Signal> for String {
+    fn from(signal: Signal) -> String {
+        signal.to_string()
+    }
 }
 
 fn number(text: &str) -> Option<i32> {
@@ -57,12 +102,26 @@ fn real_time(bare: &str) -> Option<i32> {
 fn named(bare: &str) -> Option<i32> {
     let first = ALIASES.iter().find(|(alias, _)| *alias == bare).map(|(_, name)| *name);
     let name = format!("SIG{}", first.unwrap_or(bare));
-    Signal::from_str(&name).ok().map(|signal| signal as i32)
+    Known::from_str(&name).ok().map(|signal| signal as i32)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(text: &str) -> Result<i32, Failure> {
+        text.parse().map(Signal::number)
+    }
+
+    #[test]
+    fn every_signal_has_a_name_that_reads_back() {
+        for number in 1..=64 {
+            let name = Signal(number).to_string();
+            assert_eq!(parse(&name).unwrap(), number, "{name}");
+        }
+        assert_eq!(Signal::TERM.to_string(), "SIGTERM");
+        assert_eq!(Signal(37).to_string(), "SIGRTMIN+3");
+    }
 
     #[test]
     fn every_name_of_linux_is_known() {
