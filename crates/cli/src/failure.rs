@@ -2,8 +2,7 @@
 
 use std::io::IsTerminal;
 
-use zmachine_machine::spec::Setting;
-use zmachine_machine::{Class, Failure};
+use zmachine_spec::{Class, Failure, Setting};
 
 use crate::args::spelling;
 
@@ -19,19 +18,34 @@ pub(crate) fn print(failure: &Failure) {
     for cause in &failure.causes {
         eprintln!("{} {cause}", label("caused by", "31"));
     }
-    if let Some(hint) = hint(failure.hint.as_deref(), &failure.settings, spelling::flag) {
+    if let Some(hint) = hint(failure) {
         eprintln!("{} {hint}", label("hint", "32"));
     }
 }
 
-/// What to do, with `spelling` of the settings to change.
-pub(crate) fn hint(
-    hint: Option<&str>,
-    settings: &[Setting],
-    spelling: impl Fn(Setting) -> &'static str,
-) -> Option<String> {
-    let spelled: Vec<&str> = settings.iter().map(|setting| spelling(*setting)).collect();
-    match (hint, spelled.as_slice()) {
+/// What to do, with the flags of the settings to change.
+pub(crate) fn hint(failure: &Failure) -> Option<String> {
+    let flags: Vec<&str> = failure
+        .settings
+        .iter()
+        .map(|setting| spelling::flag(*setting))
+        .collect();
+    with_spelling(failure.hint.as_deref(), &flags)
+}
+
+/// The same failure for somebody who writes settings otherwise; one that cannot be written there is left out.
+pub(crate) fn respelled(mut failure: Failure, spelling: impl Fn(Setting) -> Option<&'static str>) -> Failure {
+    let spelled: Vec<&str> = std::mem::take(&mut failure.settings)
+        .iter()
+        .copied()
+        .filter_map(spelling)
+        .collect();
+    failure.hint = with_spelling(failure.hint.as_deref(), &spelled);
+    failure
+}
+
+fn with_spelling(hint: Option<&str>, spelled: &[&str]) -> Option<String> {
+    match (hint, spelled) {
         (None, []) => None,
         (Some(hint), []) => Some(hint.to_owned()),
         (None, spelled) => Some(format!("see {}", spelled.join(" and "))),
@@ -61,17 +75,15 @@ mod tests {
 
     #[test]
     fn a_hint_says_how_settings_are_spelled() {
-        let settings = [Setting::Size, Setting::Volumes];
-        let with = |text, settings| hint(text, settings, spelling::flag);
-        assert_eq!(
-            with(Some("do it"), &settings).as_deref(),
-            Some("do it (--size, --volume)")
-        );
-        assert_eq!(with(None, &settings[..1]).as_deref(), Some("see --size"));
-        assert_eq!(
-            (with(Some("do it"), &[]).as_deref(), with(None, &[])),
-            (Some("do it"), None)
-        );
+        let mut failure = Failure::new(Class::Usage, "no")
+            .about(Setting::Size)
+            .about(Setting::Volumes);
+        assert_eq!(hint(&failure).as_deref(), Some("see --size and --volume"));
+        failure.hint = Some("do it".into());
+        assert_eq!(hint(&failure).as_deref(), Some("do it (--size, --volume)"));
+        let respelled = respelled(failure, |setting| (setting == Setting::Size).then_some("size"));
+        assert_eq!(hint(&respelled).as_deref(), Some("do it (size)"));
+        assert_eq!(hint(&Failure::new(Class::Usage, "no")), None);
     }
 
     #[test]

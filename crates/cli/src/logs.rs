@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use zmachine_machine::log::{Entry, LogReader, Position, Source};
-use zmachine_machine::{Class, Engine, Failure};
+use zmachine_engine::Engine;
+use zmachine_spec::{Class, Failure};
+use zmachine_store::log::{Entry, LogReader, Position, Source};
 
 use crate::args::{LogFormat, LogsArgs};
 use crate::time::parse_time;

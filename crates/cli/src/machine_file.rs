@@ -3,9 +3,8 @@
 use std::fmt::Write as _;
 
 use toml::{Table, Value};
-use zmachine_machine::shown::without_credentials;
-use zmachine_machine::spec::{LogLimits, Origin, VolumeRequest};
-use zmachine_machine::{Class, Failure, MachineSpec, redact};
+use zmachine_spec::shown::without_credentials;
+use zmachine_spec::{Class, Failure, LogLimits, MachineSpec, Origin, VolumeRequest, redact};
 
 use crate::args::words::{self, ACCEL, HYPERVISOR, JAIL, MODE, PREFETCH, ROOTFS};
 

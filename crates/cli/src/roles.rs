@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use zmachine_image::store::Credentials;
-use zmachine_machine::monitor::{self, MonitorArgs};
-use zmachine_machine::{Class, Failure, Home};
+use zmachine_monitor as monitor;
+use zmachine_monitor::MonitorArgs;
 use zmachine_rootfs::RootfsArgs;
 use zmachine_share::{ShareArgs, Tree};
+use zmachine_spec::{Class, Failure, Home};
 use zmachine_sys::fd;
 use zmachine_sys::jail::{self, Jail};
 

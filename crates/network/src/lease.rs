@@ -4,10 +4,9 @@
 //! A lease file appears whole and never replaces another (unnamed file + `linkat`), so an address has one owner even among
 //! processes that do not take the lock. The lock `leases.lock` only keeps one machine from getting two addresses.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
-
-use std::io::Write;
 
 use zmachine_sys::file::{self, FileError, NewFile};
 use zmachine_sys::lock::FileLock;

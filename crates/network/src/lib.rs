@@ -56,7 +56,7 @@ pub mod user;
 
 pub use attachment::{Attachment, AttachmentRequest, Route};
 pub use dns::{HostDns, host_nameservers};
-pub use error::{ErrorKind, MissingPasst, NetworkError};
+pub use error::{Concern, ErrorKind, MissingPasst, NetworkError};
 pub use foreign::obstacles;
 pub use home::Networks;
 pub use lease::{Lease, Wanted};

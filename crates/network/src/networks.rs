@@ -280,6 +280,21 @@ impl Networks {
         lease::release(self, network, machine)
     }
 
+    /// Gives back the addresses of all machines that `is_gone` names, in every network.
+    ///
+    /// # Errors
+    /// As [`Networks::release`].
+    pub fn release_all(&self, is_gone: impl Fn(&str) -> bool) -> Result<(), NetworkError> {
+        for network in self.list()? {
+            for (_, machine) in self.leases(network.name())? {
+                if is_gone(&machine) {
+                    self.release(network.name(), &machine)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The leases of a network, by address: (address, machine).
     ///
     /// # Errors

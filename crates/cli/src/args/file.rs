@@ -21,7 +21,7 @@ use clap::builder::ValueHint;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::{Table, Value};
-use zmachine_machine::{Class, Failure};
+use zmachine_spec::{Class, Failure};
 
 /// Marks a value that is JSON in place of a flag's text: a file says more than a flag can. No word of a real command line has a
 /// NUL.

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use zmachine_hypervisor::accel;
 use zmachine_hypervisor::choice::Requested;
-use zmachine_machine::spec::{
-    self, JailChoice, ModeChoice, NetworkRequest, RootfsChoice, Setting, User, VolumeRequest, user_data_text,
-};
-use zmachine_machine::{Class, Failure, MachineSpec, RestartPolicy, bytes};
 use zmachine_network::{NetworkError, PublishRequest};
 use zmachine_rootfs::Prefetch;
+use zmachine_spec as spec;
+use zmachine_spec::{
+    Class, Failure, JailChoice, MachineSpec, ModeChoice, NetworkRequest, RestartPolicy, RootfsChoice, Setting, User,
+    VolumeRequest, bytes, user_data_text,
+};
 
 use super::file;
 use super::words::{self, ACCEL, HYPERVISOR, JAIL, MODE, PREFETCH, ROOTFS};
@@ -246,7 +247,7 @@ impl CreateArgs {
         spec.rootfs = self.rootfs;
         spec.prefetch = self.prefetch;
         spec.legacy_cmdline = self.legacy_cmdline;
-        let secret = |text: &String| zmachine_machine::secret::parse(text, cwd);
+        let secret = |text: &String| zmachine_spec::secret::parse(text, cwd);
         spec.secrets = self.secret.iter().map(secret).collect::<Result<_, Failure>>()?;
         spec.jail = self.jail;
         Ok(spec)

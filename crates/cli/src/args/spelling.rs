@@ -1,6 +1,6 @@
 //! How settings of a machine are written on the command line: failures name settings, and this says which flags those are.
 
-use zmachine_machine::spec::Setting;
+use zmachine_spec::Setting;
 
 /// The flag of `run` and `create`, or their argument.
 pub(crate) fn flag(setting: Setting) -> &'static str {

@@ -3,8 +3,8 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use zmachine_hypervisor::accel;
 use zmachine_hypervisor::choice::Requested;
-use zmachine_machine::spec::{JailChoice, ModeChoice, RootfsChoice};
 use zmachine_rootfs::Prefetch;
+use zmachine_spec::{JailChoice, ModeChoice, RootfsChoice};
 
 /// What a flag may say, and what each word means.
 pub(crate) type Words<T> = &'static [(&'static str, T)];

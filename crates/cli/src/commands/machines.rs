@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use zmachine_machine::spec::Signal;
-use zmachine_machine::{Class, Engine, Exit, Failure};
+use zmachine_engine::Engine;
+use zmachine_spec::{Class, Exit, Failure, Signal};
 
 use crate::args::{KillArgs, RmArgs, StartArgs, StopArgs};
 use crate::progress::Bars;

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
-use zmachine_machine::spec::{NetworkRequest, check_alias};
-use zmachine_machine::{Class, Engine, Failure};
+use zmachine_engine::Engine;
 use zmachine_network::{Ipv6Choice, Network, NetworkError, NetworkSpec, Networks, can_make_networks};
+use zmachine_spec::{Class, Failure, NetworkRequest, check_alias};
 
 use crate::args::{Format, NetworkCommand};
 use crate::commands::machines::each;

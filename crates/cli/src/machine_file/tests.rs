@@ -4,11 +4,10 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use clap::CommandFactory;
+use zmachine_spec::{Class, Failure, MachineSpec, Origin, VolumeRequest};
 
 use super::text;
 use crate::args::{self, Cli, Command, Refused};
-use zmachine_machine::spec::{Origin, VolumeRequest};
-use zmachine_machine::{Class, Failure, MachineSpec};
 
 /// A value for every flag of `run`, none of them the default; and whether the spec remembers it.
 const SAMPLES: &[(&str, &str, bool)] = &[

@@ -47,7 +47,7 @@ fn machines_of_an_earlier_program_go_on() {
     let plan = inspect(&home, "now")["plan"].clone();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let (digest, kernel) = (text(&plan["image"]), text(&plan["kernel"]["name"]));
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../machine/tests/golden-home");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/golden-home");
     let of_here = |text: &str| {
         text.replace("/srv/zmachine/", &format!("{}/", home.path().display()))
             .replace(IMAGE, &digest)

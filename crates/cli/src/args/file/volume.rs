@@ -8,8 +8,7 @@
 use std::path::Path;
 
 use toml::{Table, Value};
-use zmachine_machine::bytes;
-use zmachine_machine::spec::{Origin, VolumeRequest};
+use zmachine_spec::{Origin, VolumeRequest, bytes};
 
 const KEYS: &str = "the keys of a volume are name or directory, target, size, fs, read-only and nocopy";
 
