@@ -8,9 +8,9 @@ use std::sync::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use zmachine_flist::BlockId;
-use zmachine_image::oci::{ImageSource, ImportOptions, Imported, Pick, import};
-use zmachine_image::pack::PackOptions;
 use zmachine_image::{BlockStore, Silent, StoreError};
+use zmachine_pack::oci::{ImageSource, ImportOptions, Imported, Pick, import};
+use zmachine_pack::pack::PackOptions;
 
 use crate::scratch;
 

@@ -26,7 +26,7 @@ pub(crate) fn report_panics() {
             let _ = writeln!(console, "zmachine-agent: {line}");
         }
         rustix::fs::sync();
-        crate::shutdown::power_off();
+        crate::power::power_off();
     }));
 }
 

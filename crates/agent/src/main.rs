@@ -25,6 +25,7 @@ mod init;
 mod modules;
 mod pollable;
 mod port;
+mod power;
 mod process;
 mod reaper;
 mod server;
@@ -51,5 +52,5 @@ fn main() {
         Ok(booted) => server::serve(booted),
         Err(error) => console::error(&format!("boot: {error}")),
     }
-    shutdown::power_off();
+    power::power_off();
 }

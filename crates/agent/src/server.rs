@@ -27,8 +27,8 @@ use crate::port::Port;
 use crate::process::{AgentSide, Namespaces, Plan, Session, StartError, Started, open_stdio, start, work};
 use crate::reaper::Reaper;
 use crate::setup::{self, Outcome, Writable};
-use crate::shutdown::{self, Stop};
-use crate::{capacity, clock, console, service, users};
+use crate::shutdown::{self, Stop, Stoppable};
+use crate::{capacity, clock, console, power, users};
 
 /// Streams open at once; yamux gives up the connection beyond it.
 const STREAMS: usize = 4096;
@@ -59,9 +59,9 @@ enum State {
 const CONFIGURE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What all streams share.
-pub(crate) struct Agent {
-    pub(crate) reaper: Rc<Reaper>,
-    pub(crate) proc: OwnedFd,
+struct Agent {
+    reaper: Rc<Reaper>,
+    proc: OwnedFd,
     state: Cell<State>,
     /// Processes at a terminal.
     terminals: RefCell<Vec<i32>>,
@@ -173,31 +173,6 @@ impl Agent {
         let _ = self.stops.send(stop);
     }
 
-    /// The machine stops: no new processes from here on. Returns the entrypoint's pid if one was started.
-    pub(crate) fn begin_stop(&self) -> Option<i32> {
-        match self.state.replace(State::Stopping) {
-            State::Running(pid) => Some(pid),
-            _ => None,
-        }
-    }
-
-    /// Resolves when the entrypoint's stream has got everything and is closed, or was never opened.
-    pub(crate) async fn entrypoint_served(&self) {
-        while self.serving.get() {
-            self.served.notified().await;
-        }
-    }
-
-    /// Pids of processes that have a terminal; some may be gone.
-    pub(crate) fn at_terminals(&self) -> Vec<i32> {
-        self.terminals.borrow().clone()
-    }
-
-    /// The file systems to make read-only at the end.
-    pub(crate) fn take_writable(&self) -> Vec<Writable> {
-        self.writable.take()
-    }
-
     async fn stream(self: Rc<Self>, mut stream: yamux::Stream) {
         let mut decoder = FrameDecoder::new();
         let frame = match tokio::time::timeout(REQUEST, first_frame(&mut stream, &mut decoder)).await {
@@ -219,7 +194,7 @@ impl Agent {
             Request::Transfer(transfer) => self.transfer(transfer, stream, decoder).await,
             Request::Signal { signal } => answer(stream, self.signal(signal)).await,
             Request::Shutdown { .. } if self.state.get() == State::Guest => {
-                let asked = service::ask_for_power_off();
+                let asked = power::ask_for_power_off();
                 let reply = asked.map_or_else(|error| failure(ErrorKind::Internal, error), |()| Reply::Done);
                 answer(stream, reply).await;
             }
@@ -453,6 +428,37 @@ impl Agent {
         if terminal {
             self.terminals.borrow_mut().retain(|other| *other != pid);
         }
+    }
+}
+
+impl Stoppable for Agent {
+    fn reaper(&self) -> &Reaper {
+        &self.reaper
+    }
+
+    fn proc(&self) -> &OwnedFd {
+        &self.proc
+    }
+
+    fn begin_stop(&self) -> Option<i32> {
+        match self.state.replace(State::Stopping) {
+            State::Running(pid) => Some(pid),
+            _ => None,
+        }
+    }
+
+    async fn entrypoint_served(&self) {
+        while self.serving.get() {
+            self.served.notified().await;
+        }
+    }
+
+    fn at_terminals(&self) -> Vec<i32> {
+        self.terminals.borrow().clone()
+    }
+
+    fn take_writable(&self) -> Vec<Writable> {
+        self.writable.take()
     }
 }
 

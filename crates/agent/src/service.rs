@@ -11,7 +11,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -82,20 +81,4 @@ async fn next_call() -> OwnedFd {
         }
         tokio::time::sleep(CALL_PAUSE).await;
     }
-}
-
-/// Asks the init to switch the machine off; every init comes with this command.
-///
-/// # Errors
-/// When there is no such command.
-pub(crate) fn ask_for_power_off() -> io::Result<()> {
-    let mut command = Command::new("poweroff");
-    let quiet = command
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::null());
-    // It is reaped with all other children.
-    quiet
-        .spawn()
-        .map(drop)
-        .map_err(|error| io::Error::new(error.kind(), format!("poweroff: {error}")))
 }

@@ -15,14 +15,12 @@ use futures::future::{Either, select};
 use rustix::fs::{Mode, OFlags, sync};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process_group};
-use rustix::system::{RebootCommand, reboot};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, timeout_at};
 
-use crate::console;
 use crate::reaper::Reaper;
-use crate::server::Agent;
 use crate::setup::Writable;
+use crate::{console, power};
 
 /// Time between SIGTERM and SIGKILL for what outlives the entrypoint.
 const REST: Duration = Duration::from_secs(2);
@@ -48,8 +46,24 @@ pub(crate) enum Stop {
     HostGone,
 }
 
+/// What is stopped.
+pub(crate) trait Stoppable {
+    /// Whoever reaps its processes.
+    fn reaper(&self) -> &Reaper;
+    /// The guest's `/proc`.
+    fn proc(&self) -> &OwnedFd;
+    /// The machine stops: no new processes from here on. Returns the entrypoint's pid if one was started.
+    fn begin_stop(&self) -> Option<i32>;
+    /// Resolves when the entrypoint's stream has got everything and is closed, or was never opened.
+    async fn entrypoint_served(&self);
+    /// Pids of processes that have a terminal; some may be gone.
+    fn at_terminals(&self) -> Vec<i32>;
+    /// The file systems to make read-only at the end.
+    fn take_writable(&self) -> Vec<Writable>;
+}
+
 /// Stops everything and makes the file systems clean. More requests may come while it waits.
-pub(crate) async fn stop(agent: &Agent, first: Stop, more: &mut UnboundedReceiver<Stop>) {
+pub(crate) async fn stop(agent: &impl Stoppable, first: Stop, more: &mut UnboundedReceiver<Stop>) {
     let entrypoint = agent.begin_stop();
     if let Some(pid) = entrypoint {
         stop_entrypoint(agent, pid, first, more).await;
@@ -62,13 +76,13 @@ pub(crate) async fn stop(agent: &Agent, first: Stop, more: &mut UnboundedReceive
     }
     let limit = if orphaned { FILE_SYSTEMS_ORPHANED } else { FILE_SYSTEMS };
     cut_power_after(limit);
-    settle(&agent.proc, &agent.take_writable());
+    settle(agent.proc(), &agent.take_writable());
 }
 
-async fn stop_entrypoint(agent: &Agent, pid: i32, first: Stop, more: &mut UnboundedReceiver<Stop>) {
+async fn stop_entrypoint(agent: &impl Stoppable, pid: i32, first: Stop, more: &mut UnboundedReceiver<Stop>) {
     let mut end = ask_entrypoint(agent, pid, first);
     loop {
-        let gone = pin!(wait_until(end, &agent.reaper, || !agent.reaper.is_alive(pid)));
+        let gone = pin!(wait_until(end, agent.reaper(), || !agent.reaper().is_alive(pid)));
         let again = pin!(more.recv());
         match select(gone, again).await {
             Either::Left((true, _)) => return,
@@ -77,41 +91,45 @@ async fn stop_entrypoint(agent: &Agent, pid: i32, first: Stop, more: &mut Unboun
             Either::Right((Some(stop), _)) => end = end.min(ask_entrypoint(agent, pid, stop)),
         }
     }
-    let _ = agent.reaper.signal(pid, libc::SIGKILL);
-    if !wait_until(Instant::now() + VANISH, &agent.reaper, || !agent.reaper.is_alive(pid)).await {
+    let _ = agent.reaper().signal(pid, libc::SIGKILL);
+    if !wait_until(Instant::now() + VANISH, agent.reaper(), || {
+        !agent.reaper().is_alive(pid)
+    })
+    .await
+    {
         console::error("the entrypoint does not die");
     }
 }
 
 /// Sends the stop signal; returns when the grace ends.
-fn ask_entrypoint(agent: &Agent, pid: i32, stop: Stop) -> Instant {
+fn ask_entrypoint(agent: &impl Stoppable, pid: i32, stop: Stop) -> Instant {
     let (signal, grace) = match stop {
         Stop::Requested { signal, grace } => (signal, grace.min(LONGEST)),
         Stop::HostGone => (libc::SIGTERM, ORPHANED),
         Stop::EntrypointEnded => return Instant::now(),
     };
-    if let Err(error) = agent.reaper.signal(pid, signal) {
+    if let Err(error) = agent.reaper().signal(pid, signal) {
         console::error(&format!("stop signal {signal}: {error}"));
     }
     Instant::now() + grace
 }
 
 /// SIGTERM to all, a hang-up to those at a terminal (shells ignore SIGTERM), then SIGKILL.
-async fn stop_everybody(agent: &Agent) {
+async fn stop_everybody(agent: &impl Stoppable) {
     if !Reaper::has_children() {
         return;
     }
     signal_everybody(Signal::TERM);
     for pid in agent.at_terminals() {
-        let _ = agent.reaper.signal(pid, libc::SIGHUP);
+        let _ = agent.reaper().signal(pid, libc::SIGHUP);
     }
     // A stopped process handles its signal only when it continues.
     signal_everybody(Signal::CONT);
-    if wait_until(Instant::now() + REST, &agent.reaper, || !Reaper::has_children()).await {
+    if wait_until(Instant::now() + REST, agent.reaper(), || !Reaper::has_children()).await {
         return;
     }
     signal_everybody(Signal::KILL);
-    if !wait_until(Instant::now() + VANISH, &agent.reaper, || !Reaper::has_children()).await {
+    if !wait_until(Instant::now() + VANISH, agent.reaper(), || !Reaper::has_children()).await {
         console::error("some processes do not die");
     }
 }
@@ -195,18 +213,8 @@ fn cut_power_after(limit: Duration) {
     thread::spawn(move || {
         thread::sleep(limit);
         console::error("the file systems did not settle in time");
-        power_off();
+        power::power_off();
     });
-}
-
-/// Switches the machine off.
-pub(crate) fn power_off() -> ! {
-    let _ = reboot(RebootCommand::PowerOff);
-    // A machine without a power switch: the hypervisor takes a reset for the end.
-    let _ = reboot(RebootCommand::Restart);
-    loop {
-        thread::park();
-    }
 }
 
 #[cfg(test)]

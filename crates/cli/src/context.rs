@@ -3,8 +3,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use zmachine_machine::engine::AbortAt;
-use zmachine_machine::{Class, Engine, Failure, Home};
+use zmachine_engine::{AbortAt, Engine};
+use zmachine_spec::{Class, Failure, Home};
 
 /// Names the folder of all state, in place of the usual ones.
 pub(crate) const HOME_VARIABLE: &str = "ZMACHINE_HOME";

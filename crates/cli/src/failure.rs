@@ -2,7 +2,9 @@
 
 use std::io::IsTerminal;
 
-use zmachine_machine::{Class, Failure};
+use zmachine_spec::{Class, Failure, Setting};
+
+use crate::args::spelling;
 
 /// Prints a failure: what, why, and what to do.
 pub(crate) fn print(failure: &Failure) {
@@ -16,8 +18,38 @@ pub(crate) fn print(failure: &Failure) {
     for cause in &failure.causes {
         eprintln!("{} {cause}", label("caused by", "31"));
     }
-    if let Some(hint) = &failure.hint {
+    if let Some(hint) = hint(failure) {
         eprintln!("{} {hint}", label("hint", "32"));
+    }
+}
+
+/// What to do, with the flags of the settings to change.
+pub(crate) fn hint(failure: &Failure) -> Option<String> {
+    let flags: Vec<&str> = failure
+        .settings
+        .iter()
+        .map(|setting| spelling::flag(*setting))
+        .collect();
+    with_spelling(failure.hint.as_deref(), &flags)
+}
+
+/// The same failure for somebody who writes settings otherwise; one that cannot be written there is left out.
+pub(crate) fn respelled(mut failure: Failure, spelling: impl Fn(Setting) -> Option<&'static str>) -> Failure {
+    let spelled: Vec<&str> = std::mem::take(&mut failure.settings)
+        .iter()
+        .copied()
+        .filter_map(spelling)
+        .collect();
+    failure.hint = with_spelling(failure.hint.as_deref(), &spelled);
+    failure
+}
+
+fn with_spelling(hint: Option<&str>, spelled: &[&str]) -> Option<String> {
+    match (hint, spelled) {
+        (None, []) => None,
+        (Some(hint), []) => Some(hint.to_owned()),
+        (None, spelled) => Some(format!("see {}", spelled.join(" and "))),
+        (Some(hint), spelled) => Some(format!("{hint} ({})", spelled.join(", "))),
     }
 }
 
@@ -40,6 +72,19 @@ pub(crate) fn exit_code(class: Class, covers_guest: bool) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hint_says_how_settings_are_spelled() {
+        let mut failure = Failure::new(Class::Usage, "no")
+            .about(Setting::Size)
+            .about(Setting::Volumes);
+        assert_eq!(hint(&failure).as_deref(), Some("see --size and --volume"));
+        failure.hint = Some("do it".into());
+        assert_eq!(hint(&failure).as_deref(), Some("do it (--size, --volume)"));
+        let respelled = respelled(failure, |setting| (setting == Setting::Size).then_some("size"));
+        assert_eq!(hint(&respelled).as_deref(), Some("do it (size)"));
+        assert_eq!(hint(&Failure::new(Class::Usage, "no")), None);
+    }
 
     #[test]
     fn what_fails_before_the_guest_runs_never_looks_like_the_guests_own_status() {

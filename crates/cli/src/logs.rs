@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use zmachine_machine::log::{Entry, LogReader, Position, Source};
-use zmachine_machine::{Class, Engine, Failure};
+use zmachine_engine::Engine;
+use zmachine_spec::{Class, Failure};
+use zmachine_store::log::{Entry, LogReader, Position, Source};
 
 use crate::args::{LogFormat, LogsArgs};
 use crate::time::parse_time;
@@ -53,9 +54,8 @@ impl Wanted {
 
 /// Shows a machine's log.
 pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
-    let parse = |name: &String| name.parse::<Source>().map_err(|e| Failure::new(Class::Usage, e));
     let wanted = Wanted {
-        sources: args.source.iter().map(parse).collect::<Result<_, _>>()?,
+        sources: args.source.clone(),
         since: args
             .since
             .as_deref()

@@ -2,12 +2,11 @@
 
 use std::fmt::Write as _;
 
-use toml::Value;
-use zmachine_hypervisor::choice::Requested;
-use zmachine_machine::log::Limits;
-use zmachine_machine::shown::without_credentials;
-use zmachine_machine::spec::{ModeChoice, RootfsChoice};
-use zmachine_machine::{Class, Failure, MachineSpec, redact};
+use toml::{Table, Value};
+use zmachine_spec::shown::without_credentials;
+use zmachine_spec::{Class, Failure, LogLimits, MachineSpec, Origin, VolumeRequest, redact};
+
+use crate::args::words::{self, ACCEL, HYPERVISOR, JAIL, MODE, PREFETCH, ROOTFS};
 
 /// The file, with what differs from the defaults, in the order of the spec. Without `show_secrets` a variable whose name says that
 /// it is one has its name alone, and stores have no credentials.
@@ -89,26 +88,26 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     );
     file.text("entrypoint", entrypoint.as_deref().map(joined).transpose()?);
     file.text("workdir", workdir.as_ref());
-    file.text("user", user.as_ref());
+    file.text("user", user.as_ref().map(ToString::to_string));
     file.text("hostname", hostname.as_ref());
     match networks.as_slice() {
         [] => file.list("network", ["none"]),
-        networks if *networks != default.networks => file.list("network", networks),
+        networks if *networks != default.networks => file.list("network", texts(networks)),
         _ => {}
     }
     file.list("network-alias", network_aliases);
-    file.list("publish", publish);
+    file.list("publish", texts(publish));
     file.flag("publish-all", *publish_all);
-    file.list("dns", dns);
+    file.list("dns", texts(dns));
     file.flag("tty", *terminal);
     file.flag("interactive", *stdin);
     file.flag("rm", *auto_remove);
     file.flag("read-only", *read_only);
     file.flag("init", *init);
     file.text("kernel", kernel.as_ref());
-    file.text("accel", Some(accel).filter(|accel| **accel != default.accel));
-    file.text("hypervisor", hypervisor_text(*hypervisor));
-    file.text("stop-signal", stop_signal.as_ref());
+    file.word("accel", ACCEL, accel, &default.accel);
+    file.word("hypervisor", HYPERVISOR, hypervisor, &default.hypervisor);
+    file.text("stop-signal", stop_signal.map(|signal| signal.to_string()));
     file.number("stop-timeout", *stop_timeout_s);
     let store = |url: &String| match show_secrets {
         true => url.clone(),
@@ -116,14 +115,14 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     };
     file.list("store", stores.iter().map(store));
     file.list("label", labels.iter().map(|(name, value)| format!("{name}={value}")));
-    file.text("mode", mode_text(*mode));
-    file.list("volume", volumes);
+    file.word("mode", MODE, mode, &default.mode);
+    file.values("volume", volumes.iter().map(volume).collect());
     file.list("ssh-key", ssh_keys);
     file.text("user-data", user_data.as_ref());
     file.flag("reinstall", *reinstall);
     file.flag("legacy-cmdline", *legacy_cmdline);
-    file.text("rootfs", rootfs_text(*rootfs));
-    file.text("prefetch", (!prefetch.is_default()).then_some(prefetch.name()));
+    file.word("rootfs", ROOTFS, rootfs, &default.rootfs);
+    file.word("prefetch", PREFETCH, prefetch, &default.prefetch);
     file.text(
         "restart",
         Some(restart)
@@ -131,10 +130,10 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
             .map(ToString::to_string),
     );
     file.list("log-opt", log_options(log_limits));
-    file.text("log-to", log_to.as_ref());
+    file.text("log-to", log_to.as_ref().map(ToString::to_string));
     let secret = |(name, path): &(String, std::path::PathBuf)| format!("{name}={}", path.display());
     file.list("secret", secrets.iter().map(secret));
-    file.text("jail", (*jail != default.jail).then_some("off"));
+    file.word("jail", JAIL, jail, &default.jail);
     Ok(file.0)
 }
 
@@ -167,7 +166,15 @@ impl File {
     }
 
     fn list(&mut self, key: &str, texts: impl IntoIterator<Item = impl Into<String>>) {
-        let values: Vec<Value> = texts.into_iter().map(|text| Value::String(text.into())).collect();
+        self.values(key, texts.into_iter().map(|text| Value::String(text.into())).collect());
+    }
+
+    fn word<T: PartialEq>(&mut self, key: &str, words: words::Words<T>, value: &T, default: &T) {
+        let word = words::word(words, value).filter(|_| value != default);
+        self.text(key, word);
+    }
+
+    fn values(&mut self, key: &str, values: Vec<Value>) {
         if !values.is_empty() {
             self.line(key, Value::Array(values));
         }
@@ -195,35 +202,47 @@ fn joined(words: &[String]) -> Result<String, Failure> {
     })
 }
 
-fn mode_text(mode: ModeChoice) -> Option<&'static str> {
-    match mode {
-        ModeChoice::Auto => None,
-        ModeChoice::Container => Some("container"),
-        ModeChoice::Vm => Some("vm"),
-    }
+fn texts(values: &[impl ToString]) -> Vec<String> {
+    values.iter().map(ToString::to_string).collect()
 }
 
-fn hypervisor_text(requested: Requested) -> Option<&'static str> {
-    match requested {
-        Requested::Auto => None,
-        Requested::Qemu => Some("qemu"),
-        Requested::CloudHypervisor => Some("cloud-hypervisor"),
+/// A volume as a flag has it, or, where no flag could, as a table.
+fn volume(request: &VolumeRequest) -> Value {
+    if request.has_text() {
+        return Value::String(request.to_string());
     }
+    let VolumeRequest {
+        origin,
+        target,
+        size_bytes,
+        fs,
+        read_only,
+        no_copy,
+    } = request;
+    let mut table = Table::new();
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            table.insert(key.to_owned(), value);
+        }
+    };
+    match origin {
+        Origin::Named(name) => put("name", Some(name.clone().into())),
+        Origin::Anonymous => {}
+        Origin::Directory(path) => put("directory", Some(path.to_string_lossy().into_owned().into())),
+    }
+    put("target", Some(target.clone().into()));
+    put("size", size_bytes.map(|bytes| size(bytes).into()));
+    put("fs", fs.map(|fs| fs.to_string().into()));
+    put("read-only", read_only.then_some(true.into()));
+    put("nocopy", no_copy.then_some(true.into()));
+    Value::Table(table)
 }
 
-fn rootfs_text(rootfs: RootfsChoice) -> Option<&'static str> {
-    match rootfs {
-        RootfsChoice::Auto => None,
-        RootfsChoice::Block => Some("block"),
-        RootfsChoice::Virtiofs => Some("virtiofs"),
-    }
-}
-
-fn log_options(limits: &Limits) -> Vec<String> {
-    if *limits == Limits::default() {
+fn log_options(limits: &LogLimits) -> Vec<String> {
+    if *limits == LogLimits::default() {
         return Vec::new();
     }
-    let Limits {
+    let LogLimits {
         file_bytes,
         files,
         file_age_s,

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use zmachine_image::store::Credentials;
-use zmachine_machine::monitor::{self, MonitorArgs};
-use zmachine_machine::{Class, Failure, Home};
+use zmachine_monitor as monitor;
+use zmachine_monitor::MonitorArgs;
 use zmachine_rootfs::RootfsArgs;
 use zmachine_share::{ShareArgs, Tree};
+use zmachine_spec::{Class, Failure, Home};
 use zmachine_sys::fd;
 use zmachine_sys::jail::{self, Jail};
 
@@ -60,7 +61,7 @@ pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
         stores,
         credentials: credentials.map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))?,
         block_deadline: BLOCK_DEADLINE,
-        prefetch: role.prefetch.parse().unwrap_or_default(),
+        prefetch: role.prefetch,
         record: role.record,
         events: inherited(role.events_fd)?,
         jail: role.jail.as_deref().map(told_jail).transpose()?,

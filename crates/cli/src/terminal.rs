@@ -9,8 +9,8 @@ use std::thread;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 use zmachine_agent_protocol::{ExitStatus, Frame, Input, MAX_DATA, Reply, WindowSize};
-use zmachine_machine::attach::{ProcessInput, ProcessOutput};
-use zmachine_machine::{Class, Failure};
+use zmachine_engine::attach::{ProcessInput, ProcessOutput};
+use zmachine_spec::{Class, Failure};
 use zmachine_sys::tty::{self, RawMode};
 
 /// SIGPIPE: what a process gets whose output nobody reads.

@@ -3,7 +3,7 @@
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use zmachine_machine::{Class, Failure};
+use zmachine_spec::{Class, Failure};
 
 /// A date, a time in seconds since 1970, or an age before now. Without a zone it is this host's time.
 ///

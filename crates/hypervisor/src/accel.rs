@@ -87,7 +87,7 @@ pub struct KvmUnavailable {
 impl KvmUnavailable {
     /// What the user can do about it.
     pub fn hint(&self) -> &'static str {
-        "leave '--accel' out, or use '--accel tcg'; machines are slower then. For kvm, enable virtualisation in the firmware \
+        "leave the choice to the host, or use tcg; machines are slower then. For kvm, enable virtualisation in the firmware \
          (or nested virtualisation), load kvm_intel or kvm_amd, and give this user access to /dev/kvm"
     }
 }

@@ -134,10 +134,10 @@ impl Unavailable {
     pub fn hint(&self) -> &'static str {
         match self.is_host {
             true => {
-                "leave '--hypervisor' out, or use '--hypervisor qemu'. Cloud Hypervisor needs a host whose KVM works, and its \
+                "leave the choice to the host, or use qemu. Cloud Hypervisor needs a host whose KVM works, and its \
                  static binary of v53 or later in the search path; 'zmachine doctor' says what is missing"
             }
-            false => "leave '--hypervisor' out, or use '--hypervisor qemu'",
+            false => "leave the choice to the host, or use qemu",
         }
     }
 }

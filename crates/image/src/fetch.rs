@@ -530,7 +530,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// As [`Fetcher::fetch`], for the first block that failed, with its place among the blocks.
-    pub(crate) fn fetch_batch<'a>(
+    pub fn fetch_batch<'a>(
         &self,
         blocks: &[BlockRef],
         opener: &'a mut Opener,

@@ -10,13 +10,6 @@
 //! | `claim` | one download of a block at a time, among all processes |
 //! | `reader` | a file of an image, read at any place |
 //! | [`store`] | block stores: directories, web servers, 0-db, S3 |
-//! | [`mod@pack`] | from a directory to a flist and its blocks |
-//! | `batch` | what one thread of a pack or an unpack takes on at a time |
-//! | [`oci`] | importing container images: layouts, archives, registries |
-//! | [`mod@unpack`] | from a flist to a directory |
-//! | [`copy`] | blocks of a flist to other stores: `convert`, `push` |
-//! | [`mod@verify`] | every block of every route |
-//! | [`mod@diff`] | what is different between two trees |
 //! | [`progress`] | how long operations report |
 //!
 //! Everything blocks the calling thread: the users are the threads of the vhost-user server, the packer and the command
@@ -24,25 +17,16 @@
 //!
 //! The crate reads no environment and no home directory: paths, URLs and limits come in as arguments.
 
-mod batch;
 pub mod cache;
 mod claim;
-mod compression;
-pub mod copy;
-pub mod diff;
 pub mod facts;
 pub mod fetch;
 pub mod library;
-pub mod oci;
-mod pace;
-pub mod pack;
+pub mod pace;
 pub mod progress;
 mod reader;
 pub mod reference;
 pub mod store;
-mod tar;
-pub mod unpack;
-pub mod verify;
 
 pub use cache::{BlockCache, CacheError};
 pub use facts::{ImageFacts, ImageKind, Mode};

@@ -18,14 +18,15 @@ const GRACE: u32 = 3;
 
 /// How long has been waited for what.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub struct Pace {
     grace: Duration,
     waited: Duration,
     bytes: u64,
 }
 
 impl Pace {
-    pub(crate) fn new(timeouts: Timeouts) -> Pace {
+    /// Nothing has been waited for yet.
+    pub fn new(timeouts: Timeouts) -> Pace {
         Pace {
             grace: timeouts.request * GRACE,
             waited: Duration::ZERO,
@@ -37,7 +38,7 @@ impl Pace {
     ///
     /// # Errors
     /// Those of the reader, and [`io::ErrorKind::TimedOut`] when the transfer is too slow.
-    pub(crate) fn read(&mut self, reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    pub fn read(&mut self, reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
         let began = Instant::now();
         let read = reader.read(buffer);
         self.waited += began.elapsed();
@@ -50,11 +51,12 @@ impl Pace {
     }
 
     /// Whether nothing more is waited for.
-    pub(crate) fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.waited > self.grace + Duration::from_secs(self.bytes / BYTES_PER_SECOND)
     }
 
-    pub(crate) fn too_slow(&self) -> io::Error {
+    /// The error of a transfer that is.
+    pub fn too_slow(&self) -> io::Error {
         let what = format!(
             "only {} bytes arrived in {} seconds",
             self.bytes,
@@ -65,13 +67,14 @@ impl Pace {
 }
 
 /// A reader with its pace.
-pub(crate) struct Paced<R> {
+pub struct Paced<R> {
     reader: R,
     pace: Pace,
 }
 
 impl<R: Read> Paced<R> {
-    pub(crate) fn new(reader: R, timeouts: Timeouts) -> Paced<R> {
+    /// `reader`, of which nothing has been read yet.
+    pub fn new(reader: R, timeouts: Timeouts) -> Paced<R> {
         Paced {
             reader,
             pace: Pace::new(timeouts),

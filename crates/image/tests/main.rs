@@ -1,11 +1,7 @@
-//! Packing, stores, the cache and images from every place: one program, so the crate is linked once.
+//! Stores, the cache and images from every place: one program, so the crate is linked once.
 
 mod fetch;
 mod library;
-mod oci;
-mod pack;
-mod registry;
-mod roundtrip;
 mod shared;
 mod stores;
 mod support;

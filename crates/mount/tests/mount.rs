@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use zmachine_flist::Flist;
-use zmachine_image::diff::diff;
-use zmachine_image::pack::{PackOptions, pack};
 use zmachine_image::store::RoutedStore;
 use zmachine_image::{BlockCache, FetchOptions, Fetcher, Silent, Timeouts};
 use zmachine_mount::{Ender, Mount, MountError};
+use zmachine_pack::diff::diff;
+use zmachine_pack::pack::{PackOptions, pack};
 
 /// A folder with a packed tree and a place to mount it on.
 struct Room {

@@ -12,7 +12,14 @@ use crate::network::Network;
 use crate::publish::Publish;
 use crate::resource::Resource;
 use crate::station::Membership;
-use crate::user::UserMode;
+
+/// What of an attachment only one through passt has (see [`crate::user`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserMode {
+    /// Where passt answers for the resolver on the host's loopback; `None` when the machine reaches its resolvers itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolver: Option<Ipv4Addr>,
+}
 
 /// What an attachment is planned from.
 #[derive(Debug, Clone, Copy)]
@@ -263,6 +270,6 @@ mod tests {
         ));
         let twice = ["80:80".parse().unwrap(), "127.0.0.1:80:81".parse().unwrap()];
         let said = plan("10.208.7.9", &twice).unwrap_err().to_string();
-        assert!(said.contains("'-p 80:80/tcp' and '-p 127.0.0.1:80:81/tcp'"), "{said}");
+        assert!(said.contains("'80:80/tcp' and '127.0.0.1:80:81/tcp'"), "{said}");
     }
 }

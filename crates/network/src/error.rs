@@ -8,7 +8,22 @@ use thiserror::Error;
 use zmachine_sys::file::FileError;
 
 use crate::publish::{Publish, PublishError};
-use crate::user::MissingPasst;
+
+/// There is no passt.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("passt, which connects machines without root, is not installed")]
+pub struct MissingPasst;
+
+/// What of a machine an error is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Concern {
+    /// The networks it joins.
+    Network,
+    /// The ports it publishes.
+    Publish,
+    /// None of these.
+    Other,
+}
 
 /// What kind of failure it is, for exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +65,7 @@ pub enum NetworkError {
         action: String,
     },
     /// A port that only root may listen on.
-    #[error("host port {port} of '-p {publish}' needs root, as all below {lowest} on this host")]
+    #[error("host port {port} of the published port '{publish}' needs root, as all below {lowest} on this host")]
     LowPort {
         /// The published port.
         publish: Box<Publish>,
@@ -210,7 +225,7 @@ pub enum NetworkError {
     #[error(transparent)]
     Publish(#[from] PublishError),
     /// A host port is in use.
-    #[error("host port {port} of '-p {publish}' is in use by {owner}")]
+    #[error("host port {port} of the published port '{publish}' is in use by {owner}")]
     PortTaken {
         /// The flag's value.
         publish: Box<Publish>,
@@ -220,7 +235,7 @@ pub enum NetworkError {
         owner: String,
     },
     /// The host address to publish on is not an address of this host.
-    #[error("'-p {publish}': {address} is not an address of this host")]
+    #[error("the published port '{publish}': {address} is not an address of this host")]
     NotOurAddress {
         /// The flag's value.
         publish: Box<Publish>,
@@ -228,7 +243,7 @@ pub enum NetworkError {
         address: IpAddr,
     },
     /// A host port could not be claimed.
-    #[error("can not claim host port {port} of '-p {publish}'")]
+    #[error("can not claim host port {port} of the published port '{publish}'")]
     Claim {
         /// The flag's value.
         publish: Box<Publish>,
@@ -323,20 +338,35 @@ impl NetworkError {
         }
     }
 
+    /// What a machine's user might have chosen otherwise.
+    pub fn concerns(&self) -> Concern {
+        use NetworkError as E;
+        match self {
+            E::NeedsRoot { .. }
+            | E::NoPasst(_)
+            | E::NoNft { .. }
+            | E::NoDnsmasq { .. }
+            | E::AddressTaken { .. }
+            | E::AddressOutside { .. } => Concern::Network,
+            E::LowPort { .. } | E::PortTaken { .. } | E::NotOurAddress { .. } | E::Publish(_) => Concern::Publish,
+            _ => Concern::Other,
+        }
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         use NetworkError as E;
         let hint = match self {
-            E::NeedsRoot { .. } => "run it as root, or with --network user or none, which need nothing",
+            E::NeedsRoot { .. } => "run it as root, or in the network 'user' or 'none', which need nothing",
             E::LowPort { port, .. } => {
                 return Some(format!(
                     "publish on a higher port, or let everybody have it: sysctl net.ipv4.ip_unprivileged_port_start={port}"
                 ));
             }
             E::Reserved { .. } => "choose another name",
-            E::NoPasst(_) => "install it (apt-get install passt), or use --network none",
-            E::NoNft { .. } => "install nftables (apt-get install nftables), or use --network none",
-            E::NoDnsmasq { .. } => "install it (apt-get install dnsmasq-base), or use --network none",
+            E::NoPasst(_) => "install it (apt-get install passt), or use the network 'none'",
+            E::NoNft { .. } => "install nftables (apt-get install nftables), or use the network 'none'",
+            E::NoDnsmasq { .. } => "install it (apt-get install dnsmasq-base), or use the network 'none'",
             E::Dnsmasq { said, .. } if said.contains("in use") => {
                 "another name server takes port 53 of all addresses: let it listen on its own ones (bind-interfaces of dnsmasq, listen-on of BIND), or see: ss -lnup"
             }
@@ -353,11 +383,11 @@ impl NetworkError {
             E::Tap { .. } => {
                 "is another program's link in its place, or /dev/net/tun no tun device? see: zmachine doctor"
             }
-            E::InternalDns { .. } => "leave out --dns, or --internal",
-            E::SubnetOverlaps { .. } => "leave --subnet and --ipv6 out and free ones are chosen",
-            E::AddressTaken { .. } => "choose another address, or leave ip= out",
+            E::InternalDns { .. } => "leave out its name servers, or let it not be internal",
+            E::SubnetOverlaps { .. } => "leave the subnets out and free ones are chosen",
+            E::AddressTaken { .. } => "choose another address, or leave it out",
             E::SubnetTaken { .. } => "remove the machines of this network and the network, and it gets another subnet",
-            E::NoFreeSubnet { .. } => "name one yourself: zmachine network create NAME --subnet CIDR",
+            E::NoFreeSubnet { .. } => "name one yourself when you create the network",
             E::NoFreeAddress { .. } => "remove machines that are no longer needed: zmachine ps -a",
             E::PortTaken { .. } => "choose another host port, or stop its owner",
             E::NotOurAddress { .. } => "leave the address out to publish on all addresses; see: ip address",

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use crate::error::NetworkError;
+use crate::home::Networks;
 use crate::links::{self, Links};
-use crate::network::{Network, Networks};
+use crate::network::Network;
 use crate::station::Station;
 use crate::{dnsmasq, nft, presence, rules, sysctl};
 

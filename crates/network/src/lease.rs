@@ -4,17 +4,17 @@
 //! A lease file appears whole and never replaces another (unnamed file + `linkat`), so an address has one owner even among
 //! processes that do not take the lock. The lock `leases.lock` only keeps one machine from getting two addresses.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
-
-use std::io::Write;
 
 use zmachine_sys::file::{self, FileError, NewFile};
 use zmachine_sys::lock::FileLock;
 
 use crate::error::NetworkError;
+use crate::home::{self, Networks};
 use crate::name;
-use crate::network::{self, Network, Networks};
+use crate::network::Network;
 
 /// The addresses of a machine in a network, from its creation to its removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl From<Lease> for Wanted {
 
 /// The lock under which leases of `network` are taken.
 pub(crate) async fn lock(networks: &Networks, network: &Network) -> Result<FileLock, NetworkError> {
-    network::lock(&networks.folder(network.name())?.join("leases.lock")).await
+    home::lock(&networks.folder(network.name())?.join("leases.lock")).await
 }
 
 /// The addresses `machine` has, or gets now.
@@ -196,7 +196,7 @@ pub(crate) fn release(networks: &Networks, network: &str, machine: &str) -> Resu
 /// The leases by address; none for a network that is not there.
 pub(crate) fn all(networks: &Networks, network: &str) -> Result<Vec<(IpAddr, String)>, NetworkError> {
     let dir = folder(networks, network)?;
-    let names = match network::entries(&dir) {
+    let names = match home::entries(&dir) {
         Err(e) if e.is_not_found() => return Ok(Vec::new()),
         names => names?,
     };

@@ -15,6 +15,9 @@ use crate::error::NetworkError;
 /// The network a machine gets when none is named.
 pub const DEFAULT_NETWORK: &str = "default";
 
+/// The name of the network through passt. No other network can have it.
+pub const USER_NETWORK: &str = "user";
+
 /// An Ethernet address; its text is `02:00:00:00:00:01`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -142,6 +145,11 @@ pub(crate) fn eui64(net: Ipv6Net, mac: Mac) -> Ipv6Addr {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The link-local address that belongs to an Ethernet address.
+pub(crate) fn link_local(mac: Mac) -> Ipv6Addr {
+    eui64(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64), mac)
 }
 
 #[cfg(test)]

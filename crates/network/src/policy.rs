@@ -1,29 +1,16 @@
-//! What a machine may reach, and how fast: the options `allow=` and `rate=` of a network, and their nftables rules. Pure.
-//!
-//! * Nothing allowed is everything allowed. With one `allow` the rest is refused, but for answers to who connected to the
-//!   machine, the network's own DHCP and name service, and what keeps a link going (ARP, neighbour discovery).
-//! * Traffic by way of the host (`inet` table) is judged with connection tracking, and refused with an answer. Between machines
-//!   of one network the bridge sees frames only, and not every kernel tracks connections there: answers over TCP are what
-//!   opens no connection, those over UDP go to who asked within the last minutes. The rest is dropped.
-//! * The rate is that of each direction by itself: what is above is dropped, which TCP takes as a sign to slow down. A machine
-//!   that was idle may send a second's worth at once.
+//! What a machine may reach in a network, and how fast. Pure; the rules are in `policy_rules`.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::network::Network;
 use crate::publish::{PortRange, Protocol};
-use crate::spoofing;
-use crate::station::Station;
 
 /// The lowest rate in bits per second: below, a packet of the largest size takes more than a second.
 const MIN_RATE: u64 = 100_000;
-/// A virtual interface hands over packets of this size at once; a bucket must hold one.
-const LARGEST_PACKET: u64 = 64 * 1024;
 
 /// Limits of a machine in a network.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +44,11 @@ pub struct Allow {
 pub struct Rate(u64);
 
 impl Rate {
+    /// A rate of so many bits per second; `None` when it is too low.
+    pub fn new(bits_per_second: u64) -> Option<Rate> {
+        (bits_per_second >= MIN_RATE).then_some(Rate(bits_per_second))
+    }
+
     /// Bits per second.
     pub fn bits_per_second(self) -> u64 {
         self.0
@@ -82,8 +74,7 @@ impl FromStr for Rate {
             is_number.then(|| number.parse::<u64>().ok()?.checked_mul(*factor))?
         });
         match parsed {
-            Some(bits) if bits < MIN_RATE => Err(format!("a rate of '{text}' is too low: 100kbit is the least")),
-            Some(bits) => Ok(Rate(bits)),
+            Some(bits) => Rate::new(bits).ok_or_else(|| format!("a rate of '{text}' is too low: 100kbit is the least")),
             None => Err(format!("'{text}' is not a rate such as 500kbit, 50mbit or 1gbit")),
         }
     }
@@ -128,10 +119,7 @@ impl FromStr for Allow {
                 Some((PortRange::parse(range).ok_or_else(wrong)?, protocol))
             }
         };
-        Ok(Allow {
-            destination: destination.trunc(),
-            ports,
-        })
+        Ok(Allow::new(destination, ports))
     }
 }
 
@@ -167,161 +155,23 @@ text_in_json!(Allow);
 text_in_json!(Rate);
 
 impl Allow {
-    /// The match of nftables.
-    fn rule(&self) -> String {
-        let family = match self.destination {
-            IpNet::V4(_) => "ip",
-            IpNet::V6(_) => "ip6",
-        };
-        let ports = self.ports.map(|(ports, protocol)| format!(" {protocol} dport {ports}"));
-        format!("{family} daddr {}{}", self.destination, ports.unwrap_or_default())
-    }
-}
-
-fn limited(stations: &[Station], is: impl Fn(&Policy) -> bool) -> impl Iterator<Item = &Station> {
-    stations.iter().filter(move |station| is(&station.membership.policy))
-}
-
-fn lines(rules: &[String]) -> String {
-    rules.iter().map(|rule| format!("\t\t{rule}\n")).collect()
-}
-
-/// What the machines with an `allow` send comes from: the matches of one, by address family.
-fn sources(network: &Network, station: &Station) -> Vec<String> {
-    let bridge = network.bridge();
-    let own = spoofing::own_ipv6(network, station);
-    std::iter::once(format!("iifname \"{bridge}\" ip saddr {}", station.ipv4))
-        .chain(own.iter().map(|a| format!("iifname \"{bridge}\" ip6 saddr {a}")))
-        .collect()
-}
-
-/// The chains of the `inet` table that judge what goes by way of the host and to it; nothing without an `allow`.
-pub(crate) fn chains(network: &Network, stations: &[Station]) -> String {
-    let mut out = String::new();
-    for station in limited(stations, |policy| !policy.allow.is_empty()) {
-        let tap = network.tap(&station.machine);
-        let allowed = || {
-            station
-                .membership
-                .policy
-                .allow
-                .iter()
-                .map(|a| format!("{} return", a.rule()))
-        };
-        let answers = "ct state established,related return".to_owned();
-        let refuse = "reject with icmpx admin-prohibited".to_owned();
-        let mut rules = vec![
-            answers.clone(),
-            // Seen here where bridged frames are filtered too (bridge-nf-call-ip6tables); nobody routes them.
-            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } return".to_owned(),
-        ];
-        rules.extend(allowed());
-        rules.push(refuse.clone());
-        // Writing to a String can not fail.
-        let _ = write!(out, "\tchain {tap}_out {{\n{}\t}}\n", lines(&rules));
-        let mut rules = vec![
-            answers,
-            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } return".to_owned(),
-            "udp dport { 67, 547 } return".to_owned(),
-        ];
-        let mut resolvers = vec![format!("ip daddr {}", network.gateway4())];
-        resolvers.extend(network.gateway6().map(|gateway| format!("ip6 daddr {gateway}")));
-        for resolver in resolvers {
-            rules.push(format!("{resolver} udp dport 53 return"));
-            rules.push(format!("{resolver} tcp dport 53 return"));
-        }
-        rules.extend(allowed());
-        rules.push(refuse);
-        let _ = write!(out, "\tchain {tap}_host {{\n{}\t}}\n", lines(&rules));
-    }
-    out
-}
-
-/// The rules that lead there, for the beginning of the chains `forward` (`_out`) and `input` (`_host`).
-pub(crate) fn jumps(network: &Network, stations: &[Station], to: &str) -> String {
-    let mut out = String::new();
-    for station in limited(stations, |policy| !policy.allow.is_empty()) {
-        let tap = network.tap(&station.machine);
-        for source in sources(network, station) {
-            let _ = writeln!(out, "\t\t{source} jump {tap}{to}");
+    /// A subnet (its host bits are dropped), or some ports there.
+    pub fn new(destination: IpNet, ports: Option<(PortRange, Protocol)>) -> Allow {
+        Allow {
+            destination: destination.trunc(),
+            ports,
         }
     }
-    out
-}
 
-/// What the `bridge` table has for it: frames between machines, and the rates.
-pub(crate) fn bridge_chains(network: &Network, stations: &[Station]) -> String {
-    let mut out = String::new();
-    let mut between = String::new();
-    for station in limited(stations, |policy| !policy.allow.is_empty()) {
-        let tap = network.tap(&station.machine);
-        out += &frames_between(&tap, &station.membership.policy.allow);
-        let _ = writeln!(between, "\t\tiifname \"{tap}\" jump {tap}_out");
-        let _ = writeln!(between, "\t\toifname \"{tap}\" jump {tap}_in");
+    /// The subnet.
+    pub fn destination(&self) -> IpNet {
+        self.destination
     }
-    if !between.is_empty() {
-        let _ = write!(
-            out,
-            "\tchain between_machines {{\n\t\ttype filter hook forward priority filter; policy accept;\n{between}\t}}\n"
-        );
-    }
-    let rated: Vec<&Station> = limited(stations, |policy| policy.rate.is_some()).collect();
-    if rated.is_empty() {
-        return out;
-    }
-    for (chain, hook, direction) in [
-        ("rate_from", "prerouting", "iifname"),
-        ("rate_to", "postrouting", "oifname"),
-    ] {
-        let _ = write!(
-            out,
-            "\tchain {chain} {{\n\t\ttype filter hook {hook} priority filter; policy accept;\n"
-        );
-        for station in &rated {
-            let bytes = station.membership.policy.rate.map_or(0, |rate| rate.0 / 8);
-            let burst = (bytes / 20).max(LARGEST_PACKET);
-            let tap = network.tap(&station.machine);
-            let _ = writeln!(
-                out,
-                "\t\t{direction} \"{tap}\" limit rate over {bytes} bytes/second burst {burst} bytes drop"
-            );
-        }
-        out += "\t}\n";
-    }
-    out
-}
 
-/// The chains for frames of one machine to others and back.
-fn frames_between(tap: &str, allow: &[Allow]) -> String {
-    let mut out = String::new();
-    for (set, kind) in [("asked4", "ipv4_addr"), ("asked6", "ipv6_addr")] {
-        let _ = write!(
-            out,
-            "\tset {tap}_{set} {{\n\t\ttype {kind} . inet_service . inet_service\n\t\tsize 4096\n\t\tflags dynamic,timeout\n\t\ttimeout 3m\n\t}}\n"
-        );
+    /// The ports; `None` is all, of every protocol.
+    pub fn ports(&self) -> Option<(PortRange, Protocol)> {
+        self.ports
     }
-    let _ = write!(
-        out,
-        "\tchain {tap}_in {{\n\
-         \t\tupdate @{tap}_asked4 {{ ip saddr . udp sport . udp dport }}\n\
-         \t\tupdate @{tap}_asked6 {{ ip6 saddr . udp sport . udp dport }}\n\
-         \t}}\n"
-    );
-    let mut rules: Vec<String> = [
-        "ether type arp return",
-        "icmp type { echo-reply, destination-unreachable, time-exceeded, parameter-problem } return",
-        "icmpv6 type { echo-reply, destination-unreachable, packet-too-big, time-exceeded, parameter-problem } return",
-        "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld2-listener-report } return",
-        "tcp flags & (syn | ack) != syn return",
-    ]
-    .map(str::to_owned)
-    .into();
-    rules.push(format!("ip daddr . udp dport . udp sport @{tap}_asked4 return"));
-    rules.push(format!("ip6 daddr . udp dport . udp sport @{tap}_asked6 return"));
-    rules.extend(allow.iter().map(|a| format!("{} return", a.rule())));
-    rules.push("drop".to_owned());
-    let _ = write!(out, "\tchain {tap}_out {{\n{}\t}}\n", lines(&rules));
-    out
 }
 
 #[cfg(test)]
@@ -381,14 +231,5 @@ mod tests {
         ] {
             bad.parse::<Rate>().unwrap_err();
         }
-    }
-
-    #[test]
-    fn without_limits_there_are_no_rules() {
-        let network = Network::example("10.208.0.0/24", Some("fd00::/64"));
-        assert_eq!(
-            chains(&network, &[]) + &bridge_chains(&network, &[]) + &jumps(&network, &[], "_out"),
-            ""
-        );
     }
 }

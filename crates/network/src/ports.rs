@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 
 use crate::error::NetworkError;
-use crate::network::Networks;
+use crate::home::Networks;
 use crate::presence;
 use crate::publish::{Protocol, Publish};
 

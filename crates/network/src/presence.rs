@@ -18,8 +18,9 @@ use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
 
 use crate::error::NetworkError;
+use crate::home::{self, Networks};
 use crate::links::{self, Links};
-use crate::network::{self, Network, Networks};
+use crate::network::Network;
 use crate::publish::Publish;
 use crate::station::{Membership, Station};
 use crate::{dnsmasq, foreign, name, nft, rules, sysctl};
@@ -72,7 +73,7 @@ pub(crate) fn forget(networks: &Networks, network: &Network, machine: &str) -> R
 /// The attachments of this boot, by machine.
 pub(crate) fn attached(networks: &Networks, network: &str) -> Result<Vec<Station>, NetworkError> {
     let dir = folder(networks, network)?;
-    let mut machines = match network::entries(&dir) {
+    let mut machines = match home::entries(&dir) {
         Err(e) if e.is_not_found() => return Ok(Vec::new()),
         names => names?,
     };
@@ -247,7 +248,7 @@ pub(crate) async fn reconcile(
 ) -> Result<(), NetworkError> {
     let bridge = network.bridge();
     let dir = folder(networks, network.name())?;
-    let machines: Vec<String> = network::entries(&dir)?
+    let machines: Vec<String> = home::entries(&dir)?
         .into_iter()
         .filter(|m| !m.starts_with('.'))
         .collect();

@@ -1,4 +1,4 @@
-//! Published ports: `[IP:]HOST:GUEST[/tcp|udp]`, parsed, printed and compared. Pure.
+//! Published ports: wanted ([`PublishRequest`]) and settled ([`Publish`]), parsed, printed and compared. Pure.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,51 +7,51 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// A `-p` that can not be used.
+/// Ports that can not be published.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PublishError {
     /// There is no `HOST:GUEST`.
-    #[error("'-p {text}' needs a host port and a guest port")]
+    #[error("the published port '{text}' needs a host port and a guest port")]
     Shape {
-        /// The flag's value.
+        /// Its text.
         text: String,
     },
     /// Something else than `tcp` or `udp` after the slash.
-    #[error("'-p {text}': the protocol is tcp or udp, not {found:?}")]
+    #[error("the published port '{text}': the protocol is tcp or udp, not {found:?}")]
     Protocol {
-        /// The flag's value.
+        /// Its text.
         text: String,
         /// What was found.
         found: String,
     },
     /// The host address is none.
-    #[error("'-p {text}': {found:?} is not an IP address (an IPv6 address is written in brackets)")]
+    #[error("the published port '{text}': {found:?} is not an IP address (an IPv6 address is written in brackets)")]
     Address {
-        /// The flag's value.
+        /// Its text.
         text: String,
         /// What was found.
         found: String,
     },
     /// An address that can not be published on.
-    #[error("'-p {text}': {address} can not be redirected by the kernel; publish on 127.0.0.1 instead")]
+    #[error("the published port '{text}': {address} can not be redirected by the kernel; publish on 127.0.0.1 instead")]
     Unroutable {
-        /// The flag's value.
+        /// Its text.
         text: String,
         /// The address.
         address: IpAddr,
     },
     /// A port or range that is none.
-    #[error("'-p {text}': {found:?} is not a port (1 to 65535) or a range FIRST-LAST of ports")]
+    #[error("the published port '{text}': {found:?} is not a port (1 to 65535) or a range FIRST-LAST of ports")]
     Port {
-        /// The flag's value.
+        /// Its text.
         text: String,
         /// What was found.
         found: String,
     },
     /// Ranges of different length.
-    #[error("'-p {text}': {host} host ports for {guest} guest ports")]
+    #[error("the published port '{text}': {host} host ports for {guest} guest ports")]
     Length {
-        /// The flag's value.
+        /// Its text.
         text: String,
         /// How many host ports.
         host: usize,
@@ -71,9 +71,9 @@ pub enum PublishError {
         port: u16,
     },
     /// One machine wants a host port twice.
-    #[error("'-p {first}' and '-p {second}' publish the same host port")]
+    #[error("'{first}' and '{second}' publish the same host port")]
     Twice {
-        /// One flag's value.
+        /// One's text.
         first: String,
         /// The other's.
         second: String,
@@ -100,10 +100,33 @@ impl fmt::Display for Protocol {
 }
 
 /// Ports from `first` to `last`, both included; `first <= last`, neither is 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Ports", into = "Ports")]
 pub struct PortRange {
     first: u16,
     last: u16,
+}
+
+/// A [`PortRange`] in JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ports {
+    first: u16,
+    last: u16,
+}
+
+impl TryFrom<Ports> for PortRange {
+    type Error = String;
+
+    fn try_from(Ports { first, last }: Ports) -> Result<PortRange, String> {
+        PortRange::new(first, last).ok_or_else(|| format!("{first} to {last} is not a range of ports"))
+    }
+}
+
+impl From<PortRange> for Ports {
+    fn from(PortRange { first, last }: PortRange) -> Ports {
+        Ports { first, last }
+    }
 }
 
 impl PortRange {
@@ -152,8 +175,8 @@ impl fmt::Display for PortRange {
     }
 }
 
-/// Host ports that lead to ports of a machine. `host` and `guest` have the same length. Its text and JSON form is the
-/// flag's: `[IP:]HOST:GUEST/PROTOCOL`.
+/// Host ports that lead to ports of a machine. `host` and `guest` have the same length. Its text, in JSON too, is
+/// `[IP:]HOST:GUEST/PROTOCOL`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Publish {
@@ -167,12 +190,28 @@ pub struct Publish {
     pub protocol: Protocol,
 }
 
-impl Publish {
-    /// Reads the value of `-p`.
+/// Ports of a machine that its user wants to have published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishRequest {
+    /// The host address; as in [`Publish`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The ports on the host, as many as in the machine; `None` leaves it to the host which of its free ports they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<PortRange>,
+    /// The ports in the machine.
+    pub guest: PortRange,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+impl PublishRequest {
+    /// Reads `[[IP:][HOST]:]GUEST[/tcp|udp]`; a host port that is left out or 0 is a free one.
     ///
     /// # Errors
     /// Says which part is wrong.
-    pub fn parse(text: &str) -> Result<Publish, PublishError> {
+    pub fn parse(text: &str) -> Result<PublishRequest, PublishError> {
         let owned = || text.to_owned();
         let (ports, protocol) = match text.rsplit_once('/') {
             None => (text, Protocol::Tcp),
@@ -183,15 +222,6 @@ impl Publish {
                 return Err(PublishError::Protocol { text: owned(), found });
             }
         };
-        let shape = || PublishError::Shape { text: owned() };
-        let (rest, guest) = ports.rsplit_once(':').ok_or_else(shape)?;
-        if rest.ends_with(']') || rest.is_empty() {
-            return Err(shape());
-        }
-        let (address, host) = match rest.rsplit_once(':') {
-            Some((address, host)) => (Some(host_address(text, address)?), host),
-            None => (None, rest),
-        };
         let range = |found: &str| {
             let port = PublishError::Port {
                 text: owned(),
@@ -199,8 +229,26 @@ impl Publish {
             };
             PortRange::parse(found).ok_or(port)
         };
-        let (host, guest) = (range(host)?, range(guest)?);
-        if host.count() != guest.count() {
+        let (address, host, guest) = match ports.rsplit_once(':') {
+            None => (None, None, range(ports)?),
+            Some((rest, _)) if rest.is_empty() || rest.ends_with(']') => {
+                return Err(PublishError::Shape { text: owned() });
+            }
+            Some((rest, guest)) => {
+                let (address, host) = match rest.rsplit_once(':') {
+                    Some((address, host)) => (Some(host_address(text, address)?), host),
+                    None => (None, rest),
+                };
+                let host = match host {
+                    "" | "0" => None,
+                    host => Some(range(host)?),
+                };
+                (address, host, range(guest)?)
+            }
+        };
+        if let Some(host) = host
+            && host.count() != guest.count()
+        {
             let (host, guest) = (host.count(), guest.count());
             return Err(PublishError::Length {
                 text: owned(),
@@ -208,6 +256,52 @@ impl Publish {
                 guest,
             });
         }
+        Ok(PublishRequest {
+            address,
+            host,
+            guest,
+            protocol,
+        })
+    }
+}
+
+impl fmt::Display for PublishRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(IpAddr::V4(address)) => write!(f, "{address}:")?,
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
+            None => {}
+        }
+        match self.host {
+            Some(host) => write!(f, "{host}:")?,
+            None if self.address.is_some() => f.write_str(":")?,
+            None => {}
+        }
+        write!(f, "{}/{}", self.guest, self.protocol)
+    }
+}
+
+impl FromStr for PublishRequest {
+    type Err = PublishError;
+
+    fn from_str(text: &str) -> Result<PublishRequest, PublishError> {
+        PublishRequest::parse(text)
+    }
+}
+
+impl Publish {
+    /// Reads its text.
+    ///
+    /// # Errors
+    /// Says which part is wrong.
+    pub fn parse(text: &str) -> Result<Publish, PublishError> {
+        let PublishRequest {
+            address,
+            host,
+            guest,
+            protocol,
+        } = PublishRequest::parse(text)?;
+        let host = host.ok_or_else(|| PublishError::Shape { text: text.to_owned() })?;
         Ok(Publish {
             address,
             host,
@@ -327,13 +421,54 @@ mod tests {
     }
 
     #[test]
+    fn a_request_may_leave_the_host_port_open() {
+        for (given, printed, json) in [
+            ("80", "80/tcp", r#"{"guest":{"first":80,"last":80},"protocol":"tcp"}"#),
+            (
+                "127.0.0.1:0:80/udp",
+                "127.0.0.1::80/udp",
+                r#"{"address":"127.0.0.1","guest":{"first":80,"last":80},"protocol":"udp"}"#,
+            ),
+            (
+                "1-2:11-12",
+                "1-2:11-12/tcp",
+                r#"{"host":{"first":1,"last":2},"guest":{"first":11,"last":12},"protocol":"tcp"}"#,
+            ),
+        ] {
+            let request = PublishRequest::parse(given).unwrap();
+            assert_eq!(request.to_string(), printed);
+            assert_eq!(PublishRequest::parse(printed).unwrap(), request);
+            assert_eq!(serde_json::to_string(&request).unwrap(), json);
+            assert_eq!(serde_json::from_str::<PublishRequest>(json).unwrap(), request);
+        }
+        // The kernel redirects nothing on ::1.
+        for text in [
+            "",
+            "web",
+            "0",
+            "80/sctp",
+            "127.0.0.1::",
+            ":80",
+            "999999",
+            "1.2.3::80",
+            "[::1]::80",
+        ] {
+            let error = PublishRequest::parse(text).unwrap_err();
+            assert!(error.to_string().contains(&format!("'{text}'")), "{error}");
+        }
+        let backwards = r#"{"guest":{"first":2,"last":1},"protocol":"tcp"}"#;
+        assert!(serde_json::from_str::<PublishRequest>(backwards).is_err());
+        assert!(Publish::parse("80").is_err());
+    }
+
+    #[test]
     fn each_mistake_is_named() {
         let cases = [
             ("80", "needs a host port and a guest port"),
             (":80", "needs a host port and a guest port"),
             ("[::]:80", "needs a host port and a guest port"),
             ("8080:80/sctp", "the protocol is tcp or udp, not \"sctp\""),
-            ("0:80", "\"0\" is not a port"),
+            ("0:80", "needs a host port and a guest port"),
             ("70000:80", "\"70000\" is not a port"),
             ("+80:80", "\"+80\" is not a port"),
             ("9-8:80", "\"9-8\" is not a port"),

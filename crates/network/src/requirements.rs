@@ -28,13 +28,13 @@ pub struct Requirement {
 pub async fn requirements() -> Vec<Requirement> {
     let root = can_make_networks();
     let need = |name, met, lost, mend| Requirement { name, met, lost, mend };
-    let no_network = "machines run with --network user or none only";
+    let no_network = "machines run in the network 'user' or 'none' only";
     let mut all = vec![
         need("root (CAP_NET_ADMIN)", root, no_network, "sudo zmachine ..."),
         need(
             "passt",
             Passt::find().is_ok(),
-            "no network without root: machines run with --network none only",
+            "no network without root: machines run in the network 'none' only",
             "apt-get install passt",
         ),
         need(

@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use zmachine_sys::tap;
 
 use crate::error::NetworkError;
+use crate::home::Networks;
 use crate::lease::Lease;
 use crate::links::Links;
-use crate::network::{Network, Networks};
+use crate::network::Network;
 use crate::publish::Publish;
 use crate::station::{Membership, Station};
 use crate::{ports, presence, sysctl};

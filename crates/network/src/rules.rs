@@ -20,7 +20,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use crate::network::Network;
-use crate::policy;
+use crate::policy_rules;
 use crate::publish::Publish;
 use crate::spoofing;
 use crate::station::Station;
@@ -41,9 +41,9 @@ pub fn render(network: &Network, stations: &[Station]) -> String {
     out += "\t}\n";
     out += NAT_HOOKS;
     out += &postrouting(network);
-    out += &policy::chains(network, stations);
-    out += &hooked(&input(network), &policy::jumps(network, stations, "_host"));
-    out += &hooked(&forward(network), &policy::jumps(network, stations, "_out"));
+    out += &policy_rules::chains(network, stations);
+    out += &hooked(&input(network), &policy_rules::jumps(network, stations, "_host"));
+    out += &hooked(&forward(network), &policy_rules::jumps(network, stations, "_out"));
     out += "}\n";
     out + &spoofing::table(network, stations)
 }

@@ -17,11 +17,9 @@
 use std::fmt::Write;
 use std::net::Ipv6Addr;
 
-use ipnet::Ipv6Net;
-
-use crate::name::{self, Mac};
+use crate::name;
 use crate::network::Network;
-use crate::policy;
+use crate::policy_rules;
 use crate::station::Station;
 
 /// The table with a chain per station, and those of their policies; nothing of it depends on the taps being there.
@@ -43,20 +41,15 @@ pub(crate) fn table(network: &Network, stations: &[Station]) -> String {
         let _ = writeln!(out, "\t\tiifname \"{tap}\" oifname \"{tap}\" ether daddr != {mac} drop");
     }
     out += "\t}\n";
-    out += &policy::bridge_chains(network, stations);
+    out += &policy_rules::bridge_chains(network, stations);
     out + "}\n"
-}
-
-/// The link-local address that belongs to an Ethernet address.
-pub(crate) fn link_local(mac: Mac) -> Ipv6Addr {
-    name::eui64(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64), mac)
 }
 
 /// Link-local addresses that have an owner: a machine gets here with those that are not its own.
 fn foreign(network: &Network, stations: &[Station]) -> String {
     let macs = std::iter::once(network.bridge_mac()).chain(stations.iter().map(|s| network.mac(&s.machine)));
     let (mut sources, mut targets) = (String::new(), String::new());
-    for address in macs.map(link_local) {
+    for address in macs.map(name::link_local) {
         let _ = writeln!(sources, "\t\tip6 saddr {address} drop");
         let _ = writeln!(targets, "\t\t@th,64,128 {} drop", hex(address));
     }
@@ -80,7 +73,7 @@ fn chain(network: &Network, station: &Station) -> String {
         "ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept".to_owned(),
         "icmpv6 type { nd-router-advert, nd-redirect } drop".to_owned(),
     ];
-    let own = own_ipv6(network, station);
+    let own = station.own_ipv6(network);
     // The target of a neighbour advertisement is what it claims; that of a solicitation without a source is what its sender
     // wants for itself (RFC 4861, 4862). It follows 8 bytes after the ICMPv6 header's start.
     for address in &own {
@@ -108,13 +101,6 @@ fn chain(network: &Network, station: &Station) -> String {
     format!("\tchain {} {{\n{body}\t}}\n", network.tap(&station.machine))
 }
 
-pub(crate) fn own_ipv6(network: &Network, station: &Station) -> Vec<Ipv6Addr> {
-    let mut own = vec![link_local(network.mac(&station.machine))];
-    own.extend(station.ipv6);
-    own.extend(network.ipv6_of(&station.machine).filter(|a| station.ipv6 != Some(*a)));
-    own
-}
-
 /// An address as nft writes raw payload: one number, without leading zeros.
 fn hex(address: Ipv6Addr) -> String {
     format!("{:#x}", u128::from(address))
@@ -123,12 +109,13 @@ fn hex(address: Ipv6Addr) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name::Mac;
 
     #[test]
     fn a_link_local_address_belongs_to_an_ethernet_address() {
         let mac = Mac([2, 0x11, 0x22, 0x33, 0x44, 0x55]);
-        assert_eq!(link_local(mac).to_string(), "fe80::11:22ff:fe33:4455");
-        assert_eq!(hex(link_local(mac)), "0xfe80000000000000001122fffe334455");
+        assert_eq!(name::link_local(mac).to_string(), "fe80::11:22ff:fe33:4455");
+        assert_eq!(hex(name::link_local(mac)), "0xfe80000000000000001122fffe334455");
     }
 
     #[test]
@@ -141,8 +128,8 @@ mod tests {
             membership: Default::default(),
             ports: vec![],
         };
-        assert_eq!(own_ipv6(&network, &station).len(), 3);
+        assert_eq!(station.own_ipv6(&network).len(), 3);
         station.ipv6 = network.ipv6_of("m1");
-        assert_eq!(own_ipv6(&network, &station).len(), 2);
+        assert_eq!(station.own_ipv6(&network).len(), 2);
     }
 }

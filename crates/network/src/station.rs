@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::name;
+use crate::network::Network;
 use crate::policy::Policy;
 use crate::publish::Publish;
 
@@ -46,5 +48,12 @@ impl Station {
         [Some(IpAddr::V4(self.ipv4)), self.ipv6.map(IpAddr::V6)]
             .into_iter()
             .flatten()
+    }
+
+    pub(crate) fn own_ipv6(&self, network: &Network) -> Vec<Ipv6Addr> {
+        let mut own = vec![name::link_local(network.mac(&self.machine))];
+        own.extend(self.ipv6);
+        own.extend(network.ipv6_of(&self.machine).filter(|a| self.ipv6 != Some(*a)));
+        own
     }
 }

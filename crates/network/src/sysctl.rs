@@ -88,7 +88,7 @@ impl Host {
         let inode = fs::metadata(namespace).map_err(|e| file::FileError::io("read", namespace, e))?;
         let stem = dir.join(format!("net-{}", inode.ino()));
         Ok(Host {
-            _lock: crate::network::lock(&stem.with_extension("lock")).await?,
+            _lock: crate::home::lock(&stem.with_extension("lock")).await?,
             record: stem.with_extension("json"),
         })
     }

@@ -253,6 +253,14 @@ pub fn default_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// This very program in another role, even when its file was replaced since it was started. It looks for programs in `path`,
+/// whatever the user's own environment is.
+pub fn own_program(role: &str, path: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(role).env_clear().env("PATH", path).current_dir("/");
+    command
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,6 +6,7 @@
 //! sideways, when [`TEST_EDGES`] lists it: it wants a real neighbour, and no program grows an edge by that.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -22,9 +23,15 @@ const LEVELS: &[(&str, u8)] = &[
     ("zmachine-network", 1),
     ("zmachine-share", 1),
     ("zmachine-mount", 2),
+    ("zmachine-pack", 2),
     ("zmachine-rootfs", 2),
-    ("zmachine-machine", 3),
-    ("zmachine", 4),
+    ("zmachine-spec", 3),
+    ("zmachine-plan", 4),
+    ("zmachine-store", 5),
+    ("zmachine-monitor", 6),
+    ("zmachine-engine", 7),
+    ("zmachine-zos", 7),
+    ("zmachine", 8),
     // The guest: PID 1 of container machines. It shares nothing with the host but the protocol.
     ("zmachine-agent", 1),
     // Development: nothing is above them, so nothing can import them but a test.
@@ -46,43 +53,97 @@ const TEST_KIT: &str = "zmachine-testkit";
 #[rustfmt::skip]
 const EDGES: &[(&str, &str)] = &[
     ("zmachine", "zmachine-agent-protocol"),
+    ("zmachine", "zmachine-engine"),
     ("zmachine", "zmachine-flist"),
     ("zmachine", "zmachine-hypervisor"),
     ("zmachine", "zmachine-image"),
     ("zmachine", "zmachine-kernel"),
-    ("zmachine", "zmachine-machine"),
+    ("zmachine", "zmachine-monitor"),
     ("zmachine", "zmachine-mount"),
     ("zmachine", "zmachine-network"),
+    ("zmachine", "zmachine-pack"),
+    ("zmachine", "zmachine-plan"),
     ("zmachine", "zmachine-rootfs"),
     ("zmachine", "zmachine-share"),
+    ("zmachine", "zmachine-spec"),
+    ("zmachine", "zmachine-store"),
     ("zmachine", "zmachine-sys"),
     ("zmachine", "zmachine-transfer"),
+    ("zmachine", "zmachine-zos"),
     ("zmachine-agent", "zmachine-agent-protocol"),
     ("zmachine-agent", "zmachine-transfer"),
+    ("zmachine-engine", "zmachine-agent-protocol"),
+    ("zmachine-engine", "zmachine-disk"),
+    ("zmachine-engine", "zmachine-flist"),
+    ("zmachine-engine", "zmachine-hypervisor"),
+    ("zmachine-engine", "zmachine-image"),
+    ("zmachine-engine", "zmachine-kernel"),
+    ("zmachine-engine", "zmachine-network"),
+    ("zmachine-engine", "zmachine-pack"),
+    ("zmachine-engine", "zmachine-plan"),
+    ("zmachine-engine", "zmachine-rootfs"),
+    ("zmachine-engine", "zmachine-share"),
+    ("zmachine-engine", "zmachine-spec"),
+    ("zmachine-engine", "zmachine-store"),
+    ("zmachine-engine", "zmachine-sys"),
     ("zmachine-fuzz", "zmachine-flist"),
     ("zmachine-fuzz", "zmachine-image"),
+    ("zmachine-fuzz", "zmachine-pack"),
     ("zmachine-fuzz", "zmachine-rootfs"),
     ("zmachine-hypervisor", "zmachine-sys"),
     ("zmachine-image", "zmachine-flist"),
     ("zmachine-image", "zmachine-sys"),
     ("zmachine-kernel", "zmachine-sys"),
-    ("zmachine-machine", "zmachine-agent-protocol"),
-    ("zmachine-machine", "zmachine-disk"),
-    ("zmachine-machine", "zmachine-flist"),
-    ("zmachine-machine", "zmachine-hypervisor"),
-    ("zmachine-machine", "zmachine-image"),
-    ("zmachine-machine", "zmachine-kernel"),
-    ("zmachine-machine", "zmachine-network"),
-    ("zmachine-machine", "zmachine-rootfs"),
-    ("zmachine-machine", "zmachine-share"),
-    ("zmachine-machine", "zmachine-sys"),
-    ("zmachine-network", "zmachine-sys"),
+    ("zmachine-monitor", "zmachine-agent-protocol"),
+    ("zmachine-monitor", "zmachine-disk"),
+    ("zmachine-monitor", "zmachine-flist"),
+    ("zmachine-monitor", "zmachine-hypervisor"),
+    ("zmachine-monitor", "zmachine-image"),
+    ("zmachine-monitor", "zmachine-network"),
+    ("zmachine-monitor", "zmachine-plan"),
+    ("zmachine-monitor", "zmachine-rootfs"),
+    ("zmachine-monitor", "zmachine-spec"),
+    ("zmachine-monitor", "zmachine-store"),
+    ("zmachine-monitor", "zmachine-sys"),
     ("zmachine-mount", "zmachine-flist"),
     ("zmachine-mount", "zmachine-image"),
+    ("zmachine-network", "zmachine-sys"),
+    ("zmachine-pack", "zmachine-flist"),
+    ("zmachine-pack", "zmachine-image"),
+    ("zmachine-pack", "zmachine-sys"),
+    ("zmachine-plan", "zmachine-agent-protocol"),
+    ("zmachine-plan", "zmachine-hypervisor"),
+    ("zmachine-plan", "zmachine-kernel"),
+    ("zmachine-plan", "zmachine-network"),
+    ("zmachine-plan", "zmachine-rootfs"),
+    ("zmachine-plan", "zmachine-share"),
+    ("zmachine-plan", "zmachine-spec"),
+    ("zmachine-plan", "zmachine-sys"),
     ("zmachine-rootfs", "zmachine-flist"),
     ("zmachine-rootfs", "zmachine-image"),
     ("zmachine-rootfs", "zmachine-sys"),
     ("zmachine-share", "zmachine-sys"),
+    ("zmachine-spec", "zmachine-agent-protocol"),
+    ("zmachine-spec", "zmachine-disk"),
+    ("zmachine-spec", "zmachine-hypervisor"),
+    ("zmachine-spec", "zmachine-image"),
+    ("zmachine-spec", "zmachine-kernel"),
+    ("zmachine-spec", "zmachine-network"),
+    ("zmachine-spec", "zmachine-rootfs"),
+    ("zmachine-spec", "zmachine-sys"),
+    ("zmachine-store", "zmachine-agent-protocol"),
+    ("zmachine-store", "zmachine-disk"),
+    ("zmachine-store", "zmachine-flist"),
+    ("zmachine-store", "zmachine-hypervisor"),
+    ("zmachine-store", "zmachine-image"),
+    ("zmachine-store", "zmachine-network"),
+    ("zmachine-store", "zmachine-plan"),
+    ("zmachine-store", "zmachine-rootfs"),
+    ("zmachine-store", "zmachine-spec"),
+    ("zmachine-store", "zmachine-sys"),
+    ("zmachine-zos", "zmachine-plan"),
+    ("zmachine-zos", "zmachine-spec"),
+    ("zmachine-zos", "zmachine-store"),
 ];
 
 /// Every import that only tests, examples and benches of a crate have, in the same order; the test kit and the crate
@@ -90,7 +151,53 @@ const EDGES: &[(&str, &str)] = &[
 const TEST_EDGES: &[(&str, &str)] = &[
     ("zmachine-guest-tests", "zmachine-hypervisor"),
     ("zmachine-hypervisor", "zmachine-kernel"),
+    ("zmachine-mount", "zmachine-pack"),
 ];
+
+/// Lines of Rust that a crate may have: more take minutes to check after a change of one line.
+const LARGEST_CRATE_LINES: usize = 12_000;
+
+/// Crates that are larger, with why.
+const LARGER: &[(&str, &str)] = &[];
+
+/// What is too large below `root`, a sentence each.
+///
+/// # Errors
+/// When a file can not be read.
+pub(crate) fn too_large(root: &Path) -> Result<Vec<String>, String> {
+    let mut found = Vec::new();
+    let crates = root.join("crates");
+    let entries = std::fs::read_dir(&crates).map_err(|e| format!("{}: {e}", crates.display()))?;
+    for entry in entries {
+        let path = entry.map_err(|e| format!("{}: {e}", crates.display()))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let lines = lines_below(&path.join("src")).map_err(|e| format!("{}: {e}", path.display()))?;
+        let is_explained = LARGER.iter().any(|(larger, _)| *larger == name);
+        match (lines > LARGEST_CRATE_LINES, is_explained) {
+            (true, false) => found.push(format!(
+                "crates/{name} has {lines} lines, more than {LARGEST_CRATE_LINES}: split it by meaning"
+            )),
+            (false, true) => found.push(format!(
+                "crates/{name} is not too large any more; remove it from LARGER in {FILE}"
+            )),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+fn lines_below(folder: &Path) -> std::io::Result<usize> {
+    let mut lines = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            lines += lines_below(&path)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            lines += std::fs::read_to_string(&path)?.lines().count();
+        }
+    }
+    Ok(lines)
+}
 
 /// One import between two crates of the workspace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -246,7 +353,7 @@ mod tests {
     #[test]
     fn an_edge_between_crates_of_one_level_or_upwards_is_refused() {
         let sideways = violations(&house_with(&[("zmachine-image", "zmachine-network", None)]));
-        let upwards = violations(&house_with(&[("zmachine-sys", "zmachine-machine", Some("build"))]));
+        let upwards = violations(&house_with(&[("zmachine-sys", "zmachine-engine", Some("build"))]));
         assert!(sideways[0].contains("imports only go down"), "{sideways:?}");
         assert!(upwards[0].contains("imports only go down"), "{upwards:?}");
     }
@@ -274,11 +381,27 @@ mod tests {
         let found = violations(&house_with(&[
             ("zmachine-image", "zmachine-image", Some("dev")),
             ("zmachine-image", "zmachine-kernel", Some("dev")),
-            ("zmachine-image", "zmachine-machine", Some("dev")),
+            ("zmachine-image", "zmachine-engine", Some("dev")),
         ]));
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].contains("imports only go down"), "{found:?}");
         assert!(found[1].contains("add to TEST_EDGES in"), "{found:?}");
+    }
+
+    #[test]
+    fn a_crate_of_too_many_lines_is_reported() {
+        let root = std::env::temp_dir().join(format!("xtask-layering-{}", std::process::id()));
+        let source = |name: &str, lines: usize| {
+            let folder = root.join("crates").join(name).join("src/deep");
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("x.rs"), "\n".repeat(lines)).unwrap();
+        };
+        source("small", LARGEST_CRATE_LINES);
+        assert_eq!(too_large(&root).unwrap(), Vec::<String>::new());
+        source("large", LARGEST_CRATE_LINES + 1);
+        let found = too_large(&root).unwrap();
+        std::fs::remove_dir_all(&root).unwrap();
+        assert!(found.len() == 1 && found[0].contains("crates/large has"), "{found:?}");
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Checks of the project itself, run as `cargo xtask CHECK` and by `make check`.
 //!
-//! Owns the rules a compiler can not see: which crate may import which ([`layering`]) and what may stand in a tracked
+//! Owns the rules a compiler can not see: which crate may import which ([`layering`]), which
+//! files may not import each other ([`circles`]), and what may stand in a tracked
 //! file ([`tidy`]). Reads `cargo metadata` and `git ls-files`; changes nothing.
 
+mod circles;
 mod layering;
 mod tidy;
 
@@ -12,7 +14,8 @@ use serde_json::Value;
 
 const USAGE: &str = "usage: cargo xtask layering | tidy [--forbid TEXT]...
 
-  layering   the edges between the workspace's crates are the ones listed in crates/xtask/src/layering.rs
+  layering   the edges between the workspace's crates are the ones listed in crates/xtask/src/layering.rs, no crate is too
+             large, and no files of the watched crates import each other in a circle
   tidy       no tracked file holds unfinished code, a path of this machine or a forbidden TEXT, or too many lines";
 
 fn main() -> ExitCode {
@@ -49,10 +52,17 @@ fn check_layering() -> Result<String, String> {
     let metadata = output_of(Command::new(cargo()).args(["metadata", "--format-version=1", "--no-deps", "--locked"]))?;
     let metadata: Value = serde_json::from_slice(&metadata).map_err(|e| format!("layering: cargo metadata: {e}"))?;
     let edges = layering::edges_of(&metadata)?;
+    let root = metadata["workspace_root"]
+        .as_str()
+        .ok_or("layering: no workspace_root")?;
+    let root = std::path::Path::new(root);
+    let mut findings = layering::violations(&edges);
+    findings.extend(layering::too_large(root)?);
+    findings.extend(circles::violations(root)?);
     report(
         "layering",
-        layering::violations(&edges),
-        &format!("{} edges, all of them listed", edges.len()),
+        findings,
+        &format!("{} edges, all of them listed; no circles of files", edges.len()),
     )
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::SetupError;
+use super::error::SetupError;
 
 /// How long a disk may take to appear. Disks that were there at boot are found at the first look.
 pub(super) const APPEAR: Duration = Duration::from_secs(10);
@@ -33,7 +33,10 @@ impl Disk {
                 }
             }
             if Instant::now() > deadline {
-                return Err(SetupError::DiskMissing { serial: serial.into() });
+                return Err(SetupError::DiskMissing {
+                    serial: serial.into(),
+                    after_s: APPEAR.as_secs(),
+                });
             }
             sleep(PAUSE);
         }

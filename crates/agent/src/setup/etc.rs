@@ -14,7 +14,7 @@ use std::path::Path;
 
 use zmachine_agent_protocol::{BootConfig, HostEntry};
 
-use super::SetupError;
+use super::error::SetupError;
 
 /// The most the agent reads of a file that the guest may have written.
 const LIMIT: u64 = 1024 * 1024;

@@ -16,8 +16,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, unmount};
 
-use super::SetupError;
 use super::disks::{APPEAR, Disk};
+use super::error::SetupError;
 use super::root::mount_at;
 use crate::modules;
 

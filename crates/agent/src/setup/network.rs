@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use zmachine_agent_protocol::{Interface, Route};
 
-use super::SetupError;
+use super::error::SetupError;
 use super::netlink::Netlink;
 
 /// How long an interface may take to appear.
@@ -78,6 +78,7 @@ fn wait_for(interface: &Interface) -> Result<Link, SetupError> {
             return Err(SetupError::InterfaceMissing {
                 name: interface.name.clone(),
                 mac: interface.mac.clone(),
+                after_s: APPEAR.as_secs(),
             });
         }
         sleep(PAUSE);

@@ -30,7 +30,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::SetupError;
+use super::error::SetupError;
 
 /// The attribute of a volume's root directory. Of the kind that only the superuser sees.
 #[cfg(not(test))]

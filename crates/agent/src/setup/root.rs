@@ -22,8 +22,8 @@ use rustix::mount::{
 };
 use zmachine_agent_protocol::{Root, Upper};
 
-use super::SetupError;
 use super::disks::Disk;
+use super::error::SetupError;
 
 /// A tree of the host, which is no disk.
 pub(super) const SHARED: &str = "virtiofs";

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use rustix::mount::MountFlags;
 use zmachine_agent_protocol::Secret;
 
-use super::SetupError;
+use super::error::SetupError;
 use super::root::mount_at;
 
 /// Where they are.

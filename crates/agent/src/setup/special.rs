@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::mount::MountFlags;
 
-use super::SetupError;
+use super::error::SetupError;
 use super::root::mount_at;
 
 const NO_EXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);

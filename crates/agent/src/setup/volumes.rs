@@ -6,8 +6,8 @@ use std::path::Path;
 use rustix::mount::MountFlags;
 use zmachine_agent_protocol::Mount;
 
-use super::SetupError;
 use super::disks::Disk;
+use super::error::SetupError;
 use super::grow;
 use super::populate;
 use super::root::{SHARED, Writable, discard_option, mount_at};

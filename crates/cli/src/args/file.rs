@@ -12,6 +12,8 @@
 //! and a value means the same in both places. What the command line gives replaces the file's; only flags that take
 //! `NAME=VALUE` are merged. Relative paths are relative to the file's folder.
 
+mod volume;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +21,11 @@ use clap::builder::ValueHint;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::{Table, Value};
-use zmachine_machine::{Class, Failure};
+use zmachine_spec::{Class, Failure};
+
+/// Marks a value that is JSON in place of a flag's text: a file says more than a flag can. No word of a real command line has a
+/// NUL.
+pub(super) const TYPED: char = '\0';
 
 /// Flags that are no property of a machine.
 const NO_KEYS: [&str; 3] = ["file", "help", "dry-run"];
@@ -144,6 +150,9 @@ impl File<'_> {
                 _ => Err(self.refused(key, "it is either true or false", "")),
             };
         }
+        if key == "volume" {
+            return self.volumes(value);
+        }
         let repeats = matches!(arg.get_action(), ArgAction::Append);
         match value {
             Value::Array(values) if repeats => values.iter().map(|value| self.text(key, arg, value)).collect(),
@@ -156,12 +165,24 @@ impl File<'_> {
         }
     }
 
+    fn volumes(&self, value: &Value) -> Result<Vec<String>, Failure> {
+        let values = match value {
+            Value::Array(values) => values.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        let typed = |value: &Value| {
+            let request = volume::request(value, &self.folder());
+            let request = request.map_err(|(why, hint)| self.refused("volume", &why, hint))?;
+            let json = serde_json::to_string(&request).map_err(|e| Failure::from_error(Class::Usage, &e))?;
+            Ok(format!("{TYPED}{json}"))
+        };
+        values.iter().map(typed).collect()
+    }
+
     fn text(&self, key: &str, arg: &Arg, value: &Value) -> Result<String, Failure> {
         let text = self.scalar(key, value)?;
         let is_path = matches!(arg.get_value_hint(), ValueHint::AnyPath | ValueHint::FilePath);
-        // A directory of the host, as a volume.
-        let is_folder = key == "volume" && (text.starts_with("./") || text.starts_with("../"));
-        Ok(match (is_path && !super::run::is_content(&text)) || is_folder {
+        Ok(match is_path && !super::run::is_content(&text) {
             true => self.beside(&text),
             false => text,
         })

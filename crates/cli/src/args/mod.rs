@@ -3,12 +3,14 @@
 pub(crate) mod file;
 pub(crate) mod flist;
 pub(crate) mod run;
+pub(crate) mod spelling;
+pub(crate) mod words;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use zmachine_machine::Failure;
+use zmachine_spec::Failure;
 
 pub(crate) use flist::{CacheCommand, FlistCommand, ImageCommand};
 pub(crate) use run::{CreateArgs, RunArgs};
@@ -288,7 +290,7 @@ pub(crate) struct LogsArgs {
     pub(crate) tail: Option<String>,
     /// stdout, stderr, console, agent, hypervisor, monitor
     #[arg(long, value_delimiter = ',', default_value = "stdout,stderr")]
-    pub(crate) source: Vec<String>,
+    pub(crate) source: Vec<zmachine_store::log::Source>,
     #[arg(short, long, value_enum, default_value = "text")]
     pub(crate) output: LogFormat,
     pub(crate) name: String,
@@ -379,7 +381,7 @@ pub(crate) enum VolumeCommand {
         size: Option<String>,
         /// The file system it gets at its first use by a container: ext4, btrfs, xfs or none
         #[arg(long, default_value = "ext4")]
-        fs: zmachine_machine::volume::Fs,
+        fs: zmachine_spec::volume::Fs,
     },
     /// List volumes
     Ls {
@@ -563,8 +565,8 @@ pub(crate) struct RootfsRole {
     /// The file with the credentials of stores
     #[arg(long)]
     pub(crate) credentials: PathBuf,
-    #[arg(long, default_value = "none", value_parser = ["none", "hints", "all"])]
-    pub(crate) prefetch: String,
+    #[arg(long, default_value = "none", value_parser = words::parser(words::PREFETCH))]
+    pub(crate) prefetch: zmachine_rootfs::Prefetch,
     #[arg(long)]
     pub(crate) record: bool,
 }

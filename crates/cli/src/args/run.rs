@@ -2,15 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use zmachine_hypervisor::accel;
 use zmachine_hypervisor::choice::Requested;
-use zmachine_machine::log::Target;
-use zmachine_machine::network::{self, NetworkArgument};
-use zmachine_machine::spec::{JailChoice, ModeChoice, RootfsChoice, user_data_text};
-use zmachine_machine::volume::VolumeArgument;
-use zmachine_machine::{Class, Failure, MachineSpec, RestartPolicy, bytes};
+use zmachine_network::{NetworkError, PublishRequest};
+use zmachine_rootfs::Prefetch;
+use zmachine_spec as spec;
+use zmachine_spec::{
+    Class, Failure, JailChoice, MachineSpec, ModeChoice, NetworkRequest, RestartPolicy, RootfsChoice, Setting, User,
+    VolumeRequest, bytes, user_data_text,
+};
+
+use super::file;
+use super::words::{self, ACCEL, HYPERVISOR, JAIL, MODE, PREFETCH, ROOTFS};
 
 /// `run`
 #[derive(Debug, Args)]
@@ -93,7 +100,7 @@ pub(crate) struct CreateArgs {
     publish_all: bool,
     /// Name servers in place of those of its networks
     #[arg(long, value_name = "IP")]
-    dns: Vec<String>,
+    dns: Vec<IpAddr>,
     /// Pass standard input on
     #[arg(short, long)]
     interactive: bool,
@@ -113,11 +120,11 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "SECONDS")]
     stop_timeout: Option<u64>,
     /// Hardware acceleration
-    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto", value_parser = ["auto", "kvm", "tcg"])]
-    accel: String,
+    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto", value_parser = words::parser(ACCEL))]
+    accel: accel::Requested,
     /// What runs it; 'auto' takes Cloud Hypervisor where that can, and ZMACHINE_HYPERVISOR is asked first
-    #[arg(long, value_name = "auto|qemu|cloud-hypervisor", value_parser = ["auto", "qemu", "cloud-hypervisor"])]
-    hypervisor: Option<String>,
+    #[arg(long, value_name = "auto|qemu|cloud-hypervisor", value_parser = words::parser(HYPERVISOR))]
+    hypervisor: Option<Requested>,
     /// Guest kernel ('zmachine kernel ls')
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
@@ -138,8 +145,8 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "KEY=VALUE")]
     log_opt: Vec<String>,
     /// What the image is taken for, whatever it holds
-    #[arg(long, value_name = "auto|container|vm", default_value = "auto", value_parser = ["auto", "container", "vm"])]
-    mode: String,
+    #[arg(long, value_name = "auto|container|vm", default_value = "auto", value_parser = words::parser(MODE))]
+    mode: ModeChoice,
     /// Public keys for root, one a line
     #[arg(long, value_name = "FILE")]
     ssh_key: Vec<PathBuf>,
@@ -150,18 +157,18 @@ pub(crate) struct CreateArgs {
     #[arg(long)]
     reinstall: bool,
     /// What a container's image comes by: a disk whose blocks are fetched when read, or an unpacked tree over virtio-fs
-    #[arg(long, value_name = "auto|block|virtiofs", default_value = "auto", value_parser = ["auto", "block", "virtiofs"])]
-    rootfs: String,
+    #[arg(long, value_name = "auto|block|virtiofs", default_value = "auto", value_parser = words::parser(ROOTFS))]
+    rootfs: RootfsChoice,
     /// What of a container's image is fetched before it is read: nothing, what earlier starts of it read, or, when it waits
     /// for nothing, everything
-    #[arg(long, value_name = "none|hints|all", default_value = "hints", value_parser = ["none", "hints", "all"])]
-    prefetch: String,
+    #[arg(long, value_name = "none|hints|all", default_value = "hints", value_parser = words::parser(PREFETCH))]
+    prefetch: Prefetch,
     /// Tell a container's own kernel of network and environment on its command line, as Zero-OS did
     #[arg(long)]
     legacy_cmdline: bool,
     /// Lock its processes on this host in as far as the host can, or not at all, for debugging
-    #[arg(long, value_name = "auto|off", default_value = "auto", value_parser = ["auto", "off"])]
-    jail: String,
+    #[arg(long, value_name = "auto|off", default_value = "auto", value_parser = words::parser(JAIL))]
+    jail: JailChoice,
     /// A word of your own about it
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
@@ -194,19 +201,20 @@ impl CreateArgs {
         spec.entrypoint = self.entrypoint.as_deref().map(split).transpose()?;
         spec.command = texts(&self.command)?;
         spec.workdir = self.workdir.clone();
-        spec.user = self.user.clone();
+        spec.user = self.user.as_deref().map(User::parse);
         spec.hostname = self.hostname.clone();
-        let volume = |text: &String| Ok(VolumeArgument::parse(text, cwd)?.to_string());
+        let volume = |text: &String| volume(text, cwd);
         spec.volumes = self.volume.iter().map(volume).collect::<Result<_, Failure>>()?;
         spec.networks = networks(&self.network)?;
         let alias = |alias: &String| {
-            network::check_alias(alias).map_err(|what| {
-                Failure::new(Class::Usage, format!("--network-alias: {what}"))
+            spec::check_alias(alias).map_err(|what| {
+                Failure::new(Class::Usage, what)
                     .hint("use letters, digits, '-', '_' and '.', at most 63 characters")
+                    .about(Setting::NetworkAliases)
             })
         };
         spec.network_aliases = self.network_alias.iter().map(alias).collect::<Result<_, _>>()?;
-        spec.publish = self.publish.clone();
+        spec.publish = self.publish.iter().map(publish).collect::<Result<_, _>>()?;
         spec.publish_all = self.publish_all;
         spec.dns = self.dns.clone();
         spec.terminal = self.tty;
@@ -214,23 +222,21 @@ impl CreateArgs {
         spec.read_only = self.read_only;
         spec.init = self.init;
         spec.kernel = self.kernel.clone();
-        spec.accel = self.accel.clone();
-        spec.hypervisor = hypervisor(self.hypervisor.as_deref(), preferred)?;
-        spec.stop_signal = self.stop_signal.clone();
+        spec.accel = self.accel;
+        spec.hypervisor = hypervisor(self.hypervisor, preferred)?;
+        let signal = |text: &String| text.parse().map_err(|e: Failure| e.about(Setting::StopSignal));
+        spec.stop_signal = self.stop_signal.as_ref().map(signal).transpose()?;
         spec.stop_timeout_s = self.stop_timeout;
         spec.stores = self.store.clone();
         spec.labels = labels(&self.label);
         spec.restart = self.restart;
-        spec.log_to = self.log_to.clone();
-        if let Some(url) = &self.log_to {
-            url.parse::<Target>()?;
+        let log_to = |url: &String| url.parse().map_err(|e: Failure| e.about(Setting::LogTo));
+        spec.log_to = self.log_to.as_ref().map(log_to).transpose()?;
+        for option in &self.log_opt {
+            let set = spec.log_limits.set(option);
+            set.map_err(|failure| failure.about(Setting::LogLimits))?;
         }
-        self.log_opt.iter().try_for_each(|option| spec.log_limits.set(option))?;
-        spec.mode = match self.mode.as_str() {
-            "container" => ModeChoice::Container,
-            "vm" => ModeChoice::Vm,
-            _ => ModeChoice::Auto,
-        };
+        spec.mode = self.mode;
         spec.ssh_keys = ssh_keys(&self.ssh_key)?;
         spec.user_data = self
             .user_data
@@ -238,36 +244,39 @@ impl CreateArgs {
             .map(|file| user_data("--user-data", file))
             .transpose()?;
         spec.reinstall = self.reinstall;
-        spec.rootfs = match self.rootfs.as_str() {
-            "block" => RootfsChoice::Block,
-            "virtiofs" => RootfsChoice::Virtiofs,
-            _ => RootfsChoice::Auto,
-        };
-        // The parser lets nothing else through.
-        spec.prefetch = self.prefetch.parse().unwrap_or_default();
+        spec.rootfs = self.rootfs;
+        spec.prefetch = self.prefetch;
         spec.legacy_cmdline = self.legacy_cmdline;
-        let secret = |text: &String| zmachine_machine::secret::parse(text, cwd);
+        let secret = |text: &String| zmachine_spec::secret::parse(text, cwd);
         spec.secrets = self.secret.iter().map(secret).collect::<Result<_, Failure>>()?;
-        spec.jail = match self.jail.as_str() {
-            "off" => JailChoice::Off,
-            _ => JailChoice::Auto,
-        };
+        spec.jail = self.jail;
         Ok(spec)
     }
 }
 
 /// What the flag asks for, else what the environment prefers.
-fn hypervisor(flag: Option<&str>, preferred: Option<String>) -> Result<Requested, Failure> {
-    let text = flag.or(preferred.as_deref()).unwrap_or_default();
-    match text {
-        "" | "auto" => Ok(Requested::Auto),
-        "qemu" => Ok(Requested::Qemu),
-        "cloud-hypervisor" => Ok(Requested::CloudHypervisor),
-        other => Err(
-            Failure::new(Class::Usage, format!("ZMACHINE_HYPERVISOR: '{other}' is no hypervisor"))
-                .hint("set it to auto, qemu or cloud-hypervisor"),
-        ),
+fn hypervisor(flag: Option<Requested>, preferred: Option<String>) -> Result<Requested, Failure> {
+    match (flag, preferred.as_deref()) {
+        (Some(requested), _) => Ok(requested),
+        (None, None | Some("")) => Ok(Requested::Auto),
+        (None, Some(word)) => words::value(HYPERVISOR, word).ok_or_else(|| {
+            Failure::new(Class::Usage, format!("ZMACHINE_HYPERVISOR: '{word}' is no hypervisor"))
+                .hint("set it to auto, qemu or cloud-hypervisor")
+        }),
     }
+}
+
+/// A volume, as a flag has it or as a machine file passes it on.
+fn volume(text: &str, cwd: &Path) -> Result<VolumeRequest, Failure> {
+    match text.strip_prefix(file::TYPED) {
+        Some(json) => serde_json::from_str(json).map_err(|e| Failure::from_error(Class::Usage, &e)),
+        None => VolumeRequest::parse(text, cwd),
+    }
+}
+
+fn publish(text: &String) -> Result<PublishRequest, Failure> {
+    let parsed = PublishRequest::parse(text).map_err(NetworkError::from);
+    parsed.map_err(|e| Failure::from(e).about(Setting::Publish))
 }
 
 /// A path as it must be kept: the machine may be started from another folder.
@@ -397,16 +406,17 @@ fn ssh_keys(files: &[PathBuf]) -> Result<Vec<String>, Failure> {
     Ok(keys)
 }
 
-fn networks(names: &[String]) -> Result<Vec<String>, Failure> {
+fn networks(names: &[String]) -> Result<Vec<NetworkRequest>, Failure> {
     match names {
         [one] if one == "none" => Ok(Vec::new()),
         names if names.iter().any(|n| n == "none") => Err(Failure::new(
             Class::Usage,
-            "--network none does not go with other networks",
-        )),
+            "the network 'none' does not go with other networks",
+        )
+        .about(Setting::Networks)),
         names => {
-            let argument = |name: &String| Ok(NetworkArgument::parse(name)?.to_string());
-            names.iter().map(argument).collect()
+            let request = |text: &String| NetworkRequest::parse(text).map_err(|e| e.about(Setting::Networks));
+            names.iter().map(request).collect()
         }
     }
 }

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use zmachine_agent_protocol::{ExitStatus, Frame, MAX_DATA, Reply, Transfer};
-use zmachine_machine::attach::{ProcessInput, ProcessOutput};
-use zmachine_machine::{Class, Engine, Failure};
+use zmachine_engine::Engine;
+use zmachine_engine::attach::{ProcessInput, ProcessOutput};
+use zmachine_spec::{Class, Failure};
 use zmachine_transfer::{Keep, TransferError};
 
 use crate::args::CpArgs;

@@ -4,14 +4,16 @@ use std::io::Read;
 use std::path::Path;
 use std::{env, fs, io};
 
+use zmachine_engine::{CreateOptions, Engine};
 use zmachine_image::PullPolicy;
-use zmachine_machine::engine::CreateOptions;
-use zmachine_machine::reservation::{Deployed, Reservation, explain};
-use zmachine_machine::volume::Volumes;
-use zmachine_machine::{Class, Engine, Failure, catalog};
+use zmachine_spec::{Class, Failure};
+use zmachine_store::catalog;
+use zmachine_store::volume::Volumes;
+use zmachine_zos::{Deployed, Reservation, explain};
 
 use super::run::remove_if_it_never_ran;
 use crate::args::DeployArgs;
+use crate::failure::respelled;
 use crate::progress::Bars;
 use crate::{context, output};
 
@@ -33,7 +35,8 @@ pub(crate) fn deploy(args: &DeployArgs) -> Result<u8, Failure> {
     }
     offered?;
     let engine = context::engine()?;
-    output::json(&deployed(&engine, &reservation, args.name.as_deref())?)?;
+    let deployed = deployed(&engine, &reservation, args.name.as_deref());
+    output::json(&deployed.map_err(|failure| respelled(failure, zmachine_zos::field))?)?;
     Ok(0)
 }
 

@@ -10,8 +10,9 @@ use zmachine_hypervisor::choice::{self, Hypervisor};
 use zmachine_hypervisor::{Accel, qemu};
 use zmachine_image::Library;
 use zmachine_kernel::KernelLibrary;
-use zmachine_machine::user::{self, UserLease};
-use zmachine_machine::{Class, Failure, cgroup};
+use zmachine_spec::{Class, Failure};
+use zmachine_store::user::UserLease;
+use zmachine_store::{cgroup, user};
 use zmachine_sys::jail::walls::{self, Walls};
 use zmachine_sys::jail::{self, Jail, Jailed};
 use zmachine_sys::process::ChildSetup;
@@ -135,7 +136,7 @@ fn machines() -> Check {
 
 /// Where the blocks are, and that they can be removed when it is time.
 fn block_cache() -> Check {
-    let found = context::home().and_then(|home| zmachine_machine::engine::describe_cache(&home));
+    let found = context::home().and_then(|home| zmachine_store::cache::describe_cache(&home));
     let mend = found.as_ref().err().and_then(|failure| failure.hint.clone());
     let usable = context::home().and_then(|home| Ok(Library::open(home.data())?));
     let lost = match usable.is_ok() {
@@ -209,7 +210,7 @@ fn cloud_jail() -> Check {
 }
 
 fn cloud_firmware() -> Check {
-    let configured = context::home().and_then(|home| zmachine_machine::firmware::configured(&home));
+    let configured = context::home().and_then(|home| zmachine_store::firmware::configured(&home));
     let found = match configured {
         Ok(Some(pinned)) => Ok(format!("{} ({}...)", pinned.path.display(), &pinned.sha256[..12])),
         Ok(None) => Err(String::new()),

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use zmachine_machine::events::{Event, EventReader};
-use zmachine_machine::{Engine, Failure};
+use zmachine_engine::Engine;
+use zmachine_spec::Failure;
+use zmachine_store::events::{Event, EventReader};
 
 use crate::args::{EventsArgs, Format};
 use crate::output;

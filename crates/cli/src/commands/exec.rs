@@ -3,8 +3,8 @@
 use std::env;
 
 use zmachine_agent_protocol::{ExitStatus, Process, WindowSize};
-use zmachine_machine::state::Kind;
-use zmachine_machine::{Class, Engine, Failure, Phase};
+use zmachine_engine::Engine;
+use zmachine_spec::{Class, Failure, Kind, Phase};
 
 use crate::args::run::{texts, variable};
 use crate::args::{AttachArgs, ConsoleArgs, ExecArgs};

@@ -1,6 +1,7 @@
 //! `zmachine firmware`.
 
-use zmachine_machine::{Class, Failure, firmware as configuration};
+use zmachine_spec::{Class, Failure};
+use zmachine_store::firmware as configuration;
 
 use crate::args::FirmwareCommand;
 use crate::{context, output};

@@ -15,8 +15,8 @@ use serde::Serialize;
 use zmachine_flist::{Flist, ImageConfig, Node, NodeId, NodeKind, Route};
 use zmachine_image::store::{CREDENTIALS_FILE, Credentials, redact};
 use zmachine_image::{FetchOptions, Fetcher, Library};
-use zmachine_machine::bytes::Human;
-use zmachine_machine::{Class, Failure};
+use zmachine_spec::bytes::Human;
+use zmachine_spec::{Class, Failure};
 
 use crate::args::flist::ReadArgs;
 use crate::args::{FlistCommand, Format};

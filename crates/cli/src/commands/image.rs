@@ -8,9 +8,9 @@ use serde::Serialize;
 use zmachine_image::cache::Adopted;
 use zmachine_image::library::Mended;
 use zmachine_image::{ImageKind, ImageName, Library, PullPolicy, Reference};
-use zmachine_machine::bytes::{self, Human};
-use zmachine_machine::{Class, Failure};
 use zmachine_rootfs::PrefetchList;
+use zmachine_spec::bytes::Human;
+use zmachine_spec::{Class, Failure, bytes};
 
 use crate::args::{CacheCommand, Format, ImageCommand};
 use crate::commands::machines::each;

@@ -1,11 +1,12 @@
 //! `version` and `info`: what this program is, and what it has to work with.
 
 use serde::Serialize;
+use zmachine_engine::Engine;
 use zmachine_hypervisor::Accel;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
 use zmachine_hypervisor::choice;
 use zmachine_kernel::KernelLibrary;
-use zmachine_machine::{Engine, Failure};
+use zmachine_spec::Failure;
 
 use crate::args::{Format, InfoArgs};
 use crate::output;
@@ -33,9 +34,8 @@ struct Info {
 /// Shows where the state is, what machines run on, and how many there are.
 pub(crate) fn info(engine: &Engine, args: &InfoArgs) -> Result<u8, Failure> {
     let machines = engine.machines()?;
-    let is_running = |machine: &&zmachine_machine::engine::Listed| {
-        machine.as_ref().is_ok_and(|machine| machine.state.phase.is_active())
-    };
+    let is_running =
+        |machine: &&zmachine_engine::Listed| machine.as_ref().is_ok_and(|machine| machine.state.phase.is_active());
     let kernel = KernelLibrary::open(engine.home().data()).and_then(|library| library.default());
     let hypervisor = accel::choose(Requested::Auto, &AccelFacts::gather())
         .map_err(|e| e.to_string())

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use zmachine_kernel::{BuildSource, DEFAULT_FRAGMENT, KernelLibrary, KernelSource, Progress};
-use zmachine_machine::Failure;
+use zmachine_spec::Failure;
 
 use crate::args::{Format, KernelCommand};
 use crate::commands::machines::each;

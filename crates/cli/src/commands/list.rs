@@ -5,12 +5,15 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use zmachine_engine::Engine;
 use zmachine_image::Library;
-use zmachine_machine::bytes::Human;
-use zmachine_machine::catalog::Machine;
-use zmachine_machine::shown::without_credentials;
-use zmachine_machine::{Class, Engine, Failure, MachineSpec, Phase, Plan, State, log, redact};
 use zmachine_network::Publish;
+use zmachine_plan::Plan;
+use zmachine_spec::bytes::Human;
+use zmachine_spec::shown::without_credentials;
+use zmachine_spec::{Class, Failure, MachineSpec, Phase, State, redact};
+use zmachine_store::catalog::Machine;
+use zmachine_store::log;
 use zmachine_sys::jail::walls;
 use zmachine_sys::process::ProcessId;
 

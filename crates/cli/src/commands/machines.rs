@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use zmachine_machine::{Class, Engine, Exit, Failure, signal};
+use zmachine_engine::Engine;
+use zmachine_spec::{Class, Exit, Failure, Signal};
 
 use crate::args::{KillArgs, RmArgs, StartArgs, StopArgs};
 use crate::progress::Bars;
@@ -58,10 +59,10 @@ pub(crate) fn restart(engine: &Engine, args: &StopArgs) -> Result<u8, Failure> {
 }
 
 pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> Result<u8, Failure> {
-    let signal = args.signal.as_deref().map(signal::parse).transpose()?;
+    let signal = args.signal.as_deref().map(str::parse::<Signal>).transpose()?;
     each(&args.names.names, |name| match signal {
         None => engine.kill(name),
-        Some(signal) => engine.signal(name, signal),
+        Some(signal) => engine.signal(name, signal.number()),
     })
 }
 

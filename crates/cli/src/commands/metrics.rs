@@ -5,9 +5,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use zmachine_machine::catalog::Machine;
-use zmachine_machine::stats::{InterfaceSample, Sample};
-use zmachine_machine::{Class, Engine, Failure, State};
+use zmachine_engine::Engine;
+use zmachine_engine::stats::{InterfaceSample, Sample};
+use zmachine_spec::{Class, Failure, State};
+use zmachine_store::catalog::Machine;
 
 use crate::args::MetricsArgs;
 use crate::output;
@@ -275,8 +276,8 @@ fn labels(machine: &Machine) -> String {
 
 #[cfg(test)]
 mod tests {
-    use zmachine_machine::MachineSpec;
-    use zmachine_machine::stats::total;
+    use zmachine_engine::stats::total;
+    use zmachine_spec::MachineSpec;
 
     use super::*;
 

@@ -20,7 +20,7 @@ mod units;
 mod volume;
 mod why;
 
-use zmachine_machine::Failure;
+use zmachine_spec::Failure;
 
 use crate::args::{Cli, Command};
 use crate::{context, logs, roles};

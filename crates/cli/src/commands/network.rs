@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
-use zmachine_machine::network::NetworkArgument;
-use zmachine_machine::{Class, Engine, Failure};
+use zmachine_engine::Engine;
 use zmachine_network::{Ipv6Choice, Network, NetworkError, NetworkSpec, Networks, can_make_networks};
+use zmachine_spec::{Class, Failure, NetworkRequest, check_alias};
 
 use crate::args::{Format, NetworkCommand};
 use crate::commands::machines::each;
@@ -85,16 +85,7 @@ pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
             network,
             machine,
         } => {
-            let options = ip
-                .iter()
-                .map(|ip| format!("ip={ip}"))
-                .chain(alias.iter().map(|a| format!("alias={a}")));
-            let options: Vec<String> = options.collect();
-            let text = match options.is_empty() {
-                true => network,
-                false => format!("{network}:{}", options.join(",")),
-            };
-            engine.connect_network(&machine, &NetworkArgument::parse(&text)?)?;
+            engine.connect_network(&machine, &request(network, &ip, &alias)?)?;
             Ok(0)
         }
         NetworkCommand::Disconnect { network, machine } => {
@@ -107,6 +98,29 @@ pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
             block_on(networks.remove(name))?.map_err(|error| engine.with_names(error.into()))
         }),
     }
+}
+
+/// What `connect` asks for.
+fn request(network: String, ip: &[IpAddr], aliases: &[String]) -> Result<NetworkRequest, Failure> {
+    let mut request = NetworkRequest::new(network);
+    for ip in ip {
+        let twice = match *ip {
+            IpAddr::V4(address) => request.ipv4.replace(address).is_some(),
+            IpAddr::V6(address) => request.ipv6.replace(address).is_some(),
+        };
+        if twice {
+            let message = format!("--ip {ip}: it is the second address of its family");
+            return Err(Failure::new(Class::Usage, message).hint("give one for IPv4 and one for IPv6"));
+        }
+    }
+    let alias = |alias: &String| {
+        check_alias(alias).map_err(|what| {
+            Failure::new(Class::Usage, format!("--alias: {what}"))
+                .hint("use letters, digits, '-', '_' and '.', at most 63 characters")
+        })
+    };
+    request.aliases = aliases.iter().map(alias).collect::<Result<_, _>>()?;
+    Ok(request)
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {

@@ -3,9 +3,10 @@
 use std::env;
 use std::thread;
 
+use zmachine_engine::{CreateOptions, Engine, Starting};
 use zmachine_image::PullPolicy;
-use zmachine_machine::engine::{CreateOptions, Starting};
-use zmachine_machine::{Class, Engine, Exit, Failure, MachineSpec, Phase, RestartPolicy, catalog, redact};
+use zmachine_spec::{Class, Exit, Failure, MachineSpec, Phase, RestartPolicy, redact};
+use zmachine_store::catalog;
 
 use crate::args::run::Pull;
 use crate::args::{CreateArgs, RunArgs};

@@ -4,10 +4,11 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use zmachine_machine::bytes::Human;
-use zmachine_machine::catalog::Machine;
-use zmachine_machine::stats::{Sample, total};
-use zmachine_machine::{Engine, Failure};
+use zmachine_engine::Engine;
+use zmachine_engine::stats::{Sample, total};
+use zmachine_spec::Failure;
+use zmachine_spec::bytes::Human;
+use zmachine_store::catalog::Machine;
 
 use crate::args::{Format, StatsArgs};
 use crate::output;

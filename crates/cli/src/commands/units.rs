@@ -1,6 +1,6 @@
 //! `install-units`: systemd units that start machines at boot.
 
-use zmachine_machine::Failure;
+use zmachine_spec::Failure;
 use zmachine_sys::file;
 
 use crate::args::InstallUnitsArgs;

@@ -1,9 +1,10 @@
 //! `zmachine volume`.
 
 use serde::Serialize;
-use zmachine_machine::bytes::{self, Human};
-use zmachine_machine::volume::{Content, DEFAULT_SIZE, Fs, NewVolume, Volume, Volumes};
-use zmachine_machine::{Class, Failure};
+use zmachine_spec::bytes::Human;
+use zmachine_spec::volume::{Content, DEFAULT_SIZE, Fs, NewVolume};
+use zmachine_spec::{Class, Failure, bytes};
+use zmachine_store::volume::{Volume, Volumes};
 
 use crate::args::{Format, VolumeCommand};
 use crate::commands::machines::each;

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
-use zmachine_machine::attempt::{Attempt, Explanation, Outcome, explain};
-use zmachine_machine::bytes::Human;
-use zmachine_machine::engine::History;
-use zmachine_machine::{Class, Engine, Failure, Phase};
+use zmachine_engine::{Engine, History};
+use zmachine_spec::bytes::Human;
+use zmachine_spec::{Class, Failure, Phase};
+use zmachine_store::attempt::{Attempt, Explanation, Outcome, explain};
 
 use crate::args::{Format, WhyArgs};
 use crate::output;
@@ -78,7 +78,7 @@ fn tell(text: &mut String, history: &History, attempt: &Attempt) {
         && matches!(attempt.outcome, Some(Outcome::Stopped { .. }))
     {
         let _ = writeln!(text, "  then: {}", failure.message);
-        if let Some(hint) = &failure.hint {
+        if let Some(hint) = crate::failure::hint(failure) {
             let _ = writeln!(text, "  hint: {hint}");
         }
     }

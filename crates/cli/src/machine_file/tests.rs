@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use clap::CommandFactory;
+use zmachine_spec::{Class, Failure, MachineSpec, Origin, VolumeRequest};
 
 use super::text;
 use crate::args::{self, Cli, Command, Refused};
-use zmachine_machine::{Class, Failure, MachineSpec};
 
 /// A value for every flag of `run`, none of them the default; and whether the spec remembers it.
 const SAMPLES: &[(&str, &str, bool)] = &[
@@ -137,9 +137,34 @@ fn odd_words_survive() {
     spec.command = vec!["--name".into(), "--".into(), "ü\n\t".into()];
     spec.env = vec![("A".into(), "\"quoted\"\n$x".into()), ("A".into(), "again".into())];
     spec.networks = Vec::new();
+    spec.volumes = [
+        VolumeRequest::new(Origin::Directory("/srv/a:b".into()), "/c:d").unwrap(),
+        VolumeRequest::new(Origin::Anonymous, "/e:f").unwrap(),
+        VolumeRequest {
+            size_bytes: Some(5 << 20),
+            read_only: true,
+            no_copy: true,
+            ..VolumeRequest::new(Origin::Named("data".into()), "/g:h").unwrap()
+        },
+    ]
+    .into();
     spec.labels.insert("-x".into(), "'''".into());
     let printed = text(&spec, true).unwrap();
     assert_eq!(run(folder(&printed).path(), &[]).unwrap(), spec, "{printed}");
+}
+
+#[test]
+fn a_directory_may_have_a_colon_in_a_file_and_in_its_folder() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("a:b");
+    std::fs::create_dir(&folder).unwrap();
+    let file = "flist = \"/x.fl\"\nvolume = [\"./x:/x:ro\", { directory = \"c:d\", target = \"/y\" }]\n";
+    std::fs::write(folder.join("machine.toml"), file).unwrap();
+    let spec = run(&folder, &[]).unwrap();
+    let origins: Vec<&Origin> = spec.volumes.iter().map(|volume| &volume.origin).collect();
+    let directory = |name: &str| Origin::Directory(folder.join(name));
+    assert_eq!(origins, [&directory("./x"), &directory("c:d")]);
+    assert!(spec.volumes[0].read_only);
 }
 
 #[test]
@@ -185,6 +210,12 @@ fn what_is_wrong_in_a_file_is_named() {
         ("memory = [1]", "memory: it has one value", ""),
         ("rm = \"yes\"", "rm: it is either true or false", ""),
         ("dns = { a = 1 }", "dns: a table can not", ""),
+        ("volume = [\"data:d\"]", "volume: the volume 'data:d'", "NAME:/path"),
+        (
+            "volume = [{ target = 1 }]",
+            "volume: target must be a text",
+            "keys of a volume",
+        ),
         ("command = \"ls\"", "command: it must be a list", "[\"sh\""),
         ("flist = 3", "flist: it must be a text", ""),
         ("cpus = 1\ncpus = 2", "line 2", "TOML"),

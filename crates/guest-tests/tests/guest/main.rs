@@ -10,6 +10,7 @@ mod crashes;
 mod debian;
 mod errors;
 mod full_disk;
+mod golden_home;
 mod hypervisors;
 mod jail;
 mod jail_of_cloud_hypervisor;

@@ -29,7 +29,7 @@ pub struct HttpStore {
 
 /// A connection pool with the project's settings: the host's own trusted certificates, no proxy from the environment,
 /// statuses as values instead of errors.
-pub(crate) fn agent(timeouts: Timeouts) -> Agent {
+pub fn agent(timeouts: Timeouts) -> Agent {
     Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)

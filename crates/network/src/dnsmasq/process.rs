@@ -16,7 +16,8 @@ use zmachine_sys::process::{ChildSetup, ProcessId};
 use super::config::{self, Account};
 use crate::dns;
 use crate::error::NetworkError;
-use crate::network::{Network, Networks};
+use crate::home::Networks;
+use crate::network::Network;
 use crate::station::Station;
 
 /// Where distributions put it; a user's search path often lacks the sbin folders.

@@ -11,7 +11,7 @@ use zmachine_sys::process::ProcessId;
 use super::process::{find, refresh};
 use crate::dns;
 use crate::error::NetworkError;
-use crate::network::Networks;
+use crate::home::Networks;
 use crate::presence;
 
 /// The pause before the first try to start it again; it doubles with each failure, up to [`LONGEST`].

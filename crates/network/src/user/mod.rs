@@ -17,24 +17,21 @@ mod relay;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use serde::{Deserialize, Serialize};
-
 pub use guard::Guard;
-pub use passt::{MissingPasst, Passt, PasstArgs, way_out};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+pub use passt::{Passt, PasstArgs, way_out};
 pub use relay::{Relay, Traffic};
 
+pub use crate::attachment::UserMode;
 use crate::attachment::{Attachment, Route};
 use crate::dns::HostDns;
 use crate::error::NetworkError;
+use crate::home::Networks;
 use crate::links::{OUTSIDE4, OUTSIDE6};
 use crate::name;
-use crate::network::Networks;
+pub use crate::name::USER_NETWORK;
 use crate::publish::{Publish, PublishError};
 use crate::station::Membership;
-
-/// The name of the network through passt. No other network can have it.
-pub const USER_NETWORK: &str = "user";
 
 /// The guest, with its prefix length: what QEMU's user networking has used from the beginning, so guests know it.
 const GUEST4: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 0, 2, 15), 24);
@@ -53,14 +50,6 @@ const DISCARD: u16 = 9;
 
 /// passt takes each port as an argument.
 const PORTS_MAX: usize = 512;
-
-/// What of an attachment only one through passt has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UserMode {
-    /// Where passt answers for the resolver on the host's loopback; `None` when the machine reaches its resolvers itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub resolver: Option<Ipv4Addr>,
-}
 
 /// What an attachment through passt is planned from.
 #[derive(Debug, Clone, Copy)]

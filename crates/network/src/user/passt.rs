@@ -5,10 +5,9 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use thiserror::Error;
 
 use crate::attachment::Attachment;
-use crate::error::NetworkError;
+use crate::error::{MissingPasst, NetworkError};
 use crate::links::{self, Links, OUTSIDE4, OUTSIDE6};
 use crate::name::Mac;
 use crate::publish::Protocol;
@@ -33,11 +32,6 @@ pub async fn way_out() -> Result<Option<String>, NetworkError> {
     }
     Ok(None)
 }
-
-/// There is no passt.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("passt, which connects machines without root, is not installed")]
-pub struct MissingPasst;
 
 /// The program.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use zmachine_hypervisor::Accel;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
-use zmachine_image::oci::{ImageSource, ImportError, ImportOptions, Imported, import};
-use zmachine_image::pack::PackOptions;
-use zmachine_machine::{Class, Failure};
+use zmachine_pack::oci::{ImageSource, ImportError, ImportOptions, Imported, import};
+use zmachine_pack::pack::PackOptions;
+use zmachine_spec::{Class, Failure};
 use zmachine_sys::file::open_regular;
 
 use super::write::{pack_failure, report, stores, write};

@@ -5,8 +5,8 @@ use std::thread;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use zmachine_machine::{Class, Failure};
 use zmachine_mount::{Mount, MountError};
+use zmachine_spec::{Class, Failure};
 
 use super::{fetcher, open};
 use crate::args::flist::ReadArgs;

@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use zmachine_image::Timeouts;
-use zmachine_image::diff::{Change, diff};
-use zmachine_image::unpack::{UnpackError, UnpackOptions, unpack};
-use zmachine_image::verify::verify;
-use zmachine_machine::bytes::Human;
-use zmachine_machine::{Class, Failure};
+use zmachine_pack::diff::{Change, diff};
+use zmachine_pack::unpack::{UnpackError, UnpackOptions, unpack};
+use zmachine_pack::verify::verify;
+use zmachine_spec::bytes::Human;
+use zmachine_spec::{Class, Failure};
 
 use super::{credentials, fetcher, open};
 use crate::args::Format;

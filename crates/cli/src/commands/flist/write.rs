@@ -6,11 +6,11 @@ use std::path::Path;
 
 use zmachine_flist::{Flist, Hints};
 use zmachine_image::Timeouts;
-use zmachine_image::copy::{CopyError, convert, push};
-use zmachine_image::pack::{PackError, PackOptions, PackReport, pack, pack_tar};
 use zmachine_image::store::{RoutedStore, redact};
-use zmachine_machine::bytes::Human;
-use zmachine_machine::{Class, Failure};
+use zmachine_pack::copy::{CopyError, convert, push};
+use zmachine_pack::pack::{PackError, PackOptions, PackReport, pack, pack_tar};
+use zmachine_spec::bytes::Human;
+use zmachine_spec::{Class, Failure};
 use zmachine_sys::file::{open_regular, read_regular};
 
 use super::{credentials, fetcher, open};

@@ -1,0 +1,72 @@
+//! Removing machines.
+
+use std::time::Duration;
+
+use zmachine_spec::{Class, Failure};
+use zmachine_store::catalog::{self, Machine};
+use zmachine_store::journal::Journal;
+use zmachine_sys::file;
+use zmachine_sys::lock::FileLock;
+
+use super::Engine;
+
+/// How long the end of a killed monitor may take.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Engine {
+    /// Removes a machine with its writable disk and logs, with `volumes` also those that were made for it without a name; one
+    /// that runs only with `force`, which kills it first.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`], or [`Class::Conflict`] for a machine that runs.
+    pub fn remove(&self, name: &str, force: bool, volumes: bool) -> Result<(), Failure> {
+        let id = catalog::find(&self.home, name)?;
+        let mut was_killed = false;
+        match Machine::load(&self.home, &id) {
+            Ok(machine) if machine.state.phase.is_active() => {
+                if !force {
+                    let message = format!("machine '{}' is {}", machine.spec.name, machine.state.phase.word());
+                    return Err(Failure::new(Class::Conflict, message).hint("stop it first, or use 'rm -f'"));
+                }
+                match self.kill(&id) {
+                    Err(failure) if !matches!(failure.class, Class::Conflict | Class::NotFound) => return Err(failure),
+                    _ => was_killed = true,
+                }
+            }
+            // One that cannot be read is removed all the same by whoever insists.
+            Err(failure) if !force || failure.class == Class::NotFound => return Err(failure),
+            _ => {}
+        }
+        let gone = || match was_killed {
+            // One made with --rm removes itself when it ends.
+            true => Ok(()),
+            false => Err(catalog::not_found(name)),
+        };
+        // The machine's lock before the catalog's, as its monitor takes them.
+        let lock_path = self.home.machine(&id).join("lock");
+        let lock = match FileLock::exclusive_within(&lock_path, END_TIMEOUT) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => {
+                let message = format!("the monitor of machine '{name}' does not end");
+                return Err(Failure::new(Class::Conflict, message).hint("'zmachine ps' shows its state"));
+            }
+            Err(e) if e.is_not_found() => return gone(),
+            Err(e) => return Err(e.into()),
+        };
+        let _catalog = catalog::lock(&self.home)?;
+        // Somebody may have removed it while we waited.
+        if !file::is_there(&self.home.machine(&id))? {
+            return gone();
+        }
+        let networks = self.networks()?;
+        let mut journal = Journal::open(&self.home.machine(&id))?;
+        self.block_on(journal.undo_all(&networks))??;
+        networks.release_all(|other| other == id)?;
+        if volumes {
+            self.volumes().remove_anonymous(&id)?;
+        }
+        catalog::remove(&self.home, &id, &self.kill)?;
+        drop(lock);
+        Ok(())
+    }
+}

@@ -1,0 +1,238 @@
+//! Starting machines: spawning the monitor and following its report.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+use zmachine_agent_protocol::PROTOCOL_VERSION;
+use zmachine_hypervisor::choice::SEARCH_PATH;
+use zmachine_image::Progress;
+use zmachine_plan::Plan;
+use zmachine_spec::control::Report;
+use zmachine_spec::{Class, Failure};
+use zmachine_store::catalog::Machine;
+use zmachine_sys::file::FileError;
+use zmachine_sys::lock::FileLock;
+use zmachine_sys::process::{ChildSetup, ProcessId, own_program, prepare_child};
+
+use super::Engine;
+
+/// A start in progress.
+#[derive(Debug)]
+pub struct Starting {
+    machine: Machine,
+    monitor: Child,
+    report: BufReader<File>,
+    was_stopped: bool,
+}
+
+/// The fewest files that a process of a machine must be able to open: below, one of them ends somewhere in the middle, with
+/// whatever it was about to open.
+const LEAST_FILES: u64 = 256;
+
+/// That the processes of a machine, which inherit it, may open enough files. A soft limit is raised as far as that goes.
+///
+/// # Errors
+/// [`Class::Unsupported`] when the hard limit is too low.
+pub(super) fn require_files() -> Result<(), Failure> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= LEAST_FILES) {
+        return Ok(());
+    }
+    let had = limit.current.unwrap_or_default();
+    limit.current = limit.maximum;
+    let is_enough = limit.maximum.is_none_or(|maximum| maximum >= LEAST_FILES);
+    if is_enough && setrlimit(Resource::Nofile, limit).is_ok() {
+        return Ok(());
+    }
+    let message = format!("processes may open {had} files here, and those of a machine need {LEAST_FILES}");
+    Err(Failure::new(Class::Unsupported, message).hint("raise the limit: ulimit -n 1024, or LimitNOFILE= in a unit"))
+}
+
+impl Engine {
+    /// Starts a machine: spawns its monitor. With `wait_for_owner` the entrypoint waits for [`Engine::attach`] as owner.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`], or [`Class::Conflict`] when it runs already.
+    pub fn start(&self, name: &str, wait_for_owner: bool) -> Result<Starting, Failure> {
+        let machine = self.machine(name)?;
+        if machine.state.phase.is_active() || FileLock::is_held(&machine.lock_path())? {
+            let message = format!(
+                "machine '{}' is {} already",
+                machine.spec.name,
+                machine.state.phase.word()
+            );
+            return Err(Failure::new(Class::Conflict, message));
+        }
+        require_files()?;
+        self.renew_initramfs(&machine)
+            .inspect_err(|failure| self.record_failed_start(&machine, failure))?;
+        self.kill.pass("start: before the monitor");
+        let (reader, writer) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
+        let mut command = own_program("monitor", SEARCH_PATH);
+        command
+            .arg("--data")
+            .arg(self.home.data())
+            .arg("--run")
+            .arg(self.home.run());
+        command
+            .arg("--id")
+            .arg(&machine.id)
+            .arg("--report-fd")
+            .arg(writer.as_raw_fd().to_string());
+        if wait_for_owner {
+            command.arg("--wait-for-owner");
+        }
+        if let Some(n) = self.monitor_abort_at {
+            command.arg("--abort-at").arg(n.to_string());
+        }
+        command
+            .arg0("zmachine")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr_file(&machine)?);
+        let setup = ChildSetup {
+            keep: vec![writer.as_raw_fd()],
+            die_with_parent: false,
+            new_session: true,
+        };
+        prepare_child(&mut command, setup);
+        let monitor = command
+            .spawn()
+            .map_err(|e| Failure::from(e).context("can not start the machine's monitor"))?;
+        drop(writer);
+        self.kill.pass("start: monitor spawned");
+        Ok(Starting {
+            machine,
+            monitor,
+            report: BufReader::new(File::from(reader)),
+            was_stopped: false,
+        })
+    }
+}
+
+impl Engine {
+    /// Puts today's agent into a machine that was planned with an older one: an upgrade counts at the next start.
+    fn renew_initramfs(&self, machine: &Machine) -> Result<(), Failure> {
+        let path = machine.dir.join("plan.json");
+        let modified = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
+        let mut plan = match machine.plan()? {
+            Plan::Container(plan) => plan,
+            Plan::Vm(mut plan) => {
+                let kernel = plan
+                    .install()
+                    .and_then(|_| self.appliance_kernel(plan.hypervisor.driver));
+                if plan.appliance != kernel {
+                    plan.appliance = kernel;
+                    zmachine_sys::file::replace_json(&path, &Plan::Vm(plan))?;
+                }
+                return Ok(());
+            }
+        };
+        let is_current = modified(&self.agent).is_some_and(|agent| modified(&path).is_some_and(|plan| plan > agent));
+        if is_current && plan.kernel.initramfs.is_file() {
+            return Ok(());
+        }
+        let choice = self.kernel(Some(&plan.kernel.name), &plan.fs_drivers())?;
+        if choice != plan.kernel || plan.boot.protocol != PROTOCOL_VERSION {
+            plan.use_kernel(choice);
+            zmachine_sys::file::replace_json(&path, &Plan::Container(plan))?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a monitor's panic would be found.
+fn stderr_file(machine: &Machine) -> Result<File, Failure> {
+    let path = machine.dir.join("logs").join("monitor.stderr");
+    zmachine_sys::file::make_dirs(&machine.dir.join("logs"))?;
+    let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+    Ok(opened.map_err(|e| FileError::io("open", &path, e))?)
+}
+
+impl Starting {
+    /// Waits until clients can attach.
+    ///
+    /// # Errors
+    /// When the start failed before that.
+    pub fn wait_listening(&mut self) -> Result<(), Failure> {
+        match self.next()? {
+            Report::Failed(failure) => Err(self.failed(failure)),
+            Report::Listening | Report::Ready | Report::Progress { .. } => Ok(()),
+        }
+    }
+
+    /// Waits until the entrypoint, or the VM, runs. `progress` is told of work that takes its time before.
+    ///
+    /// # Errors
+    /// When the start failed; everything is undone then.
+    pub fn wait_ready(&mut self, progress: &dyn Progress) -> Result<(), Failure> {
+        let mut step: Option<(String, u64)> = None;
+        loop {
+            match self.next()? {
+                Report::Listening => {}
+                Report::Progress { what, done, total } => {
+                    let before = match &step {
+                        Some((same, before)) if *same == what => *before,
+                        _ => {
+                            progress.begin(Some(total), &what);
+                            0
+                        }
+                    };
+                    progress.advance(done.saturating_sub(before));
+                    step = Some((what, done));
+                }
+                Report::Ready => return Ok(()),
+                Report::Failed(failure) => return Err(self.failed(failure)),
+            }
+        }
+    }
+
+    /// The monitor's process; `None` when it has ended already.
+    pub fn monitor_id(&self) -> Option<ProcessId> {
+        ProcessId::of(self.monitor.id())
+    }
+
+    /// Waits until the monitor is gone, and with it everything the machine had on the host.
+    pub fn wait_gone(&mut self) {
+        let _ = self.monitor.wait();
+    }
+
+    /// Whether the start came to nothing because another command stopped the machine.
+    pub fn was_stopped(&self) -> bool {
+        self.was_stopped
+    }
+
+    fn failed(&mut self, failure: Failure) -> Failure {
+        // The report is the monitor's last word but one: it ends, and with that releases the machine, right after.
+        let _ = self.monitor.wait();
+        failure
+    }
+
+    fn next(&mut self) -> Result<Report, Failure> {
+        let mut line = String::new();
+        let n = self.report.read_line(&mut line)?;
+        if n == 0 {
+            let status = self.monitor.wait()?;
+            let name = &self.machine.spec.name;
+            if status.success() {
+                self.was_stopped = true;
+                return Err(Failure::new(
+                    Class::Conflict,
+                    format!("machine '{name}' was stopped while it started"),
+                ));
+            }
+            let message = format!("the monitor of machine '{name}' ended without a word ({status})");
+            return Err(Failure::new(Class::Failed, message)
+                .hint(format!("'zmachine logs --source monitor {name}' may tell more")));
+        }
+        serde_json::from_str(&line)
+            .map_err(|e| Failure::from_error(Class::Failed, &e).context("the monitor's report can not be read"))
+    }
+}

@@ -1,0 +1,203 @@
+//! From a booting guest to a running entrypoint: configure, wait for the owner, run. Watches everything else meanwhile.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest};
+use zmachine_hypervisor::{ExitReason, VmEvent};
+use zmachine_plan::ContainerPlan;
+use zmachine_spec::control::{Reply, Request};
+use zmachine_spec::{Class, Exit, Failure};
+use zmachine_store::log::Source;
+
+use super::context::{Monitor, Started, at, describe};
+use super::entry::{self, Entry};
+use super::inbox::{Event, Inbox};
+use super::launch::Running;
+use super::rootfs_child;
+use super::rootfs_child::RootfsEvent;
+use super::row::Asked;
+use super::session::SessionError;
+
+/// How long the owner may take to attach. It does so at once, or it is gone.
+const OWNER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the end of a hypervisor may come after the end of its channels.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the end of the rootfs server means for a step of the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RootfsEnd {
+    /// The guest may not use the disk yet, and then QEMU 7.2 does not notice that its device is gone (it forgets to
+    /// reconnect one that was never started; mended in QEMU 8.2): the guest would wait for its root for ever.
+    IsFatal,
+    /// The guest has mounted the disk: a new server takes over.
+    IsMended,
+}
+
+/// What interrupted a step of the start.
+enum Interrupt {
+    Timeout,
+    VmEnded(ExitReason),
+    Killed,
+    Rootfs(String, Failure),
+}
+
+impl Monitor<ContainerPlan> {
+    /// Brings the guest up and starts the entrypoint. `Ok(Some(exit))` when the machine was stopped meanwhile.
+    pub(super) async fn start_entrypoint(
+        &mut self,
+        running: &mut Running,
+        mut entry: Entry,
+        stream_sender: oneshot::Sender<entry::Started>,
+        inbox: &mut Inbox,
+    ) -> Started {
+        if self.wait_for_owner {
+            // Beside the guest's boot, so it costs nothing.
+            let attached = tokio::time::timeout(OWNER_PATIENCE, entry.owner_attached());
+            if inbox.unless_stopped(attached).await.is_err() {
+                return Ok(Some(self.cut_short(inbox).await));
+            }
+        }
+        let session = running.session.clone();
+        let mut boot = self.plan.boot.clone();
+        boot.secrets = zmachine_store::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;
+        let boot = AgentRequest::Configure(Box::new(boot));
+        let run = AgentRequest::Run(self.plan.process.clone());
+        // Both at once, which saves a round trip through the guest: the agent runs nothing before it is configured.
+        let asked = async {
+            let mut boot = session.open(&boot).await?;
+            let run = session.open(&run).await?;
+            Ok((boot.reader.reply().await?, run))
+        };
+        let (configured, mut run) = match self.during(running, inbox, RootfsEnd::IsFatal, asked).await {
+            Ok(Err(error)) => return Err(self.cut_off(running, error, "guest set-up").await),
+            Ok(Ok(answers)) => answers,
+            Err(interrupt) => return self.interrupted(interrupt, "guest boot"),
+        };
+        if let AgentReply::Configured {
+            kernel,
+            phases: guest_phases,
+            warnings,
+            ..
+        } = configured
+        {
+            let phases: Vec<String> = guest_phases
+                .iter()
+                .map(|p| format!("{} {} us", p.name, p.micros))
+                .collect();
+            self.log
+                .note(Source::Agent, &format!("configured: {}", phases.join(", ")));
+            self.phase("guest boot");
+            if let Some(recorder) = &mut self.recorder {
+                for phase in &guest_phases {
+                    recorder.timed(&format!("guest: {}", phase.name), phase.micros as f64 / 1000.0);
+                }
+            }
+            self.machine.state.guest_kernel = Some(kernel);
+            warnings.into_iter().for_each(|w| self.machine.state.warn(w));
+        }
+        self.kill.pass("start: guest configured");
+        let started = async {
+            match run.reader.reply().await? {
+                AgentReply::Started { pid } => Ok((run, pid)),
+                _ => Err(SessionError::Unexpected),
+            }
+        };
+        let stream = match self.during(running, inbox, RootfsEnd::IsMended, started).await {
+            Ok(Err(error)) => return Err(self.cut_off(running, error, "entrypoint").await),
+            Ok(Ok(started)) => started,
+            Err(interrupt) => return self.interrupted(interrupt, "entrypoint"),
+        };
+        self.phase("entrypoint");
+        let _ = stream_sender.send(stream);
+        Ok(None)
+    }
+
+    /// Runs `step` within the start's time limit, while the rest of the machine is watched.
+    async fn during<T>(
+        &mut self,
+        running: &mut Running,
+        inbox: &mut Inbox,
+        rootfs_end: RootfsEnd,
+        step: impl Future<Output = T>,
+    ) -> Result<T, Interrupt> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(self.plan.start_timeout_s);
+        tokio::pin!(step);
+        loop {
+            tokio::select! {
+                done = &mut step => return Ok(done),
+                event = running.vm.next_event() => match event {
+                    VmEvent::Exited(reason) => return Err(Interrupt::VmEnded(reason)),
+                    other => self.log.note(Source::Hypervisor, &format!("{other:?}")),
+                },
+                event = inbox.next() => match event {
+                    Event::Command(Request::Stop { .. } | Request::Kill, answer) => {
+                        self.asked(Asked::ByUser);
+                        self.wait_for_end(answer);
+                        return Err(Interrupt::Killed);
+                    }
+                    Event::Command(Request::Wait, answer) => self.wait_for_end(answer),
+                    Event::Command(_, answer) => {
+                        let failure = Failure::new(Class::Conflict, "the machine is still starting").hint("try again when it runs");
+                        let _ = answer.send(Reply::Failed(failure));
+                    }
+                    Event::Terminate => {
+                        self.asked(Asked::ByHost);
+                        return Err(Interrupt::Killed);
+                    }
+                    // There is no entrypoint yet, and networks do not change.
+                    Event::EntryEnded(_) | Event::NetworkAnswered(_) => {}
+                },
+                failure = running.shares.ended() => return Err(Interrupt::Rootfs("guest boot".to_owned(), failure)),
+                event = rootfs_child::next_event(&mut running.rootfs) => {
+                    if let (RootfsEvent::Ended(status), RootfsEnd::IsFatal) = (&event, rootfs_end) {
+                        let failure = Failure::new(Class::Failed, format!("the rootfs server ended while the guest started ({status})"));
+                        return Err(Interrupt::Rootfs("guest boot".to_owned(), failure.hint("start the machine again")));
+                    }
+                    self.rootfs_event(running, event).map_err(|(step, failure)| Interrupt::Rootfs(step, failure))?;
+                }
+                () = tokio::time::sleep_until(deadline) => return Err(Interrupt::Timeout),
+            }
+        }
+    }
+
+    /// A failed step. When the hypervisor is gone, that is the reason, though the end of its channel was seen first.
+    async fn cut_off(&self, running: &mut Running, error: SessionError, step: &str) -> (String, Failure) {
+        if !matches!(error, SessionError::Agent(_)) {
+            let ended = async {
+                loop {
+                    if let VmEvent::Exited(reason) = running.vm.next_event().await {
+                        return reason;
+                    }
+                }
+            };
+            if let Ok(reason) = tokio::time::timeout(END_PATIENCE, ended).await
+                && let Err(failure) = self.interrupted(Interrupt::VmEnded(reason), step)
+            {
+                return failure;
+            }
+        }
+        at(step)(error)
+    }
+
+    fn interrupted(&self, interrupt: Interrupt, step: &str) -> Started {
+        let name = &self.machine.spec.name;
+        let console = format!("'zmachine logs --source console,hypervisor {name}' shows how far it came");
+        let failure = match interrupt {
+            // Nothing of the user's ran yet, so nothing is lost by not asking the guest.
+            Interrupt::Killed => return Ok(Some(Exit::Killed)),
+            Interrupt::Rootfs(step, failure) => return Err((step, failure)),
+            Interrupt::Timeout => {
+                let message = format!("the guest was not up within {} s", self.plan.start_timeout_s);
+                Failure::new(Class::Failed, message).hint(console)
+            }
+            Interrupt::VmEnded(reason) => Failure::new(
+                Class::Failed,
+                format!("the virtual machine ended while it started: {}", describe(&reason)),
+            )
+            .hint(console),
+        };
+        Err((step.to_owned(), failure))
+    }
+}

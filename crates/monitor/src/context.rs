@@ -1,0 +1,307 @@
+//! What a monitor knows of its machine, and what every part of it does with that: the state is advanced, a step is noted, a
+//! process is confined. It knows none of its users.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use zmachine_hypervisor::{ExitReason, Vm, VmEvent};
+use zmachine_network::Networks;
+use zmachine_spec::control::Reply;
+use zmachine_spec::{Class, Exit, Failure, Home, Phase};
+use zmachine_store::attempt::Recorder;
+use zmachine_store::catalog::{self, Machine};
+use zmachine_store::events;
+use zmachine_store::journal::{Journal, Resource};
+use zmachine_store::killpoint::Killpoints;
+use zmachine_store::log::{Forwarder, Source};
+use zmachine_store::volume::Held;
+use zmachine_sys::file;
+use zmachine_sys::host::boot_id;
+use zmachine_sys::jail::{Jail, walls};
+use zmachine_sys::process::ProcessId;
+
+use super::cell::Cell;
+use super::change::Change;
+use super::inbox::{Event, Inbox};
+use super::output::{ReportPipe, SharedLog};
+use super::relays::Relays;
+use super::rootfs_memory::RootfsWatch;
+use super::row::{Asked, Row};
+use super::session::SessionError;
+use super::space::{self, Space};
+/// How a run ended: with an exit, or at a step with a failure.
+pub(super) type Outcome = Result<Exit, (String, Failure)>;
+
+/// The monitor's own data: everything about the machine that is not a running child.
+pub(super) struct Monitor<P> {
+    pub(super) home: Home,
+    pub(super) machine: Machine,
+    pub(super) plan: P,
+    pub(super) journal: Journal,
+    pub(super) networks: Networks,
+    pub(super) log: SharedLog,
+    pub(super) kill: Killpoints,
+    pub(super) wait_for_owner: bool,
+    pub(super) report: ReportPipe,
+    /// To this monitor's own loop.
+    pub(super) events: mpsc::Sender<Event>,
+    /// Whether the guest stands still.
+    pub(super) paused: watch::Sender<bool>,
+    /// A change of its networks that waits for the guest.
+    pub(super) changing: Option<Change>,
+    pub(super) watch: RootfsWatch,
+    pub(super) forwarder: Option<Forwarder>,
+    pub(super) recorder: Option<Recorder>,
+    pub(super) row: Row,
+    /// The volumes it uses; nobody else writes to them until this is gone, after the hypervisor.
+    pub(super) volumes: Vec<Held>,
+    pub(super) space: Space,
+    pub(super) relays: Relays,
+    /// What its processes are locked into, while it runs.
+    pub(super) cell: Option<Cell>,
+    /// Those who wait for the machine to end.
+    pub(super) waiters: Vec<oneshot::Sender<Reply>>,
+}
+
+impl<P> Monitor<P> {
+    /// The state when a start begins.
+    pub(super) fn begin(&mut self, warnings: &[String]) -> Result<(), Failure> {
+        let state = self.machine.state.clone();
+        self.machine.state = state.starting(Timestamp::now(), boot_id(), ProcessId::current());
+        warnings.iter().for_each(|w| self.machine.state.warn(w.clone()));
+        self.machine.state.stopped_by_user = false;
+        self.paused.send_replace(false);
+        self.save()?;
+        let plan = file::read_json(&self.machine.dir.join("plan.json")).unwrap_or_default();
+        self.recorder = Some(Recorder::begin(&self.machine, plan));
+        self.tell();
+        self.kill.pass("start: state is starting");
+        Ok(())
+    }
+
+    /// What the end of the hypervisor means for the machine. `exit` is what is known of its entrypoint.
+    pub(super) fn ended(&mut self, reason: ExitReason, exit: Option<Exit>, killed: bool) -> Outcome {
+        self.log.note(
+            Source::Monitor,
+            &format!("the virtual machine ended: {}", describe(&reason)),
+        );
+        if let Some(recorder) = &mut self.recorder {
+            recorder.vm_ended(reason.clone());
+        }
+        match (exit, reason) {
+            (Some(exit), ExitReason::GuestShutdown | ExitReason::GuestReset) => Ok(exit),
+            (Some(exit), _) if killed => Ok(exit),
+            (None, _) if killed => Ok(Exit::Killed),
+            (None, ExitReason::GuestShutdown | ExitReason::GuestReset) => Ok(Exit::PoweredOff),
+            (_, reason) => {
+                let failure = Failure::new(
+                    Class::Failed,
+                    format!("the virtual machine ended: {}", describe(&reason)),
+                )
+                .hint(format!(
+                    "'zmachine logs --source console {}' shows the guest's last words",
+                    self.machine.spec.name
+                ));
+                Err(("running".to_owned(), failure))
+            }
+        }
+    }
+
+    /// Claims the hypervisor's process, so that another command can end it should this monitor die.
+    pub(super) fn claim_hypervisor(&mut self, pid: u32) -> Result<(), Failure> {
+        if let Some(id) = ProcessId::of(pid) {
+            self.machine.state.hypervisor = Some(id);
+            let role = "hypervisor".to_owned();
+            self.journal.claim(Resource::Process { role, id })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn make_run_dir(&mut self) -> Result<UnixListener, Failure> {
+        let path = self.home.run_dir(&self.machine.id);
+        self.journal.claim(Resource::RunDir { path: path.clone() })?;
+        self.kill.pass("start: run folder claimed");
+        file::make_dirs(&path)?;
+        self.kill.pass("start: run folder made");
+        self.cell = None;
+        let (cell, lacking) = Cell::make(&self.home, &self.machine.id, self.machine.spec.jail)?;
+        if let Some(text) = lacking {
+            self.log.note(Source::Monitor, &text);
+            self.machine.state.warn(text);
+        }
+        self.machine.state.user = cell.user();
+        self.cell = Some(cell);
+        let socket = self.home.control_socket(&self.machine.id);
+        UnixListener::bind(&socket)
+            .map_err(|e| Failure::from(e).context(format!("can not listen on {}", socket.display())))
+    }
+
+    pub(super) fn save(&self) -> Result<(), Failure> {
+        Ok(catalog::save_state(&self.machine.dir, &self.machine.state)?)
+    }
+
+    pub(super) fn advance(&mut self, phase: Phase) -> Result<(), Failure> {
+        if self.machine.state.advance(phase, Timestamp::now()) {
+            let is_paused = matches!(self.machine.state.phase, Phase::Paused);
+            self.paused.send_replace(is_paused);
+            self.save()?;
+            self.tell();
+        }
+        Ok(())
+    }
+
+    pub(super) fn advance_if_possible(&mut self, phase: Phase) {
+        if let Err(failure) = self.advance(phase) {
+            self.log.note(Source::Monitor, &format!("{failure}"));
+        }
+    }
+
+    /// Answers `answer` when the machine has ended.
+    pub(super) fn wait_for_end(&mut self, answer: oneshot::Sender<Reply>) {
+        self.waiters.push(answer);
+    }
+
+    /// Takes the event that cut a step of the start short: who wants the machine to end is known, and told when it has.
+    pub(super) async fn cut_short(&mut self, inbox: &mut Inbox) -> Exit {
+        match inbox.next().await {
+            Event::Command(_, answer) => {
+                self.asked(Asked::ByUser);
+                self.wait_for_end(answer);
+            }
+            _ => self.asked(Asked::ByHost),
+        }
+        Exit::Killed
+    }
+
+    /// Somebody wants the machine to end.
+    pub(super) fn asked(&mut self, by: Asked) {
+        self.row.asked.get_or_insert(by);
+    }
+
+    /// A step of the start is done.
+    pub(super) fn phase(&mut self, name: &str) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.phase(name);
+        }
+    }
+
+    /// The entrypoint, or the guest of a VM, runs.
+    pub(super) fn ready(&mut self) {
+        self.row.ready = Some(std::time::Instant::now());
+        if let Some(recorder) = &mut self.recorder {
+            recorder.ready();
+        }
+    }
+
+    /// Writes the phase down among the events.
+    pub(super) fn tell(&self) {
+        let (id, name) = (&self.machine.id, &self.machine.spec.name);
+        events::record(&self.home, &events::Event::of_phase(id, name, &self.machine.state));
+    }
+
+    /// What a process of this machine is locked into; `None`: nothing.
+    pub(super) fn jail(&self) -> Option<Jail> {
+        self.cell.as_ref()?.jail()
+    }
+
+    /// Warns of what does not stand around the process `pid` although there is a jail. `has_network`: it is to have the host's.
+    pub(super) fn check_walls(&mut self, role: &str, pid: u32, has_network: bool) {
+        if self.cell.as_ref().is_none_or(|cell| cell.is_off()) {
+            return;
+        }
+        let missing = walls::of(pid)
+            .map(|walls| walls.missing(has_network))
+            .unwrap_or_default();
+        if missing.is_empty() {
+            return;
+        }
+        let text = format!("the jail of the {role} lacks on this host: {}", missing.join(", "));
+        self.log.note(Source::Monitor, &text);
+        self.machine.state.warn(text);
+    }
+
+    /// That the guest could answer at all.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] for one whose virtual CPUs are halted.
+    pub(super) fn require_awake(&self) -> Result<(), Failure> {
+        match self.machine.state.phase {
+            Phase::Paused => Err(zmachine_spec::control::paused(&self.machine.spec.name)),
+            _ => Ok(()),
+        }
+    }
+
+    /// An event of the hypervisor that changes nothing about the machine's end; a lack of room starts the waiting.
+    pub(super) fn note_event(&mut self, event: &VmEvent) {
+        self.log.note(Source::Hypervisor, &format!("{event:?}"));
+        if let VmEvent::DiskError {
+            disk, no_space: true, ..
+        } = event
+        {
+            self.space.next_try = Some(Instant::now() + space::PAUSE);
+            if !std::mem::replace(&mut self.space.told, true) {
+                let warning = format!("there is no room on this host for what the guest writes to its disk '{disk}'");
+                self.machine.state.warn(format!("{warning}: it waits until there is"));
+                self.log.note(Source::Monitor, &warning);
+            }
+        }
+    }
+
+    /// Lets a guest that waits for room go on. Without room it stops again at its next write.
+    pub(super) async fn try_again(&mut self, vm: &mut dyn Vm) {
+        self.space.next_try = None;
+        if let Err(error) = vm.resume().await {
+            self.log
+                .note(Source::Monitor, &format!("the guest can not be let go on: {error}"));
+        }
+    }
+}
+
+/// Why a virtual machine ended, in words.
+pub(super) fn describe(reason: &ExitReason) -> String {
+    match reason {
+        ExitReason::GuestShutdown => "the guest powered off".to_owned(),
+        ExitReason::GuestReset => "the guest reset itself".to_owned(),
+        ExitReason::GuestPanic => "the guest's kernel panicked".to_owned(),
+        ExitReason::HostSignal(signal) => format!("the hypervisor got signal {signal}"),
+        ExitReason::HostQuit => "the hypervisor was told to quit".to_owned(),
+        ExitReason::Crashed {
+            status,
+            last_stderr_lines,
+        } => format!(
+            "the hypervisor ended by itself ({status}) {}",
+            last_stderr_lines.join("; ")
+        )
+        .trim_end()
+        .to_owned(),
+    }
+}
+
+/// Puts the step into a failure.
+pub(super) fn at<E: Into<Failure>>(step: &str) -> impl Fn(E) -> (String, Failure) + '_ {
+    move |error| (step.to_owned(), error.into())
+}
+
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Failure {
+        match error {
+            SessionError::Agent(error) => error.into(),
+            other => Failure::from_error(Class::Failed, &other),
+        }
+    }
+}
+
+/// A task that ends with its owner.
+pub(super) struct AbortOnDrop(pub(super) JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// How a start may end before the entrypoint runs: not at all, or with an exit.
+pub(super) type Started = Result<Option<Exit>, (String, Failure)>;

@@ -1,0 +1,61 @@
+//! The monitor: one process per running machine, which owns all of it.
+//!
+//! ```text
+//! lock ─> journal undone (if a run crashed) ─> starting ─> launch ─> running ─> event loop ─> teardown ─> stopped
+//!           launch:  run folder, network, rootfs server, disk | hypervisor | agent configured | entrypoint started
+//! ```
+//! # Invariants
+//! It holds `machines/<id>/lock` for its whole life. One task, `run::run`, writes `state.json`. Every resource is
+//! claimed in the journal before it is made; teardown undoes the journal in reverse, whatever happened. Its children die
+//! with it. It has one thread (but for making the disk, forwarding the log, trimming the cache, and the frames of an
+//! interface through passt), closes what it inherits, and leads a session of its own.
+
+use zmachine_spec::Failure;
+
+mod agent_start;
+mod appliance;
+mod cache;
+mod cell;
+mod change;
+mod clock;
+#[cfg(test)]
+mod commands_test;
+mod confine;
+mod console;
+mod container;
+mod context;
+mod entry;
+mod forwarding;
+mod guest;
+mod inbox;
+mod launch;
+mod networks;
+mod output;
+mod relays;
+mod restart;
+mod rootfs_child;
+mod rootfs_memory;
+mod rootfs_watch;
+mod row;
+mod run;
+mod server;
+mod session;
+mod share;
+mod space;
+mod uplink;
+mod vm;
+
+pub use run::MonitorArgs;
+
+/// Runs one machine from start to end.
+///
+/// # Errors
+/// When the machine could not be started; the failure is in its state, and reported, as well.
+pub fn run(args: MonitorArgs) -> Result<(), Failure> {
+    // Whatever it and its children make is its owner's alone, unless they say otherwise.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    // Known by the time that an emulated guest is to be told of it.
+    zmachine_sys::clock::begin();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run::run(args))
+}

@@ -1,0 +1,23 @@
+//! What is remembered from one run of a machine to the next.
+
+use std::time::Instant;
+
+/// Who wants a run to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// A user, by a command.
+    ByUser,
+    /// The host, by SIGTERM to the monitor.
+    ByHost,
+}
+
+/// What the restart policy needs to know beyond the state.
+#[derive(Debug, Default)]
+pub(super) struct Row {
+    /// Restarts in a row without a healthy run.
+    pub(super) restarts: u32,
+    /// Since when the entrypoint runs, by the clock that never jumps.
+    pub(super) ready: Option<Instant>,
+    /// Who wants the run to end.
+    pub(super) asked: Option<Asked>,
+}

@@ -1,0 +1,280 @@
+//! The monitor's life: from the lock to the last line of its state.
+
+use std::os::fd::OwnedFd;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use zmachine_network::Networks;
+use zmachine_plan::Plan;
+use zmachine_spec::control::{Reply, Report};
+use zmachine_spec::{Class, Exit, Failure, Home, Phase};
+use zmachine_store::catalog::Machine;
+use zmachine_store::journal::Journal;
+use zmachine_store::killpoint::Killpoints;
+use zmachine_store::log::{LogWriter, Source};
+use zmachine_store::volume::Volumes;
+use zmachine_store::{attempt, catalog, leftovers};
+use zmachine_sys::file;
+use zmachine_sys::lock::FileLock;
+
+use super::context::{Monitor, Outcome};
+use super::inbox::Inbox;
+use super::output::{ReportPipe, SharedLog};
+use super::relays::Relays;
+use super::rootfs_memory::RootfsWatch;
+use super::row::{Asked, Row};
+use super::space::Space;
+
+/// What a monitor is started with.
+#[derive(Debug)]
+pub struct MonitorArgs {
+    /// The state it works on.
+    pub home: Home,
+    /// The machine.
+    pub id: String,
+    /// Where [`Report`] lines go.
+    pub report: OwnedFd,
+    /// The entrypoint starts only when the starting client is attached.
+    pub wait_for_owner: bool,
+    /// See [`zmachine_store::killpoint`].
+    pub abort_at: Option<u32>,
+}
+
+/// Runs the machine of `args` from start to end.
+pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
+    let mut report = ReportPipe::new(args.report);
+    let kill = Killpoints::new(args.abort_at);
+    let claimed = claim(&args.home, &args.id).await;
+    let (lock, machine, mut plan, journal, networks) = match claimed {
+        Ok(claimed) => claimed,
+        Err(failure) => {
+            report.send(&Report::Failed(failure.clone()));
+            return Err(failure);
+        }
+    };
+    let log = match LogWriter::open(&machine.dir, machine.spec.log_limits.clone()) {
+        Ok(writer) => SharedLog::new(writer),
+        Err(error) => {
+            let failure = Failure::from(error);
+            report.send(&Report::Failed(failure.clone()));
+            return Err(failure);
+        }
+    };
+    let forwarder = super::forwarding::start(&machine, &log);
+    super::cache::start(args.home.clone(), log.clone());
+    let (events, mut inbox) = Inbox::new()?;
+    let mut monitor = Monitor {
+        home: args.home,
+        machine,
+        plan: (),
+        journal,
+        networks,
+        log,
+        kill,
+        wait_for_owner: args.wait_for_owner,
+        report,
+        events,
+        paused: watch::Sender::new(false),
+        changing: None,
+        watch: RootfsWatch::new(),
+        forwarder,
+        recorder: None,
+        row: Row::default(),
+        volumes: Vec::new(),
+        space: Space::default(),
+        relays: Relays::default(),
+        cell: None,
+        waiters: Vec::new(),
+    };
+    monitor.machine.state.restarts = 0;
+    loop {
+        let outcome;
+        (monitor, outcome) = monitor.live(&plan, &mut inbox).await;
+        inbox.end_of_run();
+        monitor.changing = None;
+        let (phase, settled) = monitor.settle(outcome).await;
+        let (phase, wait) = match settled.undone {
+            true => monitor.decide(phase),
+            // What is left over would be in the way of the next run.
+            false => (phase, None),
+        };
+        match wait {
+            Some(wait) if monitor.wait_to_restart(&phase, wait, &mut inbox).await => {
+                monitor.machine.state.restarts += 1;
+                monitor.wait_for_owner = false;
+                monitor.watch = RootfsWatch::new();
+                // It may be in other networks by now.
+                if let Ok(changed) = monitor.machine.plan() {
+                    plan = changed;
+                }
+            }
+            _ => return monitor.finish(lock, phase, &settled).await,
+        }
+    }
+}
+
+/// What is known of a run that has ended.
+pub(super) struct Settled {
+    /// Nothing of it is left on the host.
+    undone: bool,
+}
+
+impl Monitor<()> {
+    /// One run, as the machine's kind does it.
+    async fn live(self, plan: &Plan, inbox: &mut Inbox) -> (Monitor<()>, Outcome) {
+        match plan {
+            Plan::Container(plan) => {
+                let mut monitor = self.of((**plan).clone());
+                let outcome = monitor.life(inbox).await;
+                (monitor.of(()), outcome)
+            }
+            Plan::Vm(plan) => {
+                let mut monitor = self.of((**plan).clone());
+                let outcome = monitor.life(inbox).await;
+                (monitor.of(()), outcome)
+            }
+        }
+    }
+}
+
+impl<Q> Monitor<Q> {
+    /// The monitor of a machine of a certain kind.
+    fn of<P>(self, plan: P) -> Monitor<P> {
+        Monitor {
+            home: self.home,
+            machine: self.machine,
+            plan,
+            journal: self.journal,
+            networks: self.networks,
+            log: self.log,
+            kill: self.kill,
+            wait_for_owner: self.wait_for_owner,
+            report: self.report,
+            events: self.events,
+            paused: self.paused,
+            changing: self.changing,
+            watch: self.watch,
+            forwarder: self.forwarder,
+            recorder: self.recorder,
+            row: self.row,
+            volumes: self.volumes,
+            space: self.space,
+            relays: self.relays,
+            cell: self.cell,
+            waiters: self.waiters,
+        }
+    }
+}
+
+impl<P> Monitor<P> {
+    /// Undoes everything a run had on the host, and ends its record. The phase it ended in.
+    async fn settle(&mut self, outcome: Outcome) -> (Phase, Settled) {
+        self.kill.pass("end: before undo");
+        let undone = self.journal.undo_all(&self.networks).await;
+        self.kill.pass("end: undone");
+        // After its processes: nobody else may have their user before.
+        self.cell = None;
+        if let Err(failure) = &undone {
+            self.log
+                .note(Source::Monitor, &format!("not everything could be undone: {failure}"));
+            self.machine
+                .state
+                .warn(format!("not everything could be undone: {failure}"));
+        }
+        let (phase, ended) = match outcome {
+            Ok(exit) => {
+                let asked = self.row.asked.is_some();
+                (Phase::Stopped { exit }, attempt::Outcome::Stopped { exit, asked })
+            }
+            Err((step, mut failure)) => {
+                if failure.hint.is_none() {
+                    failure.hint = attempt::hint_for(failure.class, &failure.to_string()).map(str::to_owned);
+                }
+                self.log.note(Source::Monitor, &format!("failed at {step}: {failure}"));
+                let phase = Phase::Failed {
+                    step: step.clone(),
+                    failure: failure.clone(),
+                };
+                (phase, attempt::Outcome::Failed { step, failure })
+            }
+        };
+        let console = self.log.take_console();
+        if let Some(recorder) = self.recorder.take() {
+            recorder.end(ended, &self.machine.state, &console);
+        }
+        (phase, Settled { undone: undone.is_ok() })
+    }
+
+    /// Writes the last state, tells everybody, and removes the machine when it was made so.
+    async fn finish(mut self, lock: FileLock, phase: Phase, settled: &Settled) -> Result<(), Failure> {
+        // Before the last state: whoever sees it may remove the files that are still to be sent.
+        super::forwarding::finish(self.forwarder.take());
+        let result = match &phase {
+            Phase::Failed { failure, .. } => Err(failure.clone()),
+            _ => Ok(()),
+        };
+        self.machine.state.stopped_by_user = self.row.asked == Some(Asked::ByUser);
+        self.machine.state.advance(phase.clone(), Timestamp::now());
+        let saved = self.save();
+        self.tell();
+        self.kill.pass("end: state written");
+        if self.machine.spec.auto_remove && settled.undone {
+            self.remove()?;
+        }
+        if let Err(failure) = &result {
+            self.report.send(&Report::Failed(failure.clone()));
+        }
+        self.report.close();
+        drop(lock);
+        self.answer_waiters(&phase).await;
+        saved.and(result)
+    }
+
+    /// Tells those who wait how the machine ended.
+    async fn answer_waiters(&mut self, phase: &Phase) {
+        let ended = match phase {
+            Phase::Failed { failure, .. } => Err(failure.clone()),
+            Phase::Stopped { exit } => Ok(*exit),
+            _ => Ok(Exit::PoweredOff),
+        };
+        for waiter in self.waiters.drain(..) {
+            let _ = waiter.send(Reply::Ended(ended.clone()));
+        }
+        // The connections' tasks write the answers; this process ends right after.
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn remove(&mut self) -> Result<(), Failure> {
+        let _catalog = catalog::lock(&self.home)?;
+        self.networks.release_all(|id| id == self.machine.id)?;
+        Volumes::new(&self.home).remove_anonymous(&self.machine.id)?;
+        catalog::remove(&self.home, &self.machine.id, &self.kill)
+    }
+}
+
+type Claimed = (FileLock, Machine, Plan, Journal, Networks);
+
+/// Takes the machine's lock, and undoes what a crashed run left.
+async fn claim(home: &Home, id: &str) -> Result<Claimed, Failure> {
+    let machine = Machine::load(home, id)?;
+    let plan = machine.plan()?;
+    let Some(lock) = FileLock::try_exclusive(&machine.lock_path())? else {
+        return Err(Failure::new(
+            Class::Conflict,
+            format!("the machine '{}' is running already", machine.spec.name),
+        ));
+    };
+    // Loaded again: the state may have changed before the lock was ours.
+    let machine = Machine::load(home, id)?;
+    let networks = Networks::open(home.data())?.with_jail();
+    let mut journal = Journal::open(&machine.dir)?;
+    journal.undo_all(&networks).await?;
+    match machine.state.phase.is_active() {
+        // The run before this one had no end, and a power cut may have taken its journal.
+        true => leftovers::undo(home, &machine, &networks).await?,
+        false => file::discard_dir_all(&home.run_dir(id))?,
+    }
+    Ok((lock, machine, plan, journal, networks))
+}

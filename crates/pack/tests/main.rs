@@ -1,0 +1,6 @@
+//! Packing, unpacking and importing: one program, so the crate is linked once.
+
+mod oci;
+mod pack;
+mod registry;
+mod roundtrip;

@@ -1,0 +1,81 @@
+//! A plan whose machine joins or leaves a network. Pure.
+
+use zmachine_agent_protocol::HostEntry;
+use zmachine_hypervisor::Boot;
+use zmachine_network::Attachment;
+use zmachine_spec::{Class, Failure, MachineSpec};
+
+use super::common::{interface, nics, resolvers, routes};
+use super::{ContainerPlan, Plan, PlanError, VmPlan, cmdline};
+
+impl Plan {
+    /// The plan with these networks in place of those it has.
+    ///
+    /// # Errors
+    /// When a kernel that is told of its networks on the command line can not be told of these.
+    pub fn with_attachments(mut self, spec: &MachineSpec, attachments: Vec<Attachment>) -> Result<Plan, PlanError> {
+        match &mut self {
+            Plan::Container(plan) => plan.set_attachments(spec, attachments),
+            Plan::Vm(plan) => plan.set_attachments(spec, attachments)?,
+        }
+        Ok(self)
+    }
+}
+
+/// Refuses a change that is not one network more or one less: somebody else has made one since it was thought of.
+///
+/// # Errors
+/// [`Class::Conflict`].
+pub fn check_step(present: &[Attachment], wanted: &[Attachment]) -> Result<(), Failure> {
+    let lacking = |from: &[Attachment], these: &[Attachment]| {
+        let is_in = |one: &&Attachment| from.iter().any(|a| a.network == one.network);
+        these.iter().filter(|one| !is_in(one)).count()
+    };
+    if lacking(present, wanted) + lacking(wanted, present) == 1 {
+        return Ok(());
+    }
+    Err(Failure::new(Class::Conflict, "the networks of the machine have changed meanwhile").hint("try again"))
+}
+
+impl ContainerPlan {
+    /// Puts these networks in the place of those it has.
+    pub fn set_attachments(&mut self, spec: &MachineSpec, attachments: Vec<Attachment>) {
+        self.vm.nics = nics(&attachments);
+        self.boot.interfaces = attachments.iter().map(interface).collect();
+        self.boot.routes = routes(&attachments);
+        if spec.dns.is_empty() {
+            self.boot.nameservers = resolvers(&attachments);
+        }
+        let first = attachments
+            .iter()
+            .flat_map(|a| &a.addresses)
+            .map(|net| net.addr())
+            .next();
+        let own = |address| HostEntry {
+            address,
+            names: vec![self.boot.hostname.clone()],
+        };
+        self.boot.hosts = first.map(own).into_iter().collect();
+        self.attachments = attachments;
+    }
+}
+
+impl VmPlan {
+    /// Puts these networks in the place of those it has.
+    pub fn set_attachments(&mut self, spec: &MachineSpec, attachments: Vec<Attachment>) -> Result<(), PlanError> {
+        if spec.dns.is_empty() {
+            self.seed.nameservers = resolvers(&attachments);
+        }
+        let is_told = self.install().is_some() || spec.legacy_cmdline;
+        if let Boot::Kernel { cmdline, .. } = &mut self.vm.boot
+            && is_told
+        {
+            *cmdline = cmdline::with_network(cmdline, &attachments, &self.seed.nameservers)?;
+        }
+        self.vm.nics = nics(&attachments);
+        self.seed.interfaces = attachments.iter().map(interface).collect();
+        self.seed.routes = routes(&attachments);
+        self.attachments = attachments;
+        Ok(())
+    }
+}

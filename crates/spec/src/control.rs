@@ -1,0 +1,137 @@
+//! The monitor's control socket (`ctl.sock`): what a command asks a running machine.
+//!
+//! The bytes are the frames of `zmachine-agent-protocol`. The first frame of a connection is a [`Request`] in JSON. It is
+//! answered with one [`Reply`], after which the connection ends; or, for `attach`, `exec` and transfers, it becomes a process stream,
+//! exactly as between host and agent.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use zmachine_agent_protocol::{Capacity, Process, Transfer};
+use zmachine_network::Attachment;
+use zmachine_network::user::Traffic;
+
+use crate::NetworkRequest;
+use crate::failure::{Class, Failure};
+use crate::state::Exit;
+
+/// What a command asks the monitor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Follow the entrypoint: its output from here on, and its input when the machine was made with one. The stream gets
+    /// `Exited` when the entrypoint is gone, or `Error` when it never started.
+    Attach {
+        /// This client sends input.
+        stdin: bool,
+        /// This client started the machine: the entrypoint waits for it, and its output is never dropped for it.
+        owner: bool,
+    },
+    /// Follow the serial console, from its last few lines on.
+    Console {
+        /// This client types.
+        stdin: bool,
+    },
+    /// Start one more process. `env` is over the entrypoint's environment; user and working directory are the entrypoint's
+    /// when `None`.
+    Exec(Process),
+    /// Copy files to or from the machine.
+    Transfer(Transfer),
+    /// Stop in an orderly way; answered when the machine has stopped.
+    Stop {
+        /// Time between the stop signal and SIGKILL in milliseconds; the spec's when `None`.
+        grace_ms: Option<u64>,
+    },
+    /// End the machine at once, as a power cut; answered when it has ended.
+    Kill,
+    /// Send a Linux signal number to the entrypoint.
+    Signal(i32),
+    /// Wait until the machine has ended; answered with [`Reply::Ended`].
+    Wait,
+    /// Memory and load of the guest; answered with [`Reply::Capacity`].
+    Capacity,
+    /// What went through its interfaces that have no link on the host; answered with [`Reply::Traffic`].
+    Traffic,
+    /// Halt the virtual CPUs.
+    Pause,
+    /// Let them run again.
+    Resume,
+    /// Join one more network, or leave one.
+    Reconnect(Box<Reconnect>),
+    /// Make a volume that the machine writes to larger, and the file system on it.
+    GrowVolume {
+        /// The volume's name.
+        name: String,
+        /// Its new size in bytes.
+        size_bytes: u64,
+    },
+}
+
+/// A machine's networks as they are to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconnect {
+    /// Every network of the machine, one of them more or less than it is in.
+    pub attachments: Vec<Attachment>,
+    /// The same as its spec says it. On the wire each is a text, as monitors have known it that are older than the command.
+    #[serde(with = "network_texts")]
+    pub networks: Vec<NetworkRequest>,
+}
+
+mod network_texts {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use crate::NetworkRequest;
+
+    pub(super) fn serialize<S: Serializer>(requests: &[NetworkRequest], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(requests.iter().map(NetworkRequest::to_string))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<NetworkRequest>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        let parsed = texts.iter().map(|text| NetworkRequest::parse(text));
+        parsed.collect::<Result<_, _>>().map_err(de::Error::custom)
+    }
+}
+
+/// What the monitor answers to everything but `attach` and `exec`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// The machine has ended: so, or for this reason.
+    Ended(Result<Exit, Failure>),
+    /// What the guest's agent says of its memory and load.
+    Capacity(Capacity),
+    /// Totals by interface, as the guest names it.
+    Traffic(BTreeMap<String, Traffic>),
+    /// It is not.
+    Failed(Failure),
+}
+
+/// What the monitor tells the command that started it, one JSON line each, on its report pipe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// The control socket accepts connections.
+    Listening,
+    /// Work that takes its time before the machine can run.
+    Progress {
+        /// What is done, for people.
+        what: String,
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The entrypoint, or the VM, runs.
+    Ready,
+    /// The start failed; everything is undone.
+    Failed(Failure),
+}
+
+/// What somebody is told who wants something of a paused guest.
+pub fn paused(name: &str) -> Failure {
+    Failure::new(Class::Conflict, format!("machine '{name}' is paused"))
+        .hint(format!("'zmachine resume {name}' lets it run on"))
+}

@@ -1,0 +1,58 @@
+//! A machine as values: what its user asks for, what becomes of it, what is said when something goes wrong.
+//!
+//! Values are typed: what flags and machine files write is read once, by whoever takes it ([`VolumeRequest::parse`] and the like),
+//! and never below. What is on disk is the JSON of these types.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `machine` | [`MachineSpec`], every setting of a machine, and its file |
+//! | `version1` | specs of version 1, whose values were the texts of flags |
+//! | `volume_request`, `network_request`, `signal`, `log_target`, `log_limits`, `user`, [`secret`], [`restart`], [`bytes`] | one setting's type each, and how users write it |
+//! | `setting` | the names of settings in failures |
+//! | [`volume`] | what volumes are, apart from their files |
+//! | [`state`] | where a machine is in its life |
+//! | [`failure`] | what went wrong: class, causes, hint |
+//! | [`control`] | what is said between a command and a machine's monitor |
+//! | [`home`] | where all of it is |
+//! | [`redact`], [`shown`] | what may be shown of it |
+//! | [`versioned`] | files with a format version |
+//!
+//! # Invariants
+//! Nothing here prints, looks at the host beyond the files it is told to read, or reads the environment.
+
+pub mod bytes;
+pub mod control;
+pub mod failure;
+pub mod home;
+mod log_limits;
+mod log_target;
+mod machine;
+mod network_request;
+pub mod redact;
+pub mod restart;
+pub mod secret;
+mod setting;
+pub mod shown;
+pub mod signal;
+pub mod state;
+mod user;
+mod version1;
+pub mod versioned;
+pub mod volume;
+mod volume_request;
+
+pub use failure::{Class, Failure};
+pub use home::Home;
+pub use log_limits::LogLimits;
+pub use log_target::LogTarget;
+pub use machine::{
+    DEFAULT_MEMORY, DEFAULT_STOP_SIGNAL, DEFAULT_STOP_TIMEOUT_S, DEFAULT_VM_STOP_TIMEOUT_S, JailChoice, MachineSpec,
+    ModeChoice, RootfsChoice, SPEC_VERSION, check_name, user_data_text,
+};
+pub use network_request::{NetworkRequest, check_alias};
+pub use restart::RestartPolicy;
+pub use setting::Setting;
+pub use signal::Signal;
+pub use state::{Exit, Kind, Phase, State};
+pub use user::User;
+pub use volume_request::{Origin, VolumeRequest};

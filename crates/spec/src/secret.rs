@@ -1,0 +1,45 @@
+//! Secrets of a container, as users name them: `NAME=FILE`.
+
+use std::path::{Path, PathBuf};
+
+use crate::failure::{Class, Failure};
+use crate::setting::Setting;
+
+/// Reads `NAME=FILE`, or `FILE`, whose last part is the name then.
+///
+/// # Errors
+/// [`Class::Usage`] when it is neither, or the name can not be a file's.
+pub fn parse(text: &str, cwd: &Path) -> Result<(String, PathBuf), Failure> {
+    let (name, file) = match text.split_once('=') {
+        Some((name, file)) => (name.to_owned(), Path::new(file)),
+        None => {
+            let file = Path::new(text);
+            (
+                file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                file,
+            )
+        }
+    };
+    let is_legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    if name.is_empty() || name.starts_with('.') || name.len() > 255 || !name.chars().all(is_legal) {
+        let message = format!("the secret '{text}': '{name}' can not be the name of a secret");
+        let hint = "write NAME=FILE; names have letters, digits, '_', '.' and '-', and begin with none of the last two";
+        return Err(Failure::new(Class::Usage, message).hint(hint).about(Setting::Secrets));
+    }
+    Ok((name, cwd.join(file)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_has_a_name_and_a_file() {
+        let cwd = Path::new("/here");
+        assert_eq!(parse("db=pw.txt", cwd).unwrap(), ("db".into(), "/here/pw.txt".into()));
+        assert_eq!(parse("/etc/pw", cwd).unwrap(), ("pw".into(), "/etc/pw".into()));
+        for bad in ["a/b=/x", "=x", "..=x", ".x=/x", "/"] {
+            assert_eq!(parse(bad, cwd).unwrap_err().class, Class::Usage, "{bad}");
+        }
+    }
+}
