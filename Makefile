@@ -67,9 +67,10 @@ test-tools: setup
 
 check: setup ## format, lints, dependencies, layers, documentation, scripts
 	$(CARGO) fmt --all --check
-	for script in scripts/* examples/*/build benches/run fuzz/run fuzz/rustc-instrumented .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
+	for script in scripts/* examples/*/build benches/run fuzz/run fuzz/rustc-instrumented .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *python3) python3 -c "import ast, sys; ast.parse(open(sys.argv[1]).read())" "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
 	$(CARGO) xtask layering
 	$(CARGO) xtask tidy
+	scripts/draw-architecture --check
 	@# Without optimisation: it looks at one project, and compiles in a third of the time.
 	@command -v cargo-deny >/dev/null || { echo "check: installing cargo-deny"; \
 		CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --quiet --locked --debug cargo-deny; }
