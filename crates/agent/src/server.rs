@@ -96,7 +96,7 @@ pub(crate) fn serve(booted: Booted) {
             Err(error) => return console::error(&format!("watch the port: {error}")),
         }
         let first = stopped.recv().await.unwrap_or(Stop::HostGone);
-        shutdown::stop(&agent, first, &mut stopped).await;
+        shutdown::stop(&*agent, first, &mut stopped).await;
     });
 }
 
