@@ -2,10 +2,10 @@
 
 mod fetch;
 mod library;
-mod oci;
 mod pack;
 mod registry;
 mod roundtrip;
+mod servers;
 mod shared;
 mod stores;
 mod support;
