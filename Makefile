@@ -43,7 +43,7 @@ test: build test-kernel test-tools ## every test, the ones with guests included
 # The tests that want a guest or root say that they are skipped, and count as such.
 test-fast: export ZMACHINE_TEST_FAST := 1
 test-fast: ## no guest, no root, no server: for whoever changes code (it needs no setup but what the build needs)
-	$(CARGO) test $(TEST_ARGS) --exclude zmachine-guest-tests
+	$(CARGO) test $(TEST_ARGS) --exclude zmachine-guest-tests -- --skip servers::
 
 fuzz: setup ## let every fuzz target run for SECONDS (60 by default), and keep what is new in the corpus
 	fuzz/run --keep $(or $(SECONDS),60)

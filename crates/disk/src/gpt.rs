@@ -290,7 +290,7 @@ mod tests {
         let mut entries = vec![0; 128 * 128];
         for (entry, (start, end)) in entries.chunks_exact_mut(128).zip(parts) {
             entry[..16].fill(1);
-            entry[16..32].fill(*start as u8 | 1);
+            entry[16..24].copy_from_slice(&start.to_le_bytes());
             entry[32..40].copy_from_slice(&start.to_le_bytes());
             entry[40..48].copy_from_slice(&end.to_le_bytes());
             entry[56] = b'p';

@@ -205,6 +205,7 @@ fn pretty(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::process::Command;
 
     use super::*;
 

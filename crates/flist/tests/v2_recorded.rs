@@ -80,7 +80,7 @@ fn every_recorded_flist_holds_the_tree_that_was_packed() {
                 assert_eq!(line[4], size(node).to_string(), "{path:?}");
             }
             assert_eq!(line[5], node.metadata.mtime.to_string(), "{path:?}");
-            assert_eq!(support::unescape(&line[8]), detail.as_bytes(), "{path:?}");
+            assert_eq!(crate::support::unescape(&line[8]), detail.as_bytes(), "{path:?}");
         }
         assert!(manifest.is_empty(), "{tree}: lost {:?}", manifest.keys());
     }

@@ -329,7 +329,8 @@ fn reading_past_the_end_of_a_block_is_an_error_in_both_forms() {
     let bench = Bench::new(&[dir_url("store")]);
     let block = a_block();
     let file = bench.fetcher.fetch(&block).unwrap();
-    let bytes = Fetched::Bytes(support::read_all(std::fs::File::open(bench.cache.path_of(&block)).unwrap()).into());
+    let bytes =
+        Fetched::Bytes(crate::support::read_all(std::fs::File::open(bench.cache.path_of(&block)).unwrap()).into());
     for fetched in [file, bytes] {
         let mut buf = [0; 8];
         fetched.read_exact_at(&mut buf, u64::from(block.len) - 8).unwrap();
