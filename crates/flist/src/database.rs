@@ -96,7 +96,7 @@ fn connect(shown: &Path, path: &Path, value_bytes: i32) -> Result<Connection, Op
     let uri = immutable_uri(&std::path::absolute(path).map_err(read_error)?);
     let open = || -> rusqlite::Result<Connection> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut db = Connection::open_with_flags(uri, flags)?;
+        let db = Connection::open_with_flags(uri, flags)?;
         db.set_limit(Limit::SQLITE_LIMIT_LENGTH, value_bytes)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
