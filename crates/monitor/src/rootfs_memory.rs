@@ -114,3 +114,34 @@ impl RootfsWatch {
         self.changed.then(|| self.saved + COUNTERS_PERIOD)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use zmachine_rootfs::prefetch_list::BLOCKS_MAX;
+
+    use super::*;
+
+    #[test]
+    fn servers_that_end_often_have_to_wait_but_never_long() {
+        let mut watch = RootfsWatch::new();
+        let pauses: Vec<u128> = (0..100).map(|_| watch.pause().as_millis()).collect();
+        assert_eq!(pauses[..10], [0, 0, 0, 0, 0, 100, 200, 400, 800, 1000]);
+        assert!(pauses[10..].iter().all(|pause| *pause == 1000));
+    }
+
+    #[test]
+    fn what_is_read_first_is_kept_once_and_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watch = RootfsWatch::new();
+        watch.first_reads(vec![1]);
+        assert!(watch.record_first_reads(dir.path()));
+        watch.first_reads(vec![4, 2, 4]);
+        watch.first_reads(vec![2, 3]);
+        assert_eq!(watch.recording.as_ref().unwrap().blocks, [4, 2, 3]);
+        watch.first_reads((0..100_000).collect());
+        assert_eq!(watch.recording.as_ref().unwrap().blocks.len(), BLOCKS_MAX);
+        assert_eq!(watch.due(), None);
+        watch.entrypoint_started();
+        assert!(watch.due().is_some());
+    }
+}

@@ -214,7 +214,7 @@ impl CreateArgs {
             })
         };
         spec.network_aliases = self.network_alias.iter().map(alias).collect::<Result<_, _>>()?;
-        spec.publish = self.publish.iter().map(publish).collect::<Result<_, _>>()?;
+        spec.publish = self.publish.iter().map(|text| publish(text)).collect::<Result<_, _>>()?;
         spec.publish_all = self.publish_all;
         spec.dns = self.dns.clone();
         spec.terminal = self.tty;
@@ -274,7 +274,7 @@ fn volume(text: &str, cwd: &Path) -> Result<VolumeRequest, Failure> {
     }
 }
 
-fn publish(text: &String) -> Result<PublishRequest, Failure> {
+fn publish(text: &str) -> Result<PublishRequest, Failure> {
     let parsed = PublishRequest::parse(text).map_err(NetworkError::from);
     parsed.map_err(|e| Failure::from(e).about(Setting::Publish))
 }
