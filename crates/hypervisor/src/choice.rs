@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn asking_for_it_by_name_fails_clearly_where_it_can_not_be() {
         let error = choose(Requested::CloudHypervisor, &accel(Accel::Tcg), &found(), None).unwrap_err();
-        assert!(error.is_host && error.hint().contains("--hypervisor qemu"), "{error}");
+        assert!(error.is_host && error.hint().contains("use qemu"), "{error}");
         let error = choose(Requested::CloudHypervisor, &accel(Accel::Kvm), &found(), Some("x")).unwrap_err();
         assert_eq!(error.to_string(), "Cloud Hypervisor can not run this machine: x");
         let choice = choose(Requested::Qemu, &accel(Accel::Kvm), &found(), None).unwrap();

@@ -196,7 +196,7 @@ mod tests {
     fn skipping_what_is_provided_fails_in_ci_alone() {
         const INSIDE: &str = "ZMACHINE_TEST_SKIP_INSIDE";
         if std::env::var_os(INSIDE).is_some() {
-            return skip(&Lack::provided("needs root"));
+            return skip(Lack::provided("needs root"));
         }
         let run = |ci: &str| {
             std::process::Command::new(std::env::current_exe().unwrap())

@@ -389,7 +389,7 @@ mod tests {
         let both = [facade[0], facade[1], ("b", "use super::A;\npub struct B;")];
         assert_eq!(found(&both), [["a", "b"]]);
         let used = [("", "mod a;\nfn f() { a::g() }"), ("a", "use super::f;"), ("b", "")];
-        assert_eq!(found(&used), [["a", "the root"]]);
+        assert_eq!(found(&used), [["the root", "a"]]);
     }
 
     #[test]

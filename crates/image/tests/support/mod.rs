@@ -62,7 +62,7 @@ pub fn quick() -> FetchOptions {
 
 /// A fetcher with a fresh cache.
 pub struct Bench {
-    pub dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     pub cache: BlockCache,
     pub fetcher: Fetcher,
 }
@@ -76,7 +76,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let cache = BlockCache::open(&dir.path().join("blocks")).unwrap();
         let fetcher = Fetcher::new(cache.clone(), routes(urls), options);
-        Bench { dir, cache, fetcher }
+        Bench { _dir: dir, cache, fetcher }
     }
 }
 
