@@ -214,7 +214,11 @@ impl CreateArgs {
             })
         };
         spec.network_aliases = self.network_alias.iter().map(alias).collect::<Result<_, _>>()?;
-        spec.publish = self.publish.iter().map(|text| publish(text)).collect::<Result<_, _>>()?;
+        spec.publish = self
+            .publish
+            .iter()
+            .map(|text| publish(text))
+            .collect::<Result<_, _>>()?;
         spec.publish_all = self.publish_all;
         spec.dns = self.dns.clone();
         spec.terminal = self.tty;

@@ -156,7 +156,7 @@ fn a_failing_service_is_restarted_explained_and_remembered() {
             "for n in 1 2 3 4 5; do dd if=/dev/zero of=/dev/null bs=40M & done; sleep 15; exit 9",
         );
         assert!(
-            eaten.contains("ran out of memory") && eaten.contains("--memory"),
+            eaten.contains("ran out of memory") && eaten.contains("give it more memory"),
             "{eaten}"
         );
     });

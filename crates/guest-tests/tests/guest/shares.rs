@@ -256,6 +256,9 @@ fn refusals(home: &TestHome, image: &str, shared: &Path) {
             image,
         ],
     );
-    assert!(twice.expect_code(2).stderr().contains("already"), "{twice}");
+    assert!(
+        twice.expect_code(2).stderr().contains("cannot be at '/x' too"),
+        "{twice}"
+    );
     assert!(zmachine(home, &["ps", "-aq"]).stdout().is_empty());
 }

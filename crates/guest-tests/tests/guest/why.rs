@@ -181,7 +181,7 @@ fn every_kind_of_failure_is_told_in_words_with_what_to_do() {
         ended(&home, "blocks");
         let told = why(&home, "blocks");
         assert!(
-            told.contains("blocks could not be had") && told.contains("--store"),
+            told.contains("blocks could not be had") && told.contains("another one can be named"),
             "{told}"
         );
         move_all("away", "store");

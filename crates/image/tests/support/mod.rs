@@ -76,7 +76,11 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let cache = BlockCache::open(&dir.path().join("blocks")).unwrap();
         let fetcher = Fetcher::new(cache.clone(), routes(urls), options);
-        Bench { _dir: dir, cache, fetcher }
+        Bench {
+            _dir: dir,
+            cache,
+            fetcher,
+        }
     }
 }
 
