@@ -1,6 +1,6 @@
 //! A deadline for a whole transfer that follows from its size: whoever sends a byte a second holds up nobody for long.
 //!
-//! The time in which the sender is waited for may be the grace, and one second more for every [`BYTES_PER_SECOND`] that have arrived.
+//! The time in which the sender is waited for may be the grace, and one second more for every `BYTES_PER_SECOND` that have arrived.
 //! A transfer of `n` bytes so ends within `grace + n / BYTES_PER_SECOND` of waiting, and one that hardly moves within the grace. What the
 //! reader does with the bytes meanwhile does not count: a slow disk is not the sender's fault. A single read must have a time limit of
 //! its own.

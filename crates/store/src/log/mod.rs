@@ -11,9 +11,9 @@
 //!
 //! # Rotation
 //! The file that is written has no number; rotation renames it to the next one. So a file's number never changes, and
-//! (number, offset) is a [`Position`] for as long as the file is kept. A file is full at [`LogLimits::file_bytes`] or after
-//! [`LogLimits::file_age`]; the oldest go when there are more than [`LogLimits::files`] or they are older than
-//! [`LogLimits::keep`]. The newest numbered file is emptied rather than removed, which keeps the count.
+//! (number, offset) is a [`Position`] for as long as the file is kept. A file is full at `LogLimits::file_bytes` or after
+//! `LogLimits::file_age`; the oldest go when there are more than `LogLimits::files` or they are older than
+//! `LogLimits::keep`. The newest numbered file is emptied rather than removed, which keeps the count.
 //!
 //! # Invariants
 //! Whoever writes holds the machine's lock. Entries are whole: a write that fails is taken back, and the bytes it lost

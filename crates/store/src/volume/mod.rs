@@ -9,7 +9,7 @@
 //!
 //! # Invariants
 //! * The host never mounts a volume and reads no more of it than the fields that tell one file system from another.
-//! * A volume in a transitional state ([`Content::Formatting`], [`Content::Installing`]) has no data of a user: what was
+//! * A volume in a transitional state (`Content::Formatting`, `Content::Installing`) has no data of a user: what was
 //!   interrupted is done again from the start.
 //! * What a volume holds is written down before a guest can write to it, so data is never taken for an empty disk.
 //!
@@ -18,7 +18,7 @@
 //! | [`record`] | `volume.json` |
 //! | [`store`] | making, finding, growing, removing, locking |
 //! | [`wanted`] | what the volumes in the spec of a machine stand for, before anything is made |
-//! | [`shared`] | the directories of the host among them |
+//! | [`mod@shared`] | the directories of the host among them |
 //! | [`mod@format`] | the file systems that are made on a fresh volume |
 
 pub mod format;

@@ -89,7 +89,7 @@ impl Volumes {
     /// Makes a volume that is all zeros.
     ///
     /// # Errors
-    /// As [`NewVolume::check`]; [`Class::Conflict`] when the name is taken. Nothing is left then.
+    /// As `NewVolume::check`; [`Class::Conflict`] when the name is taken. Nothing is left then.
     pub fn create(&self, new: &NewVolume) -> Result<Volume, Failure> {
         check_new(new)?;
         let _catalog = self.lock()?;
