@@ -2,7 +2,7 @@
 
 `zmachine`       the image as EROFS over vhost-user-blk (`zmachine rootfs`), a writable ext4 disk, overlayfs in the guest
 `other`          the same with another build of zmachine (`--other`): what a change of it does, both in one run
-`erofs`          the same without the writable layer, read-only: what the overlay costs (workloads that write can not run)
+`erofs`          the same without the writable layer, read-only: what the overlay costs (workloads that write cannot run)
 `ext4`           one ext4 image of everything on QEMU's virtio-blk, with the same read-ahead as our root
 `ext4-128`       the same with the kernel's own read-ahead
 `virtiofs-always`, `virtiofs-auto`   a copy of the tree over virtiofsd with that cache mode, writable
@@ -113,7 +113,7 @@ class Stacks:
                                   stdout=subprocess.DEVNULL)
         while not os.path.ismount(mounted):
             if server.poll() is not None:
-                sys.exit("bench-rootfs: the flist can not be mounted (see above)")
+                sys.exit("bench-rootfs: the flist cannot be mounted (see above)")
             time.sleep(0.05)
         self.say("reading everything once on the host")
         read_all(mounted)

@@ -32,8 +32,11 @@ pub fn erofs(input: &[u8]) {
     file.set_len(image.device_blocks() * 4096).expect("length");
     let checked = Command::new("fsck.erofs").arg("--extract").arg(&path).output();
     let checked = checked.expect("fsck.erofs: run scripts/setup");
-    let said = String::from_utf8_lossy(&[checked.stdout, checked.stderr].concat()).into_owned();
-    assert!(checked.status.success() && !said.contains("<E>"), "fsck.erofs: {said}");
+    let reported = String::from_utf8_lossy(&[checked.stdout, checked.stderr].concat()).into_owned();
+    assert!(
+        checked.status.success() && !reported.contains("<E>"),
+        "fsck.erofs: {reported}"
+    );
 }
 
 /// `None` when it is no tree after all.

@@ -386,7 +386,7 @@ pub struct AgentError {
 pub enum ErrorKind {
     /// The program is not in the guest (exit code 127).
     CommandNotFound,
-    /// The program is there and can not be run (exit code 126).
+    /// The program is there and cannot be run (exit code 126).
     CommandNotExecutable,
     /// The user or group is not in the image (exit code 125).
     UnknownUser,

@@ -86,7 +86,7 @@ impl Phases {
 /// Early mounts, limits, modules, port.
 ///
 /// # Errors
-/// [`BootError`]: the machine can not be used.
+/// [`BootError`]: the machine cannot be used.
 pub(crate) fn boot(started: Instant) -> Result<Booted, BootError> {
     let mut phases = Phases::new(started);
     phases.add("kernel", since_kernel_start());

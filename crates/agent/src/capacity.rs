@@ -14,7 +14,7 @@ const LIMIT: u64 = 256 * 1024;
 /// Reads the guest's capacity through `proc`, a directory descriptor of a proc file system.
 ///
 /// # Errors
-/// When a file of `/proc` can not be read.
+/// When a file of `/proc` cannot be read.
 pub(crate) fn measure(proc: &OwnedFd) -> io::Result<Capacity> {
     let memory = read(proc, "meminfo")?;
     let stat = read(proc, "stat")?;

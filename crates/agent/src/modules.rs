@@ -34,7 +34,7 @@ pub(crate) fn order_of(fstype: &str) -> Option<&'static Path> {
 /// Why a module is not loaded.
 #[derive(Debug, Error)]
 pub(crate) enum ModuleError {
-    /// A file of the initramfs can not be read.
+    /// A file of the initramfs cannot be read.
     #[error("read {path}")]
     Read { path: PathBuf, source: io::Error },
     /// The kernel refused the module.
@@ -45,7 +45,7 @@ pub(crate) enum ModuleError {
 /// Loads all modules that the file `list` names, which are beside it. Without that file there is nothing to load.
 ///
 /// # Errors
-/// The first module that can not be read or loaded; one that is there already counts as loaded.
+/// The first module that cannot be read or loaded; one that is there already counts as loaded.
 pub(crate) fn load_all(list: &Path) -> Result<usize, ModuleError> {
     let text = match fs::read_to_string(list) {
         Ok(text) => text,

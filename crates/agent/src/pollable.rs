@@ -18,7 +18,7 @@ impl Pollable {
     /// Sets `fd` non-blocking and registers it.
     ///
     /// # Errors
-    /// When the descriptor can not be waited for (a regular file), or none are left.
+    /// When the descriptor cannot be waited for (a regular file), or none are left.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;

@@ -35,7 +35,7 @@ pub(crate) enum PortError {
     /// The machine has no port of that name.
     #[error("no virtio-serial port {PORT_NAME} after {} s", APPEAR.as_secs())]
     Missing,
-    /// The port can not be opened.
+    /// The port cannot be opened.
     #[error("open {path}: {source}")]
     Open { path: PathBuf, source: Errno },
     /// The host did not answer on the virtual socket.
@@ -66,7 +66,7 @@ pub(crate) fn open() -> Result<OwnedFd, PortError> {
 /// Opens the agent's port if the kernel knows it by now.
 ///
 /// # Errors
-/// [`PortError::Open`] when it can not be opened.
+/// [`PortError::Open`] when it cannot be opened.
 pub(crate) fn open_if_there() -> Result<Option<OwnedFd>, PortError> {
     match find(Path::new("/sys/class/virtio-ports"), PORT_NAME) {
         Some(name) => open_device(Path::new("/dev").join(name)).map(Some),
@@ -77,7 +77,7 @@ pub(crate) fn open_if_there() -> Result<Option<OwnedFd>, PortError> {
 /// Opens the port with this device node.
 ///
 /// # Errors
-/// [`PortError::Open`] when it can not be opened.
+/// [`PortError::Open`] when it cannot be opened.
 pub(crate) fn open_device(device: PathBuf) -> Result<OwnedFd, PortError> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let opened = rustix::fs::open(&device, flags, Mode::empty());

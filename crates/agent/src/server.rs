@@ -56,7 +56,7 @@ enum State {
 }
 
 /// How long a `Run` waits for its `Configure`. The host sends both at once, so this is for hosts that never will.
-const CONFIGURE_PATIENCE: Duration = Duration::from_secs(5);
+const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What all streams share.
 struct Agent {
@@ -309,7 +309,7 @@ impl Agent {
                 self.configured.notified().await;
             }
         };
-        let _ = tokio::time::timeout(CONFIGURE_PATIENCE, done).await;
+        let _ = tokio::time::timeout(CONFIGURE_TIMEOUT, done).await;
     }
 
     async fn run(self: Rc<Self>, process: Process, stream: yamux::Stream, decoder: FrameDecoder) {

@@ -35,7 +35,7 @@ enum ServiceError {
     /// The guest has no `/proc`.
     #[error("open /proc: {0}")]
     Proc(Errno),
-    /// The runtime can not work.
+    /// The runtime cannot work.
     #[error("watch the port: {0}")]
     Io(#[from] io::Error),
 }

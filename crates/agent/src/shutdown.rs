@@ -26,7 +26,7 @@ use crate::{console, power};
 const REST: Duration = Duration::from_secs(2);
 /// The same when the host is gone and nobody can wait.
 const ORPHANED: Duration = Duration::from_secs(5);
-/// The longest grace: the clock can not add everything a u64 holds.
+/// The longest grace: the clock cannot add everything a u64 holds.
 const LONGEST: Duration = Duration::from_secs(86_400);
 /// How long killed processes may take to vanish: one that hangs in the kernel never does.
 const VANISH: Duration = Duration::from_secs(2);

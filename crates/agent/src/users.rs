@@ -41,7 +41,7 @@ pub(crate) enum UserError {
     /// No such entry in group.
     #[error("unknown group {group:?}")]
     Group { group: String },
-    /// A file of the image can not be read.
+    /// A file of the image cannot be read.
     #[error("read {path}: {source}")]
     Read { path: &'static str, source: io::Error },
 }

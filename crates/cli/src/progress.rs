@@ -9,7 +9,7 @@ use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, Prog
 use zmachine_image::Progress;
 
 /// Work shorter than this shows no bar.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A bar for one step after the other.
 pub(crate) struct Bars {
@@ -76,7 +76,7 @@ impl Progress for Bars {
         self.with(|step| {
             let Some((bar, since)) = step else { return };
             bar.inc(amount);
-            if self.has_terminal && bar.is_hidden() && since.elapsed() >= PATIENCE {
+            if self.has_terminal && bar.is_hidden() && since.elapsed() >= TIMEOUT {
                 bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(8));
             }
         });

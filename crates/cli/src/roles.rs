@@ -112,6 +112,6 @@ pub(crate) fn jail(role: &JailRole) -> Result<u8, Failure> {
         return Ok(0);
     };
     let error = std::process::Command::new(program).args(arguments).exec();
-    let text = format!("can not become {}", program.display());
+    let text = format!("cannot become {}", program.display());
     Err(Failure::from_error(Class::Failed, &error).context(text))
 }

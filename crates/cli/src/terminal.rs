@@ -68,7 +68,7 @@ pub(crate) fn require_terminal() -> Result<(), Failure> {
 /// Follows until the process ends. `abort` is called for an interrupt that comes before the process runs.
 ///
 /// # Errors
-/// What the guest says when the process can not be started, or a stream that breaks.
+/// What the guest says when the process cannot be started, or a stream that breaks.
 pub(crate) fn follow(
     input: ProcessInput,
     mut output: ProcessOutput,
@@ -120,7 +120,7 @@ fn pump(
                         is_stdout_open = false;
                         let _ = input.send(&Frame::message(&Input::Signal(SIGPIPE)));
                     }
-                    other => other.map_err(|e| Failure::from(e).context("can not write to standard output"))?,
+                    other => other.map_err(|e| Failure::from(e).context("cannot write to standard output"))?,
                 }
             }
             Frame::Stderr(bytes) => {

@@ -256,31 +256,31 @@ mod tests {
 
     use super::*;
 
-    fn said(words: &[&str]) -> String {
+    fn output(words: &[&str]) -> String {
         let error = Cli::try_parse_from([&["zmachine"], words].concat()).unwrap_err();
         in_our_words(error).to_string()
     }
 
     #[test]
     fn words_of_other_tools_are_answered_in_ours() {
-        assert!(said(&["run", "--tmpfs", "/x", "app"]).contains("/tmp, /run and /dev/shm are in memory"));
-        assert!(said(&["run", "--mount=type=bind", "app"]).contains("use -v SOURCE"));
-        assert!(said(&["unpause", "web"]).contains("zmachine resume"));
-        assert!(said(&["run", "--cpus", "0.5", "app"]).contains("virtual CPUs are whole"));
+        assert!(output(&["run", "--tmpfs", "/x", "app"]).contains("/tmp, /run and /dev/shm are in memory"));
+        assert!(output(&["run", "--mount=type=bind", "app"]).contains("use -v SOURCE"));
+        assert!(output(&["unpause", "web"]).contains("zmachine resume"));
+        assert!(output(&["run", "--cpus", "0.5", "app"]).contains("virtual CPUs are whole"));
         for words in [&["run", "--tmpfs", "/x", "app"][..], &["run", "--nonsense", "app"]] {
-            assert!(!said(words).contains("-- --"), "{}", said(words));
+            assert!(!output(words).contains("-- --"), "{}", output(words));
         }
     }
 
     #[test]
     fn hidden_commands_are_never_advice() {
         for word in ["monito", "shar", "jai", "rootf", "history", "save"] {
-            let said = said(&[word]);
+            let output = output(&[word]);
             for hidden in ["'monitor'", "'share'", "'jail'", "'rootfs'"] {
-                assert!(!said.contains(hidden), "{said}");
+                assert!(!output.contains(hidden), "{output}");
             }
         }
-        assert!(said(&["stat"]).contains("stats"));
+        assert!(output(&["stat"]).contains("stats"));
     }
 
     #[test]

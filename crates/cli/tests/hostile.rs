@@ -66,13 +66,13 @@ impl Room {
 
     /// Why the program's answer to a bad file is not the right one.
     fn refused(&self, args: &[&str], input: &[u8], named: &str) -> Result<(), String> {
-        let (code, said) = self.run(args, input);
-        let told = || format!("{args:?}: exit {code:?}: {said}");
+        let (code, output) = self.run(args, input);
+        let reported = || format!("{args:?}: exit {code:?}: {output}");
         if !matches!(code, Some(1 | 5)) {
-            return Err(format!("wrong exit: {}", told()));
+            return Err(format!("wrong exit: {}", reported()));
         }
-        if said.contains("panicked") || !said.contains(named) {
-            return Err(format!("not an error that names {named}: {}", told()));
+        if output.contains("panicked") || !output.contains(named) {
+            return Err(format!("not an error that names {named}: {}", reported()));
         }
         // Blocks that nothing names may be in a store, as after any pack that failed.
         let mut left: Vec<_> = fs::read_dir(self.0.path())
@@ -84,7 +84,7 @@ impl Room {
         if left.is_empty() {
             Ok(())
         } else {
-            Err(format!("left {left:?}: {}", told()))
+            Err(format!("left {left:?}: {}", reported()))
         }
     }
 }
@@ -175,8 +175,8 @@ fn a_trigger_is_not_run_and_a_million_names_are_not_too_many() {
          CREATE VIEW v AS SELECT * FROM inode",
     );
     let before = fs::read(room.input("bad.fl")).unwrap();
-    let (code, said) = room.run(&["flist", "inspect", &room.input("bad.fl")], b"");
-    assert_eq!(code, Some(0), "{said}");
+    let (code, output) = room.run(&["flist", "inspect", &room.input("bad.fl")], b"");
+    assert_eq!(code, Some(0), "{output}");
     assert_eq!(fs::read(room.input("bad.fl")).unwrap(), before);
 
     let room = Room::new();
@@ -252,13 +252,13 @@ fn blocks_that_are_not_what_their_names_say_are_refused() {
     // The same with nothing wrong, or the cases would prove little.
     let room = Room::new();
     one_block(&room, &key, &sealed, 12);
-    let (code, said) = room.run(&["flist", "verify", &room.input("bad.fl")], b"");
-    assert_eq!(code, Some(0), "{said}");
-    let (code, said) = room.run(&["flist", "unpack", &room.input("bad.fl"), "out"], b"");
+    let (code, output) = room.run(&["flist", "verify", &room.input("bad.fl")], b"");
+    assert_eq!(code, Some(0), "{output}");
+    let (code, output) = room.run(&["flist", "unpack", &room.input("bad.fl"), "out"], b"");
     assert_eq!(
         (code, fs::read(room.path("out/hello.txt")).unwrap()),
         (Some(0), plain.to_vec()),
-        "{said}"
+        "{output}"
     );
 }
 
@@ -324,10 +324,10 @@ fn what_is_below_a_file_or_a_link_stays_in_the_tree() {
             vec![0; 1024],
         ]
         .concat();
-        let (code, said) = room.run(&["flist", "pack", "-", "-o", "x.fl", "--store", &store], &bytes);
-        assert_eq!(code, Some(0), "{said}");
-        let (code, said) = room.run(&["flist", "unpack", "x.fl", "out"], b"");
-        assert_eq!(code, Some(0), "{said}");
+        let (code, output) = room.run(&["flist", "pack", "-", "-o", "x.fl", "--store", &store], &bytes);
+        assert_eq!(code, Some(0), "{output}");
+        let (code, output) = room.run(&["flist", "unpack", "x.fl", "out"], b"");
+        assert_eq!(code, Some(0), "{output}");
         assert_eq!(fs::read(room.path("out").join(at)).unwrap(), b"x");
         assert!(!Path::new("/etc/y").exists());
     }
@@ -446,8 +446,8 @@ fn container_images_that_lie_are_refused() {
     let room = Room::new();
     layout(&room, &good, |_| ());
     let store = format!("dir://{}", room.path("store").display());
-    let (code, said) = room.run(&["flist", "import", "oci:in/oci", "-o", "x.fl", "--store", &store], b"");
-    assert_eq!(code, Some(0), "{said}");
+    let (code, output) = room.run(&["flist", "import", "oci:in/oci", "-o", "x.fl", "--store", &store], b"");
+    assert_eq!(code, Some(0), "{output}");
     assert!(Flist::open(&room.path("x.fl")).is_ok());
 }
 

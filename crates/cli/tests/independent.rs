@@ -25,8 +25,8 @@ impl Room {
     #[track_caller]
     fn says(&self, command: &mut Command) -> String {
         let done = command.current_dir(&self.0).output().unwrap();
-        let said = String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.success(), "{command:?}: {said}");
+        let reported = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{command:?}: {reported}");
         String::from_utf8(done.stdout).unwrap()
     }
 

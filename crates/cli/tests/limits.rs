@@ -19,12 +19,12 @@ fn too_few_open_files_are_told_before_anything_is_made() {
             .unwrap();
         String::from_utf8(output.stderr).unwrap()
     };
-    let said = run("ulimit -n 64");
+    let reported = run("ulimit -n 64");
     assert!(
-        said.contains("may open 64 files") && said.contains("ulimit -n"),
-        "{said}"
+        reported.contains("may open 64 files") && reported.contains("ulimit -n"),
+        "{reported}"
     );
     // A soft limit that may be raised is.
-    let said = run("ulimit -S -n 64");
-    assert!(said.contains("/nonexistent/app.fl does not exist"), "{said}");
+    let reported = run("ulimit -S -n 64");
+    assert!(reported.contains("/nonexistent/app.fl does not exist"), "{reported}");
 }

@@ -21,8 +21,8 @@ const HOLE: usize = 64 << 10;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CopyError {
-    /// The image can not be read.
-    #[error("the image can not be read at byte {offset}")]
+    /// The image cannot be read.
+    #[error("the image cannot be read at byte {offset}")]
     Read {
         /// Where.
         offset: u64,
@@ -37,8 +37,8 @@ pub enum CopyError {
         /// Length of the image.
         total: u64,
     },
-    /// The volume can not be written.
-    #[error("the volume can not be written at byte {offset}")]
+    /// The volume cannot be written.
+    #[error("the volume cannot be written at byte {offset}")]
     Write {
         /// Where.
         offset: u64,

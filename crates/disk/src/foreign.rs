@@ -53,7 +53,7 @@ impl Foreign {
     /// What a file is; `None` for what may be the disk itself.
     ///
     /// # Errors
-    /// When it can not be read.
+    /// When it cannot be read.
     pub fn of(source: &mut dyn Source) -> io::Result<Option<Foreign>> {
         let len = source.len();
         let mut head = vec![0; len.min(1024) as usize];
@@ -94,7 +94,7 @@ impl Foreign {
 mod tests {
     use super::*;
 
-    fn told(bytes: &[u8]) -> Option<String> {
+    fn reported(bytes: &[u8]) -> Option<String> {
         Foreign::of(&mut bytes.to_vec())
             .unwrap()
             .map(|foreign| foreign.to_string())
@@ -108,13 +108,13 @@ mod tests {
             (b"\x28\xb5\x2f\xfd", "unzstd"),
             (b"BZh9", "bunzip2"),
         ] {
-            assert!(told(magic).unwrap().contains(program));
+            assert!(reported(magic).unwrap().contains(program));
         }
         let mut disk = vec![0; 1 << 20];
-        assert_eq!(told(&disk), None);
-        assert_eq!(told(&[]), None);
+        assert_eq!(reported(&disk), None);
+        assert_eq!(reported(&[]), None);
         disk[510..512].copy_from_slice(&[0x55, 0xaa]);
         disk[..2].copy_from_slice(&[0x1f, 0x8b]);
-        assert_eq!(told(&disk), None, "a program may begin with anything");
+        assert_eq!(reported(&disk), None, "a program may begin with anything");
     }
 }

@@ -35,7 +35,7 @@ pub struct Partition {
     pub bytes: u64,
 }
 
-/// Why a partition table can not be used.
+/// Why a partition table cannot be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum GptError {
@@ -64,8 +64,8 @@ pub enum GptError {
     /// There is none.
     #[error("the partition table has no partitions")]
     Empty,
-    /// The disk can not be read or written.
-    #[error("the disk can not be used")]
+    /// The disk cannot be read or written.
+    #[error("the disk cannot be used")]
     Io(#[source] io::Error),
 }
 

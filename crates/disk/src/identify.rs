@@ -102,7 +102,7 @@ impl fmt::Display for Content {
 /// What `source` holds from byte `offset` on: 0 for a whole disk, or where a partition begins.
 ///
 /// # Errors
-/// When it can not be read.
+/// When it cannot be read.
 pub fn identify(source: &mut dyn Source, offset: u64) -> io::Result<Content> {
     let mut head = vec![0; 8192];
     let mut btrfs = vec![0; 4096];

@@ -85,7 +85,7 @@ impl Qcow2 {
             return Err("its first table is too short for its size".into());
         }
         let l1 =
-            table(&file, be64(40), entries as usize).map_err(|e| format!("its first table can not be read: {e}"))?;
+            table(&file, be64(40), entries as usize).map_err(|e| format!("its first table cannot be read: {e}"))?;
         Ok(Qcow2 {
             file,
             len,

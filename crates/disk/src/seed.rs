@@ -77,7 +77,7 @@ pub struct SeedMount {
 /// The bytes of the disk.
 ///
 /// # Errors
-/// When the file system can not be made, which is no fault of the seed.
+/// When the file system cannot be made, which is no fault of the seed.
 pub fn image(seed: &Seed) -> std::io::Result<Vec<u8>> {
     let files = [
         ("meta-data", meta_data(seed)),
@@ -317,7 +317,10 @@ mod tests {
     #[test]
     fn a_shell_reads_the_environment_and_the_command_back() {
         let text = file(&seed(), "zosrc") + "printf '%s|' \"$A\" \"$init\" \"$@\"";
-        let said = Command::new("/bin/sh").arg("-c").arg(text).output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&said.stdout), "it's b|/sbin/init|two words|");
+        let reported = Command::new("/bin/sh").arg("-c").arg(text).output().unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&reported.stdout),
+            "it's b|/sbin/init|two words|"
+        );
     }
 }

@@ -20,13 +20,13 @@ pub trait Source {
     /// Fills `buffer` from `offset` on; both are inside of the disk.
     ///
     /// # Errors
-    /// When it can not be read.
+    /// When it cannot be read.
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
     /// Where, from `offset` on, the next byte is that may be other than zero; `None` when there is none.
     ///
     /// # Errors
-    /// When it can not be read.
+    /// When it cannot be read.
     fn next_data(&mut self, offset: u64) -> io::Result<Option<u64>> {
         Ok((offset < self.len()).then_some(offset))
     }
@@ -45,8 +45,8 @@ pub enum ImageFormat {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SourceError {
-    /// It can not be read.
-    #[error("can not read {}", path.display())]
+    /// It cannot be read.
+    #[error("cannot read {}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -54,7 +54,7 @@ pub enum SourceError {
         source: io::Error,
     },
     /// Its header asks for something that is not done here, or makes no sense.
-    #[error("{} can not be used: {problem}", path.display())]
+    #[error("{} cannot be used: {problem}", path.display())]
     Unusable {
         /// The file.
         path: PathBuf,
@@ -114,7 +114,7 @@ impl RawFile {
     /// The disk in `file`.
     ///
     /// # Errors
-    /// When its length can not be had.
+    /// When its length cannot be had.
     pub fn new(file: File) -> io::Result<RawFile> {
         let len = file.metadata()?.len();
         Ok(RawFile { file, len })

@@ -39,7 +39,7 @@ fn ask(what: &str, contents: &[Vec<u8>]) -> String {
 }
 
 /// What cloud-init makes of each. All at once, as it takes a while to be loaded.
-fn told(user_data: &[Vec<u8>]) -> Vec<Value> {
+fn reported(user_data: &[Vec<u8>]) -> Vec<Value> {
     serde_json::from_str(&ask("user-data", user_data)).unwrap()
 }
 
@@ -143,7 +143,7 @@ fn user_data_of_every_form_arrives_whole_beside_ours() {
         let user_data = Some(user_data_text(given.clone()));
         file(&Seed { user_data, ..seed() }, "user-data")
     });
-    let all = told(&std::iter::once(ours).chain(alone).chain(together).collect::<Vec<_>>());
+    let all = reported(&std::iter::once(ours).chain(alone).chain(together).collect::<Vec<_>>());
     let (ours, rest) = all.split_first().unwrap();
     let (alone, together) = rest.split_at(forms.len());
     for ((what, _), (alone, together)) in forms.iter().zip(alone.iter().zip(together)) {
@@ -170,7 +170,7 @@ fn the_mark_before_utf8_is_not_in_the_way() {
         return;
     }
     let text = user_data_text("\u{feff}#cloud-config\nhostname: a\n".into());
-    assert_eq!(told(&[text.into()])[0]["config"], json!({"hostname": "a"}));
+    assert_eq!(reported(&[text.into()])[0]["config"], json!({"hostname": "a"}));
 }
 
 #[test]

@@ -30,7 +30,10 @@ fn what_qemu_img_makes_is_known_by_its_name_and_how_to_convert_it() {
         let made = make.arg(&path).arg("16M").output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let known = Foreign::of(&mut std::fs::read(&path).unwrap()).unwrap();
-        let told = known.expect("a format that has a name").to_string();
-        assert!(told.contains(&format!("-f {format} ")), "{format} {options}: {told}");
+        let reported = known.expect("a format that has a name").to_string();
+        assert!(
+            reported.contains(&format!("-f {format} ")),
+            "{format} {options}: {reported}"
+        );
     }
 }

@@ -25,8 +25,8 @@ fn a_table_of_sgdisk_is_grown_and_sgdisk_finds_no_fault_in_it() {
         let partition = fit(&mut file).unwrap();
         assert_eq!(partition.number, 2);
         assert!(partition.offset + partition.bytes > size - (2 << 20), "{partition:?}");
-        let said = sgdisk(disk.path(), &["-v"]);
-        assert!(said.contains("No problems found"), "{said}");
+        let reported = sgdisk(disk.path(), &["-v"]);
+        assert!(reported.contains("No problems found"), "{reported}");
         let info = sgdisk(disk.path(), &["-i", "2"]);
         assert!(info.contains("'root'"), "{info}");
     }
@@ -35,9 +35,13 @@ fn a_table_of_sgdisk_is_grown_and_sgdisk_finds_no_fault_in_it() {
 /// Runs sgdisk on a disk.
 fn sgdisk(disk: &Path, args: &[&str]) -> String {
     let ran = Command::new("/usr/sbin/sgdisk").args(args).arg(disk).output().unwrap();
-    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
-    assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
-    said
+    let reported = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(
+        ran.status.success(),
+        "{reported}{}",
+        String::from_utf8_lossy(&ran.stderr)
+    );
+    reported
 }
 
 /// A disk of 64 MiB with two partitions by sgdisk, when it is here; `first` are arguments that come before.
@@ -98,8 +102,11 @@ fn any_half_that_is_damaged_or_missing_is_made_again_so_that_sgdisk_finds_no_fau
             }
             let partition = fitted(&disk).unwrap_or_else(|e| panic!("{at} {length} {size} {is_first}: {e}"));
             assert_eq!(partition.number, 2);
-            let said = sgdisk(disk.path(), &["-v"]);
-            assert!(said.contains("No problems found"), "{at} {length} {size}: {said}");
+            let reported = sgdisk(disk.path(), &["-v"]);
+            assert!(
+                reported.contains("No problems found"),
+                "{at} {length} {size}: {reported}"
+            );
             let info = sgdisk(disk.path(), &["-i", "2"]);
             assert!(info.contains("'r\u{f6}\u{f6}t'"), "{info}");
             check(&mut source).unwrap();
@@ -133,8 +140,8 @@ fn entries_that_are_not_right_behind_the_header_stay_where_they_are() {
             disk.as_file().write_all_at(&[0; 512], 512).unwrap();
         }
         assert!(fitted(&disk).unwrap().bytes > size / 2);
-        let said = sgdisk(disk.path(), &["-v"]);
-        assert!(said.contains("No problems found"), "{said}");
+        let reported = sgdisk(disk.path(), &["-v"]);
+        assert!(reported.contains("No problems found"), "{reported}");
         let mut there = [0; 4096];
         disk.as_file().read_exact_at(&mut there, 1024).unwrap();
         assert_eq!(there, [7; 4096]);

@@ -39,9 +39,9 @@ fn other_programs_find_the_disk_whole() {
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
     let mut blkid = Command::new("/usr/sbin/blkid");
     let blkid = blkid.args(["-p", "-o", "export"]).arg(disk.path()).output().unwrap();
-    let said = String::from_utf8_lossy(&blkid.stdout).into_owned();
+    let reported = String::from_utf8_lossy(&blkid.stdout).into_owned();
     assert!(
-        said.contains("LABEL=cidata") && said.contains("TYPE=vfat") && !said.contains("PTTYPE"),
-        "{said}"
+        reported.contains("LABEL=cidata") && reported.contains("TYPE=vfat") && !reported.contains("PTTYPE"),
+        "{reported}"
     );
 }

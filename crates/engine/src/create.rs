@@ -21,7 +21,7 @@ use zmachine_plan::vm::VmStart;
 use zmachine_plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
 use zmachine_rootfs::prepare::RootDescription;
 use zmachine_spec as spec;
-use zmachine_spec::volume::{SharedDirectory, Wanted};
+use zmachine_spec::volume::{ResolvedVolume, SharedDirectory};
 use zmachine_spec::{
     Class, Failure, MachineSpec, ModeChoice, NetworkRequest, Origin, RootfsChoice, Setting, State, VolumeRequest,
 };
@@ -67,7 +67,7 @@ enum Makes {
 }
 
 impl Makes {
-    /// What of the machine Cloud Hypervisor can not do.
+    /// What of the machine Cloud Hypervisor cannot do.
     fn beyond_cloud_hypervisor(&self, uses_shares: bool, has_firmware: bool) -> Option<&'static str> {
         const SHARES: &str = "shared directories do not survive there when the guest's own kernel restarts";
         match self {
@@ -79,7 +79,7 @@ impl Makes {
         }
     }
 
-    fn content<'a>(&'a self, volumes: &'a [Wanted]) -> Content<'a> {
+    fn content<'a>(&'a self, volumes: &'a [ResolvedVolume]) -> Content<'a> {
         match self {
             Makes::Container { image, kernel } => Content::Container { image, kernel, volumes },
             Makes::Tree(facts) => Content::Tree(facts),
@@ -162,7 +162,7 @@ impl Engine {
         &self,
         spec: &MachineSpec,
         options: &CreateOptions<'_>,
-        then: impl FnOnce(&str, &MachineSpec, Plan, &[Wanted]) -> Result<T, Failure>,
+        then: impl FnOnce(&str, &MachineSpec, Plan, &[ResolvedVolume]) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         spec::check_name(&spec.name)?;
         require_files()?;
@@ -210,16 +210,16 @@ impl Engine {
         result
     }
 
-    /// The spec and its volumes, with one more for each of `paths` that nothing is mounted on, when the root can not be
+    /// The spec and its volumes, with one more for each of `paths` that nothing is mounted on, when the root cannot be
     /// written: there an image's data have no place else. They go with the machine as all volumes without a name.
     fn with_data_paths<'a>(
         &self,
         spec: &'a MachineSpec,
         paths: &[String],
-        wanted: Vec<Wanted>,
+        wanted: Vec<ResolvedVolume>,
         shares: &[SharedDirectory],
         id: &str,
-    ) -> Result<(Cow<'a, MachineSpec>, Vec<Wanted>), Failure> {
+    ) -> Result<(Cow<'a, MachineSpec>, Vec<ResolvedVolume>), Failure> {
         let is_free = |path: &&String| {
             let path = path.trim_end_matches('/');
             path.starts_with('/')
@@ -252,7 +252,7 @@ impl Engine {
         &self,
         spec: &MachineSpec,
         options: &CreateOptions<'_>,
-        wanted: &[Wanted],
+        wanted: &[ResolvedVolume],
         uses_shares: bool,
     ) -> Result<Facts, Failure> {
         let accel = accel::choose(spec.accel, &AccelFacts::gather()).map_err(|e| {
@@ -297,7 +297,7 @@ impl Engine {
         &self,
         spec: &MachineSpec,
         options: &CreateOptions<'_>,
-        wanted: &[Wanted],
+        wanted: &[ResolvedVolume],
         (uses_shares, hypervisor): (bool, Hypervisor),
     ) -> Result<Makes, Failure> {
         if let Some(path) = host_disk(spec, options.cwd)? {
@@ -395,7 +395,7 @@ impl Engine {
         let mut attachments = Vec::new();
         for (index, (request, network)) in wanted.iter().zip(&found).enumerate() {
             let is_default = outward == Some(index);
-            let addresses = zmachine_network::Wanted {
+            let addresses = zmachine_network::AddressRequest {
                 ipv4: request.ipv4,
                 ipv6: request.ipv6,
             };

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use zmachine_spec::{Class, Failure, MachineSpec, State};
 use zmachine_store::attempt::Attempt;
 use zmachine_store::catalog::Machine;
-use zmachine_store::{catalog, graveyard};
+use zmachine_store::{catalog, tombstones};
 
 use super::Engine;
 
@@ -17,7 +17,7 @@ pub struct History {
     pub id: String,
     /// Its spec.
     pub spec: MachineSpec,
-    /// Its last state; `None` when that can not be read any more.
+    /// Its last state; `None` when that cannot be read any more.
     pub state: Option<State>,
     /// When it was removed; `None` while it is there.
     pub removed_at: Option<Timestamp>,
@@ -43,7 +43,7 @@ impl Engine {
                 removed_at: None,
                 dir: machine.dir,
             }),
-            Err(failure) if failure.class == Class::NotFound => match graveyard::find(&self.home, name) {
+            Err(failure) if failure.class == Class::NotFound => match tombstones::find(&self.home, name) {
                 Some((buried, spec)) => Ok(History {
                     attempts: Attempt::all(&buried.dir),
                     id: buried.id,
@@ -73,7 +73,7 @@ impl Engine {
     /// Whether somebody has the name now.
     ///
     /// # Errors
-    /// When the folder of machines can not be read.
+    /// When the folder of machines cannot be read.
     pub fn exists(&self, name: &str) -> Result<bool, Failure> {
         match catalog::find(&self.home, name) {
             Ok(_) => Ok(true),

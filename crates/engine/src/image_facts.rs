@@ -8,7 +8,7 @@ use zmachine_spec::{Class, Failure};
 /// What `image`, which the user calls `flist`, says.
 ///
 /// # Errors
-/// When its configuration can not be read.
+/// When its configuration cannot be read.
 pub(super) fn image_facts(image: &Image, flist: &str) -> Result<ImageFacts, Failure> {
     let config = ImageConfig::from_tags(&image.facts.tags).map_err(|e| {
         Failure::from_error(Class::Fetch, &e)

@@ -7,6 +7,7 @@
 //! a resource that such a machine left.
 
 pub mod attach;
+mod client;
 mod create;
 mod history;
 mod image_facts;
@@ -18,7 +19,6 @@ mod reconcile;
 mod remove;
 mod start;
 pub mod stats;
-mod talk;
 mod tree;
 mod vm;
 
@@ -44,7 +44,7 @@ pub struct Engine {
     monitor_abort_at: Option<u32>,
 }
 
-/// One machine of a listing; for one whose state can not be read, its id and why.
+/// One machine of a listing; for one whose state cannot be read, its id and why.
 pub type Listed = Result<Machine, (String, Failure)>;
 
 /// Where a test wants a process to end; see [`zmachine_store::killpoint`].
@@ -75,15 +75,15 @@ impl Engine {
     /// One machine, by name, id or unique prefix of its id.
     ///
     /// # Errors
-    /// When there is none, or its state can not be read.
+    /// When there is none, or its state cannot be read.
     pub fn machine(&self, name: &str) -> Result<Machine, Failure> {
         Machine::load(&self.home, &catalog::find(&self.home, name)?)
     }
 
-    /// All machines, oldest first; for one whose state can not be read, its id and why.
+    /// All machines, oldest first; for one whose state cannot be read, its id and why.
     ///
     /// # Errors
-    /// When the folder of machines can not be read.
+    /// When the folder of machines cannot be read.
     pub fn machines(&self) -> Result<Vec<Listed>, Failure> {
         let mut all: Vec<Listed> = Vec::new();
         for id in catalog::ids(&self.home)? {
@@ -101,7 +101,7 @@ impl Engine {
     /// What is wrong with the names of machines, a line each; nothing when all is well. No machine is lost by it.
     ///
     /// # Errors
-    /// When names or machines can not be listed.
+    /// When names or machines cannot be listed.
     pub fn name_findings(&self) -> Result<Vec<String>, Failure> {
         let line = |id: String| {
             let name = Machine::load(&self.home, &id).map(|machine| format!(" ('{}')", machine.spec.name));
@@ -113,7 +113,7 @@ impl Engine {
     /// Gives machines that lost their name the one of their spec again: a line for each.
     ///
     /// # Errors
-    /// When machines can not be listed, or one can not have its name: it is kept, and goes by its id.
+    /// When machines cannot be listed, or one cannot have its name: it is kept, and goes by its id.
     pub fn repair_names(&self) -> Result<Vec<String>, Failure> {
         let _catalog = catalog::lock(&self.home)?;
         let mut lines = Vec::new();

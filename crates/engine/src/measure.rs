@@ -11,7 +11,7 @@ impl Engine {
     /// What a running machine uses now; `None` for one that does not run.
     ///
     /// # Errors
-    /// When its plan can not be read.
+    /// When its plan cannot be read.
     pub fn sample(&self, machine: &Machine) -> Result<Option<Sample>, Failure> {
         if !machine.state.phase.is_active() {
             return Ok(None);

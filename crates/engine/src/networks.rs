@@ -75,7 +75,7 @@ impl Engine {
         request: &NetworkRequest,
         mut attachments: Vec<Attachment>,
     ) -> Result<Vec<Attachment>, Failure> {
-        let wanted = zmachine_network::Wanted {
+        let wanted = zmachine_network::AddressRequest {
             ipv4: request.ipv4,
             ipv6: request.ipv6,
         };

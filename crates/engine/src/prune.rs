@@ -16,7 +16,7 @@ impl Engine {
     /// the same cache.
     ///
     /// # Errors
-    /// When a machine is being created all the time, or the state of one can not be read: what it needs is not known then.
+    /// When a machine is being created all the time, or the state of one cannot be read: what it needs is not known then.
     pub fn prune_images(&self) -> Result<PruneReport, Failure> {
         let library = Library::open(self.home.data())?;
         let Some(prune) = library.begin_prune()? else {
@@ -30,7 +30,7 @@ impl Engine {
     /// of any home with this cache. `None` when there is no limit, or another process is at it.
     ///
     /// # Errors
-    /// When the state of a machine can not be read, or the cache not be listed; nothing is removed then.
+    /// When the state of a machine cannot be read, or the cache not be listed; nothing is removed then.
     pub fn trim_cache(&self) -> Result<Option<TrimReport>, Failure> {
         trim_cache(&self.home)
     }
@@ -38,7 +38,7 @@ impl Engine {
     /// Lets this home share the block cache in `folder` with others, or have its own (`None`). The blocks of its own come along.
     ///
     /// # Errors
-    /// When a machine runs, the folder can not be used, or a block not be moved.
+    /// When a machine runs, the folder cannot be used, or a block not be moved.
     pub fn share_cache(&self, folder: Option<&Path>) -> Result<Shared, Failure> {
         let change = ShareChange::begin(self.home.data(), folder)?;
         if change.is_change() {

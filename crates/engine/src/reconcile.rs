@@ -5,7 +5,7 @@ use zmachine_store::attempt::{Attempt, Outcome};
 use zmachine_store::catalog::Machine;
 use zmachine_store::journal::Journal;
 use zmachine_store::log::{LogWriter, Source};
-use zmachine_store::{catalog, events, graveyard, leftovers};
+use zmachine_store::{catalog, events, leftovers, tombstones};
 use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
@@ -17,18 +17,18 @@ impl Engine {
     /// about each, and about each machine that lost its name.
     ///
     /// # Errors
-    /// When the folder of machines can not be read. A machine that can not be reconciled is one of the lines.
+    /// When the folder of machines cannot be read. A machine that cannot be reconciled is one of the lines.
     pub fn reconcile(&self) -> Result<Vec<String>, Failure> {
         let mut lines = Vec::new();
         for id in catalog::ids(&self.home)? {
-            // One that can not be read is left alone, and told by every listing.
+            // One that cannot be read is left alone, and told by every listing.
             let Ok(state) = catalog::load_state(&self.home.machine(&id)) else {
                 continue;
             };
             if state.phase.is_active() {
                 match self.reconcile_one(&id) {
                     Ok(line) => lines.extend(line),
-                    Err(failure) => lines.push(format!("machine {id} can not be cleaned up: {failure}")),
+                    Err(failure) => lines.push(format!("machine {id} cannot be cleaned up: {failure}")),
                 }
             }
         }
@@ -103,7 +103,7 @@ impl Engine {
             return Ok(());
         };
         catalog::sweep(&self.home)?;
-        graveyard::sweep(&self.home)?;
+        tombstones::sweep(&self.home)?;
         self.volumes().sweep()?;
         let networks = self.networks()?;
         // An address goes only when its machine is surely gone.

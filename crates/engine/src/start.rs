@@ -105,7 +105,7 @@ impl Engine {
         prepare_child(&mut command, setup);
         let monitor = command
             .spawn()
-            .map_err(|e| Failure::from(e).context("can not start the machine's monitor"))?;
+            .map_err(|e| Failure::from(e).context("cannot start the machine's monitor"))?;
         drop(writer);
         self.kill.pass("start: monitor spawned");
         Ok(Starting {
@@ -233,6 +233,6 @@ impl Starting {
                 .hint(format!("'zmachine logs --source monitor {name}' may tell more")));
         }
         serde_json::from_str(&line)
-            .map_err(|e| Failure::from_error(Class::Failed, &e).context("the monitor's report can not be read"))
+            .map_err(|e| Failure::from_error(Class::Failed, &e).context("the monitor's report cannot be read"))
     }
 }

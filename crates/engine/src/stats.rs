@@ -1,7 +1,7 @@
 //! What a running machine uses, as seen from the host and from its guest.
 //!
 //! The host's figures are those of the machine's processes in `/proc` (its monitor, and all that come from it: hypervisor, root
-//! disk's server and that one's courier, servers of directories, passt) and of its interfaces in `/proc/net/dev`; the guest's
+//! disk's server and that one's block broker, servers of directories, passt) and of its interfaces in `/proc/net/dev`; the guest's
 //! come from its agent. Everything is a total since the start, so a rate is the difference of two samples.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +27,7 @@ pub struct Sample {
     pub overhead_bytes: u64,
     /// Memory the guest has, in bytes; `None` when its agent does not answer.
     pub guest_total_bytes: Option<u64>,
-    /// Memory the guest uses and can not give up, in bytes.
+    /// Memory the guest uses and cannot give up, in bytes.
     pub guest_used_bytes: Option<u64>,
     /// Time all CPUs of the guest were busy, in milliseconds.
     pub guest_cpu_ms: Option<u64>,
@@ -272,14 +272,14 @@ mod tests {
         let mut line = String::new();
         let output = server.stdout.as_mut().unwrap();
         std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line).unwrap();
-        let courier = ProcessId::of(line.trim().parse().unwrap()).unwrap();
+        let broker = ProcessId::of(line.trim().parse().unwrap()).unwrap();
         let private = |pid: u32| {
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
             Memory::parse(&status).private_bytes
         };
         let mut state = State::created(jiff::Timestamp::UNIX_EPOCH, Vec::new());
         state.rootfs = ProcessId::of(server.id());
-        let both = || private(server.id()) + private(courier.pid);
+        let both = || private(server.id()) + private(broker.pid);
         // Until both have become what they are: memory that changes meanwhile says nothing.
         let sampled = (0..1000).find_map(|_| {
             let before = both();
@@ -287,9 +287,9 @@ mod tests {
             (before == both()).then_some((sample.overhead_bytes, before))
         });
         let (sampled, expected) = sampled.unwrap();
-        assert!(private(courier.pid) > 0);
+        assert!(private(broker.pid) > 0);
         assert_eq!(sampled, expected);
-        courier.signal(9).unwrap();
+        broker.signal(9).unwrap();
         server.wait().unwrap();
     }
 }

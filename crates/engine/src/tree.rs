@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use zmachine_image::{Image, ImageKind, Library, Progress};
 use zmachine_pack::unpack::{UnpackError, UnpackOptions, unpack};
 use zmachine_plan::tree::TreeFacts;
-use zmachine_spec::volume::Wanted;
+use zmachine_spec::volume::ResolvedVolume;
 use zmachine_spec::{Class, Failure, MachineSpec, Setting};
 use zmachine_store::volume;
 use zmachine_sys::file;
@@ -26,7 +26,7 @@ pub(super) fn tree_facts(
     library: &Library,
     image: &Image,
     spec: &MachineSpec,
-    wanted: &[Wanted],
+    wanted: &[ResolvedVolume],
     progress: &dyn Progress,
 ) -> Result<Option<TreeFacts>, Failure> {
     let ImageKind::OwnKernel { kernel, initrd } = &image.facts.kind else {
@@ -60,7 +60,7 @@ pub(super) fn tree_facts(
 /// The image as files of this host, unpacked the first time.
 ///
 /// # Errors
-/// [`Class::Fetch`] when a block can not be had; nothing is left then.
+/// [`Class::Fetch`] when a block cannot be had; nothing is left then.
 pub(super) fn unpacked(
     library: &Library,
     image: &Image,
@@ -80,7 +80,7 @@ pub(super) fn unpacked(
     let new = folder.join("new");
     if new.exists() {
         // An interrupted one.
-        fs::remove_dir_all(&new).map_err(|e| Failure::from(e).context(format!("can not remove {}", new.display())))?;
+        fs::remove_dir_all(&new).map_err(|e| Failure::from(e).context(format!("cannot remove {}", new.display())))?;
     }
     let content = image.open_flist()?;
     let fetcher = library.fetcher(content.routes.clone())?;
@@ -103,7 +103,7 @@ fn not_unpacked(error: &UnpackError, flist: &str) -> Failure {
         UnpackError::Fetch { .. } => Class::Fetch,
         _ => Class::Failed,
     };
-    let failure = Failure::from_error(class, error).context(format!("{flist} can not be unpacked"));
+    let failure = Failure::from_error(class, error).context(format!("{flist} cannot be unpacked"));
     match error.hint() {
         Some(hint) => failure.hint(hint),
         None => failure,

@@ -12,7 +12,7 @@ use zmachine_kernel::FsDriver;
 use zmachine_plan::KernelChoice;
 use zmachine_plan::container::channel_driver;
 use zmachine_plan::vm::{DiskSource, VmFacts, VmStart};
-use zmachine_spec::volume::Wanted;
+use zmachine_spec::volume::ResolvedVolume;
 use zmachine_spec::{Class, Failure, MachineSpec, ModeChoice};
 use zmachine_store::disk_source::open_source;
 
@@ -55,7 +55,7 @@ impl Engine {
     pub(super) fn host_disk_facts(
         &self,
         path: &Path,
-        wanted: &[Wanted],
+        wanted: &[ResolvedVolume],
         hypervisor: Hypervisor,
     ) -> Result<VmFacts, Failure> {
         let meta = path.metadata()?;
@@ -92,7 +92,7 @@ impl Engine {
         library: &Library,
         image: &Image,
         spec: &MachineSpec,
-        wanted: &[Wanted],
+        wanted: &[ResolvedVolume],
         hypervisor: Hypervisor,
     ) -> Result<Option<VmFacts>, Failure> {
         let (start, disk) = match &image.facts.kind {
@@ -133,7 +133,7 @@ impl Engine {
                 let mut bytes = open_source(&self.home, &source)?;
                 let found = identify(bytes.as_mut(), 0);
                 let found =
-                    found.map_err(|e| Failure::from_error(Class::Fetch, &e).context("the image can not be read"))?;
+                    found.map_err(|e| Failure::from_error(Class::Fetch, &e).context("the image cannot be read"))?;
                 unbootable(&found, bytes.as_mut())
             }
         };
@@ -149,7 +149,7 @@ impl Engine {
     }
 }
 
-/// What firmware can not start, or nobody can fit to a volume.
+/// What firmware cannot start, or nobody can fit to a volume.
 fn unbootable(found: &OnDisk, bytes: &mut dyn Source) -> Option<String> {
     match found {
         OnDisk::Gpt { .. } => {
@@ -162,7 +162,7 @@ fn unbootable(found: &OnDisk, bytes: &mut dyn Source) -> Option<String> {
 }
 
 /// The volumes of a VM in the order of its disks: the one for `/` first, else as they were asked for.
-fn boot_first(wanted: &[Wanted]) -> Vec<Wanted> {
+fn boot_first(wanted: &[ResolvedVolume]) -> Vec<ResolvedVolume> {
     let mut volumes = wanted.to_vec();
     if let Some(at) = volumes.iter().position(|volume| volume.target == "/") {
         volumes[..=at].rotate_right(1);

@@ -17,7 +17,7 @@ use zmachine_store::catalog::{Machine, VolumeUse};
 use zmachine_store::events::EventReader;
 use zmachine_store::journal::Journal;
 use zmachine_store::volume::Volumes;
-use zmachine_store::{catalog, graveyard};
+use zmachine_store::{catalog, tombstones};
 use zmachine_sys::host::HostFacts;
 
 /// The machines, with their ids.
@@ -203,7 +203,7 @@ fn states_plans_and_records_are_read() {
         assert_eq!(attempts.len(), 1, "{name}");
         explain(&attempts[0]);
     }
-    let (buried, spec) = graveyard::find(&home, "gone").unwrap();
+    let (buried, spec) = tombstones::find(&home, "gone").unwrap();
     assert_eq!(
         (buried.id.as_str(), spec.volumes),
         ("0d842bb5c9de", volumes(&["keep:/k:size=16M"]))

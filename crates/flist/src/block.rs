@@ -236,7 +236,7 @@ pub enum BlockError {
         stored_bytes: usize,
     },
     /// More stored bytes than a block can have, or fewer than its tag has.
-    #[error("block {id}: {stored_bytes} stored bytes can not be a block")]
+    #[error("block {id}: {stored_bytes} stored bytes cannot be a block")]
     StoredLength {
         /// The block.
         id: BlockId,

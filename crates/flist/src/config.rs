@@ -47,7 +47,7 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A configuration that can not be read.
+/// A configuration that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("tag {TAG} is broken")]
 pub struct ConfigError {
@@ -74,7 +74,7 @@ impl ImageConfig {
             tags.remove(TAG);
             return;
         }
-        // Strings and lists of strings: nothing that JSON can not hold.
+        // Strings and lists of strings: nothing that JSON cannot hold.
         let text = serde_json::to_string(self).unwrap_or_default();
         tags.insert(TAG.into(), text);
     }

@@ -8,7 +8,7 @@ use crate::tree::TreeError;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file could not be read.
-    #[error("can not read {}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -41,7 +41,7 @@ pub enum OpenError {
         /// What the database said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A row that can not be.
+    /// A row that cannot be.
     #[error("{} is a broken flist: table {table}, row {row}: {problem}", path.display())]
     Row {
         /// The file.
@@ -53,7 +53,7 @@ pub enum OpenError {
         /// What is wrong.
         problem: String,
     },
-    /// An object of format 1 that can not be.
+    /// An object of format 1 that cannot be.
     #[error("{} is a broken flist: {object}: {problem}", path.display())]
     Object {
         /// The file.
@@ -77,7 +77,7 @@ pub enum OpenError {
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The temporary file, its rename or a sync failed.
-    #[error("can not write {}", path.display())]
+    #[error("cannot write {}", path.display())]
     File {
         /// The file asked for.
         path: PathBuf,
@@ -85,7 +85,7 @@ pub enum WriteError {
         source: std::io::Error,
     },
     /// The database refused a row.
-    #[error("can not write {} (writing {writing})", path.display())]
+    #[error("cannot write {} (writing {writing})", path.display())]
     Database {
         /// The file asked for.
         path: PathBuf,
@@ -94,8 +94,8 @@ pub enum WriteError {
         /// What the database said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The flist has something that format 2 can not hold.
-    #[error("can not write {}: format 2 can not hold {what}", path.display())]
+    /// The flist has something that format 2 cannot hold.
+    #[error("cannot write {}: format 2 cannot hold {what}", path.display())]
     Unsupported {
         /// The file asked for.
         path: PathBuf,

@@ -38,7 +38,7 @@ pub struct Hint {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hints(pub Vec<Hint>);
 
-/// A list that can not be read.
+/// A list that cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum HintsError {
     /// One line is wrong.
@@ -78,7 +78,7 @@ impl Hints {
         Ok(Hints(hints))
     }
 
-    /// The list among the tags of a flist. One that can not be read is as good as none: it is only advice.
+    /// The list among the tags of a flist. One that cannot be read is as good as none: it is only advice.
     pub fn from_tags(tags: &BTreeMap<String, String>) -> Hints {
         tags.get(TAG)
             .and_then(|text| Hints::parse(text).ok())

@@ -32,7 +32,7 @@ pub struct Startup {
     pub env: BTreeMap<String, String>,
 }
 
-/// A `.startup.toml` that can not be used.
+/// A `.startup.toml` that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StartupError {
     /// Not UTF-8.

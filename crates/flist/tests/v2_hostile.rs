@@ -70,11 +70,11 @@ fn every_impossible_row_is_refused_by_name() {
         ),
         (
             "UPDATE inode SET parent = 47 WHERE ino = 40",
-            "can not be reached from the root",
+            "cannot be reached from the root",
         ),
         (
             "UPDATE inode SET parent = ino WHERE ino = 38",
-            "row 38: it can not be reached",
+            "row 38: it cannot be reached",
         ),
         (
             "UPDATE inode SET name = 'hello.txt' WHERE ino = 21",

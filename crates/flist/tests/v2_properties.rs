@@ -9,7 +9,7 @@ use zmachine_flist::{
     BlockId, BlockKey, BlockRef, Digest, Flist, Metadata, Node, NodeId, NodeKind, Route, RouteTable, TreeBuilder,
 };
 
-/// Names with bytes that text can not hold, and ones that collide as text.
+/// Names with bytes that text cannot hold, and ones that collide as text.
 fn name() -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![
         Just(0xff),

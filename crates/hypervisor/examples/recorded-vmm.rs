@@ -1,6 +1,6 @@
 //! A program that speaks like Cloud Hypervisor v53: its answers are those recorded in `tests/ch-api`, word for word, and its
 //! guest behaves as the recorded one did (`tests/tiny-guest`): it ticks on the serial console and does what the bytes there
-//! say. For tests of the driver on hosts that can not run the real one.
+//! say. For tests of the driver on hosts that cannot run the real one.
 //!
 //! | byte | the guest |
 //! |---|---|
@@ -9,7 +9,7 @@
 //! | `t` | ends by a triple fault |
 //! | `p` | panics, then ends by a triple fault |
 //! | `s` | powers off, and the event of it is lost |
-//! | `v` | has a virtual CPU that can not be run, which ends the process with success |
+//! | `v` | has a virtual CPU that cannot be run, which ends the process with success |
 //! | `a` | calls port 1024 of the host and says hello |
 //!
 //! A file `script.json` in the working directory changes it: `{"refuse": {"vm.boot": ["basic", 9]}, "drop": "pvpanic",
@@ -137,7 +137,7 @@ fn become_jailed(jail: &str, program: &str, arguments: &[String]) -> ! {
         exit(1);
     }
     let error = std::process::Command::new(program).args(arguments).exec();
-    eprintln!("can not become {program}: {error}");
+    eprintln!("cannot become {program}: {error}");
     exit(1);
 }
 
@@ -360,9 +360,9 @@ impl Vmm {
         }
         for (path, writable) in files {
             let opened = fs::OpenOptions::new().read(true).write(writable).open(&path);
-            let file = opened.map_err(|e| format!("can not open {}: {e}", path.display()))?;
+            let file = opened.map_err(|e| format!("cannot open {}: {e}", path.display()))?;
             let rights = file.metadata().map(|meta| meta.permissions());
-            rights.map_err(|e| format!("can not look at {}: {e}", path.display()))?;
+            rights.map_err(|e| format!("cannot look at {}: {e}", path.display()))?;
         }
         // The server of a directory ends with its first connection; a disk's takes more.
         for share in list("fs") {
@@ -370,10 +370,10 @@ impl Vmm {
             fs::metadata(&path).map_err(|e| format!("no socket {}: {e}", path.display()))?;
         }
         for path in sockets {
-            UnixStream::connect(&path).map_err(|e| format!("can not connect to {}: {e}", path.display()))?;
+            UnixStream::connect(&path).map_err(|e| format!("cannot connect to {}: {e}", path.display()))?;
         }
         if let Some(path) = text(&config["vsock"]["socket"]) {
-            let listener = UnixListener::bind(&path).map_err(|e| format!("can not bind {}: {e}", path.display()))?;
+            let listener = UnixListener::bind(&path).map_err(|e| format!("cannot bind {}: {e}", path.display()))?;
             // For as long as this process lives, as the real one's.
             std::mem::forget(listener);
         }

@@ -1,7 +1,7 @@
 //! Which hypervisor runs a machine: facts are gathered apart from the decision, which is pure.
 //!
 //! `auto` takes Cloud Hypervisor where KVM really works, a version that the driver knows is installed, and the machine has
-//! nothing that it can not do; else QEMU. QEMU is always there: without it nothing here runs at all.
+//! nothing that it cannot do; else QEMU. QEMU is always there: without it nothing here runs at all.
 
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +64,7 @@ impl Requested {
 /// What was seen of Cloud Hypervisor on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Why it can not be used; `None` when it can.
+    /// Why it cannot be used; `None` when it can.
     pub obstacle: Option<String>,
     /// Its program and version, when there is one.
     pub version: Option<(u32, u32)>,
@@ -119,9 +119,9 @@ impl Choice {
     }
 }
 
-/// Cloud Hypervisor was asked for and can not be had for this machine.
+/// Cloud Hypervisor was asked for and cannot be had for this machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("Cloud Hypervisor can not run this machine: {reason}")]
+#[error("Cloud Hypervisor cannot run this machine: {reason}")]
 pub struct Unavailable {
     /// What is in the way.
     pub reason: String,
@@ -143,7 +143,7 @@ impl Unavailable {
 }
 
 /// Decides. `accel` is what the machine will be executed by, and why; `lacks` what the machine has and Cloud Hypervisor
-/// can not do.
+/// cannot do.
 ///
 /// # Errors
 /// [`Unavailable`] when Cloud Hypervisor was asked for by name.
@@ -227,7 +227,7 @@ mod tests {
         let error = choose(Requested::CloudHypervisor, &accel(Accel::Tcg), &found(), None).unwrap_err();
         assert!(error.is_host && error.hint().contains("use qemu"), "{error}");
         let error = choose(Requested::CloudHypervisor, &accel(Accel::Kvm), &found(), Some("x")).unwrap_err();
-        assert_eq!(error.to_string(), "Cloud Hypervisor can not run this machine: x");
+        assert_eq!(error.to_string(), "Cloud Hypervisor cannot run this machine: x");
         let choice = choose(Requested::Qemu, &accel(Accel::Kvm), &found(), None).unwrap();
         assert_eq!(choice.driver, Hypervisor::Qemu);
     }

@@ -62,23 +62,23 @@ pub trait Vm: Send {
     /// Plugs one more interface in, whose tap is given away. The guest finds it by its address.
     ///
     /// # Errors
-    /// When the hypervisor can not, or has no slot free.
+    /// When the hypervisor cannot, or has no slot free.
     async fn add_nic(&mut self, nic: &Nic, tap: OwnedFd) -> Result<(), ControlError> {
         drop(tap);
         Err(ControlError::Refused {
             command: format!("add interface {}", nic.id),
-            reason: "this hypervisor can not while the machine runs".to_owned(),
+            reason: "this hypervisor cannot while the machine runs".to_owned(),
         })
     }
 
     /// Takes an interface away. One that was there at the start stays visible to the guest, without a link.
     ///
     /// # Errors
-    /// When the hypervisor can not.
+    /// When the hypervisor cannot.
     async fn remove_nic(&mut self, id: &str) -> Result<(), ControlError> {
         Err(ControlError::Refused {
             command: format!("remove interface {id}"),
-            reason: "this hypervisor can not while the machine runs".to_owned(),
+            reason: "this hypervisor cannot while the machine runs".to_owned(),
         })
     }
 
@@ -272,10 +272,10 @@ pub enum LaunchError {
         stderr: Vec<String>,
     },
     /// Nobody serves one of the machine's vhost-user devices.
-    #[error("nobody serves a disk or shared directory of the machine: {said}")]
+    #[error("nobody serves a disk or shared directory of the machine: {output}")]
     Unserved {
         /// What the hypervisor said, or what became of a trial.
-        said: String,
+        output: String,
     },
     /// The hypervisor dropped a part of the machine's description without a word.
     #[error("the hypervisor did not take over '{field}' of the machine's description")]
@@ -299,7 +299,7 @@ pub enum LaunchError {
 impl LaunchError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<&'static str> {
-        let said = match self {
+        let output = match self {
             Self::Refused { stderr, .. } | Self::Silent { stderr, .. } => stderr.join("\n"),
             Self::Spawn { binary, .. } if binary.ends_with(cloud_hypervisor::BINARY) => {
                 return Some(
@@ -315,12 +315,12 @@ impl LaunchError {
             Self::Control(ControlError::Refused { reason, .. }) => reason.clone(),
             _ => String::new(),
         };
-        if said.contains("cannot set up guest memory") || said.contains("Cannot allocate memory") {
+        if output.contains("cannot set up guest memory") || output.contains("Cannot allocate memory") {
             return Some("give the machine less memory, or free some on the host");
         }
-        if said.contains("file is already locked")
-            || said.contains("Failed to get \"write\" lock")
-            || said.contains("Failed to get shared \"write\" lock")
+        if output.contains("file is already locked")
+            || output.contains("Failed to get \"write\" lock")
+            || output.contains("Failed to get shared \"write\" lock")
         {
             return Some("another machine uses that disk; stop it first");
         }

@@ -26,7 +26,7 @@ pub struct Pinned {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FirmwareError {
-    /// It can not be read.
+    /// It cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.

@@ -15,7 +15,7 @@ const DESCRIPTORS: u64 = 4096;
 /// The smallest limit of a file's size in bytes.
 const FILE_AT_LEAST: u64 = 64 << 20;
 
-/// How much larger files may become where the limit can not be raised later, in bytes.
+/// How much larger files may become where the limit cannot be raised later, in bytes.
 const ROOM_TO_GROW: u64 = 1 << 40;
 
 /// The limits of a hypervisor for `vm`, whose largest file has `largest` bytes, and which needs `private_bytes` of memory.
@@ -38,7 +38,7 @@ pub(crate) fn limits(vm: &VmSpec, largest: u64, private_bytes: u64) -> Limits {
 /// Lets the jail's user read what the guest boots. It is in folders that only its owner can enter, and not secret.
 ///
 /// # Errors
-/// When one is unreadable for others and can not be changed.
+/// When one is unreadable for others and cannot be changed.
 pub(crate) fn make_readable(boot: &Boot) -> io::Result<()> {
     let Boot::Kernel { kernel, initrd, .. } = boot else {
         return Ok(());

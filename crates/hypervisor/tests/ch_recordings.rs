@@ -15,7 +15,7 @@ use zmachine_hypervisor::cloud_hypervisor::{
     AnswerDecoder, ApiError, Client, Event, EventDecoder, difference, understand,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Every recording by its file's name.
 fn recordings() -> BTreeMap<String, Value> {
@@ -110,7 +110,7 @@ async fn ask(client: &Client, exchange: &Value) -> Result<Value, ApiError> {
     let route = request["path"].as_str().unwrap().strip_prefix("/api/v1/").unwrap();
     let patience = match exchange["response"]["status"] {
         Value::Null => Duration::from_millis(50),
-        _ => PATIENCE,
+        _ => TIMEOUT,
     };
     match (request["method"].as_str().unwrap(), &request["body"]) {
         ("GET", _) => client.get(route, patience).await,

@@ -3,7 +3,7 @@
 //! The life cycle is written once and runs three times: on the program `recorded-vmm`, which answers as the real one was recorded,
 //! on the same program in the jail, and on the real one in the jail, with the guest of `tests/tiny-guest`, where there is a
 //! `cloud-hypervisor` and `/dev/kvm` opens. That guest needs no long mode, so it also runs where KVM is too weak for a kernel. A test
-//! that can not run says so.
+//! that cannot run says so.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -26,7 +26,7 @@ use zmachine_testkit::{Need, lacking, skip};
 
 mod ch_jail;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A user that no machine of this host has: theirs begin at 2,000,000,000.
 const USER: u32 = 1_999_999_997;
@@ -206,7 +206,7 @@ impl Running {
                 self.text.push_str(&String::from_utf8_lossy(&buffer[..n]));
             }
         };
-        tokio::time::timeout(PATIENCE, read).await.expect(wanted);
+        tokio::time::timeout(TIMEOUT, read).await.expect(wanted);
     }
 
     async fn tell(&mut self, byte: u8) {
@@ -217,11 +217,11 @@ impl Running {
     async fn called_by_the_agent(&mut self) -> UnixStream {
         let stream = self.vm.take_agent().expect("a stream");
         self.tell(b'a').await;
-        let connected = tokio::time::timeout(PATIENCE, stream.connected()).await;
+        let connected = tokio::time::timeout(TIMEOUT, stream.connected()).await;
         let mut stream = connected.unwrap().unwrap();
-        let mut said = [0; 20];
-        stream.read_exact(&mut said).await.unwrap();
-        assert_eq!(&said, b"hello from the guest");
+        let mut output = [0; 20];
+        stream.read_exact(&mut output).await.unwrap();
+        assert_eq!(&output, b"hello from the guest");
         stream
     }
 
@@ -237,7 +237,7 @@ impl Running {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, next).await.expect("an event")
+        tokio::time::timeout(TIMEOUT, next).await.expect("an event")
     }
 
     /// The machine's exit, after which no process is left.
@@ -639,10 +639,10 @@ async fn the_agents_stream_is_there_when_the_guest_calls() {
     let mut running = bench.launched(&bench.spec()).await;
     let mut stream = running.called_by_the_agent().await;
     assert!(running.vm.take_agent().is_none(), "once");
-    let mut said = [0; 4];
+    let mut output = [0; 4];
     stream.write_all(b"ping").await.unwrap();
-    stream.read_exact(&mut said).await.unwrap();
-    assert_eq!(&said, b"ping");
+    stream.read_exact(&mut output).await.unwrap();
+    assert_eq!(&output, b"ping");
     running.vm.kill();
 }
 
@@ -654,7 +654,7 @@ async fn a_guest_that_never_calls_leaves_nobody_waiting() {
     running.tell(b't').await;
     running.exit().await;
     assert!(
-        tokio::time::timeout(PATIENCE, stream.connected())
+        tokio::time::timeout(TIMEOUT, stream.connected())
             .await
             .unwrap()
             .is_err()
@@ -674,8 +674,8 @@ async fn the_agent_of_an_operating_system_may_call_again_and_again() {
         running.tell(b'a').await;
         assert_eq!(running.event().await, VmEvent::AgentPort { is_open: true });
         let mut stream = running.vm.connect_agent().await.unwrap();
-        let mut said = [0; 20];
-        stream.read_exact(&mut said).await.unwrap();
+        let mut output = [0; 20];
+        stream.read_exact(&mut output).await.unwrap();
     }
     running.vm.connect_agent().await.expect_err("nobody has called since");
     running.vm.kill();

@@ -23,7 +23,7 @@ use zmachine_testkit::{Need, lacking, skip, test_kernel};
 /// Guests one after another: several emulated ones at once starve each other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 /// An emulated guest on a busy host once took two minutes.
-const PATIENCE: Duration = Duration::from_secs(180);
+const TIMEOUT: Duration = Duration::from_secs(180);
 
 struct Bench {
     _turn: MutexGuard<'static, ()>,
@@ -159,7 +159,7 @@ impl Console {
 }
 
 async fn patiently<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what)
+    tokio::time::timeout(TIMEOUT, what)
         .await
         .expect("the guest takes too long")
 }
@@ -368,7 +368,7 @@ async fn disks_come_in_order_with_serial_and_read_only_flag() {
 #[tokio::test]
 async fn what_is_missing_is_named() {
     let Some(bench) = Bench::new().await else { return };
-    let said = async |change: &dyn Fn(&mut VmSpec)| {
+    let output = async |change: &dyn Fn(&mut VmSpec)| {
         let mut spec = bench.spec("sleep");
         change(&mut spec);
         bench
@@ -399,14 +399,14 @@ async fn what_is_missing_is_named() {
             cmdline: "".into(),
         }
     };
-    assert_eq!(said(&kernel).await, "the kernel /nonexistent/thing cannot be used");
-    let disk = said(&|vm| vm.disks = vec![file(gone.clone())]).await;
+    assert_eq!(output(&kernel).await, "the kernel /nonexistent/thing cannot be used");
+    let disk = output(&|vm| vm.disks = vec![file(gone.clone())]).await;
     assert_eq!(disk, "the disk /nonexistent/thing cannot be used");
     assert_eq!(
-        said(&|vm| vm.disks = vec![socket(gone.clone())]).await,
+        output(&|vm| vm.disks = vec![socket(gone.clone())]).await,
         "the disk's socket /nonexistent/thing cannot be used"
     );
-    let memory = said(&|vm| vm.memory_bytes = 1 << 50).await;
+    let memory = output(&|vm| vm.memory_bytes = 1 << 50).await;
     assert!(memory.contains("the hypervisor gave up (exit status: 1)"), "{memory}");
 }
 

@@ -61,7 +61,7 @@ pub enum CacheError {
         path: PathBuf,
     },
     /// A file or directory of the cache could not be used.
-    #[error("can not {action} {}", path.display())]
+    #[error("cannot {action} {}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
@@ -143,7 +143,7 @@ impl BlockCache {
     /// Opens the cache in `dir` (`<home>/blocks`, or that of a shared cache), making the directory when it is missing.
     ///
     /// # Errors
-    /// When the directory can not be made.
+    /// When the directory cannot be made.
     pub fn open(dir: &Path) -> Result<BlockCache, CacheError> {
         make_dirs(dir).map_err(|e| io_error("create directory", dir, e))?;
         Ok(BlockCache {
@@ -167,7 +167,7 @@ impl BlockCache {
     /// in its place is removed and counts as absent.
     ///
     /// # Errors
-    /// When the file is there and can not be opened, read or removed.
+    /// When the file is there and cannot be opened, read or removed.
     pub fn get(&self, block: &BlockRef) -> Result<Option<File>, CacheError> {
         let found = self.look(std::slice::from_ref(block)).pop();
         found.map_or(Ok(None), |found| found.map(Found::block))
@@ -213,7 +213,7 @@ impl BlockCache {
 
     /// Hashes files of the right lengths, and puts what they are in their places.
     fn hash(&self, blocks: &[BlockRef], group: Vec<(usize, Opened)>, found: &mut [Result<Found, CacheError>]) {
-        // What can not be read now may be read later, when no store has it any more: it stays until somebody has its bytes.
+        // What cannot be read now may be read later, when no store has it any more: it stays until somebody has its bytes.
         let mut read: Vec<(usize, Opened, Vec<u8>)> = Vec::with_capacity(group.len());
         for (at, opened) in group {
             let mut plain = vec![0; blocks[at].len as usize];
@@ -245,7 +245,7 @@ impl BlockCache {
     }
 
     /// Sets the access time of a block that is being used, every ten minutes: mounts without access times, and `relatime` with its
-    /// one day, say too little about which blocks are in use. One that can not be set makes the block look older than it is.
+    /// one day, say too little about which blocks are in use. One that cannot be set makes the block look older than it is.
     fn note_use(&self, block: &BlockRef, file: &File, meta: &Metadata) {
         const PRECISION: Duration = Duration::from_secs(600);
         let is_recent = |used: SystemTime| used.elapsed().map_or(true, |age| age < PRECISION);
@@ -284,7 +284,7 @@ impl BlockCache {
         let new = self.written(&path, plain)?;
         let is_new = new.publish_new(&path, false).map_err(|e| self.file_or_full(&path, e))?;
         if !is_new && !matches!(self.get(block), Ok(Some(_))) {
-            // The name was taken by something torn, or by what can not be read.
+            // The name was taken by something torn, or by what cannot be read.
             let again = self.written(&path, plain)?;
             again.publish_over(&path).map_err(|e| self.file_or_full(&path, e))?;
         }
@@ -316,7 +316,7 @@ impl BlockCache {
     /// Hashes the cached block, whatever was found before; one that is wrong is removed.
     ///
     /// # Errors
-    /// When it can not be opened, read or removed.
+    /// When it cannot be opened, read or removed.
     pub fn verify(&self, block: &BlockRef) -> Result<Presence, CacheError> {
         let path = self.path_of(block);
         let opened = match open_regular_itself(&path) {
@@ -345,7 +345,7 @@ impl BlockCache {
     /// Removes a block; one that is not there is fine. Files that are open stay readable.
     ///
     /// # Errors
-    /// When it is there and can not be removed.
+    /// When it is there and cannot be removed.
     pub fn evict(&self, block: &BlockRef) -> Result<(), CacheError> {
         self.remove(&self.path_of(block))
     }
@@ -353,7 +353,7 @@ impl BlockCache {
     /// Removes every block whose file `is_kept` does not want; how many, and their bytes. Files that are open stay readable.
     ///
     /// # Errors
-    /// When a directory can not be listed or a file not be removed.
+    /// When a directory cannot be listed or a file not be removed.
     pub fn retain(&self, is_kept: impl Fn(&Path) -> bool) -> Result<(u64, u64), CacheError> {
         let (mut count, mut bytes) = (0, 0);
         for block in self.list()?.into_iter().filter(|block| !is_kept(&block.path)) {
@@ -367,7 +367,7 @@ impl BlockCache {
     /// Everything that has the name of a block, whatever it is.
     ///
     /// # Errors
-    /// When a directory can not be listed.
+    /// When a directory cannot be listed.
     pub(crate) fn list(&self) -> Result<Vec<CachedBlock>, CacheError> {
         let mut blocks = Vec::new();
         for shard in list(&self.dir)?.into_iter().filter(|shard| shard.is_dir()) {

@@ -5,10 +5,10 @@
 //!                    begins with n
 //! ```
 //! # Invariants
-//! * A claim saves work and decides nothing: whoever has waited for [`PATIENCE`] fetches the block itself, so a process that
+//! * A claim saves work and decides nothing: whoever has waited for [`TIMEOUT`] fetches the block itself, so a process that
 //!   is stopped or asks a dead store holds up nobody for long. Blocks appear in the cache in one piece whoever brings them.
 //! * A claim ends with its process; there is nothing to clean up.
-//! * Where claims can not be made (a file system without such locks), every process fetches for itself.
+//! * Where claims cannot be made (a file system without such locks), every process fetches for itself.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -18,7 +18,7 @@ use zmachine_flist::BlockRef;
 use zmachine_sys::lock::{ByteLock, ByteLocks};
 
 /// How long another process's download is waited for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 /// The first pause between two looks; each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(20);
@@ -29,7 +29,7 @@ const NAME: &str = ".claims";
 /// The claims of one cache.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
-    /// `None` inside when they can not be made.
+    /// `None` inside when they cannot be made.
     locks: OnceLock<Option<ByteLocks>>,
 }
 
@@ -55,7 +55,7 @@ impl Claims {
         let Some(locks) = locks else {
             return Turn::Fetch(None);
         };
-        let end = deadline.min(Instant::now() + PATIENCE);
+        let end = deadline.min(Instant::now() + TIMEOUT);
         let mut pause = PAUSE;
         loop {
             let taken = match locks.try_take(number(block)) {

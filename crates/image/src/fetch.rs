@@ -6,7 +6,7 @@
 //! * One download per block at a time: within a process however many threads ask, and among the processes of a cache as
 //!   far as they can claim blocks (`claim`); the others wait for its result.
 //! * Stores are opened when they are first asked, so an unusable route costs nothing as long as another one delivers.
-//! * A fetch ends within its deadline, whatever the stores do. While several routes are left, one alone can not use up
+//! * A fetch ends within its deadline, whatever the stores do. While several routes are left, one alone cannot use up
 //!   the time of the others.
 //! * A full or broken cache disk costs speed, not blocks: the bytes are then served from memory.
 //!
@@ -245,7 +245,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Fetcher {
-    /// A fetcher for the blocks behind `routes`. Nothing is opened or connected yet, so this can not fail.
+    /// A fetcher for the blocks behind `routes`. Nothing is opened or connected yet, so this cannot fail.
     pub fn new(cache: BlockCache, routes: RouteTable, options: FetchOptions) -> Fetcher {
         let urls: Vec<String> = if options.stores.is_empty() {
             routes.0.iter().map(|route| route.url.clone()).collect()
@@ -325,7 +325,7 @@ impl Fetcher {
     /// As [`Fetcher::fetch`].
     pub fn refetch(&self, block: &BlockRef) -> Result<Fetched, FetchError> {
         if self.cache.evict(block).is_err() {
-            // What can not be removed would be found again; the bytes are served from memory instead.
+            // What cannot be removed would be found again; the bytes are served from memory instead.
             self.counters.cache_failures.fetch_add(1, Relaxed);
             let deadline = Instant::now() + self.options.deadline;
             return self

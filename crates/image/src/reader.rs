@@ -48,7 +48,7 @@ impl FileReader {
     /// Fills `buffer` from `offset` on; both are inside of the file.
     ///
     /// # Errors
-    /// When a block can not be had; the reason is the error's source.
+    /// When a block cannot be had; the reason is the error's source.
     pub fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let mut done = 0;
         while done < buffer.len() {

@@ -33,8 +33,8 @@ pub enum ReferenceError {
     /// Nothing was given.
     #[error("the image reference is empty")]
     Empty,
-    /// A URL of a kind that images can not come from.
-    #[error("'{text}': images can not come from '{scheme}://'")]
+    /// A URL of a kind that images cannot come from.
+    #[error("'{text}': images cannot come from '{scheme}://'")]
     Scheme {
         /// The reference, without credentials.
         text: String,

@@ -302,8 +302,8 @@ fn a_cached_block_that_was_cut_or_changed_is_fetched_again() {
     // Of the right length, also for whoever opens it without asking a store.
     std::fs::write(&path, vec![0; block.len as usize]).unwrap();
     assert!(bench.fetcher.cached(&block).is_none());
-    let told = bench.fetcher.take_cache_error().unwrap().to_string();
-    assert!(told.contains("was damaged"), "{told}");
+    let reported = bench.fetcher.take_cache_error().unwrap().to_string();
+    assert!(reported.contains("was damaged"), "{reported}");
     std::fs::write(&path, vec![0; block.len as usize]).unwrap();
     fetches(&bench);
     let plain = bench.fetcher.refetch(&block).unwrap().into_bytes(block.len).unwrap();
@@ -315,7 +315,7 @@ fn a_cached_block_that_was_cut_or_changed_is_fetched_again() {
 fn a_cache_that_takes_nothing_costs_speed_and_no_blocks() {
     let bench = Bench::new(&[dir_url("store")]);
     let block = a_block();
-    // A file where the block's directory should be: also root can not write there.
+    // A file where the block's directory should be: also root cannot write there.
     let shard = bench.cache.path_of(&block).parent().unwrap().to_owned();
     std::fs::write(&shard, "in the way").unwrap();
     let fetched = bench.fetcher.fetch(&block).unwrap();

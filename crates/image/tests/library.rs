@@ -597,13 +597,13 @@ fn pruning_keeps_what_a_name_or_a_machine_needs_and_nothing_else() {
     assert_eq!((report.images, report.blocks), (0, 1));
     rooms.library.set_name(&name("kept"), &image.digest).unwrap();
     assert_eq!(prune(&[]), PruneReport::default());
-    // An image that can not be read might need any block.
+    // An image that cannot be read might need any block.
     let flist = fs::read(image.flist_path()).unwrap();
     fs::write(image.flist_path(), "damaged").unwrap();
     let none = |_: &Path| Ok::<_, ResolveError>([].into());
     assert!(rooms.library.begin_prune().unwrap().unwrap().run(none).is_err());
     fs::write(image.flist_path(), flist).unwrap();
-    // Nor is an image without a name while it can not be told where a name leads.
+    // Nor is an image without a name while it cannot be told where a name leads.
     rooms.library.remove_name(&name("kept")).unwrap();
     let refs = rooms.dir.path().join("home/images/refs");
     for stray in ["kept", "Not a name!"] {

@@ -397,7 +397,7 @@ fn homes_of_two_users_share_nothing() {
         "{error}"
     );
     assert!(contents(&house.path("new")).is_empty(), "nothing is made there");
-    // Another user's home and cache: what root writes there that user can not remove.
+    // Another user's home and cache: what root writes there that user cannot remove.
     own("a", 1234);
     own("cache", 1234);
     let error = Library::open(&house.path("a")).unwrap_err();

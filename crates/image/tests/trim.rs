@@ -90,7 +90,7 @@ fn pinned_images_keep_their_blocks_whatever_the_limit_is() {
     for block in &blocks {
         assert!(cache.get(block).unwrap().is_some());
     }
-    // An image that can not be read might need any of them.
+    // An image that cannot be read might need any of them.
     let flist = fs::read(image.flist_path()).unwrap();
     fs::write(image.flist_path(), "damaged").unwrap();
     let pinned = |_: &Path| Ok::<_, ResolveError>([image.digest].into());

@@ -53,8 +53,8 @@ pub(crate) fn run(command: &mut Command, packages: &'static str) -> Result<Strin
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<&str> = said.lines().filter(|l| !l.trim().is_empty()).collect();
+    let reported = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<&str> = reported.lines().filter(|l| !l.trim().is_empty()).collect();
     let last_lines = lines[lines.len().saturating_sub(5)..].join("; ");
     Err(KernelError::Tool {
         command: shown,

@@ -13,7 +13,7 @@ use crate::deb::{self, KernelFiles};
 use crate::description::FORMAT_VERSION;
 use crate::error::AtPath;
 use crate::library::{DEFAULT_LINK, check_name};
-use crate::modules::TreatedModule;
+use crate::modules::StrippedModule;
 use crate::{Description, Kernel, KernelError, KernelLibrary, Module, apt, image, modules};
 
 /// Where a kernel comes from.
@@ -230,7 +230,7 @@ fn write_treated(dir: &Path, files: &KernelFiles, origin: &str, name: &str) -> R
     Ok(description)
 }
 
-fn described(module: &TreatedModule) -> Module {
+fn described(module: &StrippedModule) -> Module {
     let file_of = |name: &String| format!("{name}.ko");
     Module {
         file: file_of(&module.name),

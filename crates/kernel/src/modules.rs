@@ -121,7 +121,7 @@ const SIGNATURE_TRAILER_BYTES: usize = 12;
 
 /// A module ready to be stored.
 #[derive(Debug)]
-pub(crate) struct TreatedModule {
+pub(crate) struct StrippedModule {
     /// Its name, with `_`.
     pub(crate) name: String,
     /// The modules it needs directly.
@@ -133,7 +133,7 @@ pub(crate) struct TreatedModule {
 }
 
 /// The modules to keep, each after everything it needs, those of the boot first.
-pub(crate) fn select(files: &KernelFiles, what: &str) -> Result<Vec<TreatedModule>, KernelError> {
+pub(crate) fn select(files: &KernelFiles, what: &str) -> Result<Vec<StrippedModule>, KernelError> {
     if files.modules.is_empty() && files.builtin.is_none() {
         return Ok(Vec::new()); // a kernel with everything built in, and nobody to ask
     }
@@ -150,14 +150,14 @@ pub(crate) fn select(files: &KernelFiles, what: &str) -> Result<Vec<TreatedModul
         builtin,
         what,
         done: BTreeSet::new(),
-        treated: Vec::new(),
+        stripped: Vec::new(),
     };
     for (names, boot) in [(BOOT, true), (LATER, false), (NESTED, false)] {
         for name in names.iter().filter(|m| files.modules.contains_key(**m)) {
             selection.add(name, boot, 0)?;
         }
     }
-    Ok(selection.treated)
+    Ok(selection.stripped)
 }
 
 struct Selection<'a> {
@@ -165,7 +165,7 @@ struct Selection<'a> {
     builtin: BTreeSet<&'a str>,
     what: &'a str,
     done: BTreeSet<String>,
-    treated: Vec<TreatedModule>,
+    stripped: Vec<StrippedModule>,
 }
 
 impl Selection<'_> {
@@ -192,7 +192,7 @@ impl Selection<'_> {
             .into_iter()
             .filter(|n| !self.builtin.contains(n.as_str()))
             .collect();
-        self.treated.push(TreatedModule {
+        self.stripped.push(StrippedModule {
             name: name.to_owned(),
             needs,
             boot,

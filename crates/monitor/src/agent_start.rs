@@ -10,20 +10,20 @@ use zmachine_spec::control::{Reply, Request};
 use zmachine_spec::{Class, Exit, Failure};
 use zmachine_store::log::Source;
 
+use super::backoff::StopReason;
 use super::context::{Monitor, Started, at, describe};
 use super::entry::{self, Entry};
 use super::inbox::{Event, Inbox};
 use super::launch::Running;
 use super::rootfs_child;
 use super::rootfs_child::RootfsEvent;
-use super::row::Asked;
 use super::session::SessionError;
 
 /// How long the owner may take to attach. It does so at once, or it is gone.
-const OWNER_PATIENCE: Duration = Duration::from_secs(10);
+const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the end of a hypervisor may come after the end of its channels.
-const END_PATIENCE: Duration = Duration::from_secs(2);
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the end of the rootfs server means for a step of the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Monitor<ContainerPlan> {
     ) -> Started {
         if self.wait_for_owner {
             // Beside the guest's boot, so it costs nothing.
-            let attached = tokio::time::timeout(OWNER_PATIENCE, entry.owner_attached());
+            let attached = tokio::time::timeout(OWNER_TIMEOUT, entry.owner_attached());
             if inbox.unless_stopped(attached).await.is_err() {
                 return Ok(Some(self.cut_short(inbox).await));
             }
@@ -133,7 +133,7 @@ impl Monitor<ContainerPlan> {
                 },
                 event = inbox.next() => match event {
                     Event::Command(Request::Stop { .. } | Request::Kill, answer) => {
-                        self.asked(Asked::ByUser);
+                        self.note_stop_reason(StopReason::User);
                         self.wait_for_end(answer);
                         return Err(Interrupt::Killed);
                     }
@@ -143,7 +143,7 @@ impl Monitor<ContainerPlan> {
                         let _ = answer.send(Reply::Failed(failure));
                     }
                     Event::Terminate => {
-                        self.asked(Asked::ByHost);
+                        self.note_stop_reason(StopReason::Host);
                         return Err(Interrupt::Killed);
                     }
                     // There is no entrypoint yet, and networks do not change.
@@ -172,7 +172,7 @@ impl Monitor<ContainerPlan> {
                     }
                 }
             };
-            if let Ok(reason) = tokio::time::timeout(END_PATIENCE, ended).await
+            if let Ok(reason) = tokio::time::timeout(END_TIMEOUT, ended).await
                 && let Err(failure) = self.interrupted(Interrupt::VmEnded(reason), step)
             {
                 return failure;

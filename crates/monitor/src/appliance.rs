@@ -23,17 +23,17 @@ use super::session::Session;
 const MEMORY: u64 = 256 << 20;
 
 /// How long it may take: an emulated guest on a loaded host was seen to take two minutes to start alone.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How long the hypervisor may take to end.
-const END_PATIENCE: Duration = Duration::from_secs(20);
+const END_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl<P> Monitor<P> {
     /// Grows the file system `fstype` on a volume, or on its partition, to the size of what it is on. The appliance runs `on`
     /// the hypervisor and accelerator of the machine.
     ///
     /// # Errors
-    /// When the appliance can not be started, or its kernel's reason why the file system can not be grown.
+    /// When the appliance cannot be started, or its kernel's reason why the file system cannot be grown.
     pub(super) async fn grow_in_appliance(
         &mut self,
         on: (Hypervisor, Accel),
@@ -71,16 +71,16 @@ impl<P> Monitor<P> {
         let result = tokio::select! {
             answer = session.ask(&request) => answer.map(drop).map_err(Failure::from),
             () = gone(vm.as_mut()) => Err(Failure::new(Class::Failed, "the appliance ended early")),
-            () = tokio::time::sleep(PATIENCE) => {
-                Err(Failure::new(Class::Failed, format!("the appliance was not done within {} s", PATIENCE.as_secs())))
+            () = tokio::time::sleep(TIMEOUT) => {
+                Err(Failure::new(Class::Failed, format!("the appliance was not done within {} s", TIMEOUT.as_secs())))
             }
         };
         // It is unmounted, so nothing is lost; what the hypervisor still holds, it writes.
         let _ = vm.quit().await;
-        if tokio::time::timeout(END_PATIENCE, gone(vm.as_mut())).await.is_err() {
+        if tokio::time::timeout(END_TIMEOUT, gone(vm.as_mut())).await.is_err() {
             vm.kill();
             // One that does not go even so is in the journal, which is undone at the end.
-            let _ = tokio::time::timeout(END_PATIENCE, gone(vm.as_mut())).await;
+            let _ = tokio::time::timeout(END_TIMEOUT, gone(vm.as_mut())).await;
         }
         self.machine.state.hypervisor = None;
         self.kill.pass("grow: appliance gone");

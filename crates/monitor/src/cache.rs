@@ -19,7 +19,7 @@ const PERIOD: Duration = Duration::from_secs(60);
 /// Starts the task, which lives as long as the monitor.
 pub(super) fn start(home: Home, log: SharedLog) {
     tokio::spawn(async move {
-        let mut told = None;
+        let mut notified = None;
         loop {
             tokio::time::sleep(PERIOD).await;
             let home = home.clone();
@@ -27,10 +27,10 @@ pub(super) fn start(home: Home, log: SharedLog) {
                 continue;
             };
             let line = describe(trimmed);
-            if line.is_some() && line != told {
+            if line.is_some() && line != notified {
                 log.note(Source::Monitor, line.as_deref().unwrap_or_default());
             }
-            told = line;
+            notified = line;
         }
     });
 }
@@ -39,16 +39,16 @@ pub(super) fn start(home: Home, log: SharedLog) {
 fn describe(trimmed: Result<Option<TrimReport>, Failure>) -> Option<String> {
     let report = match trimmed {
         Ok(report) => report?,
-        Err(failure) => return Some(format!("the block cache can not be kept within its limit: {failure}")),
+        Err(failure) => return Some(format!("the block cache cannot be kept within its limit: {failure}")),
     };
-    let mut said = Vec::new();
+    let mut reported = Vec::new();
     if report.over > 0 {
-        said.push(format!(
+        reported.push(format!(
             "the block cache is over its limit by {}: running machines need what is in it",
             Human(report.over)
         ));
     } else if report.blocks > 0 {
-        said.push(format!(
+        reported.push(format!(
             "the block cache was over its limit: {} blocks removed, {}",
             report.blocks,
             Human(report.bytes)
@@ -60,8 +60,8 @@ fn describe(trimmed: Result<Option<TrimReport>, Failure>) -> Option<String> {
             home.display()
         )
     };
-    said.extend(report.forgotten.iter().map(gone));
-    (!said.is_empty()).then(|| said.join("; "))
+    reported.extend(report.forgotten.iter().map(gone));
+    (!reported.is_empty()).then(|| reported.join("; "))
 }
 
 #[cfg(test)]
@@ -78,12 +78,12 @@ mod tests {
             forgotten: vec!["/srv/old".into()],
             ..TrimReport::default()
         };
-        let said = describe(Ok(Some(report))).unwrap();
+        let reported = describe(Ok(Some(report))).unwrap();
         assert!(
-            said.contains("3 blocks removed") && said.contains("/srv/old is gone"),
-            "{said}"
+            reported.contains("3 blocks removed") && reported.contains("/srv/old is gone"),
+            "{reported}"
         );
-        let failure = Failure::new(zmachine_spec::Class::Failed, "the home /srv/b can not be read");
+        let failure = Failure::new(zmachine_spec::Class::Failed, "the home /srv/b cannot be read");
         assert!(describe(Err(failure)).unwrap().contains("/srv/b"));
     }
 }

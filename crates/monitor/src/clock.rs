@@ -13,7 +13,7 @@ use zmachine_agent_protocol::Request;
 use super::session::{Session, SessionError};
 
 /// How long the guest may take to set its clock.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Session {
     /// Has the guest's clock show what this host's does.
@@ -27,10 +27,10 @@ impl Session {
     }
 }
 
-/// Tells the guest the time; nobody waits for it. A guest whose clock can not be set runs on.
+/// Tells the guest the time; nobody waits for it. A guest whose clock cannot be set runs on.
 pub(super) fn tell(session: Option<Session>) {
     if let Some(session) = session {
-        tokio::spawn(async move { tokio::time::timeout(PATIENCE, session.set_time()).await });
+        tokio::spawn(async move { tokio::time::timeout(TIMEOUT, session.set_time()).await });
     }
 }
 

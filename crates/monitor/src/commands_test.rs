@@ -27,16 +27,16 @@ use zmachine_store::killpoint::Killpoints;
 use zmachine_store::log::LogWriter;
 use zmachine_store::volume::Volumes;
 
+use super::backoff::Backoff;
 use super::context::{AbortOnDrop, Monitor, Outcome};
+use super::enospc::Enospc;
 use super::inbox::Inbox;
 use super::launch::Running;
 use super::output::{ReportPipe, SharedLog};
 use super::relays::Relays;
 use super::rootfs_memory::RootfsWatch;
-use super::row::Row;
 use super::server::{self, Attachable, Shared};
 use super::session::{FrameReader, FrameWriter, Session};
-use super::space::Space;
 use super::{console, entry};
 
 const ID: &str = "5c28ffaff6fe";
@@ -118,11 +118,11 @@ impl Rig {
             watch: RootfsWatch::new(),
             forwarder: None,
             recorder: None,
-            row: Row::default(),
+            backoff: Backoff::default(),
             volumes: Vec::new(),
-            space: Space::default(),
+            enospc: Enospc::default(),
             relays: Relays::default(),
-            cell: None,
+            sandbox: None,
             waiters: Vec::new(),
         };
         std::fs::create_dir_all(home.run_dir(ID)).unwrap();

@@ -24,10 +24,10 @@ use super::output::SharedLog;
 const BACKLOG: usize = 4096;
 
 /// How long the client that started the machine may take to attach. It does so at once, or it is gone.
-const OWNER_PATIENCE: Duration = Duration::from_secs(10);
+const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the end of a line is waited for before its beginning is logged: a prompt has none.
-const LINE_PATIENCE: Duration = Duration::from_millis(100);
+const LINE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Most bytes of a line without end that wait.
 const LONGEST_WAITING: usize = 8 * 1024;
@@ -84,7 +84,7 @@ pub(super) async fn run(mut waiting: Waiting, stream: UnixStream, log: SharedLog
                 }
             }
         };
-        let _ = timeout(OWNER_PATIENCE, owner).await;
+        let _ = timeout(OWNER_TIMEOUT, owner).await;
     }
     let (mut reader, mut writer) = stream.into_split();
     let Waiting {
@@ -161,7 +161,7 @@ impl Lines {
         self.log.write(Source::Console, &bytes[..whole], now);
         if whole < bytes.len() {
             self.begun.extend_from_slice(&bytes[whole..]);
-            (self.at, self.until) = (now, Instant::now() + LINE_PATIENCE);
+            (self.at, self.until) = (now, Instant::now() + LINE_TIMEOUT);
         }
     }
 

@@ -13,13 +13,13 @@ use zmachine_store::log::Source;
 use zmachine_store::volume::Volumes;
 use zmachine_sys::process::ProcessId;
 
+use super::backoff::StopReason;
 use super::change::{Answered, Change};
 use super::context::{AbortOnDrop, Monitor, Outcome, at};
 use super::guest::{self, within};
 use super::inbox::{Cut, Event, Inbox};
 use super::launch::Running;
 use super::networks::Parts;
-use super::row::Asked;
 use super::server::{self, Attachable, Shared};
 use super::{clock, console, entry, rootfs_child};
 
@@ -122,7 +122,7 @@ impl Monitor<ContainerPlan> {
                 .unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             let counters_due = self.watch.due();
             let counters_at = counters_due.map_or_else(Instant::now, Instant::from_std);
-            let retry = self.space.next_try();
+            let retry = self.enospc.next_try();
             let retry_at = retry.map_or_else(Instant::now, Instant::from_std);
             tokio::select! {
                 () = tokio::time::sleep_until(retry_at), if retry.is_some() => {
@@ -145,7 +145,7 @@ impl Monitor<ContainerPlan> {
                         ending.deadline.get_or_insert(Instant::now() + Duration::from_secs(10));
                     }
                     Event::Terminate => {
-                        self.asked(Asked::ByHost);
+                        self.note_stop_reason(StopReason::Host);
                         self.ask_to_stop(running, inbox, self.plan.stop_grace_ms, &mut ending).await;
                     }
                     Event::NetworkAnswered(answered) => {
@@ -184,14 +184,14 @@ impl Monitor<ContainerPlan> {
     ) {
         match request {
             Request::Stop { grace_ms } => {
-                self.asked(Asked::ByUser);
+                self.note_stop_reason(StopReason::User);
                 self.wait_for_end(answer);
                 let grace_ms = grace_ms.unwrap_or(self.plan.stop_grace_ms);
                 self.ask_to_stop(running, inbox, grace_ms, ending).await;
             }
             Request::Wait => self.wait_for_end(answer),
             Request::Kill => {
-                self.asked(Asked::ByUser);
+                self.note_stop_reason(StopReason::User);
                 self.wait_for_end(answer);
                 ending.kill(&mut *running.vm);
             }
@@ -207,7 +207,7 @@ impl Monitor<ContainerPlan> {
                 }
             },
             Request::Pause => {
-                self.space.forget();
+                self.enospc.forget();
                 if let Ok(paused) = inbox.unless_ended(within("pause", running.vm.pause())).await {
                     if paused.is_ok() {
                         self.until_told(running, Phase::Running).await;
@@ -241,7 +241,7 @@ impl Monitor<ContainerPlan> {
     /// An event of the hypervisor that does not end the machine.
     fn vm_event(&mut self, running: &Running, event: &VmEvent) {
         match event {
-            // A full disk stops the guest; that the state can not be written then must not end it.
+            // A full disk stops the guest; that the state cannot be written then must not end it.
             VmEvent::Paused => self.advance_if_possible(Phase::Paused),
             VmEvent::Resumed => {
                 self.advance_if_possible(Phase::Running);
@@ -341,8 +341,8 @@ impl Monitor<ContainerPlan> {
             Err(failure) => return guest::reply(answer, Err(failure)),
         };
         let id = volume_disk(index);
-        let told = inbox.unless_ended(within("resize disk", running.vm.resize_disk(&id, disk_bytes)));
-        match told.await {
+        let reported = inbox.unless_ended(within("resize disk", running.vm.resize_disk(&id, disk_bytes)));
+        match reported.await {
             Err(Cut) => return,
             Ok(Err(failure)) => return guest::reply(answer, Err(later(failure))),
             Ok(Ok(())) => {}
@@ -367,7 +367,7 @@ impl Monitor<ContainerPlan> {
             let resumed = inbox.unless_ended(within("resume", running.vm.resume())).await;
             if let Ok(Err(failure)) = resumed {
                 self.log
-                    .note(Source::Monitor, &format!("the guest can not be let go on: {failure}"));
+                    .note(Source::Monitor, &format!("the guest cannot be let go on: {failure}"));
             }
         }
         self.advance_if_possible(Phase::Stopping);

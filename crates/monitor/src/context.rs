@@ -20,18 +20,18 @@ use zmachine_store::log::{Forwarder, Source};
 use zmachine_store::volume::Held;
 use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
-use zmachine_sys::jail::{Jail, walls};
+use zmachine_sys::jail::{Jail, status};
 use zmachine_sys::process::ProcessId;
 
-use super::cell::Cell;
+use super::backoff::{Backoff, StopReason};
 use super::change::Change;
+use super::enospc::{self, Enospc};
 use super::inbox::{Event, Inbox};
 use super::output::{ReportPipe, SharedLog};
 use super::relays::Relays;
 use super::rootfs_memory::RootfsWatch;
-use super::row::{Asked, Row};
+use super::sandbox::Sandbox;
 use super::session::SessionError;
-use super::space::{self, Space};
 /// How a run ended: with an exit, or at a step with a failure.
 pub(super) type Outcome = Result<Exit, (String, Failure)>;
 
@@ -55,13 +55,13 @@ pub(super) struct Monitor<P> {
     pub(super) watch: RootfsWatch,
     pub(super) forwarder: Option<Forwarder>,
     pub(super) recorder: Option<Recorder>,
-    pub(super) row: Row,
+    pub(super) backoff: Backoff,
     /// The volumes it uses; nobody else writes to them until this is gone, after the hypervisor.
     pub(super) volumes: Vec<Held>,
-    pub(super) space: Space,
+    pub(super) enospc: Enospc,
     pub(super) relays: Relays,
     /// What its processes are locked into, while it runs.
-    pub(super) cell: Option<Cell>,
+    pub(super) sandbox: Option<Sandbox>,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -126,17 +126,17 @@ impl<P> Monitor<P> {
         self.kill.pass("start: run folder claimed");
         file::make_dirs(&path)?;
         self.kill.pass("start: run folder made");
-        self.cell = None;
-        let (cell, lacking) = Cell::make(&self.home, &self.machine.id, self.machine.spec.jail)?;
+        self.sandbox = None;
+        let (sandbox, lacking) = Sandbox::make(&self.home, &self.machine.id, self.machine.spec.jail)?;
         if let Some(text) = lacking {
             self.log.note(Source::Monitor, &text);
             self.machine.state.warn(text);
         }
-        self.machine.state.user = cell.user();
-        self.cell = Some(cell);
+        self.machine.state.user = sandbox.user();
+        self.sandbox = Some(sandbox);
         let socket = self.home.control_socket(&self.machine.id);
         UnixListener::bind(&socket)
-            .map_err(|e| Failure::from(e).context(format!("can not listen on {}", socket.display())))
+            .map_err(|e| Failure::from(e).context(format!("cannot listen on {}", socket.display())))
     }
 
     pub(super) fn save(&self) -> Result<(), Failure> {
@@ -168,17 +168,17 @@ impl<P> Monitor<P> {
     pub(super) async fn cut_short(&mut self, inbox: &mut Inbox) -> Exit {
         match inbox.next().await {
             Event::Command(_, answer) => {
-                self.asked(Asked::ByUser);
+                self.note_stop_reason(StopReason::User);
                 self.wait_for_end(answer);
             }
-            _ => self.asked(Asked::ByHost),
+            _ => self.note_stop_reason(StopReason::Host),
         }
         Exit::Killed
     }
 
     /// Somebody wants the machine to end.
-    pub(super) fn asked(&mut self, by: Asked) {
-        self.row.asked.get_or_insert(by);
+    pub(super) fn note_stop_reason(&mut self, by: StopReason) {
+        self.backoff.stop_reason.get_or_insert(by);
     }
 
     /// A step of the start is done.
@@ -190,7 +190,7 @@ impl<P> Monitor<P> {
 
     /// The entrypoint, or the guest of a VM, runs.
     pub(super) fn ready(&mut self) {
-        self.row.ready = Some(std::time::Instant::now());
+        self.backoff.ready = Some(std::time::Instant::now());
         if let Some(recorder) = &mut self.recorder {
             recorder.ready();
         }
@@ -204,16 +204,16 @@ impl<P> Monitor<P> {
 
     /// What a process of this machine is locked into; `None`: nothing.
     pub(super) fn jail(&self) -> Option<Jail> {
-        self.cell.as_ref()?.jail()
+        self.sandbox.as_ref()?.jail()
     }
 
     /// Warns of what does not stand around the process `pid` although there is a jail. `has_network`: it is to have the host's.
     pub(super) fn check_walls(&mut self, role: &str, pid: u32, has_network: bool) {
-        if self.cell.as_ref().is_none_or(|cell| cell.is_off()) {
+        if self.sandbox.as_ref().is_none_or(|sandbox| sandbox.is_off()) {
             return;
         }
-        let missing = walls::of(pid)
-            .map(|walls| walls.missing(has_network))
+        let missing = status::of(pid)
+            .map(|protections| protections.missing(has_network))
             .unwrap_or_default();
         if missing.is_empty() {
             return;
@@ -241,8 +241,8 @@ impl<P> Monitor<P> {
             disk, no_space: true, ..
         } = event
         {
-            self.space.next_try = Some(Instant::now() + space::PAUSE);
-            if !std::mem::replace(&mut self.space.told, true) {
+            self.enospc.next_try = Some(Instant::now() + enospc::PAUSE);
+            if !std::mem::replace(&mut self.enospc.reported, true) {
                 let warning = format!("there is no room on this host for what the guest writes to its disk '{disk}'");
                 self.machine.state.warn(format!("{warning}: it waits until there is"));
                 self.log.note(Source::Monitor, &warning);
@@ -252,10 +252,10 @@ impl<P> Monitor<P> {
 
     /// Lets a guest that waits for room go on. Without room it stops again at its next write.
     pub(super) async fn try_again(&mut self, vm: &mut dyn Vm) {
-        self.space.next_try = None;
+        self.enospc.next_try = None;
         if let Err(error) = vm.resume().await {
             self.log
-                .note(Source::Monitor, &format!("the guest can not be let go on: {error}"));
+                .note(Source::Monitor, &format!("the guest cannot be let go on: {error}"));
         }
     }
 }

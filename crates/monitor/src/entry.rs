@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! Every byte goes to the log first, then to the clients in order. The client that started the machine (the owner) is
-//! waited for as long as it takes, as a pipe would; another client that does not read for [`PATIENCE`] is let go, so
+//! waited for as long as it takes, as a pipe would; another client that does not read for [`TIMEOUT`] is let go, so
 //! that a forgotten `attach` never stops a service. A client that comes late gets the output from then on, and always
 //! the end.
 
@@ -19,7 +19,7 @@ use super::output::SharedLog;
 use super::session::{AgentStream, SessionError};
 
 /// How long a client that is not the owner may take for one frame.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Frames in flight to one client: at most 16 of 64 KiB.
 const CLIENT_QUEUE: usize = 16;
@@ -188,7 +188,7 @@ pub(super) async fn hand_out(frame: &Frame, clients: &mut Vec<Client>) {
     for client in clients.drain(..) {
         let sent = match client.owner {
             true => client.frames.send(frame.clone()).await.is_ok(),
-            false => matches!(timeout(PATIENCE, client.frames.send(frame.clone())).await, Ok(Ok(()))),
+            false => matches!(timeout(TIMEOUT, client.frames.send(frame.clone())).await, Ok(Ok(()))),
         };
         if sent {
             kept.push(client);

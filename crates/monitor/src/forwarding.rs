@@ -5,7 +5,7 @@ use zmachine_store::log::{Forwarder, Sender, Source};
 
 use super::output::SharedLog;
 
-/// Begins to forward. A receiver that can not be had never stops the machine, so neither does this.
+/// Begins to forward. A receiver that cannot be had never stops the machine, so neither does this.
 pub(super) fn start(machine: &Machine, log: &SharedLog) -> Option<Forwarder> {
     let to = machine.spec.log_to.clone()?;
     let sender = Sender {

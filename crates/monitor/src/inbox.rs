@@ -60,7 +60,7 @@ impl Inbox {
     /// An empty one, and where events come from. SIGTERM to this process is one from here on.
     ///
     /// # Errors
-    /// When the signal can not be taken.
+    /// When the signal cannot be taken.
     pub(super) fn new() -> io::Result<(mpsc::Sender<Event>, Inbox)> {
         let (sender, events) = mpsc::channel(64);
         let inbox = Inbox {

@@ -155,7 +155,7 @@ impl Monitor<ContainerPlan> {
                 queues,
                 prefetch: self.plan.prefetch,
             };
-            let server = RootfsServer::start(&socket, settings, self.cell.as_ref())?;
+            let server = RootfsServer::start(&socket, settings, self.sandbox.as_ref())?;
             self.kill.pass("start: rootfs server started");
             self.claim_rootfs(server.id())?;
             rootfs = Some(server);

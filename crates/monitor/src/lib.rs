@@ -14,8 +14,8 @@ use zmachine_spec::Failure;
 
 mod agent_start;
 mod appliance;
+mod backoff;
 mod cache;
-mod cell;
 mod change;
 mod clock;
 #[cfg(test)]
@@ -24,6 +24,7 @@ mod confine;
 mod console;
 mod container;
 mod context;
+mod enospc;
 mod entry;
 mod forwarding;
 mod guest;
@@ -31,18 +32,17 @@ mod inbox;
 mod launch;
 mod networks;
 mod output;
+mod passt;
 mod relays;
 mod restart;
 mod rootfs_child;
 mod rootfs_memory;
 mod rootfs_watch;
-mod row;
 mod run;
+mod sandbox;
 mod server;
 mod session;
 mod share;
-mod space;
-mod uplink;
 mod vm;
 
 pub use run::MonitorArgs;

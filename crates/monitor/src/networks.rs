@@ -67,9 +67,9 @@ impl<P> Monitor<P> {
             self.attach_one(attachment, &mut attached).await?;
         }
         if attachments.iter().any(|a| a.user.is_none()) {
-            for obstacle in zmachine_network::obstacles().await {
-                self.log.note(Source::Monitor, &obstacle);
-                let warning = format!("{obstacle}: docs/networks.md says what lets machines through");
+            for rule in zmachine_network::external_firewalls().await {
+                self.log.note(Source::Monitor, &rule);
+                let warning = format!("{rule}: docs/networks.md says what lets machines through");
                 self.machine.state.warn(warning);
             }
         }
@@ -229,10 +229,10 @@ impl<P> Monitor<P> {
     async fn update(&mut self, change: Change) -> Option<Change> {
         for attachment in &change.wanted.attachments {
             let machine = &self.machine.id;
-            let told = self
+            let reported = self
                 .networks
                 .update(&attachment.network, machine, &attachment.membership);
-            if let Err(failure) = within("update a network", told).await {
+            if let Err(failure) = within("update a network", reported).await {
                 change.answer(Err(failure));
                 return None;
             }

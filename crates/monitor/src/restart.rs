@@ -11,9 +11,9 @@ use zmachine_spec::restart::{Ended, Next};
 use zmachine_spec::{Class, Failure, Phase, Setting};
 use zmachine_store::log::Source;
 
+use super::backoff::StopReason;
 use super::context::{AbortOnDrop, Monitor};
 use super::inbox::{Event, Inbox};
-use super::row::Asked;
 use super::server::{self, Attachable, Shared};
 use super::{console, entry};
 
@@ -22,20 +22,20 @@ impl Monitor<()> {
     pub(super) fn decide(&mut self, phase: Phase) -> (Phase, Option<Duration>) {
         let ended = Ended {
             failed: Ended::is_failure(&phase),
-            ran: self.row.ready.take().map(|since| since.elapsed()),
+            ran: self.backoff.ready.take().map(|since| since.elapsed()),
         };
-        if self.row.asked.is_some() {
+        if self.backoff.stop_reason.is_some() {
             return (phase, None);
         }
         let policy = self.machine.spec.restart;
-        match policy.after(ended, self.row.restarts) {
+        match policy.after(ended, self.backoff.restarts) {
             Next::End => (phase, None),
             Next::Restart { wait, restarts } => {
-                self.row.restarts = restarts;
+                self.backoff.restarts = restarts;
                 (phase, Some(wait))
             }
             Next::GiveUp => {
-                let restarts = self.row.restarts;
+                let restarts = self.backoff.restarts;
                 let message = format!("{}, after {restarts} restarts in a row", in_words(&phase));
                 let failure = match &phase {
                     Phase::Failed { failure, .. } => Failure {
@@ -102,11 +102,11 @@ impl Monitor<()> {
                 () = tokio::time::sleep_until(until) => break true,
                 event = inbox.next() => match event {
                     Event::Terminate => {
-                        self.row.asked = Some(Asked::ByHost);
+                        self.backoff.stop_reason = Some(StopReason::Host);
                         break false;
                     }
                     Event::Command(Request::Stop { .. } | Request::Kill, answer) => {
-                        self.row.asked = Some(Asked::ByUser);
+                        self.backoff.stop_reason = Some(StopReason::User);
                         self.wait_for_end(answer);
                         break false;
                     }

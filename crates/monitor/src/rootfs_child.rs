@@ -21,7 +21,7 @@ use zmachine_spec::{Class, Failure};
 use zmachine_sys::jail::{Jail, Jailed};
 use zmachine_sys::process::{ChildSetup, ProcessId};
 
-use super::cell::Cell;
+use super::sandbox::Sandbox;
 
 /// Longest line of a server in bytes: the blocks that were read first, each 64 digits, are a few thousand at most.
 const LINE_BYTES: usize = 4 << 20;
@@ -77,14 +77,13 @@ impl RootfsServer {
     /// Binds `socket` and starts the server on it.
     ///
     /// # Errors
-    /// When the socket can not be bound or the process not started.
-    pub(super) fn start(socket: &Path, settings: Settings, cell: Option<&Cell>) -> Result<RootfsServer, Failure> {
+    /// When the socket cannot be bound or the process not started.
+    pub(super) fn start(socket: &Path, settings: Settings, sandbox: Option<&Sandbox>) -> Result<RootfsServer, Failure> {
         let bound = UnixListener::bind(socket);
-        let listener =
-            bound.map_err(|e| Failure::from(e).context(format!("can not listen on {}", socket.display())))?;
-        let jail = cell.and_then(Cell::jail);
-        if let Some(cell) = cell {
-            cell.give(socket).map_err(not_started)?;
+        let listener = bound.map_err(|e| Failure::from(e).context(format!("cannot listen on {}", socket.display())))?;
+        let jail = sandbox.and_then(Sandbox::jail);
+        if let Some(sandbox) = sandbox {
+            sandbox.give(socket).map_err(not_started)?;
         }
         let (child, events) = spawn(&listener, &settings, jail.as_ref()).map_err(not_started)?;
         Ok(RootfsServer {
@@ -144,7 +143,7 @@ pub(super) async fn next_event(server: &mut Option<RootfsServer>) -> RootfsEvent
 }
 
 fn not_started(error: io::Error) -> Failure {
-    Failure::from_error(Class::Failed, &error).context("can not start the rootfs server")
+    Failure::from_error(Class::Failed, &error).context("cannot start the rootfs server")
 }
 
 fn spawn(listener: &UnixListener, settings: &Settings, jail: Option<&Jail>) -> io::Result<(Child, Lines<UnixStream>)> {
@@ -164,13 +163,13 @@ fn spawn(listener: &UnixListener, settings: &Settings, jail: Option<&Jail>) -> i
     command.arg("--credentials").arg(&settings.credentials);
     // Stores may have credentials in them, and everybody on the host sees arguments. A pipe holds 64 KiB before its reader
     // comes.
-    let (stdin, mut told) = io::pipe()?;
+    let (stdin, mut reported) = io::pipe()?;
     let stores = serde_json::to_vec(&settings.stores)?;
     if stores.len() > 32 << 10 {
         return Err(io::Error::other("the URLs of its stores are too long"));
     }
-    told.write_all(&stores)?;
-    drop(told);
+    reported.write_all(&stores)?;
+    drop(reported);
     command.stdin(stdin).stdout(Stdio::null()).stderr(theirs.try_clone()?);
     command.arg0("zmachine");
     let jailed = match jail {

@@ -22,7 +22,7 @@ use super::rootfs_memory::RESTARTS;
 const STARTS: u32 = 5;
 
 /// How long the rootfs server may take to end by itself. It has nothing to do then but to write a line.
-const LAST_LINES_PATIENCE: Duration = Duration::from_secs(1);
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// For how many blocks the files are looked up in one run: each look-up reads the whole flist.
 const LOOKUPS: usize = 16;
@@ -120,7 +120,7 @@ impl Monitor<ContainerPlan> {
         }
     }
 
-    /// Tells which files can not be read. The guest asks again and again for the same block, so it is told once.
+    /// Tells which files cannot be read. The guest asks again and again for the same block, so it is told once.
     fn block_failed(&mut self, block: String, error: String) {
         let known = &mut self.watch.failed_blocks;
         if known.len() >= LOOKUPS || !known.insert(block.clone()) {
@@ -128,7 +128,7 @@ impl Monitor<ContainerPlan> {
         }
         self.machine
             .state
-            .warn(format!("block {block} can not be read: {error}"));
+            .warn(format!("block {block} cannot be read: {error}"));
         self.watch.changed = true;
         let flist = self.home.data().join("images").join(&self.plan.image).join("image.fl");
         let log = self.log.clone();
@@ -139,7 +139,7 @@ impl Monitor<ContainerPlan> {
                 for file in files_of_block(&flist, &id) {
                     log.note(
                         Source::Monitor,
-                        &format!("{} can not be read: block {block}: {error}", file.display()),
+                        &format!("{} cannot be read: block {block}: {error}", file.display()),
                     );
                 }
             }
@@ -173,7 +173,7 @@ impl Monitor<ContainerPlan> {
         if let Err(error) = list.save(&recording.image) {
             self.log.note(
                 Source::Monitor,
-                &format!("what this start read can not be kept: {error}"),
+                &format!("what this start read cannot be kept: {error}"),
             );
         }
     }
@@ -200,7 +200,7 @@ impl Monitor<ContainerPlan> {
                 self.rootfs_line(&line);
             }
         };
-        let _ = tokio::time::timeout(LAST_LINES_PATIENCE, lines).await;
+        let _ = tokio::time::timeout(LAST_LINES_TIMEOUT, lines).await;
         // A machine that never came up has read less than it needs.
         if self
             .watch

@@ -17,13 +17,13 @@ use zmachine_store::{attempt, catalog, leftovers};
 use zmachine_sys::file;
 use zmachine_sys::lock::FileLock;
 
+use super::backoff::{Backoff, StopReason};
 use super::context::{Monitor, Outcome};
+use super::enospc::Enospc;
 use super::inbox::Inbox;
 use super::output::{ReportPipe, SharedLog};
 use super::relays::Relays;
 use super::rootfs_memory::RootfsWatch;
-use super::row::{Asked, Row};
-use super::space::Space;
 
 /// What a monitor is started with.
 #[derive(Debug)]
@@ -79,11 +79,11 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
         watch: RootfsWatch::new(),
         forwarder,
         recorder: None,
-        row: Row::default(),
+        backoff: Backoff::default(),
         volumes: Vec::new(),
-        space: Space::default(),
+        enospc: Enospc::default(),
         relays: Relays::default(),
-        cell: None,
+        sandbox: None,
         waiters: Vec::new(),
     };
     monitor.machine.state.restarts = 0;
@@ -156,11 +156,11 @@ impl<Q> Monitor<Q> {
             watch: self.watch,
             forwarder: self.forwarder,
             recorder: self.recorder,
-            row: self.row,
+            backoff: self.backoff,
             volumes: self.volumes,
-            space: self.space,
+            enospc: self.enospc,
             relays: self.relays,
-            cell: self.cell,
+            sandbox: self.sandbox,
             waiters: self.waiters,
         }
     }
@@ -173,7 +173,7 @@ impl<P> Monitor<P> {
         let undone = self.journal.undo_all(&self.networks).await;
         self.kill.pass("end: undone");
         // After its processes: nobody else may have their user before.
-        self.cell = None;
+        self.sandbox = None;
         if let Err(failure) = &undone {
             self.log
                 .note(Source::Monitor, &format!("not everything could be undone: {failure}"));
@@ -183,7 +183,7 @@ impl<P> Monitor<P> {
         }
         let (phase, ended) = match outcome {
             Ok(exit) => {
-                let asked = self.row.asked.is_some();
+                let asked = self.backoff.stop_reason.is_some();
                 (Phase::Stopped { exit }, attempt::Outcome::Stopped { exit, asked })
             }
             Err((step, mut failure)) => {
@@ -213,7 +213,7 @@ impl<P> Monitor<P> {
             Phase::Failed { failure, .. } => Err(failure.clone()),
             _ => Ok(()),
         };
-        self.machine.state.stopped_by_user = self.row.asked == Some(Asked::ByUser);
+        self.machine.state.stopped_by_user = self.backoff.stop_reason == Some(StopReason::User);
         self.machine.state.advance(phase.clone(), Timestamp::now());
         let saved = self.save();
         self.tell();

@@ -173,7 +173,7 @@ async fn attach(mut reader: Reader, mut writer: Writer, entry: Entry, how: Attac
         }
         writer.close().await;
     };
-    // A client may close its sending side and go on reading; when it can not be written to, it is gone.
+    // A client may close its sending side and go on reading; when it cannot be written to, it is gone.
     tokio::select! {
         () = output => {}
         () = async { input.await; std::future::pending::<()>().await } => {}

@@ -31,17 +31,17 @@ use super::output::SharedLog;
 const LINE_BYTES: usize = 4096;
 
 /// How long the servers may take to end by themselves, which they do as soon as the hypervisor is gone.
-const END_PATIENCE: Duration = Duration::from_secs(2);
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the reason may come after the hypervisor's complaint.
-const REASON_PATIENCE: Duration = Duration::from_millis(500);
+const REASON_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The servers of one run. Dropping it ends them.
 #[derive(Default)]
 pub(super) struct Shares {
     servers: Vec<AbortOnDrop>,
     ended: Option<mpsc::Receiver<Failure>>,
-    /// Of processes beside them without which the machine can not go on either.
+    /// Of processes beside them without which the machine cannot go on either.
     others: Option<mpsc::Receiver<Failure>>,
 }
 
@@ -61,12 +61,12 @@ impl Shares {
 
     /// Why a hypervisor did not start that needs them: what one of them said, if one has ended.
     pub(super) async fn reason(&mut self) -> Option<Failure> {
-        tokio::time::timeout(REASON_PATIENCE, self.ended()).await.ok()
+        tokio::time::timeout(REASON_TIMEOUT, self.ended()).await.ok()
     }
 
     /// Waits until they are gone, and kills what is not.
     pub(super) async fn end(self) {
-        let deadline = tokio::time::Instant::now() + END_PATIENCE;
+        let deadline = tokio::time::Instant::now() + END_TIMEOUT;
         for mut server in self.servers {
             let _ = tokio::time::timeout_at(deadline, &mut server.0).await;
         }
@@ -94,7 +94,7 @@ impl<P> Monitor<P> {
         started.ended = Some(receiver);
         for share in shares {
             let what = describe(&share.tree);
-            let context = |e: io::Error| Failure::from(e).context(format!("can not start the server of {what}"));
+            let context = |e: io::Error| Failure::from(e).context(format!("cannot start the server of {what}"));
             let mut child = self.spawn(share).map_err(context)?;
             if let Some(id) = child.id().and_then(ProcessId::of) {
                 let role = "virtiofsd".to_owned();
@@ -123,7 +123,7 @@ impl<P> Monitor<P> {
                 }
             }
         };
-        match tokio::time::timeout(REASON_PATIENCE, gone).await {
+        match tokio::time::timeout(REASON_TIMEOUT, gone).await {
             Ok(reason) => Ok(reason),
             Err(_) => Err(("running".to_owned(), failure)),
         }
@@ -138,8 +138,8 @@ impl<P> Monitor<P> {
         let _ = std::fs::remove_file(&socket);
         // Closed here when it is passed on: a server that ends early then ends the hypervisor's wait.
         let listener = UnixListener::bind(&socket)?;
-        if let Some(cell) = &self.cell {
-            cell.give(&socket)?;
+        if let Some(sandbox) = &self.sandbox {
+            sandbox.give(&socket)?;
         }
         let mut command = zmachine_sys::process::own_program("share", SEARCH_PATH);
         command.arg("--mount-point").arg(&mount_point);
@@ -190,19 +190,22 @@ fn describe(tree: &SharedTree) -> String {
 
 /// Logs what the server says, until it is gone.
 async fn watch(mut child: Child, what: String, log: SharedLog, ended: mpsc::Sender<Failure>) {
-    let mut said = String::new();
+    let mut reported = String::new();
     if let Some(stderr) = child.stderr.take() {
         let mut lines = Lines::new(stderr, LINE_BYTES);
         while let Ok(Some(line)) = lines.next_line().await {
             log.note(Source::Monitor, &format!("virtiofsd, {what}: {line}"));
-            said = reason(said, &line);
+            reported = reason(reported, &line);
         }
     }
     let status = match child.wait().await {
         Ok(status) => status.to_string(),
         Err(error) => error.to_string(),
     };
-    let failure = Failure::new(Class::Failed, format!("the server of {what} ended ({status}){said}"));
+    let failure = Failure::new(
+        Class::Failed,
+        format!("the server of {what} ended ({status}){reported}"),
+    );
     let _ = ended.send(failure.hint("start the machine again")).await;
 }
 
@@ -222,9 +225,13 @@ mod tests {
 
     #[test]
     fn the_last_words_of_a_server_are_its_reason() {
-        let said = |lines: &[&str]| lines.iter().fold(String::new(), |said, line| reason(said, line));
-        let ours = ["error: can not share /x", "caused by: No such file", "hint: make it"];
-        assert_eq!(said(&ours), ": can not share /x: No such file");
-        assert_eq!(said(&["noise", "virtio_loop: broken"]), ": virtio_loop: broken");
+        let reported = |lines: &[&str]| {
+            lines
+                .iter()
+                .fold(String::new(), |reported, line| reason(reported, line))
+        };
+        let ours = ["error: cannot share /x", "caused by: No such file", "hint: make it"];
+        assert_eq!(reported(&ours), ": cannot share /x: No such file");
+        assert_eq!(reported(&["noise", "virtio_loop: broken"]), ": virtio_loop: broken");
     }
 }

@@ -7,7 +7,7 @@
 //! # Invariants
 //! * An inode number is a node's index plus one, so it is stable for as long as the mount is there. Nothing changes, so
 //!   the kernel may remember everything.
-//! * A block that can not be had is EIO for that read; why goes to the mount's teller.
+//! * A block that cannot be had is EIO for that read; why goes to the mount's teller.
 //!
 //! It writes nothing and knows no machines.
 
@@ -75,9 +75,9 @@ pub struct Mount {
 }
 
 /// Ends a [`Mount`] from another thread.
-pub struct Ender(SessionUnmounter);
+pub struct Unmounter(SessionUnmounter);
 
-impl Ender {
+impl Unmounter {
     /// Unmounts it, which ends [`Mount::serve`] as soon as nobody uses it any more.
     ///
     /// # Errors
@@ -132,11 +132,11 @@ impl Mount {
     }
 
     /// What ends it from another thread.
-    pub fn ender(&mut self) -> Ender {
-        Ender(self.session.unmount_callable())
+    pub fn unmounter(&mut self) -> Unmounter {
+        Unmounter(self.session.unmount_callable())
     }
 
-    /// Answers until it is unmounted, by [`Ender::end`] or `umount`.
+    /// Answers until it is unmounted, by [`Unmounter::end`] or `umount`.
     ///
     /// # Errors
     /// When the connection to the kernel breaks.

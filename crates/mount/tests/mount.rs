@@ -1,4 +1,4 @@
-//! A mounted flist is the tree that was packed, and says so when it can not be.
+//! A mounted flist is the tree that was packed, and says so when it cannot be.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use zmachine_flist::Flist;
 use zmachine_image::store::RoutedStore;
 use zmachine_image::{BlockCache, FetchOptions, Fetcher, Silent, Timeouts};
-use zmachine_mount::{Ender, Mount, MountError};
+use zmachine_mount::{Mount, MountError, Unmounter};
 use zmachine_pack::diff::diff;
 use zmachine_pack::pack::{PackOptions, pack};
 
@@ -39,8 +39,8 @@ impl Room {
     fn mount(&self) -> Mounted {
         let cache = BlockCache::open(&self.path("cache")).unwrap();
         let fetcher = Fetcher::new(cache, self.flist.routes.clone(), FetchOptions::default());
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let teller = Arc::clone(&told);
+        let reported = Arc::new(Mutex::new(Vec::new()));
+        let teller = Arc::clone(&reported);
         let mut mount = Mount::new(
             self.flist.tree.clone(),
             fetcher,
@@ -49,9 +49,13 @@ impl Room {
             move |problem| teller.lock().unwrap().push(problem.to_owned()),
         )
         .unwrap();
-        let ender = mount.ender();
+        let unmounter = mount.unmounter();
         let server = Some(thread::spawn(move || mount.serve()));
-        Mounted { ender, server, told }
+        Mounted {
+            unmounter,
+            server,
+            reported,
+        }
     }
 }
 
@@ -66,16 +70,16 @@ fn packed(dir: &Path, name: &str) -> Flist {
 
 /// A mount that a failed test does not leave behind.
 struct Mounted {
-    ender: Ender,
+    unmounter: Unmounter,
     server: Option<JoinHandle<Result<(), MountError>>>,
-    told: Arc<Mutex<Vec<String>>>,
+    reported: Arc<Mutex<Vec<String>>>,
 }
 
 impl Mounted {
     fn end(mut self) -> Vec<String> {
-        self.ender.end().unwrap();
+        self.unmounter.end().unwrap();
         self.server.take().unwrap().join().unwrap().unwrap();
-        std::mem::take(&mut *self.told.lock().unwrap())
+        std::mem::take(&mut *self.reported.lock().unwrap())
     }
 }
 
@@ -83,7 +87,7 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         if self.server.is_some() {
             // Of no more use to a test that failed already.
-            let _ = self.ender.end();
+            let _ = self.unmounter.end();
         }
     }
 }
@@ -154,8 +158,8 @@ fn a_block_that_is_gone_is_an_io_error_that_is_told() {
     let error = fs::read(room.path("place/lost")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
     assert_eq!(fs::read(room.path("place/empty")).unwrap(), b"");
-    let told = mounted.end();
-    assert!(!told.is_empty() && told[0].contains("lost"), "{told:?}");
+    let reported = mounted.end();
+    assert!(!reported.is_empty() && reported[0].contains("lost"), "{reported:?}");
 }
 
 #[test]

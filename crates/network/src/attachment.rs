@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use crate::endpoint::Membership;
 use crate::error::NetworkError;
 use crate::lease::Lease;
 use crate::name::{self, Mac};
 use crate::network::Network;
 use crate::publish::Publish;
 use crate::resource::Resource;
-use crate::station::Membership;
 
 /// What of an attachment only one through passt has (see [`crate::user`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,8 +92,8 @@ impl Attachment {
     /// Plans the connection of a machine to `network`.
     ///
     /// # Errors
-    /// When the address is not one for a machine of that network, two ports are published twice, or the machine's id can
-    /// not be one.
+    /// When the address is not one for a machine of that network, two ports are published twice, or the machine's id cannot
+    /// be one.
     pub fn plan(network: &Network, request: AttachmentRequest<'_>) -> Result<Attachment, NetworkError> {
         let AttachmentRequest { machine, lease, .. } = request;
         name::check(machine)?;
@@ -269,7 +269,7 @@ mod tests {
             Err(NetworkError::AddressOutside { .. })
         ));
         let twice = ["80:80".parse().unwrap(), "127.0.0.1:80:81".parse().unwrap()];
-        let said = plan("10.208.7.9", &twice).unwrap_err().to_string();
-        assert!(said.contains("'80:80/tcp' and '127.0.0.1:80:81/tcp'"), "{said}");
+        let output = plan("10.208.7.9", &twice).unwrap_err().to_string();
+        assert!(output.contains("'80:80/tcp' and '127.0.0.1:80:81/tcp'"), "{output}");
     }
 }

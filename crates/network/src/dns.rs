@@ -22,7 +22,7 @@ pub struct HostDns {
 
 impl HostDns {
     /// From the text of `/etc/resolv.conf` and, when there is one, of systemd-resolved's list. A resolver on loopback or
-    /// with a link-local address can not be reached from a machine and is skipped; the second text is used for what the
+    /// with a link-local address cannot be reached from a machine and is skipped; the second text is used for what the
     /// first then lacks. Both lists may end up empty.
     pub fn from_texts(etc: &str, systemd: Option<&str>) -> HostDns {
         let mut found = parse(etc);

@@ -83,8 +83,8 @@ pub enum NetworkError {
     /// passt is missing.
     #[error(transparent)]
     NoPasst(#[from] MissingPasst),
-    /// A name that can not be that of a network or a machine.
-    #[error("{name:?} can not be a name: 1 to 64 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit")]
+    /// A name that cannot be that of a network or a machine.
+    #[error("{name:?} cannot be a name: 1 to 64 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit")]
     BadName {
         /// The name.
         name: String,
@@ -109,8 +109,8 @@ pub enum NetworkError {
         /// The machines' ids.
         machines: Vec<String>,
     },
-    /// An IPv6 subnet of which machines can not derive their addresses.
-    #[error("{subnet} can not be the IPv6 subnet of a network: a /64 of unicast addresses without host bits is")]
+    /// An IPv6 subnet of which machines cannot derive their addresses.
+    #[error("{subnet} cannot be the IPv6 subnet of a network: a /64 of unicast addresses without host bits is")]
     BadSubnet6 {
         /// The subnet.
         subnet: Ipv6Net,
@@ -132,35 +132,35 @@ pub enum NetworkError {
         name: String,
     },
     /// An MTU no link or no IPv6 can have.
-    #[error("{mtu} can not be the MTU of a network: {least} to 65535 bytes can")]
+    #[error("{mtu} cannot be the MTU of a network: {least} to 65535 bytes can")]
     BadMtu {
         /// The MTU asked for.
         mtu: u32,
         /// The smallest possible one.
         least: u32,
     },
-    /// The name service and DHCP server is not there or can not be started.
-    #[error("can not run dnsmasq, which serves names and addresses in networks")]
+    /// The name service and DHCP server is not there or cannot be started.
+    #[error("cannot run dnsmasq, which serves names and addresses in networks")]
     NoDnsmasq {
         /// Why.
         source: io::Error,
     },
     /// dnsmasq started and gave up.
-    #[error("dnsmasq for network {name:?} does not start: {said}")]
+    #[error("dnsmasq for network {name:?} does not start: {output}")]
     Dnsmasq {
         /// The network.
         name: String,
         /// What it said.
-        said: String,
+        output: String,
     },
-    /// A name that can not be looked up.
-    #[error("{name:?} can not be a name in a network: up to 63 letters, digits, '-', '_' and '.' can")]
+    /// A name that cannot be looked up.
+    #[error("{name:?} cannot be a name in a network: up to 63 letters, digits, '-', '_' and '.' can")]
     BadAlias {
         /// The name.
         name: String,
     },
     /// A subnet too small for a gateway and one machine, or not a network address.
-    #[error("{subnet} can not be the subnet of a network: a prefix between /8 and /29 without host bits is")]
+    #[error("{subnet} cannot be the subnet of a network: a prefix between /8 and /29 without host bits is")]
     BadSubnet {
         /// The subnet.
         subnet: Ipv4Net,
@@ -221,7 +221,7 @@ pub enum NetworkError {
         /// The address it has.
         address: IpAddr,
     },
-    /// A port to publish that can not be read.
+    /// A port to publish that cannot be read.
     #[error(transparent)]
     Publish(#[from] PublishError),
     /// A host port is in use.
@@ -243,7 +243,7 @@ pub enum NetworkError {
         address: IpAddr,
     },
     /// A host port could not be claimed.
-    #[error("can not claim host port {port} of the published port '{publish}'")]
+    #[error("cannot claim host port {port} of the published port '{publish}'")]
     Claim {
         /// The flag's value.
         publish: Box<Publish>,
@@ -253,7 +253,7 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// A link, address or route operation failed.
-    #[error("can not {action} {name}")]
+    #[error("cannot {action} {name}")]
     Link {
         /// What was tried.
         action: &'static str,
@@ -263,7 +263,7 @@ pub enum NetworkError {
         source: rtnetlink::Error,
     },
     /// Netlink could not be opened.
-    #[error("can not open netlink")]
+    #[error("cannot open netlink")]
     Netlink {
         /// Why.
         source: io::Error,
@@ -283,7 +283,7 @@ pub enum NetworkError {
         name: String,
     },
     /// The tap could not be made.
-    #[error("can not make tap {name}")]
+    #[error("cannot make tap {name}")]
     Tap {
         /// Its name.
         name: String,
@@ -291,7 +291,7 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// A sysctl could not be read or written.
-    #[error("can not {action} sysctl {key}")]
+    #[error("cannot {action} sysctl {key}")]
     Sysctl {
         /// `read` or `set`.
         action: &'static str,
@@ -300,8 +300,8 @@ pub enum NetworkError {
         /// Why.
         source: io::Error,
     },
-    /// The `nft` program is not there or can not be started.
-    #[error("can not run nft")]
+    /// The `nft` program is not there or cannot be started.
+    #[error("cannot run nft")]
     NoNft {
         /// Why.
         source: io::Error,
@@ -367,10 +367,10 @@ impl NetworkError {
             E::NoPasst(_) => "install it (apt-get install passt), or use the network 'none'",
             E::NoNft { .. } => "install nftables (apt-get install nftables), or use the network 'none'",
             E::NoDnsmasq { .. } => "install it (apt-get install dnsmasq-base), or use the network 'none'",
-            E::Dnsmasq { said, .. } if said.contains("in use") => {
+            E::Dnsmasq { output, .. } if output.contains("in use") => {
                 "another name server takes port 53 of all addresses: let it listen on its own ones (bind-interfaces of dnsmasq, listen-on of BIND), or see: ss -lnup"
             }
-            E::Dnsmasq { said, .. } if said.contains("inotify") => {
+            E::Dnsmasq { output, .. } if output.contains("inotify") => {
                 "let more watch files: sysctl fs.inotify.max_user_instances=1024"
             }
             E::Dnsmasq { .. } => "see what this host lacks: zmachine doctor",

@@ -2,28 +2,28 @@
 
 use std::net::IpAddr;
 
+use crate::endpoint::Endpoint;
 use crate::error::NetworkError;
 use crate::home::Networks;
 use crate::links::{self, Links};
 use crate::network::Network;
-use crate::station::Station;
-use crate::{dnsmasq, nft, presence, rules, sysctl};
+use crate::{dnsmasq, nft, reconcile, rules, sysctl};
 
 impl Networks {
     /// A sentence about each thing that should be on the host for the attached machines and is not. Needs root, without
-    /// which rules can not be read.
+    /// which rules cannot be read.
     ///
     /// # Errors
-    /// When the files of a network can not be read, or netlink not be asked.
+    /// When the files of a network cannot be read, or netlink not be asked.
     pub async fn findings(&self) -> Result<Vec<String>, NetworkError> {
         let links = Links::open()?;
         let mut found = Vec::new();
         for network in self.list()? {
-            let stations = presence::attached(self, network.name())?;
-            if stations.is_empty() {
+            let endpoints = reconcile::attached(self, network.name())?;
+            if endpoints.is_empty() {
                 continue;
             }
-            for what in self.missing(&links, &network, &stations).await? {
+            for what in self.missing(&links, &network, &endpoints).await? {
                 found.push(format!("network {}: {what}", network.name()));
             }
         }
@@ -34,7 +34,7 @@ impl Networks {
         &self,
         links: &Links,
         network: &Network,
-        stations: &[Station],
+        endpoints: &[Endpoint],
     ) -> Result<Vec<String>, NetworkError> {
         let bridge = network.bridge();
         let mut missing = Vec::new();
@@ -51,8 +51,8 @@ impl Networks {
             let lost = gateways.filter(|a| !present.contains(a) && (a.is_ipv4() || sysctl::has_ipv6()));
             missing.extend(lost.map(|address| format!("bridge {bridge} has no address {address}")));
         }
-        for station in stations {
-            let (tap, machine) = (network.tap(&station.machine), &station.machine);
+        for endpoint in endpoints {
+            let (tap, machine) = (network.tap(&endpoint.machine), &endpoint.machine);
             match links.find(&tap).await? {
                 None => missing.push(format!("machine {machine} has no tap: start it again")),
                 Some(found) if link.is_some() && links::controller(&found) != link.as_ref().map(|l| l.header.index) => {
@@ -61,7 +61,7 @@ impl Networks {
                 Some(_) => {}
             }
         }
-        if !self.has_rules(network, stations).await {
+        if !self.has_rules(network, endpoints).await {
             missing.push(format!("its rules (nft, tables {bridge}) are not as they were made"));
         }
         if dnsmasq::find(self, network).is_none() {
@@ -74,14 +74,14 @@ impl Networks {
     }
 
     /// Whether the kernel has as many rules as were made.
-    async fn has_rules(&self, network: &Network, stations: &[Station]) -> bool {
+    async fn has_rules(&self, network: &Network, endpoints: &[Endpoint]) -> bool {
         let mut present = 0;
         for family in ["inet", "bridge"] {
             let listed = nft::run(&["-s", "list", "table", family, network.bridge()], "").await;
             let Ok((true, text)) = listed else { return false };
             present += count(&text);
         }
-        present == count(&rules::render(network, stations))
+        present == count(&rules::render(network, endpoints))
     }
 }
 

@@ -43,7 +43,7 @@ impl Networks {
     /// The networks in `<home>/networks`; the folder is made when missing.
     ///
     /// # Errors
-    /// When it can not be made.
+    /// When it cannot be made.
     pub fn open(home: &Path) -> Result<Networks, NetworkError> {
         let dir = home.join("networks");
         file::make_dirs(&dir)?;
@@ -108,7 +108,7 @@ impl Networks {
     /// The network `name`.
     ///
     /// # Errors
-    /// [`NetworkError::NoSuchNetwork`], or when its file can not be read or is of another version.
+    /// [`NetworkError::NoSuchNetwork`], or when its file cannot be read or is of another version.
     pub fn get(&self, name: &str) -> Result<Network, NetworkError> {
         let path = self.folder(name)?.join("network.json");
         let record: NetworkRecord = match file::read_json(&path) {
@@ -130,7 +130,7 @@ impl Networks {
     /// All networks, by name.
     ///
     /// # Errors
-    /// When one can not be read.
+    /// When one cannot be read.
     pub fn list(&self) -> Result<Vec<Network>, NetworkError> {
         let mut names = entries(&self.dir)?;
         names.retain(|n| !n.starts_with('.'));

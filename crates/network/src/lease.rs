@@ -27,16 +27,16 @@ pub struct Lease {
 
 /// Addresses that a machine asks for; `None` leaves the choice to the network.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct AddressRequest {
     /// IPv4.
     pub ipv4: Option<Ipv4Addr>,
     /// IPv6.
     pub ipv6: Option<Ipv6Addr>,
 }
 
-impl From<Lease> for Wanted {
-    fn from(lease: Lease) -> Wanted {
-        Wanted {
+impl From<Lease> for AddressRequest {
+    fn from(lease: Lease) -> AddressRequest {
+        AddressRequest {
             ipv4: Some(lease.ipv4),
             ipv6: lease.ipv6,
         }
@@ -49,7 +49,12 @@ pub(crate) async fn lock(networks: &Networks, network: &Network) -> Result<FileL
 }
 
 /// The addresses `machine` has, or gets now.
-pub(crate) fn take(networks: &Networks, network: &Network, machine: &str, want: Wanted) -> Result<Lease, NetworkError> {
+pub(crate) fn take(
+    networks: &Networks,
+    network: &Network,
+    machine: &str,
+    want: AddressRequest,
+) -> Result<Lease, NetworkError> {
     let wanted = [want.ipv4.map(IpAddr::V4), want.ipv6.map(IpAddr::V6)];
     for address in wanted.into_iter().flatten() {
         check(network, address)?;

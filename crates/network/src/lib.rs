@@ -16,7 +16,7 @@
 //!
 //! # Invariants
 //! * What is in the kernel is a function of what is on disk: each change writes the attachment files first, then brings the
-//!   kernel in line (`presence`), under the network's lock. So a crash anywhere is repaired by the next make or undo.
+//!   kernel in line (`reconcile`), under the network's lock. So a crash anywhere is repaired by the next make or undo.
 //! * A [`Resource`] is a value that the machine's journal holds before it is made; undoing is idempotent, from any process,
 //!   also after a reboot.
 //! * With the last attachment, all of it goes: bridge, tables, dnsmasq, sysctls.
@@ -24,14 +24,15 @@
 //!
 //! # What it must not do
 //! Know what a machine is (a machine is an id), read the environment, touch tables, links or sysctls of others (docker's
-//! chain for the rules of others excepted: see `foreign`).
+//! chain for the rules of others excepted: see `external_firewalls`).
 //! All functions work on the network namespace of the calling thread.
 
 mod attachment;
 mod dns;
 mod dnsmasq;
+mod endpoint;
 mod error;
-mod foreign;
+mod external_firewalls;
 mod health;
 mod home;
 mod lease;
@@ -43,23 +44,23 @@ mod nft;
 mod policy;
 mod policy_rules;
 mod ports;
-mod presence;
 mod publish;
+mod reconcile;
 mod requirements;
 mod resource;
 mod rules;
 mod spoofing;
-mod station;
 mod subnet;
 mod sysctl;
 pub mod user;
 
 pub use attachment::{Attachment, AttachmentRequest, Route};
 pub use dns::{HostDns, host_nameservers};
+pub use endpoint::{Endpoint, Membership};
 pub use error::{Concern, ErrorKind, MissingPasst, NetworkError};
-pub use foreign::obstacles;
+pub use external_firewalls::external_firewalls;
 pub use home::Networks;
-pub use lease::{Lease, Wanted};
+pub use lease::{AddressRequest, Lease};
 pub use name::{DEFAULT_NETWORK, Mac, is_host_name};
 pub use network::Network;
 pub use networks::{Ipv6Choice, NetworkSpec};
@@ -68,5 +69,4 @@ pub use publish::{PortRange, Protocol, Publish, PublishError, PublishRequest};
 pub use requirements::{Requirement, can_make_networks, requirements};
 pub use resource::{Made, Resource};
 pub use rules::render;
-pub use station::{Membership, Station};
 pub use subnet::{POOLS, choose_subnet};

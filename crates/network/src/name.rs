@@ -52,7 +52,7 @@ fn octet(text: &str) -> Option<u8> {
     (text.len() == 2).then(|| u8::from_str_radix(text, 16).ok())?
 }
 
-/// Refuses what can not be a file name, a label in a rule set and a word in a listing at once.
+/// Refuses what cannot be a file name, a label in a rule set and a word in a listing at once.
 pub(crate) fn check(name: &str) -> Result<(), NetworkError> {
     let bytes = name.as_bytes();
     let starts = bytes.first().is_some_and(u8::is_ascii_alphanumeric);
@@ -65,7 +65,7 @@ pub(crate) fn check(name: &str) -> Result<(), NetworkError> {
     Err(NetworkError::BadName { name: name.to_owned() })
 }
 
-/// Refuses what can not be looked up: a name of a host, with the underscore that machines' names may have, in lower case.
+/// Refuses what cannot be looked up: a name of a host, with the underscore that machines' names may have, in lower case.
 pub(crate) fn check_alias(name: &str) -> Result<(), NetworkError> {
     let legal = |label: &str| {
         let bytes = label.as_bytes();
@@ -114,9 +114,9 @@ pub(crate) fn tap(home: &str, network: &str, machine: &str) -> String {
     format!("zt{}", hex(&hash(&parts)[..6]))
 }
 
-/// The Ethernet address of `station` in a network: locally administered, unicast (`02:...`).
-pub(crate) fn mac(home: &str, network: &str, station: &str) -> Mac {
-    let parts: [&[u8]; 4] = [b"mac", home.as_bytes(), network.as_bytes(), station.as_bytes()];
+/// The Ethernet address of `endpoint` in a network: locally administered, unicast (`02:...`).
+pub(crate) fn mac(home: &str, network: &str, endpoint: &str) -> Mac {
+    let parts: [&[u8]; 4] = [b"mac", home.as_bytes(), network.as_bytes(), endpoint.as_bytes()];
     let h = hash(&parts);
     Mac([2, h[0], h[1], h[2], h[3], h[4]])
 }
@@ -134,7 +134,7 @@ pub(crate) fn ula(home: &str, network: &str, nth: u16) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::from(octets), 64)
 }
 
-/// The address a station with `mac` would give itself in `net` (modified EUI-64, RFC 4291 appendix A), so that a guest
+/// The address an endpoint with `mac` would give itself in `net` (modified EUI-64, RFC 4291 appendix A), so that a guest
 /// configured by router advertisements has the same address.
 pub(crate) fn eui64(net: Ipv6Net, mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.0;

@@ -145,7 +145,7 @@ impl Network {
         name::mac(&self.home, self.name(), machine)
     }
 
-    /// The Ethernet address of the bridge. No machine's: an id can not start with a dot.
+    /// The Ethernet address of the bridge. No machine's: an id cannot start with a dot.
     pub(crate) fn bridge_mac(&self) -> Mac {
         name::mac(&self.home, self.name(), ".bridge")
     }

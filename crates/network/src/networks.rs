@@ -7,15 +7,15 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use zmachine_sys::file::{self, FileError};
 
+use crate::endpoint::{Endpoint, Membership};
 use crate::error::NetworkError;
 use crate::home::{Networks, entries};
-use crate::lease::{self, Lease, Wanted};
+use crate::lease::{self, AddressRequest, Lease};
 use crate::links::Links;
 use crate::name::{self, DEFAULT_NETWORK, USER_NETWORK};
 use crate::network::{Network, NetworkRecord, VERSION};
 use crate::publish::Publish;
-use crate::station::{Membership, Station};
-use crate::{ports, presence, subnet};
+use crate::{ports, reconcile, subnet};
 
 /// What a new network is to be; what is `None` is chosen.
 #[derive(Debug, Clone, Default)]
@@ -51,7 +51,7 @@ impl Networks {
     /// of routes that the host got since.
     ///
     /// # Errors
-    /// When no subnet is free, or the network can not be written.
+    /// When no subnet is free, or the network cannot be written.
     pub async fn default_network(&self) -> Result<Network, NetworkError> {
         let spec = NetworkSpec {
             name: DEFAULT_NETWORK.to_owned(),
@@ -71,7 +71,7 @@ impl Networks {
     /// Makes a network. Nothing changes in the kernel.
     ///
     /// # Errors
-    /// When the name is taken or can not be one, the subnet is taken or too small, or no subnet is free.
+    /// When the name is taken or cannot be one, the subnet is taken or too small, or no subnet is free.
     pub async fn create(&self, spec: &NetworkSpec) -> Result<Network, NetworkError> {
         if spec.name == USER_NETWORK {
             return Err(NetworkError::Reserved {
@@ -189,7 +189,7 @@ impl Networks {
         let lock = self.lock(name).await?;
         let _leases = lease::lock(self, &network).await?;
         let mut machines: Vec<String> = lease::all(self, name)?.into_iter().map(|(_, m)| m).collect();
-        machines.extend(presence::attached(self, name)?.into_iter().map(|s| s.machine));
+        machines.extend(reconcile::attached(self, name)?.into_iter().map(|s| s.machine));
         machines.sort();
         machines.dedup();
         if !machines.is_empty() {
@@ -197,7 +197,7 @@ impl Networks {
             return Err(NetworkError::InUse { name, machines });
         }
         // What a crash left.
-        presence::reconcile(self, &network, &lock, &|_| false).await?;
+        reconcile::sweep(self, &network, &lock, &|_| false).await?;
         let gone = self.dir().join(format!(".gone-{name}-{:016x}", file::random_u64()));
         let folder = self.folder(name)?;
         fs::rename(&folder, &gone).map_err(|e| FileError::io("remove", &folder, e))?;
@@ -213,14 +213,14 @@ impl Networks {
     pub async fn update(&self, name: &str, machine: &str, membership: &Membership) -> Result<(), NetworkError> {
         let network = self.get(name)?;
         let lock = self.lock(name).await?;
-        let present = presence::attached(self, name)?;
-        let Some(mut station) = present.into_iter().find(|s| s.machine == machine) else {
+        let present = reconcile::attached(self, name)?;
+        let Some(mut endpoint) = present.into_iter().find(|s| s.machine == machine) else {
             return Ok(());
         };
-        if station.membership != *membership {
-            station.membership = membership.clone();
-            presence::record(self, &network, station)?;
-            presence::settle(self, &network, &lock).await?;
+        if endpoint.membership != *membership {
+            endpoint.membership = membership.clone();
+            reconcile::record(self, &network, endpoint)?;
+            reconcile::reconcile(self, &network, &lock).await?;
         }
         Ok(())
     }
@@ -228,9 +228,9 @@ impl Networks {
     /// The machines that are attached to a network now, as its rules and name service are made from.
     ///
     /// # Errors
-    /// When they can not be read.
-    pub fn stations(&self, name: &str) -> Result<Vec<Station>, NetworkError> {
-        presence::attached(self, name)
+    /// When they cannot be read.
+    pub fn endpoints(&self, name: &str) -> Result<Vec<Endpoint>, NetworkError> {
+        reconcile::attached(self, name)
     }
 
     async fn free_subnet(&self, name: &str, others: &[Network]) -> Result<Ipv4Net, NetworkError> {
@@ -264,7 +264,7 @@ impl Networks {
     ///
     /// # Errors
     /// When `want` is not an address for a machine, is another machine's or not the one the machine has, or none is free.
-    pub async fn lease(&self, network: &Network, machine: &str, want: Wanted) -> Result<Lease, NetworkError> {
+    pub async fn lease(&self, network: &Network, machine: &str, want: AddressRequest) -> Result<Lease, NetworkError> {
         name::check(machine)?;
         let _lock = lease::lock(self, network).await?;
         // The network may have moved to another subnet since the caller read it; the plan then refuses the address.
@@ -274,7 +274,7 @@ impl Networks {
     /// Gives back all addresses of `machine` in the network `network`. Idempotent; a network that is gone is fine.
     ///
     /// # Errors
-    /// When a lease is there and can not be removed.
+    /// When a lease is there and cannot be removed.
     pub fn release(&self, network: &str, machine: &str) -> Result<(), NetworkError> {
         name::check(machine)?;
         lease::release(self, network, machine)
@@ -298,12 +298,12 @@ impl Networks {
     /// The leases of a network, by address: (address, machine).
     ///
     /// # Errors
-    /// When they can not be read.
+    /// When they cannot be read.
     pub fn leases(&self, network: &str) -> Result<Vec<(IpAddr, String)>, NetworkError> {
         lease::all(self, network)
     }
 
-    /// Refuses host ports that can not be published for `machine` right now: used by another process, published by another
+    /// Refuses host ports that cannot be published for `machine` right now: used by another process, published by another
     /// attached machine of this home, or not on this host. Nothing is held; [`crate::Resource::Publish`] holds.
     ///
     /// # Errors
@@ -317,11 +317,11 @@ impl Networks {
     /// is in the kernel in line with those that remain. Needs no privilege when there is nothing to do.
     ///
     /// # Errors
-    /// The first network that can not be brought in line.
+    /// The first network that cannot be brought in line.
     pub async fn reconcile(&self, alive: &dyn Fn(&str) -> bool) -> Result<(), NetworkError> {
         for network in self.list()? {
             let lock = self.lock(network.name()).await?;
-            presence::reconcile(self, &network, &lock, alive).await?;
+            reconcile::sweep(self, &network, &lock, alive).await?;
         }
         Ok(())
     }

@@ -64,11 +64,14 @@ fn explain(stderr: &str, script: &str) -> String {
         .lines()
         .find(|l| l.contains("Error"))
         .unwrap_or_else(|| stderr.lines().next().unwrap_or(""));
-    let said = first.split_once("Error: ").map_or(first, |(_, said)| said).trim();
+    let reported = first
+        .split_once("Error: ")
+        .map_or(first, |(_, reported)| reported)
+        .trim();
     let number = first.split(':').nth(1).and_then(|n| n.parse::<usize>().ok());
     match number.and_then(|n| script.lines().nth(n.checked_sub(1)?)) {
-        Some(rule) => format!("{said}, in: {}", rule.trim()),
-        None => said.to_owned(),
+        Some(rule) => format!("{reported}, in: {}", rule.trim()),
+        None => reported.to_owned(),
     }
 }
 
@@ -79,8 +82,8 @@ mod tests {
     #[test]
     fn a_refused_rule_is_named() {
         let stderr = "/dev/stdin:2:3-9: Error: syntax error, unexpected string\n\t\tbad rule\n\t\t^^^\n";
-        let said = explain(stderr, "table inet x {\n\t\tbad rule\n}\n");
-        assert_eq!(said, "syntax error, unexpected string, in: bad rule");
+        let reported = explain(stderr, "table inet x {\n\t\tbad rule\n}\n");
+        assert_eq!(reported, "syntax error, unexpected string, in: bad rule");
         assert_eq!(
             explain("netlink: Error: cache initialization failed", ""),
             "cache initialization failed"

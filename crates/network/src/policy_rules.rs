@@ -12,9 +12,9 @@ use std::fmt::Write;
 
 use ipnet::IpNet;
 
+use crate::endpoint::Endpoint;
 use crate::network::Network;
 use crate::policy::{Allow, Policy};
-use crate::station::Station;
 
 /// A virtual interface hands over packets of this size at once; a bucket must hold one.
 const LARGEST_PACKET: u64 = 64 * 1024;
@@ -31,8 +31,8 @@ fn rule(allow: &Allow) -> String {
     format!("{family} daddr {}{}", allow.destination(), ports.unwrap_or_default())
 }
 
-fn limited(stations: &[Station], is: impl Fn(&Policy) -> bool) -> impl Iterator<Item = &Station> {
-    stations.iter().filter(move |station| is(&station.membership.policy))
+fn limited(endpoints: &[Endpoint], is: impl Fn(&Policy) -> bool) -> impl Iterator<Item = &Endpoint> {
+    endpoints.iter().filter(move |endpoint| is(&endpoint.membership.policy))
 }
 
 fn lines(rules: &[String]) -> String {
@@ -40,21 +40,21 @@ fn lines(rules: &[String]) -> String {
 }
 
 /// What the machines with an `allow` send comes from: the matches of one, by address family.
-fn sources(network: &Network, station: &Station) -> Vec<String> {
+fn sources(network: &Network, endpoint: &Endpoint) -> Vec<String> {
     let bridge = network.bridge();
-    let own = station.own_ipv6(network);
-    std::iter::once(format!("iifname \"{bridge}\" ip saddr {}", station.ipv4))
+    let own = endpoint.own_ipv6(network);
+    std::iter::once(format!("iifname \"{bridge}\" ip saddr {}", endpoint.ipv4))
         .chain(own.iter().map(|a| format!("iifname \"{bridge}\" ip6 saddr {a}")))
         .collect()
 }
 
 /// The chains of the `inet` table that judge what goes by way of the host and to it; nothing without an `allow`.
-pub(crate) fn chains(network: &Network, stations: &[Station]) -> String {
+pub(crate) fn chains(network: &Network, endpoints: &[Endpoint]) -> String {
     let mut out = String::new();
-    for station in limited(stations, |policy| !policy.allow.is_empty()) {
-        let tap = network.tap(&station.machine);
+    for endpoint in limited(endpoints, |policy| !policy.allow.is_empty()) {
+        let tap = network.tap(&endpoint.machine);
         let allowed = || {
-            station
+            endpoint
                 .membership
                 .policy
                 .allow
@@ -70,7 +70,7 @@ pub(crate) fn chains(network: &Network, stations: &[Station]) -> String {
         ];
         rules.extend(allowed());
         rules.push(refuse.clone());
-        // Writing to a String can not fail.
+        // Writing to a String cannot fail.
         let _ = write!(out, "\tchain {tap}_out {{\n{}\t}}\n", lines(&rules));
         let mut rules = vec![
             answers,
@@ -91,11 +91,11 @@ pub(crate) fn chains(network: &Network, stations: &[Station]) -> String {
 }
 
 /// The rules that lead there, for the beginning of the chains `forward` (`_out`) and `input` (`_host`).
-pub(crate) fn jumps(network: &Network, stations: &[Station], to: &str) -> String {
+pub(crate) fn jumps(network: &Network, endpoints: &[Endpoint], to: &str) -> String {
     let mut out = String::new();
-    for station in limited(stations, |policy| !policy.allow.is_empty()) {
-        let tap = network.tap(&station.machine);
-        for source in sources(network, station) {
+    for endpoint in limited(endpoints, |policy| !policy.allow.is_empty()) {
+        let tap = network.tap(&endpoint.machine);
+        for source in sources(network, endpoint) {
             let _ = writeln!(out, "\t\t{source} jump {tap}{to}");
         }
     }
@@ -103,12 +103,12 @@ pub(crate) fn jumps(network: &Network, stations: &[Station], to: &str) -> String
 }
 
 /// What the `bridge` table has for it: frames between machines, and the rates.
-pub(crate) fn bridge_chains(network: &Network, stations: &[Station]) -> String {
+pub(crate) fn bridge_chains(network: &Network, endpoints: &[Endpoint]) -> String {
     let mut out = String::new();
     let mut between = String::new();
-    for station in limited(stations, |policy| !policy.allow.is_empty()) {
-        let tap = network.tap(&station.machine);
-        out += &frames_between(&tap, &station.membership.policy.allow);
+    for endpoint in limited(endpoints, |policy| !policy.allow.is_empty()) {
+        let tap = network.tap(&endpoint.machine);
+        out += &frames_between(&tap, &endpoint.membership.policy.allow);
         let _ = writeln!(between, "\t\tiifname \"{tap}\" jump {tap}_out");
         let _ = writeln!(between, "\t\toifname \"{tap}\" jump {tap}_in");
     }
@@ -118,7 +118,7 @@ pub(crate) fn bridge_chains(network: &Network, stations: &[Station]) -> String {
             "\tchain between_machines {{\n\t\ttype filter hook forward priority filter; policy accept;\n{between}\t}}\n"
         );
     }
-    let rated: Vec<&Station> = limited(stations, |policy| policy.rate.is_some()).collect();
+    let rated: Vec<&Endpoint> = limited(endpoints, |policy| policy.rate.is_some()).collect();
     if rated.is_empty() {
         return out;
     }
@@ -130,14 +130,14 @@ pub(crate) fn bridge_chains(network: &Network, stations: &[Station]) -> String {
             out,
             "\tchain {chain} {{\n\t\ttype filter hook {hook} priority filter; policy accept;\n"
         );
-        for station in &rated {
-            let bytes = station
+        for endpoint in &rated {
+            let bytes = endpoint
                 .membership
                 .policy
                 .rate
                 .map_or(0, |rate| rate.bits_per_second() / 8);
             let burst = (bytes / 20).max(LARGEST_PACKET);
-            let tap = network.tap(&station.machine);
+            let tap = network.tap(&endpoint.machine);
             let _ = writeln!(
                 out,
                 "\t\t{direction} \"{tap}\" limit rate over {bytes} bytes/second burst {burst} bytes drop"

@@ -15,8 +15,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, soc
 
 use crate::error::NetworkError;
 use crate::home::Networks;
-use crate::presence;
 use crate::publish::{Protocol, Publish};
+use crate::reconcile;
 
 /// How many sockets a machine holds at most; further ports are checked, but not held (a descriptor each).
 const HELD_MAX: usize = 128;
@@ -41,7 +41,7 @@ pub(crate) fn claim(networks: &Networks, machine: &str, publish: &[Publish]) -> 
 
 /// Refuses a port that another attached machine of the home publishes.
 fn owned_by_machine(networks: &Networks, machine: &str, wanted: &Publish) -> Result<(), NetworkError> {
-    for other in presence::published(networks)?.iter().filter(|o| o.machine != machine) {
+    for other in reconcile::published(networks)?.iter().filter(|o| o.machine != machine) {
         if let Some(port) = other.ports.iter().find_map(|p| wanted.conflict(p)) {
             let owner = format!("machine {}", other.machine);
             return Err(taken(wanted, port, owner));
@@ -169,11 +169,11 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
         let wanted = Publish::parse(&format!("127.0.0.1:{}:80", at.port())).unwrap();
-        let said = claim_one(&wanted, at).unwrap_err().to_string();
+        let output = claim_one(&wanted, at).unwrap_err().to_string();
         let owner = format!("process {}", std::process::id());
         assert!(
-            said.contains(&owner) && said.contains(&format!("{}/tcp", at.port())),
-            "{said}"
+            output.contains(&owner) && output.contains(&format!("{}/tcp", at.port())),
+            "{output}"
         );
     }
 

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Ports that can not be published.
+/// Ports that cannot be published.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PublishError {
     /// There is no `HOST:GUEST`.
@@ -32,8 +32,8 @@ pub enum PublishError {
         /// What was found.
         found: String,
     },
-    /// An address that can not be published on.
-    #[error("the published port '{text}': {address} can not be redirected by the kernel; publish on 127.0.0.1 instead")]
+    /// An address that cannot be published on.
+    #[error("the published port '{text}': {address} cannot be redirected by the kernel; publish on 127.0.0.1 instead")]
     Unroutable {
         /// Its text.
         text: String,
@@ -478,11 +478,11 @@ mod tests {
                 "fd00::1:80:80",
                 "\"fd00::1\" is not an IP address (an IPv6 address is written in brackets)",
             ),
-            ("[::1]:80:80", "::1 can not be redirected"),
+            ("[::1]:80:80", "::1 cannot be redirected"),
         ];
         for (text, part) in cases {
-            let said = Publish::parse(text).unwrap_err().to_string();
-            assert!(said.contains(part) && said.contains(text), "{text}: {said}");
+            let output = Publish::parse(text).unwrap_err().to_string();
+            assert!(output.contains(part) && output.contains(text), "{text}: {output}");
         }
     }
 

@@ -9,7 +9,7 @@ use zmachine_sys::tap::TUN_DEVICE;
 use crate::links::Links;
 use crate::name::Mac;
 use crate::user::Passt;
-use crate::{dnsmasq, foreign, nft};
+use crate::{dnsmasq, external_firewalls, nft};
 
 /// One requirement of networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub async fn requirements() -> Vec<Requirement> {
     all.push(need("nf_tables", read, no_network, "modprobe nf_tables"));
     all.push(need(
         "no drop policy of another firewall in the way",
-        foreign::obstacles().await.is_empty(),
+        external_firewalls::external_firewalls().await.is_empty(),
         lost,
         mend,
     ));

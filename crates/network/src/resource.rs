@@ -11,14 +11,14 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 use zmachine_sys::tap;
 
+use crate::endpoint::{Endpoint, Membership};
 use crate::error::NetworkError;
 use crate::home::Networks;
 use crate::lease::Lease;
 use crate::links::Links;
 use crate::network::Network;
 use crate::publish::Publish;
-use crate::station::{Membership, Station};
-use crate::{ports, presence, sysctl};
+use crate::{ports, reconcile, sysctl};
 
 /// One thing to make and to undo. Its JSON is one line of a journal: `{"resource":"tap","network":..,"machine":..}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,14 +118,14 @@ impl Resource {
                 ipv6,
                 membership,
             } => {
-                let station = Station {
+                let endpoint = Endpoint {
                     machine: machine.clone(),
                     ipv4: *ipv4,
                     ipv6: *ipv6,
                     membership: membership.clone(),
                     ports: Vec::new(),
                 };
-                attach(networks, network, machine, |_| station).await?;
+                attach(networks, network, machine, |_| endpoint).await?;
                 Ok(Made::Nothing)
             }
             Resource::Tap { network, machine } => make_tap(networks, &networks.get(network)?, machine)
@@ -140,11 +140,11 @@ impl Resource {
             } => {
                 let held = ports::claim(networks, machine, ports)?;
                 networks.step("ports claimed");
-                let publish = |present: Option<Station>| Station {
+                let publish = |present: Option<Endpoint>| Endpoint {
                     machine: machine.clone(),
                     ipv4: *ipv4,
                     ipv6: *ipv6,
-                    membership: present.map(|station| station.membership).unwrap_or_default(),
+                    membership: present.map(|endpoint| endpoint.membership).unwrap_or_default(),
                     ports: ports.clone(),
                 };
                 attach(networks, network, machine, publish).await?;
@@ -167,8 +167,8 @@ impl Resource {
             Resource::Lease { machine, .. } => networks.release(network.name(), machine),
             Resource::NetworkUp { machine, .. } => {
                 let lock = networks.lock(network.name()).await?;
-                presence::forget(networks, &network, machine)?;
-                presence::settle(networks, &network, &lock).await
+                reconcile::forget(networks, &network, machine)?;
+                reconcile::reconcile(networks, &network, &lock).await
             }
             Resource::Tap { machine, .. } => {
                 Links::open()?.remove(&network.tap(machine)).await?;
@@ -194,36 +194,36 @@ async fn attach(
     networks: &Networks,
     network: &str,
     machine: &str,
-    station: impl FnOnce(Option<Station>) -> Station,
+    endpoint: impl FnOnce(Option<Endpoint>) -> Endpoint,
 ) -> Result<(), NetworkError> {
     let network = networks.get(network)?;
     let lock = networks.lock(network.name()).await?;
-    let present = presence::attached(networks, network.name())?;
+    let present = reconcile::attached(networks, network.name())?;
     let mine = present.into_iter().find(|s| s.machine == machine);
-    presence::record(networks, &network, station(mine))?;
-    presence::settle(networks, &network, &lock).await
+    reconcile::record(networks, &network, endpoint(mine))?;
+    reconcile::reconcile(networks, &network, &lock).await
 }
 
 /// Takes the ports out of the rules. The attachment stays, as the undo of [`Resource::NetworkUp`] follows; a machine that
 /// has none any more gets none.
 async fn unpublish(networks: &Networks, network: &Network, machine: &str) -> Result<(), NetworkError> {
     let lock = networks.lock(network.name()).await?;
-    let attached = presence::attached(networks, network.name())?;
+    let attached = reconcile::attached(networks, network.name())?;
     let Some(mine) = attached.into_iter().find(|a| a.machine == machine) else {
         return Ok(());
     };
     if mine.ports.is_empty() {
         return Ok(());
     }
-    presence::record(
+    reconcile::record(
         networks,
         network,
-        Station {
+        Endpoint {
             ports: Vec::new(),
             ..mine
         },
     )?;
-    presence::settle(networks, network, &lock).await
+    reconcile::reconcile(networks, network, &lock).await
 }
 
 async fn make_tap(networks: &Networks, network: &Network, machine: &str) -> Result<OwnedFd, NetworkError> {

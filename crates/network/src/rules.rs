@@ -2,7 +2,7 @@
 //!
 //! One table of family `inet` and one of family `bridge` (see `spoofing`), both named like the bridge; the text replaces
 //! them as a whole in one transaction. The chains of the first:
-//! * `guard`: machines can not reach the host's loopback addresses, although `route_localnet` is on for the bridge.
+//! * `guard`: machines cannot reach the host's loopback addresses, although `route_localnet` is on for the bridge.
 //! * `published`: where a local destination goes; used for traffic from outside and from machines (`prerouting`) and from
 //!   the host itself (`output`).
 //! * `postrouting`: what leaves the subnet gets the host's address; so does what would be answered past us (from 127.0.0.1,
@@ -19,19 +19,19 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
+use crate::endpoint::Endpoint;
 use crate::network::Network;
 use crate::policy_rules;
 use crate::publish::Publish;
 use crate::spoofing;
-use crate::station::Station;
 
 /// The script for `nft -f -` that makes the network's tables what they should be, whatever they were.
-pub fn render(network: &Network, stations: &[Station]) -> String {
+pub fn render(network: &Network, endpoints: &[Endpoint]) -> String {
     let mut out = remove(network.bridge());
-    // Writing to a String can not fail.
+    // Writing to a String cannot fail.
     let _ = write!(out, "table inet {} {{\n{}", network.bridge(), guard(network.bridge()));
     out += "\tchain published {\n";
-    for machine in stations {
+    for machine in endpoints {
         for port in &machine.ports {
             for rule in port_rules(machine, port) {
                 let _ = writeln!(out, "\t\t{rule} comment \"{}\"", machine.machine);
@@ -41,11 +41,11 @@ pub fn render(network: &Network, stations: &[Station]) -> String {
     out += "\t}\n";
     out += NAT_HOOKS;
     out += &postrouting(network);
-    out += &policy_rules::chains(network, stations);
-    out += &hooked(&input(network), &policy_rules::jumps(network, stations, "_host"));
-    out += &hooked(&forward(network), &policy_rules::jumps(network, stations, "_out"));
+    out += &policy_rules::chains(network, endpoints);
+    out += &hooked(&input(network), &policy_rules::jumps(network, endpoints, "_host"));
+    out += &hooked(&forward(network), &policy_rules::jumps(network, endpoints, "_out"));
     out += "}\n";
-    out + &spoofing::table(network, stations)
+    out + &spoofing::table(network, endpoints)
 }
 
 /// The script that removes the tables of a network, also when they are not there.
@@ -156,7 +156,7 @@ fn forward(network: &Network) -> String {
 
 /// The rules of one `-p`: one per family, or one per port and family when the range is shifted, since a target range
 /// would be filled in any order.
-fn port_rules(machine: &Station, port: &Publish) -> Vec<String> {
+fn port_rules(machine: &Endpoint, port: &Publish) -> Vec<String> {
     let mut targets: Vec<IpAddr> = vec![machine.ipv4.into()];
     targets.extend(machine.ipv6.map(IpAddr::V6));
     let mut rules = Vec::new();
@@ -199,8 +199,8 @@ mod tests {
 
     use super::*;
 
-    fn station(ports: &[&str]) -> Station {
-        Station {
+    fn endpoint(ports: &[&str]) -> Endpoint {
+        Endpoint {
             machine: "m1".to_owned(),
             ipv4: Ipv4Addr::new(10, 208, 0, 2),
             ipv6: Some("fd00::2".parse().unwrap()),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     fn rules(port: &str) -> Vec<String> {
-        port_rules(&station(&[]), &port.parse().unwrap())
+        port_rules(&endpoint(&[]), &port.parse().unwrap())
     }
 
     #[test]
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn the_whole_rule_set_is_as_written_down() {
         let network = Network::example("10.208.0.0/24", Some("fd00::/64"));
-        let text = render(&network, &[station(&["8080:80", "127.0.0.1:7000-7001:7000-7001/udp"])]);
+        let text = render(&network, &[endpoint(&["8080:80", "127.0.0.1:7000-7001:7000-7001/udp"])]);
         assert_eq!(text, include_str!("../tests/golden/rules.nft"));
     }
 }

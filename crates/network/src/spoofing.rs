@@ -17,37 +17,37 @@
 use std::fmt::Write;
 use std::net::Ipv6Addr;
 
+use crate::endpoint::Endpoint;
 use crate::name;
 use crate::network::Network;
 use crate::policy_rules;
-use crate::station::Station;
 
-/// The table with a chain per station, and those of their policies; nothing of it depends on the taps being there.
-pub(crate) fn table(network: &Network, stations: &[Station]) -> String {
+/// The table with a chain per endpoint, and those of their policies; nothing of it depends on the taps being there.
+pub(crate) fn table(network: &Network, endpoints: &[Endpoint]) -> String {
     let mut out = format!("table bridge {} {{\n", network.bridge());
-    out += &foreign(network, stations);
-    for station in stations {
-        out += &chain(network, station);
+    out += &external_firewalls(network, endpoints);
+    for endpoint in endpoints {
+        out += &chain(network, endpoint);
     }
     out += "\tchain from_machines {\n\t\ttype filter hook prerouting priority dstnat; policy accept;\n";
-    for station in stations {
-        let tap = network.tap(&station.machine);
-        // Writing to a String can not fail.
+    for endpoint in endpoints {
+        let tap = network.tap(&endpoint.machine);
+        // Writing to a String cannot fail.
         let _ = writeln!(out, "\t\tiifname \"{tap}\" jump {tap}");
     }
     out += "\t}\n\tchain to_sender {\n\t\ttype filter hook forward priority filter; policy accept;\n";
-    for station in stations {
-        let (tap, mac) = (network.tap(&station.machine), network.mac(&station.machine));
+    for endpoint in endpoints {
+        let (tap, mac) = (network.tap(&endpoint.machine), network.mac(&endpoint.machine));
         let _ = writeln!(out, "\t\tiifname \"{tap}\" oifname \"{tap}\" ether daddr != {mac} drop");
     }
     out += "\t}\n";
-    out += &policy_rules::bridge_chains(network, stations);
+    out += &policy_rules::bridge_chains(network, endpoints);
     out + "}\n"
 }
 
 /// Link-local addresses that have an owner: a machine gets here with those that are not its own.
-fn foreign(network: &Network, stations: &[Station]) -> String {
-    let macs = std::iter::once(network.bridge_mac()).chain(stations.iter().map(|s| network.mac(&s.machine)));
+fn external_firewalls(network: &Network, endpoints: &[Endpoint]) -> String {
+    let macs = std::iter::once(network.bridge_mac()).chain(endpoints.iter().map(|s| network.mac(&s.machine)));
     let (mut sources, mut targets) = (String::new(), String::new());
     for address in macs.map(name::link_local) {
         let _ = writeln!(sources, "\t\tip6 saddr {address} drop");
@@ -60,20 +60,20 @@ fn foreign(network: &Network, stations: &[Station]) -> String {
 }
 
 /// What one machine may send.
-fn chain(network: &Network, station: &Station) -> String {
-    let mac = network.mac(&station.machine);
+fn chain(network: &Network, endpoint: &Endpoint) -> String {
+    let mac = network.mac(&endpoint.machine);
     let mut rules = vec![
         format!("ether saddr != {mac} drop"),
         format!("arp saddr ether != {mac} drop"),
         // Of a machine that asks whether its address is free (RFC 5227).
         "arp saddr ip 0.0.0.0 accept".to_owned(),
-        format!("arp saddr ip {} accept", station.ipv4),
+        format!("arp saddr ip {} accept", endpoint.ipv4),
         "udp sport { 67, 547 } drop".to_owned(),
-        format!("ip saddr {} accept", station.ipv4),
+        format!("ip saddr {} accept", endpoint.ipv4),
         "ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept".to_owned(),
         "icmpv6 type { nd-router-advert, nd-redirect } drop".to_owned(),
     ];
-    let own = station.own_ipv6(network);
+    let own = endpoint.own_ipv6(network);
     // The target of a neighbour advertisement is what it claims; that of a solicitation without a source is what its sender
     // wants for itself (RFC 4861, 4862). It follows 8 bytes after the ICMPv6 header's start.
     for address in &own {
@@ -98,7 +98,7 @@ fn chain(network: &Network, station: &Station) -> String {
     rules.push("ip6 saddr fe80::/10 jump link_local_source".to_owned());
     rules.push("drop".to_owned());
     let body: String = rules.iter().map(|rule| format!("\t\t{rule}\n")).collect();
-    format!("\tchain {} {{\n{body}\t}}\n", network.tap(&station.machine))
+    format!("\tchain {} {{\n{body}\t}}\n", network.tap(&endpoint.machine))
 }
 
 /// An address as nft writes raw payload: one number, without leading zeros.
@@ -121,15 +121,15 @@ mod tests {
     #[test]
     fn whoever_configures_itself_has_a_second_address_of_its_own() {
         let network = Network::example("10.208.0.0/24", Some("fd00::/64"));
-        let mut station = Station {
+        let mut endpoint = Endpoint {
             machine: "m1".to_owned(),
             ipv4: "10.208.0.2".parse().unwrap(),
             ipv6: Some("fd00::2".parse().unwrap()),
             membership: Default::default(),
             ports: vec![],
         };
-        assert_eq!(station.own_ipv6(&network).len(), 3);
-        station.ipv6 = network.ipv6_of("m1");
-        assert_eq!(station.own_ipv6(&network).len(), 2);
+        assert_eq!(endpoint.own_ipv6(&network).len(), 3);
+        endpoint.ipv6 = network.ipv6_of("m1");
+        assert_eq!(endpoint.own_ipv6(&network).len(), 2);
     }
 }

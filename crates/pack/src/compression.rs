@@ -30,7 +30,7 @@ impl<R: Read> Decompressed<R> {
     /// Looks at the first bytes of `inner`.
     ///
     /// # Errors
-    /// When these can not be read.
+    /// When these cannot be read.
     pub(crate) fn new(inner: R) -> io::Result<Decompressed<R>> {
         let mut inner = BufReader::with_capacity(BUFFER, inner);
         // A pipe may deliver fewer bytes than a magic number has; a shorter stream has no compression.
@@ -144,8 +144,8 @@ impl<R: BufRead> Read for Frames<R> {
             if read > 0 {
                 return Ok(read);
             }
-            let (said, is) = (decoder.get_checksum_from_data(), decoder.get_calculated_checksum());
-            if said.is_some() && said != is {
+            let (output, is) = (decoder.get_checksum_from_data(), decoder.get_calculated_checksum());
+            if output.is_some() && output != is {
                 return Err(broken("a checksum is wrong"));
             }
             self.is_within = false;

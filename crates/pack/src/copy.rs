@@ -23,7 +23,7 @@ const THREADS: usize = 8;
 #[derive(Debug, Error)]
 pub enum CopyError {
     /// A block could not be had.
-    #[error("a block of {file} can not be read")]
+    #[error("a block of {file} cannot be read")]
     Fetch {
         /// A file that has it.
         file: String,
@@ -31,13 +31,13 @@ pub enum CopyError {
         source: FetchError,
     },
     /// The new store did not take a block.
-    #[error("a block can not be stored")]
+    #[error("a block cannot be stored")]
     Store {
         /// Why.
         source: StoreError,
     },
     /// The threads could not be started.
-    #[error("can not copy")]
+    #[error("cannot copy")]
     Threads {
         /// Why.
         source: PackError,

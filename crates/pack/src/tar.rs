@@ -20,7 +20,7 @@ const EXTENSION_BYTES: u64 = 1 << 20;
 /// The most bytes of holes in one archive: what is in no archive costs memory all the same, 72 bytes for each 512 KiB.
 const HOLE_BYTES: u64 = 1 << 40;
 
-/// The owner of files whose own the kernel can not have, as it shows them itself.
+/// The owner of files whose own the kernel cannot have, as it shows them itself.
 const NOBODY: u32 = 65534;
 
 /// What a member is.
@@ -337,8 +337,8 @@ impl<R: Read> Archive<R> {
             bytes().map(i64::from).sum(),
             bytes().map(|byte| i64::from(byte as i8)).sum(),
         ];
-        let said = signed(&header[148..156]);
-        if !said.is_ok_and(|said| sums.contains(&said)) {
+        let output = signed(&header[148..156]);
+        if !output.is_ok_and(|output| sums.contains(&output)) {
             return Err(broken("a header has a wrong checksum"));
         }
         Ok(Some(header))

@@ -59,7 +59,7 @@ pub enum UnpackError {
         path: PathBuf,
     },
     /// Something below the target could not be made.
-    #[error("can not {action} {}", path.display())]
+    #[error("cannot {action} {}", path.display())]
     Target {
         /// What was tried.
         action: &'static str,
@@ -69,7 +69,7 @@ pub enum UnpackError {
         source: io::Error,
     },
     /// A block could not be had.
-    #[error("{file} can not be read from the flist's stores")]
+    #[error("{file} cannot be read from the flist's stores")]
     Fetch {
         /// The file in the flist.
         file: String,
@@ -77,7 +77,7 @@ pub enum UnpackError {
         source: FetchError,
     },
     /// The threads could not be started.
-    #[error("can not unpack")]
+    #[error("cannot unpack")]
     Threads {
         /// Why.
         source: PackError,

@@ -1,7 +1,7 @@
 //! Every block of every route: whether each store that should have a block has it, and has it right.
 //!
-//! A fetch is content with one good replica; this asks all of them. A store that can not be reached is asked for
-//! `PATIENCE` blocks and then counted as a whole, so a dead server does not cost its time-out per block.
+//! A fetch is content with one good replica; this asks all of them. A store that cannot be reached is asked for
+//! `TIMEOUT` blocks and then counted as a whole, so a dead server does not cost its time-out per block.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -19,7 +19,7 @@ use crate::pack::{PackError, thread_pool};
 const THREADS: usize = 8;
 
 /// Blocks that a store may fail to answer for before it is given up.
-const PATIENCE: usize = 3;
+const TIMEOUT: usize = 3;
 
 /// The most bad blocks that are listed; all are counted.
 const LISTED: usize = 1000;
@@ -63,7 +63,7 @@ struct Source {
 /// Reads every block from every store that should have it; `stores` replaces the routes of the flist.
 ///
 /// # Errors
-/// When the threads can not be started. What is wrong with blocks is in the report.
+/// When the threads cannot be started. What is wrong with blocks is in the report.
 pub fn verify(
     flist: &Flist,
     stores: &[String],
@@ -173,7 +173,7 @@ impl Source {
             Ok(store) => store,
             Err(problem) => return Some(problem.clone()),
         };
-        if self.silent.load(Relaxed) >= PATIENCE {
+        if self.silent.load(Relaxed) >= TIMEOUT {
             return Some("the store could not be reached".to_owned());
         }
         let mut answer = store.get(&block.id);
@@ -197,7 +197,7 @@ impl Source {
     fn dead(&self) -> Option<(String, String)> {
         let reason = match &self.store {
             Err(problem) => problem.clone(),
-            Ok(_) if self.silent.load(Relaxed) >= PATIENCE => {
+            Ok(_) if self.silent.load(Relaxed) >= TIMEOUT => {
                 self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
             }
             Ok(_) => return None,

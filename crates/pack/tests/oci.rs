@@ -93,8 +93,8 @@ impl Room {
         let mut command = Command::new(program);
         let done = command.args(args).current_dir(&self.dir).output();
         let done = done.unwrap_or_else(|e| panic!("{program}: {e}; run scripts/setup"));
-        let said = String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.success(), "{program} {args:?}: {said}");
+        let reported = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{program} {args:?}: {reported}");
     }
 
     fn import(&self, image: &str, options: &ImportOptions) -> Result<Flist, ImportError> {

@@ -282,7 +282,7 @@ fn a_file_that_vanishes_is_an_error_that_names_it() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.starts_with("can not open ") && error.contains("source/"),
+        error.starts_with("cannot open ") && error.contains("source/"),
         "{error}"
     );
 }

@@ -5,7 +5,7 @@
 //! rw console=ttyS0 reboot=k panic=1 root=/dev/vda net_eth0=CIDR;CIDR net_r4=DEST,GW;DEST,GW net_r6=... net_dns=IP;IP K=V ...
 //! ```
 //! Source: Zero-OS (`pkg/vm`, the `net_*` parameters) and the kernel's `lib/cmdline.c` (`next_arg`: a value may stand in
-//! double quotes; there is no escape, so a double quote in it can not be written).
+//! double quotes; there is no escape, so a double quote in it cannot be written).
 
 use std::net::IpAddr;
 
@@ -67,7 +67,7 @@ impl RootDevice {
 /// The whole command line. `env`: later entries of the same name have been merged already.
 ///
 /// # Errors
-/// A protected name, a name or value that can not be written, too many interfaces, or over [`LIMIT`].
+/// A protected name, a name or value that cannot be written, too many interfaces, or over [`LIMIT`].
 pub(super) fn command_line(
     accel: Accel,
     root: RootDevice,

@@ -10,7 +10,7 @@ use zmachine_hypervisor::choice::Choice;
 use zmachine_hypervisor::firmware::Pinned;
 use zmachine_hypervisor::{Accel, Nic, NicKind};
 use zmachine_network::{Attachment, HostDns};
-use zmachine_spec::volume::{SharedDirectory, Wanted};
+use zmachine_spec::volume::{ResolvedVolume, SharedDirectory};
 use zmachine_spec::{Home, MachineSpec};
 use zmachine_sys::host::HostFacts;
 
@@ -268,7 +268,7 @@ pub struct VolumeUse {
 }
 
 impl VolumeUse {
-    pub(super) fn of(volume: &Wanted) -> VolumeUse {
+    pub(super) fn of(volume: &ResolvedVolume) -> VolumeUse {
         VolumeUse {
             name: volume.name.clone(),
             read_only: volume.read_only,
@@ -301,8 +301,8 @@ pub fn share_tag(index: usize) -> String {
 }
 
 /// All that is mounted after the root; what is mounted inside of another one comes after it.
-pub(super) fn mounts(volumes: &[Wanted], shares: &[SharedDirectory]) -> Vec<Mount> {
-    let volume = |volume: &Wanted| Mount {
+pub(super) fn mounts(volumes: &[ResolvedVolume], shares: &[SharedDirectory]) -> Vec<Mount> {
+    let volume = |volume: &ResolvedVolume| Mount {
         serial: volume.serial.clone(),
         fstype: volume.fs.name().to_owned(),
         target: volume.target.clone(),

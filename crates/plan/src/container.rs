@@ -12,7 +12,7 @@ use zmachine_kernel::FsDriver;
 use zmachine_network::Attachment;
 use zmachine_rootfs::Prefetch;
 use zmachine_spec as spec;
-use zmachine_spec::volume::Wanted;
+use zmachine_spec::volume::ResolvedVolume;
 use zmachine_spec::{MachineSpec, Setting, Signal, User};
 
 use super::common::{
@@ -122,7 +122,7 @@ impl ContainerPlan {
         spec: &MachineSpec,
         image: &ImageFacts,
         kernel: &KernelChoice,
-        volumes: &[Wanted],
+        volumes: &[ResolvedVolume],
         inputs: Inputs<'_>,
     ) -> Result<ContainerPlan, PlanError> {
         refuse_vm_settings(spec)?;
@@ -284,7 +284,13 @@ fn root_share(tree: &Path) -> ShareUse {
     }
 }
 
-fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &Inputs<'_>, has: Disks) -> VmSpec {
+fn vm(
+    spec: &MachineSpec,
+    kernel: &KernelChoice,
+    volumes: &[ResolvedVolume],
+    inputs: &Inputs<'_>,
+    has: Disks,
+) -> VmSpec {
     let mut disks = Vec::new();
     if has.has_image {
         disks.push(Disk::VhostUser {
@@ -332,7 +338,7 @@ fn vm(spec: &MachineSpec, kernel: &KernelChoice, volumes: &[Wanted], inputs: &In
 fn boot(
     spec: &MachineSpec,
     image: &ImageFacts,
-    volumes: &[Wanted],
+    volumes: &[ResolvedVolume],
     inputs: &Inputs<'_>,
     has: Disks,
 ) -> Result<BootConfig, PlanError> {

@@ -1,10 +1,10 @@
-//! Why a machine can not be planned: every refusal there is, with its class and what to do.
+//! Why a machine cannot be planned: every refusal there is, with its class and what to do.
 
 use thiserror::Error;
 use zmachine_spec::bytes::Human;
 use zmachine_spec::{Class, Failure, Setting, signal};
 
-/// Why a machine can not be planned.
+/// Why a machine cannot be planned.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[allow(missing_docs)]
 pub enum PlanError {
@@ -18,13 +18,13 @@ pub enum PlanError {
     MemoryTooLarge { bytes: u64, available: u64 },
     #[error("a root of {} is below the {} that a file system needs", Human(*bytes), Human(*least))]
     SizeTooSmall { bytes: u64, least: u64 },
-    #[error("'{key}' can not be the name of an environment variable")]
+    #[error("'{key}' cannot be the name of an environment variable")]
     EnvName { key: String },
     #[error("an empty entrypoint puts the image's program and its arguments aside, and no command is given")]
     NothingToRun,
     #[error("the working directory '{dir}' is not an absolute path")]
     WorkdirRelative { dir: String },
-    #[error("'{hostname}' can not be a host name")]
+    #[error("'{hostname}' cannot be a host name")]
     Hostname { hostname: String },
     #[error("the image's stop signal '{text}' is not a signal")]
     ImageSignal { text: String },
@@ -38,7 +38,7 @@ pub enum PlanError {
     VolumeOccupied { volume: String, holds: String },
     #[error("the disk image is empty")]
     EmptyImage,
-    #[error("firmware can not start this disk image: it holds {holds}")]
+    #[error("firmware cannot start this disk image: it holds {holds}")]
     Unbootable { holds: String },
     #[error("this host has no UEFI firmware for virtual machines")]
     NoFirmware,
@@ -52,7 +52,7 @@ pub enum PlanError {
     OnlyForVms { setting: Setting },
     #[error("the environment variable '{key}' would decide how the VM's kernel boots")]
     ProtectedKey { key: String },
-    #[error("the value of the environment variable '{key}' can not be written on a kernel command line")]
+    #[error("the value of the environment variable '{key}' cannot be written on a kernel command line")]
     EnvNotOnCommandLine { key: String },
     #[error("the kernel command line has {bytes} bytes, and a kernel reads at most 2047")]
     CommandLineTooLong { bytes: usize },

@@ -31,7 +31,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use zmachine_hypervisor::VmSpec;
 use zmachine_hypervisor::choice::Choice;
 use zmachine_network::Attachment;
-use zmachine_spec::volume::Wanted;
+use zmachine_spec::volume::ResolvedVolume;
 use zmachine_spec::{Kind, MachineSpec};
 use zmachine_sys::host::HostFacts;
 
@@ -171,7 +171,7 @@ pub enum Content<'a> {
         /// The guest kernel.
         kernel: &'a KernelChoice,
         /// Its volumes.
-        volumes: &'a [Wanted],
+        volumes: &'a [ResolvedVolume],
     },
     /// A container with a kernel of its own.
     Tree(&'a TreeFacts),

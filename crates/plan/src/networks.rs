@@ -12,7 +12,7 @@ impl Plan {
     /// The plan with these networks in place of those it has.
     ///
     /// # Errors
-    /// When a kernel that is told of its networks on the command line can not be told of these.
+    /// When a kernel that is told of its networks on the command line cannot be told of these.
     pub fn with_attachments(mut self, spec: &MachineSpec, attachments: Vec<Attachment>) -> Result<Plan, PlanError> {
         match &mut self {
             Plan::Container(plan) => plan.set_attachments(spec, attachments),

@@ -44,7 +44,7 @@ pub enum SharedTree {
 /// The shared directories of the machine.
 ///
 /// # Errors
-/// When this host can not share any.
+/// When this host cannot share any.
 pub(super) fn directories(inputs: &Inputs<'_>) -> Result<Vec<ShareUse>, PlanError> {
     if !inputs.shares.is_empty() {
         require_server(inputs)?;

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use zmachine_hypervisor::{Boot, Platform, VmSpec};
-use zmachine_spec::volume::Wanted;
+use zmachine_spec::volume::ResolvedVolume;
 use zmachine_spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec, RootfsChoice, Setting};
 
 use super::cmdline::{self, RootDevice};
@@ -31,7 +31,7 @@ pub struct TreeFacts {
     /// What else the image says.
     pub image: ImageFacts,
     /// Its volumes.
-    pub volumes: Vec<Wanted>,
+    pub volumes: Vec<ResolvedVolume>,
 }
 
 impl VmPlan {

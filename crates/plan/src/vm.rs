@@ -10,7 +10,7 @@ use zmachine_agent_protocol::{Interface, Mount, Route};
 use zmachine_hypervisor::choice::{Choice, Hypervisor};
 use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
 use zmachine_network::Attachment;
-use zmachine_spec::volume::{Content, Wanted};
+use zmachine_spec::volume::{Content, ResolvedVolume};
 use zmachine_spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec, RootfsChoice, Setting};
 
 use super::cmdline::{self, RootDevice};
@@ -154,12 +154,12 @@ pub struct VmFacts {
     pub digest: String,
     /// Length of the disk in bytes.
     pub bytes: u64,
-    /// What the disk holds, for people, when that is something that its kind of start can not start.
+    /// What the disk holds, for people, when that is something that its kind of start cannot start.
     pub unbootable: Option<String>,
     /// The kernel of the appliance, which brings the drivers of all file systems that it can grow.
     pub appliance: Option<KernelChoice>,
     /// Its volumes, the boot disk first.
-    pub volumes: Vec<Wanted>,
+    pub volumes: Vec<ResolvedVolume>,
 }
 
 /// What starts a VM.
@@ -348,8 +348,8 @@ fn check_boot_volume(spec: &MachineSpec, facts: &VmFacts) -> Result<(), PlanErro
     Err(PlanError::VolumeOccupied { volume: name, holds })
 }
 
-pub(super) fn disks(volumes: &[Wanted], seed: &Seed) -> Vec<Disk> {
-    let volume = |(index, volume): (usize, &Wanted)| Disk::File {
+pub(super) fn disks(volumes: &[ResolvedVolume], seed: &Seed) -> Vec<Disk> {
+    let volume = |(index, volume): (usize, &ResolvedVolume)| Disk::File {
         id: volume_disk(index),
         path: volume.path.clone(),
         serial: volume.serial.clone(),
@@ -384,8 +384,8 @@ mod tests {
     use zmachine_spec::volume::Fs;
     use zmachine_spec::{Class, Failure};
 
-    fn volume(name: &str) -> Wanted {
-        Wanted {
+    fn volume(name: &str) -> ResolvedVolume {
+        ResolvedVolume {
             name: name.into(),
             target: "/".into(),
             path: format!("/v/{name}/data.img").into(),

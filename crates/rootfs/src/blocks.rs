@@ -1,4 +1,4 @@
-//! Where a disk has its blocks from: a fetcher in this process, or one in a process of its own ([`crate::courier`]).
+//! Where a disk has its blocks from: a fetcher in this process, or one in a process of its own ([`crate::broker`]).
 
 use std::fs::File;
 

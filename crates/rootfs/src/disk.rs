@@ -5,7 +5,7 @@
 //!
 //! # Invariants
 //! Bytes between the end of a block and the next 4 KiB boundary are zeros: the kernel shows them to whoever maps the last
-//! page of a file. A block that can not be fetched fails the requests that need it and nothing else; for
+//! page of a file. A block that cannot be fetched fails the requests that need it and nothing else; for
 //! [`FAILURE_REST`] it fails them at once, because the kernel repeats a failed read page by page. A block that is in the
 //! cache is always served, whatever failed before.
 
@@ -35,11 +35,11 @@ pub const FAILURE_REST: Duration = Duration::from_secs(2);
 /// Failed blocks remembered at most; a forgotten one is only asked for again.
 const FAILURES_MAX: usize = 1024;
 
-/// Why a lazy disk can not be opened.
+/// Why a lazy disk cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenDiskError {
-    /// The metadata file can not be opened.
-    #[error("can not open image metadata {}", path.display())]
+    /// The metadata file cannot be opened.
+    #[error("cannot open image metadata {}", path.display())]
     Metadata {
         /// The file.
         path: PathBuf,
@@ -86,10 +86,10 @@ pub enum Outcome {
     Missing {
         /// The block and its address.
         extent: Extent,
-        /// The cache has a file for it that can not be read.
+        /// The cache has a file for it that cannot be read.
         is_damaged: bool,
     },
-    /// The bytes can not be had now.
+    /// The bytes cannot be had now.
     Failed,
 }
 
@@ -123,7 +123,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Opens the metadata file and the extent table of a disk.
 ///
 /// # Errors
-/// When one of the files can not be used, or they do not belong together.
+/// When one of the files cannot be used, or they do not belong together.
 pub fn open_files(erofs: &Path, map: &Path) -> Result<(File, ExtentMap), OpenDiskError> {
     let map = ExtentMap::open(map)?;
     let opened = File::open(erofs).and_then(|file| file.metadata().map(|m| (file, m.len())));
@@ -145,7 +145,7 @@ impl LazyDisk {
     /// Opens the disk whose metadata file and extent table are `erofs` and `map`; its blocks are `blocks`.
     ///
     /// # Errors
-    /// When one of the files can not be used, or they do not belong together.
+    /// When one of the files cannot be used, or they do not belong together.
     pub fn open(erofs: &Path, map: &Path, blocks: impl Blocks + 'static) -> Result<LazyDisk, OpenDiskError> {
         let (metadata, map) = open_files(erofs, map)?;
         Ok(LazyDisk::of(metadata, map, blocks))
@@ -210,7 +210,7 @@ impl LazyDisk {
     /// The piece at byte `offset` of the device and its length, at most `len` (more than 0). Past the end are zeros.
     ///
     /// # Errors
-    /// When the extent table can not be read.
+    /// When the extent table cannot be read.
     pub fn piece(&self, offset: u64, len: u64) -> Result<(Piece, u64), MapError> {
         let metadata = self.map.metadata_bytes();
         if offset < metadata {

@@ -6,10 +6,10 @@
 //!                                      root.json    where the blocks come from
 //!                                      prefetch.json  what starts read                        ([prefetch_list])
 //!
-//! guest ──virtio-blk──> hypervisor ──vhost-user──> [server] ──> [disk] ──> root.erofs | [courier] ──> block cache | stores
+//! guest ──virtio-blk──> hypervisor ──vhost-user──> [server] ──> [disk] ──> root.erofs | [block broker] ──> block cache | stores
 //! ```
 //! The right half are processes of their own, the role [`role::serve`]: a hostile guest talks to the server, so it locks itself in
-//! ([`sandbox`]) before it reads the first byte; in a jail the courier fetches for it, which no guest talks to. The writable layer on
+//! ([`sandbox`]) before it reads the first byte; in a jail the block broker fetches for it, which no guest talks to. The writable layer on
 //! top is an ordinary disk ([`upper`]); the guest stacks the two. The server notes what starts read, and fetches it ahead of later
 //! guests ([`prefetch`]).
 //!
@@ -17,12 +17,11 @@
 //! Nothing here mounts anything, and no file data is needed before a guest reads it.
 
 pub mod blocks;
-pub mod courier;
+pub mod broker;
 pub mod disk;
 pub mod erofs;
 pub mod files;
 mod first_reads;
-pub mod keep;
 pub mod map;
 mod open_blocks;
 pub mod prefetch;
@@ -34,6 +33,7 @@ pub mod sandbox;
 pub mod server;
 mod slices;
 pub mod upper;
+pub mod write_back;
 
 pub use files::files_of_block;
 pub use prefetch::Prefetch;

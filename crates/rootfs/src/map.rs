@@ -33,11 +33,11 @@ const PAGES_KEPT: usize = 256;
 
 type Page = [u8; PAGE];
 
-/// Why an extent table can not be written or read.
+/// Why an extent table cannot be written or read.
 #[derive(Debug, Error)]
 pub enum MapError {
     /// The operating system refused.
-    #[error("can not {action} extent table {}", path.display())]
+    #[error("cannot {action} extent table {}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
@@ -151,7 +151,7 @@ impl ExtentMap {
     /// Opens the table at `path` and reads its index.
     ///
     /// # Errors
-    /// When it can not be read or is not a whole extent table of this version.
+    /// When it cannot be read or is not a whole extent table of this version.
     pub fn open(path: &Path) -> Result<ExtentMap, MapError> {
         let io = |source| MapError::Io {
             action: "read",
@@ -208,7 +208,7 @@ impl ExtentMap {
     /// The extent that holds the device block `block`; `None` in the metadata and past the end.
     ///
     /// # Errors
-    /// When the page can not be read or is damaged.
+    /// When the page cannot be read or is damaged.
     pub fn lookup(&self, block: u32) -> Result<Option<Extent>, MapError> {
         if u64::from(block) >= self.device_blocks || block < self.metadata_blocks {
             return Ok(None);

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! What the guest asks for does not wait behind this: it is fetched by the guest's own queue, or is under way here already
-//! and then shared. A block that can not be had is nobody's error before somebody reads it. Nothing is fetched that the
+//! and then shared. A block that cannot be had is nobody's error before somebody reads it. Nothing is fetched that the
 //! cache could not keep.
 
 use std::str::FromStr;
@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::erofs::Extent;
-use crate::keep;
 use crate::report::Reporter;
 use crate::server::queue::Device;
+use crate::write_back;
 
 /// How much is fetched without being asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,7 +70,7 @@ const STACK_BYTES: usize = 256 * 1024;
 /// Starts fetching in the background. `list` are first device blocks, in the order of their need.
 ///
 /// # Errors
-/// When the thread can not be started.
+/// When the thread cannot be started.
 pub fn start(device: &Arc<Device>, reporter: &Arc<Reporter>, mode: Prefetch, list: Vec<u32>) -> std::io::Result<()> {
     if mode == Prefetch::None || (mode == Prefetch::Hints && list.is_empty()) {
         return Ok(());
@@ -129,7 +129,7 @@ impl<'a> Run<'a> {
         self.is_full.load(Relaxed) || self.failed.load(Relaxed) >= FAILURES_MAX
     }
 
-    /// Fetches what `next` gives with this many threads, only while no guest waits if `when_idle`. Threads that can not be
+    /// Fetches what `next` gives with this many threads, only while no guest waits if `when_idle`. Threads that cannot be
     /// started leave their work to the others.
     fn work(&self, threads: usize, when_idle: bool, next: impl Fn() -> Option<Extent> + Sync) {
         let fetch = || {
@@ -145,7 +145,7 @@ impl<'a> Run<'a> {
                     }
                     Ok(false) => {
                         self.is_full.store(true, Relaxed);
-                        keep::start(self.device);
+                        write_back::start(self.device);
                     }
                     Err(_) => drop(self.failed.fetch_add(1, Relaxed)),
                 }

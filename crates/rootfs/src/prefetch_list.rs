@@ -5,7 +5,7 @@
 //! ```
 //! `blocks` are first device blocks of `root.map`, those read first first; `recorded` is the number of starts that were
 //! listened to. The list begins with what the flist brings ([`zmachine_flist::hints`]). It is advice: one that is missing or
-//! can not be read is an empty one, and a number at which no block begins is passed over.
+//! cannot be read is an empty one, and a number at which no block begins is passed over.
 //!
 //! # Invariants
 //! The numbers come from a guest, which may read what it likes: they are bounded, and only ever make other machines of the
@@ -86,7 +86,7 @@ impl PrefetchList {
     /// Writes the list into the directory `image`.
     ///
     /// # Errors
-    /// When it can not be written.
+    /// When it cannot be written.
     pub fn save(&self, image: &Path) -> Result<(), FileError> {
         replace_json(&image.join(NAME), self)
     }
@@ -105,7 +105,7 @@ impl PrefetchList {
     /// The list by the files of the flist, for other hosts: what `flist pack --hints` takes. `image` is prepared.
     ///
     /// # Errors
-    /// When the image's extent table can not be read.
+    /// When the image's extent table cannot be read.
     pub fn hints(&self, image: &Path, flist: &Flist) -> Result<Hints, MapError> {
         let map = ExtentMap::open(&image.join(MAP_NAME))?;
         let mut blocks = Vec::new();

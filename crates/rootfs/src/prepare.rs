@@ -37,7 +37,7 @@ const VERSION: u32 = 1;
 #[derive(Debug, Error)]
 pub enum PrepareError {
     /// The tree has no representation.
-    #[error("image {} can not become a root disk", image.display())]
+    #[error("image {} cannot become a root disk", image.display())]
     Layout {
         /// The image directory.
         image: PathBuf,
@@ -127,7 +127,7 @@ impl RootDescription {
 /// image's digest in any spelling; the file system's id is derived from it.
 ///
 /// # Errors
-/// When the tree has no representation or a file can not be written; what is written by then is whole.
+/// When the tree has no representation or a file cannot be written; what is written by then is whole.
 pub fn prepare(image: &Path, digest: &str, flist: &Flist) -> Result<RootDescription, PrepareError> {
     match RootDescription::read(image) {
         Err(PrepareError::File(error)) if error.is_not_found() => {}

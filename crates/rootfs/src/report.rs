@@ -208,9 +208,9 @@ impl Reporter {
 
     /// The cache could not keep a block, which was served from memory.
     pub fn cache_failed(&self, failure: &CacheFailure) {
-        let mut told = self.cache_failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|told| told.elapsed() >= CACHE_INTERVAL) {
-            *told = Some(Instant::now());
+        let mut reported = self.cache_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.is_none_or(|reported| reported.elapsed() >= CACHE_INTERVAL) {
+            *reported = Some(Instant::now());
             self.line(&Event::CacheFailed {
                 error: &failure.reason,
                 hint: failure.hint.as_deref(),

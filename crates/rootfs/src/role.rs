@@ -1,7 +1,7 @@
 //! The `rootfs` role: the process that serves one machine's root disk.
 //!
 //! # Start
-//! Everything is opened, the courier split off (in a jail), then the sandbox is closed, then `{"event":"ready"}` is written, then the
+//! Everything is opened, the block broker split off (in a jail), then the sandbox is closed, then `{"event":"ready"}` is written, then the
 //! hypervisor is accepted.
 //! The listening socket is inherited, so a killed process can be replaced by another with the same arguments, and no
 //! path has to be reachable from inside the sandbox.
@@ -24,9 +24,8 @@ use zmachine_image::fetch::{FetchOptions, Fetcher, local_directory};
 use zmachine_image::store::Credentials;
 use zmachine_sys::jail::{self, Jail, JailError, Limits};
 
-use crate::courier::{self, Counter, Courier};
+use crate::broker::{self, BrokerClient, BrokerServer};
 use crate::disk::{self, LazyDisk, OpenDiskError};
-use crate::keep::Keeping;
 use crate::map::ExtentMap;
 use crate::prefetch::{self, Prefetch};
 use crate::prefetch_list::PrefetchList;
@@ -35,8 +34,9 @@ use crate::report::{Counters, Reporter};
 use crate::sandbox::{self, Access, SandboxError};
 use crate::server;
 use crate::server::queue::{Device, SERIAL_LEN};
+use crate::write_back::WritingBack;
 
-/// Descriptors the process may have: 16,384 block files, sockets to stores or the courier, two per queue, and room.
+/// Descriptors the process may have: 16,384 block files, sockets to stores or the block broker, two per queue, and room.
 const DESCRIPTORS: u64 = 32768;
 
 /// The largest file it writes in bytes: a block of the cache.
@@ -77,7 +77,7 @@ pub struct RootfsArgs {
     pub jail: Option<Jail>,
 }
 
-/// Why a root disk can not be served.
+/// Why a root disk cannot be served.
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// The serial does not fit.
@@ -93,27 +93,27 @@ pub enum ServeError {
         queues: u16,
     },
     /// The image is not prepared, or damaged.
-    #[error("image {} can not be served", image.display())]
+    #[error("image {} cannot be served", image.display())]
     Image {
         /// The image's directory.
         image: PathBuf,
         /// Why.
         source: PrepareError,
     },
-    /// The disk can not be opened.
+    /// The disk cannot be opened.
     #[error(transparent)]
     Disk(#[from] OpenDiskError),
-    /// The block cache can not be opened.
+    /// The block cache cannot be opened.
     #[error(transparent)]
     Cache(#[from] CacheError),
-    /// The process can not be locked in; it serves nothing then.
+    /// The process cannot be locked in; it serves nothing then.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     /// The process has no jail; it serves nothing then.
     #[error(transparent)]
     Jail(#[from] JailError),
     /// Something of the process itself.
-    #[error("can not {action}")]
+    #[error("cannot {action}")]
     Process {
         /// What was tried.
         action: &'static str,
@@ -132,7 +132,7 @@ pub enum ServeError {
 /// it locks in the calling thread and those that come after.
 ///
 /// # Errors
-/// When serving can not begin or go on.
+/// When serving cannot begin or go on.
 pub fn serve(args: RootfsArgs) -> Result<(), ServeError> {
     let process = |action| move |source: io::Error| ServeError::Process { action, source };
     zmachine_sys::heap::keep_small();
@@ -151,14 +151,14 @@ pub fn serve(args: RootfsArgs) -> Result<(), ServeError> {
     let (device, access) = match &args.jail {
         None => (disk.with_own_fetcher(), Some(access)),
         Some(base) => {
-            let (courier, counter) = courier::pair().map_err(process("make socket pairs"))?;
+            let (broker, counter) = broker::pair().map_err(process("make socket pairs"))?;
             // One thread is here, and nothing of the guest's has been read.
-            if zmachine_sys::process::fork_single_threaded().map_err(process("start the courier"))? {
-                drop((courier, listener));
+            if zmachine_sys::process::fork_single_threaded().map_err(process("start the block broker"))? {
+                drop((broker, listener));
                 return fetch(base, &access, disk, counter, &reporter);
             }
             drop(counter);
-            let device = disk.with_courier(courier);
+            let device = disk.with_broker(broker);
             lock_server_in(base)?
                 .iter()
                 .for_each(|warning| reporter.warning(warning));
@@ -198,8 +198,8 @@ impl Disk {
         )
     }
 
-    fn with_courier(self, courier: Courier) -> Arc<Device> {
-        device(self.serial, LazyDisk::of(self.metadata, self.map, courier), self.record)
+    fn with_broker(self, broker: BrokerClient) -> Arc<Device> {
+        device(self.serial, LazyDisk::of(self.metadata, self.map, broker), self.record)
     }
 }
 
@@ -209,15 +209,21 @@ fn device(serial: [u8; SERIAL_LEN], disk: LazyDisk, record: bool) -> Arc<Device>
         serial,
         counters: Counters::default(),
         ahead: AtomicUsize::new(0),
-        keeping: Keeping::default(),
+        writing_back: WritingBack::default(),
     })
 }
 
-/// The courier's life. No guest reaches it; stores do.
-fn fetch(base: &Jail, access: &Access, disk: Disk, counter: Counter, reporter: &Reporter) -> Result<(), ServeError> {
+/// The block broker's life. No guest reaches it; stores do.
+fn fetch(
+    base: &Jail,
+    access: &Access,
+    disk: Disk,
+    counter: BrokerServer,
+    reporter: &Reporter,
+) -> Result<(), ServeError> {
     let process = |action| move |source: io::Error| ServeError::Process { action, source };
-    let _ = rustix::thread::set_name(c"zm-courier");
-    zmachine_sys::jail::enter(&courier_jail(base, access))?;
+    let _ = rustix::thread::set_name(c"zm-block broker");
+    zmachine_sys::jail::enter(&broker_jail(base, access))?;
     for warning in sandbox::enter(access)? {
         reporter.warning(&warning);
     }
@@ -271,9 +277,9 @@ fn access(args: &RootfsArgs, fetcher: &Fetcher, image: &RootDescription) -> Acce
     }
 }
 
-/// The courier's jail: what the sandbox leaves open, and the network only when blocks come from there. It stays the user who owns the
+/// The block broker's jail: what the sandbox leaves open, and the network only when blocks come from there. It stays the user who owns the
 /// cache, which it fills, without any of its capabilities.
-fn courier_jail(base: &Jail, access: &Access) -> Jail {
+fn broker_jail(base: &Jail, access: &Access) -> Jail {
     let mut jail = Jail {
         user: None,
         network: access.uses_network,
@@ -300,10 +306,10 @@ fn courier_jail(base: &Jail, access: &Access) -> Jail {
     jail
 }
 
-/// Puts a server that has a courier into its jail and its sandbox; what could not be done although it should be.
+/// Puts a server that has a block broker into its jail and its sandbox; what could not be done although it should be.
 ///
 /// # Errors
-/// When a wall that this host has can not be put up.
+/// When a wall that this host has cannot be put up.
 pub fn lock_server_in(base: &Jail) -> Result<Vec<String>, ServeError> {
     zmachine_sys::jail::enter(&server_jail(base))?;
     let nothing = Access {

@@ -3,10 +3,10 @@
 //! | what | afterwards |
 //! |---|---|
 //! | capabilities | none, and none can come back (bounding set empty, `no_new_privs`) |
-//! | files (Landlock) | the block cache is read and written; the image and local stores are read; nothing else is there. With a courier (see [`crate::courier`]): nothing |
+//! | files (Landlock) | the block cache is read and written; the image and local stores are read; nothing else is there. With a block broker (see [`crate::broker`]): nothing |
 //! | network (Landlock) | TCP can be connected, not listened to |
 //! | system calls (seccomp) | a list; any other ends the process |
-//! | others | can not trace it or read its memory (not dumpable) |
+//! | others | cannot trace it or read its memory (not dumpable) |
 //!
 //! Landlock is missing in old kernels; the process then says so and runs without that wall.
 
@@ -50,11 +50,11 @@ pub(crate) const NETWORK_FILES: [&str; 10] = [
     "/run/systemd/resolve",
 ];
 
-/// Why the process can not be locked in.
+/// Why the process cannot be locked in.
 #[derive(Debug, Error)]
 pub enum SandboxError {
     /// The kernel refused a step.
-    #[error("can not {action}")]
+    #[error("cannot {action}")]
     Refused {
         /// What was tried.
         action: &'static str,
@@ -62,14 +62,14 @@ pub enum SandboxError {
         source: std::io::Error,
     },
     /// Landlock is there and does not work.
-    #[error("can not restrict file access")]
+    #[error("cannot restrict file access")]
     Landlock {
         /// Why.
         #[from]
         source: RulesetError,
     },
     /// The system call filter could not be made or installed.
-    #[error("can not filter system calls")]
+    #[error("cannot filter system calls")]
     Seccomp {
         /// Why.
         #[from]
@@ -80,7 +80,7 @@ pub enum SandboxError {
 /// Locks in the calling thread and all it starts from now on; what could not be done although it should be.
 ///
 /// # Errors
-/// When a wall that this kernel has can not be put up.
+/// When a wall that this kernel has cannot be put up.
 pub fn enter(access: &Access) -> Result<Vec<String>, SandboxError> {
     let refused = |action| {
         move |e: rustix::io::Errno| SandboxError::Refused {

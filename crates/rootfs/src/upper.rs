@@ -47,7 +47,7 @@ pub enum UpperError {
         message: String,
     },
     /// The operating system refused.
-    #[error("can not {action} writable layer {}", path.display())]
+    #[error("cannot {action} writable layer {}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
@@ -80,7 +80,7 @@ impl UpperError {
 /// Makes an empty writable layer of `size_bytes` at `path`; the file is sparse and takes little space.
 ///
 /// # Errors
-/// When the tool is missing or fails, or the file can not be written; nothing is left then.
+/// When the tool is missing or fails, or the file cannot be written; nothing is left then.
 pub fn create_upper(path: &Path, size_bytes: u64) -> Result<(), UpperError> {
     if size_bytes < SIZE_MIN {
         return Err(UpperError::Size { size_bytes });
@@ -157,7 +157,7 @@ fn failed(action: &'static str, path: &Path, source: io::Error) -> UpperError {
 /// rest is its own affair.
 ///
 /// # Errors
-/// When it can not be read or holds something else.
+/// When it cannot be read or holds something else.
 pub fn check(path: &Path) -> Result<(), UpperError> {
     let not = |what| UpperError::NotALayer {
         path: path.to_owned(),

@@ -154,7 +154,7 @@ fn a_waiting_server_is_locked_in_and_ends_well_on_sigterm() {
 }
 
 /// Waits for a line of the server's events.
-fn told(server: &Server, text: &str) -> String {
+fn reported(server: &Server, text: &str) -> String {
     for _ in 0..400 {
         if let Some(line) = server.events().lines().find(|line| line.contains(text)) {
             return line.to_owned();
@@ -193,7 +193,7 @@ fn a_server_fetches_what_starts_read_and_when_asked_the_rest_from_within_its_cag
     assert_eq!(list.hints(&image, &flist).unwrap().0.len(), 3);
 
     let server = Server::prefetching(dir.path(), &image, 1, "hints");
-    let line = told(&server, "prefetched");
+    let line = reported(&server, "prefetched");
     assert!(line.contains("\"what\":\"hints\",\"blocks\":3,"), "{line}");
     assert_eq!(cached(dir.path()), 3);
     drop(server);
@@ -203,7 +203,7 @@ fn a_server_fetches_what_starts_read_and_when_asked_the_rest_from_within_its_cag
     fs::remove_dir_all(shard).unwrap();
     fs::remove_dir_all(dir.path().join("blocks")).unwrap();
     let server = Server::prefetching(dir.path(), &image, 1, "all");
-    told(&server, "\"what\":\"all\"");
+    reported(&server, "\"what\":\"all\"");
     assert_eq!(cached(dir.path()), blocks.0.len() - lost, "{}", server.events());
     assert!(!server.events().contains("block-failed"), "nobody has asked for it");
 }

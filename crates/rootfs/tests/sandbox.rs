@@ -27,24 +27,24 @@ fn attempt(what: &str) -> (Output, String) {
         .arg(what)
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    (output, said)
+    let reported = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output, reported)
 }
 
-fn has_landlock(said: &str) -> bool {
-    if said.contains("no Landlock") {
-        zmachine_testkit::skip(said);
+fn has_landlock(reported: &str) -> bool {
+    if reported.contains("no Landlock") {
+        zmachine_testkit::skip(reported);
     }
-    !said.contains("no Landlock")
+    !reported.contains("no Landlock")
 }
 
 #[test]
 fn its_own_work_is_possible() {
     for what in ["nothing", "work"] {
-        let (output, said) = attempt(what);
+        let (output, reported) = attempt(what);
         assert!(
-            output.status.success() && said.contains("survived"),
-            "{what}: {:?} {said}",
+            output.status.success() && reported.contains("survived"),
+            "{what}: {:?} {reported}",
             output.status
         );
     }
@@ -53,11 +53,11 @@ fn its_own_work_is_possible() {
 #[test]
 fn a_system_call_off_the_list_ends_the_process() {
     for what in ["exec", "mount", "chroot", "packet-socket", "touch-by-name"] {
-        let (output, said) = attempt(what);
+        let (output, reported) = attempt(what);
         assert_eq!(
             output.status.signal(),
             Some(libc::SIGSYS),
-            "{what}: {:?} {said}",
+            "{what}: {:?} {reported}",
             output.status
         );
     }
@@ -66,11 +66,11 @@ fn a_system_call_off_the_list_ends_the_process() {
 #[test]
 fn files_outside_can_not_be_read_and_the_image_not_written() {
     for what in ["read-outside", "write-image"] {
-        let (output, said) = attempt(what);
-        if has_landlock(&said) {
+        let (output, reported) = attempt(what);
+        if has_landlock(&reported) {
             assert!(
-                !output.status.success() && said.contains("PermissionDenied"),
-                "{what}: {:?} {said}",
+                !output.status.success() && reported.contains("PermissionDenied"),
+                "{what}: {:?} {reported}",
                 output.status
             );
         }
@@ -79,10 +79,10 @@ fn files_outside_can_not_be_read_and_the_image_not_written() {
 
 #[test]
 fn nothing_can_listen_on_the_network() {
-    let (output, said) = attempt("listen");
+    let (output, reported) = attempt("listen");
     assert!(
-        !output.status.success() && !said.contains("survived"),
-        "{:?} {said}",
+        !output.status.success() && !reported.contains("survived"),
+        "{:?} {reported}",
         output.status
     );
 }
@@ -108,15 +108,16 @@ fn store_on_loopback() -> u16 {
 
 #[test]
 fn a_block_is_fetched_by_name_over_http_and_cached() {
-    let (output, said) = attempt(&format!("http://localhost:{}", store_on_loopback()));
-    let is_fetched =
-        said.contains("over the network") && said.contains("blocks: 1") && said.contains("cache_failures: 0");
-    assert!(output.status.success() && is_fetched, "{:?} {said}", output.status);
+    let (output, reported) = attempt(&format!("http://localhost:{}", store_on_loopback()));
+    let is_fetched = reported.contains("over the network")
+        && reported.contains("blocks: 1")
+        && reported.contains("cache_failures: 0");
+    assert!(output.status.success() && is_fetched, "{:?} {reported}", output.status);
 }
 
 #[test]
 fn a_failed_tls_handshake_is_an_error_and_not_the_end() {
-    let (output, said) = attempt(&format!("https://localhost:{}", store_on_loopback()));
-    assert_eq!(output.status.code(), Some(1), "{:?} {said}", output.status);
-    assert!(said.contains("is not available"), "{said}");
+    let (output, reported) = attempt(&format!("https://localhost:{}", store_on_loopback()));
+    assert_eq!(output.status.code(), Some(1), "{:?} {reported}", output.status);
+    assert!(reported.contains("is not available"), "{reported}");
 }

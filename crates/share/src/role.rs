@@ -26,7 +26,7 @@ use zmachine_sys::{fd, mount};
 use crate::server::{MissingServer, Sandbox, Server};
 
 /// How long the processes of a run before may take to leave the layer. They are being killed when this one starts.
-const LAYER_PATIENCE: Duration = Duration::from_secs(20);
+const LAYER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Private memory that virtiofsd may have in bytes: its threads' stacks (8 MiB each, reserved), and what it knows of open files.
 const PRIVATE_BYTES: u64 = 2 << 30;
@@ -63,14 +63,14 @@ pub struct ShareArgs {
     pub jail: Option<Jail>,
 }
 
-/// Why a tree can not be served.
+/// Why a tree cannot be served.
 #[derive(Debug, Error)]
 pub enum ShareError {
     /// No program to serve it.
     #[error(transparent)]
     MissingServer(#[from] MissingServer),
     /// What is to be shared is not a directory any more.
-    #[error("can not share {}", path.display())]
+    #[error("cannot share {}", path.display())]
     Source {
         /// The path.
         path: PathBuf,
@@ -83,11 +83,11 @@ pub enum ShareError {
         /// The layer.
         layer: PathBuf,
     },
-    /// The process can not be locked in; it serves nothing then.
+    /// The process cannot be locked in; it serves nothing then.
     #[error(transparent)]
     Jail(#[from] JailError),
     /// A step that the host refused.
-    #[error("can not {action}")]
+    #[error("cannot {action}")]
     Process {
         /// What was tried.
         action: &'static str,
@@ -256,7 +256,7 @@ fn lock(layer: &Path) -> Result<(), ShareError> {
         .write(true)
         .open(path)
         .map_err(failed("lock the writable layer"))?;
-    let deadline = Instant::now() + LAYER_PATIENCE;
+    let deadline = Instant::now() + LAYER_TIMEOUT;
     while let Err(error) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         match error {
             Errno::WOULDBLOCK if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),

@@ -4,7 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-/// A size that can not be read.
+/// A size that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("'{text}' is not a size")]
 pub struct SizeError {

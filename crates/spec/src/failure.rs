@@ -24,9 +24,9 @@ pub enum Class {
     Conflict,
     /// Something could not be fetched, or is not what its hash says.
     Fetch,
-    /// This host can not do it.
+    /// This host cannot do it.
     Unsupported,
-    /// The command is in the guest and can not be run.
+    /// The command is in the guest and cannot be run.
     CommandNotExecutable,
     /// The command is not in the guest.
     CommandNotFound,
@@ -204,10 +204,10 @@ mod tests {
     fn the_cause_chain_of_an_error_is_kept_in_order() {
         let error = zmachine_sys::file::read_json::<u32>(std::path::Path::new("/nonexistent/a")).unwrap_err();
         let failure = Failure::from_error(Class::NotFound, &error)
-            .context("can not load machine a")
+            .context("cannot load machine a")
             .hint("look again");
-        assert_eq!(failure.message, "can not load machine a");
-        assert_eq!(failure.causes[0], "can not read /nonexistent/a");
+        assert_eq!(failure.message, "cannot load machine a");
+        assert_eq!(failure.causes[0], "cannot read /nonexistent/a");
         assert!(failure.causes[1].contains("No such file"));
         let text = serde_json::to_string(&failure).unwrap();
         assert_eq!(serde_json::from_str::<Failure>(&text).unwrap(), failure);

@@ -41,7 +41,7 @@ impl Home {
     /// Opens the state under `data` (kept) and `run` (lost at reboot), and makes both when missing.
     ///
     /// # Errors
-    /// When they can not be made, are of a newer format, or `run` is too long for the sockets below it.
+    /// When they cannot be made, are of a newer format, or `run` is too long for the sockets below it.
     pub fn open(data: &Path, run: &Path) -> Result<Home, Failure> {
         let home = Home {
             data: data.to_owned(),

@@ -39,7 +39,7 @@ impl FromStr for LogTarget {
 
     fn from_str(text: &str) -> Result<LogTarget, Failure> {
         let bad = |why: &str| {
-            Failure::new(Class::Usage, format!("'{text}' can not receive a log: {why}")).hint(
+            Failure::new(Class::Usage, format!("'{text}' cannot receive a log: {why}")).hint(
                 "use tcp://HOST:PORT, unix:///PATH, file:///PATH, ws://HOST:PORT/PATH, syslog://HOST:PORT, or syslog",
             )
         };

@@ -307,7 +307,7 @@ pub fn check_name(name: &str) -> Result<(), Failure> {
         return Ok(());
     }
     Err(
-        Failure::new(Class::Usage, format!("'{name}' can not be a machine's name"))
+        Failure::new(Class::Usage, format!("'{name}' cannot be a machine's name"))
             .hint("use letters, digits, '_', '.' and '-', starting with a letter or digit, at most 63 characters"),
     )
 }

@@ -161,7 +161,7 @@ pub fn check_alias(alias: &str) -> Result<String, String> {
     let alias = alias.to_ascii_lowercase();
     match zmachine_network::is_host_name(&alias) {
         true => Ok(alias),
-        false => Err(format!("'{alias}' can not be a name in a network")),
+        false => Err(format!("'{alias}' cannot be a name in a network")),
     }
 }
 
@@ -227,8 +227,8 @@ mod tests {
             ("inner:10.0.0.7", "'10.0.0.7' is no option"),
             ("inner:ip=10.0.0.7/24", "'10.0.0.7/24' is not an IP address"),
             ("inner:ip=10.0.0.7,ip=10.0.0.8", "two addresses of one family"),
-            ("inner:alias=a b", "'a b' can not be a name"),
-            ("inner:alias=10.0.0.1", "'10.0.0.1' can not be a name"),
+            ("inner:alias=a b", "'a b' cannot be a name"),
+            ("inner:alias=10.0.0.1", "'10.0.0.1' cannot be a name"),
             ("inner:allow=web", "'web' is not an address"),
             ("inner:rate=5", "'5' is not a rate"),
             ("inner:rate=5mbit,rate=6mbit", "two rates"),
@@ -236,8 +236,8 @@ mod tests {
         ] {
             let failure = NetworkRequest::parse(text).unwrap_err();
             assert_eq!(failure.class, Class::Usage);
-            let said = failure.to_string();
-            assert!(said.contains(part) && said.contains(text), "{text}: {said}");
+            let output = failure.to_string();
+            assert!(output.contains(part) && output.contains(text), "{text}: {output}");
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::setting::Setting;
 /// Reads `NAME=FILE`, or `FILE`, whose last part is the name then.
 ///
 /// # Errors
-/// [`Class::Usage`] when it is neither, or the name can not be a file's.
+/// [`Class::Usage`] when it is neither, or the name cannot be a file's.
 pub fn parse(text: &str, cwd: &Path) -> Result<(String, PathBuf), Failure> {
     let (name, file) = match text.split_once('=') {
         Some((name, file)) => (name.to_owned(), Path::new(file)),
@@ -22,7 +22,7 @@ pub fn parse(text: &str, cwd: &Path) -> Result<(String, PathBuf), Failure> {
     };
     let is_legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     if name.is_empty() || name.starts_with('.') || name.len() > 255 || !name.chars().all(is_legal) {
-        let message = format!("the secret '{text}': '{name}' can not be the name of a secret");
+        let message = format!("the secret '{text}': '{name}' cannot be the name of a secret");
         let hint = "write NAME=FILE; names have letters, digits, '_', '.' and '-', and begin with none of the last two";
         return Err(Failure::new(Class::Usage, message).hint(hint).about(Setting::Secrets));
     }

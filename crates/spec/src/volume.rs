@@ -43,13 +43,13 @@ pub fn check_name(name: &str) -> Result<(), Failure> {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
     if !first || name.len() > 63 || !name.chars().all(legal) {
-        let message = format!("'{name}' can not be a volume's name");
+        let message = format!("'{name}' cannot be a volume's name");
         return Err(Failure::new(Class::Usage, message).hint(
             "use letters, digits, '_', '.' and '-', starting with a letter or digit, at most 63 characters; a directory of the host starts with '/' or './'",
         ));
     }
     if name.starts_with(RESERVED) {
-        let message = format!("'{name}' can not be a volume's name: '{RESERVED}' marks a machine's own disks");
+        let message = format!("'{name}' cannot be a volume's name: '{RESERVED}' marks a machine's own disks");
         return Err(Failure::new(Class::Usage, message).hint("choose a name that starts otherwise"));
     }
     Ok(())
@@ -169,7 +169,7 @@ pub struct NewVolume {
 
 /// A volume that a machine is to use: one that is there, or one to make with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub struct ResolvedVolume {
     /// Its name.
     pub name: String,
     /// Absolute path in the guest; `/` for the boot disk of a VM.

@@ -14,7 +14,7 @@ use crate::catalog::Machine;
 /// Where the blocks of `home` are and who shares them, in one line.
 ///
 /// # Errors
-/// When they can not be used; or when a home that shares them can not be read, so that none may be removed.
+/// When they cannot be used; or when a home that shares them cannot be read, so that none may be removed.
 pub fn describe_cache(home: &Home) -> Result<String, Failure> {
     let library = Library::open(home.data())?;
     let homes = library.homes()?;
@@ -33,7 +33,7 @@ pub fn describe_cache(home: &Home) -> Result<String, Failure> {
 /// home with this cache. `None` when there is no limit, or another process is at it.
 ///
 /// # Errors
-/// When the state of a machine can not be read, or the cache not be listed; nothing is removed then.
+/// When the state of a machine cannot be read, or the cache not be listed; nothing is removed then.
 pub fn trim_cache(home: &Home) -> Result<Option<TrimReport>, Failure> {
     let library = Library::open(home.data())?;
     library.trim_cache(|other| images_of_home(home, other, |machine| machine.state.phase.is_active()))
@@ -42,7 +42,7 @@ pub fn trim_cache(home: &Home) -> Result<Option<TrimReport>, Failure> {
 /// The images of the machines that `is_meant`, of the home in `folder`: this one or another one with the same cache.
 ///
 /// # Errors
-/// When the state of one can not be read: what it needs is not known then.
+/// When the state of one cannot be read: what it needs is not known then.
 pub fn images_of_home(
     own: &Home,
     folder: &Path,
@@ -54,7 +54,7 @@ pub fn images_of_home(
     let images = Home::of_others(folder).and_then(|other| images_of(&other, is_meant));
     images.map_err(|failure| {
         let why = format!(
-            "no block was removed: the home {} has the same cache and can not be read",
+            "no block was removed: the home {} has the same cache and cannot be read",
             folder.display()
         );
         failure.context(why).hint(format!(
@@ -70,7 +70,7 @@ fn images_of(home: &Home, is_meant: impl Fn(&Machine) -> bool) -> Result<HashSet
     for id in catalog::ids(home)? {
         let unknown = |failure: Failure| {
             failure
-                .context(format!("it can not be told which image machine {id} needs"))
+                .context(format!("it cannot be told which image machine {id} needs"))
                 .hint("remove the machine with 'zmachine rm -f', then try again")
         };
         let machine = match Machine::load(home, &id) {

@@ -80,7 +80,7 @@ impl Limits {
     }
 }
 
-/// Why machines can not be limited on this host; `None` when they can.
+/// Why machines cannot be limited on this host; `None` when they can.
 pub fn lacking(root: &Path) -> Option<String> {
     let offered = match fs::read_to_string(root.join("cgroup.controllers")) {
         Ok(offered) => offered,
@@ -149,7 +149,7 @@ pub fn add(path: &Path, pid: u32) -> Result<(), FileError> {
 /// Ends what runs in the group at `path` and removes it. One that is not there is fine.
 ///
 /// # Errors
-/// When it can not be removed within five seconds.
+/// When it cannot be removed within five seconds.
 pub fn remove(path: &Path) -> Result<(), FileError> {
     let deadline = Instant::now() + LEAVING;
     loop {

@@ -10,7 +10,7 @@ use zmachine_spec::{Class, Failure, Home};
 /// The bytes of a disk image.
 ///
 /// # Errors
-/// When it is not there or can not be read.
+/// When it is not there or cannot be read.
 pub fn open_source(home: &Home, source: &DiskSource) -> Result<Box<dyn DiskBytes + Send>, Failure> {
     match source {
         DiskSource::Host { path } => {

@@ -6,7 +6,7 @@
 //! ```
 //! # Invariants
 //! A line is one `write` to a file opened for appending, so lines of several processes never mix. Two files of at most
-//! [`FULL`] bytes are kept. An event that can not be written never stops what it tells of.
+//! [`FULL`] bytes are kept. An event that cannot be written never stops what it tells of.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -125,7 +125,7 @@ impl EventReader {
     /// The next event, or `None` at the end for now. Lines that are no events are passed over.
     ///
     /// # Errors
-    /// When a file can not be read.
+    /// When a file cannot be read.
     pub fn next_event(&mut self) -> io::Result<Option<Event>> {
         loop {
             if self.open.is_none() && !self.open_next()? {

@@ -15,7 +15,7 @@ fn record(home: &Home) -> PathBuf {
 /// The configured one, if there is one.
 ///
 /// # Errors
-/// When what is written down can not be read.
+/// When what is written down cannot be read.
 pub fn configured(home: &Home) -> Result<Option<Pinned>, Failure> {
     match file::read_json(&record(home)) {
         Ok(pinned) => Ok(Some(pinned)),

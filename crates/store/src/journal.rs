@@ -59,7 +59,7 @@ impl Resource {
             Resource::RunDir { path } => Ok(file::discard_dir_all(path)?),
             Resource::Process { role, id } => {
                 id.signal(libc_sigkill())
-                    .map_err(|e| Failure::from(e).context(format!("can not end the {role} process {}", id.pid)))?;
+                    .map_err(|e| Failure::from(e).context(format!("cannot end the {role} process {}", id.pid)))?;
                 if id.wait_gone(Duration::from_secs(10)) {
                     return Ok(());
                 }
@@ -94,7 +94,7 @@ impl Journal {
     /// Opens the journal of a machine's folder, with what an earlier run left in it.
     ///
     /// # Errors
-    /// When it can not be read or written, or holds a line that is neither torn nor ours.
+    /// When it cannot be read or written, or holds a line that is neither torn nor ours.
     pub fn open(machine: &Path) -> Result<Journal, FileError> {
         let path = machine.join("resources.jsonl");
         let text = match std::fs::read_to_string(&path) {
@@ -134,7 +134,7 @@ impl Journal {
     /// Writes a claim. Only after this may the resource be made.
     ///
     /// # Errors
-    /// When the line can not be written; the resource must not be made then.
+    /// When the line cannot be written; the resource must not be made then.
     pub fn claim(&mut self, resource: Resource) -> Result<(), FileError> {
         let claim = self.next;
         self.append(&Line::Claim {
@@ -160,7 +160,7 @@ impl Journal {
         })
     }
 
-    /// Undoes everything claimed, newest first. A resource that can not be undone stays claimed and is reported; the
+    /// Undoes everything claimed, newest first. A resource that cannot be undone stays claimed and is reported; the
     /// others are undone all the same.
     ///
     /// # Errors

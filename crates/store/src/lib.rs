@@ -3,7 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`catalog`] | the machines: their folders, names and ids |
-//! | [`graveyard`] | what is left of removed machines |
+//! | [`tombstones`] | what is left of removed machines |
 //! | [`journal`], [`leftovers`] | what a run has on the host, by its journal and by its places |
 //! | [`cgroup`], [`user`] | two of those: control groups, and users of the host |
 //! | [`attempt`], [`events`], [`log`] | what happened, and what was written |
@@ -24,11 +24,11 @@ pub mod cgroup;
 pub mod disk_source;
 pub mod events;
 pub mod firmware;
-pub mod graveyard;
 pub mod journal;
 pub mod killpoint;
 pub mod leftovers;
 pub mod log;
 pub mod secret;
+pub mod tombstones;
 pub mod user;
 pub mod volume;

@@ -13,7 +13,7 @@ pub const MAX_BYTES: usize = 512 << 10;
 /// Reads the files of `secrets`.
 ///
 /// # Errors
-/// When one can not be read, or they are too long.
+/// When one cannot be read, or they are too long.
 pub fn read_all(secrets: &[(String, PathBuf)]) -> Result<Vec<Secret>, Failure> {
     let mut left = MAX_BYTES;
     let mut all = Vec::new();

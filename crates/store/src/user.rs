@@ -37,7 +37,7 @@ impl UserLease {
     /// Takes a user for `whom` (a home and a machine, say) out of `folder`.
     ///
     /// # Errors
-    /// When the folder can not be used, or all are taken.
+    /// When the folder cannot be used, or all are taken.
     pub fn take(folder: &Path, whom: &str) -> Result<UserLease, FileError> {
         file::make_dirs(folder)?;
         let digest = Sha256::digest(whom.as_bytes());

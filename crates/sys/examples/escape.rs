@@ -36,12 +36,12 @@ fn main() {
             Err(error) => format!("escape {name}: refused ({})", error.kind()),
         })
         .collect();
-    let mut told = String::new();
+    let mut reported = String::new();
     for two in results.chunks(4) {
-        told.push_str(&two.join(" | "));
-        told.push('\n');
+        reported.push_str(&two.join(" | "));
+        reported.push('\n');
     }
-    let _ = io::stderr().write_all(told.as_bytes());
+    let _ = io::stderr().write_all(reported.as_bytes());
     std::process::exit(1);
 }
 

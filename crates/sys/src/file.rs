@@ -19,7 +19,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum FileError {
     /// The operating system refused.
-    #[error("can not {action} {}", path.display())]
+    #[error("cannot {action} {}", path.display())]
     Io {
         /// What was tried (`read`, `write`, ...).
         action: &'static str,
@@ -68,7 +68,7 @@ fn parent(path: &Path) -> &Path {
 /// Makes the names in `dir` durable.
 ///
 /// # Errors
-/// When the directory can not be opened or synced.
+/// When the directory cannot be opened or synced.
 pub fn sync_dir(dir: &Path) -> Result<(), FileError> {
     at("sync", dir, File::open(dir).and_then(|d| d.sync_all()))
 }
@@ -99,7 +99,7 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FileErro
 /// Reads a JSON file.
 ///
 /// # Errors
-/// When it can not be read, or is not the JSON of a `T`.
+/// When it cannot be read, or is not the JSON of a `T`.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
     let bytes = at("read", path, fs::read(path))?;
     serde_json::from_slice(&bytes).map_err(|source| FileError::Malformed {
@@ -161,7 +161,7 @@ pub fn read_regular(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// Reads a text file of at most `limit` bytes; a longer one is an error, not a truncation.
 ///
 /// # Errors
-/// When it can not be read, is longer, or is not UTF-8.
+/// When it cannot be read, is longer, or is not UTF-8.
 pub fn read_text(path: &Path, limit: u64) -> Result<String, FileError> {
     let mut text = String::new();
     let read = File::open(path).and_then(|f| f.take(limit + 1).read_to_string(&mut text));
@@ -179,7 +179,7 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String, FileError> {
 /// Makes `dir` and its parents, mode 0700 for those it makes.
 ///
 /// # Errors
-/// When one can not be made.
+/// When one cannot be made.
 pub fn make_dirs(dir: &Path) -> Result<(), FileError> {
     use std::os::unix::fs::DirBuilderExt;
     at(
@@ -216,7 +216,7 @@ pub fn names_in(dir: &Path) -> Result<Vec<OsString>, FileError> {
 /// Removes a file; one that is not there is fine.
 ///
 /// # Errors
-/// When it is there and can not be removed.
+/// When it is there and cannot be removed.
 pub fn remove_if_there(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -228,7 +228,7 @@ pub fn remove_if_there(path: &Path) -> Result<(), FileError> {
 /// sees it whole or not at all, also after a power loss.
 ///
 /// # Errors
-/// When it is there and can not be removed.
+/// When it is there and cannot be removed.
 pub fn remove_dir_all(dir: &Path) -> Result<(), FileError> {
     let Some(hidden) = hide(dir)? else { return Ok(()) };
     // Before its content goes: after a power loss it is there whole, or it is gone.
@@ -376,7 +376,7 @@ impl Drop for NewFile {
 /// Eight random bytes of the kernel, for names.
 pub fn random_u64() -> u64 {
     let mut bytes = [0u8; 8];
-    // The kernel's pool is ready long before any of our programs runs; a short read can not happen for 8 bytes.
+    // The kernel's pool is ready long before any of our programs runs; a short read cannot happen for 8 bytes.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     u64::from_ne_bytes(bytes)
 }
@@ -462,7 +462,7 @@ mod tests {
     fn errors_name_the_path() {
         let error = read_json::<u32>(Path::new("/nonexistent/x.json")).unwrap_err();
         assert!(error.is_not_found());
-        assert_eq!(error.to_string(), "can not read /nonexistent/x.json");
+        assert_eq!(error.to_string(), "cannot read /nonexistent/x.json");
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl FileLock {
     /// Takes the lock, waiting as long as it takes. The file is made when missing.
     ///
     /// # Errors
-    /// When the file can not be opened or locked.
+    /// When the file cannot be opened or locked.
     pub fn exclusive(path: &Path) -> Result<FileLock, FileError> {
         let file = open(path)?;
         loop {
@@ -72,7 +72,7 @@ impl FileLock {
     /// Takes the lock when it is free; `None` when somebody holds it.
     ///
     /// # Errors
-    /// When the file can not be opened or locked for another reason.
+    /// When the file cannot be opened or locked for another reason.
     pub fn try_exclusive(path: &Path) -> Result<Option<FileLock>, FileError> {
         let file = open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -115,7 +115,7 @@ impl FileLock {
     /// Whether somebody holds the lock right now. A file that is not there is not locked.
     ///
     /// # Errors
-    /// When the file is there and can not be asked.
+    /// When the file is there and cannot be asked.
     pub fn is_held(path: &Path) -> Result<bool, FileError> {
         let file = match File::open(path) {
             Ok(file) => file,
@@ -153,7 +153,7 @@ impl ByteLocks {
     /// Opens the file, which is made when missing.
     ///
     /// # Errors
-    /// When it can not be opened.
+    /// When it cannot be opened.
     pub fn open(path: &Path) -> Result<ByteLocks, FileError> {
         Ok(ByteLocks { file: open(path)? })
     }
@@ -189,7 +189,7 @@ impl ByteLocks {
 
 impl Drop for ByteLock<'_> {
     fn drop(&mut self) {
-        // It can not fail on a range that is held; at the worst the lock ends with the process.
+        // It cannot fail on a range that is held; at the worst the lock ends with the process.
         let _ = self.locks.set(self.at, libc::F_UNLCK);
     }
 }

@@ -53,7 +53,7 @@ impl ProcessId {
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             Err(e) => return Err(e.into()),
         };
-        // Checked after the pidfd is open: from here on the number can not change its owner.
+        // Checked after the pidfd is open: from here on the number cannot change its owner.
         if ProcessId::of(self.pid) != Some(self) {
             return Ok(());
         }
@@ -237,7 +237,7 @@ pub fn new_session() -> io::Result<()> {
 pub fn fork_single_threaded() -> io::Result<bool> {
     let threads = std::fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
-        return Err(io::Error::other(format!("can not fork with {threads} threads")));
+        return Err(io::Error::other(format!("cannot fork with {threads} threads")));
     }
     // SAFETY: exactly one thread exists (checked above), so no lock of another thread is lost in the child.
     match unsafe { libc::fork() } {

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use crate::command::Invocation;
 
 /// A download of 34 MB and its treatment, on a slow line.
-const KERNEL_INSTALL_PATIENCE: Duration = Duration::from_secs(600);
+const KERNEL_INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The built programs, checked.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ impl Artifacts {
                 kernels.display()
             );
             let install = Invocation::new(&self.zmachine, ["kernel", "install"]).env("ZMACHINE_HOME", &home);
-            install.deadline(KERNEL_INSTALL_PATIENCE).finish().expect_success();
+            install.deadline(KERNEL_INSTALL_TIMEOUT).finish().expect_success();
             assert!(
                 kernels.join("default").exists(),
                 "kernel install made no {}",

@@ -13,10 +13,10 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use crate::terminal::Terminal;
 
 /// Guests boot in seconds under emulation; a busy machine may need many times that.
-const DEFAULT_PATIENCE: Duration = Duration::from_secs(180);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// How long a program's output may stay open after it ended: nothing it started may hold on to it.
-const OUTPUT_PATIENCE: Duration = Duration::from_secs(5);
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A command about to run.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl Invocation {
             command,
             line,
             input: Vec::new(),
-            patience: DEFAULT_PATIENCE,
+            patience: DEFAULT_TIMEOUT,
         }
     }
 
@@ -96,7 +96,7 @@ impl Invocation {
     /// calls this ends it and waits for it.
     ///
     /// # Panics
-    /// When it can not be started.
+    /// When it cannot be started.
     pub fn start(mut self) -> Child {
         self.command
             .stdin(Stdio::piped())
@@ -108,7 +108,7 @@ impl Invocation {
     /// Starts it on a terminal of its own, for tests of what a user at a keyboard sees.
     ///
     /// # Panics
-    /// When it can not be started.
+    /// When it cannot be started.
     pub fn on_terminal(self) -> Terminal {
         Terminal::start(&self.command, &self.line)
     }
@@ -116,7 +116,7 @@ impl Invocation {
     /// Runs it to its end.
     ///
     /// # Panics
-    /// When it can not be started, misses its deadline (it and its children are killed), or leaves its output open to a
+    /// When it cannot be started, misses its deadline (it and its children are killed), or leaves its output open to a
     /// process that outlives it. All with the output so far.
     pub fn finish(mut self) -> Finished {
         let (line, patience, input) = (self.line.clone(), self.patience, std::mem::take(&mut self.input));
@@ -229,7 +229,7 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> Collected {
 impl Collected {
     /// What was read, and whether the pipe was closed in time.
     fn finish(self) -> (Vec<u8>, bool) {
-        let deadline = Instant::now() + OUTPUT_PATIENCE;
+        let deadline = Instant::now() + OUTPUT_TIMEOUT;
         let mut bytes = Vec::new();
         loop {
             match self.0.recv_timeout(deadline.saturating_duration_since(Instant::now())) {

@@ -51,7 +51,7 @@ impl TestHome {
     /// users' are wherever the test runs, and not checked for leftovers.
     ///
     /// # Panics
-    /// When the programs are not built or the guest kernel can not be had.
+    /// When the programs are not built or the guest kernel cannot be had.
     #[allow(
         clippy::new_without_default,
         reason = "it takes a lock and makes things: nothing a default value does"
@@ -67,7 +67,7 @@ impl TestHome {
     /// A second home in the same network, for tests of two that must not disturb each other. Drop it before this one.
     ///
     /// # Panics
-    /// When it can not be made.
+    /// When it cannot be made.
     #[must_use]
     pub fn beside(&self) -> TestHome {
         TestHome::in_folder(fresh_folder(), self.network.clone(), Arc::clone(&self.turn))

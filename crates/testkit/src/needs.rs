@@ -34,7 +34,7 @@ pub enum Need<'a> {
     Guest,
 }
 
-/// Why a test can not run on this host, as a sentence.
+/// Why a test cannot run on this host, as a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lack {
     what: String,
@@ -79,7 +79,7 @@ impl From<&Lack> for Lack {
     }
 }
 
-/// Why a test that has `needs` can not run here; `None` when it can.
+/// Why a test that has `needs` cannot run here; `None` when it can.
 pub fn lacking(needs: &[Need<'_>]) -> Option<Lack> {
     let is_fast = std::env::var_os(FAST).is_some();
     needs.iter().find_map(|need| match *need {

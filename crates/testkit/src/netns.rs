@@ -19,7 +19,7 @@ impl NetworkNamespace {
     /// A fresh one called `name`, which must be unused on this host.
     ///
     /// # Panics
-    /// When it can not be made (it needs root and `ip`).
+    /// When it cannot be made (it needs root and `ip`).
     pub fn new(name: &str) -> NetworkNamespace {
         let made = NetworkNamespace { name: name.to_owned() };
         ip(&["netns", "add", name]);

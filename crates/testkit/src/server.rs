@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to answer its first connection.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A server on a port of the loopback interface; it is killed when the value ends.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl Server {
     /// Starts what `command` gives for a free port, and waits until it takes connections.
     ///
     /// # Panics
-    /// When it can not be started, ends at once on three ports, or does not listen in time.
+    /// When it cannot be started, ends at once on three ports, or does not listen in time.
     pub fn start(command: impl Fn(u16) -> Command) -> Server {
         let started = Instant::now();
         for _ in 0..3 {
@@ -44,7 +44,7 @@ impl Server {
                 if answers && server.child.try_wait().expect("wait").is_none() {
                     return server;
                 }
-                assert!(started.elapsed() < PATIENCE, "{name} does not start");
+                assert!(started.elapsed() < TIMEOUT, "{name} does not start");
             }
         }
         panic!("the server ends at once");
@@ -66,7 +66,7 @@ impl Drop for Server {
 /// The program `path` (relative) of Debian's package, unpacked below `cache` once.
 ///
 /// # Panics
-/// When the package can not be had.
+/// When the package cannot be had.
 pub fn debian_program(package: &str, path: &str, cache: &Path) -> PathBuf {
     let folder = cache.join(package);
     let program = folder.join(path);

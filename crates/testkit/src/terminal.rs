@@ -12,7 +12,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 /// How long an expected text may take to appear.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running command and the terminal it believes to be on. Dropping it ends the command.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl Terminal {
     /// When it does not appear within a minute, with what is shown instead.
     #[track_caller]
     pub fn expect(&mut self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let found = self.shown[self.passed..]
                 .windows(text.len())
@@ -113,7 +113,7 @@ impl Terminal {
     /// When it does not end within a minute.
     #[track_caller]
     pub fn finish(mut self) -> (i32, String) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let status = loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => break status,

@@ -22,7 +22,7 @@ impl Tree {
     /// An empty tree in the folder `name` of `home`.
     ///
     /// # Panics
-    /// Here and below: when a file can not be made, or exists where a folder is wanted.
+    /// Here and below: when a file cannot be made, or exists where a folder is wanted.
     pub fn empty(home: &TestHome, name: &str) -> Tree {
         Tree::at(home.file(name))
     }

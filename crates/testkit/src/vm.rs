@@ -124,7 +124,7 @@ impl VmImage {
     /// `name` of `home`.
     ///
     /// # Panics
-    /// When a tool or the test kernel is missing, or a file can not be made.
+    /// When a tool or the test kernel is missing, or a file cannot be made.
     pub fn bare(home: &TestHome, name: &str, fstype: &str, size: &str) -> VmImage {
         let folder = home.file(name);
         must(&folder, fs::create_dir(&folder));
@@ -171,7 +171,7 @@ impl VmImage {
     /// does that.
     ///
     /// # Panics
-    /// As [`VmImage::bare`], and when Debian's packages can not be downloaded.
+    /// As [`VmImage::bare`], and when Debian's packages cannot be downloaded.
     pub fn disk(home: &TestHome, name: &str) -> VmImage {
         let folder = home.file(name);
         must(&folder, fs::create_dir(&folder));
@@ -264,7 +264,7 @@ impl VmImage {
     /// its initramfs; made by `scripts/debian-vm`, once for all tests of a checkout.
     ///
     /// # Panics
-    /// When it can not be made.
+    /// When it cannot be made.
     pub fn debian(home: &TestHome, name: &str) -> VmImage {
         let (agent, packages) = (&artifacts().agent, home.file(&format!("{name}-package")));
         must(&packages, fs::create_dir(&packages));
@@ -280,7 +280,7 @@ impl VmImage {
     /// tells the console what it has, in lines that begin with `NET ` (`NET .` after the last); made by `scripts/debian-vm`.
     ///
     /// # Panics
-    /// When it can not be made.
+    /// When it cannot be made.
     pub fn debian_plain(home: &TestHome, name: &str, kind: &str) -> VmImage {
         debian_vm(home, name, kind, &[])
     }

@@ -94,7 +94,7 @@ pub fn from_archive(archive: impl Read, stream: impl Write, mut warn: impl FnMut
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 header.set_entry_type(EntryType::Regular);
                 header.set_size(entry.size());
-                let mut content = Told {
+                let mut content = Reported {
                     inner: &mut entry,
                     failed: None,
                 };
@@ -173,12 +173,12 @@ fn parents(
 }
 
 /// Tells errors of reading from those of writing, which the builder mixes.
-struct Told<R> {
+struct Reported<R> {
     inner: R,
     failed: Option<io::Error>,
 }
 
-impl<R: Read> Read for Told<R> {
+impl<R: Read> Read for Reported<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.inner.read(buffer).map_err(|error| {
             let kind = error.kind();

@@ -41,8 +41,8 @@ pub enum TransferError {
         /// Its path.
         path: PathBuf,
     },
-    /// A directory can not be put in the place of a file.
-    #[error("{} is a file, and a directory can not take its place", path.display())]
+    /// A directory cannot be put in the place of a file.
+    #[error("{} is a file, and a directory cannot take its place", path.display())]
     NotADirectory {
         /// Its path.
         path: PathBuf,
@@ -61,8 +61,8 @@ pub enum TransferError {
         /// The path in the stream.
         path: PathBuf,
     },
-    /// Something can not be read or written.
-    #[error("can not {action} {}: {source}", path.display())]
+    /// Something cannot be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,

@@ -35,7 +35,7 @@ struct Directory {
 /// place. With `contents`, what is in the source directory goes into `target`. `warn` is told of what is left out.
 ///
 /// # Errors
-/// When the place is missing, something can not be written, or the stream wants to lead out of the target.
+/// When the place is missing, something cannot be written, or the stream wants to lead out of the target.
 pub fn receive(
     stream: impl Read,
     target: &Path,
@@ -56,7 +56,7 @@ pub fn receive(
             None => {
                 // A stream of contents alone need not have their directory.
                 let is_directory = member.entry.header().entry_type().is_dir() || (contents && !is_root);
-                root.insert(place(target, name, contents, is_directory)?)
+                root.insert(resolve_target(target, name, contents, is_directory)?)
             }
         };
         let to = match is_root {
@@ -75,7 +75,7 @@ pub fn receive(
 }
 
 /// Where the root of the stream goes.
-fn place(target: &Path, name: &OsStr, contents: bool, is_directory: bool) -> Result<PathBuf, TransferError> {
+fn resolve_target(target: &Path, name: &OsStr, contents: bool, is_directory: bool) -> Result<PathBuf, TransferError> {
     let wants_directory = target.as_os_str().as_encoded_bytes().ends_with(b"/");
     match fs::metadata(target) {
         Ok(there) if there.is_dir() && contents && is_directory => canonical(target),

@@ -20,7 +20,7 @@ const UNSIZED: u64 = 16 << 20;
 /// Writes the file, link or directory at `source` as a stream. `warn` is told of what is left out.
 ///
 /// # Errors
-/// When the source is not there or can not be read, or nobody reads the stream.
+/// When the source is not there or cannot be read, or nobody reads the stream.
 pub fn send(source: &Path, stream: impl Write, mut warn: impl FnMut(String)) -> Result<(), TransferError> {
     let metadata = fs::symlink_metadata(source).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => TransferError::NotFound {

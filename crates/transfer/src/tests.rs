@@ -98,9 +98,9 @@ fn targets_are_chosen_as_cp_does() {
 fn sockets_are_left_out_and_told() {
     let dir = tempfile::tempdir().unwrap();
     let _socket = UnixListener::bind(dir.path().join("s")).unwrap();
-    let mut told = Vec::new();
-    send(dir.path(), Vec::new(), |text| told.push(text)).unwrap();
-    assert!(told.len() == 1 && told[0].contains("left out"), "{told:?}");
+    let mut reported = Vec::new();
+    send(dir.path(), Vec::new(), |text| reported.push(text)).unwrap();
+    assert!(reported.len() == 1 && reported[0].contains("left out"), "{reported:?}");
     let alone = send(&dir.path().join("s"), Vec::new(), |_| ());
     assert!(matches!(alone, Err(TransferError::NotCopied { .. })));
 }

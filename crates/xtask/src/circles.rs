@@ -26,7 +26,7 @@ type Module = Vec<String>;
 /// What is wrong below `root`, a sentence each.
 ///
 /// # Errors
-/// When a file can not be read.
+/// When a file cannot be read.
 pub(crate) fn violations(root: &Path) -> Result<Vec<String>, String> {
     let mut found = Vec::new();
     for folder in WATCHED {
@@ -81,7 +81,7 @@ fn collect(folder: &Path, path: &mut Module, found: &mut BTreeMap<Module, String
 
 /// What one file says of others.
 #[derive(Default)]
-struct Said {
+struct Declared {
     /// Paths from the root of the crate that its code uses.
     uses: Vec<Module>,
     /// What it hands on, by name.
@@ -101,13 +101,13 @@ fn imports(sources: &BTreeMap<Module, String>) -> BTreeMap<Module, BTreeSet<Modu
     }
     tokens.retain(|module, _| !tests.iter().any(|test| module.starts_with(test)));
     let modules: BTreeSet<Module> = tokens.keys().map(|module| (*module).clone()).collect();
-    let said: BTreeMap<Module, Said> = tokens
+    let declared: BTreeMap<Module, Declared> = tokens
         .into_iter()
         .map(|(module, tokens)| (module.clone(), read(module, &tokens, &modules)))
         .collect();
     let mut imports: BTreeMap<Module, BTreeSet<Module>> = BTreeMap::new();
-    for (module, Said { uses, .. }) in &said {
-        let used = uses.iter().map(|path| origin(path, &said, 0));
+    for (module, Declared { uses, .. }) in &declared {
+        let used = uses.iter().map(|path| origin(path, &declared, 0));
         let others = used.filter(|other| other != module).collect();
         imports.insert(module.clone(), others);
     }
@@ -209,8 +209,8 @@ fn without_tests(tokens: &[String], mut is_test: impl FnMut(&str)) -> Vec<String
 }
 
 /// What the tokens of `module` say.
-fn read(module: &Module, tokens: &[String], modules: &BTreeSet<Module>) -> Said {
-    let mut said = Said::default();
+fn read(module: &Module, tokens: &[String], modules: &BTreeSet<Module>) -> Declared {
+    let mut declared = Declared::default();
     let mut at = 0;
     while at < tokens.len() {
         if tokens[at] != "use" {
@@ -218,7 +218,7 @@ fn read(module: &Module, tokens: &[String], modules: &BTreeSet<Module>) -> Said 
             let is_start = at == 0 || tokens[at - 1] != "::";
             if length > 1 && is_start {
                 let path: Vec<String> = tokens[at..at + 2 * length - 1].iter().step_by(2).cloned().collect();
-                said.uses.extend(absolute(module, &path, modules));
+                declared.uses.extend(absolute(module, &path, modules));
             }
             at += (2 * length).saturating_sub(1).max(1);
             continue;
@@ -237,13 +237,13 @@ fn read(module: &Module, tokens: &[String], modules: &BTreeSet<Module>) -> Said 
                 continue;
             };
             match is_handed_on {
-                true => drop(said.exports.insert(name, path)),
-                false => said.uses.push(path),
+                true => drop(declared.exports.insert(name, path)),
+                false => declared.uses.push(path),
             }
         }
         at = end + 1;
     }
-    said
+    declared
 }
 
 /// Number of names in the path that `tokens` begin with.
@@ -314,14 +314,14 @@ fn absolute(module: &Module, path: &[String], modules: &BTreeSet<Module>) -> Opt
 }
 
 /// The module in which what `path` names is.
-fn origin(path: &[String], said: &BTreeMap<Module, Said>, depth: usize) -> Module {
+fn origin(path: &[String], declared: &BTreeMap<Module, Declared>, depth: usize) -> Module {
     let longest = (0..=path.len())
         .rev()
-        .find(|length| said.contains_key(&path[..*length]));
+        .find(|length| declared.contains_key(&path[..*length]));
     let (module, rest) = path.split_at(longest.unwrap_or(0));
-    let handed_on = rest.first().and_then(|name| said.get(module)?.exports.get(name));
+    let handed_on = rest.first().and_then(|name| declared.get(module)?.exports.get(name));
     match handed_on {
-        Some(from) if depth < 8 => origin(&[from.as_slice(), &rest[1..]].concat(), said, depth + 1),
+        Some(from) if depth < 8 => origin(&[from.as_slice(), &rest[1..]].concat(), declared, depth + 1),
         _ => module.to_vec(),
     }
 }

@@ -163,7 +163,7 @@ const LARGER: &[(&str, &str)] = &[];
 /// What is too large below `root`, a sentence each.
 ///
 /// # Errors
-/// When a file can not be read.
+/// When a file cannot be read.
 pub(crate) fn too_large(root: &Path) -> Result<Vec<String>, String> {
     let mut found = Vec::new();
     let crates = root.join("crates");

@@ -1,6 +1,6 @@
 //! Checks of the project itself, run as `cargo xtask CHECK` and by `make check`.
 //!
-//! Owns the rules a compiler can not see: which crate may import which ([`layering`]), which
+//! Owns the rules a compiler cannot see: which crate may import which ([`layering`]), which
 //! files may not import each other ([`circles`]), and what may stand in a tracked
 //! file ([`tidy`]). Reads `cargo metadata` and `git ls-files`; changes nothing.
 
@@ -85,7 +85,7 @@ fn check_tidy(forbidden: &[String]) -> Result<String, String> {
     report("tidy", findings, &format!("{files} files"))
 }
 
-/// The names in the folder that holds `root`; none when it can not be read.
+/// The names in the folder that holds `root`; none when it cannot be read.
 fn names_beside(root: &std::path::Path) -> Vec<String> {
     let entries = root.parent().and_then(|parent| std::fs::read_dir(parent).ok());
     entries

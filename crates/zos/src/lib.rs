@@ -11,7 +11,7 @@
 //! * Key names are read in any case, as Zero-OS's JSON reader does; `null` is as if the key were absent. Names and values
 //!   of `env` are taken as they are.
 //! * A key that is not in the format is refused, never passed over: a misspelt limit would be no limit.
-//! * What is legal and can not be had here is an error that says what to do instead ([`Reservation::check_offered`]).
+//! * What is legal and cannot be had here is an error that says what to do instead ([`Reservation::check_offered`]).
 //!
 //! | module | owns |
 //! |---|---|
@@ -207,14 +207,10 @@ impl Reservation {
             (true, _) => Ok(()),
             (false, false) => refused(
                 "gpu",
-                "this host can not give PCI devices to machines: it has no IOMMU groups",
+                "this host cannot give PCI devices to machines: it has no IOMMU groups",
                 "enable the IOMMU in the firmware and boot with intel_iommu=on or amd_iommu=on, or remove the field",
             ),
-            (false, true) => refused(
-                "gpu",
-                "PCI devices can not be given to machines yet",
-                "remove the field",
-            ),
+            (false, true) => refused("gpu", "PCI devices cannot be given to machines yet", "remove the field"),
         }
     }
 
@@ -364,7 +360,7 @@ fn interface(mut interfaces: Vec<Object<'_>>) -> Result<Interface, Failure> {
     if network.is_empty() || RESERVED_NETWORKS.contains(&network.as_str()) || network == "none" {
         return Err(wrong(
             "network.interfaces[0].network",
-            format_args!("'{network}' can not be a machine's private network"),
+            format_args!("'{network}' cannot be a machine's private network"),
             "name a network of 'zmachine network ls'; ygg, pub and mycelium are reserved",
         ));
     }
@@ -403,7 +399,7 @@ fn mounts(root: &mut Object<'_>) -> Result<Vec<Mount>, Failure> {
         if !is_place || is_root || mountpoint.contains(':') {
             return Err(wrong(
                 &field,
-                format_args!("'{mountpoint}' can not be a mount point"),
+                format_args!("'{mountpoint}' cannot be a mount point"),
                 "use an absolute path below '/', without '..' and ':'",
             ));
         }
@@ -442,7 +438,7 @@ fn env(root: &mut Object<'_>) -> Result<BTreeMap<String, String>, Failure> {
     if let Some(name) = env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
         return Err(wrong(
             "env",
-            format_args!("'{name}' can not be a variable's name"),
+            format_args!("'{name}' cannot be a variable's name"),
             "names are not empty and have no '='",
         ));
     }

@@ -10,23 +10,27 @@ fn folder() -> PathBuf {
 }
 
 /// What a reservation becomes: its spec and effects, or the refusal.
-fn told(text: &str) -> String {
+fn reported(text: &str) -> String {
     let reservation = match Reservation::parse(text) {
         Ok(reservation) => reservation,
         Err(failure) => return refusal(&failure),
     };
-    let mut told = String::new();
+    let mut reported = String::new();
     for explained in explain::explain(&reservation) {
-        let _ = writeln!(told, "{} | {} | {}", explained.field, explained.value, explained.effect);
+        let _ = writeln!(
+            reported,
+            "{} | {} | {}",
+            explained.field, explained.value, explained.effect
+        );
     }
     for has_vfio in [false, true] {
         if let Err(failure) = reservation.check_offered(has_vfio) {
-            let _ = write!(told, "--- with VFIO {has_vfio}\n{}", refusal(&failure));
+            let _ = write!(reported, "--- with VFIO {has_vfio}\n{}", refusal(&failure));
         }
     }
     let spec = serde_json::to_string_pretty(&reservation.spec("vm1")).unwrap();
-    let _ = writeln!(told, "--- spec\n{spec}");
-    told
+    let _ = writeln!(reported, "--- spec\n{spec}");
+    reported
 }
 
 fn refusal(failure: &Failure) -> String {
@@ -48,13 +52,13 @@ fn reservations_become_what_their_golden_files_say() {
     names.sort();
     assert!(names.len() >= 10, "the golden files are there");
     for path in names {
-        let told = told(&std::fs::read_to_string(&path).unwrap());
+        let reported = reported(&std::fs::read_to_string(&path).unwrap());
         let golden = path.with_extension("txt");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            std::fs::write(&golden, &told).unwrap();
+            std::fs::write(&golden, &reported).unwrap();
         }
         assert_eq!(
-            told,
+            reported,
             std::fs::read_to_string(&golden).unwrap_or_default(),
             "{}",
             path.display()

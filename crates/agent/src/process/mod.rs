@@ -29,8 +29,8 @@ pub(crate) use stdio::{AgentSide, open as open_stdio};
 /// Why a process does not run.
 #[derive(Debug, Error)]
 pub(crate) enum StartError {
-    /// An argument or variable can not be passed to a program.
-    #[error("{what} can not be passed to a program")]
+    /// An argument or variable cannot be passed to a program.
+    #[error("{what} cannot be passed to a program")]
     Unusable { what: String },
     /// Nobody to run as.
     #[error(transparent)]
@@ -41,7 +41,7 @@ pub(crate) enum StartError {
     /// The program is there.
     #[error("{program}: {reason}")]
     NotExecutable { program: String, reason: String },
-    /// The working directory can not be entered.
+    /// The working directory cannot be entered.
     #[error("working directory {path}: {source}")]
     WorkingDirectory { path: String, source: Errno },
     /// A step before the program failed.

@@ -108,7 +108,7 @@ impl Session {
     }
 }
 
-/// Whether reboot(2) ended this PID 1 of a namespace. The kernel tells it by these signals (`reboot_pid_ns`), which can not
+/// Whether reboot(2) ended this PID 1 of a namespace. The kernel tells it by these signals (`reboot_pid_ns`), which cannot
 /// have ended it otherwise: it drops them where there is no handler.
 fn switched_off(status: ExitStatus) -> bool {
     matches!(status, ExitStatus::Signal(libc::SIGINT | libc::SIGHUP))

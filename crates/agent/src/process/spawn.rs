@@ -405,7 +405,7 @@ pub(crate) fn report(pipe: RawFd, step: Step, errno: Errno) -> ! {
 }
 
 /// Tries the candidates; the answer is why none runs. Missing files are passed over, and a file that is there but
-/// can not run is only named when no later one does. The lists are those of [`pointers`].
+/// cannot run is only named when no later one does. The lists are those of [`pointers`].
 pub(crate) fn execute(
     candidates: &[CString],
     arguments: &[*const libc::c_char],
@@ -449,7 +449,7 @@ fn make_all(path: &CStr) {
 
 /// Default dispositions and an empty mask: ignored and blocked signals would be inherited through exec.
 fn reset_signals() {
-    // SAFETY: SIG_DFL is valid for every signal; numbers that can not be changed are refused by the kernel without
+    // SAFETY: SIG_DFL is valid for every signal; numbers that cannot be changed are refused by the kernel without
     // effect. `set` is initialised by sigemptyset before it is read.
     unsafe {
         for signal in 1..=64 {

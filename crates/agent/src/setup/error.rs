@@ -9,20 +9,20 @@ use thiserror::Error;
 
 use crate::modules::ModuleError;
 
-/// Why the guest can not be set up; every text names the thing concerned.
+/// Why the guest cannot be set up; every text names the thing concerned.
 #[derive(Debug, Error)]
 pub(crate) enum SetupError {
     /// No disk has the serial.
     #[error("no disk with serial {serial} after {after_s} s")]
     DiskMissing { serial: String, after_s: u64 },
-    /// A file system can not be mounted.
+    /// A file system cannot be mounted.
     #[error("mount {what} on {target}: {source}")]
     Mount {
         what: String,
         target: String,
         source: Errno,
     },
-    /// A file or directory can not be written.
+    /// A file or directory cannot be written.
     #[error("write {path}: {source}")]
     File { path: String, source: io::Error },
     /// A step of the change of roots failed.
@@ -51,17 +51,17 @@ pub(crate) enum SetupError {
     /// A driver is not loaded.
     #[error(transparent)]
     Module(#[from] ModuleError),
-    /// A file system can not be grown.
+    /// A file system cannot be grown.
     #[error("grow {fstype} on {device}: {source}")]
     Grow {
         device: String,
         fstype: String,
         source: Errno,
     },
-    /// A file of the image can not be put on a fresh volume.
+    /// A file of the image cannot be put on a fresh volume.
     #[error("put the image's files on the volume: {path}: {source}", path = path.display())]
     Populate { path: PathBuf, source: io::Error },
-    /// The copy of the image's files to a volume broke off, and this machine can not write there.
+    /// The copy of the image's files to a volume broke off, and this machine cannot write there.
     #[error(
         "the volume at {target} has only part of the image's files: its first use was interrupted; use it once writable"
     )]

@@ -177,7 +177,7 @@ fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     fs::rename(&beside, path)
 }
 
-/// What is in the file `path`, or in what a link there leads to; `None` when there is none. A file that is there and can not be
+/// What is in the file `path`, or in what a link there leads to; `None` when there is none. A file that is there and cannot be
 /// read whole is an error: its content is not to be taken for nothing.
 pub(crate) fn read_whole(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let unfit = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidData, what.to_owned()));

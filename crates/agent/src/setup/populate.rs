@@ -59,7 +59,7 @@ enum Progress {
 /// The directory that is at `target` before the volume is; `None` when the image has none.
 ///
 /// # Errors
-/// [`SetupError::Populate`] when it is there and can not be read: its files are not to be missed without a word.
+/// [`SetupError::Populate`] when it is there and cannot be read: its files are not to be missed without a word.
 pub(super) fn open_source(target: &str) -> Result<Option<OwnedFd>, SetupError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::openat(CWD, target, flags, Mode::empty()) {
@@ -109,7 +109,7 @@ pub(super) fn take_over(image: Option<OwnedFd>, target: &str) -> Result<(), Setu
 /// That the volume at `target`, which can only be read, is not half of an image's files.
 ///
 /// # Errors
-/// [`SetupError::HalfPopulated`], or [`SetupError::Populate`] when that can not be told.
+/// [`SetupError::HalfPopulated`], or [`SetupError::Populate`] when that cannot be told.
 pub(super) fn require_whole(target: &str) -> Result<(), SetupError> {
     match progress(Path::new(target)) {
         Ok(Progress::Filling) => Err(SetupError::HalfPopulated { target: target.into() }),

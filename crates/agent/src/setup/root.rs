@@ -40,7 +40,7 @@ impl Writable {
     /// Takes hold of the file system mounted at `path`, wherever its mount goes later.
     ///
     /// # Errors
-    /// When the path can not be opened.
+    /// When the path cannot be opened.
     pub(super) fn hold(name: &str, path: &str) -> Result<Writable, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Writable {

@@ -13,11 +13,11 @@ use super::root::mount_at;
 /// Where they are.
 const FOLDER: &str = "/run/secrets";
 
-/// Writes the secrets, in file systems of memory that can not be swapped out of a guest without swap. Readable by all
+/// Writes the secrets, in file systems of memory that cannot be swapped out of a guest without swap. Readable by all
 /// processes of the container, as with docker: its program may be any user.
 ///
 /// # Errors
-/// [`SetupError`] when one can not be written: a program that finds no secret must not run.
+/// [`SetupError`] when one cannot be written: a program that finds no secret must not run.
 pub(super) fn write_all(secrets: &[Secret]) -> Result<(), SetupError> {
     if secrets.is_empty() {
         return Ok(());

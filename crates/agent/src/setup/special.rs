@@ -81,7 +81,7 @@ pub(super) fn mount_all(scratch: bool, warnings: &mut Vec<String>) -> Result<(),
 }
 
 fn mount_one((fstype, target, flags, data): &Special) -> Result<(), SetupError> {
-    // When it can not be made, the mount fails and says so.
+    // When it cannot be made, the mount fails and says so.
     let _ = fs::create_dir_all(target);
     mount_at(Path::new(fstype), target, fstype, *flags, data)
 }

@@ -161,8 +161,8 @@ fn a_port_that_can_not_be_opened_is_named() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("open /nowhere/port: No such file"), "{said}");
+    let reported = String::from_utf8(output.stderr).unwrap();
+    assert!(reported.contains("open /nowhere/port: No such file"), "{reported}");
 }
 
 #[test]
@@ -176,8 +176,8 @@ fn the_package_for_vms_has_program_service_and_rule_and_is_the_same_when_made_ag
             .arg(folder.path())
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{said}");
+        let reported = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{reported}");
         let path = String::from_utf8(output.stdout).unwrap();
         let tree = folder.path().join("tree");
         let unpacked = Command::new("dpkg-deb")

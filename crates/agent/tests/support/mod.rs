@@ -29,7 +29,7 @@ use zmachine_agent_protocol::{
 use zmachine_testkit::{Need, is_static, lacking, skip, test_kernel};
 
 /// A guest under emulation on a busy host is slow.
-const PATIENCE: Duration = Duration::from_secs(180);
+const TIMEOUT: Duration = Duration::from_secs(180);
 const MAC: &str = "52:54:00:00:00:07";
 
 /// Guests run one after another: two under emulation on a small host starve each other.
@@ -43,7 +43,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// `None`, with the reason printed, when this host can not run guests.
+    /// `None`, with the reason printed, when this host cannot run guests.
     pub(crate) fn new() -> Option<Bench> {
         let tools = ["mkfs.erofs", "mke2fs", "e2fsck"].map(Need::Command);
         if let Some(lack) = lacking(&[&[Need::Guest], &tools[..]].concat()) {
@@ -93,10 +93,10 @@ impl Bench {
             .unwrap();
         LocalSet::new().block_on(&runtime, async {
             let machine = self.boot(disks).await;
-            let result = tokio::time::timeout(PATIENCE, test(&machine)).await;
+            let result = tokio::time::timeout(TIMEOUT, test(&machine)).await;
             // The connection is driven on while the guest says good-bye.
             machine
-                .gone(if result.is_ok() { PATIENCE } else { Duration::ZERO })
+                .gone(if result.is_ok() { TIMEOUT } else { Duration::ZERO })
                 .await;
             result.expect("the test ends in time")
         })
@@ -118,7 +118,7 @@ impl Bench {
             qemu: RefCell::new(qemu),
             host: Host::default(),
         };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let stream = loop {
             match UnixStream::connect(&socket).await {
                 Ok(stream) => break stream,
@@ -270,7 +270,7 @@ impl Host {
         self.exec(process(&["sh", "-c", line])).await
     }
 
-    /// Stops the machine, with a grace that a busy host can not use up.
+    /// Stops the machine, with a grace that a busy host cannot use up.
     pub(crate) async fn stop(&self) {
         assert_eq!(
             self.ask(Request::Shutdown {

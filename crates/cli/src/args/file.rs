@@ -33,7 +33,7 @@ const NO_KEYS: [&str; 3] = ["file", "help", "dry-run"];
 /// The words of a command line, with what the file named by `-f` says put in.
 ///
 /// # Errors
-/// Why the file can not be read, or which key is wrong.
+/// Why the file cannot be read, or which key is wrong.
 pub(super) fn expanded(
     words: &[OsString],
     command: &mut Command,
@@ -85,7 +85,7 @@ impl File<'_> {
                 std::io::ErrorKind::NotFound => Class::NotFound,
                 _ => Class::Failed,
             };
-            Failure::from_error(class, &e).context(format!("can not read -f {}", self.path.display()))
+            Failure::from_error(class, &e).context(format!("cannot read -f {}", self.path.display()))
         })?;
         text.parse::<Table>().map_err(|e| {
             let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
@@ -196,7 +196,7 @@ impl File<'_> {
             Value::Boolean(truth) => Ok(truth.to_string()),
             _ => Err(self.refused(
                 key,
-                &format!("a {} can not stand here", value.type_str()),
+                &format!("a {} cannot stand here", value.type_str()),
                 "write a text",
             )),
         }

@@ -107,7 +107,7 @@ pub(crate) struct CreateArgs {
     /// Give its entrypoint a terminal
     #[arg(short, long)]
     tty: bool,
-    /// Its root can not be written
+    /// Its root cannot be written
     #[arg(long)]
     read_only: bool,
     /// Put a small init in front of its entrypoint, which passes signals on and reaps orphans
@@ -369,7 +369,7 @@ fn read(flag: &str, file: &Path) -> Result<String, Failure> {
 
 fn unreadable(flag: &str, file: &Path, error: &std::io::Error) -> Failure {
     Failure::from_error(Class::NotFound, error)
-        .context(format!("can not read {flag} {}", file.display()))
+        .context(format!("cannot read {flag} {}", file.display()))
         .hint("give the path of a file on this host that can be read")
 }
 

@@ -85,12 +85,12 @@ fn from_machine(engine: &Engine, machine: &str, path: String, target: &Path, arc
         devices: false,
     };
     let received = zmachine_transfer::receive(&mut stream, target, &name, contents, keep, warn);
-    let here = |e: TransferError| failure(&e).context(format!("can not copy to {}", target.display()));
+    let here = |e: TransferError| failure(&e).context(format!("cannot copy to {}", target.display()));
     match received {
         // The guest's own words say more than that its stream broke.
         Ok(()) | Err(TransferError::Stream(_)) => {
-            let told = stream.end();
-            told.map_err(|f| f.context(format!("can not copy {machine}:{path}")))?;
+            let reported = stream.end();
+            reported.map_err(|f| f.context(format!("cannot copy {machine}:{path}")))?;
             received.map_err(here)
         }
         Err(error) => Err(here(error)),
@@ -104,7 +104,7 @@ fn to_machine(engine: &Engine, source: &Path, machine: &str, path: String, archi
     })?;
     // Looked at first: a mistyped path must not reach the machine.
     std::fs::symlink_metadata(source)
-        .map_err(|e| Failure::from_error(Class::NotFound, &e).context(format!("can not copy {}", source.display())))?;
+        .map_err(|e| Failure::from_error(Class::NotFound, &e).context(format!("cannot copy {}", source.display())))?;
     let transfer = Transfer::Receive {
         target: path.clone(),
         name,
@@ -160,8 +160,8 @@ fn to_stdout(engine: &Engine, machine: &str, path: String) -> Result<(), Failure
         // Whoever reads the archive has enough.
         Err(TransferError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Ok(()) | Err(TransferError::Stream(_)) => {
-            let told = stream.end();
-            told.map_err(|f| f.context(format!("can not copy {machine}:{path}")))?;
+            let reported = stream.end();
+            reported.map_err(|f| f.context(format!("cannot copy {machine}:{path}")))?;
             written.map_err(|e| failure(&e))
         }
         Err(error) => Err(failure(&error)),
@@ -179,12 +179,12 @@ fn send(
 ) -> Result<(), Failure> {
     let (input, output) = engine.transfer(machine, transfer)?;
     let ended = Arc::new(AtomicBool::new(false));
-    let told = {
+    let reported = {
         let ended = ended.clone();
         thread::spawn(move || {
-            let told = FromGuest::new(output).end();
+            let reported = FromGuest::new(output).end();
             ended.store(true, Ordering::Release);
-            told
+            reported
         })
     };
     let mut eof = input.try_clone()?;
@@ -196,18 +196,18 @@ fn send(
         Err(TransferError::Stream(error)) => Err(error),
         Err(error) => {
             eof.close();
-            return Err(failure(&error).context(format!("can not copy {what}")));
+            return Err(failure(&error).context(format!("cannot copy {what}")));
         }
     };
-    let told = told
+    let reported = reported
         .join()
         .unwrap_or_else(|_| Err(Failure::new(Class::Failed, "the copying thread ended early")));
-    outcome(told, result).map_err(|f| f.context(format!("can not copy to {machine}:{path}")))
+    outcome(reported, result).map_err(|f| f.context(format!("cannot copy to {machine}:{path}")))
 }
 
 /// How a copy went, by what the guest told and how sending to it ended.
-fn outcome(told: Result<(), Failure>, sent: io::Result<()>) -> Result<(), Failure> {
-    told?;
+fn outcome(reported: Result<(), Failure>, sent: io::Result<()>) -> Result<(), Failure> {
+    reported?;
     match sent {
         // A guest that ended well had the whole archive, and did not wait for what comes after its end.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -358,8 +358,8 @@ mod tests {
         assert!(outcome(Ok(()), sent(io::ErrorKind::BrokenPipe)).is_ok());
         assert!(outcome(Ok(()), sent(io::ErrorKind::Other)).is_err());
         let refused = Failure::new(Class::NotFound, "no such directory");
-        let told = outcome(Err(refused), sent(io::ErrorKind::BrokenPipe)).unwrap_err();
-        assert!(told.to_string().contains("no such directory"), "{told}");
+        let reported = outcome(Err(refused), sent(io::ErrorKind::BrokenPipe)).unwrap_err();
+        assert!(reported.to_string().contains("no such directory"), "{reported}");
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn check_volumes(engine: &Engine, reservation: &Reservation) -> Result<(), Failu
     for (index, mount) in reservation.mounts.iter().enumerate() {
         volumes
             .get(&mount.name)
-            .map_err(|e| e.context(format!("mounts[{index}]: volume '{}' can not be used", mount.name)))?;
+            .map_err(|e| e.context(format!("mounts[{index}]: volume '{}' cannot be used", mount.name)))?;
     }
     Ok(())
 }
@@ -79,7 +79,7 @@ fn read(file: &Path) -> Result<String, Failure> {
             io::ErrorKind::NotFound => Class::NotFound,
             _ => Class::Failed,
         };
-        Failure::from_error(class, &e).context(format!("can not read {}", file.display()))
+        Failure::from_error(class, &e).context(format!("cannot read {}", file.display()))
     })
 }
 

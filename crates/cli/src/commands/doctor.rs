@@ -13,7 +13,7 @@ use zmachine_kernel::KernelLibrary;
 use zmachine_spec::{Class, Failure};
 use zmachine_store::user::UserLease;
 use zmachine_store::{cgroup, user};
-use zmachine_sys::jail::walls::{self, Walls};
+use zmachine_sys::jail::status::{self, SandboxStatus};
 use zmachine_sys::jail::{self, Jail, Jailed};
 use zmachine_sys::process::ChildSetup;
 
@@ -284,8 +284,8 @@ fn virtiofsd() -> Check {
 
 fn jail() -> Check {
     let found = match try_jail() {
-        Ok(walls) if walls.missing(false).is_empty() => Ok(walls.standing().join(", ")),
-        Ok(walls) => Err(format!("missing: {}", walls.missing(false).join(", "))),
+        Ok(protections) if protections.missing(false).is_empty() => Ok(protections.standing().join(", ")),
+        Ok(protections) => Err(format!("missing: {}", protections.missing(false).join(", "))),
         Err(failure) => Err(failure.to_string()),
     };
     check(
@@ -298,16 +298,16 @@ fn jail() -> Check {
 }
 
 /// Puts a process into a jail as machines' processes are, and looks at it from outside.
-fn try_jail() -> Result<Walls, Failure> {
+fn try_jail() -> Result<SandboxStatus, Failure> {
     let home = context::home()?;
     let folder = home.run().join(format!("doctor-{}", std::process::id()));
     zmachine_sys::file::make_dirs(&folder)?;
-    let walls = look_into(&folder);
+    let protections = look_into(&folder);
     let _ = std::fs::remove_dir(&folder);
-    walls
+    protections
 }
 
-fn look_into(folder: &Path) -> Result<Walls, Failure> {
+fn look_into(folder: &Path) -> Result<SandboxStatus, Failure> {
     let is_root = rustix::process::geteuid().is_root();
     let lease = is_root
         .then(|| UserLease::take(Path::new(user::FOLDER), "doctor"))
@@ -325,13 +325,13 @@ fn look_into(folder: &Path) -> Result<Walls, Failure> {
     };
     let mut child = Jailed::role(&jail, command)?.spawn(setup, |mut command| command.spawn())?;
     // It says one word when it is inside, and waits for the end of its input.
-    let mut said = [0; 1];
-    let inside = child.stdout.take().map(|mut out| out.read_exact(&mut said));
-    let walls = walls::of(child.id());
+    let mut reported = [0; 1];
+    let inside = child.stdout.take().map(|mut out| out.read_exact(&mut reported));
+    let protections = status::of(child.id());
     drop(child.stdin.take());
     let status = child.wait()?;
-    match (inside, walls, status.success()) {
-        (Some(Ok(())), Some(walls), true) => Ok(walls),
+    match (inside, protections, status.success()) {
+        (Some(Ok(())), Some(protections), true) => Ok(protections),
         _ => Err(Failure::new(
             Class::Failed,
             format!("the process in it ended ({status})"),

@@ -288,7 +288,7 @@ fn cat(file: &Path, path: &OsStr, from: ReadArgs) -> Result<u8, Failure> {
     for block in blocks {
         let bytes = fetcher.fetch(block).map_err(|e| {
             Failure::from_error(Class::Fetch, &e)
-                .context(format!("{} can not be read", path.display()))
+                .context(format!("{} cannot be read", path.display()))
                 .hint(e.hint().unwrap_or_default())
         })?;
         output::write_bytes(&bytes.into_bytes(block.len)?)?;

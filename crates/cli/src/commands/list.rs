@@ -14,7 +14,7 @@ use zmachine_spec::shown::without_credentials;
 use zmachine_spec::{Class, Failure, MachineSpec, Phase, State, redact};
 use zmachine_store::catalog::Machine;
 use zmachine_store::log;
-use zmachine_sys::jail::walls;
+use zmachine_sys::jail::status;
 use zmachine_sys::process::ProcessId;
 
 use crate::args::{Format, InspectArgs, PortArgs, PsArgs};
@@ -185,21 +185,21 @@ struct Inspection {
     /// Where the blocks of its image are kept, when that can be told.
     block_cache: Option<PathBuf>,
     /// What stands around each of its processes, while it runs.
-    walls: BTreeMap<&'static str, String>,
+    sandbox: BTreeMap<&'static str, String>,
     state: State,
     spec: MachineSpec,
     plan: Plan,
 }
 
 /// What stands around the processes of a machine that runs, one line each.
-fn walls(machine: &Machine) -> BTreeMap<&'static str, String> {
+fn protections(machine: &Machine) -> BTreeMap<&'static str, String> {
     let processes = [
         ("hypervisor", machine.state.hypervisor),
         ("rootfs", machine.state.rootfs),
     ];
     let line = |(role, id): (&'static str, Option<ProcessId>)| {
         let id = id.filter(|id| id.is_alive())?;
-        let standing = walls::of(id.pid)?.standing();
+        let standing = status::of(id.pid)?.standing();
         let line = match standing.is_empty() {
             true => "none".to_owned(),
             false => standing.join(", "),
@@ -226,7 +226,7 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure
             kind: machine.state.kind.word(),
             directory: machine.dir.display().to_string(),
             block_cache: block_cache.clone(),
-            walls: walls(&machine),
+            sandbox: protections(&machine),
             log: log::path(&machine.dir).display().to_string(),
             plan: machine.plan()?,
             state: machine.state,

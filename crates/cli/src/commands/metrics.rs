@@ -14,7 +14,7 @@ use crate::args::MetricsArgs;
 use crate::output;
 
 /// How long a client may take for its request or our answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest request that is read, in bytes.
 const REQUEST_MAX: u64 = 8 * 1024;
@@ -27,7 +27,7 @@ pub(crate) fn metrics(engine: &Engine, args: &MetricsArgs) -> Result<u8, Failure
     };
     let listener = TcpListener::bind(address).map_err(|e| {
         Failure::from_error(Class::Conflict, &e)
-            .context(format!("can not listen on {address}"))
+            .context(format!("cannot listen on {address}"))
             .hint("choose another --listen address")
     })?;
     eprintln!("http://{}/metrics", listener.local_addr()?);
@@ -39,8 +39,8 @@ pub(crate) fn metrics(engine: &Engine, args: &MetricsArgs) -> Result<u8, Failure
 }
 
 fn serve(engine: &Engine, mut stream: TcpStream) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     let mut reader = BufReader::new(stream.try_clone()?.take(REQUEST_MAX));
     let mut request = String::new();
     reader.read_line(&mut request)?;
@@ -138,7 +138,7 @@ const OF_SAMPLE: [Family<Sample>; 12] = [
     Family {
         name: "guest_memory_used_bytes",
         kind: "gauge",
-        help: "Memory the guest uses and can not give up.",
+        help: "Memory the guest uses and cannot give up.",
         value: |s| s.guest_used_bytes.map(|n| n as f64),
     },
     Family {

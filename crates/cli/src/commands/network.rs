@@ -179,7 +179,7 @@ fn list(engine: &Engine, networks: &Networks, quiet: bool, format: Format) -> Re
 }
 
 fn row(engine: &Engine, networks: &Networks, network: &Network) -> Result<Row, Failure> {
-    let stations = networks.stations(network.name())?;
+    let endpoints = networks.endpoints(network.name())?;
     let known: Vec<_> = engine.machines()?.into_iter().flatten().collect();
     let mut machines: Vec<Member> = Vec::new();
     for (address, id) in networks.leases(network.name())? {
@@ -187,16 +187,16 @@ fn row(engine: &Engine, networks: &Networks, network: &Network) -> Result<Row, F
             member.addresses.push(address);
             continue;
         }
-        let station = stations.iter().find(|s| s.machine == id);
+        let endpoint = endpoints.iter().find(|s| s.machine == id);
         let name = known.iter().find(|m| m.id == id).map_or(&id, |m| &m.spec.name);
         machines.push(Member {
             name: name.clone(),
             addresses: vec![address],
             mac: network.mac(&id).to_string(),
             tap: network.tap(&id),
-            attached: station.is_some(),
-            names: station.map(|s| s.membership.names.clone()).unwrap_or_default(),
-            published: station.map_or_else(Vec::new, |s| s.ports.iter().map(ToString::to_string).collect()),
+            attached: endpoint.is_some(),
+            names: endpoint.map(|s| s.membership.names.clone()).unwrap_or_default(),
+            published: endpoint.map_or_else(Vec::new, |s| s.ports.iter().map(ToString::to_string).collect()),
             id,
         });
     }

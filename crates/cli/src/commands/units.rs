@@ -39,7 +39,7 @@ pub(crate) fn install(args: &InstallUnitsArgs) -> Result<u8, Failure> {
     for (name, text) in units(&program.display().to_string(), &environment) {
         let path = args.dir.join(name);
         file::replace(&path, text.as_bytes())?;
-        // systemd refuses nothing, but warns of units that others can not read.
+        // systemd refuses nothing, but warns of units that others cannot read.
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
         output::print(&format!("{}\n", path.display()))?;
     }

@@ -15,7 +15,7 @@ use crate::output;
 const CONSOLE_LINES: usize = 12;
 
 #[derive(Serialize)]
-struct Told<'a> {
+struct Reported<'a> {
     explanation: Explanation,
     #[serde(flatten)]
     attempt: &'a Attempt,
@@ -30,13 +30,13 @@ pub(crate) fn why(engine: &Engine, args: &WhyArgs) -> Result<u8, Failure> {
     }
     let newest = history.attempts.iter().rev().take(args.attempts.max(1));
     if args.output == Format::Json {
-        let told: Vec<Told<'_>> = newest
-            .map(|attempt| Told {
+        let reported: Vec<Reported<'_>> = newest
+            .map(|attempt| Reported {
                 explanation: explain(attempt),
                 attempt,
             })
             .collect();
-        output::json(&told)?;
+        output::json(&reported)?;
         return Ok(0);
     }
     let mut text = String::new();

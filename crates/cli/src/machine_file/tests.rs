@@ -209,7 +209,7 @@ fn what_is_wrong_in_a_file_is_named() {
         ("file = \"x\"", "there is no such key", ""),
         ("memory = [1]", "memory: it has one value", ""),
         ("rm = \"yes\"", "rm: it is either true or false", ""),
-        ("dns = { a = 1 }", "dns: a table can not", ""),
+        ("dns = { a = 1 }", "dns: a table cannot", ""),
         ("volume = [\"data:d\"]", "volume: the volume 'data:d'", "NAME:/path"),
         (
             "volume = [{ target = 1 }]",

@@ -59,9 +59,9 @@ impl Room {
     /// `zmachine args...`, which must exit with `code`.
     #[track_caller]
     fn expect(&self, code: i32, args: &[&str]) -> String {
-        let (found, said) = self.run(args);
-        assert_eq!(found, Some(code), "{args:?}: {said}");
-        said
+        let (found, reported) = self.run(args);
+        assert_eq!(found, Some(code), "{args:?}: {reported}");
+        reported
     }
 
     /// Unpacks and holds the result against the tree.
@@ -120,11 +120,11 @@ impl Room {
 
 fn finish(command: &mut Command) -> (Option<i32>, String) {
     let done = command.output().unwrap();
-    let said = String::from_utf8_lossy(&[done.stderr, done.stdout].concat()).into_owned();
+    let reported = String::from_utf8_lossy(&[done.stderr, done.stdout].concat()).into_owned();
     for secret in SECRETS {
-        assert!(!said.contains(secret), "{command:?} told a secret: {said}");
+        assert!(!reported.contains(secret), "{command:?} told a secret: {reported}");
     }
-    (done.status.code(), said)
+    (done.status.code(), reported)
 }
 
 /// A Redis on a Unix socket.
@@ -179,10 +179,10 @@ fn a_flist_lives_in_every_kind_of_store_and_outlives_most_of_them() {
         &dir_url,
     ];
     let pack = [&["flist", "pack", "tree", "-o", "x.fl"][..], &stores].concat();
-    let said = room.expect(0, &pack);
-    assert!(said.contains("44 of them new"), "{said}");
-    let said = room.expect(0, &pack);
-    assert!(said.contains("0 of them new"), "{said}");
+    let reported = room.expect(0, &pack);
+    assert!(reported.contains("44 of them new"), "{reported}");
+    let reported = room.expect(0, &pack);
+    assert!(reported.contains("0 of them new"), "{reported}");
     let flist = fs::read(room.path("x.fl")).unwrap();
     let has = |text: &str| flist.windows(text.len()).any(|window| window == text.as_bytes());
     assert!(has(&zdb_url) && has(&s3_url) && !SECRETS.into_iter().any(has));
@@ -190,9 +190,9 @@ fn a_flist_lives_in_every_kind_of_store_and_outlives_most_of_them() {
     assert_eq!(inspection["routes"][0]["url"], zdb_url.as_str());
     assert!(zdb.len("blocks") > 5 && zdb.len("default") == 0);
     let verified: Value = {
-        let (code, said) = room.run(&["flist", "verify", "-o", "json", "x.fl"]);
-        assert_eq!(code, Some(0), "{said}");
-        serde_json::from_str(&said[said.find('{').unwrap()..]).unwrap()
+        let (code, reported) = room.run(&["flist", "verify", "-o", "json", "x.fl"]);
+        assert_eq!(code, Some(0), "{reported}");
+        serde_json::from_str(&reported[reported.find('{').unwrap()..]).unwrap()
     };
     assert_eq!((&verified["good"], &verified["bad"]), (&88.into(), &0.into()));
     room.unpacks(&["x.fl"]);
@@ -204,17 +204,23 @@ fn a_flist_lives_in_every_kind_of_store_and_outlives_most_of_them() {
         format!("http://{}/b", nginx.host()),
         format!("http://reader:hunter2@{}/b/", nginx.host()),
     );
-    let said = room.expect(5, &["flist", "unpack", "x.fl", "out", "--store", &open]);
-    assert!(said.contains("status 401") && said.contains("stores.toml"), "{said}");
+    let reported = room.expect(5, &["flist", "unpack", "x.fl", "out", "--store", &open]);
+    assert!(
+        reported.contains("status 401") && reported.contains("stores.toml"),
+        "{reported}"
+    );
     room.unpacks(&["x.fl", "--store", &login]);
-    let said = room.expect(1, &["flist", "pack", "tree", "-o", "no.fl", "--store", &login]);
-    assert!(said.contains("read-only") && !room.path("no.fl").exists(), "{said}");
+    let reported = room.expect(1, &["flist", "pack", "tree", "-o", "no.fl", "--store", &login]);
+    assert!(
+        reported.contains("read-only") && !room.path("no.fl").exists(),
+        "{reported}"
+    );
 
     // To a Redis, and from there with everything else gone.
     let redis = Redis::start(&room);
     let redis_url = format!("zdb://{}", redis.socket.display());
-    let said = room.expect(0, &["flist", "push", "x.fl", "-o", "pushed.fl", "--store", &redis_url]);
-    assert!(said.contains("44 of them new"), "{said}");
+    let reported = room.expect(0, &["flist", "push", "x.fl", "-o", "pushed.fl", "--store", &redis_url]);
+    assert!(reported.contains("44 of them new"), "{reported}");
     drop((s3, nginx));
     room.unpacks(&["pushed.fl"]);
 
@@ -222,10 +228,10 @@ fn a_flist_lives_in_every_kind_of_store_and_outlives_most_of_them() {
     let started = Instant::now();
     room.unpacks(&["x.fl"]);
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
-    let said = room.expect(5, &["flist", "verify", "x.fl"]);
+    let reported = room.expect(5, &["flist", "verify", "x.fl"]);
     assert!(
-        said.contains(&format!("caused by: {s3_url} is not available")),
-        "{said}"
+        reported.contains(&format!("caused by: {s3_url} is not available")),
+        "{reported}"
     );
 
     // And one block of the directory damaged, one gone: both are named, the 0-db has them still.
@@ -233,12 +239,15 @@ fn a_flist_lives_in_every_kind_of_store_and_outlives_most_of_them() {
     fs::write(blocks.pop().unwrap(), "something else").unwrap();
     let gone = blocks.pop().unwrap();
     fs::remove_file(&gone).unwrap();
-    let said = room.expect(5, &["flist", "verify", "x.fl", "--store", &dir_url]);
+    let reported = room.expect(5, &["flist", "verify", "x.fl", "--store", &dir_url]);
     assert!(
-        said.contains("2 copies of blocks") && said.contains("has no block"),
-        "{said}"
+        reported.contains("2 copies of blocks") && reported.contains("has no block"),
+        "{reported}"
     );
-    assert!(said.contains(gone.file_name().unwrap().to_str().unwrap()), "{said}");
+    assert!(
+        reported.contains(gone.file_name().unwrap().to_str().unwrap()),
+        "{reported}"
+    );
     room.expect(0, &["flist", "unpack", "x.fl", "out"]);
 }
 
@@ -262,16 +271,16 @@ fn namespaces_of_a_zdb_are_what_its_owner_made_them() {
     let url = |rest: &str| format!("zdb://{}{rest}", zdb.host());
     let with = |password: &str, rest: &str| format!("zdb://:{password}@{}{rest}", zdb.host());
     let pack = |store: &str| room.run(&["flist", "pack", "tree", "-o", "x.fl", "--store", store]);
-    for (store, told) in [
+    for (store, notified) in [
         (url("/absent"), "Namespace not found"),
         (url("/private"), "Namespace protected and private"),
         (url("/public"), "Namespace is in read-only mode"),
         (with("wrong", "/private"), "Access denied"),
     ] {
-        let (code, said) = pack(&store);
+        let (code, reported) = pack(&store);
         assert!(
-            code == Some(1) && said.contains(told) && said.contains("hint: "),
-            "{store}: {said}"
+            code == Some(1) && reported.contains(notified) && reported.contains("hint: "),
+            "{store}: {reported}"
         );
     }
     // A slash alone, and the default's own name, are no namespace to be selected.
@@ -282,8 +291,8 @@ fn namespaces_of_a_zdb_are_what_its_owner_made_them() {
     assert_eq!(zdb.len("default"), 44);
     assert_eq!(pack(&with("hunter2", "/private")).0, Some(0));
     assert_eq!(zdb.len("private"), 44);
-    let said = room.expect(5, &["flist", "verify", "x.fl"]);
-    assert!(said.contains("protected and private"), "{said}");
+    let reported = room.expect(5, &["flist", "verify", "x.fl"]);
+    assert!(reported.contains("protected and private"), "{reported}");
     assert_eq!(pack(&with("hunter2", "/public")).0, Some(0));
     room.unpacks(&["x.fl"]);
 }
@@ -331,8 +340,8 @@ fn a_registry_is_logged_in_to_through_a_credential_helper() {
             ],
         ),
     ] {
-        let (code, said) = finish(room.command(program).args(args));
-        assert_eq!(code, Some(0), "{program} {args:?}: {said}");
+        let (code, reported) = finish(room.command(program).args(args));
+        assert_eq!(code, Some(0), "{program} {args:?}: {reported}");
     }
     // A helper for this registry that fails to know it, and one for all that does.
     let helper = |name: &str, script: &str| {
@@ -359,14 +368,17 @@ fn a_registry_is_logged_in_to_through_a_credential_helper() {
         finish(command.args(["flist", "import", &image, "-o", "x.fl", "--store", &store]))
     };
     let host = registry.host();
-    let (code, said) = import("{}");
-    assert!(code == Some(5) && said.contains("status 401"), "{said}");
-    let (code, said) = import(r#"{"credsStore":"missing"}"#);
-    assert!(code == Some(5) && said.contains("docker-credential-missing"), "{said}");
-    let (code, said) = import(&format!(
+    let (code, reported) = import("{}");
+    assert!(code == Some(5) && reported.contains("status 401"), "{reported}");
+    let (code, reported) = import(r#"{"credsStore":"missing"}"#);
+    assert!(
+        code == Some(5) && reported.contains("docker-credential-missing"),
+        "{reported}"
+    );
+    let (code, reported) = import(&format!(
         r#"{{"auths":{{"{host}":{{}}}},"credHelpers":{{"{host}":"none"}},"credsStore":"all"}}"#
     ));
-    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(code, Some(0), "{reported}");
     assert_eq!(fs::read_to_string(room.path("asked")).unwrap(), format!("get {host}\n"));
     assert!(
         room.expect(0, &["flist", "ls", "-R", "x.fl"])

@@ -1,7 +1,7 @@
 //! Reading Cap'n Proto messages in stream framing: multiple segments, far and double-far pointers.
 //!
 //! The encoding is that of <https://capnproto.org/encoding.html>. Every access is checked against the segment it is in,
-//! and a message may be read through at most [`READ_FACTOR`] times its own length: pointers that overlap can not be used to
+//! and a message may be read through at most [`READ_FACTOR`] times its own length: pointers that overlap cannot be used to
 //! read one list again and again.
 
 use std::cell::Cell;

@@ -315,7 +315,7 @@ impl Source<'_> {
     fn tree_error(&self, source: TreeError, inos: &[i64]) -> OpenError {
         match source {
             TreeError::Unreachable { node, .. } => {
-                self.inode_error(inos[node as usize], "it can not be reached from the root")
+                self.inode_error(inos[node as usize], "it cannot be reached from the root")
             }
             source => OpenError::Tree {
                 path: self.path.into(),

@@ -86,7 +86,7 @@ fn temporary_beside(path: &Path, directory: &Path) -> std::io::Result<NamedTempF
         .tempfile_in(directory)
 }
 
-/// Refuses what the format can not hold and our own reader would refuse.
+/// Refuses what the format cannot hold and our own reader would refuse.
 fn check(flist: &Flist, path: &Path) -> Result<(), WriteError> {
     let unsupported = |what| {
         Err(WriteError::Unsupported {

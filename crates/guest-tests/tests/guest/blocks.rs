@@ -1,4 +1,4 @@
-//! Blocks: fetched when they are read, once; and what a guest sees when one can not be had.
+//! Blocks: fetched when they are read, once; and what a guest sees when one cannot be had.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use zmachine_testkit::{TestHome, Tree};
 
-use crate::support::{Checks, home, inspect, noise, sh, told, until, zmachine};
+use crate::support::{Checks, exec_output, home, inspect, noise, sh, until, zmachine};
 
 const READABLE: &str = "cat /good.bin | wc -c";
 
@@ -37,7 +37,7 @@ fn a_bad_block_costs_one_file_until_the_store_is_mended() {
     });
     checks.that("so is a missing one", || unreadable(&home, "missing", &missing));
     checks.that("other files are fine", || {
-        assert_eq!(told(&home, "m", READABLE), "100000")
+        assert_eq!(exec_output(&home, "m", READABLE), "100000")
     });
     checks.that("inspect counts them", || {
         until("failed blocks in the counters", Duration::from_secs(20), || {
@@ -60,7 +60,7 @@ fn a_bad_block_costs_one_file_until_the_store_is_mended() {
     fs::rename(home.file("store"), home.file("gone")).expect("no store");
     checks.that("without its store, what was read once is there", || {
         zmachine(&home, &["start", "m"]).expect_success();
-        assert_eq!(told(&home, "m", "cat /*.bin | wc -c"), "300000");
+        assert_eq!(exec_output(&home, "m", "cat /*.bin | wc -c"), "300000");
     });
     zmachine(&home, &["rm", "-f", "m"]).expect_success();
 }
@@ -240,7 +240,7 @@ fn a_full_cache_disk_is_told_and_nothing_is_wrong() {
     .expect_success();
     let mut checks = Checks::default();
     let sums = "echo 3 > /proc/sys/vm/drop_caches; md5sum /data* | md5sum";
-    let sum = told(&home, "m", sums);
+    let sum = exec_output(&home, "m", sums);
     checks.that("what does not fit is read all the same, again and again", || {
         let mut all: Vec<String> = (0..FILES).map(|number| format!("data{number}")).collect();
         all.sort();
@@ -252,7 +252,7 @@ fn a_full_cache_disk_is_told_and_nothing_is_wrong() {
                 "{name}"
             );
         }
-        assert_eq!(told(&home, "m", sums), sum);
+        assert_eq!(exec_output(&home, "m", sums), sum);
     });
     checks.that("the machine says so", || {
         until("a warning", Duration::from_secs(20), || {
@@ -270,7 +270,7 @@ fn a_full_cache_disk_is_told_and_nothing_is_wrong() {
             let files = shards.filter_map(|shard| Some(fs::read_dir(shard.path()).ok()?.count()));
             (files.sum::<usize>() as u64 >= FILES).then_some(())
         });
-        assert_eq!(told(&home, "m", sums), sum);
+        assert_eq!(exec_output(&home, "m", sums), sum);
         fs::rename(home.file("store"), home.file("gone")).expect("no store");
         zmachine(&home, &["rm", "-f", "m"]).expect_success();
         zmachine(
@@ -278,7 +278,7 @@ fn a_full_cache_disk_is_told_and_nothing_is_wrong() {
             &["run", "-d", "--name", "m", "--network", "none", &image, "sleep", "1000"],
         )
         .expect_success();
-        assert_eq!(told(&home, "m", sums), sum);
+        assert_eq!(exec_output(&home, "m", sums), sum);
     });
     zmachine(&home, &["rm", "-f", "m"]).expect_success();
     unmount(&blocks, UnmountFlags::DETACH).expect("unmounted");
@@ -310,7 +310,7 @@ fn a_hundred_killed_servers_are_not_noticed() {
         ],
     )
     .expect_success();
-    let sum = told(&home, "m", "md5sum /data* | md5sum");
+    let sum = exec_output(&home, "m", "md5sum /data* | md5sum");
     // Two readers, one for each queue, without a moment's pause.
     let reader = "while [ ! -e /tmp/stop ]; do echo 3 > /proc/sys/vm/drop_caches; md5sum /data* 2>&1 | md5sum; done";
     let both = format!("for n in 1 2; do ({reader}) > /tmp/sums.$n & done; wait");
@@ -336,10 +336,10 @@ fn a_hundred_killed_servers_are_not_noticed() {
         server().filter(|pid| last != Some(*pid))
     });
     std::thread::sleep(Duration::from_secs(10));
-    told(&home, "m", "touch /tmp/stop");
+    exec_output(&home, "m", "touch /tmp/stop");
     let ended = readers.wait_with_output().expect("the readers");
     assert!(ended.status.success(), "{ended:?}");
-    let sums = told(&home, "m", "cat /tmp/sums.*");
+    let sums = exec_output(&home, "m", "cat /tmp/sums.*");
     println!(
         "{KILLS} kills, {} requests, {} rounds of reading",
         requests() - before,
@@ -347,6 +347,6 @@ fn a_hundred_killed_servers_are_not_noticed() {
     );
     assert!(sums.lines().count() >= 4, "too little was read:\n{sums}");
     assert!(sums.lines().all(|line| line == sum), "{sum}\n{sums}");
-    assert!(!told(&home, "m", "dmesg").contains("I/O error"));
+    assert!(!exec_output(&home, "m", "dmesg").contains("I/O error"));
     zmachine(&home, &["rm", "-f", "m"]).expect_success();
 }

@@ -96,7 +96,7 @@ const NEVER: [&str; 6] = [
     "panicked",
     "Broken pipe",
     "File exists",
-    "can not open lock",
+    "cannot open lock",
     "Connection reset",
     "Directory not empty",
 ];
@@ -111,10 +111,10 @@ fn client(home: &TestHome, image: &str, seed: u64, until: Instant, count: &Atomi
         let done = home.zmachine(&words).deadline(DEADLINE).finish();
         let took = begun.elapsed();
         count.fetch_add(1, Ordering::Relaxed);
-        let said = done.stderr();
+        let output = done.stderr();
         assert!(
-            NEVER.iter().all(|text| !said.contains(text)),
-            "{words:?} (seed {seed}): {said}"
+            NEVER.iter().all(|text| !output.contains(text)),
+            "{words:?} (seed {seed}): {output}"
         );
         if took > slowest.0 {
             slowest = (took, words.join(" "));

@@ -9,7 +9,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use zmachine_testkit::{TestHome, Tree};
 
 use crate::life::{fsck, in_background};
-use crate::support::{Checks, home, inspect, noise, phase, told, until, zmachine};
+use crate::support::{Checks, exec_output, home, inspect, noise, phase, until, zmachine};
 
 const SIZE: usize = 6_000_000;
 
@@ -72,7 +72,7 @@ fn whatever_dies_the_host_is_clean_and_the_machine_starts_again() {
         assert_eq!(phase(&home, "m"), "failed");
         home.assert_host_clean();
         zmachine(&home, &["start", "m"]).expect_success();
-        assert_eq!(told(&home, "m", "cat /all"), "all");
+        assert_eq!(exec_output(&home, "m", "cat /all"), "all");
     });
     checks.that("a monitor that dies while the machine stops", || {
         // `sleep` behind an init ends at once; a paused guest takes its time.
@@ -101,7 +101,7 @@ fn folder(home: &TestHome) -> PathBuf {
 /// The machine runs, and has the file `/<word>` on its disk.
 fn begin(home: &TestHome, word: &str) {
     zmachine(home, &["start", "m"]).expect_success();
-    told(
+    exec_output(
         home,
         "m",
         &format!("echo {word} > /{word}; sync; echo not yet > /unsynced"),
@@ -188,7 +188,7 @@ fn rootfs_dies(home: &TestHome) {
 }
 
 fn hypervisor_dies(home: &TestHome) {
-    told(home, "m", "echo hypervisor > /hypervisor; sync");
+    exec_output(home, "m", "echo hypervisor > /hypervisor; sync");
     kill(process(home, "hypervisor"));
     until("the machine has failed", Duration::from_secs(20), || {
         (phase(home, "m") == "failed").then_some(())

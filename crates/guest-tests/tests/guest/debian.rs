@@ -27,9 +27,9 @@ fn file(home: &TestHome, name: &str, content: &str) -> String {
 
 /// What a command in the guest prints.
 #[track_caller]
-fn told(home: &TestHome, script: &str) -> String {
-    let told = zmachine(home, &["exec", "deb", "sh", "-c", script]);
-    told.expect_success().stdout().trim_end().to_owned()
+fn exec_output(home: &TestHome, script: &str) -> String {
+    let exec_output = zmachine(home, &["exec", "deb", "sh", "-c", script]);
+    exec_output.expect_success().stdout().trim_end().to_owned()
 }
 
 fn wait_for_cloud_init(home: &TestHome) {
@@ -73,14 +73,18 @@ fn debian_gets_its_seed_from_cloud_init_and_its_agent_from_our_package() {
     wait_for_cloud_init(&home);
     let mut checks = Checks::default();
     checks.that("hostname, key and user data", || {
-        assert_eq!(told(&home, "hostname"), "cloudy");
-        assert!(told(&home, "cat /root/.ssh/authorized_keys").contains(key));
-        assert_eq!(told(&home, "cat /etc/from-user-data"), "applied");
-        assert!(told(&home, "cat /proc/cmdline").split(' ').any(|word| word == "A=b"));
+        assert_eq!(exec_output(&home, "hostname"), "cloudy");
+        assert!(exec_output(&home, "cat /root/.ssh/authorized_keys").contains(key));
+        assert_eq!(exec_output(&home, "cat /etc/from-user-data"), "applied");
+        assert!(
+            exec_output(&home, "cat /proc/cmdline")
+                .split(' ')
+                .any(|word| word == "A=b")
+        );
     });
     checks.that("addresses, routes and resolvers are what inspect says", || {
         let nic = inspect(&home, "deb")["plan"]["attachments"][0].clone();
-        let found = told(
+        let found = exec_output(
             &home,
             "ip -o addr show dev eth0; ip route; ip -6 route; cat /run/systemd/resolve/resolv.conf",
         );
@@ -101,11 +105,11 @@ fn debian_gets_its_seed_from_cloud_init_and_its_agent_from_our_package() {
     checks.that("exec has the exit status, and cp copies", || {
         assert_eq!(zmachine(&home, &["exec", "deb", "sh", "-c", "exit 7"]).code, 7);
         zmachine(&home, &["cp", &user_data, "deb:/root/copy"]).expect_success();
-        assert_eq!(told(&home, "cat /root/copy"), USER_DATA.trim_end());
+        assert_eq!(exec_output(&home, "cat /root/copy"), USER_DATA.trim_end());
     });
     checks.that("its root grows with its volume while it runs", || {
         zmachine(&home, &["volume", "grow", "boot", "3G"]).expect_success();
-        let kib: u64 = told(&home, "df -k --output=size / | tail -n 1")
+        let kib: u64 = exec_output(&home, "df -k --output=size / | tail -n 1")
             .trim()
             .parse()
             .expect("a number");
@@ -136,9 +140,14 @@ fn debian_gets_its_seed_from_cloud_init_and_its_agent_from_our_package() {
 fn network(home: &TestHome, name: &str) -> String {
     let console = zmachine(home, &["logs", "--source", "console", name]).stdout();
     let console = console.replace('\r', "");
-    let told = console.rsplit_once("NET .\n").map_or("", |(told, _)| told);
-    let told = told.rsplit_once("NET .\n").map_or(told, |(_, told)| told);
-    told.lines()
+    let exec_output = console
+        .rsplit_once("NET .\n")
+        .map_or("", |(exec_output, _)| exec_output);
+    let exec_output = exec_output
+        .rsplit_once("NET .\n")
+        .map_or(exec_output, |(_, exec_output)| exec_output);
+    exec_output
+        .lines()
         .filter_map(|line| Some(line.split_once("NET ")?.1))
         .fold(String::new(), |all, line| all + line + "\n")
 }

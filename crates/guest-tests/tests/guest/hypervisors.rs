@@ -10,7 +10,7 @@ use zmachine_testkit::skip;
 
 use crate::support::{Checks, home_with_box, zmachine};
 
-/// Why Cloud Hypervisor can not run machines on this host; `None` when it can.
+/// Why Cloud Hypervisor cannot run machines on this host; `None` when it can.
 fn obstacle() -> Option<String> {
     let accel = accel::choose(Requested::Auto, &AccelFacts::gather()).expect("auto always has an answer");
     if accel.accel != Accel::Kvm {
@@ -53,14 +53,17 @@ fn the_choice_of_a_hypervisor_is_told_and_never_silently_another() {
         assert_eq!(check["met"], obstacle().is_none());
     });
     if obstacle().is_some() {
-        checks.that("where it can not be, asking for it is exit 6 with a hint", || {
+        checks.that("where it cannot be, asking for it is exit 6 with a hint", || {
             let run = zmachine(
                 &home,
                 &["create", "--name", "c", "--hypervisor", "cloud-hypervisor", &image],
             );
-            let said = run.expect_code(6).stderr();
-            assert!(said.contains("Cloud Hypervisor can not run this machine"), "{said}");
-            assert!(said.contains("use qemu") && said.contains("(--hypervisor)"), "{said}");
+            let output = run.expect_code(6).stderr();
+            assert!(output.contains("Cloud Hypervisor cannot run this machine"), "{output}");
+            assert!(
+                output.contains("use qemu") && output.contains("(--hypervisor)"),
+                "{output}"
+            );
             zmachine(&home, &["inspect", "c"]).expect_code(3);
         });
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use zmachine_testkit::{Finished, TestHome};
 
 use crate::shares::home_with_virtiofsd;
-use crate::support::{Checks, home_with_box, inspect, sh, told, zmachine};
+use crate::support::{Checks, exec_output, home_with_box, inspect, sh, zmachine};
 
 fn escape() -> PathBuf {
     example("escape", "zmachine-sys")
@@ -116,7 +116,7 @@ fn nothing_gets_out_of_the_jail() {
         || {
             let all = inspect(&home, "other");
             let user = all["state"]["user"].as_u64().expect("a user");
-            let walls = all["walls"]["hypervisor"].as_str().expect("walls").to_owned();
+            let protections = all["sandbox"]["hypervisor"].as_str().expect("walls").to_owned();
             for wall in [
                 "no capabilities",
                 "namespaces mnt pid net ipc uts",
@@ -124,9 +124,9 @@ fn nothing_gets_out_of_the_jail() {
                 "seccomp",
                 &format!("user {user}"),
             ] {
-                assert!(walls.contains(wall), "{wall} in {walls}");
+                assert!(protections.contains(wall), "{wall} in {protections}");
             }
-            let served = all["walls"]["rootfs"].as_str().expect("walls").to_owned();
+            let served = all["sandbox"]["rootfs"].as_str().expect("walls").to_owned();
             assert!(
                 served.contains("no capabilities") && served.contains("own root"),
                 "{served}"
@@ -164,16 +164,16 @@ fn nothing_gets_out_of_the_jail() {
             let words = ["run", "-d", "--name", "less", &image, "sleep", "1000"];
             let started = home.command(Path::new("/usr/bin/setpriv"), less.iter().chain(&words).copied());
             started.finish().expect_success();
-            assert!(told(&home, "less", "nslookup less").contains("less"));
+            assert!(exec_output(&home, "less", "nslookup less").contains("less"));
             let all = inspect(&home, "less");
             assert!(
                 all["state"]["warnings"].to_string().contains("no user of their own"),
                 "{all}"
             );
-            let walls = all["walls"]["hypervisor"].as_str().expect("walls");
+            let protections = all["sandbox"]["hypervisor"].as_str().expect("walls");
             assert!(
-                walls.contains("no capabilities") && walls.contains("own root"),
-                "{walls}"
+                protections.contains("no capabilities") && protections.contains("own root"),
+                "{protections}"
             );
             zmachine(&home, &["rm", "-f", "less"]).expect_success();
         },
@@ -269,10 +269,10 @@ fn a_secret_is_in_the_guests_memory_and_in_nothing_that_is_shown() {
     zmachine(&home, &[&words[..], &[&image, "sleep", "1000"]].concat()).expect_success();
     checks.that("the guest has both", || {
         assert_eq!(
-            told(&home, "s", "cat /run/secrets/db; echo; echo $API_TOKEN"),
+            exec_output(&home, "s", "cat /run/secrets/db; echo; echo $API_TOKEN"),
             "sesame-in-a-file\nsesame-in-the-env"
         );
-        assert!(told(&home, "s", "grep ' /run/secrets ' /proc/mounts").starts_with("tmpfs "));
+        assert!(exec_output(&home, "s", "grep ' /run/secrets ' /proc/mounts").starts_with("tmpfs "));
         assert_ne!(sh(&home, "s", "echo x > /run/secrets/db").code, 0);
     });
     checks.that("neither is shown, unless that is asked for", || {

@@ -138,8 +138,8 @@ fn start_and_stop_cut_at(home: &TestHome, point: u32) -> bool {
     zmachine(home, &["ps"]).expect_success();
     home.assert_host_clean();
     no_lease_without_machine(home);
-    let said = std::fs::read_to_string(&messages).unwrap_or_default();
-    let line = said
+    let output = std::fs::read_to_string(&messages).unwrap_or_default();
+    let line = output
         .lines()
         .find(|line| line.starts_with(&format!("killpoint {point}:")));
     println!("  {}", line.unwrap_or("completed"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use zmachine_testkit::TestHome;
 
 use crate::shares::{home_with_virtiofsd, kill, servers};
-use crate::support::{Checks, home_with_box, phase, sh, told, until, zmachine};
+use crate::support::{Checks, exec_output, home_with_box, phase, sh, until, zmachine};
 
 /// What a file of the home takes on this host, in MiB.
 fn taken(home: &TestHome, file: &str) -> u64 {
@@ -38,11 +38,11 @@ fn the_host_gets_back_what_a_guest_deletes_and_a_volume_bears_an_overlay() {
     checks.that("the space of deleted files is the host's again", || {
         let write =
             "for d in /root /var/lib/docker; do dd if=/dev/urandom of=$d/big bs=1M count=64 2>/dev/null; done; sync";
-        told(&home, "m", write);
+        exec_output(&home, "m", write);
         for disk in disks {
             assert!(taken(&home, disk) >= 64, "{disk}: {}", taken(&home, disk));
         }
-        told(&home, "m", "rm /root/big /var/lib/docker/big; sync");
+        exec_output(&home, "m", "rm /root/big /var/lib/docker/big; sync");
         for disk in disks {
             until(&format!("{disk} is small"), Duration::from_secs(30), || {
                 (taken(&home, disk) < 24).then_some(())
@@ -53,7 +53,7 @@ fn the_host_gets_back_what_a_guest_deletes_and_a_volume_bears_an_overlay() {
         let script = "cd /var/lib/docker && mkdir l u w m && echo low > l/a && mkdir l/d && \
              mount -t overlay o -o lowerdir=l,upperdir=u,workdir=w m && mv m/a m/c && echo up > m/d/e && \
              rm m/c && mknod m/null c 1 3 && cat m/d/e && ls u && umount m";
-        assert_eq!(told(&home, "m", script), "up\na\nd\nnull");
+        assert_eq!(exec_output(&home, "m", script), "up\na\nd\nnull");
     });
     zmachine(&home, &["rm", "-f", "m"]).expect_success();
     zmachine(&home, &["volume", "rm", "docker"]).expect_success();
@@ -83,9 +83,9 @@ fn an_unpacked_image_can_be_the_root() {
         "the image is served as a tree, and what is written is on a disk of the wanted size",
         || {
             assert_eq!(servers(&home, "t").len(), 1);
-            let kib = told(&home, "t", "df -k / | tail -n 1 | tr -s ' ' | cut -d' ' -f2");
+            let kib = exec_output(&home, "t", "df -k / | tail -n 1 | tr -s ' ' | cut -d' ' -f2");
             assert!((400 << 10..512 << 10).contains(&kib.parse().unwrap_or(0)), "{kib}");
-            told(
+            exec_output(
                 &home,
                 "t",
                 "echo kept > /kept && mv /bin /bin2 && /bin2/busybox mv /bin2 /bin && sync",
@@ -95,7 +95,7 @@ fn an_unpacked_image_can_be_the_root() {
     checks.that("what it wrote is there after a stop and a start", || {
         zmachine(&home, &["stop", "-t", "1", "t"]).expect_success();
         zmachine(&home, &["start", "t"]).expect_success();
-        assert_eq!(told(&home, "t", "cat /kept"), "kept");
+        assert_eq!(exec_output(&home, "t", "cat /kept"), "kept");
     });
     checks.that(
         "the end of its server is the end of the run, and nothing is lost",
@@ -105,7 +105,7 @@ fn an_unpacked_image_can_be_the_root() {
                 (phase(&home, "t") == "failed").then_some(())
             });
             zmachine(&home, &["start", "t"]).expect_success();
-            assert_eq!(told(&home, "t", "cat /kept"), "kept");
+            assert_eq!(exec_output(&home, "t", "cat /kept"), "kept");
             zmachine(&home, &["rm", "-f", "t"]).expect_success();
         },
     );

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use serde_json::Value;
 use zmachine_testkit::{Finished, Invocation, TestHome, Tree};
 
-use crate::support::{Checks, home, inspect, noise, phase, sh, told, until, until_logged, zmachine};
+use crate::support::{Checks, exec_output, home, inspect, noise, phase, sh, until, until_logged, zmachine};
 
 /// Tells what it gets. TERM ends it with 9 after it wrote a file; USR2 makes it deaf to TERM.
 const SERVICE: &str = "trap 'echo got term; echo kept > /kept; exit 9' TERM
@@ -50,13 +50,13 @@ fn a_service_lives_from_create_to_rm() {
         // Longer than the clocks may differ afterwards.
         thread::sleep(Duration::from_secs(3));
         zmachine(&home, &["resume", "s"]).expect_success();
-        assert_eq!(told(&home, "s", "echo awake"), "awake");
+        assert_eq!(exec_output(&home, "s", "echo awake"), "awake");
         until("its clock is the host's", Duration::from_secs(30), || {
             has_the_hosts_time(&home)
         });
     });
     checks.that("an emulated guest is told how fast its clock runs", || {
-        let line = told(&home, "s", "cat /proc/cmdline");
+        let line = exec_output(&home, "s", "cat /proc/cmdline");
         assert!(
             !line.contains("tsc=reliable") || line.contains("tsc_early_khz="),
             "{line}"
@@ -72,7 +72,7 @@ fn a_service_lives_from_create_to_rm() {
     });
     checks.that("start again: the writable layer is kept", || {
         zmachine(&home, &["start", "s"]).expect_success();
-        assert_eq!(told(&home, "s", "cat /kept /mine"), "kept\nmine");
+        assert_eq!(exec_output(&home, "s", "cat /kept /mine"), "kept\nmine");
     });
     checks.that("stop -t: a deaf service is killed after its grace", || {
         zmachine(&home, &["kill", "-s", "SIGUSR2", "s"]).expect_success();
@@ -86,7 +86,7 @@ fn a_service_lives_from_create_to_rm() {
     checks.that("kill: a power cut, and what was synced is there", || killed(&home));
     checks.that("restart and rm -f", || {
         assert_eq!(zmachine(&home, &["restart", "s"]).expect_success().stdout(), "s\n");
-        assert_eq!(told(&home, "s", "cat /kept /synced"), "kept\nsynced");
+        assert_eq!(exec_output(&home, "s", "cat /kept /synced"), "kept\nsynced");
         assert_eq!(inspect(&home, "s")["state"]["starts"], 4);
         assert_eq!(zmachine(&home, &["rm", "-f", "s"]).expect_success().stdout(), "s\n");
         assert_eq!(zmachine(&home, &["ps", "-a", "-q"]).stdout(), "");
@@ -166,7 +166,7 @@ fn exec_checks(checks: &mut Checks, home: &TestHome) {
         assert_eq!((both.stdout().as_str(), both.stderr().as_str()), ("out\n", "err\n"));
     });
     checks.that("exec: environment, directory, user", || {
-        assert_eq!(told(home, "s", "echo $FROM"), "spec");
+        assert_eq!(exec_output(home, "s", "echo $FROM"), "spec");
         assert_eq!(
             exec(&["-e", "FROM=exec", "-e", "NEW=1", "s", "sh", "-c", "echo $FROM$NEW"]).stdout(),
             "exec1\n"
@@ -189,7 +189,7 @@ fn exec_checks(checks: &mut Checks, home: &TestHome) {
             1
         );
     });
-    checks.that("exec: what can not be run", || {
+    checks.that("exec: what cannot be run", || {
         for (words, code) in [
             (&["s", "no-such-command"][..], 127),
             (&["s", "/bin/plain"], 126),
@@ -225,8 +225,8 @@ fn exec_checks(checks: &mut Checks, home: &TestHome) {
         }
     });
     checks.that("exec: leaves nothing running in the guest", || {
-        assert_eq!(told(home, "s", "ps | grep -c '[s]leep 0.2; echo' || true"), "0");
-        told(home, "s", "echo mine > /mine");
+        assert_eq!(exec_output(home, "s", "ps | grep -c '[s]leep 0.2; echo' || true"), "0");
+        exec_output(home, "s", "echo mine > /mine");
     });
 }
 
@@ -234,7 +234,7 @@ fn exec_checks(checks: &mut Checks, home: &TestHome) {
 fn has_the_hosts_time(home: &TestHome) -> Option<()> {
     let now = || UNIX_EPOCH.elapsed().expect("a time").as_secs();
     let before = now();
-    let shown: u64 = told(home, "s", "date +%s").parse().expect("a number");
+    let shown: u64 = exec_output(home, "s", "date +%s").parse().expect("a number");
     (before - 1..=now() + 1).contains(&shown).then_some(())
 }
 
@@ -277,7 +277,7 @@ fn stopped(home: &TestHome) {
 
 fn killed(home: &TestHome) {
     zmachine(home, &["start", "s"]).expect_success();
-    told(home, "s", "echo synced > /synced; sync; echo lost > /unsynced");
+    exec_output(home, "s", "echo synced > /synced; sync; echo lost > /unsynced");
     zmachine(home, &["kill", "s"]).expect_success();
     assert_eq!(zmachine(home, &["wait", "s"]).stdout(), "137\n");
     assert_eq!(fsck(home, "s", "-fy") & !1, 0, "replaying the journal is all it needs");

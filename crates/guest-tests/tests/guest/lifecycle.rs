@@ -8,7 +8,7 @@ use serde_json::Value;
 use zmachine_testkit::{Finished, TestHome};
 
 use crate::life::in_background;
-use crate::support::{Checks, home_with_box, inspect, noise, phase, told, until, until_logged, zmachine};
+use crate::support::{Checks, exec_output, home_with_box, inspect, noise, phase, until, until_logged, zmachine};
 
 /// A number from the environment, for long runs by hand.
 fn count(variable: &str, usual: usize) -> usize {
@@ -93,17 +93,23 @@ fn a_failing_service_is_restarted_explained_and_remembered() {
     checks.that(
         "why tells the steps, what it ran on and what it means, also after rm",
         || {
-            let told = why(&home, "f");
+            let exec_output = why(&home, "f");
             assert_eq!(
-                told["explanation"]["what"],
+                exec_output["explanation"]["what"],
                 "its entrypoint ended by itself, with code 7"
             );
-            assert_eq!((&told["number"], &told["restarts"]), (&Value::from(4), &Value::from(3)));
-            assert!(
-                told["hypervisor"].as_str().expect("a version").starts_with("qemu "),
-                "{told}"
+            assert_eq!(
+                (&exec_output["number"], &exec_output["restarts"]),
+                (&Value::from(4), &Value::from(3))
             );
-            let phases: Vec<&str> = told["phases"]
+            assert!(
+                exec_output["hypervisor"]
+                    .as_str()
+                    .expect("a version")
+                    .starts_with("qemu "),
+                "{exec_output}"
+            );
+            let phases: Vec<&str> = exec_output["phases"]
                 .as_array()
                 .expect("phases")
                 .iter()
@@ -113,7 +119,7 @@ fn a_failing_service_is_restarted_explained_and_remembered() {
                 assert!(phases.contains(&name), "{phases:?}");
             }
             zmachine(&home, &["rm", "f"]).expect_success();
-            assert_eq!(why(&home, "f"), told);
+            assert_eq!(why(&home, "f"), exec_output);
             assert_eq!(zmachine(&home, &["logs", "f"]).stdout(), "run\n".repeat(4));
             zmachine(&home, &["why", "nobody"]).expect_code(3);
         },
@@ -179,7 +185,7 @@ fn copies_and_many_commands() {
             let (to, from) = (tree.to_str().expect("a path"), home.file("back"));
             zmachine(&home, &["cp", to, "m:/copied"]).expect_success();
             assert_eq!(
-                told(&home, "m", "stat -c %a /copied/sub/run; readlink /copied/sub/link"),
+                exec_output(&home, "m", "stat -c %a /copied/sub/run; readlink /copied/sub/link"),
                 "751\n../big"
             );
             zmachine(&home, &["cp", "m:/copied", from.to_str().expect("a path")]).expect_success();
@@ -196,13 +202,13 @@ fn copies_and_many_commands() {
             assert!(from.join("sub/empty").is_dir());
         },
     );
-    checks.that("cp: into a directory, contents alone, and what can not be", || {
+    checks.that("cp: into a directory, contents alone, and what cannot be", || {
         let file = home.file("one");
         std::fs::write(&file, "one").expect("a file");
         let one = file.to_str().expect("a path");
         zmachine(&home, &["cp", one, "m:/tmp"]).expect_success();
         zmachine(&home, &["cp", "m:/copied/sub/.", "m:/x"]).expect_code(2);
-        assert_eq!(told(&home, "m", "cat /tmp/one"), "one");
+        assert_eq!(exec_output(&home, "m", "cat /tmp/one"), "one");
         zmachine(&home, &["cp", "m:/nothing", "."]).expect_code(3);
         zmachine(&home, &["cp", one, "m:/no/where"]).expect_code(3);
         zmachine(&home, &["cp", one, "nobody:/"]).expect_code(3);
@@ -423,10 +429,10 @@ fn another_boot_of_the_host_is_noticed_and_policies_bring_machines_back() {
             .then_some(())
     });
     home.assert_host_clean();
-    let told = why(&home, "u")["explanation"].to_string();
+    let exec_output = why(&home, "u")["explanation"].to_string();
     assert!(
-        told.contains("the host was restarted") && told.contains("--all-enabled"),
-        "{told}"
+        exec_output.contains("the host was restarted") && exec_output.contains("--all-enabled"),
+        "{exec_output}"
     );
     assert_eq!(
         zmachine(&home, &["start", "--all-enabled"]).expect_success().stdout(),

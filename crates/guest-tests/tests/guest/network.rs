@@ -4,7 +4,7 @@ use std::process::Command;
 
 use zmachine_testkit::{Lack, TestHome, Tree, skip};
 
-use crate::support::{Checks, home, inspect, sh, told, until_logged, zmachine};
+use crate::support::{Checks, exec_output, home, inspect, sh, until_logged, zmachine};
 
 /// What is asked of a web server, as printf writes it (busybox's static wget crashes), and the page it has.
 const GET: &str = "GET / HTTP/1.0\\r\\n\\r\\n";
@@ -86,7 +86,7 @@ fn each_other(home: &TestHome) {
 
 /// The guest's default gateway.
 fn route(home: &TestHome, family: &str) -> String {
-    told(
+    exec_output(
         home,
         "b",
         &format!("ip {family} route | awk '/^default via/ {{print $3}}'"),
@@ -97,7 +97,7 @@ fn gateway(home: &TestHome) {
     for family in ["-4", "-6"] {
         let gateway = route(home, family);
         assert!(!gateway.is_empty(), "no default route {family}");
-        told(home, "b", &format!("ping -c 1 -W 10 {gateway}"));
+        exec_output(home, "b", &format!("ping -c 1 -W 10 {gateway}"));
     }
 }
 

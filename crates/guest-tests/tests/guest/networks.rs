@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use zmachine_testkit::{NetworkNamespace, TestHome, Tree};
 
-use crate::support::{Checks, home, inspect, sh, told, until, zmachine};
+use crate::support::{Checks, exec_output, home, inspect, sh, until, zmachine};
 
 /// A namespace behind the host: 198.51.100.2 and 2001:db8:1::2, the host's way out.
 pub(crate) struct Internet(pub(crate) NetworkNamespace);
@@ -34,7 +34,7 @@ impl Internet {
     }
 
     /// What a shell script prints there.
-    pub(crate) fn told(&self, script: &str) -> String {
+    pub(crate) fn exec_output(&self, script: &str) -> String {
         let run = self.0.command("busybox".as_ref(), ["sh", "-c", script]).finish();
         run.expect_success().stdout()
     }
@@ -124,33 +124,36 @@ fn guests_in_two_networks_find_each_other_and_the_world_and_nobody_else() {
             let plan = inspect(&home, "web")["plan"].clone();
             assert_eq!(plan["attachments"][1]["addresses"][0], "10.77.1.3/24");
             assert_eq!(
-                told(
+                exec_output(
                     &home,
                     "web",
                     "ip route | grep -c ^default; ip -6 route | grep -c ^default"
                 ),
                 "1\n1"
             );
-            assert_eq!(told(&home, "db", "ip route | grep -c ^default || true"), "0");
+            assert_eq!(exec_output(&home, "db", "ip route | grep -c ^default || true"), "0");
         },
     );
     checks.that("names in both directions", || {
-        told(&home, "web", "ping -c 1 -W 10 db");
+        exec_output(&home, "web", "ping -c 1 -W 10 db");
         for name in ["web", "www", "shop", "shop.back"] {
-            told(&home, "db", &format!("ping -c 1 -W 10 {name}"));
+            exec_output(&home, "db", &format!("ping -c 1 -W 10 {name}"));
         }
-        let reverse = told(&home, "db", "nslookup 10.77.1.3");
+        let reverse = exec_output(&home, "db", "nslookup 10.77.1.3");
         assert!(reverse.contains("web.back"), "{reverse}");
     });
     checks.that("own names by musl, which takes a refusal for no answer at all", || {
-        let said = told(&home, "db", "resolve web shop.back");
-        assert!(said.lines().all(|line| line.ends_with(": 10.77.1.3")), "{said}");
-        let said = told(&home, "web", "resolve db web");
-        assert!(!said.contains("Try again") && said.contains("db: 10.77.1."), "{said}");
+        let output = exec_output(&home, "db", "resolve web shop.back");
+        assert!(output.lines().all(|line| line.ends_with(": 10.77.1.3")), "{output}");
+        let output = exec_output(&home, "web", "resolve db web");
+        assert!(
+            !output.contains("Try again") && output.contains("db: 10.77.1."),
+            "{output}"
+        );
     });
     checks.that("the world is reached from the one and not from the other", || {
         for address in ["198.51.100.2", "2001:db8:1::2"] {
-            told(&home, "web", &format!("ping -c 1 -W 10 {address}"));
+            exec_output(&home, "web", &format!("ping -c 1 -W 10 {address}"));
             assert_ne!(
                 sh(&home, "db", &format!("ping -c 1 -W 1 {address}")).code,
                 0,
@@ -159,10 +162,11 @@ fn guests_in_two_networks_find_each_other_and_the_world_and_nobody_else() {
         }
     });
     checks.that("the world reaches the published port alone", || {
-        let page = internet.told("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 10 198.51.100.1 8080");
+        let page = internet.exec_output("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 10 198.51.100.1 8080");
         assert!(page.ends_with("a page\n"), "{page}");
         assert_eq!(
-            internet.told("ip route add 10.77.1.0/24 via 198.51.100.1; nc -w 2 10.77.1.3 80 < /dev/null; echo $?"),
+            internet
+                .exec_output("ip route add 10.77.1.0/24 via 198.51.100.1; nc -w 2 10.77.1.3 80 < /dev/null; echo $?"),
             "1\n"
         );
     });
@@ -182,25 +186,25 @@ fn guests_in_two_networks_find_each_other_and_the_world_and_nobody_else() {
                 .contains("as their machines need them")
                 .then_some(())
         });
-        told(&home, "db", "ping -c 1 -W 10 web");
+        exec_output(&home, "db", "ping -c 1 -W 10 web");
     });
     checks.that("a running machine joins a network, and leaves it", || {
         joins_and_leaves(&home)
     });
     checks.that("a network in use is not removed", || {
         let run = zmachine(&home, &["network", "rm", "back"]);
-        let said = run.expect_code(4).stderr();
-        assert!(said.contains("db") && said.contains("web"), "{said}");
+        let output = run.expect_code(4).stderr();
+        assert!(output.contains("db") && output.contains("web"), "{output}");
     });
     zmachine(&home, &["rm", "-f", "web"]).expect_success();
     checks.that(
         "where nobody else is to be asked, other names do not exist for musl",
         || {
-            let said = told(&home, "db", "resolve nobody nobody.example db");
-            let lines: Vec<_> = said.lines().collect();
-            assert_eq!(lines[0], "nobody: Name does not resolve", "{said}");
-            assert_eq!(lines[1], "nobody.example: Name does not resolve", "{said}");
-            assert!(lines[2].starts_with("db: 10.77.1."), "{said}");
+            let output = exec_output(&home, "db", "resolve nobody nobody.example db");
+            let lines: Vec<_> = output.lines().collect();
+            assert_eq!(lines[0], "nobody: Name does not resolve", "{output}");
+            assert_eq!(lines[1], "nobody.example: Name does not resolve", "{output}");
+            assert!(lines[2].starts_with("db: 10.77.1."), "{output}");
         },
     );
     zmachine(&home, &["rm", "-f", "db"]).expect_success();
@@ -217,15 +221,15 @@ fn joins_and_leaves(home: &TestHome) {
     change(&["connect", "--alias", "base", "front", "db"]).expect_success();
     assert_eq!(change(&["connect", "front", "db"]).code, 4);
     for address in ["198.51.100.2", "2001:db8:1::2"] {
-        told(home, "db", &format!("ping -c 1 -W 10 {address}"));
+        exec_output(home, "db", &format!("ping -c 1 -W 10 {address}"));
     }
-    told(home, "web", "ping -c 1 -W 10 base");
+    exec_output(home, "web", "ping -c 1 -W 10 base");
     let plan = inspect(home, "db")["plan"].clone();
     assert_eq!(plan["attachments"].as_array().map(Vec::len), Some(2));
     change(&["disconnect", "front", "db"]).expect_success();
     assert_ne!(sh(home, "db", "ping -c 1 -W 1 198.51.100.2").code, 0);
-    assert_eq!(told(home, "db", "ls /sys/class/net | grep -c eth"), "1");
-    told(home, "db", "ping -c 1 -W 10 web");
+    assert_eq!(exec_output(home, "db", "ls /sys/class/net | grep -c eth"), "1");
+    exec_output(home, "db", "ping -c 1 -W 10 web");
     let ports = change(&["disconnect", "front", "web"]);
     assert!(ports.expect_code(4).stderr().contains("published ports"), "{ports}");
 }
@@ -235,7 +239,7 @@ fn by_itself(home: &TestHome) {
     let plan = inspect(home, "db")["plan"]["attachments"][0].clone();
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     let address = text(&plan["addresses"][0]);
-    let said = told(home, "db", DHCP);
+    let output = exec_output(home, "db", DHCP);
     for line in [
         format!("ip={}", address.split('/').next().unwrap_or_default()),
         "mask=24".to_owned(),
@@ -243,15 +247,18 @@ fn by_itself(home: &TestHome) {
         format!("mtu={}", plan["mtu"]),
         "hostname=db".to_owned(),
     ] {
-        assert!(said.lines().any(|l| l == line), "{line} is not in {said}");
+        assert!(output.lines().any(|l| l == line), "{line} is not in {output}");
     }
-    assert!(!said.contains("router="), "an internal network has no way out: {said}");
-    told(home, "db", LISTEN);
+    assert!(
+        !output.contains("router="),
+        "an internal network has no way out: {output}"
+    );
+    exec_output(home, "db", LISTEN);
     let own = text(&plan["addresses"][1]);
     until("an address by router advertisement", Duration::from_secs(60), || {
-        told(home, "db", "ip -6 addr show dev eth0")
+        exec_output(home, "db", "ip -6 addr show dev eth0")
             .contains(&own)
             .then_some(())
     });
-    told(home, "db", &format!("ping -c 1 -W 10 {}", text(&plan["gateway6"])));
+    exec_output(home, "db", &format!("ping -c 1 -W 10 {}", text(&plan["gateway6"])));
 }

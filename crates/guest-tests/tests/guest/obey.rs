@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Checks, home_with_box, inspect, sh, told, zmachine};
+use crate::support::{Checks, exec_output, home_with_box, inspect, sh, zmachine};
 
 /// What is refused is refused at once, however slow the host is.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ fn a_machine_obeys_when_paused_and_nothing_is_lost_that_cannot_be_read() {
             }
             assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
             zmachine(&home, &["resume", "o"]).expect_success();
-            assert_eq!(told(&home, "o", "echo on"), "on");
+            assert_eq!(exec_output(&home, "o", "echo on"), "on");
             zmachine(&home, &["volume", "grow", "data", "32M"]).expect_success();
         },
     );
@@ -86,7 +86,10 @@ fn a_machine_obeys_when_paused_and_nothing_is_lost_that_cannot_be_read() {
             .input(&archive)
             .finish()
             .expect_success();
-        assert_eq!(told(&home, "o", "cat /tmp/t/b; stat -c %h /tmp/t/deep/a"), "content\n2");
+        assert_eq!(
+            exec_output(&home, "o", "cat /tmp/t/b; stat -c %h /tmp/t/deep/a"),
+            "content\n2"
+        );
         assert!(!home.file("-").exists());
         let version = zmachine(&home, &["cp", "o:/proc/version", "-"])
             .expect_success()
@@ -121,7 +124,7 @@ fn a_machine_obeys_when_paused_and_nothing_is_lost_that_cannot_be_read() {
                 .stderr()
                 .contains("'o' has its name again")
         );
-        assert_eq!(told(&home, "o", "echo still"), "still");
+        assert_eq!(exec_output(&home, "o", "echo still"), "still");
     });
     zmachine(&home, &["rm", "-f", "-v", "o"]).expect_success();
 }

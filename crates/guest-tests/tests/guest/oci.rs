@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use zmachine_testkit::{Need, TestHome, lacking, skip};
 
-use crate::support::{home, sh, told, until, until_logged, zmachine};
+use crate::support::{exec_output, home, sh, until, until_logged, zmachine};
 
 /// `cap_net_raw+ep` in the format of the kernel (version 2).
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -142,13 +142,13 @@ fn an_image_of_debian_packages_runs_as_it_says_and_outlives_its_store() {
     );
 
     zmachine(&home, &["run", "-d", "--name", "w", "--network", "none", &image]).expect_success();
-    let said = "www-data in /srv/www: hello, from the image\n/usr/bin/tac cap_net_raw=ep\n";
-    until_logged(&home, "w", said);
+    let reported = "www-data in /srv/www: hello, from the image\n/usr/bin/tac cap_net_raw=ep\n";
+    until_logged(&home, "w", reported);
     zmachine(&home, &["exec", "-u", "0", "w", "touch", "/var/lib/web/data"]).expect_success();
 
     // What the machine has read is its own from here on, whatever becomes of the store and however small the cache is to be.
     let sums = "sha256sum /usr/bin/tac /usr/bin/sort";
-    let before = told(&home, "w", sums);
+    let before = exec_output(&home, "w", sums);
     drop(redis);
     let limited = zmachine(&home, &["image", "cache", "--limit", "1K"]);
     assert!(
@@ -157,7 +157,7 @@ fn an_image_of_debian_packages_runs_as_it_says_and_outlives_its_store() {
     );
     let forget = "echo 3 > /proc/sys/vm/drop_caches";
     zmachine(&home, &["exec", "-u", "0", "w", "sh", "-c", forget]).expect_success();
-    assert_eq!(told(&home, "w", sums), before);
+    assert_eq!(exec_output(&home, "w", sums), before);
     let unread = sh(&home, "w", "cat /usr/bin/shuf | wc -c");
     assert!(unread.stderr().contains("Input/output error"), "{unread}");
     zmachine(&home, &["rm", "-f", "w"]).expect_success();

@@ -7,7 +7,7 @@ use zmachine_testkit::{Terminal, TestHome, VmImage};
 
 use crate::shares::{home_with_virtiofsd, kill, servers};
 use crate::support::{Checks, inspect, phase, until, zmachine};
-use crate::vms::{booted, told};
+use crate::vms::{booted, exec_output};
 
 #[test]
 fn a_container_with_its_own_kernel_has_its_tree_as_root_and_a_layer_of_its_own() {
@@ -30,11 +30,11 @@ fn a_container_with_its_own_kernel_has_its_tree_as_root_and_a_layer_of_its_own()
     zmachine(&home, &words).expect_success();
     let boot = booted(&home, "m", 1);
     checks.that("its kernel boots, told of its root and nothing else", || {
-        let line = told(&boot, "CMDLINE").join(" ");
+        let line = exec_output(&boot, "CMDLINE").join(" ");
         assert!(line.contains("root=vroot rootfstype=virtiofs"), "{line}");
         assert!(!line.contains("A=b") && !line.contains("net_"), "{line}");
-        assert!(told(&boot, "KERNEL")[0].starts_with("6.1."), "{boot}");
-        assert_eq!(told(&boot, "NOISE"), ["ok"]);
+        assert!(exec_output(&boot, "KERNEL")[0].starts_with("6.1."), "{boot}");
+        assert_eq!(exec_output(&boot, "NOISE"), ["ok"]);
         assert_eq!(
             inspect(&home, "m")["state"]["kind"].as_str().unwrap_or("container"),
             "container"
@@ -72,7 +72,7 @@ fn a_container_with_its_own_kernel_has_its_tree_as_root_and_a_layer_of_its_own()
             zmachine(&home, &["stop", "m"]).expect_success();
             zmachine(&home, &["start", "m"]).expect_success();
             let boot = booted(&home, "m", 3);
-            assert_eq!(told(&boot, "NOISE"), ["damaged"], "it was removed");
+            assert_eq!(exec_output(&boot, "NOISE"), ["damaged"], "it was removed");
             let mut screen = console(&home, "m");
             screen.type_in("cat /mine && [ -d /moved ] && [ ! -e /mnt ] && echo KEPT-$((1+1))\r");
             screen.expect("KEPT-2");
@@ -84,7 +84,7 @@ fn a_container_with_its_own_kernel_has_its_tree_as_root_and_a_layer_of_its_own()
         || {
             zmachine(&home, &["run", "-d", "--name", "n", "--network", "none", &image]).expect_success();
             let boot = booted(&home, "n", 1);
-            assert_eq!(told(&boot, "NOISE"), ["ok"]);
+            assert_eq!(exec_output(&boot, "NOISE"), ["ok"]);
             let mut screen = console(&home, "n");
             screen.type_in("[ ! -e /mine ] && [ -d /mnt ] && echo APART-$((1+1))\r");
             screen.expect("APART-2");
@@ -120,7 +120,7 @@ fn a_container_with_its_own_kernel_has_its_tree_as_root_and_a_layer_of_its_own()
             zmachine(&home, &["rm", "-f", "m"]).expect_success();
         },
     );
-    checks.that("a sealed root can not be written", || {
+    checks.that("a sealed root cannot be written", || {
         zmachine(
             &home,
             &["run", "-d", "--name", "r", "--network", "none", "--read-only", &image],

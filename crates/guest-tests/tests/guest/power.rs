@@ -55,7 +55,7 @@ struct Disks {
 }
 
 impl Disks {
-    /// A home on a disk of its own; `None` where this host can not have one.
+    /// A home on a disk of its own; `None` where this host cannot have one.
     fn new(home: &TestHome) -> Option<Disks> {
         let needs = ["mkfs.btrfs", "mkfs.ext4", "mount", "umount"].map(zmachine_testkit::Need::Command);
         if let Some(reason) = lacking(&needs) {
@@ -239,7 +239,7 @@ fn look(home: &TestHome, cut: &Cut, is_thorough: bool) {
         let run = zmachine(home, words);
         serde_json::from_str(&run.expect_success().stdout()).expect("JSON")
     };
-    // The first command may have something to clean up; what it can not read is an error.
+    // The first command may have something to clean up; what it cannot read is an error.
     let machines = listed(&["ps", "-a", "-o", "json"]);
     let volumes = listed(&["volume", "ls", "-o", "json"]);
     let images = listed(&["image", "ls", "-o", "json"]);

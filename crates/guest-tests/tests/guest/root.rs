@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use zmachine_testkit::{TestHome, Tree};
 
-use crate::support::{Checks, home, home_with_box, inspect, sh, told, until, until_logged, zmachine};
+use crate::support::{Checks, exec_output, home, home_with_box, inspect, sh, until, until_logged, zmachine};
 
 #[test]
 fn a_container_has_everything_a_program_expects() {
@@ -37,12 +37,12 @@ fn a_container_has_everything_a_program_expects() {
     checks.that("environment", || environment(&home));
     checks.that("zombies are reaped", || zombies(&home));
     checks.that("the root is writable and has room", || {
-        told(
+        exec_output(
             &home,
             "r",
             "echo x > /new && rm /new && echo x >> /etc/passwd && mkdir -p /var/a/b",
         );
-        let free: u64 = told(&home, "r", "df -k / | tail -n 1 | awk '{print $4}'")
+        let free: u64 = exec_output(&home, "r", "df -k / | tail -n 1 | awk '{print $4}'")
             .parse()
             .expect("a number");
         assert!(free > 400 << 10, "{free} KiB free of 500 MiB");
@@ -51,7 +51,7 @@ fn a_container_has_everything_a_program_expects() {
 }
 
 fn file_systems(home: &TestHome) {
-    let mounts = told(home, "r", "awk '{print $2, $3}' /proc/mounts");
+    let mounts = exec_output(home, "r", "awk '{print $2, $3}' /proc/mounts");
     for mount in [
         "/proc proc",
         "/sys sysfs",
@@ -63,15 +63,15 @@ fn file_systems(home: &TestHome) {
         assert!(mounts.lines().any(|line| line == mount), "no {mount} in\n{mounts}");
     }
     assert_eq!(
-        told(home, "r", "echo through | cat /dev/fd/0; readlink /dev/stdout"),
+        exec_output(home, "r", "echo through | cat /dev/fd/0; readlink /dev/stdout"),
         "through\n/proc/self/fd/1"
     );
-    told(
+    exec_output(
         home,
         "r",
         "echo x > /dev/shm/x && echo y > /dev/null && head -c 4 /dev/urandom | wc -c | grep -qx 4",
     );
-    told(
+    exec_output(
         home,
         "r",
         "test -c /dev/tty && test -c /dev/ptmx && test -w /sys/fs/cgroup/cgroup.procs",
@@ -80,31 +80,31 @@ fn file_systems(home: &TestHome) {
 
 fn names(home: &TestHome) {
     assert_eq!(
-        told(home, "r", "hostname; cat /etc/hostname"),
+        exec_output(home, "r", "hostname; cat /etc/hostname"),
         "web.example\nweb.example"
     );
     let address = inspect(home, "r")["state"]["addresses"][0]
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    let hosts = told(home, "r", "cat /etc/hosts");
+    let hosts = exec_output(home, "r", "cat /etc/hosts");
     assert!(hosts.contains("127.0.0.1") && hosts.contains("localhost"), "{hosts}");
     assert!(
         hosts.lines().any(|l| l.contains(&address) && l.contains("web.example")),
         "no {address} in\n{hosts}"
     );
     assert_eq!(
-        told(home, "r", "grep nameserver /etc/resolv.conf"),
+        exec_output(home, "r", "grep nameserver /etc/resolv.conf"),
         "nameserver 192.0.2.53"
     );
 }
 
 fn environment(home: &TestHome) {
     let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    assert_eq!(told(home, "r", "echo $HOME:$PATH"), format!("/root:{path}"));
-    assert_eq!(told(home, "r", "echo $A; pwd"), "b c\n/tmp");
+    assert_eq!(exec_output(home, "r", "echo $HOME:$PATH"), format!("/root:{path}"));
+    assert_eq!(exec_output(home, "r", "echo $A; pwd"), "b c\n/tmp");
     // The entrypoint's own, not only what exec makes of it.
-    let own = told(
+    let own = exec_output(
         home,
         "r",
         "tr '\\0' '\\n' < /proc/$(pidof sleep | awk '{print $1}')/environ",
@@ -118,9 +118,9 @@ fn environment(home: &TestHome) {
 
 fn zombies(home: &TestHome) {
     // Grandchildren whose parent is gone end later than it: only PID 1 can reap them.
-    told(home, "r", "for i in 1 2 3 4 5; do (sleep 0.3 &); done");
+    exec_output(home, "r", "for i in 1 2 3 4 5; do (sleep 0.3 &); done");
     until("no zombies", Duration::from_secs(10), || {
-        let states = told(
+        let states = exec_output(
             home,
             "r",
             "cat /proc/[0-9]*/status 2>/dev/null | grep -c '^State:.Z'; pidof sleep | wc -w",
@@ -202,7 +202,7 @@ fn hard_links_capabilities_and_nanoseconds_of_an_image_are_in_the_guest() {
         .expect("utimens");
     let image = tree.pack(&home, "kept");
     let script = "stat -c '%h %y' /srv/a; /bin/busybox cat /secret; /bin/busybox-reader cat /secret";
-    let told = zmachine(
+    let exec_output = zmachine(
         &home,
         &[
             "run",
@@ -217,11 +217,14 @@ fn hard_links_capabilities_and_nanoseconds_of_an_image_are_in_the_guest() {
             script,
         ],
     );
-    let told = told.stdout();
-    assert!(told.starts_with("2 2001-09-09 01:46:40.123456789"), "{told}");
+    let exec_output = exec_output.stdout();
+    assert!(
+        exec_output.starts_with("2 2001-09-09 01:46:40.123456789"),
+        "{exec_output}"
+    );
     assert_eq!(
-        told.matches("hidden").count(),
+        exec_output.matches("hidden").count(),
         1,
-        "only the program with the capability reads it: {told}"
+        "only the program with the capability reads it: {exec_output}"
     );
 }

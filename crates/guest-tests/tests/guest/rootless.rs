@@ -139,7 +139,7 @@ fn an_ordinary_user_has_machines_with_a_network_and_they_do_not_have_the_hosts_l
         || {
             assert!(page(&home, "127.0.0.1", 18080).ends_with(PAGE));
             assert!(page(&home, "198.51.100.1", 18080).ends_with(PAGE));
-            let outside = internet.told(&format!("printf '{GET}' | nc -w 20 198.51.100.1 18080"));
+            let outside = internet.exec_output(&format!("printf '{GET}' | nc -w 20 198.51.100.1 18080"));
             assert!(outside.ends_with(PAGE), "{outside}");
         },
     );

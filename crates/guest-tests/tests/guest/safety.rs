@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use zmachine_testkit::TestHome;
 
 use crate::life::in_background;
-use crate::support::{Checks, home_with_box, phase, told, zmachine};
+use crate::support::{Checks, exec_output, home_with_box, phase, zmachine};
 
 fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -48,7 +48,7 @@ fn the_host_is_restarted_and_clocks_jump() {
     fs::write(&unfinished, "half").expect("a file");
     zmachine(&home, &["start", "m"]).expect_success();
     assert!(!unfinished.exists(), "a disk half made");
-    told(&home, "m", "echo kept > /kept; sync");
+    exec_output(&home, "m", "echo kept > /kept; sync");
     let mut checks = Checks::default();
     checks.that(
         "another boot: runtime resources are gone, the machine has failed with that reason",
@@ -74,7 +74,7 @@ fn the_host_is_restarted_and_clocks_jump() {
             assert_eq!(phase(&home, "m"), "failed");
             home.assert_host_clean();
             zmachine(&home, &["start", "m"]).expect_success();
-            assert_eq!(told(&home, "m", "cat /kept"), "kept");
+            assert_eq!(exec_output(&home, "m", "cat /kept"), "kept");
         },
     );
     checks.that(
@@ -102,7 +102,7 @@ fn the_host_is_restarted_and_clocks_jump() {
             zmachine(&home, &["stop", "m"]).expect_success();
         },
     );
-    checks.that("state that can not be read is reported and left alone", || {
+    checks.that("state that cannot be read is reported and left alone", || {
         let good = fs::read(state_file(&home, "m")).expect("the state");
         let half = &good[..good.len() / 2];
         for (bad, code) in [(&b""[..], 1), (b"{", 1), (b"{\"version\":999}", 6), (half, 1)] {
@@ -123,7 +123,7 @@ fn the_host_is_restarted_and_clocks_jump() {
         let refused = zmachine(&home, &["rm", "-f", "m"]);
         fs::write(&path, good).expect("the format");
         assert!(refused.expect_code(6).stderr().contains("shared-disks"), "{refused}");
-        assert_eq!(told(&home, "m", "cat /kept"), "kept");
+        assert_eq!(exec_output(&home, "m", "cat /kept"), "kept");
     });
     zmachine(&home, &["rm", "-f", "m"]).expect_success();
 }
@@ -157,7 +157,7 @@ fn of_two_commands_on_one_machine_one_wins_and_the_other_says_so() {
         for _ in 0..3 {
             let (codes, runs) = at_once(&home, &["start", "r"], &["start", "r"]);
             assert_eq!(codes, [0, 4], "{runs}");
-            assert_eq!(told(&home, "r", "echo one"), "one");
+            assert_eq!(exec_output(&home, "r", "echo one"), "one");
             let (codes, runs) = at_once(&home, &["stop", "r"], &["stop", "r"]);
             assert!(codes[0] == 0 && [0, 4].contains(&codes[1]), "{runs}");
             assert_eq!(phase(&home, "r"), "stopped");

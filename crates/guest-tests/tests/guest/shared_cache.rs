@@ -40,19 +40,19 @@ fn a_machine_of_another_home_starts_from_what_the_first_one_fetched() {
         let counters = &machine["state"]["rootfs_counters"];
         assert_eq!(counters["blocks_fetched"].as_u64(), Some(0), "{counters}");
         assert_eq!(files_below(&cache.join("blocks")), stored);
-        let said = machine["block_cache"].as_str().expect("a folder");
+        let output = machine["block_cache"].as_str().expect("a folder");
         assert!(
-            Path::new(said).starts_with(cache.canonicalize().expect("the cache")),
-            "{said}"
+            Path::new(output).starts_with(cache.canonicalize().expect("the cache")),
+            "{output}"
         );
     });
     checks.that("neither home has blocks of its own, and doctor says who shares", || {
         for home in [&first, &second] {
             assert!(!home.path().join("blocks").exists());
-            let said = zmachine(home, &["doctor"]).stdout();
+            let output = zmachine(home, &["doctor"]).stdout();
             assert!(
-                said.contains("shared by") && said.contains(&second.path().display().to_string()),
-                "{said}"
+                output.contains("shared by") && output.contains(&second.path().display().to_string()),
+                "{output}"
             );
         }
     });

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use zmachine_testkit::{Lack, TestHome, VmImage, skip};
 
-use crate::support::{Checks, home_with_box, inspect, noise, phase, sh, told, until, zmachine};
+use crate::support::{Checks, exec_output, home_with_box, inspect, noise, phase, sh, until, zmachine};
 use crate::vms::booted;
 
 /// A home with the busybox tree as an image, on a host that can share directories.
@@ -55,7 +55,7 @@ fn directories_of_the_host_are_shared_and_nothing_of_them_is_left() {
     fs::create_dir_all(shared.join("inner")).expect("a directory");
     fs::write(shared.join("f"), "from the host\n").expect("a file");
     let mut checks = Checks::default();
-    checks.that("what can not be shared is refused and nothing is made", || {
+    checks.that("what cannot be shared is refused and nothing is made", || {
         refusals(&home, &image, &shared)
     });
     let (all, inner) = (
@@ -86,13 +86,13 @@ fn directories_of_the_host_are_shared_and_nothing_of_them_is_left() {
                 .ok()
                 .filter(|text| text == b"from the host\n")
         });
-        let lines = told(&home, "s", "grep virtiofs /proc/mounts | cut -d' ' -f1-3,4");
+        let lines = exec_output(&home, "s", "grep virtiofs /proc/mounts | cut -d' ' -f1-3,4");
         assert!(lines.contains("share1 /data virtiofs rw"), "{lines}");
         assert!(lines.contains("share0 /data/deep/er virtiofs ro"), "{lines}");
     });
     checks.that("each side sees what the other writes", || {
         fs::write(shared.join("later"), noise(5, 3 << 20)).expect("a file");
-        told(
+        exec_output(
             &home,
             "s",
             "cp /data/later /data/back && cp /bin/busybox /data/busybox && /data/busybox true",
@@ -101,7 +101,7 @@ fn directories_of_the_host_are_shared_and_nothing_of_them_is_left() {
             fs::read(shared.join("back")).expect("the guest's copy"),
             noise(5, 3 << 20)
         );
-        told(
+        exec_output(
             &home,
             "s",
             "mkdir /data/new && mv /data/back /data/new/moved && rm /data/later",
@@ -110,14 +110,14 @@ fn directories_of_the_host_are_shared_and_nothing_of_them_is_left() {
     });
     checks.that("read-only is the host's word, not the guest's", || {
         sh(&home, "s", "touch /data/deep/er/x").expect_code(1);
-        told(&home, "s", "mount -o remount,rw /data/deep/er");
+        exec_output(&home, "s", "mount -o remount,rw /data/deep/er");
         sh(&home, "s", "touch /data/deep/er/x").expect_code(1);
         sh(&home, "s", "mkdir /data/deep/er/x").expect_code(1);
         assert_eq!(fs::read_dir(shared.join("inner")).expect("inner").count(), 0);
     });
     checks.that("no link and no '..' leads to the rest of the host", || {
         std::os::unix::fs::symlink("../../../../../..", shared.join("up")).expect("a link");
-        told(&home, "s", "test -e /data/up/data/f && test -e /data/up/bin/busybox");
+        exec_output(&home, "s", "test -e /data/up/data/f && test -e /data/up/bin/busybox");
         sh(&home, "s", "test -e /data/up/usr/lib/qemu").expect_code(1);
         sh(&home, "s", "ls /data/../usr/lib/qemu").expect_code(1);
     });
@@ -125,7 +125,7 @@ fn directories_of_the_host_are_shared_and_nothing_of_them_is_left() {
         zmachine(&home, &["stop", "-t", "1", "s"]).expect_success();
         assert!(servers(&home, "s").is_empty());
         zmachine(&home, &["start", "s"]).expect_success();
-        assert_eq!(told(&home, "s", "cat /data/f"), "from the host");
+        assert_eq!(exec_output(&home, "s", "cat /data/f"), "from the host");
     });
     checks.that("a server that is killed is told, and fails its machine", || {
         kill(servers(&home, "s")[0]);
@@ -140,10 +140,7 @@ fn directories_of_the_host_are_shared_and_nothing_of_them_is_left() {
         fs::rename(&shared, &aside).expect("rename");
         let start = zmachine(&home, &["start", "s"]);
         let text = start.expect_code(1).stderr();
-        assert!(
-            text.contains("can not share") && text.contains("No such file"),
-            "{text}"
-        );
+        assert!(text.contains("cannot share") && text.contains("No such file"), "{text}");
         std::os::unix::fs::symlink(&aside, &shared).expect("a link");
         zmachine(&home, &["start", "s"]).expect_code(1);
         fs::remove_file(&shared).expect("the link");

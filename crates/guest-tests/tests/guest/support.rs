@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use zmachine_testkit::{Finished, Need, TestHome, Tree, lacking, skip};
 
-/// A home, or `None` (with the reason printed) on a host that can not have guests with networks.
+/// A home, or `None` (with the reason printed) on a host that cannot have guests with networks.
 pub(crate) fn home() -> Option<TestHome> {
     let commands = [
         "qemu-system-x86_64",
@@ -48,7 +48,7 @@ pub(crate) fn sh(home: &TestHome, machine: &str, script: &str) -> Finished {
 
 /// What a shell script in a running machine prints, without the end of the last line; it must succeed.
 #[track_caller]
-pub(crate) fn told(home: &TestHome, machine: &str, script: &str) -> String {
+pub(crate) fn exec_output(home: &TestHome, machine: &str, script: &str) -> String {
     let run = sh(home, machine, script);
     run.expect_success();
     run.stdout().trim_end().to_owned()

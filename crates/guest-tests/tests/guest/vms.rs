@@ -47,7 +47,7 @@ fn console(home: &TestHome, name: &str) -> String {
 }
 
 /// What follows `word` on its lines.
-pub(crate) fn told<'a>(boot: &'a str, word: &str) -> Vec<&'a str> {
+pub(crate) fn exec_output<'a>(boot: &'a str, word: &str) -> Vec<&'a str> {
     let prefix = format!("{word} ");
     boot.lines()
         .filter_map(|line| line.trim_end().strip_prefix(&prefix))
@@ -57,7 +57,7 @@ pub(crate) fn told<'a>(boot: &'a str, word: &str) -> Vec<&'a str> {
 /// Size of the guest's root in KiB.
 #[track_caller]
 fn root_kib(boot: &str) -> u64 {
-    told(boot, "ROOT")
+    exec_output(boot, "ROOT")
         .first()
         .and_then(|n| n.parse().ok())
         .unwrap_or_else(|| panic!("no ROOT in {boot}"))
@@ -100,12 +100,12 @@ fn a_bare_image_lives_from_its_installation_to_its_removal() {
     let boot = booted(&home, "m", 1);
     checks.that("the root is as large as its volume, and its data whole", || {
         assert!(root_kib(&boot) > 1900 << 10, "{boot}");
-        assert_eq!(told(&boot, "NOISE"), ["ok"], "{boot}");
+        assert_eq!(exec_output(&boot, "NOISE"), ["ok"], "{boot}");
     });
     checks.that(
         "environment and network are on the command line, as inspect has them",
         || {
-            let line = told(&boot, "CMDLINE").join(" ");
+            let line = exec_output(&boot, "CMDLINE").join(" ");
             let words: Vec<&str> = line.split(' ').collect();
             for word in ["A=b", "root=/dev/vda", "rw", "console=ttyS0"] {
                 assert!(words.contains(&word), "{word} in {line}");
@@ -113,7 +113,7 @@ fn a_bare_image_lives_from_its_installation_to_its_removal() {
             let state = inspect(&home, "m");
             let addresses = state["state"]["addresses"].as_array().expect("addresses").clone();
             assert!(addresses.len() >= 2, "{addresses:?}");
-            let found = told(&boot, "ADDRESS");
+            let found = exec_output(&boot, "ADDRESS");
             for address in addresses {
                 let address = address.as_str().unwrap_or_default();
                 assert!(
@@ -187,7 +187,7 @@ fn a_bare_image_lives_from_its_installation_to_its_removal() {
     checks.that("it grew with its volume, and was not installed again", || {
         let boot = booted(&home, "m", 3);
         assert!(root_kib(&boot) > 2750 << 10, "{boot}");
-        assert_eq!(told(&boot, "NOISE"), ["ok"]);
+        assert_eq!(exec_output(&boot, "NOISE"), ["ok"]);
     });
     checks.that(
         "a kernel that panics fails the machine, and its last words are kept",
@@ -211,7 +211,7 @@ fn a_bare_image_lives_from_its_installation_to_its_removal() {
         booted(&home, "m", 4);
         zmachine(&home, &["kill", "m"]).expect_success();
         zmachine(&home, &["start", "m"]).expect_success();
-        assert_eq!(told(&booted(&home, "m", 5), "NOISE"), ["ok"]);
+        assert_eq!(exec_output(&booted(&home, "m", 5), "NOISE"), ["ok"]);
     });
     checks.that("a guest that switches itself off is stopped", || {
         let mut screen = home.zmachine(["console", "m"]).on_terminal();
@@ -251,7 +251,7 @@ fn btrfs_and_xfs_roots_grow_and_stay_clean() {
             zmachine(&home, &["run", "-d", "--name", fstype, "-v", "boot:/:size=1G", &image]).expect_success();
             let boot = booted(&home, fstype, 1);
             assert!(root_kib(&boot) > 850 << 10, "{boot}");
-            assert_eq!(told(&boot, "NOISE"), ["ok"], "{boot}");
+            assert_eq!(exec_output(&boot, "NOISE"), ["ok"], "{boot}");
             zmachine(&home, &["kill", fstype]).expect_success();
             zmachine(&home, &["volume", "grow", "boot", "2G"]).expect_success();
             zmachine(&home, &["start", fstype]).expect_success();
@@ -304,10 +304,10 @@ fn a_whole_disk_boots_by_firmware_and_keeps_the_kernel_it_is_given() {
     )
     .expect_success();
     let first = booted(&home, "d", 1);
-    let release = |boot: &str| told(boot, "KERNEL").join("");
+    let release = |boot: &str| exec_output(boot, "KERNEL").join("");
     checks.that("the last partition and its file system fill the volume", || {
         assert!(root_kib(&first) > 800 << 10, "{first}");
-        assert_eq!(told(&first, "NOISE"), ["ok"]);
+        assert_eq!(exec_output(&first, "NOISE"), ["ok"]);
         let disk = home.path().join("volumes/boot/data.img").display().to_string();
         let table = Command::new("sgdisk").args(["-v", &disk]).output().expect("sgdisk");
         assert!(
@@ -427,7 +427,7 @@ fn a_full_disk_stops_the_copy_and_spoils_nothing() {
     assert_ne!(volume(&home)["state"], "installed");
     space.resize("1G");
     zmachine(&home, &["start", "m"]).expect_success();
-    assert_eq!(told(&booted(&home, "m", 1), "NOISE"), ["ok"]);
+    assert_eq!(exec_output(&booted(&home, "m", 1), "NOISE"), ["ok"]);
     zmachine(&home, &["rm", "-f", "m"]).expect_success();
     zmachine(&home, &["volume", "rm", "boot"]).expect_success();
     drop(space);
@@ -671,13 +671,16 @@ fn refusals(home: &TestHome, image: &str) {
 
 #[track_caller]
 fn told_why(what: &str, made: &Finished, words: &[&str]) {
-    let said = made.stderr();
+    let reported = made.stderr();
     assert!((1..=6).contains(&made.code), "{what}: {made}");
-    assert!(said.starts_with("error: ") && said.contains("hint: "), "{what}: {said}");
+    assert!(
+        reported.starts_with("error: ") && reported.contains("hint: "),
+        "{what}: {reported}"
+    );
     for word in words {
         assert!(
-            said.to_lowercase().contains(&word.to_lowercase()),
-            "{what}: no {word:?} in {said}"
+            reported.to_lowercase().contains(&word.to_lowercase()),
+            "{what}: no {word:?} in {reported}"
         );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use crate::support::{Checks, home, inspect, told, zmachine};
+use crate::support::{Checks, exec_output, home, inspect, zmachine};
 use serde_json::Value;
 use zmachine_testkit::{TestHome, Tree};
 
@@ -67,10 +67,10 @@ fn volumes_of_every_file_system_are_mounted_grown_and_kept() {
             ("/own", "ext4"),
             ("/long", "ext4"),
         ] {
-            let line = told(&home, "v", &format!("grep ' {target} ' /proc/mounts"));
+            let line = exec_output(&home, "v", &format!("grep ' {target} ' /proc/mounts"));
             assert_eq!(line.split(' ').nth(2), Some(fstype), "{line}");
         }
-        told(
+        exec_output(
             &home,
             "v",
             "for d in /deep/er/e /b /x /own; do echo kept > $d/file; done; sync",
@@ -80,15 +80,15 @@ fn volumes_of_every_file_system_are_mounted_grown_and_kept() {
         let look = "stat -c '%u:%g %a' /b /x /deep/er/e /own; ls -A /x /deep/er/e /own; cat /b/image/conf";
         let taken = "1000:1000 2750\n".repeat(3);
         assert_eq!(
-            told(&home, "v", look),
+            exec_output(&home, "v", look),
             format!("{taken}0:0 755\n/deep/er/e:\nconf\nfile\n\n/own:\nfile\n\n/x:\nconf\nfile\nfrom the image")
         );
-        told(&home, "v", "rm /x/conf");
+        exec_output(&home, "v", "rm /x/conf");
     });
     checks.that(
         "the serial number of the disk is the volume's name, or a short form of it",
         || {
-            let serials = told(&home, "v", "for f in /sys/block/vd*/serial; do cat $f; echo; done");
+            let serials = exec_output(&home, "v", "for f in /sys/block/vd*/serial; do cat $f; echo; done");
             let serials: Vec<&str> = serials.lines().collect();
             assert!(["e", "b", "x"].iter().all(|name| serials.contains(name)), "{serials:?}");
             assert!(
@@ -138,13 +138,13 @@ fn volumes_of_every_file_system_are_mounted_grown_and_kept() {
     });
     checks.that("what is deleted in the guest is given back to the host", || {
         let used = || volume(&home, "e")["used_bytes"].as_u64().unwrap();
-        told(
+        exec_output(
             &home,
             "v",
             "dd if=/dev/urandom of=/deep/er/e/big bs=1M count=30 2>/dev/null; sync",
         );
         let full = used();
-        told(&home, "v", "rm /deep/er/e/big; sync");
+        exec_output(&home, "v", "rm /deep/er/e/big; sync");
         let trimmed = zmachine(&home, &["exec", "v", "fstrim", "/deep/er/e"]);
         if trimmed.code == 0 {
             assert!(used() + (25 << 20) < full, "{} of {full}", used());
@@ -179,14 +179,14 @@ fn volumes_of_every_file_system_are_mounted_grown_and_kept() {
                 );
             }
             assert_eq!(
-                told(&home, "v", "cat /deep/er/e/file /b/file /x/file /own/file"),
+                exec_output(&home, "v", "cat /deep/er/e/file /b/file /x/file /own/file"),
                 "kept\n".repeat(4).trim_end()
             );
-            assert_eq!(told(&home, "v", "ls -A /x"), "file", "what was deleted stays so");
+            assert_eq!(exec_output(&home, "v", "ls -A /x"), "file", "what was deleted stays so");
         },
     );
     zmachine(&home, &["stop", "-t", "1", "v"]).expect_success();
-    checks.that("two machines read one volume, and can not write to it", || {
+    checks.that("two machines read one volume, and cannot write to it", || {
         let words = ["run", "-d", "--network", "none", "-v", "e:/e:ro"];
         for name in ["r1", "r2"] {
             zmachine(
@@ -195,7 +195,7 @@ fn volumes_of_every_file_system_are_mounted_grown_and_kept() {
             )
             .expect_success();
             assert_eq!(
-                told(&home, name, "cat /e/file; touch /e/no 2>/dev/null || echo refused"),
+                exec_output(&home, name, "cat /e/file; touch /e/no 2>/dev/null || echo refused"),
                 "kept\nrefused"
             );
         }
@@ -273,6 +273,10 @@ fn size_kib(home: &TestHome, name: &str) -> u64 {
     } else {
         format!("/{name}")
     };
-    let told = told(home, "v", &format!("df -k {target} | tail -n 1"));
-    told.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("df")
+    let exec_output = exec_output(home, "v", &format!("df -k {target} | tail -n 1"));
+    exec_output
+        .split_whitespace()
+        .nth(1)
+        .and_then(|n| n.parse().ok())
+        .expect("df")
 }

@@ -14,11 +14,11 @@ use crate::support::{Checks, home, inspect, noise, phase, until, until_logged, z
 /// What `why` says of the last start of `machine`, as one text: what, because, hint.
 fn why(home: &TestHome, machine: &str) -> String {
     let run = zmachine(home, &["why", "-o", "json", machine]);
-    let told: Value = serde_json::from_str(&run.expect_success().stdout()).expect("JSON");
-    let explanation = &told[0]["explanation"];
+    let exec_output: Value = serde_json::from_str(&run.expect_success().stdout()).expect("JSON");
+    let explanation = &exec_output[0]["explanation"];
     assert!(
         explanation["what"].as_str().is_some_and(|what| what.len() > 10),
-        "{told}"
+        "{exec_output}"
     );
     // The words for people are made of the same record.
     let text = zmachine(home, &["why", machine]).expect_success().stdout();
@@ -41,7 +41,7 @@ fn ended(home: &TestHome, machine: &str) {
     });
 }
 
-/// A program that writes to address 0: process 1 can not end itself with a signal, but a fault ends it. An ELF file of one
+/// A program that writes to address 0: process 1 cannot end itself with a signal, but a fault ends it. An ELF file of one
 /// segment, with `xor eax, eax; mov [rax], eax`.
 fn crashing_program() -> Vec<u8> {
     const BASE: u64 = 0x40_0000;
@@ -107,14 +107,20 @@ fn every_kind_of_failure_is_told_in_words_with_what_to_do() {
         checks.that(name, || {
             let run = [&["run", "--name", name, &image][..], args].concat();
             zmachine(&home, &run);
-            let told = why(&home, name);
-            assert!(told.contains(what) && told.contains(hint), "{told}");
+            let exec_output = why(&home, name);
+            assert!(
+                exec_output.contains(what) && exec_output.contains(hint),
+                "{exec_output}"
+            );
         });
     }
     checks.that("a user that is not there", || {
         zmachine(&home, &["run", "--name", "user", "-u", "nobody99", &image, "true"]).expect_code(125);
-        let told = why(&home, "user");
-        assert!(told.contains("nobody99") && told.contains("/etc/passwd"), "{told}");
+        let exec_output = why(&home, "user");
+        assert!(
+            exec_output.contains("nobody99") && exec_output.contains("/etc/passwd"),
+            "{exec_output}"
+        );
     });
     checks.that("a port that another program has", || {
         let network = home.network().expect("a network").path();
@@ -123,10 +129,10 @@ fn every_kind_of_failure_is_told_in_words_with_what_to_do() {
         zmachine(&home, &["create", "--name", "port", "-p", &publish, &image, "true"]).expect_success();
         let _taken = listen_in(&network, free);
         zmachine(&home, &["start", "port"]).expect_code(4);
-        let told = why(&home, "port");
+        let exec_output = why(&home, "port");
         assert!(
-            told.contains(&free.to_string()) && !told.contains("\"hint\":null"),
-            "{told}"
+            exec_output.contains(&free.to_string()) && !exec_output.contains("\"hint\":null"),
+            "{exec_output}"
         );
     });
     checks.that("a host without memory for it", || {
@@ -136,8 +142,8 @@ fn every_kind_of_failure_is_told_in_words_with_what_to_do() {
         let script = format!("ulimit -v 1300000; exec {} start big", program.display());
         let run = home.command(Path::new("/bin/sh"), ["-c", &script]).finish();
         assert_ne!(run.code, 0, "{run}");
-        let told = why(&home, "big");
-        assert!(told.to_lowercase().contains("memory"), "{told}");
+        let exec_output = why(&home, "big");
+        assert!(exec_output.to_lowercase().contains("memory"), "{exec_output}");
     });
     checks.that("a stop that was asked for, and a kill", || {
         zmachine(&home, &["run", "-d", "--name", "asked", &image, "sleep", "1000"]).expect_success();
@@ -155,22 +161,22 @@ fn every_kind_of_failure_is_told_in_words_with_what_to_do() {
         zmachine(&home, &["start", "asked"]).expect_success();
         kill_process(process(&home, "asked", "hypervisor"), Signal::KILL).expect("the hypervisor");
         ended(&home, "asked");
-        let told = why(&home, "asked");
-        assert!(told.contains("somebody killed the hypervisor"), "{told}");
+        let exec_output = why(&home, "asked");
+        assert!(exec_output.contains("somebody killed the hypervisor"), "{exec_output}");
         zmachine(&home, &["start", "asked"]).expect_success();
         kill_process(process(&home, "asked", "monitor"), Signal::KILL).expect("the monitor");
         ended(&home, "asked");
-        let told = why(&home, "asked");
+        let exec_output = why(&home, "asked");
         assert!(
-            told.contains("monitor ended without a word") && told.contains("monitor.stderr"),
-            "{told}"
+            exec_output.contains("monitor ended without a word") && exec_output.contains("monitor.stderr"),
+            "{exec_output}"
         );
     });
     checks.that("blocks that no store has", || {
         let script = "echo up; sleep 2; cat /data.bin > /dev/null || exit 5";
         zmachine(&home, &["run", "-d", "--name", "blocks", &image, "sh", "-c", script]).expect_success();
         until_logged(&home, "blocks", "up");
-        // The machine's courier holds on to the folder itself.
+        // The machine's block broker holds on to the folder itself.
         let move_all = |from: &str, to: &str| {
             std::fs::create_dir_all(home.file(to)).expect("a folder");
             for entry in std::fs::read_dir(home.file(from)).expect("a store").flatten() {
@@ -179,10 +185,10 @@ fn every_kind_of_failure_is_told_in_words_with_what_to_do() {
         };
         move_all("store", "away");
         ended(&home, "blocks");
-        let told = why(&home, "blocks");
+        let exec_output = why(&home, "blocks");
         assert!(
-            told.contains("blocks could not be had") && told.contains("another one can be named"),
-            "{told}"
+            exec_output.contains("blocks could not be had") && exec_output.contains("another one can be named"),
+            "{exec_output}"
         );
         move_all("away", "store");
     });

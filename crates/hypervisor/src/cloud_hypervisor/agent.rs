@@ -24,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Listens at `path`, for this user alone.
 ///
 /// # Errors
-/// When the socket can not be made.
+/// When the socket cannot be made.
 pub(super) fn listen(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
@@ -54,7 +54,7 @@ pub(super) fn expect_many(listener: UnixListener, hints: mpsc::Sender<Hint>) -> 
     })
 }
 
-/// The next call; `None` when the socket can not be used any more.
+/// The next call; `None` when the socket cannot be used any more.
 async fn accept(listener: &UnixListener) -> Option<UnixStream> {
     for _ in 0..100 {
         match listener.accept().await {

@@ -182,7 +182,7 @@ pub fn understand(answer: &Answer) -> Result<Value, ApiError> {
 /// The causes in a refusal: an array of texts, or whatever else was said.
 fn causes(answer: &Answer) -> Vec<String> {
     let shortened = |text: &str| text.chars().take(MAX_CAUSE_CHARS).collect::<String>();
-    let said: Vec<String> = match serde_json::from_slice(&answer.body) {
+    let output: Vec<String> = match serde_json::from_slice(&answer.body) {
         Ok(Value::Array(items)) => items
             .iter()
             .filter_map(Value::as_str)
@@ -192,8 +192,8 @@ fn causes(answer: &Answer) -> Vec<String> {
         Ok(Value::String(text)) => vec![shortened(&text)],
         _ => vec![shortened(&String::from_utf8_lossy(&answer.body))],
     };
-    match said.iter().any(|cause| !cause.is_empty()) {
-        true => said,
+    match output.iter().any(|cause| !cause.is_empty()) {
+        true => output,
         false => vec![format!("status {}", answer.status)],
     }
 }
@@ -236,11 +236,11 @@ mod tests {
 
     #[test]
     fn a_refusal_keeps_its_whole_chain_of_causes() {
-        let said = refused(
+        let output = refused(
             500,
             r#"["Error from API","The VM could not boot","VM config is missing"]"#,
         );
-        assert_eq!(said, "Error from API: The VM could not boot: VM config is missing");
+        assert_eq!(output, "Error from API: The VM could not boot: VM config is missing");
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Folder {
     }
 
     /// The sockets by the names that the hypervisor is told.
-    pub(super) fn told(&self) -> Sockets {
+    pub(super) fn reported(&self) -> Sockets {
         Sockets::of(&self.path)
     }
 
@@ -82,7 +82,7 @@ impl Folder {
     pub(super) fn reached(&self) -> Sockets {
         match self.mount() {
             Some(mount) => Sockets::of(&PathBuf::from(format!("/proc/self/fd/{mount}"))),
-            None => self.told(),
+            None => self.reported(),
         }
     }
 

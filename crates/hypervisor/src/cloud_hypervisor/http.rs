@@ -61,7 +61,7 @@ impl AnswerDecoder {
     /// Takes what came, and gives the answer once it is whole. What follows an answer is not looked at.
     ///
     /// # Errors
-    /// When it can not become an answer any more.
+    /// When it cannot become an answer any more.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Option<Answer>, HttpError> {
         self.buffer.extend_from_slice(bytes);
         loop {

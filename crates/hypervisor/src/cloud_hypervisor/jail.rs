@@ -36,7 +36,7 @@ impl Files {
     /// Those of `vm`, for `user` if they can be, else for their owner.
     ///
     /// # Errors
-    /// When one is not there, or a socket can not be given back to the owner.
+    /// When one is not there, or a socket cannot be given back to the owner.
     pub(super) fn of(vm: &VmSpec, user: Option<u32>) -> Result<Files, LaunchError> {
         let paths = paths(vm);
         let size = |path: &Path| match path.metadata() {
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(at("/k/vmlinux"), Some(Access::Read));
         assert_eq!(at("/run/rootfs.sock"), Some(Access::Read));
         assert_eq!(may(&disk), Some(Access::Write));
-        assert_eq!(may(&folder.told().api), Some(Access::Write));
+        assert_eq!(may(&folder.reported().api), Some(Access::Write));
         for path in ["/m/spec.json", "/bin/sh", "/etc/passwd", "/run/ctl.sock", "/sys"] {
             assert_eq!(at(path), None, "{path}");
         }

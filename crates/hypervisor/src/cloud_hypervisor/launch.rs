@@ -32,7 +32,7 @@ use super::vm::{ChVm, Parts};
 use super::{AGENT_PORT, BINARY, CloudHypervisor, OLDEST, agent, serial, unsupported};
 
 /// How long whoever serves a device may refuse connections: it may be restarting.
-const UNSERVED_PATIENCE: Duration = Duration::from_secs(5);
+const UNSERVED_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between two looks for a socket.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Hints that wait to be looked at.
@@ -151,7 +151,7 @@ fn free(host: &CloudHypervisor, run: &RunDir) -> Jailed {
 
 fn spawn(host: &CloudHypervisor, mut jailed: Jailed, files: &Files, folder: &Folder) -> Result<Child, LaunchError> {
     let path = |path: &Path| format!("path={}", path.display());
-    let sockets = folder.told();
+    let sockets = folder.reported();
     let command = jailed.command();
     command.args(["--api-socket", &path(&sockets.api)]);
     command.args(["--event-monitor", &path(&sockets.events)]);
@@ -212,7 +212,7 @@ async fn require_served(vm: &VmSpec) -> Result<(), LaunchError> {
     // A server of a directory ends with its first connection, so a trial would be its end.
     let shares = vm.shares.iter().map(|share| (&share.socket, false));
     for (socket, takes_more) in disks.chain(shares) {
-        let deadline = Instant::now() + UNSERVED_PATIENCE;
+        let deadline = Instant::now() + UNSERVED_TIMEOUT;
         loop {
             let tried = match takes_more {
                 true => tokio::net::UnixStream::connect(socket).await.map(drop),
@@ -222,8 +222,8 @@ async fn require_served(vm: &VmSpec) -> Result<(), LaunchError> {
                 Ok(()) => break,
                 Err(_) if Instant::now() < deadline => tokio::time::sleep(PAUSE * 10).await,
                 Err(error) => {
-                    let said = format!("{}: {error}", socket.display());
-                    return Err(LaunchError::Unserved { said });
+                    let output = format!("{}: {error}", socket.display());
+                    return Err(LaunchError::Unserved { output });
                 }
             }
         }
@@ -257,7 +257,7 @@ impl Starting<'_> {
         over: watch::Receiver<bool>,
     ) -> Result<Started, LaunchError> {
         let version = self.greet().await?;
-        let config = VmConfig::new(self.vm, self.folder.path(), &self.folder.told());
+        let config = VmConfig::new(self.vm, self.folder.path(), &self.folder.reported());
         let refused = |command: &'static str| move |error: ApiError| LaunchError::Control(error.of(command));
         let created = self.client.put_with("vm.create", &config, &[], self.patience).await;
         created.map_err(refused("vm.create"))?;
@@ -306,7 +306,7 @@ impl Starting<'_> {
         let info = info.map_err(|e| LaunchError::Control(e.of("vm.info")))?;
         let nets = self.taps.iter().map(|(net, _)| serde_json::to_value(net));
         let described = serde_json::to_value(config).and_then(|sent| Ok((sent, nets.collect::<Result<Vec<_>, _>>()?)));
-        // What can not be described can not be compared either, so it is nothing that was understood.
+        // What cannot be described cannot be compared either, so it is nothing that was understood.
         let Ok((mut sent, nets)) = described else {
             return Err(LaunchError::Misunderstood { field: "all".into() });
         };

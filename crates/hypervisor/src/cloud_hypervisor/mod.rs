@@ -58,7 +58,7 @@ pub struct CloudHypervisor {
 }
 
 /// On a host with ten times more work than CPUs QEMU took 8 s to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 impl CloudHypervisor {
     /// The one at `binary`, or the one in the search path, without running it.
@@ -66,7 +66,7 @@ impl CloudHypervisor {
         Self {
             binary: binary.unwrap_or(Path::new(BINARY)).to_owned(),
             version: (0, 0),
-            patience: PATIENCE,
+            patience: TIMEOUT,
         }
     }
 }
@@ -78,7 +78,7 @@ fn unsupported(reason: impl Into<String>) -> Unsupported {
     }
 }
 
-/// What of `vm` Cloud Hypervisor can not do. Pure.
+/// What of `vm` Cloud Hypervisor cannot do. Pure.
 fn check(vm: &VmSpec) -> Result<(), Unsupported> {
     if vm.accel != Accel::Kvm {
         return Err(unsupported("it needs kvm"));

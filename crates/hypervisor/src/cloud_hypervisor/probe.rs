@@ -21,12 +21,12 @@ pub enum ProbeError {
         source: io::Error,
     },
     /// The program is something else.
-    #[error("{} does not say which version of Cloud Hypervisor it is: {said}", binary.display())]
+    #[error("{} does not say which version of Cloud Hypervisor it is: {reported}", binary.display())]
     Other {
         /// The program.
         binary: PathBuf,
         /// What it said.
-        said: String,
+        reported: String,
     },
     /// The program is too old.
     #[error("{} is Cloud Hypervisor {}.{}, which is older than {}.{}", binary.display(), version.0, version.1, OLDEST.0, OLDEST.1)]
@@ -64,8 +64,8 @@ pub fn probe(binary: Option<&Path>) -> Result<CloudHypervisor, ProbeError> {
 /// What the program that answers `--version` with `text` is.
 fn judge(binary: PathBuf, text: &str) -> Result<CloudHypervisor, ProbeError> {
     let Some(version) = parse_version(text) else {
-        let said = text.lines().next().unwrap_or_default().chars().take(100).collect();
-        return Err(ProbeError::Other { binary, said });
+        let reported = text.lines().next().unwrap_or_default().chars().take(100).collect();
+        return Err(ProbeError::Other { binary, reported });
     };
     if version < OLDEST {
         return Err(ProbeError::TooOld { binary, version });

@@ -8,7 +8,7 @@
 //! | resets | stays, and starts the guest again | state `Running` | `vm rebooting`, `vm rebooted` |
 //! | ends by a triple fault | exits with 0 | gone | `vm shutdown`, `vm deleted`, `vmm shutdown` |
 //! | panics, with a driver for pvpanic | stays | state `Running` | `guest panic` |
-//! | has a virtual CPU that KVM can not run | exits with 0 | gone | none that tells it apart |
+//! | has a virtual CPU that KVM cannot run | exits with 0 | gone | none that tells it apart |
 //!
 //! The last of these is told apart by the process's log alone ([`VCPU_FAILED`]). The events and the end of the serial console are hints; what they hint at is looked up. The exit status says nothing
 //! about the guest. SIGTERM from outside also ends the process with 0, and is taken for a reset.
@@ -34,11 +34,11 @@ use super::config::{NetConfig, RemoveDevice, ResizeDisk};
 use super::events::Event;
 
 /// It needs milliseconds to go; then it is killed.
-const QUIT_PATIENCE: Duration = Duration::from_secs(20);
+const QUIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// What its log says when a thread of a virtual CPU ends in an error or a panic: its process ends with success all the same.
 const VCPU_FAILED: &str = "VCPU generated error";
 /// How long a guest may take to let an interface go, as with QEMU.
-const UNPLUG_PATIENCE: Duration = Duration::from_secs(10);
+const UNPLUG_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two looks whether it has.
 const UNPLUG_PAUSE: Duration = Duration::from_millis(50);
 /// How long the last events may take to be read.
@@ -171,7 +171,7 @@ impl ChVm {
         }
     }
 
-    /// Whether the guest has powered off. Nothing changes when that can not be told: the process's end says more then.
+    /// Whether the guest has powered off. Nothing changes when that cannot be told: the process's end says more then.
     async fn look_for_power_off(&mut self) {
         if let Ok(info) = self.client.get("vm.info", self.patience).await
             && matches!(info["state"].as_str(), Some("Created" | "Shutdown"))
@@ -183,8 +183,8 @@ impl ChVm {
     /// Lets the process go, for a guest that has ended, and reaps it.
     async fn wind_up(&mut self, reason: ExitReason) {
         // Its death is what counts, not its answer.
-        let _ = self.client.put("vmm.shutdown", QUIT_PATIENCE).await;
-        if tokio::time::timeout(QUIT_PATIENCE, self.child.wait()).await.is_err() {
+        let _ = self.client.put("vmm.shutdown", QUIT_TIMEOUT).await;
+        if tokio::time::timeout(QUIT_TIMEOUT, self.child.wait()).await.is_err() {
             let _ = self.child.kill().await;
         }
         self.close(reason);
@@ -322,7 +322,7 @@ impl Vm for ChVm {
     async fn remove_nic(&mut self, id: &str) -> Result<(), ControlError> {
         let body = RemoveDevice { id: id.to_owned() };
         self.order_with("vm.remove-device", &body).await?;
-        let patience = UNPLUG_PATIENCE.min(self.patience);
+        let patience = UNPLUG_TIMEOUT.min(self.patience);
         let deadline = Instant::now() + patience;
         loop {
             let info = self.client.get("vm.info", self.patience).await;

@@ -25,9 +25,9 @@ use super::vm::QemuVm;
 use super::{BINARY, Qemu};
 
 /// QEMU answers 0.1 s after its start; under emulation on a host with ten times more work than CPUs it took 8 s.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long whoever serves a disk may refuse connections: it may be restarting.
-const UNSERVED_PATIENCE: Duration = Duration::from_secs(5);
+const UNSERVED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The ends of the socket pairs that stay with us, and the other ends that QEMU inherits.
 struct Pairs {
@@ -93,9 +93,9 @@ pub(super) async fn launch(
     let qmp = ours(qmp, "control channel")?;
     let greeted = tokio::select! {
         greeted = handshake(qmp) => greeted,
-        said = unserved_disk(&log) => {
+        output = unserved_disk(&log) => {
             let _ = child.kill().await; // also reaps it; it can only fail when it is gone already
-            return Err(LaunchError::Unserved { said });
+            return Err(LaunchError::Unserved { output });
         }
     };
     match greeted {
@@ -250,11 +250,11 @@ fn spawn(qemu: &Qemu, mut jailed: Jailed, vm: &VmSpec, channels: &Channels) -> R
 }
 
 async fn handshake(stream: UnixStream) -> Result<Qmp, ControlError> {
-    match tokio::time::timeout(PATIENCE, Qmp::connect(stream)).await {
+    match tokio::time::timeout(TIMEOUT, Qmp::connect(stream)).await {
         Ok(connected) => connected,
         Err(_) => Err(ControlError::Silent {
             command: "greeting".into(),
-            patience: PATIENCE,
+            patience: TIMEOUT,
         }),
     }
 }
@@ -289,9 +289,9 @@ fn into_tokio(stream: StdStream) -> std::io::Result<UnixStream> {
 /// forever, without answering on its control channel.
 async fn unserved_disk(log: &Log) -> String {
     loop {
-        if let Some(said) = log.find("Unable to connect character") {
-            tokio::time::sleep(UNSERVED_PATIENCE).await;
-            return said;
+        if let Some(output) = log.find("Unable to connect character") {
+            tokio::time::sleep(UNSERVED_TIMEOUT).await;
+            return output;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -24,12 +24,12 @@ pub enum ProbeError {
         source: io::Error,
     },
     /// The program is something else.
-    #[error("{} does not say which version of QEMU it is: {said}", binary.display())]
+    #[error("{} does not say which version of QEMU it is: {reported}", binary.display())]
     NotQemu {
         /// The program.
         binary: PathBuf,
         /// What it said.
-        said: String,
+        reported: String,
     },
     /// The program is too old.
     #[error("{} is QEMU {}.{}, which is older than {}.{}", binary.display(), version.0, version.1, OLDEST.0, OLDEST.1)]
@@ -85,8 +85,8 @@ pub fn probe(binary: Option<&Path>) -> Result<Qemu, ProbeError> {
     };
     let (version, folders) = (text(version.map_err(missing)?), text(folders.map_err(missing)?));
     let Some(parsed) = parse_version(&version) else {
-        let said = version.lines().next().unwrap_or_default().chars().take(100).collect();
-        return Err(ProbeError::NotQemu { binary, said });
+        let reported = version.lines().next().unwrap_or_default().chars().take(100).collect();
+        return Err(ProbeError::NotQemu { binary, reported });
     };
     if parsed < OLDEST {
         return Err(ProbeError::TooOld {

@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 use crate::ControlError;
 
 /// An answer takes milliseconds; under emulation on a busy host it once took seconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// No answer we ask for is longer; a longer line means that this is not QMP.
 const MAX_LINE_BYTES: usize = 4 << 20;
 
@@ -116,11 +116,11 @@ impl Qmp {
                 self.keep_event(message);
             }
         };
-        tokio::time::timeout(PATIENCE, answer)
+        tokio::time::timeout(TIMEOUT, answer)
             .await
             .map_err(|_| ControlError::Silent {
                 command: command.into(),
-                patience: PATIENCE,
+                patience: TIMEOUT,
             })?
     }
 
@@ -224,10 +224,10 @@ fn version(greeting: &Value) -> String {
 mod tests {
     use super::*;
 
-    /// A peer that has said all of `said` already.
-    async fn client(said: &str) -> (Result<Qmp, ControlError>, UnixStream) {
+    /// A peer that has said all of `output` already.
+    async fn client(output: &str) -> (Result<Qmp, ControlError>, UnixStream) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        theirs.write_all(said.as_bytes()).await.unwrap();
+        theirs.write_all(output.as_bytes()).await.unwrap();
         (Qmp::connect(ours).await, theirs)
     }
 
@@ -236,9 +236,9 @@ mod tests {
 
     #[tokio::test]
     async fn events_before_an_answer_are_kept_in_order() {
-        let said = GREETING.to_owned()
+        let output = GREETING.to_owned()
             + "{\"event\": \"STOP\"}\r\n{\"event\": \"RESUME\", \"data\": {\"x\": 1}}\r\n{\"return\": 7, \"id\": 2}\r\n";
-        let (qmp, _peer) = client(&said).await;
+        let (qmp, _peer) = client(&output).await;
         let mut qmp = qmp.unwrap();
         assert_eq!(qmp.execute("query-x", json!({})).await.unwrap(), 7);
         assert_eq!(qmp.next_event().await.unwrap().name, "STOP");
@@ -253,9 +253,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_carries_qemus_words() {
-        let said =
+        let output =
             GREETING.to_owned() + "{\"id\": 2, \"error\": {\"class\": \"GenericError\", \"desc\": \"no such disk\"}}\n";
-        let (qmp, _peer) = client(&said).await;
+        let (qmp, _peer) = client(&output).await;
         let error = qmp
             .unwrap()
             .execute("device_del", json!({"id": "x"}))
@@ -266,8 +266,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_late_answer_to_a_dropped_order_is_not_taken_for_the_next_one() {
-        let said = GREETING.to_owned() + "{\"return\": \"late\", \"id\": 1}\n{\"return\": \"right\", \"id\": 2}\n";
-        let (qmp, _peer) = client(&said).await;
+        let output = GREETING.to_owned() + "{\"return\": \"late\", \"id\": 1}\n{\"return\": \"right\", \"id\": 2}\n";
+        let (qmp, _peer) = client(&output).await;
         assert_eq!(qmp.unwrap().execute("query-x", json!({})).await.unwrap(), "right");
     }
 

@@ -22,10 +22,10 @@ use super::arguments::{AGENT_DEVICE, HOTPLUG_SLOTS, later_nic};
 use super::qmp::{Event, Qmp};
 
 /// QEMU needs milliseconds to quit; then it is killed.
-const QUIT_PATIENCE: Duration = Duration::from_secs(20);
+const QUIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a guest may take to let a device go.
-const UNPLUG_PATIENCE: Duration = Duration::from_secs(10);
+const UNPLUG_TIMEOUT: Duration = Duration::from_secs(10);
 
 const SIGTERM: i32 = 15;
 
@@ -146,7 +146,7 @@ impl QemuVm {
         {
             let _ = self.qmp.execute("quit", json!({})).await; // its death is what counts, see below
         }
-        if tokio::time::timeout(QUIT_PATIENCE, self.child.wait()).await.is_err() {
+        if tokio::time::timeout(QUIT_TIMEOUT, self.child.wait()).await.is_err() {
             let _ = self.child.kill().await;
         }
         self.deaf = true;
@@ -241,7 +241,7 @@ impl Vm for QemuVm {
                 event.name == "DEVICE_DELETED" && event.data.get("device").and_then(Value::as_str) == Some(&device)
             };
             // The guest has to let it go. One that does not keeps it, without a link, and the slot.
-            if self.qmp.await_event(is_gone, UNPLUG_PATIENCE).await? {
+            if self.qmp.await_event(is_gone, UNPLUG_TIMEOUT).await? {
                 self.slots[slot] = None;
             }
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use zmachine_hypervisor::{Disk, Nic, NicKind, Resources, VmSpec};
-use zmachine_sys::jail::walls;
+use zmachine_sys::jail::status;
 
 use super::{Bench, USER};
 
@@ -28,9 +28,9 @@ fn serve(bench: &Bench) -> (Disk, UnixListener) {
 
 /// Whom the process runs as, and what a host could have around it and this one has not.
 fn user_and_missing_walls(pid: u32) -> (u32, Vec<&'static str>) {
-    let standing = walls::of(pid).unwrap();
+    let standing = status::of(pid).unwrap();
     let mut missing = standing.missing(false);
-    missing.retain(|wall| *wall != "landlock" || walls::kernel_has_landlock());
+    missing.retain(|wall| *wall != "landlock" || status::kernel_has_landlock());
     (standing.user, missing)
 }
 

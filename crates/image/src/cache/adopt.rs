@@ -22,10 +22,10 @@ pub struct Adopted {
 
 impl BlockCache {
     /// Moves all blocks of another cache here, also from another file system, after hashing each of them. The other one is gone
-    /// then, or empty where its directory can not be removed.
+    /// then, or empty where its directory cannot be removed.
     ///
     /// # Errors
-    /// When a block can not be read, written or removed; those that were moved are here then, and the others where they were.
+    /// When a block cannot be read, written or removed; those that were moved are here then, and the others where they were.
     pub fn adopt(&self, other: &BlockCache) -> Result<Adopted, CacheError> {
         let mut report = Adopted::default();
         for CachedBlock { path, .. } in other.list()? {

@@ -45,7 +45,7 @@ impl BlockCache {
                 State::Wrong | State::Unreadable => found.damaged.push(path.clone()),
             }
             drop(found);
-            // What can not be read stays until somebody has its bytes: it may be read again later.
+            // What cannot be read stays until somebody has its bytes: it may be read again later.
             match state {
                 State::Wrong if removes => self.remove(path),
                 _ => Ok(()),

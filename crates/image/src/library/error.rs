@@ -12,7 +12,7 @@ use crate::facts::KindError;
 use crate::fetch::FetchError;
 use crate::store::{CredentialsError, StoreError};
 
-/// Why a reference does not lead to an image, or the library can not be used.
+/// Why a reference does not lead to an image, or the library cannot be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ResolveError {
@@ -83,7 +83,7 @@ pub enum ResolveError {
         limit: u64,
     },
     /// The files of the image make no machine.
-    #[error("{reference} can not be run")]
+    #[error("{reference} cannot be run")]
     Kind {
         /// The reference, without credentials.
         reference: String,
@@ -124,16 +124,16 @@ pub enum ResolveError {
         /// The digest of what is there.
         found: String,
     },
-    /// The credentials of stores can not be used.
+    /// The credentials of stores cannot be used.
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
-    /// The block cache can not be used.
+    /// The block cache cannot be used.
     #[error(transparent)]
     Cache(#[from] CacheError),
-    /// The block cache that homes share can not be used so.
+    /// The block cache that homes share cannot be used so.
     #[error(transparent)]
     Share(#[from] ShareError),
-    /// A file of the library, or the flist that was named, can not be used.
+    /// A file of the library, or the flist that was named, cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
 }

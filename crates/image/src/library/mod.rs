@@ -9,21 +9,21 @@
 //! images/urls/<hex>.json          which image a URL led to (module `origin`)
 //! images/.new-*                   under construction (module `staging`)
 //! images/.lock, images/.use, images/.trim, images/.place
-//! cache.json                      where the block cache is, and its limit (module `place`)
+//! cache.json                      where the block cache is, and its limit (module `cache_location`)
 //! ```
 //!
 //! Invariants: `images/<digest>` appears by a rename, when flist and record are complete, synced and checked; it is never
 //! changed afterwards. Several processes may resolve the same image at once. A failed resolve leaves nothing. An image
 //! that was resolved once needs no network to be resolved again; its blocks come through [`Fetcher`], from the cache first.
 
+mod cache_location;
+mod cache_users;
 mod check;
 mod error;
 mod origin;
-mod place;
 mod prune;
 mod record;
 mod share;
-mod sharers;
 mod sniff;
 mod staging;
 mod trim;
@@ -45,10 +45,10 @@ use crate::progress::Progress;
 use crate::reader::FileReader;
 use crate::reference::{ImageName, Reference};
 use crate::store::{CREDENTIALS_FILE, Credentials, StoreError, agent, classify, redact};
+use cache_location::CacheLocation;
 pub use check::{CacheReport, DamagedBlock, Mended};
 pub use error::ResolveError;
 use origin::Origin;
-use place::Place;
 pub use prune::{Prune, PruneReport, hold_images};
 use record::{Record, StartupRecord};
 pub use share::{ShareChange, ShareError, blocks_directory};
@@ -121,7 +121,7 @@ pub struct ListedImage {
     pub names: Vec<ImageName>,
     /// Length of the flist in bytes.
     pub flist_bytes: u64,
-    /// What it is, or why that can not be told.
+    /// What it is, or why that cannot be told.
     pub facts: Result<ImageFacts, ResolveError>,
 }
 
@@ -129,7 +129,7 @@ pub struct ListedImage {
 #[derive(Debug, Clone)]
 pub struct Library {
     images: PathBuf,
-    place: Place,
+    place: CacheLocation,
     cache: BlockCache,
     options: FetchOptions,
 }
@@ -139,16 +139,16 @@ impl Library {
     /// whose shared cache does not know it (it was moved) comes to it again.
     ///
     /// # Errors
-    /// When the directories can not be made or read, or a shared cache not be used.
+    /// When the directories cannot be made or read, or a shared cache not be used.
     pub fn open(home: &Path) -> Result<Library, ResolveError> {
         let images = home.join("images");
         file::make_dirs(&images.join("refs"))?;
         clear_leftovers(&images)?;
-        let place = Place::of(home)?;
+        let place = CacheLocation::of(home)?;
         place.check()?;
-        if !sharers::is_in(&place) {
+        if !cache_users::is_in(&place) {
             let _alone = FileLock::exclusive(&place.lock())?;
-            sharers::add(&place)?;
+            cache_users::add(&place)?;
         }
         Ok(Library {
             images,
@@ -167,9 +167,9 @@ impl Library {
     /// The homes that share the block cache with this one, itself included; none when it has its own.
     ///
     /// # Errors
-    /// When the list of them can not be read.
+    /// When the list of them cannot be read.
     pub fn homes(&self) -> Result<Vec<PathBuf>, ResolveError> {
-        sharers::list(&self.place)
+        cache_users::list(&self.place)
     }
 
     /// The images of another home of the cache, which must be there.
@@ -188,7 +188,7 @@ impl Library {
     /// A fetcher for the blocks of a flist with these routes, with the credentials that the home has for their stores.
     ///
     /// # Errors
-    /// [`ResolveError::Credentials`] when these can not be read.
+    /// [`ResolveError::Credentials`] when these cannot be read.
     pub fn fetcher(&self, routes: RouteTable) -> Result<Fetcher, ResolveError> {
         let options = FetchOptions {
             credentials: Credentials::load(&self.images.with_file_name(CREDENTIALS_FILE))?,
@@ -237,7 +237,7 @@ impl Library {
     /// Resolves `reference` anew and names it.
     ///
     /// # Errors
-    /// As [`Library::resolve`], and when the name can not be written.
+    /// As [`Library::resolve`], and when the name cannot be written.
     pub fn pull(
         &self,
         reference: &Reference,
@@ -298,7 +298,7 @@ impl Library {
     /// its bytes first.
     ///
     /// # Errors
-    /// When the file is not one, a block can not be fetched, or `check` refuses it; nothing is left then.
+    /// When the file is not one, a block cannot be fetched, or `check` refuses it; nothing is left then.
     pub fn host_file<E: From<ResolveError>>(
         &self,
         image: &Image,
@@ -371,7 +371,7 @@ impl Library {
     /// Lets `name` lead to an image of the library, whatever it led to before.
     ///
     /// # Errors
-    /// When there is no such image, or the name can not be written.
+    /// When there is no such image, or the name cannot be written.
     pub fn set_name(&self, name: &ImageName, digest: &Digest) -> Result<(), ResolveError> {
         if !self.place_of(digest).is_dir() {
             return Err(unknown(digest));
@@ -390,7 +390,7 @@ impl Library {
     /// Takes a name away; the image stays.
     ///
     /// # Errors
-    /// [`ResolveError::UnknownName`], or when it can not be removed.
+    /// [`ResolveError::UnknownName`], or when it cannot be removed.
     pub fn remove_name(&self, name: &ImageName) -> Result<(), ResolveError> {
         let refs = self.images.join("refs");
         let path = refs.join(name.as_str());
@@ -408,7 +408,7 @@ impl Library {
     /// is the caller's question.
     ///
     /// # Errors
-    /// [`ResolveError::UnknownDigest`], or when it can not be removed.
+    /// [`ResolveError::UnknownDigest`], or when it cannot be removed.
     pub fn remove(&self, digest: &Digest) -> Result<(), ResolveError> {
         let place = self.place_of(digest);
         if !place.is_dir() {
@@ -420,18 +420,18 @@ impl Library {
         Ok(file::remove_dir_all(&place)?)
     }
 
-    /// All images, sorted by digest. One whose record can not be read is listed with the reason.
+    /// All images, sorted by digest. One whose record cannot be read is listed with the reason.
     ///
     /// # Errors
-    /// When the directory can not be listed, or it can not be told which image a name leads to.
+    /// When the directory cannot be listed, or it cannot be told which image a name leads to.
     pub fn list(&self) -> Result<Vec<ListedImage>, ResolveError> {
         self.list_with(&self.names()?.all()?)
     }
 
-    /// [`Library::list`] for who shows it: names that can not be read are beside it, and decide nothing.
+    /// [`Library::list`] for who shows it: names that cannot be read are beside it, and decide nothing.
     ///
     /// # Errors
-    /// When a directory can not be listed.
+    /// When a directory cannot be listed.
     pub fn list_readable(&self) -> Result<(Vec<ListedImage>, Vec<ResolveError>), ResolveError> {
         let names = self.names()?;
         Ok((self.list_with(&names)?, names.unreadable))
@@ -518,12 +518,12 @@ impl Library {
 struct Names {
     /// Sorted.
     images: Vec<(ImageName, Digest)>,
-    /// Why it can not be told where others lead.
+    /// Why it cannot be told where others lead.
     unreadable: Vec<ResolveError>,
 }
 
 impl Names {
-    /// For whoever removes what has no name: one that can not be read may be the name of anything.
+    /// For whoever removes what has no name: one that cannot be read may be the name of anything.
     fn all(mut self) -> Result<Names, ResolveError> {
         match self.unreadable.pop() {
             Some(error) => Err(error),

@@ -17,11 +17,11 @@ use zmachine_flist::Digest;
 use zmachine_sys::file;
 use zmachine_sys::lock::FileLock;
 
-use super::sharers::{Removal, unreadable};
+use super::cache_users::{Removal, unreadable};
 use super::{Library, ResolveError};
 
 /// How long those are waited for who resolve images right now.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What was removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -49,7 +49,7 @@ pub struct Prune<'a> {
 /// nor machine yet. [`Library::download`] comes first, since whoever prunes waits for this.
 ///
 /// # Errors
-/// When the lock can not be had.
+/// When the lock cannot be had.
 pub fn hold_images(home: &Path) -> Result<FileLock, ResolveError> {
     let images = home.join("images");
     file::make_dirs(&images)?;
@@ -61,14 +61,14 @@ impl Library {
     /// blocks.
     ///
     /// # Errors
-    /// When a lock can not be had, or a home that shares the cache not be read.
+    /// When a lock cannot be had, or a home that shares the cache not be read.
     pub fn begin_prune(&self) -> Result<Option<Prune<'_>>, ResolveError> {
-        let Some(removal) = Removal::begin(&self.place, PATIENCE)? else {
+        let Some(removal) = Removal::begin(&self.place, TIMEOUT)? else {
             return Ok(None);
         };
         let mut uses = Vec::new();
         for home in [&self.place.home].into_iter().chain(&removal.others) {
-            let lock = FileLock::exclusive_within(&home.join("images/.use"), PATIENCE);
+            let lock = FileLock::exclusive_within(&home.join("images/.use"), TIMEOUT);
             match lock.map_err(|e| unreadable(home)(e.into()))? {
                 Some(lock) => uses.push(lock),
                 None => return Ok(None),
@@ -87,7 +87,7 @@ impl Prune<'_> {
     /// the cache. `used` gives the images of a home's machines.
     ///
     /// # Errors
-    /// When an image that stays can not be read, or a home of the cache: its blocks would be taken for nobody's. Nothing else
+    /// When an image that stays cannot be read, or a home of the cache: its blocks would be taken for nobody's. Nothing else
     /// is removed then.
     pub fn run<E: From<ResolveError>>(
         self,

@@ -17,15 +17,15 @@ use thiserror::Error;
 use zmachine_sys::file::{self, FileError};
 use zmachine_sys::lock::FileLock;
 
-use super::place::{self, Place};
-use super::sharers::{self, HOMES};
+use super::cache_location::{self, CacheLocation};
+use super::cache_users::{self, HOMES};
 use super::{Library, ResolveError};
 use crate::cache::{Adopted, BlockCache};
 
 /// How long other processes are waited for that use or change what this does.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why homes can not share a cache, or what one of them stands in the way of.
+/// Why homes cannot share a cache, or what one of them stands in the way of.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ShareError {
@@ -43,7 +43,7 @@ pub enum ShareError {
         /// The folder.
         folder: PathBuf,
     },
-    /// What is removed or pruned with a home can not be other homes' too.
+    /// What is removed or pruned with a home cannot be other homes' too.
     #[error("{} is inside of the home {}", folder.display(), home.display())]
     InAHome {
         /// The folder.
@@ -87,8 +87,8 @@ pub enum ShareError {
         /// The cache.
         folder: PathBuf,
     },
-    /// It can not be told which blocks a home needs.
-    #[error("no block was removed: the home {} has the same cache and can not be read", home.display())]
+    /// It cannot be told which blocks a home needs.
+    #[error("no block was removed: the home {} has the same cache and cannot be read", home.display())]
     Unreadable {
         /// The home.
         home: PathBuf,
@@ -145,8 +145,8 @@ fn change_lock(home: &Path) -> Result<PathBuf, ResolveError> {
 /// place meanwhile, and nobody removes blocks of the cache it comes to.
 #[derive(Debug)]
 pub struct ShareChange {
-    from: Place,
-    to: Place,
+    from: CacheLocation,
+    to: CacheLocation,
     _machines: FileLock,
     _cache: Option<FileLock>,
 }
@@ -157,20 +157,20 @@ impl ShareChange {
     /// # Errors
     /// When the folder is no cache, or not one of this home's user; when others use it all the time.
     pub fn begin(home: &Path, folder: Option<&Path>) -> Result<ShareChange, ResolveError> {
-        let mut to = Place::of(home)?;
+        let mut to = CacheLocation::of(home)?;
         to.folder = folder.map(|folder| prepared(folder, &to)).transpose()?;
         to.check()?;
         let busy = || ShareError::Busy {
             folder: to.folder.clone().unwrap_or_else(|| to.home.clone()),
         };
         let cache = match &to.folder {
-            Some(_) => Some(FileLock::exclusive_within(&to.lock(), PATIENCE)?.ok_or_else(busy)?),
+            Some(_) => Some(FileLock::exclusive_within(&to.lock(), TIMEOUT)?.ok_or_else(busy)?),
             None => None,
         };
-        let machines = FileLock::exclusive_within(&change_lock(&to.home)?, PATIENCE)?.ok_or_else(busy)?;
+        let machines = FileLock::exclusive_within(&change_lock(&to.home)?, TIMEOUT)?.ok_or_else(busy)?;
         Ok(ShareChange {
             // Only now: another command may have changed it.
-            from: Place::of(&to.home)?,
+            from: CacheLocation::of(&to.home)?,
             to,
             _machines: machines,
             _cache: cache,
@@ -192,13 +192,13 @@ impl ShareChange {
     /// when the same change is made again.
     ///
     /// # Errors
-    /// When it can not be written, or a block not be moved; the home has its blocks in the new place already then.
+    /// When it cannot be written, or a block not be moved; the home has its blocks in the new place already then.
     pub fn make(self) -> Result<Adopted, ResolveError> {
         let ShareChange { from, to, .. } = &self;
-        sharers::add(to)?;
+        cache_users::add(to)?;
         if from != to {
             to.write()?;
-            sharers::remove(from, &from.home)?;
+            cache_users::remove(from, &from.home)?;
         }
         let to = to.clone();
         // Machines may start: they use the new place.
@@ -213,7 +213,7 @@ impl ShareChange {
 }
 
 /// The folder of a shared cache, without links in its path; made when it is missing.
-fn prepared(folder: &Path, home: &Place) -> Result<PathBuf, ResolveError> {
+fn prepared(folder: &Path, home: &CacheLocation) -> Result<PathBuf, ResolveError> {
     outside_of_homes(folder)?;
     let made = DirBuilder::new().recursive(true).mode(0o755).create(folder);
     made.map_err(|e| FileError::io("create directory", folder, e))?;
@@ -230,7 +230,7 @@ fn prepared(folder: &Path, home: &Place) -> Result<PathBuf, ResolveError> {
         if !entries.map_err(failed("list"))?.is_empty() {
             return Err(ShareError::NotACache { folder }.into());
         }
-        // First the owner: nothing is made in a folder that can not be used.
+        // First the owner: nothing is made in a folder that cannot be used.
         home.same_owner(&folder, &meta)?;
         place::mark(&folder)?;
     }

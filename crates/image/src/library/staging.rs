@@ -148,7 +148,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // After a publish there is nothing to remove; what can not be removed is cleared by a later start.
+        // After a publish there is nothing to remove; what cannot be removed is cleared by a later start.
         let _ = fs::remove_dir_all(&self.dir);
     }
 }

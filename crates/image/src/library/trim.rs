@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 use zmachine_flist::Digest;
 
-use super::sharers::{Removal, unreadable};
+use super::cache_users::{Removal, unreadable};
 use super::{Library, ResolveError, open_flist};
 use crate::cache::CachedBlock;
 
@@ -53,7 +53,7 @@ impl Library {
     /// The most the block cache may have on disk, in bytes.
     ///
     /// # Errors
-    /// When the file that says so can not be read.
+    /// When the file that says so cannot be read.
     pub fn cache_limit(&self) -> Result<Option<u64>, ResolveError> {
         self.place.limit()
     }
@@ -61,7 +61,7 @@ impl Library {
     /// Sets the limit, for all homes of the cache, or takes it away; removes nothing.
     ///
     /// # Errors
-    /// When it can not be written.
+    /// When it cannot be written.
     pub fn set_cache_limit(&self, limit: Option<u64>) -> Result<(), ResolveError> {
         self.place.set_limit(limit)
     }
@@ -69,7 +69,7 @@ impl Library {
     /// How much the block cache holds, and may, and who shares it.
     ///
     /// # Errors
-    /// When it can not be listed.
+    /// When it cannot be listed.
     pub fn cache_usage(&self) -> Result<CacheUsage, ResolveError> {
         let limit = self.cache_limit()?;
         let blocks = self.cache.list()?;
@@ -86,7 +86,7 @@ impl Library {
     /// `pinned` gives for each home of the cache. `None` when there is no limit, or another process is at it.
     ///
     /// # Errors
-    /// When the cache can not be listed, or a home of it, or an image of `pinned`, not be read: nothing is removed then.
+    /// When the cache cannot be listed, or a home of it, or an image of `pinned`, not be read: nothing is removed then.
     pub fn trim_cache<E: From<ResolveError>>(
         &self,
         pinned: impl Fn(&Path) -> Result<HashSet<Digest>, E>,

@@ -54,11 +54,11 @@ struct Entry {
     password: String,
 }
 
-/// A credentials file that can not be used.
+/// A credentials file that cannot be used.
 #[derive(Debug, Error)]
 pub enum CredentialsError {
-    /// It can not be read.
-    #[error("can not read {}", path.display())]
+    /// It cannot be read.
+    #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,

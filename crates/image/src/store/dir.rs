@@ -40,8 +40,8 @@ impl DirStore {
         }
     }
 
-    /// Whether a block lies in the root itself: its 256 names are read, once, or those before the first such block. A root that can
-    /// not be listed is asked for every block.
+    /// Whether a block lies in the root itself: its 256 names are read, once, or those before the first such block. A root that cannot
+    /// be listed is asked for every block.
     fn has_flat(&self) -> bool {
         *self.has_flat.get_or_init(|| match std::fs::read_dir(&self.root) {
             Ok(mut entries) => entries.any(|entry| entry.map_or(true, |entry| entry.file_name().len() >= 32)),

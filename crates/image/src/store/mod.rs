@@ -80,14 +80,14 @@ pub trait BlockStore: Send + Sync {
     /// Whether the store has block `id` (its presence, not its health).
     ///
     /// # Errors
-    /// When the store can not tell.
+    /// When the store cannot tell.
     fn has(&self, id: &BlockId) -> Result<bool, StoreError>;
 
     /// Whether the store has block `id` whole, for who will not put it again. A store on this host reads it; one behind a network is
     /// taken at its word ([`BlockStore::has`]), since reading would cost what sending does.
     ///
     /// # Errors
-    /// When the store can not tell.
+    /// When the store cannot tell.
     fn holds(&self, id: &BlockId) -> Result<bool, StoreError> {
         self.has(id)
     }
@@ -102,7 +102,7 @@ pub trait BlockStore: Send + Sync {
     /// Makes every block that was put durable. The default does nothing, which is right for stores whose `put` is durable.
     ///
     /// # Errors
-    /// When the store can not promise it.
+    /// When the store cannot promise it.
     fn flush(&self) -> Result<(), StoreError> {
         Ok(())
     }
@@ -167,7 +167,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// A file of a `dir://` store could not be used.
-    #[error("can not {action} {}", path.display())]
+    #[error("cannot {action} {}", path.display())]
     Io {
         /// What was tried (`read`, `write`, ...).
         action: &'static str,

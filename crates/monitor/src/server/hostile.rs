@@ -15,7 +15,7 @@ use super::*;
 use crate::{console, entry};
 
 /// No single input may take longer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Clients that one machine has until it ends.
 const CLIENTS: usize = 40;
@@ -45,7 +45,7 @@ fn watched<F: Future<Output = ()>>(body: impl FnOnce(Sender<()>) -> F + Send + '
     });
     loop {
         // Twice: who only waits is found by the body itself, which knows more to say.
-        match inputs.recv_timeout(2 * PATIENCE) {
+        match inputs.recv_timeout(2 * TIMEOUT) {
             Ok(()) => {}
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => panic!("an input is worked on for ever"),
@@ -128,7 +128,7 @@ fn whatever_comes_over_the_control_socket_is_answered_or_dropped() {
             drop((entry_waiting, console_waiting));
             waited += followers.len();
             for serving in followers {
-                let ended = tokio::time::timeout(PATIENCE, serving).await;
+                let ended = tokio::time::timeout(TIMEOUT, serving).await;
                 ended
                     .expect("a client that is gone is let go with the machine")
                     .expect("no panic");
@@ -177,7 +177,7 @@ fn whatever_a_hostile_guest_says_ends_a_request_and_nothing_else() {
                 let _ = guest.shutdown().await;
                 // A guest that never reads must not hold the host up.
             };
-            let both = tokio::time::timeout(PATIENCE, async { tokio::join!(asked, says) });
+            let both = tokio::time::timeout(TIMEOUT, async { tokio::join!(asked, says) });
             drop(both.await.expect("the request ends with the guest's channel"));
             count += 1;
             let _ = done.send(());

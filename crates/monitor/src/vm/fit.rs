@@ -20,7 +20,7 @@ struct Small {
 }
 
 impl Monitor<VmPlan> {
-    /// Fits the partition table and the file system to the volume's size. A volume that can not be fitted is used as it is,
+    /// Fits the partition table and the file system to the volume's size. A volume that cannot be fitted is used as it is,
     /// with a warning: it may hold what nobody but its guest understands.
     pub(super) async fn fit(&mut self) -> Result<(), Failure> {
         if self.plan.install().is_none() {

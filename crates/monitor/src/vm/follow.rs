@@ -14,21 +14,21 @@ use zmachine_spec::{Class, Exit, Failure, Phase};
 use zmachine_store::log::Source;
 use zmachine_store::volume::{Volume, Volumes};
 
+use super::super::backoff::StopReason;
 use super::super::clock;
 use super::super::container::KILL_TIMEOUT;
 use super::super::context::{Monitor, Outcome, at};
 use super::super::guest::{self, within};
 use super::super::inbox::{Cut, Event, Inbox};
 use super::super::networks::Parts;
-use super::super::row::Asked;
 use super::super::session::Session;
 use super::{Booted, SessionSlot};
 
 /// How long the agent may take to answer its first question.
-const AGENT_PATIENCE: Duration = Duration::from_secs(20);
+const AGENT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long the rest of the console may take after the end of the hypervisor.
-const CONSOLE_PATIENCE: Duration = Duration::from_millis(500);
+const CONSOLE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Resets within this time are one restart.
 const REBOOT_PERIOD: Duration = Duration::from_secs(1);
@@ -76,7 +76,7 @@ impl Monitor<VmPlan> {
                 .deadline
                 .unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             let press_at = ending.press_again.unwrap_or_else(Instant::now);
-            let retry = self.space.next_try();
+            let retry = self.enospc.next_try();
             let retry_at = retry.map_or_else(Instant::now, Instant::from_std);
             tokio::select! {
                 () = tokio::time::sleep_until(retry_at), if retry.is_some() => {
@@ -98,7 +98,7 @@ impl Monitor<VmPlan> {
                         self.command(booted, inbox, request, answer, &mut ending, session).await;
                     }
                     Event::Terminate => {
-                        self.asked(Asked::ByHost);
+                        self.note_stop_reason(StopReason::Host);
                         self.ask_to_stop(booted, inbox, self.plan.stop_grace_ms, &mut ending).await;
                     }
                     // A VM has no entrypoint, and nobody asks its agent about networks.
@@ -123,7 +123,7 @@ impl Monitor<VmPlan> {
     /// An event of the hypervisor that does not end the machine.
     async fn vm_event(&mut self, booted: &mut Booted, event: &VmEvent, ending: &mut Ending, session: &SessionSlot) {
         match event {
-            // A full disk stops the guest; that the state can not be written then must not end it.
+            // A full disk stops the guest; that the state cannot be written then must not end it.
             VmEvent::Paused => self.advance_if_possible(Phase::Paused),
             VmEvent::Resumed => {
                 self.advance_if_possible(Phase::Running);
@@ -195,20 +195,20 @@ impl Monitor<VmPlan> {
     ) {
         match request {
             Request::Stop { grace_ms } => {
-                self.asked(Asked::ByUser);
+                self.note_stop_reason(StopReason::User);
                 self.wait_for_end(answer);
                 let grace_ms = grace_ms.unwrap_or(self.plan.stop_grace_ms);
                 self.ask_to_stop(booted, inbox, grace_ms, ending).await;
             }
             Request::Wait => self.wait_for_end(answer),
             Request::Kill => {
-                self.asked(Asked::ByUser);
+                self.note_stop_reason(StopReason::User);
                 self.wait_for_end(answer);
                 ending.kill(&mut *booted.vm);
             }
             Request::Signal(signal) => guest::reply(answer, Err(no_entrypoint(signal))),
             Request::Pause => {
-                self.space.forget();
+                self.enospc.forget();
                 if let Ok(paused) = inbox.unless_ended(within("pause", booted.vm.pause())).await {
                     if paused.is_ok() {
                         self.until_told(booted, Phase::Running, ending, session).await;
@@ -260,8 +260,8 @@ impl Monitor<VmPlan> {
         };
         let volume = Volumes::new(&self.home).grow(name, size_bytes)?;
         let disk = volume_disk(index);
-        let told = within("resize disk", booted.vm.resize_disk(&disk, volume.size_bytes)).await;
-        told.map_err(|failure| {
+        let reported = within("resize disk", booted.vm.resize_disk(&disk, volume.size_bytes)).await;
+        reported.map_err(|failure| {
             failure
                 .context("the guest was not told")
                 .hint("the volume is larger; the machine sees it at its next start")
@@ -323,7 +323,7 @@ impl Monitor<VmPlan> {
         let stream = match booted.vm.connect_agent().await {
             Ok(stream) => stream,
             Err(error) => {
-                let text = format!("the guest's agent can not be reached: {error}");
+                let text = format!("the guest's agent cannot be reached: {error}");
                 return self.log.note(Source::Monitor, &text);
             }
         };
@@ -334,7 +334,7 @@ impl Monitor<VmPlan> {
         );
         tokio::spawn(async move {
             // Only one that answers is ours: any program of the guest may open the port.
-            match tokio::time::timeout(AGENT_PATIENCE, session.ask(&AgentRequest::Ping)).await {
+            match tokio::time::timeout(AGENT_TIMEOUT, session.ask(&AgentRequest::Ping)).await {
                 Ok(Ok(_)) => {
                     log.note(Source::Monitor, "the guest's agent is here");
                     slot.send_replace(Some(session));
@@ -372,7 +372,7 @@ fn root_of(volume: &Volume) -> Option<(Option<u32>, &'static str)> {
 }
 
 fn no_entrypoint(signal: i32) -> Failure {
-    let message = format!("signal {signal} can not be sent: a VM has no entrypoint");
+    let message = format!("signal {signal} cannot be sent: a VM has no entrypoint");
     Failure::new(Class::Conflict, message)
         .hint("'zmachine stop' presses its power button, 'zmachine kill' ends it at once")
 }
@@ -384,7 +384,7 @@ impl Booted {
         // The event loop may have left before the hypervisor was gone; undo needs it gone.
         let gone = async { while !matches!(self.vm.next_event().await, VmEvent::Exited(_)) {} };
         let _ = tokio::time::timeout(Duration::from_secs(10), gone).await;
-        if tokio::time::timeout(CONSOLE_PATIENCE, &mut self.console).await.is_err() {
+        if tokio::time::timeout(CONSOLE_TIMEOUT, &mut self.console).await.is_err() {
             self.console.abort();
         }
         self.shares.end().await;

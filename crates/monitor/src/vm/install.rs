@@ -22,10 +22,10 @@ use zmachine_store::disk_source::open_source;
 use zmachine_store::log::Source;
 use zmachine_store::volume::Held;
 
+use super::super::backoff::StopReason;
 use super::super::context::Monitor;
 use super::super::inbox::{Event, Inbox};
 use super::super::launch::{in_thread, joined};
-use super::super::row::Asked;
 
 /// How long the copying thread may take to notice that it is to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -116,12 +116,12 @@ impl Monitor<VmPlan> {
                 }
                 event = inbox.next() => match event {
                     Event::Command(Request::Stop { .. } | Request::Kill, answer) => {
-                        self.asked(Asked::ByUser);
+                        self.note_stop_reason(StopReason::User);
                         self.wait_for_end(answer);
                         give_up(&mut given_up);
                     }
                     Event::Terminate => {
-                        self.asked(Asked::ByHost);
+                        self.note_stop_reason(StopReason::Host);
                         give_up(&mut given_up);
                     }
                     Event::Command(Request::Wait, answer) => self.wait_for_end(answer),
@@ -164,11 +164,11 @@ fn copy_all(
 ) -> Result<(), Failure> {
     let mut source = open_source(home, source)?;
     let file = OpenOptions::new().read(true).write(true).open(target);
-    let file = file.map_err(|e| Failure::from(e).context(format!("can not open {}", target.display())))?;
-    let mut told = Instant::now();
+    let file = file.map_err(|e| Failure::from(e).context(format!("cannot open {}", target.display())))?;
+    let mut reported = Instant::now();
     let mut tell = |done| {
-        if told.elapsed() >= PROGRESS_PERIOD {
-            told = Instant::now();
+        if reported.elapsed() >= PROGRESS_PERIOD {
+            reported = Instant::now();
             let _ = progress.send(done);
         }
     };

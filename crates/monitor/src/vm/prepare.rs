@@ -41,7 +41,7 @@ impl Monitor<VmPlan> {
     /// Writes the seed, when it is not there as it should be.
     pub(super) fn make_seed(&self) -> Result<(), Failure> {
         let seed = &self.plan.seed;
-        let bytes = seed::image(&told(seed)).map_err(|e| Failure::from(e).context("the seed can not be made"))?;
+        let bytes = seed::image(&reported(seed)).map_err(|e| Failure::from(e).context("the seed cannot be made"))?;
         if std::fs::read(&seed.path).is_ok_and(|there| there == bytes) {
             return Ok(());
         }
@@ -71,14 +71,14 @@ impl Monitor<VmPlan> {
             return Ok(());
         }
         let bytes = std::fs::read(template).map_err(|e| {
-            Failure::from(e).context(format!("can not read the firmware's variables {}", template.display()))
+            Failure::from(e).context(format!("cannot read the firmware's variables {}", template.display()))
         })?;
         Ok(zmachine_sys::file::replace(variables, &bytes)?)
     }
 }
 
 /// The seed's values in the words of the disk.
-fn told(seed: &Seed) -> seed::Seed {
+fn reported(seed: &Seed) -> seed::Seed {
     let mount = |mount: &zmachine_agent_protocol::Mount| SeedMount {
         source: match mount.fstype.as_str() {
             "virtiofs" => mount.serial.clone(),

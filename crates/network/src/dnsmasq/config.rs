@@ -7,8 +7,8 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
+use crate::endpoint::Endpoint;
 use crate::network::Network;
-use crate::station::Station;
 
 /// An address nobody can send to: a name server there makes dnsmasq refuse the question at once (RFC 1035, code 5), and
 /// resolvers ask their next server then, as they would not after "no such name".
@@ -47,7 +47,7 @@ pub(super) fn conf(network: &Network, dir: &Path, account: &Account) -> String {
         v4.netmask(),
         network.mtu(),
     );
-    // Writing to a String can not fail.
+    // Writing to a String cannot fail.
     if network.is_internal() {
         out += "dhcp-option=option:router\n";
     }
@@ -66,12 +66,12 @@ pub(super) fn conf(network: &Network, dir: &Path, account: &Account) -> String {
 }
 
 /// The names of all machines. The first of a line answers for the address.
-pub(super) fn hosts(network: &Network, stations: &[Station]) -> String {
+pub(super) fn hosts(network: &Network, endpoints: &[Endpoint]) -> String {
     let mut out = String::new();
-    for station in stations.iter().filter(|s| !s.membership.names.is_empty()) {
-        for address in station.addresses() {
+    for endpoint in endpoints.iter().filter(|s| !s.membership.names.is_empty()) {
+        for address in endpoint.addresses() {
             let _ = write!(out, "{address}");
-            for name in &station.membership.names {
+            for name in &endpoint.membership.names {
                 let _ = write!(out, " {name}.{} {name}", network.name());
             }
             out.push('\n');
@@ -81,14 +81,14 @@ pub(super) fn hosts(network: &Network, stations: &[Station]) -> String {
 }
 
 /// The addresses of all machines, by their Ethernet addresses.
-pub(super) fn dhcp(network: &Network, stations: &[Station]) -> String {
+pub(super) fn dhcp(network: &Network, endpoints: &[Endpoint]) -> String {
     let mut out = String::new();
-    for station in stations {
-        let _ = write!(out, "{}", network.mac(&station.machine));
-        if station.membership.secondary {
+    for endpoint in endpoints {
+        let _ = write!(out, "{}", network.mac(&endpoint.machine));
+        if endpoint.membership.secondary {
             out += ",set:secondary";
         }
-        for address in station.addresses() {
+        for address in endpoint.addresses() {
             let _ = match address {
                 IpAddr::V4(address) => write!(out, ",{address}"),
                 IpAddr::V6(address) => write!(out, ",[{address}]"),
@@ -96,7 +96,7 @@ pub(super) fn dhcp(network: &Network, stations: &[Station]) -> String {
         }
         // DHCP knows host names only, without underscores and dots.
         let plain = |name: &&String| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        if let Some(name) = station.membership.names.iter().find(plain) {
+        if let Some(name) = endpoint.membership.names.iter().find(plain) {
             let _ = write!(out, ",{name}");
         }
         let _ = writeln!(out, ",{LEASE}");
@@ -111,7 +111,7 @@ pub(super) fn dhcp(network: &Network, stations: &[Station]) -> String {
 /// has no address at all when one of two families was refused): a machine's name has no other records than its addresses,
 /// and where nobody can be asked, no other name exists.
 /// `resolvers`: those of this host.
-pub(super) fn servers(network: &Network, stations: &[Station], others: &[Network], resolvers: &[String]) -> String {
+pub(super) fn servers(network: &Network, endpoints: &[Endpoint], others: &[Network], resolvers: &[String]) -> String {
     let mut out = format!("server=/{}/\n", network.name());
     let own: Vec<String> = network.dns().iter().map(ToString::to_string).collect();
     let asked = match (network.is_internal(), own.is_empty()) {
@@ -119,14 +119,14 @@ pub(super) fn servers(network: &Network, stations: &[Station], others: &[Network
         (false, true) => resolvers,
         (false, false) => &own[..],
     };
-    let is_shared = stations.iter().any(|s| !s.membership.also_in.is_empty());
+    let is_shared = endpoints.iter().any(|s| !s.membership.also_in.is_empty());
     if asked.is_empty() && !is_shared {
         return out + "server=/#/\n";
     }
     for server in asked {
         let _ = writeln!(out, "server={server}");
     }
-    let names = own_names(network, stations);
+    let names = own_names(network, endpoints);
     for name in &names {
         // A domain's line is for all that ends in it, but this name alone is ours: a machine may be called `dev`, or have
         // the alias `api.example.com`. What is below goes where it would have gone.
@@ -151,8 +151,8 @@ pub(super) fn servers(network: &Network, stations: &[Station], others: &[Network
 }
 
 /// The names of all machines, without those in the network's own domain.
-fn own_names<'a>(network: &Network, stations: &'a [Station]) -> BTreeSet<&'a str> {
-    let names = stations.iter().flat_map(|s| &s.membership.names).map(String::as_str);
+fn own_names<'a>(network: &Network, endpoints: &'a [Endpoint]) -> BTreeSet<&'a str> {
+    let names = endpoints.iter().flat_map(|s| &s.membership.names).map(String::as_str);
     names.filter(|name| !is_within(name, network.name())).collect()
 }
 
@@ -165,11 +165,11 @@ fn is_within(name: &str, domain: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::station::Membership;
+    use crate::endpoint::Membership;
 
-    fn station(names: &[&str], also_in: &[&str]) -> Station {
+    fn endpoint(names: &[&str], also_in: &[&str]) -> Endpoint {
         let owned = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect();
-        Station {
+        Endpoint {
             machine: "m1".to_owned(),
             ipv4: "10.208.0.2".parse().unwrap(),
             ipv6: Some("fd00::2".parse().unwrap()),
@@ -190,12 +190,12 @@ mod tests {
             user: "dnsmasq",
             group: "nogroup",
         };
-        let stations = [station(&["my_web", "web"], &[])];
+        let endpoints = [endpoint(&["my_web", "web"], &[])];
         let all = [
             conf(&network, Path::new("/run/x"), &account),
-            hosts(&network, &stations),
-            dhcp(&network, &stations),
-            servers(&network, &stations, &[], &["127.0.0.53".to_owned()]),
+            hosts(&network, &endpoints),
+            dhcp(&network, &endpoints),
+            servers(&network, &endpoints, &[], &["127.0.0.53".to_owned()]),
         ];
         assert_eq!(all.join("---\n"), include_str!("../../tests/golden/dnsmasq.txt"));
     }
@@ -204,7 +204,7 @@ mod tests {
     fn a_question_for_another_network_of_a_machine_is_refused_so_that_it_is_asked_there() {
         let network = Network::example("10.208.0.0/24", None);
         let other = Network::example("10.208.1.0/24", Some("fd00:1::/64")).named("back");
-        let text = servers(&network, &[station(&["a"], &["back"])], &[other], &[]);
+        let text = servers(&network, &[endpoint(&["a"], &["back"])], &[other], &[]);
         assert_eq!(
             text,
             "server=/default/\nserver=/a/\nserver=/*.a/#\nserver=//255.255.255.255\nserver=/back/255.255.255.255\n\
@@ -216,7 +216,7 @@ mod tests {
     fn a_name_that_is_another_networks_too_keeps_its_line_and_leaves_that_network_what_is_below() {
         let network = Network::example("10.208.0.0/24", None);
         let other = Network::example("10.208.1.0/24", None).named("back");
-        let text = servers(&network, &[station(&["back", "x.default"], &["back"])], &[other], &[]);
+        let text = servers(&network, &[endpoint(&["back", "x.default"], &["back"])], &[other], &[]);
         assert_eq!(
             text,
             "server=/default/\nserver=/back/\nserver=/*.back/255.255.255.255\nserver=//255.255.255.255\n\
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn where_nobody_can_be_asked_no_other_name_exists() {
         let network = Network::example("10.208.0.0/24", None);
-        let text = servers(&network, &[station(&["a"], &[])], &[], &[]);
+        let text = servers(&network, &[endpoint(&["a"], &[])], &[], &[]);
         assert_eq!(text, "server=/default/\nserver=/#/\n");
     }
 }

@@ -15,10 +15,10 @@ use zmachine_sys::process::{ChildSetup, ProcessId};
 
 use super::config::{self, Account};
 use crate::dns;
+use crate::endpoint::Endpoint;
 use crate::error::NetworkError;
 use crate::home::Networks;
 use crate::network::Network;
-use crate::station::Station;
 
 /// Where distributions put it; a user's search path often lacks the sbin folders.
 const PLACES: [&str; 4] = [
@@ -36,7 +36,7 @@ const CAPABILITIES: [u32; 5] = [6, 7, 10, 12, 13];
 const PRIVATE_BYTES: u64 = 256 << 20;
 
 /// How long one may take to end after SIGTERM.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 const SIGHUP: i32 = rustix::process::Signal::HUP.as_raw();
 const SIGTERM: i32 = rustix::process::Signal::TERM.as_raw();
@@ -80,7 +80,7 @@ pub(crate) fn find(networks: &Networks, network: &Network) -> Option<ProcessId> 
 pub(crate) async fn ensure(
     networks: &Networks,
     network: &Network,
-    stations: &[Station],
+    endpoints: &[Endpoint],
     fresh: bool,
 ) -> Result<(), NetworkError> {
     let dir = folder(networks, network);
@@ -88,7 +88,7 @@ pub(crate) async fn ensure(
     for open in [networks.host_dir(), &dir] {
         readable(open, 0o755)?;
     }
-    let is_news = inform(networks, network, stations)?;
+    let is_news = inform(networks, network, endpoints)?;
     let conf = config::conf(network, &dir, &account());
     let running = find(networks, network);
     let is_another = write(&dir.join("dnsmasq.conf"), &conf)?;
@@ -109,9 +109,9 @@ pub(crate) async fn ensure(
 }
 
 /// Tells a running dnsmasq of the machines and of whom to ask, if that is news. The caller holds the network's lock.
-pub(super) fn refresh(networks: &Networks, network: &Network, stations: &[Station]) -> Result<(), NetworkError> {
+pub(super) fn refresh(networks: &Networks, network: &Network, endpoints: &[Endpoint]) -> Result<(), NetworkError> {
     if let Some(process) = find(networks, network)
-        && inform(networks, network, stations)?
+        && inform(networks, network, endpoints)?
     {
         process
             .signal(SIGHUP)
@@ -121,15 +121,15 @@ pub(super) fn refresh(networks: &Networks, network: &Network, stations: &[Statio
 }
 
 /// Writes what dnsmasq reads again at SIGHUP; whether it is news.
-fn inform(networks: &Networks, network: &Network, stations: &[Station]) -> Result<bool, NetworkError> {
+fn inform(networks: &Networks, network: &Network, endpoints: &[Endpoint]) -> Result<bool, NetworkError> {
     let dir = folder(networks, network);
-    let others = others(networks, stations);
+    let others = others(networks, endpoints);
     let texts = [
-        ("hosts", config::hosts(network, stations)),
-        ("dhcp", config::dhcp(network, stations)),
+        ("hosts", config::hosts(network, endpoints)),
+        ("dhcp", config::dhcp(network, endpoints)),
         (
             "servers",
-            config::servers(network, stations, &others, &dns::own_resolvers()),
+            config::servers(network, endpoints, &others, &dns::own_resolvers()),
         ),
     ];
     let mut is_news = false;
@@ -155,11 +155,11 @@ pub(crate) fn stop(networks: &Networks, network: &Network) -> Result<(), Network
 fn end(process: ProcessId) -> Result<(), NetworkError> {
     let failed = |source| NetworkError::NoDnsmasq { source };
     process.signal(SIGTERM).map_err(failed)?;
-    if process.wait_gone(END_PATIENCE) {
+    if process.wait_gone(END_TIMEOUT) {
         return Ok(());
     }
     process.signal(SIGKILL).map_err(failed)?;
-    match process.wait_gone(END_PATIENCE) {
+    match process.wait_gone(END_TIMEOUT) {
         true => Ok(()),
         false => Err(failed(io::Error::other(format!(
             "process {} does not end",
@@ -196,12 +196,12 @@ async fn start(networks: &Networks, network: &Network) -> Result<(), NetworkErro
         .map_err(failed)?;
     let output = child.wait_with_output().await.map_err(failed)?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.lines().map(|l| l.trim().trim_start_matches("dnsmasq: "));
-        let said: Vec<&str> = said.filter(|l| !l.is_empty()).collect();
+        let reported = String::from_utf8_lossy(&output.stderr);
+        let reported = reported.lines().map(|l| l.trim().trim_start_matches("dnsmasq: "));
+        let reported: Vec<&str> = reported.filter(|l| !l.is_empty()).collect();
         return Err(NetworkError::Dnsmasq {
             name: network.name().to_owned(),
-            said: said.join("; "),
+            reported: reported.join("; "),
         });
     }
     networks.step("dnsmasq started");
@@ -229,8 +229,8 @@ fn in_jail(dir: &Path) -> Result<Jailed, NetworkError> {
 }
 
 /// The networks that one of these machines is in as well.
-fn others(networks: &Networks, stations: &[Station]) -> Vec<Network> {
-    let mut names: Vec<&String> = stations.iter().flat_map(|s| &s.membership.also_in).collect();
+fn others(networks: &Networks, endpoints: &[Endpoint]) -> Vec<Network> {
+    let mut names: Vec<&String> = endpoints.iter().flat_map(|s| &s.membership.also_in).collect();
     names.sort();
     names.dedup();
     // One that is gone has no names either.

@@ -12,7 +12,7 @@ use super::process::{find, refresh};
 use crate::dns;
 use crate::error::NetworkError;
 use crate::home::Networks;
-use crate::presence;
+use crate::reconcile;
 
 /// The pause before the first try to start it again; it doubles with each failure, up to [`LONGEST`].
 const FIRST: Duration = Duration::from_millis(200);
@@ -64,20 +64,20 @@ impl Networks {
     async fn refresh(&self, name: &str) -> Result<(), NetworkError> {
         let network = self.get(name)?;
         let _lock = self.lock(name).await?;
-        refresh(self, &network, &presence::attached(self, name)?)
+        refresh(self, &network, &reconcile::attached(self, name)?)
     }
 
     /// Whether dnsmasq had to be started; `None` when the network needs none.
     async fn serve_again(&self, name: &str) -> Result<Option<bool>, NetworkError> {
         let network = self.get(name)?;
         let lock = self.lock(name).await?;
-        if presence::attached(self, name)?.is_empty() {
+        if reconcile::attached(self, name)?.is_empty() {
             return Ok(None);
         }
         if find(self, &network).is_some() {
             return Ok(Some(false));
         }
-        presence::settle(self, &network, &lock).await?;
+        reconcile::reconcile(self, &network, &lock).await?;
         Ok(Some(true))
     }
 }
@@ -89,7 +89,7 @@ async fn ended(process: ProcessId) -> io::Result<()> {
     };
     // Only waited for, never read: the runtime has no word for a descriptor that is neither pipe nor socket.
     let pidfd = Receiver::from_owned_fd_unchecked(pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
-    // Checked after the descriptor is open: from here on the number can not change its owner.
+    // Checked after the descriptor is open: from here on the number cannot change its owner.
     if ProcessId::of(process.pid) != Some(process) {
         return Ok(());
     }

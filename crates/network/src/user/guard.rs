@@ -26,7 +26,7 @@ const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
 /// How long an answer over UDP may take: what passt itself waits.
-const UDP_PATIENCE: Duration = Duration::from_secs(180);
+const UDP_TIMEOUT: Duration = Duration::from_secs(180);
 /// Who asked over UDP at the same time, at most.
 const ASKERS_MAX: usize = 4096;
 
@@ -121,7 +121,7 @@ impl Guard {
         let Some(asker) = asker else { return };
         let mut askers = self.askers.lock().unwrap_or_else(PoisonError::into_inner);
         if askers.len() >= ASKERS_MAX {
-            askers.retain(|_, at| at.elapsed() < UDP_PATIENCE);
+            askers.retain(|_, at| at.elapsed() < UDP_TIMEOUT);
         }
         if askers.len() < ASKERS_MAX {
             askers.insert(asker, Instant::now());
@@ -175,7 +175,7 @@ impl Guard {
                 let askers = self.askers.lock().unwrap_or_else(PoisonError::into_inner);
                 askers
                     .get(&(gateway, guest))
-                    .is_some_and(|at| at.elapsed() < UDP_PATIENCE)
+                    .is_some_and(|at| at.elapsed() < UDP_TIMEOUT)
             }),
             _ => false,
         }

@@ -25,13 +25,13 @@ pub use relay::{Relay, Traffic};
 pub use crate::attachment::UserMode;
 use crate::attachment::{Attachment, Route};
 use crate::dns::HostDns;
+use crate::endpoint::Membership;
 use crate::error::NetworkError;
 use crate::home::Networks;
 use crate::links::{OUTSIDE4, OUTSIDE6};
 use crate::name;
 pub use crate::name::USER_NETWORK;
 use crate::publish::{Publish, PublishError};
-use crate::station::Membership;
 
 /// The guest, with its prefix length: what QEMU's user networking has used from the beginning, so guests know it.
 const GUEST4: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 0, 2, 15), 24);
@@ -70,26 +70,26 @@ impl Networks {
     /// Plans the connection of a machine through passt. Nothing is kept on disk or made.
     ///
     /// # Errors
-    /// When passt is not there, or can not publish the ports like that.
+    /// When passt is not there, or cannot publish the ports like that.
     pub fn user_attachment(&self, request: UserRequest<'_>) -> Result<Attachment, NetworkError> {
         Passt::find()?;
         name::check(request.machine)?;
         check_publish(request.publish)?;
-        Ok(self.planned_user_attachment(request, Uplink::of_host()))
+        Ok(self.planned_user_attachment(request, HostConnectivity::of_host()))
     }
 
-    fn planned_user_attachment(&self, request: UserRequest<'_>, uplink: Uplink) -> Attachment {
+    fn planned_user_attachment(&self, request: UserRequest<'_>, host: HostConnectivity) -> Attachment {
         let mut addresses: Vec<IpNet> = Vec::new();
         let mut routes = Vec::new();
-        if uplink.ipv4 {
+        if host.ipv4 {
             addresses.extend(Ipv4Net::new(GUEST4.0, GUEST4.1).map(IpNet::V4));
             routes.push(default_route(Ipv4Net::default().into(), GATEWAY4.into()));
         }
-        if uplink.ipv6 {
+        if host.ipv6 {
             addresses.extend(Ipv6Net::new(GUEST6.0, GUEST6.1).map(IpNet::V6));
             routes.push(default_route(Ipv6Net::default().into(), GATEWAY6.into()));
         }
-        let resolver = (request.dns.nameservers.is_empty() && uplink.ipv4).then_some(RESOLVER);
+        let resolver = (request.dns.nameservers.is_empty() && host.ipv4).then_some(RESOLVER);
         Attachment {
             network: USER_NETWORK.to_owned(),
             machine: request.machine.to_owned(),
@@ -99,7 +99,7 @@ impl Networks {
             tap: String::new(),
             addresses,
             gateway4: GATEWAY4,
-            gateway6: uplink.ipv6.then_some(GATEWAY6),
+            gateway6: host.ipv6.then_some(GATEWAY6),
             routes: if request.is_default { routes } else { Vec::new() },
             nameservers: match resolver {
                 Some(resolver) => vec![resolver.into()],
@@ -119,16 +119,16 @@ fn default_route(destination: IpNet, gateway: IpAddr) -> Route {
 
 /// Which ways out the host has.
 #[derive(Debug, Clone, Copy)]
-struct Uplink {
+struct HostConnectivity {
     ipv4: bool,
     ipv6: bool,
 }
 
-impl Uplink {
+impl HostConnectivity {
     /// Those of this host. Without any, IPv4: it may be offline for the moment, and passt says so at the start.
-    fn of_host() -> Uplink {
+    fn of_host() -> HostConnectivity {
         let ipv6 = has_way_to(OUTSIDE6.into());
-        Uplink {
+        HostConnectivity {
             ipv4: has_way_to(OUTSIDE4.into()) || !ipv6,
             ipv6,
         }
@@ -169,7 +169,7 @@ fn check_publish(publish: &[Publish]) -> Result<(), NetworkError> {
 mod tests {
     use super::*;
 
-    fn attachment(dns: &HostDns, uplink: Uplink) -> Attachment {
+    fn attachment(dns: &HostDns, host: HostConnectivity) -> Attachment {
         let home = tempfile::tempdir().unwrap();
         let networks = Networks::open(home.path()).unwrap();
         let request = UserRequest {
@@ -179,7 +179,7 @@ mod tests {
             publish: &["8080:80".parse().unwrap()],
             dns,
         };
-        networks.planned_user_attachment(request, uplink)
+        networks.planned_user_attachment(request, host)
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod tests {
         };
         let planned = attachment(
             &dns,
-            Uplink {
+            HostConnectivity {
                 ipv4: true,
                 ipv6: false,
             },
@@ -199,13 +199,13 @@ mod tests {
         assert_eq!((planned.routes.len(), planned.gateway6), (1, None));
         assert_eq!(planned.nameservers, dns.nameservers);
         assert!(planned.resources().is_empty());
-        let planned = attachment(&dns, Uplink { ipv4: true, ipv6: true });
+        let planned = attachment(&dns, HostConnectivity { ipv4: true, ipv6: true });
         assert_eq!((planned.addresses.len(), planned.routes.len()), (2, 2));
     }
 
     #[test]
     fn behind_a_resolver_on_loopback_passt_asks_it() {
-        let planned = attachment(&HostDns::default(), Uplink { ipv4: true, ipv6: true });
+        let planned = attachment(&HostDns::default(), HostConnectivity { ipv4: true, ipv6: true });
         assert_eq!(planned.nameservers, [IpAddr::from(RESOLVER)]);
         assert_eq!(planned.user.unwrap().resolver, Some(RESOLVER));
     }
@@ -214,8 +214,8 @@ mod tests {
     fn a_host_port_is_published_once() {
         let set = |texts: &[&str]| check_publish(&texts.iter().map(|t| t.parse().unwrap()).collect::<Vec<_>>());
         set(&["127.0.0.1:80:80", "80:81/udp"]).unwrap();
-        let said = set(&["127.0.0.1:80:80", "10.0.0.1:80:80"]).unwrap_err().to_string();
-        assert!(said.contains("host port 80"), "{said}");
+        let output = set(&["127.0.0.1:80:80", "10.0.0.1:80:80"]).unwrap_err().to_string();
+        assert!(output.contains("host port 80"), "{output}");
         assert!(set(&["1024-2048:1024-2048"]).unwrap_err().to_string().contains("512"));
     }
 }

@@ -12,14 +12,14 @@ fn refused(what: &str, part: &str, break_it: impl FnOnce(&Space, &Network, &Atta
             let (network, attachment) = plan(&networks, "m1", &["8080:80"]).await;
             break_it(space, &network, &attachment);
             let error = make(&networks, &attachment.resources()).await.expect_err(what);
-            let mut said = error.to_string();
+            let mut reported = error.to_string();
             let mut cause = std::error::Error::source(&error);
             while let Some(inner) = cause {
-                said += &format!(": {inner}");
+                reported += &format!(": {inner}");
                 cause = inner.source();
             }
-            assert!(said.contains(part), "{what}: {said}");
-            assert!(error.hint().is_some(), "{what} has no hint: {said}");
+            assert!(reported.contains(part), "{what}: {reported}");
+            assert!(error.hint().is_some(), "{what} has no hint: {reported}");
             mend(&network);
             undo(&networks, &attachment.resources()).await.unwrap();
             assert_eq!((traces(), leftovers(home.path())), (before, vec![]), "{what}");
@@ -27,7 +27,7 @@ fn refused(what: &str, part: &str, break_it: impl FnOnce(&Space, &Network, &Atta
     });
 }
 
-/// Puts a file that can not be used in the place of another one, in this process's mount namespace alone.
+/// Puts a file that cannot be used in the place of another one, in this process's mount namespace alone.
 fn hide(path: &str) {
     output("mount", &["--bind", "/dev/null", path]);
 }
@@ -36,7 +36,7 @@ fn hide(path: &str) {
 fn without_nft_no_machine_starts() {
     refused(
         "no nft",
-        "can not run nft",
+        "cannot run nft",
         |_, _, _| hide("/usr/sbin/nft"),
         |_| drop(output("umount", &["/usr/sbin/nft"])),
     );
@@ -46,7 +46,7 @@ fn without_nft_no_machine_starts() {
 fn without_dnsmasq_no_machine_starts() {
     refused(
         "no dnsmasq",
-        "can not run dnsmasq",
+        "cannot run dnsmasq",
         |_, _, _| hide("/usr/sbin/dnsmasq"),
         |_| (),
     );
@@ -54,14 +54,14 @@ fn without_dnsmasq_no_machine_starts() {
 
 #[test]
 fn without_the_tun_device_no_machine_starts() {
-    refused("no tun", "can not make tap", |_, _, _| hide("/dev/net/tun"), |_| ());
+    refused("no tun", "cannot make tap", |_, _, _| hide("/dev/net/tun"), |_| ());
 }
 
 #[test]
 fn where_sysctls_can_not_be_set_no_machine_starts() {
     refused(
         "read-only /proc/sys",
-        "can not set sysctl",
+        "cannot set sysctl",
         |_, _, _| {
             output("mount", &["--bind", "/proc/sys", "/proc/sys"]);
             output("mount", &["-o", "remount,bind,ro", "/proc/sys"]);
@@ -130,8 +130,8 @@ fn files_that_are_not_ours_are_named() {
     let folder = home.path().join("networks/default");
     let attachment = folder.join("attachments/m1");
     std::fs::write(&attachment, "{\"version\":1,").unwrap();
-    let said = networks.stations("default").unwrap_err().to_string();
-    assert!(said.contains(attachment.to_str().unwrap()), "{said}");
+    let reported = networks.endpoints("default").unwrap_err().to_string();
+    assert!(reported.contains(attachment.to_str().unwrap()), "{reported}");
     std::fs::write(
         &attachment,
         "{\"version\":9,\"boot_id\":\"\",\"ipv4\":\"10.0.0.1\",\"ipv6\":null,\"ports\":[]}",
@@ -139,7 +139,7 @@ fn files_that_are_not_ours_are_named() {
     .unwrap();
     assert!(
         networks
-            .stations("default")
+            .endpoints("default")
             .unwrap_err()
             .to_string()
             .contains("has version 9")
@@ -156,8 +156,8 @@ fn files_that_are_not_ours_are_named() {
             .contains("has version 7")
     );
     std::fs::write(&record, &text[..20]).unwrap();
-    let said = networks.list().unwrap_err().to_string();
-    assert!(said.contains(record.to_str().unwrap()), "{said}");
+    let reported = networks.list().unwrap_err().to_string();
+    assert!(reported.contains(record.to_str().unwrap()), "{reported}");
 }
 
 #[test]
@@ -173,28 +173,34 @@ fn a_network_without_a_free_address_says_so_and_a_wrong_address_too() {
         let network = networks.create(&spec).await.unwrap();
         for i in 0..5 {
             networks
-                .lease(&network, &format!("m{i}"), Wanted::default())
+                .lease(&network, &format!("m{i}"), AddressRequest::default())
                 .await
                 .unwrap();
         }
-        let full = networks.lease(&network, "m5", Wanted::default()).await.unwrap_err();
+        let full = networks
+            .lease(&network, "m5", AddressRequest::default())
+            .await
+            .unwrap_err();
         assert!(matches!(full, NetworkError::NoFreeAddress { .. }), "{full}");
         for wrong in ["10.201.77.1", "10.201.77.7", "10.0.0.1", "fd99::1"] {
             let address: IpAddr = wrong.parse().unwrap();
             let want = match address {
-                IpAddr::V4(a) => Wanted {
+                IpAddr::V4(a) => AddressRequest {
                     ipv4: Some(a),
                     ipv6: None,
                 },
-                IpAddr::V6(a) => Wanted {
+                IpAddr::V6(a) => AddressRequest {
                     ipv4: None,
                     ipv6: Some(a),
                 },
             };
-            let said = networks.lease(&network, "m6", want).await.unwrap_err().to_string();
-            assert!(said.contains(wrong) && said.contains("10.201.77.0/29"), "{said}");
+            let reported = networks.lease(&network, "m6", want).await.unwrap_err().to_string();
+            assert!(
+                reported.contains(wrong) && reported.contains("10.201.77.0/29"),
+                "{reported}"
+            );
         }
-        let other = Wanted {
+        let other = AddressRequest {
             ipv4: Some("10.201.77.2".parse().unwrap()),
             ipv6: None,
         };

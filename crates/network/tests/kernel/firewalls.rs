@@ -107,17 +107,17 @@ fn a_drop_policy_of_somebody_else_is_told_of_with_what_mends_it() {
                 answers_tcp(Some(space.guest_ns()), "198.51.100.2", 80).is_none(),
                 "it does drop"
             );
-            let said = zmachine_network::obstacles().await.join("; ");
+            let reported = zmachine_network::external_firewalls().await.join("; ");
             assert!(
-                said.contains("chain walls of table inet wall") && said.contains("forward"),
-                "{said}"
+                reported.contains("chain walls of table inet wall") && reported.contains("forward"),
+                "{reported}"
             );
 
             // The line that the documentation gives.
             output("nft", &["insert rule inet wall walls iifname \"zm*\" accept"]);
             output("nft", &["insert rule inet wall walls oifname \"zm*\" accept"]);
             assert!(answers_tcp(Some(space.guest_ns()), "198.51.100.2", 80).is_some());
-            assert_eq!(zmachine_network::obstacles().await, Vec::<String>::new());
+            assert_eq!(zmachine_network::external_firewalls().await, Vec::<String>::new());
         })
     });
 }

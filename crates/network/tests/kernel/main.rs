@@ -17,8 +17,8 @@ use std::process::Command;
 use futures::future::join_all;
 use space::{Space, answers_tcp, answers_udp, in_own_space, ip, output, serve_tcp, serve_udp, sysctl};
 use zmachine_network::{
-    Attachment, AttachmentRequest, Ipv6Choice, Made, Membership, Network, NetworkError, NetworkSpec, Networks, Policy,
-    Publish, Resource, Station, Wanted, render,
+    AddressRequest, Attachment, AttachmentRequest, Endpoint, Ipv6Choice, Made, Membership, Network, NetworkError,
+    NetworkSpec, Networks, Policy, Publish, Resource, render,
 };
 
 fn run<T>(work: impl Future<Output = T>) -> T {
@@ -46,7 +46,7 @@ async fn plan_in(
     membership: &Membership,
 ) -> Attachment {
     let lease = networks
-        .lease(network, machine, Wanted::default())
+        .lease(network, machine, AddressRequest::default())
         .await
         .expect("an address");
     let publish: Vec<Publish> = ports.iter().map(|p| p.parse().expect("a port")).collect();
@@ -171,14 +171,14 @@ fn an_attached_machine_has_a_bridge_with_addresses_a_tap_and_the_rules_as_render
 }
 
 fn rules_in_the_kernel_are_as_rendered(network: &Network, attachment: &Attachment) {
-    let station = Station {
+    let endpoint = Endpoint {
         machine: attachment.machine.clone(),
         ipv4: attachment.ipv4().unwrap(),
         ipv6: attachment.ipv6(),
         membership: attachment.membership.clone(),
         ports: attachment.publish.clone(),
     };
-    let wanted = render(network, &[station]);
+    let wanted = render(network, &[endpoint]);
     let plain = |text: &str| -> Vec<String> {
         let lines = text.lines().map(|l| l.replace("meta l4proto ", "").trim().to_owned());
         lines.filter(|l| !l.is_empty()).collect()
@@ -358,12 +358,15 @@ fn a_port_in_use_is_refused_before_anything_starts_naming_its_owner() {
                     .check_publish("m2", &[port.parse().unwrap()])
                     .map_err(|e| e.to_string())
             };
-            let said = refused("127.0.0.1:8080:1").unwrap_err();
-            assert!(said.contains("8080/tcp") && said.contains("machine m1"), "{said}");
-            let said = refused("9090:1").unwrap_err();
+            let reported = refused("127.0.0.1:8080:1").unwrap_err();
             assert!(
-                said.contains("9090/tcp") && said.contains(&format!("process {}", std::process::id())),
-                "{said}"
+                reported.contains("8080/tcp") && reported.contains("machine m1"),
+                "{reported}"
+            );
+            let reported = refused("9090:1").unwrap_err();
+            assert!(
+                reported.contains("9090/tcp") && reported.contains(&format!("process {}", std::process::id())),
+                "{reported}"
             );
             assert!(
                 refused("192.0.2.99:1:1")
@@ -586,7 +589,9 @@ fn leases_are_unique_among_threads_stable_and_given_back() {
     let network = run(networks(home.path()).default_network()).unwrap();
     let take = |machine: String| {
         let networks = networks(home.path());
-        run(networks.lease(&network, &machine, Wanted::default())).unwrap().ipv4
+        run(networks.lease(&network, &machine, AddressRequest::default()))
+            .unwrap()
+            .ipv4
     };
     let mut addresses: Vec<_> = std::thread::scope(|s| {
         let threads: Vec<_> = (0..16).map(|i| s.spawn(move || take(format!("m{}", i / 2)))).collect();
@@ -596,7 +601,7 @@ fn leases_are_unique_among_threads_stable_and_given_back() {
     addresses.dedup();
     assert_eq!(addresses.len(), 8, "eight machines asked twice each: {addresses:?}");
     let networks = networks(home.path());
-    let want = Wanted {
+    let want = AddressRequest {
         ipv4: Some(addresses[0]),
         ipv6: None,
     };
@@ -613,8 +618,8 @@ fn what_needs_root_says_so_to_others() {
     in_own_space(|space| {
         let home = tempfile::tempdir().unwrap();
         std::fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-        let said = space.as_nobody(home.path(), "unprivileged_child");
-        assert!(said.contains("NeedsRoot"), "{said}");
+        let reported = space.as_nobody(home.path(), "unprivileged_child");
+        assert!(reported.contains("NeedsRoot"), "{reported}");
     });
 }
 

@@ -51,7 +51,7 @@ fn a_machine_that_knows_nothing_is_told_its_address_routes_names_and_mtu() {
                 script.display()
             );
             space.in_guest("sh", &["-c", &client]);
-            let told = std::fs::read_to_string(&out).unwrap();
+            let reported = std::fs::read_to_string(&out).unwrap();
             let gateway = network.gateway4();
             for line in [
                 format!("ip={}", one.ipv4().unwrap()),
@@ -62,7 +62,7 @@ fn a_machine_that_knows_nothing_is_told_its_address_routes_names_and_mtu() {
                 "hostname=web".to_owned(),
                 "domain=default".to_owned(),
             ] {
-                assert!(told.lines().any(|l| l == line), "{line} is not in {told}");
+                assert!(reported.lines().any(|l| l == line), "{line} is not in {reported}");
             }
 
             // The kernel's own configuration, which is that of every small guest.

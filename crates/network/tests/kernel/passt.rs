@@ -105,8 +105,8 @@ fn starts(networks: &Networks, dir: &Path, interface: Option<&str>, what: &str) 
     while !std::fs::metadata(&ready_file).is_ok_and(|file| file.len() > 0) {
         if child.try_wait().unwrap().is_some() || Instant::now() > deadline {
             let _ = child.kill();
-            let said = child.wait_with_output().unwrap();
-            panic!("{what}: {}", String::from_utf8_lossy(&said.stderr));
+            let reported = child.wait_with_output().unwrap();
+            panic!("{what}: {}", String::from_utf8_lossy(&reported.stderr));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

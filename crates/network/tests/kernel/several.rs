@@ -130,9 +130,9 @@ fn a_network_is_made_as_asked_for_and_each_mistake_is_named() {
             let refused = async |name: &str, change: fn(&mut NetworkSpec)| {
                 create(&networks, name, change).await.unwrap_err().to_string()
             };
-            for (said, part) in [
+            for (reported, part) in [
                 (refused("db", |_| ()).await, "exists already"),
-                (refused("../db", |_| ()).await, "can not be a name"),
+                (refused("../db", |_| ()).await, "cannot be a name"),
                 (
                     refused("x", |s| s.ipv4 = Some("10.77.0.128/25".parse().unwrap())).await,
                     "overlaps network \"db\"",
@@ -163,7 +163,7 @@ fn a_network_is_made_as_asked_for_and_each_mistake_is_named() {
                     "is to be internal",
                 ),
             ] {
-                assert!(said.contains(part), "{said}");
+                assert!(reported.contains(part), "{reported}");
             }
             assert_eq!(networks.list().unwrap().len(), 2, "nothing is left of what was refused");
         })
@@ -182,19 +182,19 @@ fn addresses_asked_for_are_given_once_and_a_network_in_use_stays() {
             .await
             .unwrap();
             let ipv6 = std::net::Ipv6Addr::from(u128::from(network.ipv6().unwrap().network()) + 3);
-            let want = Wanted {
+            let want = AddressRequest {
                 ipv4: Some("10.77.0.3".parse().unwrap()),
                 ipv6: Some(ipv6),
             };
             let lease = networks.lease(&network, "m1", want).await.unwrap();
             assert_eq!((Some(lease.ipv4), lease.ipv6), (want.ipv4, want.ipv6));
             assert_eq!(
-                networks.lease(&network, "m1", Wanted::default()).await.unwrap(),
+                networks.lease(&network, "m1", AddressRequest::default()).await.unwrap(),
                 lease,
                 "it keeps them"
             );
 
-            let other = Wanted {
+            let other = AddressRequest {
                 ipv4: None,
                 ipv6: Some(ipv6),
             };

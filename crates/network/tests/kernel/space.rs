@@ -18,7 +18,7 @@ use zmachine_network::{Attachment, Network};
 const INSIDE: &str = "ZMACHINE_TEST_SPACE";
 
 /// How long a test waits for a packet that should not come.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The namespaces of one test.
 pub(crate) struct Space {
@@ -288,8 +288,8 @@ pub(crate) fn serve_udp(namespace: &str, port: u16) {
 pub(crate) fn answers_tcp(namespace: Option<&str>, host: &str, port: u16) -> Option<SocketAddr> {
     let at = SocketAddr::new(host.parse().unwrap(), port);
     let ask = move || {
-        let mut stream = TcpStream::connect_timeout(&at, PATIENCE).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        let mut stream = TcpStream::connect_timeout(&at, TIMEOUT).ok()?;
+        stream.set_read_timeout(Some(TIMEOUT)).ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).ok()?;
         plain(&text)
@@ -303,7 +303,7 @@ pub(crate) fn answers_udp(namespace: Option<&str>, host: &str, port: u16) -> Opt
     let ask = move || {
         let any = if at.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(any).ok()?;
-        socket.set_read_timeout(Some(PATIENCE)).ok()?;
+        socket.set_read_timeout(Some(TIMEOUT)).ok()?;
         socket.connect(at).ok()?;
         socket.send(b"?").ok()?;
         let mut text = [0; 128];
@@ -334,7 +334,7 @@ pub(crate) fn send_tcp(namespace: &str, host: &str, port: u16, time: Duration) -
     let at = SocketAddr::new(host.parse().unwrap(), port);
     within(Some(namespace), move || {
         let mut stream = TcpStream::connect(at).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         let end = std::time::Instant::now() + time;
         while std::time::Instant::now() < end {
             let _ = stream.write(&[7; 16 * 1024]);
@@ -364,7 +364,7 @@ pub(crate) fn resolve(namespace: Option<&str>, server: &str, name: &str, kind: &
     let ask = move || {
         let any = if at.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(any).ok()?;
-        socket.set_read_timeout(Some(PATIENCE)).ok()?;
+        socket.set_read_timeout(Some(TIMEOUT)).ok()?;
         socket.connect(at).ok()?;
         socket.send(&question).ok()?;
         let mut answer = [0; 1500];

@@ -97,7 +97,7 @@ struct Token {
 /// `host/namespace`. `None` when nobody knows it.
 ///
 /// # Errors
-/// When a helper is named and can not be asked.
+/// When a helper is named and cannot be asked.
 pub(super) fn login(files: &[PathBuf], host: &str, repository: &str) -> Result<Option<Login>, Problem> {
     let names = names(host, repository);
     // Docker's own registry has another name with helpers than in references.

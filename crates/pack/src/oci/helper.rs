@@ -18,7 +18,7 @@ use super::Problem;
 const LIMIT: u64 = 1 << 20;
 
 /// A user may have to find a password for the helper.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a helper says when it does not know the server; each has its own case and its own words around it.
 const UNKNOWN: &str = "credentials not found";
@@ -42,7 +42,7 @@ pub(super) fn ask(name: &str, server: &str) -> Result<Option<Found>, Problem> {
     if !is_name {
         return Err(Problem::Broken(format!("{name:?} is no name of a credential helper")));
     }
-    run(Path::new(&format!("docker-credential-{name}")), server, PATIENCE)
+    run(Path::new(&format!("docker-credential-{name}")), server, TIMEOUT)
 }
 
 fn run(program: &Path, server: &str, patience: Duration) -> Result<Option<Found>, Problem> {
@@ -50,7 +50,7 @@ fn run(program: &Path, server: &str, patience: Duration) -> Result<Option<Found>
         // Of no kind: the image itself may well be there.
         let program = program.display();
         Problem::Read(io::Error::other(format!(
-            "the credential helper {program} can not be asked: {error}"
+            "the credential helper {program} cannot be asked: {error}"
         )))
     };
     let mut command = Command::new(program);
@@ -84,11 +84,11 @@ fn run(program: &Path, server: &str, patience: Duration) -> Result<Option<Found>
         .map_err(failed)?;
     let says_unknown = String::from_utf8_lossy(&answer).to_ascii_lowercase().contains(UNKNOWN);
     if !status.success() || says_unknown {
-        let said: String = String::from_utf8_lossy(&answer).trim().chars().take(200).collect();
+        let output: String = String::from_utf8_lossy(&answer).trim().chars().take(200).collect();
         if says_unknown {
             return Ok(None);
         }
-        return Err(failed(io::Error::other(format!("it failed ({status}): {said}"))));
+        return Err(failed(io::Error::other(format!("it failed ({status}): {output}"))));
     }
     // The parser's message would quote what may be a password.
     let found = serde_json::from_slice(&answer);
@@ -133,16 +133,16 @@ mod tests {
         let empty = r#"echo '{"ServerURL":"h","Username":"","Secret":""}'"#;
         assert_eq!(answer(empty), Ok(None));
         assert_eq!(answer("echo Credentials not found in native keychain"), Ok(None));
-        for (script, told) in [
+        for (script, reported) in [
             ("echo the keychain is locked; exit 3", "the keychain is locked"),
             ("echo hunter2", "no credentials"),
             ("exec sleep 100", "timed out"),
         ] {
             let error = answer(script).unwrap_err();
-            assert!(error.contains(told) && !error.contains("hunter2"), "{error}");
+            assert!(error.contains(reported) && !error.contains("hunter2"), "{error}");
         }
         assert!(matches!(ask("../x", "h"), Err(Problem::Broken(_))));
         let missing = ask("zmachine-has-no-such-helper", "h");
-        assert!(matches!(missing, Err(Problem::Read(error)) if error.to_string().contains("can not be asked")));
+        assert!(matches!(missing, Err(Problem::Read(error)) if error.to_string().contains("cannot be asked")));
     }
 }

@@ -10,12 +10,12 @@ use super::manifest::Descriptor;
 use crate::compression::Decompressed;
 
 /// Tells of all that is read.
-pub(super) struct Told<'a, R> {
+pub(super) struct Reported<'a, R> {
     pub(super) inner: R,
     pub(super) progress: &'a dyn Progress,
 }
 
-impl<R: Read> Read for Told<'_, R> {
+impl<R: Read> Read for Reported<'_, R> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(bytes)?;
         self.progress.advance(read as u64);

@@ -197,7 +197,7 @@ impl Configuration {
         // Go leaves out what is empty; who says nothing may be right.
         let says = |text: &String, default: &str| match text.as_str() {
             "" => default.to_owned(),
-            said => said.to_owned(),
+            output => output.to_owned(),
         };
         let platform = Platform {
             architecture: says(architecture, "amd64"),
@@ -238,7 +238,7 @@ pub(super) fn choose<'a>(
 
 /// A document of a known form.
 pub(super) fn json<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, Problem> {
-    serde_json::from_slice(bytes).map_err(|error| Problem::Broken(format!("its {what} can not be read ({error})")))
+    serde_json::from_slice(bytes).map_err(|error| Problem::Broken(format!("its {what} cannot be read ({error})")))
 }
 
 /// Tells an index from a manifest by what it has.
@@ -311,14 +311,14 @@ mod tests {
         ] {
             assert_eq!(chosen(&platforms, 1).ok(), Some(expected), "{platforms:?}");
         }
-        for (platforms, told) in [
+        for (platforms, reported) in [
             (vec![ARM], "linux/arm64/v8"),
             (vec![ARM, "null"], "linux/arm64/v8, one that does not say"),
             (vec![WINDOWS, ATTESTATION], "windows/amd64"),
         ] {
             assert!(
-                matches!(chosen(&platforms, 4), Err(Problem::Platform(found)) if found == told),
-                "{told}"
+                matches!(chosen(&platforms, 4), Err(Problem::Platform(found)) if found == reported),
+                "{reported}"
             );
         }
         assert!(matches!(chosen(&[ATTESTATION], 4), Err(Problem::Broken(_))));

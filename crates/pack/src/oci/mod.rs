@@ -36,7 +36,7 @@ use thiserror::Error;
 use zmachine_flist::Flist;
 
 use crate::pack::{PackError, PackOptions, PackReport, pack_layers};
-use layer::{LayerStream, Told};
+use layer::{LayerStream, Reported};
 use manifest::{Configuration, Descriptor, Manifest};
 use source::Source;
 pub use source::{ImageSource, Pick, SourceError};
@@ -82,7 +82,7 @@ pub struct Imported {
     pub flist: Flist,
     /// What was packed.
     pub report: PackReport,
-    /// The platform that the image is for, when that is another one: its programs can not run here.
+    /// The platform that the image is for, when that is another one: its programs cannot run here.
     pub other_platform: Option<String>,
 }
 
@@ -90,7 +90,7 @@ pub struct Imported {
 #[derive(Debug, Error)]
 pub enum ImportError {
     /// The image could not be read from where it is.
-    #[error("can not read {image}")]
+    #[error("cannot read {image}")]
     Read {
         /// The reference.
         image: String,
@@ -122,7 +122,7 @@ pub enum ImportError {
         found: String,
     },
     /// The layers could not be packed.
-    #[error("{image} can not be packed")]
+    #[error("{image} cannot be packed")]
     Pack {
         /// The reference.
         image: String,
@@ -207,8 +207,8 @@ pub fn import(
         for (layer, diff_id) in layers {
             let mut add = || -> Result<(), Problem> {
                 let kept = source.blob(layer)?;
-                let told = Told { inner: kept, progress };
-                let mut stream = LayerStream::new(Box::new(told), layer, diff_id)?;
+                let reported = Reported { inner: kept, progress };
+                let mut stream = LayerStream::new(Box::new(reported), layer, diff_id)?;
                 let mut archive = crate::tar::Archive::new(&mut stream);
                 stack.add(&mut archive)?;
                 stream.finish()

@@ -160,7 +160,7 @@ impl Registry {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The header that meets a challenge; `None` when this one can not be met.
+    /// The header that meets a challenge; `None` when this one cannot be met.
     fn authorization_for(&self, challenge: &Challenge) -> Result<Option<String>, Problem> {
         match (challenge, &self.login) {
             (Challenge::Basic, Some(auth::Login::Basic(basic))) => Ok(Some(format!("Basic {basic}"))),

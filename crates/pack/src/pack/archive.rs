@@ -16,7 +16,7 @@ use crate::tar::{Archive, MemberKind};
 /// store; progress is told in bytes.
 ///
 /// # Errors
-/// [`PackError::Archive`] for what the archive can not be (nothing at all is what a program leaves that failed before a
+/// [`PackError::Archive`] for what the archive cannot be (nothing at all is what a program leaves that failed before a
 /// pipe), and as [`super::pack`].
 pub fn pack_tar(
     reader: impl Read,

@@ -21,7 +21,7 @@
 //! earlier flist has and the store still has is neither compressed nor encrypted again.
 //!
 //! The source is a tree that holds still. A file that changes while it is read is read a second time and then refused; one
-//! that vanishes or can not be read ends the pack. File systems mounted below the source are packed as well.
+//! that vanishes or cannot be read ends the pack. File systems mounted below the source are packed as well.
 
 mod ahead;
 mod archive;
@@ -90,7 +90,7 @@ pub struct PackReport {
 #[derive(Debug, Error)]
 pub enum PackError {
     /// A file or directory could not be read.
-    #[error("can not {action} {}", path.display())]
+    #[error("cannot {action} {}", path.display())]
     Source {
         /// What was tried (`open`, `read`, ...).
         action: &'static str,
@@ -120,7 +120,7 @@ pub enum PackError {
         store: PathBuf,
     },
     /// The store did not take a block of this file.
-    #[error("can not store a block of {}", path.display())]
+    #[error("cannot store a block of {}", path.display())]
     Store {
         /// The file.
         path: PathBuf,
@@ -128,27 +128,27 @@ pub enum PackError {
         source: StoreError,
     },
     /// The store did not make its blocks durable.
-    #[error("can not finish the store")]
+    #[error("cannot finish the store")]
     Flush {
         /// Why.
         source: StoreError,
     },
     /// The tree has something that no flist can hold (a path of more than 4095 bytes).
-    #[error("{} can not become a flist", path.display())]
+    #[error("{} cannot become a flist", path.display())]
     Tree {
         /// The source.
         path: PathBuf,
         /// What.
         source: TreeError,
     },
-    /// An archive could not be read, or can not be a file tree.
-    #[error("the archive can not be packed")]
+    /// An archive could not be read, or cannot be a file tree.
+    #[error("the archive cannot be packed")]
     Archive {
         /// Why.
         source: io::Error,
     },
     /// The threads could not be started.
-    #[error("can not start the threads of the packer")]
+    #[error("cannot start the threads of the packer")]
     Threads {
         /// Why.
         source: rayon::ThreadPoolBuildError,

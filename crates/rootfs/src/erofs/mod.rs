@@ -20,7 +20,7 @@
 
 mod directory;
 mod inode;
-mod place;
+mod layout;
 mod xattr;
 
 use std::io::{self, Write};
@@ -30,7 +30,7 @@ use thiserror::Error;
 use zmachine_flist::block::BlockRef;
 use zmachine_flist::tree::{NodeId, Tree};
 
-pub use place::layout;
+pub use layout::layout;
 
 /// Size of a device block in bytes.
 pub const BLOCK_SIZE: u64 = 4096;
@@ -48,7 +48,7 @@ const INLINE_MAX: usize = 2048;
 /// `blkaddr` of this value means a hole, so it is no address.
 const DEVICE_BLOCKS_MAX: u64 = 0xFFFF_FFFE;
 
-/// Why a tree can not become an EROFS image.
+/// Why a tree cannot become an EROFS image.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum LayoutError {
     /// A file name longer than 255 bytes or empty.
@@ -96,7 +96,7 @@ pub enum LayoutError {
         nsec: u32,
     },
     /// An extended attribute that EROFS has no room or no name space for.
-    #[error("extended attribute {name:?} of {} can not be stored: {why}", path.display())]
+    #[error("extended attribute {name:?} of {} cannot be stored: {why}", path.display())]
     Xattr {
         /// The file.
         path: PathBuf,

@@ -20,7 +20,7 @@ const NAME_SPACES: [(&[u8], u8, bool); 5] = [
     (b"security.", 6, false),
 ];
 
-/// Number of the name space and the rest of the name; `None` for a name that EROFS can not store.
+/// Number of the name space and the rest of the name; `None` for a name that EROFS cannot store.
 fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     NAME_SPACES.iter().find_map(|&(prefix, index, whole)| {
         let rest = name.strip_prefix(prefix)?;

@@ -32,8 +32,8 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use crate::disk::Pinned;
 use crate::erofs::Extent;
-use crate::keep;
 use crate::report::Reporter;
+use crate::write_back;
 use queue::{Device, Step, missing_ahead, step};
 use ring::Ring;
 
@@ -55,7 +55,7 @@ const DAMAGED_TRIES: usize = 2;
 /// Serves `device` on `listener` to one hypervisor after the other; returns only when the listening socket fails.
 ///
 /// # Errors
-/// When a thread can not be started or the socket fails.
+/// When a thread cannot be started or the socket fails.
 pub fn serve(
     listener: UnixListener,
     queues: u16,
@@ -155,7 +155,7 @@ impl Backend {
             let thread = std::thread::Builder::new().name("ahead".into()).stack_size(256 * 1024);
             let started = thread.spawn(move || {
                 if matches!(device.disk.fetch_ahead(&extent), Ok(false)) {
-                    keep::start(&device);
+                    write_back::start(&device);
                 }
                 device.ahead.fetch_sub(1, Ordering::Relaxed);
             });
@@ -172,13 +172,13 @@ impl Backend {
         if is_damaged && tries.iter().filter(|start| **start == extent.start).count() > DAMAGED_TRIES {
             disk.give_up(extent);
             self.reporter
-                .block_failed(extent, "the cached block can not be read", None);
+                .block_failed(extent, "the cached block cannot be read", None);
         } else if let Err(error) = disk.fetch(extent, is_damaged, pinned) {
             self.reporter.block_failed(extent, &error.reason, error.hint.as_deref());
         }
         if let Some(failure) = disk.take_cache_failure() {
             self.reporter.cache_failed(&failure);
-            keep::start(&self.device);
+            write_back::start(&self.device);
         }
         self.reporter.touch();
     }

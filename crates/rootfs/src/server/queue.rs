@@ -21,8 +21,8 @@ use super::request::{
 };
 use crate::disk::{LazyDisk, Outcome, Pinned};
 use crate::erofs::Extent;
-use crate::keep::Keeping;
 use crate::report::Counters;
+use crate::write_back::WritingBack;
 
 /// Chains that are looked at for what they will need, while the first one waits.
 const CHAINS_AHEAD: usize = 16;
@@ -42,7 +42,7 @@ pub struct Device {
     /// Threads that fetch for requests behind the one that is waited for.
     pub ahead: AtomicUsize,
     /// Whether blocks in memory are being put into the cache.
-    pub keeping: Keeping,
+    pub writing_back: WritingBack,
 }
 
 /// What a step did.
@@ -182,7 +182,7 @@ fn write_serial(serial: &[u8; SERIAL_LEN], data: &[GuestSlice<'_>]) -> u64 {
 
 /// Writes the status byte; the number of bytes written in all.
 fn finish(status: &GuestSlice<'_>, value: u8, written: u64) -> u32 {
-    // The slice is one byte within guest memory, so this can not fail.
+    // The slice is one byte within guest memory, so this cannot fail.
     let _ = status.write_obj(value, 0);
     // At most `BYTES_MAX`.
     written as u32 + 1

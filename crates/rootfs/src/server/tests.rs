@@ -75,7 +75,7 @@ impl Rig {
                 serial: *b"serial-of-20-bytes..",
                 counters: Counters::default(),
                 ahead: Default::default(),
-                keeping: Default::default(),
+                writing_back: Default::default(),
             },
             memory: GuestMemoryAtomic::new(memory),
             _dir: dir,

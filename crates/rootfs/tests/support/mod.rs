@@ -113,15 +113,18 @@ pub fn fsck(path: &Path) {
         .arg(path)
         .output()
         .expect("fsck.erofs is installed");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && !said.contains("<E>"), "fsck.erofs: {said}");
+    let reported = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && !reported.contains("<E>"),
+        "fsck.erofs: {reported}"
+    );
 }
 
 /// A loop mount, undone at the end.
 pub struct Mount(pub PathBuf);
 
 impl Mount {
-    /// `None`, with the reason printed, where this host can not mount.
+    /// `None`, with the reason printed, where this host cannot mount.
     pub fn new(image: &Path, at: &Path) -> Option<Mount> {
         fs::create_dir_all(at).unwrap();
         let output = Command::new("mount")

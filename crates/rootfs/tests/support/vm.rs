@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use zmachine_testkit::{Need, lacking, skip, test_kernel};
 
 /// TCG on a busy machine is slow.
-const PATIENCE: Duration = Duration::from_secs(180);
+const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Modules that mounting the disk may need, in order of their dependencies; built-in ones have no file.
 const MODULES: [&str; 6] = [
@@ -208,7 +208,7 @@ fn spawn(image: &Path, blocks: &Path, listener: &UnixListener, queues: u16, pref
 /// A running guest.
 pub struct Guest {
     console: UnixStream,
-    said: String,
+    output: String,
     _qemu: Process,
 }
 
@@ -258,7 +258,7 @@ impl Guest {
         console.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let mut guest = Guest {
             console,
-            said: String::new(),
+            output: String::new(),
             _qemu: qemu,
         };
         guest.wait_for("<ready>\n");
@@ -266,7 +266,7 @@ impl Guest {
     }
 
     pub fn send(&mut self, command: &str) {
-        self.said.clear();
+        self.output.clear();
         self.console.write_all(format!("{command}\n").as_bytes()).unwrap();
     }
 
@@ -274,7 +274,7 @@ impl Guest {
     pub fn answer(&mut self) -> String {
         self.wait_for("<done ");
         self.wait_for(">\n");
-        self.said.clone()
+        self.output.clone()
     }
 
     pub fn run(&mut self, command: &str) -> String {
@@ -283,12 +283,12 @@ impl Guest {
     }
 
     fn wait_for(&mut self, text: &str) {
-        let end = Instant::now() + PATIENCE;
-        while !self.said.contains(text) {
-            assert!(Instant::now() < end, "the guest never said {text:?}: {}", self.said);
+        let end = Instant::now() + TIMEOUT;
+        while !self.output.contains(text) {
+            assert!(Instant::now() < end, "the guest never said {text:?}: {}", self.output);
             let mut bytes = [0; 4096];
             if let Ok(len) = self.console.read(&mut bytes) {
-                self.said += &String::from_utf8_lossy(&bytes[..len]).replace('\r', "");
+                self.output += &String::from_utf8_lossy(&bytes[..len]).replace('\r', "");
             }
         }
     }

@@ -327,7 +327,7 @@ mod tests {
     fn what_the_system_said_gets_a_hint() {
         for (message, cause, hint) in [
             (
-                "can not write state.json",
+                "cannot write state.json",
                 "No space left on device (os error 28)",
                 "free space",
             ),
@@ -337,7 +337,7 @@ mod tests {
                 "less memory",
             ),
             (
-                "port 80 of this host can not be published",
+                "port 80 of this host cannot be published",
                 "Address already in use (os error 98)",
                 "ss -lntup",
             ),

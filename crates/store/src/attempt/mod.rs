@@ -6,7 +6,7 @@
 //! killed.
 //!
 //! # Invariants
-//! The newest [`KEPT`] are kept. A record that can not be written never stops a machine.
+//! The newest [`KEPT`] are kept. A record that cannot be written never stops a machine.
 
 mod console;
 mod explain;
@@ -151,7 +151,7 @@ impl Attempt {
     /// Writes the record into a machine's folder, and removes those that are too many.
     ///
     /// # Errors
-    /// When it can not be written.
+    /// When it cannot be written.
     pub fn save(&self, machine: &Path) -> Result<(), FileError> {
         let dir = folder(machine);
         file::make_dirs(&dir)?;
@@ -170,7 +170,7 @@ impl Attempt {
         Ok(())
     }
 
-    /// The records of a machine's folder, oldest first. One that can not be read is left out.
+    /// The records of a machine's folder, oldest first. One that cannot be read is left out.
     pub fn all(machine: &Path) -> Vec<Attempt> {
         let dir = folder(machine);
         let read = |number: &u64| file::read_json(&dir.join(format!("{number:06}.json"))).ok();

@@ -21,8 +21,8 @@ use zmachine_sys::lock::FileLock;
 pub use self::names::{Repaired, free_name, nameless, repair_names, require_free};
 use self::names::{id_of_name, link_name, lost, taken};
 use crate::events;
-use crate::graveyard;
 use crate::killpoint::Killpoints;
+use crate::tombstones;
 
 /// A machine's folder with its spec and state.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,7 +41,7 @@ impl Machine {
     /// Loads the machine `id`.
     ///
     /// # Errors
-    /// [`Class::NotFound`] when there is none; a file that can not be read is reported, never removed.
+    /// [`Class::NotFound`] when there is none; a file that cannot be read is reported, never removed.
     pub fn load(home: &Home, id: &str) -> Result<Machine, Failure> {
         let dir = home.machine(id);
         let read = || {
@@ -81,7 +81,7 @@ impl Machine {
     /// The plan it was created with.
     ///
     /// # Errors
-    /// When the file can not be read.
+    /// When the file cannot be read.
     pub fn plan(&self) -> Result<Plan, Failure> {
         read_versioned(&self.dir.join("plan.json"), PLAN_VERSION).map_err(|failure| damaged(&self.id, failure))
     }
@@ -104,7 +104,7 @@ pub enum VolumeUse {
 /// Reads the state of a machine's folder.
 ///
 /// # Errors
-/// When it can not be read, or is of a newer version.
+/// When it cannot be read, or is of a newer version.
 pub fn load_state(dir: &Path) -> Result<State, Failure> {
     read_versioned(&dir.join("state.json"), STATE_VERSION)
 }
@@ -112,7 +112,7 @@ pub fn load_state(dir: &Path) -> Result<State, Failure> {
 /// Writes the state of a machine's folder.
 ///
 /// # Errors
-/// When it can not be written; the old state stays.
+/// When it cannot be written; the old state stays.
 pub fn save_state(dir: &Path, state: &State) -> Result<(), FileError> {
     file::replace_json(&dir.join("state.json"), state)
 }
@@ -120,7 +120,7 @@ pub fn save_state(dir: &Path, state: &State) -> Result<(), FileError> {
 /// Writes spec and plan of a machine that is in other networks now.
 ///
 /// # Errors
-/// When one can not be written; it stays as it was then.
+/// When one cannot be written; it stays as it was then.
 pub fn write_networks(dir: &Path, spec: &MachineSpec, plan: &Plan) -> Result<(), FileError> {
     file::replace_json(&dir.join("plan.json"), plan)?;
     spec.write(dir)
@@ -151,7 +151,7 @@ fn is_id(text: &str) -> bool {
 /// The ids of all machines, in the order of the directory.
 ///
 /// # Errors
-/// When the folder of machines can not be read.
+/// When the folder of machines cannot be read.
 pub fn ids(home: &Home) -> Result<Vec<String>, Failure> {
     // A name that is not UTF-8 is none of ours.
     let names = file::names_in(&home.machines())?;
@@ -195,7 +195,7 @@ pub fn find(home: &Home, name: &str) -> Result<String, Failure> {
 /// The lock under which machines are created and removed.
 ///
 /// # Errors
-/// When it can not be taken.
+/// When it cannot be taken.
 pub fn lock(home: &Home) -> Result<FileLock, Failure> {
     Ok(FileLock::exclusive(&home.machines().join(".lock"))?)
 }
@@ -239,7 +239,7 @@ pub fn add(
 /// and the machine's. Also what a removal begins that a later [`sweep`] ends.
 ///
 /// # Errors
-/// When a file can not be removed.
+/// When a file cannot be removed.
 pub fn remove(home: &Home, id: &str, kill: &Killpoints) -> Result<(), Failure> {
     kill.pass("remove: before the mark");
     let (dir, gone) = (
@@ -265,7 +265,7 @@ fn finish_removal(home: &Home, id: &str, gone: &Path, kill: &Killpoints) -> Resu
     kill.pass("remove: before the folder");
     // What happened stays known for a while; a disk too full for that is no reason to keep the machine.
     let spec = MachineSpec::read(gone);
-    let _ = graveyard::bury(home, gone, id);
+    let _ = tombstones::bury(home, gone, id);
     kill.pass("remove: buried");
     fs::remove_dir_all(gone).map_err(|e| FileError::io("remove", gone, e))?;
     let name = spec.map_or_else(|_| id.to_owned(), |spec| spec.name);
@@ -277,7 +277,7 @@ fn finish_removal(home: &Home, id: &str, gone: &Path, kill: &Killpoints) -> Resu
 /// else is touched. The caller holds the catalog's lock. Returns the ids of what is gone.
 ///
 /// # Errors
-/// When the folders can not be read, or something not be removed.
+/// When the folders cannot be read, or something not be removed.
 pub fn sweep(home: &Home) -> Result<Vec<String>, Failure> {
     let mut gone = Vec::new();
     for name in file::names_in(&home.machines())? {
@@ -419,7 +419,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(sweep(&home).unwrap(), ["aaaabbbbcccc"]);
-        assert!(graveyard::find(&home, "web").is_some());
+        assert!(tombstones::find(&home, "web").is_some());
         assert!(file::names_in(&home.by_name()).unwrap().is_empty());
     }
 

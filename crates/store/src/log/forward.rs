@@ -68,14 +68,14 @@ pub struct Forwarder {
 }
 
 /// How long the receiver may take for the last entries of a run.
-const LAST_PATIENCE: Duration = Duration::from_secs(3);
+const LAST_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Forwarder {
     /// Begins to forward the log of a machine, from where an earlier one stopped. `tell` gets a line when the receiver
     /// is lost and when it is there again.
     ///
     /// # Errors
-    /// When the thread can not be made.
+    /// When the thread cannot be made.
     pub fn start(
         sender: Sender,
         target: LogTarget,
@@ -101,7 +101,7 @@ impl Forwarder {
     /// same is left behind: the machine's end does not wait for it.
     pub fn finish(self) {
         self.ending.store(true, Ordering::Release);
-        let until = Instant::now() + 2 * LAST_PATIENCE;
+        let until = Instant::now() + 2 * LAST_TIMEOUT;
         while !self.thread.is_finished() && Instant::now() < until {
             std::thread::sleep(POLL / 10);
         }
@@ -131,7 +131,7 @@ impl Work {
                 Err(error) if !self.was_lost => {
                     self.was_lost = true;
                     (self.tell)(format!(
-                        "the log can not be sent to {} now ({error}); it waits, and it is tried again",
+                        "the log cannot be sent to {} now ({error}); it waits, and it is tried again",
                         self.target
                     ));
                 }
@@ -192,7 +192,7 @@ impl Work {
     fn is_ending(&self, deadline: &mut Option<Instant>) -> bool {
         let is_ending = self.ending.load(Ordering::Acquire);
         if is_ending && deadline.is_none() {
-            *deadline = Some(Instant::now() + LAST_PATIENCE);
+            *deadline = Some(Instant::now() + LAST_TIMEOUT);
         }
         is_ending
     }

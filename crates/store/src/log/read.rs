@@ -83,7 +83,7 @@ impl LogReader {
     /// The next entry, or `None` at the end for now. Lines that are no entries are passed over.
     ///
     /// # Errors
-    /// When a file can not be read.
+    /// When a file cannot be read.
     pub fn next_entry(&mut self) -> io::Result<Option<Entry>> {
         loop {
             let Some(open) = &mut self.open else {

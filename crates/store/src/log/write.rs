@@ -36,7 +36,7 @@ impl LogWriter {
     /// Opens the log of a machine's folder, and makes it when missing. An entry torn by a crash is cut off.
     ///
     /// # Errors
-    /// When it can not be made or opened.
+    /// When it cannot be made or opened.
     pub fn open(machine: &Path, limits: LogLimits) -> Result<LogWriter, FileError> {
         let path = path(machine);
         zmachine_sys::file::make_dirs(path.parent().unwrap_or(machine))?;
@@ -65,7 +65,7 @@ impl LogWriter {
             return Ok(());
         }
         if self.is_full() {
-            // A log that can not be rotated grows: better than losing what comes.
+            // A log that cannot be rotated grows: better than losing what comes.
             let _ = self.rotate();
         }
         self.buffer.clear();
@@ -105,7 +105,7 @@ impl LogWriter {
 
     /// Appends one line of ours.
     pub fn note(&mut self, source: Source, line: &str) {
-        // A log that can not be written must not stop the machine it is about.
+        // A log that cannot be written must not stop the machine it is about.
         let _ = self.write(source, format!("{}\n", line.trim_end()).as_bytes(), Timestamp::now());
     }
 

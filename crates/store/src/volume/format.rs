@@ -78,10 +78,10 @@ pub(super) fn make(fs: Fs, path: &Path, name: &str) -> Result<(), Failure> {
     );
     let output = command
         .output()
-        .map_err(|e| Failure::from(e).context(format!("can not run {program}")))?;
+        .map_err(|e| Failure::from(e).context(format!("cannot run {program}")))?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-        let message = format!("no {fs} file system could be made on the volume '{name}': {said}");
+        let reported = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+        let message = format!("no {fs} file system could be made on the volume '{name}': {reported}");
         return Err(Failure::new(Class::Failed, message));
     }
     let file = File::open(path).map_err(|e| Failure::from(e).context(format!("volume '{name}'")))?;

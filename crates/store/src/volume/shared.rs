@@ -30,7 +30,7 @@ fn one(path: &Path, request: &VolumeRequest, home: &Home) -> Result<SharedDirect
             format!("there is no directory {}", path.display()),
             "make it first, or use a volume",
         ),
-        _ => Failure::from_error(Class::Usage, &e).context(format!("can not share {}", path.display())),
+        _ => Failure::from_error(Class::Usage, &e).context(format!("cannot share {}", path.display())),
     })?;
     if !real.is_dir() {
         return Err(wrong(

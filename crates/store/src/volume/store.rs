@@ -30,7 +30,7 @@ pub struct Volumes {
 /// Everything about the request that can be refused without trying.
 ///
 /// # Errors
-/// [`Class::Usage`] for name and size, [`Class::Unsupported`] when its file system can not be made here.
+/// [`Class::Usage`] for name and size, [`Class::Unsupported`] when its file system cannot be made here.
 pub fn check_new(new: &NewVolume) -> Result<(), Failure> {
     check_name(&new.name)?;
     let least = new.fs.least_bytes();
@@ -107,7 +107,7 @@ impl Volumes {
         });
         if let Err(failure) = made {
             let _ = file::remove_dir_all(&staging);
-            return Err(failure.context(format!("the volume '{}' can not be made", new.name)));
+            return Err(failure.context(format!("the volume '{}' cannot be made", new.name)));
         }
         self.get(&new.name)
     }
@@ -135,7 +135,7 @@ impl Volumes {
     /// The volume `name`.
     ///
     /// # Errors
-    /// [`Class::NotFound`]; a description that can not be read is reported, never replaced.
+    /// [`Class::NotFound`]; a description that cannot be read is reported, never replaced.
     pub fn get(&self, name: &str) -> Result<Volume, Failure> {
         self.find(name)?.ok_or_else(|| {
             let message = format!("there is no volume '{name}'");
@@ -150,7 +150,7 @@ impl Volumes {
     pub fn find(&self, name: &str) -> Result<Option<Volume>, Failure> {
         check_name(name)?;
         let dir = self.root().join(name);
-        let damaged = |failure: Failure| failure.context(format!("the volume '{name}' can not be read"));
+        let damaged = |failure: Failure| failure.context(format!("the volume '{name}' cannot be read"));
         let record = match file::read_json::<Record>(&dir.join("volume.json")) {
             Ok(record) => record,
             Err(e) if e.is_not_found() && !file::is_there(&dir)? => return Ok(None),
@@ -172,10 +172,10 @@ impl Volumes {
         }))
     }
 
-    /// All volumes by name; one that can not be read is its failure.
+    /// All volumes by name; one that cannot be read is its failure.
     ///
     /// # Errors
-    /// When the folder can not be read.
+    /// When the folder cannot be read.
     pub fn list(&self) -> Result<Vec<Result<Volume, Failure>>, Failure> {
         let names = match file::names_in(&self.root()) {
             Ok(names) => names,
@@ -220,7 +220,7 @@ impl Volumes {
     /// Removes the volumes without a name of the user's that were made for the machine `id`. Nobody may use them any more.
     ///
     /// # Errors
-    /// When one can not be removed.
+    /// When one cannot be removed.
     pub fn remove_anonymous(&self, id: &str) -> Result<(), Failure> {
         let _catalog = self.lock()?;
         for volume in self.list()?.into_iter().flatten() {
@@ -244,7 +244,7 @@ impl Volumes {
                 zmachine_spec::bytes::Human(volume.size_bytes),
                 zmachine_spec::bytes::Human(size_bytes),
             );
-            let message = format!("the volume '{name}' has {has} already; it can not become {wanted}");
+            let message = format!("the volume '{name}' has {has} already; it cannot become {wanted}");
             return Err(Failure::new(Class::Usage, message).hint("volumes only grow; give a larger size"));
         }
         let fs = volume.record.fs;
@@ -253,7 +253,7 @@ impl Volumes {
                 zmachine_spec::bytes::Human(size_bytes),
                 zmachine_spec::bytes::Human(fs.least_bytes()),
             );
-            let message = format!("the volume '{name}' can not become {wanted}: {fs} grows to {least} or more");
+            let message = format!("the volume '{name}' cannot become {wanted}: {fs} grows to {least} or more");
             return Err(Failure::new(Class::Usage, message).hint(format!(
                 "for example: zmachine volume grow {name} {}M",
                 fs.least_bytes() >> 20
@@ -262,7 +262,7 @@ impl Volumes {
         let data = OpenOptions::new().write(true).open(volume.data())?;
         data.set_len(size_bytes)
             .and_then(|()| data.sync_all())
-            .map_err(|e| Failure::from(e).context(format!("the volume '{name}' can not grow")))?;
+            .map_err(|e| Failure::from(e).context(format!("the volume '{name}' cannot grow")))?;
         self.get(name)
     }
 
@@ -314,7 +314,7 @@ impl Volumes {
     /// Names of the machines that are made to use the volume `name`, running or not.
     ///
     /// # Errors
-    /// When a machine can not be read: it might be one of them.
+    /// When a machine cannot be read: it might be one of them.
     pub fn users(&self, name: &str) -> Result<Vec<String>, Failure> {
         Ok(self
             .machines_of(name)?
@@ -326,7 +326,7 @@ impl Volumes {
     /// The running machine that may write to the volume `name`.
     ///
     /// # Errors
-    /// When a machine can not be read: it might be the one.
+    /// When a machine cannot be read: it might be the one.
     pub fn writer(&self, name: &str) -> Result<Option<Machine>, Failure> {
         for (machine, how) in self.machines_of(name)? {
             if how == VolumeUse::Writes && FileLock::is_held(&machine.lock_path())? {
@@ -364,7 +364,7 @@ impl Volumes {
     /// Removes what an interrupted making or removal left. Nothing happens while another command makes or removes one.
     ///
     /// # Errors
-    /// When it can not be listed or removed.
+    /// When it cannot be listed or removed.
     pub fn sweep(&self) -> Result<(), Failure> {
         let names = match file::names_in(&self.root()) {
             Ok(names) => names,
@@ -414,7 +414,7 @@ impl Held {
     /// Writes down what the volume holds, before it does.
     ///
     /// # Errors
-    /// When it can not be written; the volume is to be left as it is then.
+    /// When it cannot be written; the volume is to be left as it is then.
     pub fn set_content(&mut self, content: Content) -> Result<(), Failure> {
         let record = Record {
             content,
@@ -428,12 +428,12 @@ impl Held {
     /// Makes the whole disk zeros again, which gives its space back. Everything on it is lost.
     ///
     /// # Errors
-    /// When the host's file system can not do it.
+    /// When the host's file system cannot do it.
     pub fn clear(&self) -> Result<(), Failure> {
         let data = OpenOptions::new().write(true).open(self.volume.data())?;
         punch(&data, self.volume.size_bytes)
             .and_then(|()| data.sync_all())
-            .map_err(|e| Failure::from(e).context(format!("the volume '{}' can not be cleared", self.volume.name)))
+            .map_err(|e| Failure::from(e).context(format!("the volume '{}' cannot be cleared", self.volume.name)))
     }
 
     /// That a container finds a file system, which it may only read.
@@ -464,7 +464,7 @@ impl Held {
             Content::Empty | Content::Formatting => {}
             Content::Installing { .. } | Content::Installed { .. } => {
                 let message =
-                    format!("the volume '{name}' is the boot disk of a VM and can not be mounted in a container");
+                    format!("the volume '{name}' is the boot disk of a VM and cannot be mounted in a container");
                 return Err(Failure::new(Class::Conflict, message).hint("use another volume"));
             }
             Content::Raw => {
@@ -474,7 +474,7 @@ impl Held {
         }
         let fs = self.volume.record.fs;
         if fs == Fs::None {
-            let message = format!("the volume '{name}' has no file system and can not be mounted in a container");
+            let message = format!("the volume '{name}' has no file system and cannot be mounted in a container");
             return Err(Failure::new(Class::Usage, message).hint("make one for ext4, btrfs or xfs"));
         }
         self.set_content(Content::Formatting)?;

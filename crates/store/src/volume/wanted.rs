@@ -1,7 +1,7 @@
 //! What the volumes in the spec of a machine stand for, found out before anything is made.
 
 use zmachine_spec::bytes::Human;
-use zmachine_spec::volume::{Content, DEFAULT_SIZE, Fs, NewVolume, Wanted, anonymous, serial};
+use zmachine_spec::volume::{Content, DEFAULT_SIZE, Fs, NewVolume, ResolvedVolume, anonymous, serial};
 use zmachine_spec::{Class, Failure, Origin, Setting, VolumeRequest};
 
 use super::format;
@@ -13,14 +13,14 @@ impl Volumes {
     ///
     /// # Errors
     /// [`Class::Usage`] for a request that makes no sense or contradicts the volume that is there, [`Class::Unsupported`] for
-    /// what this host can not do.
-    pub fn wanted(&self, requests: &[VolumeRequest], id: &str) -> Result<Vec<Wanted>, Failure> {
+    /// what this host cannot do.
+    pub fn wanted(&self, requests: &[VolumeRequest], id: &str) -> Result<Vec<ResolvedVolume>, Failure> {
         self.all(requests, id)
             .map_err(|failure| failure.about(Setting::Volumes))
     }
 
-    fn all(&self, requests: &[VolumeRequest], id: &str) -> Result<Vec<Wanted>, Failure> {
-        let mut all: Vec<Wanted> = Vec::new();
+    fn all(&self, requests: &[VolumeRequest], id: &str) -> Result<Vec<ResolvedVolume>, Failure> {
+        let mut all: Vec<ResolvedVolume> = Vec::new();
         for (index, request) in requests.iter().enumerate() {
             let target = &request.target;
             if let Some(other) = requests[..index].iter().find(|other| other.target == *target) {
@@ -39,7 +39,7 @@ impl Volumes {
         Ok(all)
     }
 
-    fn one(&self, request: &VolumeRequest, id: &str, index: usize) -> Result<Option<Wanted>, Failure> {
+    fn one(&self, request: &VolumeRequest, id: &str, index: usize) -> Result<Option<ResolvedVolume>, Failure> {
         let (name, anonymous_of) = match &request.origin {
             Origin::Named(name) => (name.clone(), None),
             Origin::Anonymous => (anonymous(id, index), Some(id.to_owned())),
@@ -78,7 +78,7 @@ impl Volumes {
             }
         }
         let size_bytes = known.as_ref().map(|volume| volume.size_bytes);
-        Ok(Some(Wanted {
+        Ok(Some(ResolvedVolume {
             target: request.target.clone(),
             path: self.data(&name),
             serial: serial(&name),
@@ -96,12 +96,12 @@ impl Volumes {
         }))
     }
 
-    /// Makes those that are not there; none is left when one can not be made. The names of those made. The caller holds the
+    /// Makes those that are not there; none is left when one cannot be made. The names of those made. The caller holds the
     /// catalog's lock.
     ///
     /// # Errors
     /// As [`Volumes::create`]; [`Class::NotFound`] for one that was removed meanwhile.
-    pub fn make(&self, wanted: &[Wanted]) -> Result<Vec<String>, Failure> {
+    pub fn make(&self, wanted: &[ResolvedVolume]) -> Result<Vec<String>, Failure> {
         // Those that were there when they were asked for may be gone by now; from here on nobody removes one.
         for known in wanted.iter().filter(|wanted| wanted.new.is_none()) {
             self.get(&known.name)?;
@@ -120,7 +120,7 @@ impl Volumes {
     /// Takes back what [`Volumes::make`] made for a machine that did not come to be. The caller holds the catalog's lock.
     pub fn unmake(&self, made: &[String]) {
         for name in made {
-            // One that can not be removed is listed, and empty.
+            // One that cannot be removed is listed, and empty.
             let _ = self.remove_unclaimed(name);
         }
     }
@@ -131,23 +131,23 @@ impl Volumes {
 /// # Errors
 /// [`Class::Usage`] for its path or a volume without file system, [`Class::Conflict`] for one that holds something else,
 /// [`Class::Unsupported`] when its file system has to be made and the host has no tool for it.
-pub fn check_mountable(volume: &Wanted) -> Result<(), Failure> {
+pub fn check_mountable(volume: &ResolvedVolume) -> Result<(), Failure> {
     mountable(volume).map_err(|failure| failure.about(Setting::Volumes))
 }
 
-fn mountable(volume: &Wanted) -> Result<(), Failure> {
+fn mountable(volume: &ResolvedVolume) -> Result<(), Failure> {
     check_target(&format!("the volume '{}'", volume.name), &volume.target)?;
     match (&volume.content, volume.fs) {
         (Content::Installing { .. } | Content::Installed { .. } | Content::Raw, _) => {
             let message = format!(
-                "the volume '{}' is the disk of a VM and can not be mounted in a container",
+                "the volume '{}' is the disk of a VM and cannot be mounted in a container",
                 volume.name
             );
             Err(Failure::new(Class::Conflict, message).hint("use another volume"))
         }
         (_, Fs::None) => {
             let message = format!(
-                "the volume '{}' has no file system and can not be mounted in a container",
+                "the volume '{}' has no file system and cannot be mounted in a container",
                 volume.name
             );
             Err(Failure::new(Class::Usage, message).hint("use one made for ext4, btrfs or xfs"))
@@ -168,14 +168,14 @@ fn mountable(volume: &Wanted) -> Result<(), Failure> {
 pub(super) fn check_target(what: &str, target: &str) -> Result<(), Failure> {
     const OF_KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
     if target == "/" {
-        let message = format!("{what} can not be the root of a container");
+        let message = format!("{what} cannot be the root of a container");
         return Err(Failure::new(Class::Usage, message)
             .hint("give it a path of its own, or the container a larger root")
             .about(Setting::Size));
     }
     let is_below = |of: &&str| target == *of || target.starts_with(&format!("{of}/"));
     if let Some(of) = OF_KERNEL.into_iter().find(is_below) {
-        let message = format!("{what} can not be at '{target}': {of} is the kernel's");
+        let message = format!("{what} cannot be at '{target}': {of} is the kernel's");
         return Err(Failure::new(Class::Usage, message).hint("choose another path"));
     }
     Ok(())

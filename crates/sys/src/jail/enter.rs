@@ -23,14 +23,14 @@ const LINKS: [&str; 5] = ["/lib", "/lib32", "/lib64", "/bin", "/sbin"];
 /// Locks the calling process in. It has one thread, and has opened what it needs that is not in the view.
 ///
 /// # Errors
-/// When a wall that this host has can not be put up. The process must end then.
+/// When a wall that this host has cannot be put up. The process must end then.
 pub fn enter(jail: &Jail) -> Result<(), JailError> {
     if jail.parent.is_none() && jail.user.is_some() {
         return Err(JailError::new("see who started it", io::ErrorKind::InvalidInput));
     }
-    let spaces = namespaces(jail)?;
-    if spaces.mounts {
-        put_view_together(jail, &spaces)?;
+    let own = namespaces(jail)?;
+    if own.mounts {
+        put_view_together(jail, &own)?;
     } else {
         // Without a place for them the mounts it was given must not stay open.
         jail.view
@@ -38,11 +38,11 @@ pub fn enter(jail: &Jail) -> Result<(), JailError> {
             .filter_map(|view| view.mount)
             .for_each(|mount| drop(take(mount)));
     }
-    if spaces.uts {
+    if own.uts {
         rustix::system::sethostname(b"jail").map_err(|e| JailError::new("change the host name", e))?;
     }
     limit(jail)?;
-    become_user(jail, &spaces)?;
+    become_user(jail, &own)?;
     rustix::thread::set_no_new_privs(true).map_err(|e| JailError::new("give up new privileges", e))?;
     die_with_parent(jail)?;
     if !jail.own_landlock {
@@ -57,27 +57,27 @@ pub fn enter(jail: &Jail) -> Result<(), JailError> {
 
 /// The namespaces that this process has of its own now.
 #[derive(Debug, Clone, Copy)]
-struct Spaces {
+struct Namespaces {
     mounts: bool,
     uts: bool,
     /// Everything is in a user namespace, where only one user exists.
     user: bool,
 }
 
-impl Spaces {
-    const NONE: Spaces = Spaces {
+impl Namespaces {
+    const NONE: Namespaces = Namespaces {
         mounts: false,
         uts: false,
         user: false,
     };
 }
 
-fn namespaces(jail: &Jail) -> Result<Spaces, JailError> {
+fn namespaces(jail: &Jail) -> Result<Namespaces, JailError> {
     let mut wanted = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     if !jail.network {
         wanted |= UnshareFlags::NEWNET;
     }
-    let done = |user| Spaces {
+    let done = |user| Namespaces {
         mounts: true,
         uts: true,
         user,
@@ -92,13 +92,13 @@ fn namespaces(jail: &Jail) -> Result<Spaces, JailError> {
     }
     if !jail.capabilities.is_empty() {
         // In a user namespace they would be powers over nothing that the program needs them for.
-        return Ok(Spaces::NONE);
+        return Ok(Namespaces::NONE);
     }
     // SAFETY: as above.
     match unsafe { rustix::thread::unshare_unsafe(wanted | UnshareFlags::NEWUSER) } {
         Ok(()) => {}
         Err(e) if is_lacking(e) => {
-            return Ok(Spaces::NONE);
+            return Ok(Namespaces::NONE);
         }
         Err(e) => return Err(JailError::new("make namespaces", e)),
     }
@@ -119,7 +119,7 @@ fn is_lacking(error: Errno) -> bool {
     )
 }
 
-fn put_view_together(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
+fn put_view_together(jail: &Jail, own: &Namespaces) -> Result<(), JailError> {
     let root = jail.folder.as_path();
     // What is made here is for another user to enter, and what the program makes is out of everybody's sight.
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
@@ -143,7 +143,7 @@ fn put_view_together(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
         }
     }
     devices(root, jail).map_err(|e| JailError::new("make devices", e))?;
-    proc(root, jail, spaces).map_err(failed("mount /proc in"))?;
+    proc(root, jail, own).map_err(failed("mount /proc in"))?;
     change_root(root).map_err(failed("make a root of"))?;
     let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     mount_remount("/", flags, "").map_err(failed("seal"))
@@ -246,7 +246,7 @@ fn device_node(folder: &Path, device: Device, host: &Path, number: u64, user: Op
 }
 
 /// `/proc` of the own pid namespace; of another one it would show other processes.
-fn proc(root: &Path, jail: &Jail, spaces: &Spaces) -> rustix::io::Result<()> {
+fn proc(root: &Path, jail: &Jail, own: &Namespaces) -> rustix::io::Result<()> {
     let target = root.join("proc");
     make_dirs(&target).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
     if !has_process_namespace() {
@@ -257,7 +257,7 @@ fn proc(root: &Path, jail: &Jail, spaces: &Spaces) -> rustix::io::Result<()> {
     match mount("proc", &target, "proc", flags, options) {
         // Before Linux 5.8.
         Err(Errno::INVAL) if !jail.system_proc => mount("proc", &target, "proc", flags, c""),
-        Err(Errno::PERM) if spaces.user => Ok(()),
+        Err(Errno::PERM) if own.user => Ok(()),
         other => other,
     }
 }
@@ -292,7 +292,7 @@ fn limit(jail: &Jail) -> Result<(), JailError> {
 }
 
 /// Gives up groups, identity and capabilities.
-fn become_user(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
+fn become_user(jail: &Jail, own: &Namespaces) -> Result<(), JailError> {
     let failed = |action: &'static str| move |e: Errno| JailError::new(action, e);
     let kept = jail.capabilities.iter().fold(CapabilitySet::empty(), |set, number| {
         set | CapabilitySet::from_bits_retain(1 << number)
@@ -311,7 +311,7 @@ fn become_user(jail: &Jail, spaces: &Spaces) -> Result<(), JailError> {
         }
     }
     // A user of its own sees its files by mounts alone.
-    if let (Some(user), true, false) = (jail.user, spaces.mounts, spaces.user)
+    if let (Some(user), true, false) = (jail.user, own.mounts, own.user)
         && rustix::process::geteuid().is_root()
     {
         let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));

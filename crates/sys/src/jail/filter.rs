@@ -103,7 +103,7 @@ fn filters() -> Result<Vec<BpfProgram>, seccompiler::Error> {
         .map(|family| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *family as u64))
         .collect();
     refused.insert(libc::SYS_socket, vec![SeccompRule::new(others?)?]);
-    // A filter can not see the flags of clone3; without it the C library uses clone.
+    // A filter cannot see the flags of clone3; without it the C library uses clone.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     Ok(vec![filter(refused, libc::EPERM)?, filter(clone3, libc::ENOSYS)?])
 }

@@ -25,13 +25,13 @@
 //! # Degradation
 //! Without root the mount, network, ipc and uts namespaces are those of a user namespace of its own, where the kernel allows
 //! one and the program keeps no capabilities; the user stays. Without namespaces there are still Landlock, limits and the filter. A step that this host lacks is left out;
-//! [`walls`] reads from the kernel which walls stand in the end, and the monitor says so. What fails for another reason is an error.
+//! [`protections`] reads from the kernel which walls stand in the end, and the monitor says so. What fails for another reason is an error.
 
 mod enter;
 mod filter;
 mod landlock;
 mod spawn;
-pub mod walls;
+pub mod status;
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -150,9 +150,9 @@ pub struct Limits {
     pub private_bytes: Option<u64>,
 }
 
-/// Why a process can not be locked in. It must not go on then.
+/// Why a process cannot be locked in. It must not go on then.
 #[derive(Debug, Error)]
-#[error("can not lock the process in: can not {action}")]
+#[error("cannot lock the process in: cannot {action}")]
 pub struct JailError {
     action: String,
     source: std::io::Error,

@@ -56,11 +56,11 @@ impl Jailed {
     pub fn role(jail: &Jail, mut command: Command) -> io::Result<Jailed> {
         let own = Pid::from_raw(std::process::id() as i32).ok_or(io::ErrorKind::NotFound)?;
         let parent = rustix::process::pidfd_open(own, PidfdFlags::empty())?;
-        let told = Jail {
+        let reported = Jail {
             parent: Some(parent.as_raw_fd()),
             ..jail.clone()
         };
-        command.arg("--jail").arg(told.to_argument());
+        command.arg("--jail").arg(reported.to_argument());
         Ok(Jailed {
             command,
             parent: Some(parent),
@@ -81,7 +81,7 @@ impl Jailed {
     /// may make one: with it the kernel kills all the others in there.
     ///
     /// # Errors
-    /// Those of `start`; or when this thread can not come back to its own namespace, which has not been seen to happen.
+    /// Those of `start`; or when this thread cannot come back to its own namespace, which has not been seen to happen.
     pub fn spawn<T>(self, mut setup: ChildSetup, start: impl FnOnce(Command) -> io::Result<T>) -> io::Result<T> {
         let Jailed { mut command, parent } = self;
         setup.keep.extend(parent.as_ref().map(AsRawFd::as_raw_fd));

@@ -22,7 +22,7 @@ pub(super) fn request(value: &Value, folder: &Path) -> Result<VolumeRequest, Wro
             VolumeRequest::parse(text, folder).map_err(|failure| (failure.message, failure.hint.unwrap_or_default()))
         }
         Value::Table(table) => of_table(table, folder).map_err(|why| (why, KEYS.to_owned())),
-        other => Err((format!("a {} can not stand here", other.type_str()), KEYS.to_owned())),
+        other => Err((format!("a {} cannot stand here", other.type_str()), KEYS.to_owned())),
     }
 }
 

@@ -82,7 +82,7 @@ fn host_level() -> u8 {
 
 fn import_failure(error: &ImportError) -> Failure {
     if let ImportError::Pack { image, source } = error {
-        return pack_failure(source).context(format!("{image} can not be packed"));
+        return pack_failure(source).context(format!("{image} cannot be packed"));
     }
     let class = if error.is_fetch_failure() {
         Class::Fetch
@@ -96,7 +96,7 @@ fn readable(file: PathBuf) -> Result<PathBuf, Failure> {
     match open_regular(&file) {
         Ok(_) => Ok(file),
         Err(e) => Err(Failure::from_error(Class::NotFound, &e)
-            .context(format!("can not read --authfile {}", file.display()))
+            .context(format!("cannot read --authfile {}", file.display()))
             .hint("give a file that docker login or podman login wrote")),
     }
 }

@@ -31,10 +31,10 @@ pub(super) fn mount_flist(file: &Path, target: &Path, from: ReadArgs) -> Result<
     })
     .map_err(failure)?;
     eprintln!("{name} is mounted on {}; Ctrl-C or umount ends it", target.display());
-    let mut ender = mount.ender();
+    let mut unmounter = mount.unmounter();
     thread::spawn(move || {
         for _ in signals.forever() {
-            if let Err(error) = ender.end() {
+            if let Err(error) = unmounter.end() {
                 eprintln!("warning: the mount stays, somebody uses it: {error}");
             }
         }

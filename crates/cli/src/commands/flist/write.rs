@@ -84,9 +84,8 @@ pub(super) fn pack_source(
     let packed = if source.as_os_str().as_bytes() == b"-" {
         pack_tar(std::io::stdin().lock(), &store, &options, &Bars::bytes())
     } else if source.is_file() {
-        let archive = open_regular(source).map_err(|e| {
-            Failure::from_error(Class::Failed, &e).context(format!("can not open {}", source.display()))
-        })?;
+        let archive = open_regular(source)
+            .map_err(|e| Failure::from_error(Class::Failed, &e).context(format!("cannot open {}", source.display())))?;
         pack_tar(archive, &store, &options, &Bars::bytes())
     } else {
         pack(source, &store, &options, &Bars::bytes())
@@ -109,7 +108,7 @@ fn read_hints(file: &Path) -> Result<Hints, Failure> {
     let text = read_regular(file, HINTS_BYTES).and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other));
     let text = text.map_err(|e| {
         Failure::from_error(Class::NotFound, &e)
-            .context(format!("can not read --hints {}", file.display()))
+            .context(format!("cannot read --hints {}", file.display()))
             .hint("give the path of a file that 'zmachine image hints' has printed")
     })?;
     Hints::parse(&text).map_err(|e| {

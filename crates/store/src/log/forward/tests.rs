@@ -30,14 +30,14 @@ impl Machine {
     }
 
     fn forward(&self, to: &str) -> (Forwarder, mpsc::Receiver<String>) {
-        let (tell, told) = mpsc::channel();
+        let (tell, reported) = mpsc::channel();
         let sender = Sender {
             machine: self.dir.path().to_owned(),
             name: "web".into(),
             id: "0123456789ab".into(),
         };
         let forwarder = Forwarder::start(sender, to.parse().unwrap(), move |line| drop(tell.send(line)));
-        (forwarder.unwrap(), told)
+        (forwarder.unwrap(), reported)
     }
 }
 
@@ -61,9 +61,9 @@ fn lines_of(stream: impl Read) -> impl Iterator<Item = usize> {
 fn an_absent_receiver_gets_everything_when_it_comes() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut machine = Machine::new();
-    let (forwarder, told) = machine.forward(&format!("tcp://{address}"));
+    let (forwarder, reported) = machine.forward(&format!("tcp://{address}"));
     machine.write(0..5000);
-    assert!(told.recv().unwrap().contains("can not be sent"));
+    assert!(reported.recv().unwrap().contains("cannot be sent"));
     let listener = TcpListener::bind(address).unwrap();
     let (stream, _) = listener.accept().unwrap();
     machine.write(5000..6000);
@@ -151,8 +151,8 @@ fn syslog_gets_its_own_form() {
 fn an_end_does_not_wait_for_a_receiver_that_never_was() {
     let mut machine = Machine::new();
     machine.write(0..10);
-    let (forwarder, told) = machine.forward("unix:///nonexistent/socket");
-    told.recv().unwrap();
+    let (forwarder, reported) = machine.forward("unix:///nonexistent/socket");
+    reported.recv().unwrap();
     let begun = Instant::now();
     forwarder.finish();
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
@@ -169,9 +169,9 @@ fn a_receiver_that_never_takes_anything_does_not_hold_up_the_end() {
             .unwrap()
             .success()
     );
-    let (forwarder, told) = machine.forward(&format!("file://{}", fifo.display()));
+    let (forwarder, reported) = machine.forward(&format!("file://{}", fifo.display()));
     machine.write(0..10);
     // Nobody reads it, so opening it as usual would wait for ever, and so would the end.
     forwarder.finish();
-    assert!(told.recv().unwrap().contains("can not be sent"));
+    assert!(reported.recv().unwrap().contains("cannot be sent"));
 }

@@ -14,15 +14,15 @@ const STACK_BYTES: usize = 128 * 1024;
 
 /// Whether a thread is at it.
 #[derive(Debug, Default)]
-pub struct Keeping(AtomicBool);
+pub struct WritingBack(AtomicBool);
 
-/// Tries in the background, one block at a time, until no block is in memory alone. One that can not be fetched again stays there.
+/// Tries in the background, one block at a time, until no block is in memory alone. One that cannot be fetched again stays there.
 pub fn start(device: &Arc<Device>) {
-    if device.keeping.0.swap(true, Ordering::AcqRel) {
+    if device.writing_back.0.swap(true, Ordering::AcqRel) {
         return;
     }
     let own = Arc::clone(device);
-    let thread = thread::Builder::new().name("keep".into()).stack_size(STACK_BYTES);
+    let thread = thread::Builder::new().name("write-back".into()).stack_size(STACK_BYTES);
     let started = thread.spawn(move || {
         loop {
             while let Some(extent) = own.disk.in_memory_alone() {
@@ -30,15 +30,15 @@ pub fn start(device: &Arc<Device>) {
                     thread::sleep(PAUSE);
                 }
             }
-            own.keeping.0.store(false, Ordering::Release);
+            own.writing_back.0.store(false, Ordering::Release);
             // One that came in between has found this thread at work, and started none.
-            if own.disk.in_memory_alone().is_none() || own.keeping.0.swap(true, Ordering::AcqRel) {
+            if own.disk.in_memory_alone().is_none() || own.writing_back.0.swap(true, Ordering::AcqRel) {
                 return;
             }
         }
     });
     // The next failure tries again.
     if started.is_err() {
-        device.keeping.0.store(false, Ordering::Release);
+        device.writing_back.0.store(false, Ordering::Release);
     }
 }

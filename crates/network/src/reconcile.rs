@@ -4,9 +4,9 @@
 //! `attachments/<machine>`: `{"version":1,"boot_id":..,"ipv4":..,"ipv6":..,"names":["web"],"ports":["8080:80/tcp"]}`
 //!
 //! # Invariants
-//! Everything here happens under the network's lock. Files change first, then [`settle`] brings the kernel in line: with
+//! Everything here happens under the network's lock. Files change first, then [`reconcile`] brings the kernel in line: with
 //! attachments there is a bridge with its addresses and sysctls, the table and forwarding; without there is nothing.
-//! `settle` may be interrupted anywhere and run again. The bridge comes first and goes last: it is the sign by which
+//! `reconcile` may be interrupted anywhere and run again. The bridge comes first and goes last: it is the sign by which
 //! others see that there may be something to clean up.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -17,13 +17,13 @@ use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
 
+use crate::endpoint::{Endpoint, Membership};
 use crate::error::NetworkError;
 use crate::home::{self, Networks};
 use crate::links::{self, Links};
 use crate::network::Network;
 use crate::publish::Publish;
-use crate::station::{Membership, Station};
-use crate::{dnsmasq, foreign, name, nft, rules, sysctl};
+use crate::{dnsmasq, external_firewalls, name, nft, rules, sysctl};
 
 const VERSION: u32 = 1;
 
@@ -48,15 +48,15 @@ fn path(networks: &Networks, network: &str, machine: &str) -> Result<PathBuf, Ne
 }
 
 /// Writes down that a machine needs the network.
-pub(crate) fn record(networks: &Networks, network: &Network, station: Station) -> Result<(), NetworkError> {
-    let path = path(networks, network.name(), &station.machine)?;
+pub(crate) fn record(networks: &Networks, network: &Network, endpoint: Endpoint) -> Result<(), NetworkError> {
+    let path = path(networks, network.name(), &endpoint.machine)?;
     let content = AttachmentFile {
         version: VERSION,
         boot_id: boot_id(),
-        ipv4: station.ipv4,
-        ipv6: station.ipv6,
-        membership: station.membership,
-        ports: station.ports,
+        ipv4: endpoint.ipv4,
+        ipv6: endpoint.ipv6,
+        membership: endpoint.membership,
+        ports: endpoint.ports,
     };
     file::replace_json(&path, &content)?;
     networks.step("attachment written");
@@ -71,7 +71,7 @@ pub(crate) fn forget(networks: &Networks, network: &Network, machine: &str) -> R
 }
 
 /// The attachments of this boot, by machine.
-pub(crate) fn attached(networks: &Networks, network: &str) -> Result<Vec<Station>, NetworkError> {
+pub(crate) fn attached(networks: &Networks, network: &str) -> Result<Vec<Endpoint>, NetworkError> {
     let dir = folder(networks, network)?;
     let mut machines = match home::entries(&dir) {
         Err(e) if e.is_not_found() => return Ok(Vec::new()),
@@ -98,7 +98,7 @@ pub(crate) fn attached(networks: &Networks, network: &str) -> Result<Vec<Station
             });
         }
         if found.boot_id == boot {
-            all.push(Station {
+            all.push(Endpoint {
                 machine,
                 ipv4: found.ipv4,
                 ipv6: found.ipv6,
@@ -111,7 +111,7 @@ pub(crate) fn attached(networks: &Networks, network: &str) -> Result<Vec<Station
 }
 
 /// What all attached machines of the home publish.
-pub(crate) fn published(networks: &Networks) -> Result<Vec<Station>, NetworkError> {
+pub(crate) fn published(networks: &Networks) -> Result<Vec<Endpoint>, NetworkError> {
     let mut all = Vec::new();
     for network in networks.list()? {
         all.extend(attached(networks, network.name())?);
@@ -120,7 +120,7 @@ pub(crate) fn published(networks: &Networks) -> Result<Vec<Station>, NetworkErro
 }
 
 /// Brings the kernel in line with the attachment files. The caller holds the network's lock.
-pub(crate) async fn settle(networks: &Networks, network: &Network, _lock: &FileLock) -> Result<(), NetworkError> {
+pub(crate) async fn reconcile(networks: &Networks, network: &Network, _lock: &FileLock) -> Result<(), NetworkError> {
     let attached = attached(networks, network.name())?;
     if attached.is_empty() {
         return tear_down(networks, network).await;
@@ -128,7 +128,7 @@ pub(crate) async fn settle(networks: &Networks, network: &Network, _lock: &FileL
     bring_up(networks, network, &attached).await
 }
 
-async fn bring_up(networks: &Networks, network: &Network, attached: &[Station]) -> Result<(), NetworkError> {
+async fn bring_up(networks: &Networks, network: &Network, attached: &[Endpoint]) -> Result<(), NetworkError> {
     let bridge = network.bridge();
     let links = Links::open()?;
     let found = links.find(bridge).await?;
@@ -160,7 +160,7 @@ async fn bring_up(networks: &Networks, network: &Network, attached: &[Station]) 
     plug_in(networks, network, &links, attached).await?;
     tokio::try_join!(
         dnsmasq::ensure(networks, network, attached, is_fresh),
-        foreign::open(bridge, network.is_internal()),
+        external_firewalls::open(bridge, network.is_internal()),
     )?;
     sysctl::acquire(networks.host_dir(), bridge, ipv6).await?;
     networks.step("forwarding on");
@@ -172,11 +172,11 @@ async fn plug_in(
     networks: &Networks,
     network: &Network,
     links: &Links,
-    attached: &[Station],
+    attached: &[Endpoint],
 ) -> Result<(), NetworkError> {
     let bridge = links.find(network.bridge()).await?.map(|link| link.header.index);
-    for station in attached {
-        let name = network.tap(&station.machine);
+    for endpoint in attached {
+        let name = network.tap(&endpoint.machine);
         let Some(tap) = links.find(&name).await? else {
             continue;
         };
@@ -227,7 +227,7 @@ async fn tear_down(networks: &Networks, network: &Network) -> Result<(), Network
     sysctl::release(networks.host_dir(), bridge).await?;
     networks.step("forwarding put back");
     dnsmasq::stop(networks, network)?;
-    foreign::close(bridge).await?;
+    external_firewalls::close(bridge).await?;
     nft::apply(bridge, &rules::remove(bridge)).await?;
     networks.step("rules removed");
     let links = Links::open()?;
@@ -240,7 +240,7 @@ async fn tear_down(networks: &Networks, network: &Network) -> Result<(), Network
 }
 
 /// Removes what belongs to machines that are not alive, then settles; nothing when all is well.
-pub(crate) async fn reconcile(
+pub(crate) async fn sweep(
     networks: &Networks,
     network: &Network,
     lock: &FileLock,
@@ -264,5 +264,5 @@ pub(crate) async fn reconcile(
         networks.step("tap removed");
         forget(networks, network, machine)?;
     }
-    settle(networks, network, lock).await
+    reconcile(networks, network, lock).await
 }

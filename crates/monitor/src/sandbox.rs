@@ -1,6 +1,6 @@
 //! What the machine's processes are locked into (see [`zmachine_sys::jail`]): its user, its folder, and whether at all.
 //!
-//! A process that a guest can reach is started with [`Cell::jail`], to which its own module adds what it must see.
+//! A process that a guest can reach is started with [`Sandbox::jail`], to which its own module adds what it must see.
 
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -14,18 +14,18 @@ use zmachine_sys::jail::Jail;
 
 /// The machine's part of every jail.
 #[derive(Debug)]
-pub(super) struct Cell {
+pub(super) struct Sandbox {
     is_off: bool,
     user: Option<UserLease>,
     folder: PathBuf,
 }
 
-impl Cell {
-    /// A cell in the run folder of the machine `id`; what it could not have, as words.
-    pub(super) fn make(home: &Home, id: &str, choice: JailChoice) -> Result<(Cell, Option<String>), Failure> {
+impl Sandbox {
+    /// A sandbox in the run folder of the machine `id`; what it could not have, as words.
+    pub(super) fn make(home: &Home, id: &str, choice: JailChoice) -> Result<(Sandbox, Option<String>), Failure> {
         let folder = home.run_dir(id).join("jail");
         let is_off = choice == JailChoice::Off;
-        let mut cell = Cell {
+        let mut sandbox = Sandbox {
             is_off,
             user: None,
             folder,
@@ -33,24 +33,27 @@ impl Cell {
         if is_off {
             let text =
                 "no jail: its processes have the rights of whoever started it (switching it off is for debugging)";
-            return Ok((cell, Some(text.to_owned())));
+            return Ok((sandbox, Some(text.to_owned())));
         }
         let mut builder = std::fs::DirBuilder::new();
-        builder.mode(0o700).recursive(true).create(&cell.folder)?;
+        builder.mode(0o700).recursive(true).create(&sandbox.folder)?;
         if !rustix::process::geteuid().is_root() {
-            return Ok((cell, None));
+            return Ok((sandbox, None));
         }
         if !may_change_user() {
             let text = "its processes have no user of their own: this root has not the capabilities SYS_ADMIN, SETUID, SETGID and CHOWN";
-            return Ok((cell, Some(text.to_owned())));
+            return Ok((sandbox, Some(text.to_owned())));
         }
         let whom = format!("{} {id}", home.data().display());
         match UserLease::take(Path::new(user::FOLDER), &whom) {
             Ok(lease) => {
-                cell.user = Some(lease);
-                Ok((cell, None))
+                sandbox.user = Some(lease);
+                Ok((sandbox, None))
             }
-            Err(error) => Ok((cell, Some(format!("its processes have no user of their own: {error}")))),
+            Err(error) => Ok((
+                sandbox,
+                Some(format!("its processes have no user of their own: {error}")),
+            )),
         }
     }
 

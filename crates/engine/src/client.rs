@@ -273,7 +273,7 @@ impl Engine {
         let path = self.home.control_socket(&machine.id);
         UnixStream::connect(&path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => not_running(machine),
-            _ => Failure::from(e).context(format!("can not reach the monitor at {}", path.display())),
+            _ => Failure::from(e).context(format!("cannot reach the monitor at {}", path.display())),
         })
     }
 }

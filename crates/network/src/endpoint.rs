@@ -29,7 +29,7 @@ pub struct Membership {
 
 /// One attached machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Station {
+pub struct Endpoint {
     /// The machine's id.
     pub machine: String,
     /// Its IPv4 address.
@@ -42,7 +42,7 @@ pub struct Station {
     pub ports: Vec<Publish>,
 }
 
-impl Station {
+impl Endpoint {
     /// Its addresses, IPv4 first.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         [Some(IpAddr::V4(self.ipv4)), self.ipv6.map(IpAddr::V6)]

@@ -1,7 +1,7 @@
-//! The courier: a process that fetches blocks for the disk's server, which so needs neither files nor a network.
+//! The block broker: a process that fetches blocks for the disk's server, which so needs neither files nor a network.
 //!
 //! ```text
-//! guest ── hypervisor ── server (the machine's user, sees nothing) ── socket pairs ── courier (cache and stores, no guest)
+//! guest ── hypervisor ── server (the machine's user, sees nothing) ── socket pairs ── block broker (cache and stores, no guest)
 //! ```
 //! # Messages (one packet each, `SOCK_SEQPACKET`; native byte order, since both ends are one program)
 //! ```text
@@ -12,7 +12,7 @@
 //!                                                            with the open files of the blocks found, in their order
 //! ```
 //! # Invariants
-//! Whatever the server asks for, the courier gives it blocks that were verified against both their digests, opened for reading
+//! Whatever the server asks for, the block broker gives it blocks that were verified against both their digests, opened for reading
 //! alone, and writes nothing but such blocks into the cache: a server that a guest has taken over gains nothing here that it
 //! could not ask for before. One request at a time on each pair. When one of the two processes ends, the other one does.
 
@@ -61,21 +61,21 @@ const CACHED: u8 = 0;
 const FETCH: u8 = 1;
 const FETCH_AGAIN: u8 = 2;
 
-/// The courier's ends of all pairs.
+/// The block broker's ends of all pairs.
 #[derive(Debug)]
-pub struct Counter(Vec<OwnedFd>);
+pub struct BrokerServer(Vec<OwnedFd>);
 
 /// The server's ends.
 #[derive(Debug)]
-pub struct Courier {
+pub struct BrokerClient {
     pairs: Vec<Mutex<OwnedFd>>,
     next: AtomicUsize,
-    told: Mutex<Told>,
+    reported: Mutex<Reported>,
 }
 
-/// What the courier said last.
+/// What the block broker said last.
 #[derive(Debug, Default)]
-struct Told {
+struct Reported {
     stats: FetchStats,
     cache_failure: Option<CacheFailure>,
 }
@@ -84,32 +84,34 @@ struct Told {
 ///
 /// # Errors
 /// When there are no free descriptors.
-pub fn pair() -> io::Result<(Courier, Counter)> {
+pub fn pair() -> io::Result<(BrokerClient, BrokerServer)> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..PAIRS {
         let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         ours.push(Mutex::new(a));
         theirs.push(b);
     }
-    let courier = Courier {
+    let broker = BrokerClient {
         pairs: ours,
         next: AtomicUsize::new(0),
-        told: Mutex::default(),
+        reported: Mutex::default(),
     };
-    Ok((courier, Counter(theirs)))
+    Ok((broker, BrokerServer(theirs)))
 }
 
-impl Counter {
+impl BrokerServer {
     /// Answers requests out of `blocks` until the server is gone.
     ///
     /// # Errors
-    /// When a thread can not be started.
+    /// When a thread cannot be started.
     pub fn serve(self, blocks: impl Blocks + 'static) -> io::Result<()> {
         let blocks = Arc::new(blocks);
         let mut threads = Vec::new();
         for socket in self.0 {
             let blocks = Arc::clone(&blocks);
-            let thread = thread::Builder::new().name("courier".into()).stack_size(512 * 1024);
+            let thread = thread::Builder::new()
+                .name("block broker".into())
+                .stack_size(512 * 1024);
             threads.push(thread.spawn(move || while answer_one(&socket, &*blocks).is_ok() {})?);
         }
         for thread in threads {
@@ -261,7 +263,7 @@ fn receive(socket: &OwnedFd, packet: &mut [u8]) -> io::Result<(usize, Vec<File>)
     Ok((received.bytes, fds.flatten().map(File::from).collect()))
 }
 
-impl Courier {
+impl BrokerClient {
     /// A pair that nobody uses, or the next one in turn.
     fn free(&self) -> MutexGuard<'_, OwnedFd> {
         for pair in &self.pairs {
@@ -282,7 +284,7 @@ impl Courier {
         let asked = send(&pair, &request(order, blocks), &[]).and_then(|()| receive(&pair, &mut packet));
         let (length, files) = match asked {
             Ok((length, files)) if length >= ANSWER => (length, files),
-            // Without its courier the disk is of no use; the monitor starts both anew, and the guest waits.
+            // Without its block broker the disk is of no use; the monitor starts both anew, and the guest waits.
             _ => std::process::exit(3),
         };
         let number = |index: usize| {
@@ -306,10 +308,10 @@ impl Courier {
         let (failure, hint) = (text(), text());
         let (trouble, trouble_hint) = (text(), text());
         {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            told.stats = stats;
+            let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+            reported.stats = stats;
             if let Some(reason) = trouble {
-                told.cache_failure = Some(CacheFailure {
+                reported.cache_failure = Some(CacheFailure {
                     reason,
                     hint: trouble_hint,
                 });
@@ -327,7 +329,7 @@ impl Courier {
     }
 }
 
-impl Blocks for Courier {
+impl Blocks for BrokerClient {
     fn cached(&self, block: &BlockRef) -> Option<File> {
         self.cached_all(std::slice::from_ref(block)).pop().flatten()
     }
@@ -362,12 +364,12 @@ impl Blocks for Courier {
     }
 
     fn stats(&self) -> FetchStats {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).stats
+        self.reported.lock().unwrap_or_else(PoisonError::into_inner).stats
     }
 
     fn take_cache_failure(&self) -> Option<CacheFailure> {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.cache_failure.take()
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        reported.cache_failure.take()
     }
 }
 
@@ -415,22 +417,22 @@ mod tests {
     #[test]
     fn blocks_errors_and_counters_come_over() {
         let (block, _) = BlockRef::seal(b"content");
-        let (courier, counter) = pair().unwrap();
+        let (broker, counter) = pair().unwrap();
         let served = thread::spawn(move || counter.serve(One(block, b"content")));
-        assert!(courier.cached(&block).is_none());
-        let fetched = courier.fetch(&block, false).unwrap();
+        assert!(broker.cached(&block).is_none());
+        let fetched = broker.fetch(&block, false).unwrap();
         assert_eq!(fetched.into_bytes(7).unwrap(), b"content");
-        let error = courier.fetch(&block, true).unwrap_err();
+        let error = broker.fetch(&block, true).unwrap_err();
         assert_eq!(
             (error.reason.as_str(), error.hint.as_deref()),
             ("no store has it", Some("name one"))
         );
-        assert_eq!((courier.stats().blocks, courier.stats().cache_failures), (7, 9));
+        assert_eq!((broker.stats().blocks, broker.stats().cache_failures), (7, 9));
         // A block that is in memory alone arrives as such.
-        assert!(matches!(courier.fetch(&block, false), Ok(Fetched::Bytes(_))));
-        assert_eq!(courier.take_cache_failure().unwrap().reason, "the disk is full");
-        assert_eq!(courier.take_cache_failure(), None);
-        drop(courier);
+        assert!(matches!(broker.fetch(&block, false), Ok(Fetched::Bytes(_))));
+        assert_eq!(broker.take_cache_failure().unwrap().reason, "the disk is full");
+        assert_eq!(broker.take_cache_failure(), None);
+        drop(broker);
         served.join().unwrap().unwrap();
     }
 
@@ -460,16 +462,16 @@ mod tests {
     #[test]
     fn many_blocks_come_with_one_request_each_in_its_place() {
         let all: Vec<BlockRef> = (0..TOGETHER as u8).map(|n| BlockRef::seal(&[n]).0).collect();
-        let (courier, counter) = pair().unwrap();
+        let (broker, counter) = pair().unwrap();
         let blocks = Second(all.clone());
         let served = thread::spawn(move || counter.serve(blocks));
-        let found = courier.cached_all(&all);
+        let found = broker.cached_all(&all);
         assert_eq!(found.len(), TOGETHER);
         for (nth, file) in found.into_iter().enumerate() {
             let content = file.map(|file| Fetched::File(file).into_bytes(1).unwrap());
             assert_eq!(content, (nth % 2 == 1).then(|| vec![nth as u8]));
         }
-        drop(courier);
+        drop(broker);
         served.join().unwrap().unwrap();
     }
 
@@ -497,7 +499,7 @@ mod tests {
         let (place, file) = to_file(Fetched::Bytes(Arc::from(&b"abc"[..]))).unwrap();
         assert_eq!(place, IN_MEMORY);
         let mut text = Vec::new();
-        // The reader reads by position; the courier's writing has moved the file's own.
+        // The reader reads by position; the block broker's writing has moved the file's own.
         (&file).read_to_end(&mut text).unwrap();
         assert!(text.is_empty());
         assert_eq!(Fetched::File(file).into_bytes(3).unwrap(), b"abc");

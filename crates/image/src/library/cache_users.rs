@@ -5,8 +5,8 @@
 //! ```
 //! # Invariants
 //! * A home is here before its first block is: it comes under the cache's lock, so who removes blocks knows it or has ended.
-//! * A home that is gone from disk is forgotten when blocks are removed. One that is there and can not be read, or a file
-//!   here that can not be, means that nothing is removed.
+//! * A home that is gone from disk is forgotten when blocks are removed. One that is there and cannot be read, or a file
+//!   here that cannot be, means that nothing is removed.
 //! * The cache's lock comes first, then locks of homes, and who has it waits for those half a minute at most.
 
 use std::fs;
@@ -20,7 +20,7 @@ use zmachine_sys::file::{self, FileError};
 use zmachine_sys::lock::FileLock;
 
 use super::ResolveError;
-use super::place::Place;
+use super::cache_location::CacheLocation;
 use super::share::ShareError;
 
 /// The folder of the registry, in that of the cache.
@@ -46,7 +46,7 @@ pub(super) struct Removal {
 
 impl Removal {
     /// Waits for the right for so long; `None` when another process has it.
-    pub(super) fn begin(place: &Place, patience: Duration) -> Result<Option<Removal>, ResolveError> {
+    pub(super) fn begin(place: &CacheLocation, patience: Duration) -> Result<Option<Removal>, ResolveError> {
         let Some(lock) = FileLock::exclusive_within(&place.lock(), patience)? else {
             return Ok(None);
         };
@@ -80,7 +80,7 @@ pub(super) fn unreadable(home: &Path) -> impl Fn(ResolveError) -> ResolveError +
 }
 
 /// All homes of a shared cache, sorted; none for a home with its own.
-pub(super) fn list(place: &Place) -> Result<Vec<PathBuf>, ResolveError> {
+pub(super) fn list(place: &CacheLocation) -> Result<Vec<PathBuf>, ResolveError> {
     let Some(folder) = &place.folder else {
         return Ok(Vec::new());
     };
@@ -109,12 +109,12 @@ pub(super) fn list(place: &Place) -> Result<Vec<PathBuf>, ResolveError> {
 }
 
 /// Whether the home of `place` is among them.
-pub(super) fn is_in(place: &Place) -> bool {
+pub(super) fn is_in(place: &CacheLocation) -> bool {
     entry_of(place, &place.home).is_none_or(|path| path.is_file())
 }
 
 /// Adds the home of `place`; the caller has the cache's lock.
-pub(super) fn add(place: &Place) -> Result<(), ResolveError> {
+pub(super) fn add(place: &CacheLocation) -> Result<(), ResolveError> {
     if let Some(path) = entry_of(place, &place.home) {
         let home = place.home.clone();
         file::replace_json(&path, &Sharer { version: VERSION, home })?;
@@ -123,11 +123,11 @@ pub(super) fn add(place: &Place) -> Result<(), ResolveError> {
 }
 
 /// Takes `home` away from those of `place`.
-pub(super) fn remove(place: &Place, home: &Path) -> Result<(), ResolveError> {
+pub(super) fn remove(place: &CacheLocation, home: &Path) -> Result<(), ResolveError> {
     entry_of(place, home).map_or(Ok(()), |path| Ok(file::remove_if_there(&path)?))
 }
 
-fn entry_of(place: &Place, home: &Path) -> Option<PathBuf> {
+fn entry_of(place: &CacheLocation, home: &Path) -> Option<PathBuf> {
     let digest = Digest::blake2b_32(home.as_os_str().as_encoded_bytes()).to_string();
     let folder = place.folder.as_ref()?;
     Some(folder.join(HOMES).join(format!("{}.json", &digest[..32])))

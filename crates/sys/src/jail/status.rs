@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// What of a jail there is around one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Walls {
+pub struct SandboxStatus {
     /// Its user.
     pub user: u32,
     /// It is another user than the one who asks.
@@ -31,7 +31,7 @@ pub const NAMESPACES: [&str; 5] = ["mnt", "pid", "net", "ipc", "uts"];
 
 /// The walls around the process `pid`; `None` when it is gone or may not be looked at. Looked at from inside (`pid` is
 /// the caller), nothing can be compared.
-pub fn of(pid: u32) -> Option<Walls> {
+pub fn of(pid: u32) -> Option<SandboxStatus> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let field = |name: &str| {
         let line = status
@@ -51,7 +51,7 @@ pub fn of(pid: u32) -> Option<Walls> {
             .ok()
             .map(|meta| (meta.dev(), meta.ino()))
     };
-    Some(Walls {
+    Some(SandboxStatus {
         user,
         own_user: user != rustix::process::geteuid().as_raw(),
         no_capabilities: is_zero("CapEff") && is_zero("CapPrm") && is_zero("CapInh") && is_zero("CapAmb"),
@@ -75,7 +75,7 @@ pub fn kernel_has_landlock() -> bool {
     version > 0 || Path::new("/sys/kernel/security/landlock").exists()
 }
 
-impl Walls {
+impl SandboxStatus {
     /// What stands, as words; `net` is left out of what is missing when the process is meant to have the host's network.
     pub fn standing(&self) -> Vec<String> {
         let mut words = Vec::new();

@@ -6,7 +6,7 @@
 //! <folder>/blocks/       in the place of <home>/blocks
 //! <folder>/cache.json    {"version":1,"limit":BYTES}          the one limit of that cache
 //! <folder>/block-cache.json    {"version":1}: it is such a cache
-//! <folder>/homes/        who uses it (module `sharers`)
+//! <folder>/homes/        who uses it (module `cache_users`)
 //! <folder>/.lock         held by the one process that removes blocks, or by a home that comes
 //! ```
 //! Only `blocks/` is in sight of the processes that fetch for machines: none of them can change who shares the cache.
@@ -82,19 +82,19 @@ impl CacheFile {
 
 /// Where the blocks of one home are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct CacheLocation {
     /// The home, as other homes find it.
     pub(super) home: PathBuf,
     /// The shared cache; `None`: the home has its own.
     pub(super) folder: Option<PathBuf>,
 }
 
-impl Place {
+impl CacheLocation {
     /// What the home says.
-    pub(super) fn of(home: &Path) -> Result<Place, ResolveError> {
+    pub(super) fn of(home: &Path) -> Result<CacheLocation, ResolveError> {
         let home = home.canonicalize().map_err(|e| FileError::io("look at", home, e))?;
         let folder = CacheFile::read(&home.join(FILE))?.and_then(|found| found.folder);
-        Ok(Place { home, folder })
+        Ok(CacheLocation { home, folder })
     }
 
     /// What has `blocks/` and the limit.

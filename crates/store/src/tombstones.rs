@@ -26,7 +26,7 @@ pub const LOG_BYTES: u64 = 8 << 20;
 
 /// The records of a removed machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Buried {
+pub struct Tombstone {
     /// Its id.
     pub id: String,
     /// When it was removed.
@@ -40,24 +40,24 @@ fn folder(home: &Home) -> PathBuf {
 }
 
 /// All records, oldest first.
-pub fn all(home: &Home) -> Vec<Buried> {
+pub fn all(home: &Home) -> Vec<Tombstone> {
     let entries = fs::read_dir(folder(home)).into_iter().flatten().flatten();
     let buried = |entry: fs::DirEntry| {
         let name = entry.file_name().into_string().ok()?;
         let (seconds, id) = name.split_once('-')?;
-        Some(Buried {
+        Some(Tombstone {
             id: id.to_owned(),
             at: Timestamp::from_second(seconds.parse().ok()?).ok()?,
             dir: entry.path(),
         })
     };
-    let mut all: Vec<Buried> = entries.filter_map(buried).collect();
+    let mut all: Vec<Tombstone> = entries.filter_map(buried).collect();
     all.sort_by_key(|b| b.at);
     all
 }
 
 /// The newest removed machine with that name, or whose id begins so.
-pub fn find(home: &Home, name: &str) -> Option<(Buried, MachineSpec)> {
+pub fn find(home: &Home, name: &str) -> Option<(Tombstone, MachineSpec)> {
     all(home).into_iter().rev().find_map(|buried| {
         let spec = MachineSpec::read(&buried.dir).ok()?;
         (spec.name == name || (!name.is_empty() && buried.id.starts_with(name))).then_some((buried, spec))
@@ -68,7 +68,7 @@ pub fn find(home: &Home, name: &str) -> Option<(Buried, MachineSpec)> {
 /// was never started has none.
 ///
 /// # Errors
-/// When something can not be moved; the folder is as removable as before then.
+/// When something cannot be moved; the folder is as removable as before then.
 pub fn bury(home: &Home, machine: &Path, id: &str) -> Result<(), Failure> {
     if !machine.join("attempts").is_dir() && !machine.join("logs").is_dir() {
         return Ok(());
@@ -116,7 +116,7 @@ fn shorten(logs: &Path) {
 /// holds the catalog's lock.
 ///
 /// # Errors
-/// When something can not be removed.
+/// When something cannot be removed.
 pub fn sweep(home: &Home) -> Result<(), Failure> {
     let Ok(entries) = fs::read_dir(folder(home)) else {
         return Ok(());

@@ -1,7 +1,7 @@
 //! passt, which connects a machine to the network without root: one child process per such interface, behind a relay.
 //!
 //! It works when it says so, ports included, before the hypervisor is started. One that ends is started again and the guest
-//! sees a short outage: the relay holds the hypervisor's end of the connection. One that can not be started again (its port is
+//! sees a short outage: the relay holds the hypervisor's end of the connection. One that cannot be started again (its port is
 //! somebody else's now) or ends again and again fails the machine. It ends by itself with the relay's end of its socket, so
 //! with this process, too.
 
@@ -29,7 +29,7 @@ use super::output::SharedLog;
 const LINE_BYTES: usize = 4096;
 
 /// passt is ready 0.1 s after its start; on a host with ten times more work than CPUs it may take seconds.
-const READY_PATIENCE: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it may be started again within [`RESTART_WINDOW`] before the machine fails.
 const RESTARTS: usize = 5;
 const RESTART_WINDOW: Duration = Duration::from_secs(60);
@@ -37,7 +37,7 @@ const RESTART_WINDOW: Duration = Duration::from_secs(60);
 const KEPT_LINES: usize = 3;
 
 /// What it takes to start the passt of one interface, again and again.
-struct Uplink {
+struct Passt {
     passt: Passt,
     attachment: Attachment,
     networks: Networks,
@@ -56,7 +56,7 @@ impl<P> Monitor<P> {
         let (relay, hypervisor) = Relay::start(Guard::new(attachment))?;
         let relay = Arc::new(relay);
         let run = self.home.run_dir(&self.machine.id);
-        let uplink = Uplink {
+        let passt = Passt {
             passt: Passt::find().map_err(zmachine_network::NetworkError::from)?,
             attachment: attachment.clone(),
             networks: self.networks.clone(),
@@ -64,17 +64,17 @@ impl<P> Monitor<P> {
             ready_file: run.join(format!("{}.passt", attachment.interface)),
             log: self.log.clone(),
         };
-        let child = uplink.start().await?;
+        let child = passt.start().await?;
         if let Some(id) = child.id().and_then(ProcessId::of) {
             let role = "passt".to_owned();
             self.journal.claim(Resource::Process { role, id })?;
             self.confine(id.pid);
         }
         self.kill.pass("start: passt claimed");
-        let child = uplink.ready(child).await?;
+        let child = passt.ready(child).await?;
         self.relays.set(&attachment.interface, relay);
         let watch = tokio::spawn(async move {
-            if let Some(failure) = uplink.watch(child).await {
+            if let Some(failure) = passt.watch(child).await {
                 let _ = ended.send(failure).await;
             }
         });
@@ -82,13 +82,13 @@ impl<P> Monitor<P> {
     }
 }
 
-impl Uplink {
+impl Passt {
     async fn start(&self) -> Result<Child, Failure> {
-        // passt would only say that it can not have a port; this says who has it.
+        // passt would only say that it cannot have a port; this says who has it.
         self.networks
             .check_publish(&self.attachment.machine, &self.attachment.publish)?;
         let _ = std::fs::remove_file(&self.ready_file);
-        let context = |e: io::Error| Failure::from(e).context("can not start passt");
+        let context = |e: io::Error| Failure::from(e).context("cannot start passt");
         let socket = self.relay.connect().map_err(context)?;
         // Looked for at each start: the host may have another since.
         let interface = way_out().await?;
@@ -118,17 +118,17 @@ impl Uplink {
 
     /// Waits until it works. One that does not is gone afterwards.
     async fn ready(&self, mut child: Child) -> Result<Child, Failure> {
-        let deadline = Instant::now() + READY_PATIENCE;
+        let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             if std::fs::metadata(&self.ready_file).is_ok_and(|file| file.len() > 0) {
                 return Ok(child);
             }
             if child.try_wait()?.is_some() {
-                let (_, said) = self.follow(&mut child).await;
-                return Err(self.not_started(&said));
+                let (_, reported) = self.follow(&mut child).await;
+                return Err(self.not_started(&reported));
             }
             if Instant::now() >= deadline {
-                let message = format!("passt was not ready within {} s", READY_PATIENCE.as_secs());
+                let message = format!("passt was not ready within {} s", READY_TIMEOUT.as_secs());
                 return Err(Failure::new(Class::Failed, message));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -137,7 +137,7 @@ impl Uplink {
 
     /// Logs what it says until it is gone: how it ended, and its last lines.
     async fn follow(&self, child: &mut Child) -> (String, Vec<String>) {
-        let mut said = Vec::new();
+        let mut reported = Vec::new();
         if let Some(stderr) = child.stderr.take() {
             let mut lines = Lines::new(stderr, LINE_BYTES);
             while let Ok(Some(line)) = lines.next_line().await {
@@ -146,31 +146,35 @@ impl Uplink {
                     continue;
                 }
                 self.log.note(Source::Monitor, &format!("passt: {line}"));
-                said.push(line);
-                if said.len() > KEPT_LINES {
-                    said.remove(0);
+                reported.push(line);
+                if reported.len() > KEPT_LINES {
+                    reported.remove(0);
                 }
             }
         }
         let status = child.wait().await;
-        (status.map_or_else(|e| e.to_string(), |status| status.to_string()), said)
+        (
+            status.map_or_else(|e| e.to_string(), |status| status.to_string()),
+            reported,
+        )
     }
 
-    fn not_started(&self, said: &[String]) -> Failure {
-        let said = said.join("; ");
+    fn not_started(&self, reported: &[String]) -> Failure {
+        let reported = reported.join("; ");
         let interface = &self.attachment.interface;
-        let failure = |class| Failure::new(class, format!("passt can not connect {interface}: {said}"));
-        match said.as_str() {
-            said if said.contains("No external routable interface")
-                || said.contains("External interface not usable") =>
+        let failure = |class| Failure::new(class, format!("passt cannot connect {interface}: {reported}"));
+        match reported.as_str() {
+            reported
+                if reported.contains("No external routable interface")
+                    || reported.contains("External interface not usable") =>
             {
                 failure(Class::Unsupported)
                     .hint("this host has no default route: connect it to a network, or run without a network")
             }
-            said if said.contains("Failed to bind") => {
+            reported if reported.contains("Failed to bind") => {
                 failure(Class::Conflict).hint("choose another host port, or stop its owner (ss -lntup)")
             }
-            said if said.contains("namespace") => failure(Class::Unsupported).hint(
+            reported if reported.contains("namespace") => failure(Class::Unsupported).hint(
                 "passt needs user namespaces: sysctl user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1",
             ),
             _ => failure(Class::Failed),
@@ -204,7 +208,7 @@ impl Uplink {
             };
             match again {
                 Ok(again) => child = again,
-                Err(failure) => return Some(failure.context("the network is lost: passt can not be started again")),
+                Err(failure) => return Some(failure.context("the network is lost: passt cannot be started again")),
             }
         }
     }

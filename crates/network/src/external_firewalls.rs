@@ -54,7 +54,7 @@ pub(crate) async fn close(bridge: &str) -> Result<(), NetworkError> {
 
 /// A sentence about each chain of another firewall that drops what machines send or ask for, as far as its policy and its
 /// rules tell: one in whose table no rule names links of ours.
-pub async fn obstacles() -> Vec<String> {
+pub async fn external_firewalls() -> Vec<String> {
     // All rules of a host may be many; its chains are few.
     if !chains_of(&chains().await).any(meets_us) {
         return Vec::new();
@@ -116,7 +116,7 @@ fn refuses_all(rule: &Value) -> bool {
         && parts().all(|part| has(part, &["drop", "reject", "counter", "log"]))
 }
 
-/// All chains of the host, without their rules; nothing when they can not be read.
+/// All chains of the host, without their rules; nothing when they cannot be read.
 async fn chains() -> Value {
     let listed = nft::run(&["-j", "list", "chains"], "").await;
     match listed {

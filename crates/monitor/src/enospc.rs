@@ -10,13 +10,13 @@ pub(super) const PAUSE: Duration = Duration::from_secs(2);
 
 /// Whether the guest waits for room.
 #[derive(Debug, Default)]
-pub(super) struct Space {
+pub(super) struct Enospc {
     pub(super) next_try: Option<Instant>,
     /// The user knows.
-    pub(super) told: bool,
+    pub(super) reported: bool,
 }
 
-impl Space {
+impl Enospc {
     /// When the guest is to be let go on.
     pub(super) fn next_try(&self) -> Option<Instant> {
         self.next_try
