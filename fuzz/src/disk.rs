@@ -78,7 +78,7 @@ fn device() -> &'static Device {
             serial: *b"serial-of-20-bytes..",
             counters: Counters::default(),
             ahead: Default::default(),
-            keeping: Default::default(),
+            writing_back: Default::default(),
         }
     })
 }

@@ -13,6 +13,10 @@
 //! `Message(Reply::Error)` from it. With a terminal, all output is `Stdout`. `Exited` is always the last frame:
 //! everything the process wrote comes before it.
 //!
+//! The entrypoint and what `ExecSession` starts outlive their streams and the connection: a host that takes the machine over
+//! connects, and goes on where the one before stopped with `Resume`. An agent that is PID 1 waits for such a host for a few
+//! seconds and then stops the machine.
+//!
 //! The monitor's `ctl.sock` carries the same process frames after its own request, so the monitor forwards them
 //! without looking inside.
 //!
@@ -26,7 +30,7 @@ mod message;
 pub use frame::{Frame, FrameDecoder, FrameError, HEADER_LEN, MAX_DATA, MAX_PAYLOAD};
 pub use message::{
     AgentError, BootConfig, Capacity, Connection, ErrorKind, ExitStatus, HostEntry, Input, Interface, Mount, Phase,
-    Process, Reply, Request, Root, Route, Secret, Transfer, Upper, WindowSize,
+    Process, Reply, Request, Root, Route, Secret, SessionState, Transfer, Upper, WindowSize,
 };
 
 /// Version of the messages. Host and agent come from one build, so a difference is a broken installation.

@@ -16,6 +16,24 @@ pub enum Request {
     Run(Process),
     /// Start one more process, any number of times, in the entrypoint's namespaces. The stream becomes its process stream.
     Exec(Process),
+    /// As `Exec`, for a process that its stream does not end: a host that closes the stream, or goes, finds it again by this
+    /// id with [`Request::Resume`]. While nobody reads, the process waits when its pipes are full; nothing it writes is lost.
+    ExecSession {
+        /// 1 to 128 bytes, of the host's choice; not that of another session of this boot.
+        id: String,
+        /// The process.
+        process: Process,
+    },
+    /// Take the stream of a session over, from whoever had it. Answer: [`Reply::Resumed`], then its process stream: what it
+    /// wrote after `received`, and all that comes, also when it has ended meanwhile.
+    Resume {
+        /// Its id; `None` is the entrypoint.
+        id: Option<String>,
+        /// How many bytes of its output, standard output and error together, have been received.
+        received: u64,
+    },
+    /// The sessions there are. Answer: [`Reply::Sessions`].
+    Sessions,
     /// Copy files. The stream becomes the process stream of a process that does it: its standard output or input is the
     /// stream of files, its standard error tells what was left out and what went wrong, and it ends with 0, or 3 when
     /// the path is not there, or 1.
@@ -84,10 +102,30 @@ pub enum Reply {
     },
     /// The process is gone and all it wrote has been sent.
     Exited(ExitStatus),
+    /// The session is this stream's from here on.
+    Resumed {
+        /// Process id inside the guest.
+        pid: u32,
+        /// Bytes after `received` that are not kept any more. What follows on the stream begins behind them.
+        lost: u64,
+    },
+    /// Answer to [`Request::Sessions`]: the entrypoint first, then by id.
+    Sessions(Vec<SessionState>),
     /// Answer to [`Request::Capacity`].
     Capacity(Capacity),
     /// The request failed.
     Error(AgentError),
+}
+
+/// A process that outlives its stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionState {
+    /// Its id; `None` is the entrypoint.
+    pub id: Option<String>,
+    /// Process id inside the guest.
+    pub pid: u32,
+    /// How it ended, once it has. Of those that ended the last few are kept.
+    pub exited: Option<ExitStatus>,
 }
 
 /// What the host sends on a running process stream, besides its standard input.

@@ -7,6 +7,7 @@
 //! serve     one yamux connection, one task per stream                     (server)
 //!   Configure   disks, overlay root, switch_root, names, network, mounts  (setup)
 //!   Run, Exec   a process and the pump between its pipes and its stream   (process, users)
+//!   Resume      the stream of a process for a host that takes over        (sessions, host)
 //!               in front of an entrypoint, when asked for, a small init   (init)
 //! stop      signals, SIGKILL, sync, unmount, power off                    (shutdown)
 //! ```
@@ -21,6 +22,7 @@ mod boot;
 mod capacity;
 mod clock;
 mod console;
+mod host;
 mod init;
 mod modules;
 mod pollable;
@@ -30,6 +32,7 @@ mod process;
 mod reaper;
 mod server;
 mod service;
+mod sessions;
 mod setup;
 mod shutdown;
 mod users;

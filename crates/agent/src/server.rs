@@ -24,11 +24,14 @@ use zmachine_agent_protocol::{
 use crate::boot::{Booted, Phases};
 use crate::pollable::Pollable;
 use crate::port::Port;
-use crate::process::{AgentSide, Namespaces, Plan, Session, StartError, Started, open_stdio, start, work};
+use crate::process::{
+    AgentSide, Ended, Namespaces, NextStreams, Plan, Session, StartError, Started, open_stdio, start, work,
+};
 use crate::reaper::Reaper;
+use crate::sessions::Sessions;
 use crate::setup::{self, Outcome, Writable};
 use crate::shutdown::{self, Stop, Stoppable};
-use crate::{capacity, clock, console, power, users};
+use crate::{capacity, clock, console, host, power, users};
 
 /// Streams open at once; yamux gives up the connection beyond it.
 const STREAMS: usize = 4096;
@@ -58,6 +61,9 @@ enum State {
 /// How long a `Run` waits for its `Configure`. The host sends both at once, so this is for hosts that never will.
 const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a machine waits for a host that takes over from one that is gone, before it stops.
+const TAKEOVER: Duration = Duration::from_secs(5);
+
 /// What all streams share.
 struct Agent {
     reaper: Rc<Reaper>,
@@ -73,6 +79,8 @@ struct Agent {
     served: Notify,
     /// The first `Configure` is done, well or not.
     configured: Notify,
+    /// What outlives its stream.
+    sessions: Sessions,
 }
 
 /// Serves the host until the machine has stopped; the power-off is the caller's.
@@ -90,6 +98,12 @@ pub(crate) fn serve(booted: Booted) {
                 let agent = Rc::clone(&agent);
                 spawn_local(async move {
                     connection(Port(port), &agent).await;
+                    while let Ok(Ok(port)) = tokio::time::timeout(TAKEOVER, host::next(None)).await
+                        && let Ok(port) = Pollable::new(port)
+                    {
+                        console::info("another host takes over");
+                        connection(Port(port), &agent).await;
+                    }
                     agent.request_stop(Stop::HostGone);
                 });
             }
@@ -155,6 +169,7 @@ impl Agent {
             serving: Cell::new(false),
             served: Notify::new(),
             configured: Notify::new(),
+            sessions: Sessions::default(),
         }
     }
 
@@ -190,7 +205,18 @@ impl Agent {
                 answer(stream, reply).await;
             }
             Request::Run(process) => self.run(process, stream, decoder).await,
-            Request::Exec(process) => self.exec(process, stream, decoder).await,
+            Request::Exec(process) => self.exec(process, None, stream, decoder).await,
+            Request::ExecSession { id, process } => self.exec(process, Some(id), stream, decoder).await,
+            Request::Resume { id, received } => {
+                if let Err(stream) = self.sessions.resume(&id, stream, decoder, received).await {
+                    let message = match id {
+                        Some(id) => format!("there is no session {id:?}"),
+                        None => "no entrypoint was started".to_owned(),
+                    };
+                    answer(stream, bad_request(&message)).await;
+                }
+            }
+            Request::Sessions => answer(stream, Reply::Sessions(self.sessions.states())).await,
             Request::Transfer(transfer) => self.transfer(transfer, stream, decoder).await,
             Request::Signal { signal } => answer(stream, self.signal(signal)).await,
             Request::Shutdown { .. } if self.state.get() == State::Guest => {
@@ -324,16 +350,23 @@ impl Agent {
         if let Some(refusal) = refusal {
             return answer(stream, refusal).await;
         }
+        let next = match self.sessions.begin(None) {
+            Ok(next) => next,
+            Err(error) => return answer(stream, bad_request(&error)).await,
+        };
         self.serving.set(true);
         let ran = match self.start(&process, &Namespaces::New, true).await {
             Ok(started) => {
                 if self.state.get() == State::Configured {
                     self.state.set(State::Running(started.0.pid));
                 }
-                self.session(started, true, stream, decoder).await;
+                self.sessions.started(&None, started.0.pid);
+                let ended = self.session(started, true, Some(next), stream, decoder).await;
+                self.sessions.end(None, ended);
                 true
             }
             Err(error) => {
+                self.sessions.end(None, None);
                 answer(stream, failure(error.kind(), error)).await;
                 false
             }
@@ -345,14 +378,28 @@ impl Agent {
         }
     }
 
-    async fn exec(self: Rc<Self>, process: Process, stream: yamux::Stream, decoder: FrameDecoder) {
+    /// With an id, the process outlives its stream.
+    async fn exec(self: Rc<Self>, process: Process, id: Option<String>, stream: yamux::Stream, decoder: FrameDecoder) {
         let namespaces = match self.namespaces() {
             Ok(namespaces) => namespaces,
             Err(refusal) => return answer(stream, refusal).await,
         };
-        match self.start(&process, &namespaces, false).await {
-            Ok(started) => self.session(started, false, stream, decoder).await,
-            Err(error) => answer(stream, failure(error.kind(), error)).await,
+        let next = match id.is_some().then(|| self.sessions.begin(id.clone())).transpose() {
+            Ok(next) => next,
+            Err(error) => return answer(stream, bad_request(&error)).await,
+        };
+        let ended = match self.start(&process, &namespaces, false).await {
+            Ok(started) => {
+                self.sessions.started(&id, started.0.pid);
+                self.session(started, false, next, stream, decoder).await
+            }
+            Err(error) => {
+                answer(stream, failure(error.kind(), error)).await;
+                None
+            }
+        };
+        if id.is_some() {
+            self.sessions.end(id, ended);
         }
     }
 
@@ -369,7 +416,7 @@ impl Agent {
             Ok::<_, StartError>((start(&plan, child, &namespaces, &self.proc, &self.reaper).await?, side))
         };
         match started.await {
-            Ok(started) => self.session(started, false, stream, decoder).await,
+            Ok(started) => drop(self.session(started, false, None, stream, decoder).await),
             Err(error) => answer(stream, failure(error.kind(), error)).await,
         }
     }
@@ -404,9 +451,10 @@ impl Agent {
         &self,
         (started, side): (Started, AgentSide),
         is_entrypoint: bool,
+        next: Option<NextStreams>,
         mut stream: yamux::Stream,
         decoder: FrameDecoder,
-    ) {
+    ) -> Option<Ended> {
         let pid = started.pid;
         let reply = Frame::message(&Reply::Started { pid: pid as u32 });
         // A host that is gone already is noticed by the session.
@@ -415,19 +463,21 @@ impl Agent {
         if terminal {
             self.terminals.borrow_mut().push(pid);
         }
-        Session {
+        let ended = Session {
             stream,
             decoder,
             process: started,
             side,
             reaper: Rc::clone(&self.reaper),
             is_entrypoint,
+            next,
         }
         .run()
         .await;
         if terminal {
             self.terminals.borrow_mut().retain(|other| *other != pid);
         }
+        ended
     }
 }
 

@@ -11,20 +11,13 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::port::{self, PortError};
-use crate::{server, vsock};
-
-/// Pause between two looks for a host: nothing announces one.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// Pause between two calls over the virtual socket.
-const CALL_PAUSE: Duration = Duration::from_secs(1);
+use crate::port::PortError;
+use crate::{host, server};
 
 /// Why the service ends.
 #[derive(Debug, Error)]
@@ -42,7 +35,8 @@ enum ServiceError {
 
 /// Serves on `device`, or on the port with the agent's name, until something breaks; the exit status.
 pub(crate) fn run(device: Option<PathBuf>) -> i32 {
-    let served = open_proc().and_then(|proc| server::serve_guest(proc, async || next_port(device.as_ref()).await));
+    let served =
+        open_proc().and_then(|proc| server::serve_guest(proc, async || Ok(host::next(device.as_ref()).await?)));
     match served {
         Ok(never) => match never {},
         Err(error) => {
@@ -55,30 +49,4 @@ pub(crate) fn run(device: Option<PathBuf>) -> i32 {
 fn open_proc() -> Result<OwnedFd, ServiceError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(CWD, "/proc", flags, Mode::empty()).map_err(ServiceError::Proc)
-}
-
-/// The port, opened, once a host is connected to it; or the virtual socket, in a guest that has that and no port.
-async fn next_port(device: Option<&PathBuf>) -> Result<OwnedFd, ServiceError> {
-    let port = match device {
-        Some(device) => port::open_device(device.clone())?,
-        None => match port::open_if_there()? {
-            Some(port) => port,
-            None if vsock::is_there() => return Ok(next_call().await),
-            None => port::open()?,
-        },
-    };
-    while !port::has_host(&port) {
-        tokio::time::sleep(PAUSE).await;
-    }
-    Ok(port)
-}
-
-/// Calls the host until it answers.
-async fn next_call() -> OwnedFd {
-    loop {
-        if let Ok(called) = vsock::call() {
-            return called;
-        }
-        tokio::time::sleep(CALL_PAUSE).await;
-    }
 }

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use futures::io::{AsyncReadExt, AsyncWriteExt};
 use support::{Bench, config, is_clean, process};
 use zmachine_agent_protocol::{
-    ErrorKind, ExitStatus, Frame, FrameDecoder, Input, MAX_DATA, Mount, Process, Reply, Request, Upper, WindowSize,
+    AgentError, ErrorKind, ExitStatus, Frame, FrameDecoder, Input, MAX_DATA, Mount, Process, Reply, Request, Upper,
+    WindowSize,
 };
 
 const SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
@@ -491,6 +492,87 @@ fn a_host_that_goes_away_ends_the_machine_cleanly() {
             .await;
         entrypoint.until("up").await;
         machine.hang_up();
+    });
+    assert!(is_clean(&disks.path().join("upper.ext4")));
+}
+
+#[test]
+fn a_host_that_takes_over_finds_entrypoint_and_sessions_and_misses_nothing() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let line = "trap 'echo asked' USR1; trap 'exit 7' TERM; echo up; while true; do sleep 0.2; done";
+        let mut entrypoint = machine.open(&Request::Run(process(&["sh", "-c", line]))).await;
+        entrypoint.until("up\n").await;
+        // Twice as much as pipes and windows hold: it has to wait for somebody who reads.
+        let session = |id: &str, line: &str| Request::ExecSession {
+            id: id.to_owned(),
+            process: with_stdin(&["sh", "-c", line]),
+        };
+        let mut long = machine
+            .open(&session("long", "seq 1 100000; read word; echo got $word; exit 3"))
+            .await;
+        let mut seen = long.until("\n500\n").await;
+        let short = machine.open(&session("short", "echo short; exit 4")).await;
+        let short = short.finish().await;
+        assert_eq!(
+            (short.stdout.as_slice(), short.end),
+            (&b"short\n"[..], Ok(ExitStatus::Code(4)))
+        );
+        let again = machine.ask(session("long", "true")).await;
+        assert!(
+            matches!(
+                again,
+                Reply::Error(AgentError {
+                    kind: ErrorKind::BadRequest,
+                    ..
+                })
+            ),
+            "{again:?}"
+        );
+
+        machine.hang_up();
+        machine.take_over().await;
+
+        let Reply::Sessions(sessions) = machine.ask(Request::Sessions).await else {
+            panic!("no sessions")
+        };
+        let ends: Vec<_> = sessions.iter().map(|s| (s.id.as_deref(), s.exited)).collect();
+        let code = |code| Some(ExitStatus::Code(code));
+        assert_eq!(ends, [(None, None), (Some("long"), None), (Some("short"), code(4))]);
+        // The stream of a host that goes on from where the one before was, its own count.
+        let resume = |id: Option<&str>, received: usize| Request::Resume {
+            id: id.map(str::to_owned),
+            received: received as u64,
+        };
+        let mut long = machine.open(&resume(Some("long"), seen.len())).await;
+        assert!(matches!(long.reply().await, Reply::Resumed { lost: 0, .. }));
+        seen += &long.until("\n100000\n").await;
+        let expected: String = (1..=100_000).map(|n| format!("{n}\n")).collect();
+        assert!(seen == expected, "{} bytes of {}", seen.len(), expected.len());
+        long.send(Frame::Stdin(b"a-word\n".to_vec())).await;
+        let long = long.finish().await;
+        assert_eq!(
+            (long.stdout.as_slice(), long.end),
+            (&b"got a-word\n"[..], Ok(ExitStatus::Code(3)))
+        );
+        let mut short = machine.open(&resume(Some("short"), 2)).await;
+        assert!(matches!(short.reply().await, Reply::Resumed { lost: 0, .. }));
+        let short = short.finish().await;
+        assert_eq!(
+            (short.stdout.as_slice(), short.end),
+            (&b"ort\n"[..], Ok(ExitStatus::Code(4)))
+        );
+        let unknown = machine.ask(resume(Some("nobody"), 0)).await;
+        assert!(matches!(unknown, Reply::Error(_)), "{unknown:?}");
+
+        let mut entrypoint = machine.open(&resume(None, 3)).await;
+        assert!(matches!(entrypoint.reply().await, Reply::Resumed { lost: 0, .. }));
+        assert_eq!(machine.ask(Request::Signal { signal: 10 }).await, Reply::Done);
+        entrypoint.until("asked\n").await;
+        machine.stop().await;
+        assert_eq!(entrypoint.finish().await.end, Ok(ExitStatus::Code(7)));
     });
     assert!(is_clean(&disks.path().join("upper.ext4")));
 }

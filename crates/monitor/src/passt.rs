@@ -37,7 +37,7 @@ const RESTART_WINDOW: Duration = Duration::from_secs(60);
 const KEPT_LINES: usize = 3;
 
 /// What it takes to start the passt of one interface, again and again.
-struct Passt {
+struct PasstProcess {
     passt: Passt,
     attachment: Attachment,
     networks: Networks,
@@ -56,7 +56,7 @@ impl<P> Monitor<P> {
         let (relay, hypervisor) = Relay::start(Guard::new(attachment))?;
         let relay = Arc::new(relay);
         let run = self.home.run_dir(&self.machine.id);
-        let passt = Passt {
+        let passt = PasstProcess {
             passt: Passt::find().map_err(zmachine_network::NetworkError::from)?,
             attachment: attachment.clone(),
             networks: self.networks.clone(),
@@ -82,7 +82,7 @@ impl<P> Monitor<P> {
     }
 }
 
-impl Passt {
+impl PasstProcess {
     async fn start(&self) -> Result<Child, Failure> {
         // passt would only say that it cannot have a port; this says who has it.
         self.networks

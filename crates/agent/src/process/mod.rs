@@ -5,6 +5,7 @@
 //!                ──stdio─> pipes or a pseudo terminal                          (stdio)
 //!                ──fork──> pid, or why the program does not run                (spawn)
 //!                ──pump──> frames of the stream until `Exited`                 (pump)
+//!                ──resume> the same on the stream of a host that takes over    (resume)
 //! ```
 //!
 //! The entrypoint is PID 1 of PID and mount namespaces of its own, and every later process joins them: what is in the
@@ -12,6 +13,7 @@
 
 mod plan;
 mod pump;
+mod resume;
 mod spawn;
 mod stdio;
 mod transfer;
@@ -23,6 +25,7 @@ use zmachine_agent_protocol::ErrorKind;
 use crate::users::UserError;
 pub(crate) use plan::{DEFAULT_PATH, Plan, candidates};
 pub(crate) use pump::Session;
+pub(crate) use resume::{Ended, Handle, NextStreams, handle};
 pub(crate) use spawn::{Namespaces, REPORT, Started, execute, pointers, report, start, work};
 pub(crate) use stdio::{AgentSide, open as open_stdio};
 

@@ -9,7 +9,8 @@
 //! * A host whose own reader has left says so with SIGPIPE: the process's standard output is closed then, as in a pipeline.
 //!   The signal alone is not enough, since the kernel drops it for a PID 1 without a handler.
 //! * A host that closes the stream early ends its own interest, not the process: a terminal hangs up, a pipe ends, and
-//!   the output is drained to nowhere.
+//!   the output is drained to nowhere. Not so with a process that outlives its stream ([`super::resume`]): nothing ends, nothing
+//!   is read of it, and both go on with the next stream.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -24,11 +25,13 @@ use std::time::Duration;
 use futures::future::{Either, select};
 use futures::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use rustix::termios::{SpecialCodeIndex, tcgetattr};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 use zmachine_agent_protocol::{ExitStatus, Frame, FrameDecoder, HEADER_LEN, Input, MAX_DATA, Reply};
 
 use super::Started;
+use super::resume::{Ended, NextStreams, Replay};
 use super::stdio::{AgentSide, resize};
 use crate::pollable::Pollable;
 use crate::reaper::Reaper;
@@ -58,11 +61,14 @@ pub(crate) struct Session {
     pub(crate) reaper: Rc<Reaper>,
     /// It is PID 1 of a namespace.
     pub(crate) is_entrypoint: bool,
+    /// The streams that come after this one, of a process that outlives it.
+    pub(crate) next: Option<NextStreams>,
 }
 
 impl Session {
-    /// Runs until the process is gone, `Exited` is sent, and the host has closed the stream or 5 s have passed.
-    pub(crate) async fn run(self) {
+    /// Runs until the process is gone, `Exited` is sent, and the host has closed the stream or 5 s have passed. What a host may
+    /// still ask of a process that outlives its streams.
+    pub(crate) async fn run(self) -> Option<Ended> {
         let Session {
             stream,
             decoder,
@@ -70,14 +76,18 @@ impl Session {
             side,
             reaper,
             is_entrypoint,
+            next,
         } = self;
+        let (next_input, next_output) = next.map(|next| (next.input, next.output)).unzip();
         let (pid, exited) = (process.pid, process.exited);
         let (read, write) = stream.split();
         let host = Notify::new();
         let reader_left = Cell::new(false);
+        let is_over = Cell::new(false);
         let Ok((sources, feed)) = split(side) else {
             // No descriptors left for the runtime: the process loses its streams, and the host is told the end.
-            return finish(write, exited.await).await;
+            finish(write, exited.await).await;
+            return None;
         };
         let typed = Typed {
             stream: read,
@@ -89,6 +99,9 @@ impl Session {
             reaper: &reaper,
             reader_left: &reader_left,
             wakes_output: false,
+            next: next_input,
+            replacement: None,
+            is_over: &is_over,
         };
         let input = pin!(typed.carry(&host));
         let output = pin!(
@@ -98,11 +111,20 @@ impl Session {
                 host: &host,
                 reader_left: &reader_left,
                 is_entrypoint,
+                pid,
+                kept: next_output.map(|streams| Kept {
+                    replay: Replay::default(),
+                    streams,
+                }),
+                is_over: &is_over,
             }
             .carry(exited)
         );
         match select(output, input).await {
-            Either::Left(((), input)) => drop(timeout(GOODBYE, input).await),
+            Either::Left((ended, input)) => {
+                let _ = timeout(GOODBYE, input).await;
+                ended
+            }
             Either::Right(((), output)) => output.await,
         }
     }
@@ -180,16 +202,29 @@ struct Output<'a> {
     /// Nobody reads standard output any more.
     reader_left: &'a Cell<bool>,
     is_entrypoint: bool,
+    pid: i32,
+    /// Of a process that outlives its stream: without one, nothing is read of it.
+    kept: Option<Kept>,
+    /// `Exited` was sent.
+    is_over: &'a Cell<bool>,
+}
+
+/// What a session has that goes on with another stream.
+struct Kept {
+    replay: Replay,
+    /// The next streams, and how much their host has received.
+    streams: UnboundedReceiver<(WriteHalf<yamux::Stream>, u64)>,
 }
 
 enum Event {
     Data(usize),
     Exited(ExitStatus),
+    Resumed(WriteHalf<yamux::Stream>, u64),
     Done,
 }
 
 impl Output<'_> {
-    async fn carry(mut self, exited: oneshot::Receiver<ExitStatus>) {
+    async fn carry(mut self, exited: oneshot::Receiver<ExitStatus>) -> Option<Ended> {
         let mut exited = Some(exited);
         let mut status = ExitStatus::Code(255);
         // A whole frame: output is read to its place behind the header, so no byte is copied here.
@@ -226,14 +261,51 @@ impl Output<'_> {
                         source.owed = rustix::io::ioctl_fionread(source.fd.as_fd()).unwrap_or(0) as usize;
                     }
                 }
+                Event::Resumed(stream, received) => {
+                    self.resume(stream, received).await;
+                    quiet.as_mut().reset(Instant::now() + QUIET);
+                }
                 Event::Done => break,
             }
         }
-        match self.stream.take() {
-            Some(mut stream) if self.is_entrypoint && switched_off(status) => drop(stream.close().await),
-            Some(stream) => finish(stream, Ok(status)).await,
-            None => {}
+        if self.is_entrypoint && switched_off(status) {
+            if let Some(mut stream) = self.stream.take() {
+                let _ = stream.close().await;
+            }
+            return None;
         }
+        let Some(kept) = &mut self.kept else {
+            if let Some(stream) = self.stream.take() {
+                finish(stream, Ok(status)).await;
+            }
+            return None;
+        };
+        let ended = Ended {
+            pid: self.pid,
+            status,
+            replay: std::mem::take(&mut kept.replay),
+        };
+        self.is_over.set(true);
+        let exited = Frame::message(&Reply::Exited(status)).to_bytes();
+        let mut is_told = match &mut self.stream {
+            Some(stream) => stream.write_all(&exited).await.is_ok() && stream.close().await.is_ok(),
+            None => false,
+        };
+        // An execution's end can be asked for later. The machine ends with its entrypoint, so there somebody is waited for.
+        while self.is_entrypoint && !is_told {
+            let Some((mut stream, received)) = kept.streams.recv().await else {
+                break;
+            };
+            is_told = stream.write_all(&ended.resumed(received)).await.is_ok() && stream.close().await.is_ok();
+        }
+        Some(ended)
+    }
+
+    /// Goes on with another stream, from what its host has received.
+    async fn resume(&mut self, mut stream: WriteHalf<yamux::Stream>, received: u64) {
+        let Some(kept) = &self.kept else { return };
+        let beginning = kept.replay.resumed(self.pid, received);
+        self.stream = stream.write_all(&beginning).await.is_ok().then_some(stream);
     }
 
     /// The exit first: a child that writes for ever must not hide it.
@@ -249,6 +321,15 @@ impl Output<'_> {
         {
             *exited = None;
             return Poll::Ready(Event::Exited(status.unwrap_or(ExitStatus::Code(255))));
+        }
+        if let Some(kept) = &mut self.kept {
+            if let Poll::Ready(Some((stream, received))) = kept.streams.poll_recv(cx) {
+                return Poll::Ready(Event::Resumed(stream, received));
+            }
+            // What it writes waits in its pipes; when it is gone, what is in them is kept.
+            if self.stream.is_none() && exited.is_some() {
+                return Poll::Pending;
+            }
         }
         if self.reader_left.get() {
             self.sources.retain(|source| !source.is_stdout);
@@ -274,6 +355,21 @@ impl Output<'_> {
     }
 
     async fn send(&mut self, bytes: &[u8]) {
+        if let Some(kept) = &mut self.kept {
+            kept.replay.push(bytes);
+            let Some(stream) = &mut self.stream else { return };
+            let written = match select(stream.write_all(bytes), pin!(kept.streams.recv())).await {
+                Either::Left((written, _)) => Ok(written.is_ok()),
+                // The host that does not read is not the host any more.
+                Either::Right((next, _)) => Err(next),
+            };
+            match written {
+                Err(Some((stream, received))) => self.resume(stream, received).await,
+                Ok(true) => {}
+                Ok(false) | Err(None) => self.stream = None,
+            }
+            return;
+        }
         let Some(stream) = &mut self.stream else { return };
         let host = self.host;
         let write = pin!(stream.write_all(bytes));
@@ -310,15 +406,32 @@ struct Typed<'a> {
     reader_left: &'a Cell<bool>,
     /// The output, which the same task carries, is to look at that.
     wakes_output: bool,
+    /// The streams that come after this one.
+    next: Option<UnboundedReceiver<NextInput>>,
+    /// The one that takes this one's place.
+    replacement: Option<NextInput>,
+    /// The host was told the end.
+    is_over: &'a Cell<bool>,
 }
 
+/// The input of a stream that takes over, and what came with its request.
+type NextInput = (ReadHalf<yamux::Stream>, FrameDecoder);
+
 impl Typed<'_> {
-    /// Runs until the host closes its side.
+    /// Runs until the host closes its side, the last one's of a process that outlives its stream.
     async fn carry(mut self, host: &Notify) {
         let mut buffer = vec![0; 16 * 1024];
-        // Frames that came with the request.
-        if self.take_frames().is_ok() {
-            poll_fn(|cx| self.poll(cx, &mut buffer)).await;
+        loop {
+            // Frames that came with the request.
+            if self.take_frames().is_ok() {
+                poll_fn(|cx| self.poll(cx, &mut buffer)).await;
+            }
+            let next = match (self.replacement.take(), &mut self.next) {
+                (None, Some(streams)) if !self.is_over.get() => streams.recv().await,
+                (replacement, _) => replacement,
+            };
+            let Some(next) = next else { break };
+            (self.stream, self.decoder) = next;
         }
         match &mut self.feed {
             Feed::Pipe(pipe) => *pipe = None,
@@ -333,6 +446,12 @@ impl Typed<'_> {
                 cx.waker().wake_by_ref();
             }
             self.poll_feed(cx);
+            if let Some(streams) = &mut self.next
+                && let Poll::Ready(Some(next)) = streams.poll_recv(cx)
+            {
+                self.replacement = Some(next);
+                return Poll::Ready(());
+            }
             if self.waiting.len() >= INPUT_LIMIT {
                 return Poll::Pending;
             }

@@ -196,12 +196,12 @@ async fn start(networks: &Networks, network: &Network) -> Result<(), NetworkErro
         .map_err(failed)?;
     let output = child.wait_with_output().await.map_err(failed)?;
     if !output.status.success() {
-        let reported = String::from_utf8_lossy(&output.stderr);
-        let reported = reported.lines().map(|l| l.trim().trim_start_matches("dnsmasq: "));
-        let reported: Vec<&str> = reported.filter(|l| !l.is_empty()).collect();
+        let output = String::from_utf8_lossy(&output.stderr);
+        let output = output.lines().map(|l| l.trim().trim_start_matches("dnsmasq: "));
+        let output: Vec<&str> = output.filter(|l| !l.is_empty()).collect();
         return Err(NetworkError::Dnsmasq {
             name: network.name().to_owned(),
-            reported: reported.join("; "),
+            output: output.join("; "),
         });
     }
     networks.step("dnsmasq started");
