@@ -34,6 +34,11 @@ pub enum Request {
     },
     /// The sessions there are. Answer: [`Reply::Sessions`].
     Sessions,
+    /// Wait for the end of a session, whoever reads its output. Answer: [`Reply::Exited`].
+    WaitSession {
+        /// Its id.
+        id: String,
+    },
     /// Copy files. The stream becomes the process stream of a process that does it: its standard output or input is the
     /// stream of files, its standard error tells what was left out and what went wrong, and it ends with 0, or 3 when
     /// the path is not there, or 1.
@@ -100,7 +105,7 @@ pub enum Reply {
         /// Process id inside the guest.
         pid: u32,
     },
-    /// The process is gone and all it wrote has been sent.
+    /// The process is gone and, on its process stream, all it wrote has been sent.
     Exited(ExitStatus),
     /// The session is this stream's from here on.
     Resumed {

@@ -216,6 +216,11 @@ impl Agent {
                     answer(stream, bad_request(&message)).await;
                 }
             }
+            Request::WaitSession { id } => {
+                let message = format!("there is no session {id:?}");
+                let status = self.sessions.wait(&Some(id)).await;
+                answer(stream, status.map_or_else(|| bad_request(&message), Reply::Exited)).await;
+            }
             Request::Sessions => answer(stream, Reply::Sessions(self.sessions.states())).await,
             Request::Transfer(transfer) => self.transfer(transfer, stream, decoder).await,
             Request::Signal { signal } => answer(stream, self.signal(signal)).await,

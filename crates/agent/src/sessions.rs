@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 
 use futures::io::AsyncWriteExt;
-use zmachine_agent_protocol::{FrameDecoder, SessionState};
+use tokio::sync::Notify;
+use zmachine_agent_protocol::{ExitStatus, FrameDecoder, SessionState};
 
 use crate::process::{Ended, Handle, NextStreams, handle};
 
@@ -28,6 +29,7 @@ struct Running {
 pub(crate) struct Sessions {
     running: RefCell<BTreeMap<Id, Running>>,
     ended: RefCell<VecDeque<(Id, Ended)>>,
+    one_ended: Notify,
 }
 
 impl Sessions {
@@ -66,6 +68,20 @@ impl Sessions {
             if all.len() > ENDED_KEPT {
                 all.pop_front();
             }
+        }
+        self.one_ended.notify_waiters();
+    }
+
+    /// Waits for a session's end; `None` when there is no such session.
+    pub(crate) async fn wait(&self, id: &Id) -> Option<ExitStatus> {
+        loop {
+            if let Some((_, ended)) = self.ended.borrow().iter().find(|(other, _)| other == id) {
+                return Some(ended.status);
+            }
+            if !self.running.borrow().contains_key(id) {
+                return None;
+            }
+            self.one_ended.notified().await;
         }
     }
 

@@ -564,6 +564,15 @@ fn a_host_that_takes_over_finds_entrypoint_and_sessions_and_misses_nothing() {
             (short.stdout.as_slice(), short.end),
             (&b"ort\n"[..], Ok(ExitStatus::Code(4)))
         );
+        let wait = |id: &str| Request::WaitSession { id: id.to_owned() };
+        assert_eq!(machine.ask(wait("long")).await, Reply::Exited(ExitStatus::Code(3)));
+        let unknown = machine.ask(wait("nobody")).await;
+        assert!(matches!(unknown, Reply::Error(_)), "{unknown:?}");
+        let unread = session("unread", "sleep 1; seq 1 10; exit 5");
+        let mut unread = machine.open(&unread).await;
+        assert!(matches!(unread.reply().await, Reply::Started { .. }));
+        drop(unread);
+        assert_eq!(machine.ask(wait("unread")).await, Reply::Exited(ExitStatus::Code(5)));
         let unknown = machine.ask(resume(Some("nobody"), 0)).await;
         assert!(matches!(unknown, Reply::Error(_)), "{unknown:?}");
 

@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use zmachine_engine::{AbortAt, Engine};
+use zmachine_engine::{AbortAt, Engine, Programs};
 use zmachine_spec::{Class, Failure, Home};
 
 /// Names the folder of all state, in place of the usual ones.
@@ -47,28 +47,14 @@ pub(crate) fn home() -> Result<Home, Failure> {
 
 /// The engine over the state as it is, for who looks at what is wrong with it.
 pub(crate) fn quiet_engine() -> Result<Engine, Failure> {
-    Ok(Engine::new(home()?, agent_path(), abort_at()))
+    Ok(Engine::new(home()?, Programs::own()))
 }
 
 /// The engine over the state, after it reconciled what crashed since the last command.
 pub(crate) fn engine() -> Result<Engine, Failure> {
-    let engine = quiet_engine()?;
-    for line in engine.reconcile()? {
-        eprintln!("warning: {line}");
-    }
-    Ok(engine)
-}
-
-/// The static guest agent: beside this program, or where `make install` puts it.
-pub(crate) fn agent_path() -> PathBuf {
-    const NAME: &str = "zmachine-agent";
-    let exe = env::current_exe().unwrap_or_default();
-    let dir = exe.parent().unwrap_or(Path::new("/")).to_owned();
-    let installed = dir.join("../lib/zmachine").join(NAME);
-    [dir.join(NAME), installed.clone()]
-        .into_iter()
-        .find(|path| path.is_file())
-        .unwrap_or(installed)
+    Engine::open(home()?, Programs::own(), abort_at(), |line| {
+        eprintln!("warning: {line}")
+    })
 }
 
 fn abort_at() -> AbortAt {

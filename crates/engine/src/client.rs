@@ -106,7 +106,7 @@ impl Engine {
             Err(e) if e.is_not_found() => return Ok(()),
             Err(e) => return Err(e.into()),
         }
-        self.reconcile().map(drop)
+        self.reconcile_one(&machine.id).map(drop)
     }
 
     /// Sends a Linux signal number to the entrypoint.
@@ -151,7 +151,7 @@ impl Engine {
             // The monitor went without an answer: the state on disk tells, after what it left is put right. Or it is
             // between two runs, and is asked again.
             drop(FileLock::exclusive_within(&machine.lock_path(), BETWEEN_RUNS));
-            self.reconcile()?;
+            self.reconcile_one(&machine.id)?;
             machine = Machine::load(&self.home, &machine.id)?;
         }
         match Machine::load(&self.home, &machine.id)?.state.phase {
@@ -225,7 +225,11 @@ impl Engine {
         self.stream(&machine, &Request::Transfer(transfer))
     }
 
-    fn stream(&self, machine: &Machine, request: &Request) -> Result<(ProcessInput, ProcessOutput), Failure> {
+    pub(super) fn stream(
+        &self,
+        machine: &Machine,
+        request: &Request,
+    ) -> Result<(ProcessInput, ProcessOutput), Failure> {
         let stream = self.connect(machine)?;
         let (mut input, output) = attach::split(stream)?;
         match input.send(&Frame::message(request)) {
@@ -264,7 +268,7 @@ impl Engine {
             .map_err(|e| Failure::from_error(Class::Failed, &e))?
         {
             // Whatever its end was: that it ended is what was asked for.
-            Reply::Done | Reply::Ended(_) | Reply::Capacity(_) | Reply::Traffic(_) => Ok(()),
+            Reply::Done | Reply::Ended(_) | Reply::Capacity(_) | Reply::Traffic(_) | Reply::Execs(_) => Ok(()),
             Reply::Failed(failure) => Err(failure),
         }
     }
@@ -297,7 +301,7 @@ fn patience_for(request: &Request, machine: &Machine) -> Duration {
     }
 }
 
-fn require_awake(machine: &Machine) -> Result<(), Failure> {
+pub(super) fn require_awake(machine: &Machine) -> Result<(), Failure> {
     match machine.state.phase {
         Phase::Paused => Err(zmachine_spec::control::paused(&machine.spec.name)),
         _ => require_active(machine),

@@ -111,6 +111,7 @@ impl Engine {
     /// # Errors
     /// Whatever is wrong with the request, the image or the host; nothing is left then.
     pub fn create(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Machine, Failure> {
+        self.reconcile_anew()?;
         self.planned(spec, options, |id, spec, plan, wanted| {
             let addresses = plan
                 .attachments()
@@ -342,7 +343,7 @@ impl Engine {
             Some(name) => library.get(name)?,
             None => library.default()?,
         };
-        let initramfs = library.initramfs(&kernel, &self.agent, drivers)?;
+        let initramfs = library.initramfs(&kernel, self.programs.agent(), drivers)?;
         Ok(KernelChoice {
             name: kernel.name().to_owned(),
             vmlinux: kernel.vmlinux(),

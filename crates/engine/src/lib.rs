@@ -1,18 +1,22 @@
 //! The engine: every operation on machines, for the command line and any other front end.
 //!
-//! It parents nothing: a started machine belongs to its monitor. Calls block the calling thread.
+//! It parents nothing: a started machine belongs to its monitor, and outlives whoever started it. Calls block the calling
+//! thread. Any program may use it: the processes of a machine are roles of the program that [`Programs`] names
+//! (`examples/embed` shows one).
 //!
 //! # Invariants
-//! [`Engine::reconcile`] comes before every operation, so nobody ever sees a machine "running" whose monitor is dead, or
-//! a resource that such a machine left.
+//! Before a machine is shown or used, what crashed is put right: nobody ever sees one "running" whose monitor is dead, or a
+//! resource that it left. [`Engine::open`] and [`Engine::create`] do so for all of them.
 
 pub mod attach;
 mod client;
 mod create;
+mod execs;
 mod history;
 mod image_facts;
 mod measure;
 mod networks;
+mod programs;
 mod prune;
 mod published;
 mod reconcile;
@@ -22,26 +26,39 @@ pub mod stats;
 mod tree;
 mod vm;
 
-use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Instant;
 
 use zmachine_network::Networks;
 use zmachine_spec::{Class, Failure, Home};
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::killpoint::Killpoints;
 use zmachine_store::volume::Volumes;
+use zmachine_sys::lock::FileLock;
 
 pub use self::create::CreateOptions;
 pub use self::history::History;
+pub use self::programs::Programs;
 pub use self::prune::Shared;
 pub use self::start::Starting;
 
 /// The engine over one home.
-#[derive(Debug)]
 pub struct Engine {
     home: Home,
-    agent: PathBuf,
+    programs: Programs,
     kill: Killpoints,
     monitor_abort_at: Option<u32>,
+    warn: Box<dyn Fn(&str) + Send + Sync>,
+    reconciles: bool,
+    reconciled: Mutex<Option<Instant>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("home", &self.home)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One machine of a listing; for one whose state cannot be read, its id and why.
@@ -57,13 +74,36 @@ pub struct AbortAt {
 }
 
 impl Engine {
-    /// An engine over `home`, which puts the static guest agent `agent` into its machines.
-    pub fn new(home: Home, agent: PathBuf, abort_at: AbortAt) -> Engine {
+    /// An engine over `home`, after it put right what crashed since the last command. `warn` is told of that, a line each, now
+    /// and later.
+    ///
+    /// # Errors
+    /// When the folder of machines cannot be read.
+    pub fn open(
+        home: Home,
+        programs: Programs,
+        abort_at: AbortAt,
+        warn: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Result<Engine, Failure> {
+        let mut engine = Engine::new(home, programs);
+        engine.kill = Killpoints::new(abort_at.engine);
+        engine.monitor_abort_at = abort_at.monitor;
+        engine.warn = Box::new(warn);
+        engine.reconciles = true;
+        engine.reconcile()?;
+        Ok(engine)
+    }
+
+    /// An engine over `home` as it is, for who looks at what is wrong with it: it puts nothing right and warns of nothing.
+    pub fn new(home: Home, programs: Programs) -> Engine {
         Engine {
             home,
-            agent,
-            kill: Killpoints::new(abort_at.engine),
-            monitor_abort_at: abort_at.monitor,
+            programs,
+            kill: Killpoints::new(None),
+            monitor_abort_at: None,
+            warn: Box::new(|_| ()),
+            reconciles: false,
+            reconciled: Mutex::default(),
         }
     }
 
@@ -77,7 +117,19 @@ impl Engine {
     /// # Errors
     /// When there is none, or its state cannot be read.
     pub fn machine(&self, name: &str) -> Result<Machine, Failure> {
-        Machine::load(&self.home, &catalog::find(&self.home, name)?)
+        self.load(&catalog::find(&self.home, name)?)
+    }
+
+    /// A machine as it is, after what it left is put right in case it crashed.
+    fn load(&self, id: &str) -> Result<Machine, Failure> {
+        let machine = Machine::load(&self.home, id)?;
+        if !self.reconciles || !machine.state.phase.is_active() || FileLock::is_held(&machine.lock_path())? {
+            return Ok(machine);
+        }
+        if let Some(line) = self.reconcile_one(id)? {
+            (self.warn)(&line);
+        }
+        Machine::load(&self.home, id)
     }
 
     /// All machines, oldest first; for one whose state cannot be read, its id and why.
@@ -87,7 +139,7 @@ impl Engine {
     pub fn machines(&self) -> Result<Vec<Listed>, Failure> {
         let mut all: Vec<Listed> = Vec::new();
         for id in catalog::ids(&self.home)? {
-            match Machine::load(&self.home, &id) {
+            match self.load(&id) {
                 Ok(machine) => all.push(Ok(machine)),
                 // Removed since the listing.
                 Err(failure) if failure.class == Class::NotFound => {}
@@ -147,7 +199,8 @@ impl Engine {
     }
 
     fn networks(&self) -> Result<Networks, Failure> {
-        Ok(Networks::open(self.home.data())?.with_jail())
+        let networks = Networks::open(self.home.data())?.with_jail();
+        Ok(networks.with_launcher(self.programs.host()))
     }
 
     /// The volumes of its home.

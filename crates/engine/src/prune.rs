@@ -75,7 +75,7 @@ mod tests {
     use zmachine_store::cache::describe_cache;
 
     use super::*;
-    use crate::AbortAt;
+    use crate::Programs;
 
     const ID: &str = "5c28ffaff6fe";
 
@@ -97,7 +97,7 @@ mod tests {
 
         fn engine(&self, home: &str) -> Engine {
             let home = Home::open(&self.path(home), &self.path(home).join("run")).unwrap();
-            Engine::new(home, PathBuf::new(), AbortAt::default())
+            Engine::new(home, Programs::own())
         }
 
         /// A machine of the home as it was written yesterday, in a phase.

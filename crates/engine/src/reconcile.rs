@@ -1,5 +1,8 @@
 //! Reconciling: what the files say against what is alive.
 
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
 use zmachine_spec::{Class, Failure, Phase};
 use zmachine_store::attempt::{Attempt, Outcome};
 use zmachine_store::catalog::Machine;
@@ -12,13 +15,17 @@ use zmachine_sys::lock::FileLock;
 
 use super::Engine;
 
+/// A program that makes one machine after the other looks at all of them this often at most; at those it uses, always.
+const ANEW: Duration = Duration::from_secs(1);
+
 impl Engine {
-    /// Finds machines whose monitor died, undoes what they left on the host, and marks them failed. One line for the user
-    /// about each, and about each machine that lost its name.
+    /// Finds machines whose monitor died, undoes what they left on the host, and marks them failed. Warns of each, and of
+    /// each machine that lost its name.
     ///
     /// # Errors
-    /// When the folder of machines cannot be read. A machine that cannot be reconciled is one of the lines.
-    pub fn reconcile(&self) -> Result<Vec<String>, Failure> {
+    /// When the folder of machines cannot be read. A machine that cannot be reconciled is a warning.
+    pub fn reconcile(&self) -> Result<(), Failure> {
+        *self.reconciled.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let mut lines = Vec::new();
         for id in catalog::ids(&self.home)? {
             // One that cannot be read is left alone, and told by every listing.
@@ -35,10 +42,20 @@ impl Engine {
         self.sweep()?;
         let repair = |line| format!("{line}; 'zmachine doctor --repair' gives it back");
         lines.extend(self.name_findings()?.into_iter().map(repair));
-        Ok(lines)
+        lines.iter().for_each(|line| (self.warn)(line));
+        Ok(())
     }
 
-    fn reconcile_one(&self, id: &str) -> Result<Option<String>, Failure> {
+    /// The same for who has not done so a moment ago.
+    pub(super) fn reconcile_anew(&self) -> Result<(), Failure> {
+        let last = *self.reconciled.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.reconciles && last.is_none_or(|last| last.elapsed() >= ANEW) {
+            true => self.reconcile(),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn reconcile_one(&self, id: &str) -> Result<Option<String>, Failure> {
         let lock = match FileLock::try_exclusive(&self.home.machine(id).join("lock")) {
             Ok(Some(lock)) => lock,
             Ok(None) => return Ok(None),

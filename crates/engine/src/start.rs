@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use zmachine_agent_protocol::PROTOCOL_VERSION;
@@ -18,7 +18,8 @@ use zmachine_spec::{Class, Failure};
 use zmachine_store::catalog::Machine;
 use zmachine_sys::file::FileError;
 use zmachine_sys::lock::FileLock;
-use zmachine_sys::process::{ChildSetup, ProcessId, own_program, prepare_child};
+use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child, role_of};
+use zmachine_sys::reap::reap_later;
 
 use super::Engine;
 
@@ -26,9 +27,32 @@ use super::Engine;
 #[derive(Debug)]
 pub struct Starting {
     machine: Machine,
-    monitor: Child,
+    monitor: Monitor,
     report: BufReader<File>,
     was_stopped: bool,
+}
+
+/// The process; one that nobody waits for is reaped all the same.
+#[derive(Debug)]
+struct Monitor(Option<Child>);
+
+impl Monitor {
+    fn id(&self) -> Option<ProcessId> {
+        ProcessId::of(self.0.as_ref()?.id())
+    }
+
+    /// Waits for its end.
+    fn wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        self.0.as_mut().map(Child::wait).transpose()
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        if let Some(child) = self.0.take() {
+            reap_later(child);
+        }
+    }
 }
 
 /// The fewest files that a process of a machine must be able to open: below, one of them ends somewhere in the middle, with
@@ -75,7 +99,7 @@ impl Engine {
         self.kill.pass("start: before the monitor");
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
-        let mut command = own_program("monitor", SEARCH_PATH);
+        let mut command = role_of(self.programs.host(), "monitor", SEARCH_PATH);
         command
             .arg("--data")
             .arg(self.home.data())
@@ -110,7 +134,7 @@ impl Engine {
         self.kill.pass("start: monitor spawned");
         Ok(Starting {
             machine,
-            monitor,
+            monitor: Monitor(Some(monitor)),
             report: BufReader::new(File::from(reader)),
             was_stopped: false,
         })
@@ -135,7 +159,8 @@ impl Engine {
                 return Ok(());
             }
         };
-        let is_current = modified(&self.agent).is_some_and(|agent| modified(&path).is_some_and(|plan| plan > agent));
+        let is_current =
+            modified(self.programs.agent()).is_some_and(|agent| modified(&path).is_some_and(|plan| plan > agent));
         if is_current && plan.kernel.initramfs.is_file() {
             return Ok(());
         }
@@ -196,7 +221,7 @@ impl Starting {
 
     /// The monitor's process; `None` when it has ended already.
     pub fn monitor_id(&self) -> Option<ProcessId> {
-        ProcessId::of(self.monitor.id())
+        self.monitor.id()
     }
 
     /// Waits until the monitor is gone, and with it everything the machine had on the host.
@@ -221,14 +246,15 @@ impl Starting {
         if n == 0 {
             let status = self.monitor.wait()?;
             let name = &self.machine.spec.name;
-            if status.success() {
+            if status.is_some_and(|status| status.success()) {
                 self.was_stopped = true;
                 return Err(Failure::new(
                     Class::Conflict,
                     format!("machine '{name}' was stopped while it started"),
                 ));
             }
-            let message = format!("the monitor of machine '{name}' ended without a word ({status})");
+            let status = status.map(|status| format!(" ({status})")).unwrap_or_default();
+            let message = format!("the monitor of machine '{name}' ended without a word{status}");
             return Err(Failure::new(Class::Failed, message)
                 .hint(format!("'zmachine logs --source monitor {name}' may tell more")));
         }

@@ -35,8 +35,9 @@ use super::launch::Running;
 use super::output::{ReportPipe, SharedLog};
 use super::relays::Relays;
 use super::rootfs_memory::RootfsWatch;
-use super::server::{self, Attachable, Shared};
+use super::server;
 use super::session::{FrameReader, FrameWriter, Session};
+use super::streams::{Attachable, Shared};
 use super::{console, entry};
 
 const ID: &str = "5c28ffaff6fe";
@@ -133,6 +134,7 @@ impl Rig {
             session: watch::channel(Some(session.clone())).1,
             events,
             exec_base: Arc::new(process()),
+            execs: super::execs::Execs::default(),
             relays: Relays::default(),
             paused: monitor.paused.subscribe(),
         };

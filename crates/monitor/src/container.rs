@@ -20,7 +20,8 @@ use super::guest::{self, within};
 use super::inbox::{Cut, Event, Inbox};
 use super::launch::Running;
 use super::networks::Parts;
-use super::server::{self, Attachable, Shared};
+use super::server;
+use super::streams::{Attachable, Shared};
 use super::{clock, console, entry, rootfs_child};
 
 /// Time the guest gets to power off after its entrypoint is gone, before it is killed.
@@ -73,6 +74,7 @@ impl Monitor<ContainerPlan> {
             session,
             events: self.events.clone(),
             exec_base: std::sync::Arc::new(self.plan.process.clone()),
+            execs: super::execs::Execs::default(),
             relays: self.relays.clone(),
             paused: self.paused.subscribe(),
         };
@@ -230,6 +232,10 @@ impl Monitor<ContainerPlan> {
             Request::Attach { .. }
             | Request::Console { .. }
             | Request::Exec(_)
+            | Request::StartExec { .. }
+            | Request::AttachExec { .. }
+            | Request::WaitExec { .. }
+            | Request::Execs
             | Request::Transfer(_)
             | Request::Traffic
             | Request::Capacity => {

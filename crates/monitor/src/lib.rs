@@ -26,6 +26,8 @@ mod container;
 mod context;
 mod enospc;
 mod entry;
+mod exec_sessions;
+mod execs;
 mod forwarding;
 mod guest;
 mod inbox;
@@ -43,6 +45,7 @@ mod sandbox;
 mod server;
 mod session;
 mod share;
+mod streams;
 mod vm;
 
 pub use run::MonitorArgs;

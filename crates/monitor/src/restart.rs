@@ -14,7 +14,8 @@ use zmachine_store::log::Source;
 use super::backoff::StopReason;
 use super::context::{AbortOnDrop, Monitor};
 use super::inbox::{Event, Inbox};
-use super::server::{self, Attachable, Shared};
+use super::server;
+use super::streams::{Attachable, Shared};
 use super::{console, entry};
 
 impl Monitor<()> {
@@ -87,6 +88,7 @@ impl Monitor<()> {
             events: self.events.clone(),
             paused: self.paused.subscribe(),
             exec_base: Arc::new(nothing),
+            execs: super::execs::Execs::default(),
             relays: self.relays.clone(),
         };
         let _server = match self.make_run_dir() {

@@ -3,55 +3,22 @@
 //! `attach` and `exec` are carried out here, beside the monitor's own loop, since they only move bytes. Everything that
 //! changes the machine goes to the loop as an [`Event`].
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot, watch};
-use zmachine_agent_protocol::{self as protocol, AgentError, ErrorKind, Frame, Process};
+use tokio::sync::oneshot;
+use zmachine_agent_protocol::{self as protocol, Frame};
 use zmachine_spec::control::{Reply, Request};
 use zmachine_spec::{Class, Failure};
 
-use super::console::Console;
 use super::entry::{Client, Entry, client_queue};
+use super::exec_sessions;
 use super::inbox::Event;
-use super::relays::Relays;
-use super::session::{AgentStream, FrameReader, FrameWriter, Session, SessionError};
+use super::session::{FrameReader, FrameWriter};
+use super::streams::{Attachable, Reader, Shared, Writer, in_machine, pass};
 
 /// How long the agent may take to tell its capacity.
 const CAPACITY_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long the agent may take to begin with what a client wants. Under emulation a process takes seconds to start.
-const BEGIN_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// What connections need.
-#[derive(Debug, Clone)]
-pub(super) struct Shared {
-    /// What a client follows that attaches.
-    pub(super) attachable: Attachable,
-    /// The serial console's hub.
-    pub(super) console: Console,
-    /// The session with the agent, while there is one.
-    pub(super) session: watch::Receiver<Option<Session>>,
-    /// The monitor's loop.
-    pub(super) events: mpsc::Sender<Event>,
-    /// An exec has its environment, user and working directory where it says nothing else.
-    pub(super) exec_base: Arc<Process>,
-    /// The interfaces through passt.
-    pub(super) relays: Relays,
-    /// Whether the guest stands still, and can answer nobody.
-    pub(super) paused: watch::Receiver<bool>,
-}
-
-/// What `attach` follows.
-#[derive(Debug, Clone)]
-pub(super) enum Attachable {
-    /// The entrypoint of a container.
-    Entrypoint(Entry),
-    /// The console of a VM.
-    Console,
-}
 
 /// Accepts connections until the task is aborted.
 pub(super) async fn serve(listener: UnixListener, shared: Shared) {
@@ -93,7 +60,25 @@ async fn connection(stream: UnixStream, shared: Shared) {
             }
         }
         Request::Console { stdin } => console(reader, writer, &shared, stdin, false).await,
-        Request::Exec(process) => exec(reader, writer, shared, process).await,
+        Request::Exec(process) => {
+            let request = protocol::Request::Exec(in_machine(&shared, process));
+            pass(reader, writer, shared, request).await;
+        }
+        Request::StartExec { id, process, discard } => {
+            let process = in_machine(&shared, process);
+            let reply = exec_sessions::start(&shared, id, process, discard).await;
+            let _ = writer.send(&Frame::message(&reply)).await;
+        }
+        Request::AttachExec { id, received } => exec_sessions::attach(reader, writer, shared, id, received).await,
+        Request::WaitExec { id } => {
+            let record = shared.execs.wait(&id).await;
+            let reply = record.map_or_else(Reply::Failed, |record| Reply::Execs(vec![record]));
+            let _ = writer.send(&Frame::message(&reply)).await;
+        }
+        Request::Execs => {
+            let reply = Reply::Execs(shared.execs.all());
+            let _ = writer.send(&Frame::message(&reply)).await;
+        }
         Request::Transfer(transfer) => pass(reader, writer, shared, protocol::Request::Transfer(transfer)).await,
         Request::Traffic => {
             let reply = Reply::Traffic(shared.relays.traffic());
@@ -136,9 +121,6 @@ async fn capacity(shared: &Shared) -> Result<protocol::Capacity, Failure> {
 fn ended() -> Failure {
     Failure::new(Class::Conflict, "the machine has ended")
 }
-
-type Reader = FrameReader<tokio::net::unix::OwnedReadHalf>;
-type Writer = FrameWriter<tokio::net::unix::OwnedWriteHalf>;
 
 /// What a client that attaches is to the entrypoint.
 #[derive(Debug, Clone, Copy)]
@@ -214,92 +196,6 @@ async fn console(mut reader: Reader, mut writer: Writer, shared: &Shared, stdin:
     tokio::select! {
         () = output => {}
         () = input => {}
-    }
-}
-
-async fn exec(reader: Reader, writer: Writer, shared: Shared, mut process: Process) {
-    let mut env = shared.exec_base.env.clone();
-    for (key, value) in std::mem::take(&mut process.env) {
-        match env.iter_mut().find(|(k, _)| *k == key) {
-            Some(entry) => entry.1 = value,
-            None => env.push((key, value)),
-        }
-    }
-    process.env = env;
-    process.user = process.user.or_else(|| shared.exec_base.user.clone());
-    process.cwd = process.cwd.or_else(|| shared.exec_base.cwd.clone());
-    pass(reader, writer, shared, protocol::Request::Exec(process)).await;
-}
-
-/// Asks the agent for a process. Its stream, and the first thing that it says; or why there is none.
-async fn begin(shared: &Shared, request: &protocol::Request) -> Result<(AgentStream, Frame), String> {
-    if *shared.paused.borrow() {
-        return Err("the machine is paused: 'zmachine resume' lets it run on".to_owned());
-    }
-    let session = shared.session.borrow().clone();
-    let session = session.ok_or_else(|| match shared.attachable {
-        Attachable::Entrypoint(_) => "the machine is not running yet".to_owned(),
-        Attachable::Console => "no zmachine agent answers in this VM: install zmachine-agent in it".to_owned(),
-    })?;
-    let begun = async {
-        let mut stream = session.open(request).await?;
-        let first = stream.reader.next().await?.ok_or(SessionError::Closed)?;
-        Ok::<_, SessionError>((stream, first))
-    };
-    match tokio::time::timeout(BEGIN_TIMEOUT, begun).await {
-        Ok(begun) => begun.map_err(|error| error.to_string()),
-        Err(_) => {
-            let seconds = BEGIN_TIMEOUT.as_secs();
-            Err(format!(
-                "the agent in the guest did not answer within {seconds} s; a guest that hangs is ended by 'zmachine kill'"
-            ))
-        }
-    }
-}
-
-/// Asks the agent for a process, and passes its stream on byte by byte.
-async fn pass(mut reader: Reader, mut writer: Writer, shared: Shared, request: protocol::Request) {
-    let begun = match begin(&shared, &request).await {
-        Ok(begun) => begun,
-        Err(message) => {
-            let error = AgentError {
-                kind: ErrorKind::Internal,
-                message,
-            };
-            let _ = writer.send(&Frame::message(&protocol::Reply::Error(error))).await;
-            return;
-        }
-    };
-    let (
-        AgentStream {
-            reader: mut from_guest,
-            writer: mut to_guest,
-        },
-        first,
-    ) = begun;
-    if writer.send(&first).await.is_err() {
-        return to_guest.close().await;
-    }
-    let input = async {
-        while let Ok(Some(frame)) = reader.next().await {
-            if to_guest.send(&frame).await.is_err() {
-                break;
-            }
-        }
-        // The client is gone: the end of the stream tells the agent.
-        to_guest.close().await;
-    };
-    let output = async {
-        while let Ok(Some(frame)) = from_guest.next().await {
-            if writer.send(&frame).await.is_err() {
-                break;
-            }
-        }
-        let _ = writer.0.shutdown().await;
-    };
-    tokio::select! {
-        () = output => {}
-        () = async { input.await; std::future::pending::<()>().await } => {}
     }
 }
 

@@ -29,6 +29,7 @@ pub struct Networks {
     home: String,
     step: Option<StepHook>,
     jail: bool,
+    launcher: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for Networks {
@@ -54,6 +55,7 @@ impl Networks {
             home: name::home_id(&canonical),
             step: None,
             jail: false,
+            launcher: None,
         })
     }
 
@@ -61,6 +63,16 @@ impl Networks {
     pub fn with_jail(mut self) -> Networks {
         self.jail = true;
         self
+    }
+
+    /// The program that has this role, in the place of the calling one.
+    pub fn with_launcher(mut self, program: &Path) -> Networks {
+        self.launcher = Some(program.to_owned());
+        self
+    }
+
+    pub(crate) fn launcher(&self) -> Option<PathBuf> {
+        self.launcher.clone()
     }
 
     pub(crate) fn has_jail(&self) -> bool {

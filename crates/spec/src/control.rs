@@ -1,13 +1,14 @@
 //! The monitor's control socket (`ctl.sock`): what a command asks a running machine.
 //!
 //! The bytes are the frames of `zmachine-agent-protocol`. The first frame of a connection is a [`Request`] in JSON. It is
-//! answered with one [`Reply`], after which the connection ends; or, for `attach`, `exec` and transfers, it becomes a process stream,
+//! answered with one [`Reply`], after which the connection ends; or, for `attach`, `exec`, `attach_exec` and transfers, it becomes a process stream,
 //! exactly as between host and agent.
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use zmachine_agent_protocol::{Capacity, Process, Transfer};
+use zmachine_agent_protocol::{Capacity, ExitStatus, Process, Transfer};
 use zmachine_network::Attachment;
 use zmachine_network::user::Traffic;
 
@@ -35,6 +36,31 @@ pub enum Request {
     /// Start one more process. `env` is over the entrypoint's environment; user and working directory are the entrypoint's
     /// when `None`.
     Exec(Process),
+    /// Start one more process that its client does not end: it is found by its id until the machine ends. Answered with
+    /// [`Reply::Execs`] of this one, or why it does not run.
+    StartExec {
+        /// 1 to 128 of `a-z A-Z 0-9 _ . -`; one is made up when `None`.
+        id: Option<String>,
+        /// As with `Exec`.
+        process: Process,
+        /// What it writes is for nobody, until somebody attaches; else it waits when its pipes are full.
+        discard: bool,
+    },
+    /// Follow a process by its id, in the place of whoever does so far. The stream begins with the agent's `Resumed`, goes on
+    /// with the output after `received` bytes, and ends with `Exited`.
+    AttachExec {
+        /// Its id.
+        id: String,
+        /// How much of its output, standard output and error together, the client has.
+        received: u64,
+    },
+    /// Wait for the end of a process; answered with [`Reply::Execs`] of this one.
+    WaitExec {
+        /// Its id.
+        id: String,
+    },
+    /// The processes that have an id, those that ended among them, oldest first; answered with [`Reply::Execs`].
+    Execs,
     /// Copy files to or from the machine.
     Transfer(Transfer),
     /// Stop in an orderly way; answered when the machine has stopped.
@@ -105,8 +131,34 @@ pub enum Reply {
     Capacity(Capacity),
     /// Totals by interface, as the guest names it.
     Traffic(BTreeMap<String, Traffic>),
+    /// Processes with an id.
+    Execs(Vec<ExecRecord>),
     /// It is not.
     Failed(Failure),
+}
+
+/// One process of a machine beside its entrypoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRecord {
+    /// Its id.
+    pub id: String,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// Process id inside the guest.
+    pub pid: u32,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// When and how it ended, once it has.
+    pub ended: Option<ExecEnd>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecEnd {
+    /// When.
+    pub at: Timestamp,
+    /// Its status; `None` when the machine ended before it, or its agent was started again.
+    pub status: Option<ExitStatus>,
 }
 
 /// What the monitor tells the command that started it, one JSON line each, on its report pipe.

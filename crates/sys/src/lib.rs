@@ -17,6 +17,7 @@ pub mod jail;
 pub mod lock;
 pub mod mount;
 pub mod process;
+pub mod reap;
 pub mod signal;
 pub mod socket;
 pub mod tap;

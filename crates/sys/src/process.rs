@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -256,7 +257,12 @@ pub fn default_sigpipe() {
 /// This very program in another role, even when its file was replaced since it was started. It looks for programs in `path`,
 /// whatever the user's own environment is.
 pub fn own_program(role: &str, path: &str) -> Command {
-    let mut command = Command::new("/proc/self/exe");
+    role_of(Path::new("/proc/self/exe"), role, path)
+}
+
+/// `program`, which is this one or one like it, in the role `role`. It looks for programs in `path`.
+pub fn role_of(program: &Path, role: &str, path: &str) -> Command {
+    let mut command = Command::new(program);
     command.arg(role).env_clear().env("PATH", path).current_dir("/");
     command
 }

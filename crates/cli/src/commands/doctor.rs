@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde::Serialize;
+use zmachine_engine::Programs;
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
 use zmachine_hypervisor::choice::{self, Hypervisor};
 use zmachine_hypervisor::{Accel, qemu};
@@ -241,7 +242,7 @@ fn kernel() -> Check {
 }
 
 fn agent() -> Check {
-    let path = context::agent_path();
+    let path = Programs::own().agent().to_owned();
     let found = if path.is_file() {
         Ok(path.display().to_string())
     } else {

@@ -1,6 +1,7 @@
 //! `zmachine kernel`.
 
 use serde::Serialize;
+use zmachine_engine::Programs;
 use zmachine_kernel::{BuildSource, DEFAULT_FRAGMENT, KernelLibrary, KernelSource, Progress};
 use zmachine_spec::Failure;
 
@@ -34,7 +35,7 @@ pub(crate) fn kernel(command: KernelCommand) -> Result<u8, Failure> {
             };
             let kernel = library.install(&source, name.as_deref(), &mut tell)?;
             // Made here, so that the first machine need not wait for it; a missing agent is what `doctor` reports.
-            let agent = context::agent_path();
+            let agent = Programs::own().agent().to_owned();
             if agent.is_file() {
                 library.initramfs(&kernel, &agent, &[])?;
             }

@@ -149,7 +149,7 @@ fn ended(
     starting: &Starting,
     started: Result<(), Failure>,
 ) -> Result<u8, Failure> {
-    engine.reconcile()?.iter().for_each(|line| eprintln!("warning: {line}"));
+    engine.reconcile()?;
     if let Err(failure) = started {
         // Stopped by a signal or another command while it started.
         return if starting.was_stopped() {

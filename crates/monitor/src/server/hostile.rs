@@ -3,15 +3,18 @@
 //! A hang is found wherever it is: a task that waits for ever by the deadline of its input, one that never lets go of its thread
 //! by the thread beside it ([`watched`]).
 
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
 use zmachine_agent_protocol::{ExitStatus, Frame, Input, Process, Reply as AgentReply, Request as AgentRequest};
 use zmachine_testkit::Mutator;
 
 use super::*;
+use crate::session::Session;
 use crate::{console, entry};
 
 /// No single input may take longer.
@@ -100,6 +103,7 @@ fn whatever_comes_over_the_control_socket_is_answered_or_dropped() {
             let shared = Shared {
                 attachable: Attachable::Entrypoint(entry),
                 console,
+                execs: super::super::execs::Execs::default(),
                 relays: Default::default(),
                 paused: watch::channel(false).1,
                 session: watch::channel(None).1,

@@ -236,6 +236,10 @@ impl Monitor<VmPlan> {
             Request::Attach { .. }
             | Request::Console { .. }
             | Request::Exec(_)
+            | Request::StartExec { .. }
+            | Request::AttachExec { .. }
+            | Request::WaitExec { .. }
+            | Request::Execs
             | Request::Transfer(_)
             | Request::Traffic
             | Request::Capacity => {

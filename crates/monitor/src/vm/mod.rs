@@ -24,9 +24,10 @@ use super::context::{AbortOnDrop, Monitor, Outcome, at};
 use super::inbox::{Cut, Inbox};
 use super::launch::{not_launched, note_lines};
 use super::networks::{Attached, NetworkHold};
-use super::server::{self, Attachable, Shared};
+use super::server;
 use super::session::Session;
 use super::share::Shares;
+use super::streams::{Attachable, Shared};
 
 /// The hypervisor runs the guest; dropping it ends it.
 struct Booted {
@@ -58,6 +59,7 @@ impl Monitor<VmPlan> {
             events: self.events.clone(),
             paused: self.paused.subscribe(),
             exec_base: std::sync::Arc::new(self.exec_base()),
+            execs: super::execs::Execs::default(),
             relays: self.relays.clone(),
         };
         let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));

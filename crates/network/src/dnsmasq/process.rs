@@ -171,7 +171,7 @@ fn end(process: ProcessId) -> Result<(), NetworkError> {
 /// Starts it. It opens its sockets before it leaves the one who started it, so success means that it serves.
 async fn start(networks: &Networks, network: &Network) -> Result<(), NetworkError> {
     let mut jailed = match networks.has_jail() {
-        true => in_jail(&folder(networks, network))?,
+        true => in_jail(&folder(networks, network), networks.launcher())?,
         false => Jailed::free(std::process::Command::new(program())),
     };
     let mut argument = OsString::from("--conf-file=");
@@ -210,7 +210,7 @@ async fn start(networks: &Networks, network: &Network) -> Result<(), NetworkErro
 
 /// What it needs of the host's files: itself, its folder, and who its account is. Of what root may do, it keeps what its sockets
 /// and its change of account need; it gives up more itself then.
-fn in_jail(dir: &Path) -> Result<Jailed, NetworkError> {
+fn in_jail(dir: &Path, launcher: Option<PathBuf>) -> Result<Jailed, NetworkError> {
     let ground = dir.join("jail");
     file::make_dirs(&ground)?;
     let program = Path::new(program());
@@ -219,6 +219,7 @@ fn in_jail(dir: &Path) -> Result<Jailed, NetworkError> {
         jail = jail.see(path, Access::Read);
     }
     jail.network = true;
+    jail.launcher = launcher;
     jail.capabilities = CAPABILITIES.to_vec();
     jail.limits = Limits {
         file_bytes: Some(0),

@@ -38,7 +38,7 @@ impl Jailed {
     /// pid namespace, and only namespaces of files, of ipc and of the host's name. The jail has no user: it gives up what it is
     /// itself, and has the capabilities for that.
     pub fn daemon(jail: &Jail, program: &Path) -> Jailed {
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = Command::new(jail.launcher.as_deref().unwrap_or(Path::new("/proc/self/exe")));
         command
             .arg(ROLE)
             .arg("--jail")
