@@ -313,6 +313,21 @@ pub struct Process {
     pub init: bool,
 }
 
+impl Process {
+    /// `args` as the machine's user, in its folder, with no input.
+    pub fn new<T: Into<String>>(args: impl IntoIterator<Item = T>) -> Process {
+        Process {
+            args: args.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            cwd: None,
+            user: None,
+            terminal: None,
+            stdin: false,
+            init: false,
+        }
+    }
+}
+
 /// [`Process::init`] on the wire. Agents of VMs may be older than their host, and those read no process that does not say
 /// whether it has a PID namespace of its own. In a VM none has; in a container every entrypoint has.
 mod pid_one {

@@ -24,6 +24,7 @@ mod remove;
 mod start;
 pub mod stats;
 mod tree;
+pub mod views;
 mod vm;
 
 use std::sync::Mutex;

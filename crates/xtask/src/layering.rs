@@ -90,6 +90,11 @@ const EDGES: &[(&str, &str)] = &[
     ("zmachine-fuzz", "zmachine-image"),
     ("zmachine-fuzz", "zmachine-pack"),
     ("zmachine-fuzz", "zmachine-rootfs"),
+    // Its program: an example of the engine in another program.
+    ("zmachine-guest-tests", "zmachine-agent-protocol"),
+    ("zmachine-guest-tests", "zmachine-engine"),
+    ("zmachine-guest-tests", "zmachine-image"),
+    ("zmachine-guest-tests", "zmachine-spec"),
     ("zmachine-hypervisor", "zmachine-sys"),
     ("zmachine-image", "zmachine-flist"),
     ("zmachine-image", "zmachine-sys"),

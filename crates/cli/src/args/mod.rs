@@ -304,6 +304,9 @@ pub(crate) enum LogFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct ExecArgs {
+    /// Leave it running and print its id; what it writes is dropped
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    pub(crate) detach: bool,
     /// Pass standard input on
     #[arg(short, long)]
     pub(crate) interactive: bool,
@@ -313,6 +316,9 @@ pub(crate) struct ExecArgs {
     /// Set or pass on an environment variable
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
+    /// Set the variables of a file: NAME=VALUE or NAME, one a line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
     /// Working directory
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<String>,

@@ -327,10 +327,7 @@ pub(crate) fn texts(words: &[OsString]) -> Result<Vec<String>, Failure> {
 }
 
 /// `NAME=VALUE`, or `NAME` with the value of this environment (left out when it has none).
-pub(crate) fn variable(
-    text: &str,
-    environment: impl Fn(&str) -> Option<String>,
-) -> Result<Option<(String, String)>, Failure> {
+fn variable(text: &str, environment: impl Fn(&str) -> Option<String>) -> Result<Option<(String, String)>, Failure> {
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => (text, environment(text)),
@@ -341,7 +338,8 @@ pub(crate) fn variable(
     Ok(value.map(|value| (name.to_owned(), value)))
 }
 
-fn variables(
+/// The variables of files and flags, in that order.
+pub(crate) fn variables(
     files: &[PathBuf],
     flags: &[String],
     environment: impl Fn(&str) -> Option<String>,

@@ -6,7 +6,7 @@ use zmachine_agent_protocol::{ExitStatus, Process, WindowSize};
 use zmachine_engine::Engine;
 use zmachine_spec::{Class, Failure, Kind, Phase};
 
-use crate::args::run::{texts, variable};
+use crate::args::run::{texts, variables};
 use crate::args::{AttachArgs, ConsoleArgs, ExecArgs};
 use crate::terminal::{self, Follow, Followed};
 
@@ -15,10 +15,7 @@ pub(crate) fn exec(engine: &Engine, args: &ExecArgs) -> Result<u8, Failure> {
     if args.tty && args.interactive {
         terminal::require_terminal()?;
     }
-    let mut environment = Vec::new();
-    for text in &args.env {
-        environment.extend(variable(text, |name| env::var(name).ok())?);
-    }
+    let mut environment = variables(&args.env_file, &args.env, |name| env::var(name).ok())?;
     if args.tty && !environment.iter().any(|(name, _)| name == "TERM") {
         environment.push((
             "TERM".to_owned(),
@@ -34,6 +31,11 @@ pub(crate) fn exec(engine: &Engine, args: &ExecArgs) -> Result<u8, Failure> {
         stdin: args.interactive,
         init: false,
     };
+    if args.detach {
+        let started = engine.start_exec(&args.name, None, process, true)?;
+        crate::output::print(&format!("{}\n", started.id))?;
+        return Ok(0);
+    }
     let (input, output) = engine.exec(&args.name, process)?;
     let follow = Follow {
         stdin: args.interactive,

@@ -3,45 +3,14 @@
 use std::net::IpAddr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use serde::Serialize;
 use zmachine_engine::Engine;
-use zmachine_network::{Ipv6Choice, Network, NetworkError, NetworkSpec, Networks, can_make_networks};
+use zmachine_engine::views::NetworkView;
+use zmachine_network::{Ipv6Choice, NetworkError, NetworkSpec, Networks, can_make_networks};
 use zmachine_spec::{Class, Failure, NetworkRequest, check_alias};
 
 use crate::args::{Format, NetworkCommand};
 use crate::commands::machines::each;
 use crate::{context, output};
-
-#[derive(Serialize)]
-struct Row {
-    name: String,
-    subnet: String,
-    gateway: String,
-    ipv6_subnet: Option<String>,
-    ipv6_gateway: Option<String>,
-    internal: bool,
-    mtu: u32,
-    /// Name servers of its own; empty means this host's.
-    dns: Vec<IpAddr>,
-    /// Its bridge, and its tables of nftables.
-    bridge: String,
-    machines: Vec<Member>,
-}
-
-/// A machine that has an address in the network.
-#[derive(Serialize)]
-struct Member {
-    id: String,
-    name: String,
-    addresses: Vec<IpAddr>,
-    mac: String,
-    tap: String,
-    /// It runs, and is attached now.
-    attached: bool,
-    /// Names under which the others find it now.
-    names: Vec<String>,
-    published: Vec<String>,
-}
 
 /// Makes, lists, shows and removes networks.
 pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
@@ -73,9 +42,9 @@ pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
             output::print(&format!("{}\n", made.name()))?;
             Ok(0)
         }
-        NetworkCommand::Ls { quiet, output } => list(&engine, &networks, quiet, output),
+        NetworkCommand::Ls { quiet, output } => list(&engine, quiet, output),
         NetworkCommand::Inspect { names } => {
-            let rows = names.iter().map(|name| row(&engine, &networks, &networks.get(name)?));
+            let rows = names.iter().map(|name| engine.network(name));
             output::json(&rows.collect::<Result<Vec<_>, Failure>>()?)?;
             Ok(0)
         }
@@ -147,18 +116,15 @@ fn ipv6_subnet(text: &str) -> Result<Ipv6Choice, Failure> {
     })
 }
 
-fn list(engine: &Engine, networks: &Networks, quiet: bool, format: Format) -> Result<u8, Failure> {
-    let mut rows = Vec::new();
-    for network in networks.list()? {
-        rows.push(row(engine, networks, &network)?);
-    }
+fn list(engine: &Engine, quiet: bool, format: Format) -> Result<u8, Failure> {
+    let rows = engine.network_list()?;
     if quiet {
         rows.iter()
             .try_for_each(|row| output::print(&format!("{}\n", row.name)))?;
     } else if format == Format::Json {
         output::json(&rows)?;
     } else {
-        let cells = |row: &Row| {
+        let cells = |row: &NetworkView| {
             let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
             let attached = row.machines.iter().filter(|m| m.attached).count();
             vec![
@@ -176,40 +142,4 @@ fn list(engine: &Engine, networks: &Networks, quiet: bool, format: Format) -> Re
         )?;
     }
     Ok(0)
-}
-
-fn row(engine: &Engine, networks: &Networks, network: &Network) -> Result<Row, Failure> {
-    let endpoints = networks.endpoints(network.name())?;
-    let known: Vec<_> = engine.machines()?.into_iter().flatten().collect();
-    let mut machines: Vec<Member> = Vec::new();
-    for (address, id) in networks.leases(network.name())? {
-        if let Some(member) = machines.iter_mut().find(|m| m.id == id) {
-            member.addresses.push(address);
-            continue;
-        }
-        let endpoint = endpoints.iter().find(|s| s.machine == id);
-        let name = known.iter().find(|m| m.id == id).map_or(&id, |m| &m.spec.name);
-        machines.push(Member {
-            name: name.clone(),
-            addresses: vec![address],
-            mac: network.mac(&id).to_string(),
-            tap: network.tap(&id),
-            attached: endpoint.is_some(),
-            names: endpoint.map(|s| s.membership.names.clone()).unwrap_or_default(),
-            published: endpoint.map_or_else(Vec::new, |s| s.ports.iter().map(ToString::to_string).collect()),
-            id,
-        });
-    }
-    Ok(Row {
-        name: network.name().to_owned(),
-        subnet: network.ipv4().to_string(),
-        gateway: network.gateway4().to_string(),
-        ipv6_subnet: network.ipv6().map(|net| net.to_string()),
-        ipv6_gateway: network.gateway6().map(|gateway| gateway.to_string()),
-        internal: network.is_internal(),
-        mtu: network.mtu(),
-        dns: network.dns().to_vec(),
-        bridge: network.bridge().to_owned(),
-        machines,
-    })
 }

@@ -1,29 +1,14 @@
 //! `zmachine volume`.
 
-use serde::Serialize;
+use zmachine_engine::views::VolumeView;
 use zmachine_spec::bytes::Human;
-use zmachine_spec::volume::{Content, DEFAULT_SIZE, Fs, NewVolume};
+use zmachine_spec::volume::{DEFAULT_SIZE, NewVolume};
 use zmachine_spec::{Class, Failure, bytes};
-use zmachine_store::volume::{Volume, Volumes};
+use zmachine_store::volume::Volumes;
 
 use crate::args::{Format, VolumeCommand};
 use crate::commands::machines::each;
 use crate::{context, output};
-
-#[derive(Serialize)]
-struct Row {
-    name: String,
-    state: String,
-    fs: Fs,
-    size_bytes: u64,
-    used_bytes: u64,
-    image: Option<String>,
-    created_at: String,
-    /// `None` when a machine cannot be read, which might be one of them.
-    machines: Option<Vec<String>>,
-    anonymous: bool,
-    path: String,
-}
 
 /// Makes, lists, shows, grows and removes volumes.
 pub(crate) fn volume(command: VolumeCommand) -> Result<u8, Failure> {
@@ -39,12 +24,10 @@ pub(crate) fn volume(command: VolumeCommand) -> Result<u8, Failure> {
             output::print(&format!("{}\n", volume.name))?;
             Ok(0)
         }
-        VolumeCommand::Ls { quiet, output } => list(&volumes, quiet, output),
+        VolumeCommand::Ls { quiet, output } => list(quiet, output),
         VolumeCommand::Inspect { names } => {
-            let rows = names.iter().map(|name| {
-                let users = volumes.users(name)?;
-                Ok(row(&volumes.get(name)?, Some(users)))
-            });
+            let engine = context::quiet_engine()?;
+            let rows = names.iter().map(|name| engine.volume(name));
             output::json(&rows.collect::<Result<Vec<_>, Failure>>()?)?;
             Ok(0)
         }
@@ -61,24 +44,12 @@ fn parse_size(text: &str) -> Result<u64, Failure> {
     bytes::parse(text).map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))
 }
 
-fn list(volumes: &Volumes, quiet: bool, format: Format) -> Result<u8, Failure> {
-    let mut rows = Vec::new();
+fn list(quiet: bool, format: Format) -> Result<u8, Failure> {
+    let (rows, failures) = context::quiet_engine()?.volume_list()?;
     let mut code = 0;
-    for volume in volumes.list()? {
-        let failure = match volume {
-            Ok(volume) => {
-                let users = volumes.users(&volume.name);
-                let failure = users.as_ref().err().cloned();
-                rows.push(row(&volume, users.ok()));
-                // The same machine for every volume: told once.
-                failure.filter(|_| code == 0)
-            }
-            Err(failure) => Some(failure),
-        };
-        if let Some(failure) = failure {
-            crate::failure::print(&failure);
-            code = crate::failure::exit_code(failure.class, false);
-        }
+    for failure in failures {
+        crate::failure::print(&failure);
+        code = crate::failure::exit_code(failure.class, false);
     }
     if quiet {
         rows.iter()
@@ -86,7 +57,7 @@ fn list(volumes: &Volumes, quiet: bool, format: Format) -> Result<u8, Failure> {
     } else if format == Format::Json {
         output::json(&rows)?;
     } else {
-        let cells = |row: &Row| {
+        let cells = |row: &VolumeView| {
             vec![
                 row.name.clone(),
                 row.fs.to_string(),
@@ -106,23 +77,4 @@ fn list(volumes: &Volumes, quiet: bool, format: Format) -> Result<u8, Failure> {
         )?;
     }
     Ok(code)
-}
-
-fn row(volume: &Volume, machines: Option<Vec<String>>) -> Row {
-    let image = match &volume.record.content {
-        Content::Installing { digest } | Content::Installed { digest } => Some(digest.clone()),
-        Content::Empty | Content::Formatting | Content::Formatted | Content::Raw => None,
-    };
-    Row {
-        name: volume.name.clone(),
-        state: volume.record.content.to_string(),
-        fs: volume.record.fs,
-        size_bytes: volume.size_bytes,
-        used_bytes: volume.used_bytes,
-        image,
-        created_at: volume.record.created_at.to_string(),
-        machines,
-        anonymous: volume.record.anonymous_of.is_some(),
-        path: volume.data().display().to_string(),
-    }
 }

@@ -8,6 +8,7 @@ mod blocks;
 mod chaos;
 mod crashes;
 mod debian;
+mod embed;
 mod errors;
 mod full_disk;
 mod golden_home;

@@ -1,0 +1,334 @@
+//! What machines, volumes and networks look like to others: the JSON of `ps`, `inspect`, `volume` and `network`, for every
+//! front end. Fields may be added; none goes or changes its meaning.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use zmachine_image::Library;
+use zmachine_network::{Network, Publish};
+use zmachine_plan::Plan;
+use zmachine_spec::shown::without_credentials;
+use zmachine_spec::volume::{Content, Fs};
+use zmachine_spec::{Failure, MachineSpec, Phase, State};
+use zmachine_store::catalog::Machine;
+use zmachine_store::log;
+use zmachine_store::volume::Volume;
+use zmachine_sys::jail::status;
+use zmachine_sys::process::ProcessId;
+
+use super::Engine;
+
+/// One machine of a listing.
+#[derive(Debug, Serialize)]
+pub struct MachineSummary {
+    /// Twelve hex digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// `container` or `vm`.
+    pub kind: &'static str,
+    /// The phase, in a word.
+    pub state: &'static str,
+    /// As a shell tells it, of one that stopped.
+    pub exit_code: Option<u8>,
+    /// How often it was started again by its policy.
+    pub restarts: u64,
+    /// When it will be, while it waits for that.
+    pub restart_at: Option<Timestamp>,
+    /// The image it was made of, without credentials.
+    pub flist: String,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory of the guest in bytes.
+    pub memory_bytes: u64,
+    /// Its addresses, the first network's first.
+    pub addresses: Vec<String>,
+    /// Ports of the host that lead to it, as `-p` takes them; empty also where the plan cannot be read.
+    pub ports: Vec<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl MachineSummary {
+    /// Of a machine.
+    pub fn new(machine: &Machine) -> MachineSummary {
+        MachineSummary {
+            id: machine.id.clone(),
+            name: machine.spec.name.clone(),
+            kind: machine.state.kind.word(),
+            state: machine.state.phase.word(),
+            exit_code: match &machine.state.phase {
+                Phase::Stopped { exit } => Some(exit.shell_code()),
+                _ => None,
+            },
+            restarts: machine.state.restarts,
+            restart_at: match &machine.state.phase {
+                Phase::Restarting { at, .. } => Some(*at),
+                _ => None,
+            },
+            flist: without_credentials(&machine.spec.flist),
+            cpus: machine.spec.cpus,
+            memory_bytes: machine.spec.memory_bytes,
+            addresses: machine.state.addresses.iter().map(ToString::to_string).collect(),
+            ports: host_ports(machine).iter().map(ToString::to_string).collect(),
+            created_at: machine.state.created_at,
+        }
+    }
+}
+
+/// The ports of this host that lead to a machine; none where its plan cannot be read.
+pub fn host_ports(machine: &Machine) -> Vec<Publish> {
+    let plan = machine.plan();
+    let attachments = plan.as_ref().map(Plan::attachments).unwrap_or_default();
+    attachments.iter().flat_map(|a| a.publish.iter().cloned()).collect()
+}
+
+/// Everything about one machine.
+#[derive(Debug, Serialize)]
+pub struct Inspection {
+    /// Twelve hex digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// `container` or `vm`.
+    pub kind: &'static str,
+    /// Its folder.
+    pub directory: String,
+    /// Its log.
+    pub log: String,
+    /// Where the blocks of its image are kept, when that can be told.
+    pub block_cache: Option<PathBuf>,
+    /// What each of its processes is locked into, while it runs.
+    pub sandbox: BTreeMap<&'static str, String>,
+    /// How it is.
+    pub state: State,
+    /// What was asked for. It may hold secrets: see [`zmachine_spec::redact`].
+    pub spec: MachineSpec,
+    /// What was decided.
+    pub plan: Plan,
+}
+
+/// One volume.
+#[derive(Debug, Serialize)]
+pub struct VolumeView {
+    /// Its name.
+    pub name: String,
+    /// What is on it, in a word.
+    pub state: String,
+    /// File system it has or gets.
+    pub fs: Fs,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// What of that takes room on the host, in bytes.
+    pub used_bytes: u64,
+    /// Digest of the image that was installed on it.
+    pub image: Option<String>,
+    /// When it was made.
+    pub created_at: String,
+    /// Names of the machines that use it; `None` when a machine cannot be read, which might be one of them.
+    pub machines: Option<Vec<String>>,
+    /// It was made for a machine without a name.
+    pub anonymous: bool,
+    /// Its file.
+    pub path: String,
+}
+
+impl VolumeView {
+    /// Of a volume and its users.
+    pub fn new(volume: &Volume, machines: Option<Vec<String>>) -> VolumeView {
+        let image = match &volume.record.content {
+            Content::Installing { digest } | Content::Installed { digest } => Some(digest.clone()),
+            Content::Empty | Content::Formatting | Content::Formatted | Content::Raw => None,
+        };
+        VolumeView {
+            name: volume.name.clone(),
+            state: volume.record.content.to_string(),
+            fs: volume.record.fs,
+            size_bytes: volume.size_bytes,
+            used_bytes: volume.used_bytes,
+            image,
+            created_at: volume.record.created_at.to_string(),
+            machines,
+            anonymous: volume.record.anonymous_of.is_some(),
+            path: volume.data().display().to_string(),
+        }
+    }
+}
+
+/// One network.
+#[derive(Debug, Serialize)]
+pub struct NetworkView {
+    /// Its name.
+    pub name: String,
+    /// IPv4 addresses, in CIDR form.
+    pub subnet: String,
+    /// The host's own one of these.
+    pub gateway: String,
+    /// The same for IPv6.
+    pub ipv6_subnet: Option<String>,
+    /// The same for IPv6.
+    pub ipv6_gateway: Option<String>,
+    /// Without a way out.
+    pub internal: bool,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Name servers of its own; empty means this host's.
+    pub dns: Vec<IpAddr>,
+    /// Its bridge, and its tables of nftables.
+    pub bridge: String,
+    /// Who has an address in it.
+    pub machines: Vec<NetworkMember>,
+}
+
+/// A machine that has an address in a network.
+#[derive(Debug, Serialize)]
+pub struct NetworkMember {
+    /// Twelve hex digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its addresses there.
+    pub addresses: Vec<IpAddr>,
+    /// Its MAC address there.
+    pub mac: String,
+    /// Its link on the host.
+    pub tap: String,
+    /// It runs, and is attached now.
+    pub attached: bool,
+    /// Names under which the others find it now.
+    pub names: Vec<String>,
+    /// Ports of the host that lead to it now.
+    pub published: Vec<String>,
+}
+
+impl Engine {
+    /// Everything about a machine.
+    ///
+    /// # Errors
+    /// [`zmachine_spec::Class::NotFound`], or that its plan cannot be read.
+    pub fn inspect(&self, name: &str) -> Result<Inspection, Failure> {
+        let machine = self.machine(name)?;
+        let library = Library::open(self.home().data());
+        Ok(Inspection {
+            id: machine.id.clone(),
+            name: machine.spec.name.clone(),
+            kind: machine.state.kind.word(),
+            directory: machine.dir.display().to_string(),
+            block_cache: library.map(|library| library.cache().directory().to_owned()).ok(),
+            sandbox: protections(&machine),
+            log: log::path(&machine.dir).display().to_string(),
+            plan: machine.plan()?,
+            state: machine.state,
+            spec: machine.spec,
+        })
+    }
+
+    /// One volume, and who uses it.
+    ///
+    /// # Errors
+    /// [`zmachine_spec::Class::NotFound`], or that a machine cannot be read, which might use it.
+    pub fn volume(&self, name: &str) -> Result<VolumeView, Failure> {
+        let volumes = self.volumes();
+        let users = volumes.users(name)?;
+        Ok(VolumeView::new(&volumes.get(name)?, Some(users)))
+    }
+
+    /// All volumes; what of the listing could not be read beside them.
+    ///
+    /// # Errors
+    /// When the folder of volumes cannot be read.
+    pub fn volume_list(&self) -> Result<(Vec<VolumeView>, Vec<Failure>), Failure> {
+        let volumes = self.volumes();
+        let (mut views, mut failures) = (Vec::new(), Vec::new());
+        for volume in volumes.list()? {
+            match volume {
+                Ok(volume) => {
+                    let users = volumes.users(&volume.name);
+                    // The same machine for every volume: told once.
+                    failures.extend(users.as_ref().err().filter(|_| failures.is_empty()).cloned());
+                    views.push(VolumeView::new(&volume, users.ok()));
+                }
+                Err(failure) => failures.push(failure),
+            }
+        }
+        Ok((views, failures))
+    }
+
+    /// One network, and who is in it.
+    ///
+    /// # Errors
+    /// [`zmachine_spec::Class::NotFound`].
+    pub fn network(&self, name: &str) -> Result<NetworkView, Failure> {
+        self.network_view(&self.networks()?.get(name)?)
+    }
+
+    /// All networks.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn network_list(&self) -> Result<Vec<NetworkView>, Failure> {
+        self.networks()?
+            .list()?
+            .iter()
+            .map(|network| self.network_view(network))
+            .collect()
+    }
+
+    fn network_view(&self, network: &Network) -> Result<NetworkView, Failure> {
+        let networks = self.networks()?;
+        let endpoints = networks.endpoints(network.name())?;
+        let known: Vec<_> = self.machines()?.into_iter().flatten().collect();
+        let mut machines: Vec<NetworkMember> = Vec::new();
+        for (address, id) in networks.leases(network.name())? {
+            if let Some(member) = machines.iter_mut().find(|m| m.id == id) {
+                member.addresses.push(address);
+                continue;
+            }
+            let endpoint = endpoints.iter().find(|s| s.machine == id);
+            let name = known.iter().find(|m| m.id == id).map_or(&id, |m| &m.spec.name);
+            machines.push(NetworkMember {
+                name: name.clone(),
+                addresses: vec![address],
+                mac: network.mac(&id).to_string(),
+                tap: network.tap(&id),
+                attached: endpoint.is_some(),
+                names: endpoint.map(|s| s.membership.names.clone()).unwrap_or_default(),
+                published: endpoint.map_or_else(Vec::new, |s| s.ports.iter().map(ToString::to_string).collect()),
+                id,
+            });
+        }
+        Ok(NetworkView {
+            name: network.name().to_owned(),
+            subnet: network.ipv4().to_string(),
+            gateway: network.gateway4().to_string(),
+            ipv6_subnet: network.ipv6().map(|net| net.to_string()),
+            ipv6_gateway: network.gateway6().map(|gateway| gateway.to_string()),
+            internal: network.is_internal(),
+            mtu: network.mtu(),
+            dns: network.dns().to_vec(),
+            bridge: network.bridge().to_owned(),
+            machines,
+        })
+    }
+}
+
+/// What the processes of a machine that runs are locked into, one line each.
+fn protections(machine: &Machine) -> BTreeMap<&'static str, String> {
+    let processes = [
+        ("hypervisor", machine.state.hypervisor),
+        ("rootfs", machine.state.rootfs),
+    ];
+    let line = |(role, id): (&'static str, Option<ProcessId>)| {
+        let id = id.filter(|id| id.is_alive())?;
+        let standing = status::of(id.pid)?.standing();
+        let line = match standing.is_empty() {
+            true => "none".to_owned(),
+            false => standing.join(", "),
+        };
+        Some((role, line))
+    };
+    processes.into_iter().filter_map(line).collect()
+}
