@@ -30,7 +30,7 @@ mod message;
 pub use frame::{Frame, FrameDecoder, FrameError, HEADER_LEN, MAX_DATA, MAX_PAYLOAD};
 pub use message::{
     AgentError, BootConfig, Capacity, Connection, ErrorKind, ExitStatus, HostEntry, Input, Interface, Mount, Phase,
-    Process, Reply, Request, Root, Route, Secret, SessionState, Transfer, Upper, WindowSize,
+    Process, ProcessState, Reply, Request, Root, Route, Secret, SessionState, Transfer, Upper, WindowSize,
 };
 
 /// Version of the messages. Host and agent come from one build, so a difference is a broken installation.

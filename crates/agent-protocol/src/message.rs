@@ -81,6 +81,8 @@ pub enum Request {
     Ping,
     /// Memory and load of the guest. Answer: [`Reply::Capacity`].
     Capacity,
+    /// The processes of the container, or of the whole guest that has an init of its own. Answer: [`Reply::Processes`].
+    Processes,
 }
 
 /// What the agent answers.
@@ -118,8 +120,29 @@ pub enum Reply {
     Sessions(Vec<SessionState>),
     /// Answer to [`Request::Capacity`].
     Capacity(Capacity),
+    /// Answer to [`Request::Processes`], by their ids.
+    Processes(Vec<ProcessState>),
     /// The request failed.
     Error(AgentError),
+}
+
+/// One process of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessState {
+    /// Its id, as the container sees it.
+    pub pid: u32,
+    /// Its parent's; 0 for one that is outside.
+    pub ppid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Processor time it has used, in milliseconds.
+    pub cpu_ms: u64,
+    /// How long it runs, in milliseconds.
+    pub age_ms: u64,
+    /// Memory it has of its own and shares, in bytes.
+    pub resident_bytes: u64,
+    /// Program and arguments, with spaces between them; its name in brackets when it has none. Long ones are cut.
+    pub command: String,
 }
 
 /// A process that outlives its stream.

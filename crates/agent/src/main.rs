@@ -29,6 +29,7 @@ mod pollable;
 mod port;
 mod power;
 mod process;
+mod processes;
 mod reaper;
 mod server;
 mod service;

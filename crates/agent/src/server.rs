@@ -31,7 +31,7 @@ use crate::reaper::Reaper;
 use crate::sessions::Sessions;
 use crate::setup::{self, Outcome, Writable};
 use crate::shutdown::{self, Stop, Stoppable};
-use crate::{capacity, clock, console, host, power, users};
+use crate::{capacity, clock, console, host, power, processes, users};
 
 /// Streams open at once; yamux gives up the connection beyond it.
 const STREAMS: usize = 4096;
@@ -265,6 +265,11 @@ impl Agent {
                 answer(stream, set.map_or_else(failed, |()| Reply::Done)).await;
             }
             Request::Ping => answer(stream, Reply::Done).await,
+            Request::Processes => {
+                let listed = processes::list(&self.proc, self.state.get() == State::Guest);
+                let reply = listed.map_or_else(|error| failure(ErrorKind::Internal, error), Reply::Processes);
+                answer(stream, reply).await;
+            }
             Request::Capacity => {
                 let measured = capacity::measure(&self.proc);
                 answer(

@@ -8,6 +8,7 @@ mod args;
 mod commands;
 mod context;
 mod failure;
+mod listing;
 mod logs;
 mod machine_file;
 mod output;
@@ -15,6 +16,7 @@ mod progress;
 #[cfg(test)]
 mod reference;
 mod roles;
+mod template;
 mod terminal;
 mod time;
 mod usage;

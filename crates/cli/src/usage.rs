@@ -9,7 +9,7 @@ use clap::{CommandFactory, builder::StyledStr};
 use crate::args::Cli;
 
 /// Commands of docker, podman, incus and virsh, and what does the same here.
-const COMMANDS: [(&str, &str); 35] = [
+const COMMANDS: [(&str, &str); 32] = [
     (
         "attach-device",
         "'zmachine network connect' adds interfaces; other devices need a new machine",
@@ -62,7 +62,7 @@ const COMMANDS: [(&str, &str); 35] = [
     ),
     (
         "prune",
-        "'zmachine image prune' removes images and blocks that nobody needs",
+        "'zmachine system prune' removes what nobody needs, 'zmachine image prune' images and blocks alone",
     ),
     (
         "pull",
@@ -85,16 +85,7 @@ const COMMANDS: [(&str, &str); 35] = [
     ("shutdown", "'zmachine stop' asks a machine to stop"),
     ("snapshot", "there are no snapshots of machines yet"),
     ("suspend", "'zmachine pause' halts the virtual CPUs"),
-    (
-        "system",
-        "'zmachine info' shows the state, 'zmachine image prune' frees space",
-    ),
     ("tag", "'zmachine image pull NAME=FILE' gives an image a name"),
-    (
-        "top",
-        "'zmachine exec NAME ps' lists a guest's processes, 'zmachine stats' shows what machines use",
-    ),
-    ("unpause", "'zmachine resume' lets the virtual CPUs run again"),
     (
         "update",
         "a machine keeps what it was made with; 'zmachine inspect --spec' prints the file to make it anew",
@@ -265,7 +256,6 @@ mod tests {
     fn words_of_other_tools_are_answered_in_ours() {
         assert!(output(&["run", "--tmpfs", "/x", "app"]).contains("/tmp, /run and /dev/shm are in memory"));
         assert!(output(&["run", "--mount=type=bind", "app"]).contains("use -v SOURCE"));
-        assert!(output(&["unpause", "web"]).contains("zmachine resume"));
         assert!(output(&["run", "--cpus", "0.5", "app"]).contains("virtual CPUs are whole"));
         for words in [&["run", "--tmpfs", "/x", "app"][..], &["run", "--nonsense", "app"]] {
             assert!(!output(words).contains("-- --"), "{}", output(words));

@@ -268,7 +268,12 @@ impl Engine {
             .map_err(|e| Failure::from_error(Class::Failed, &e))?
         {
             // Whatever its end was: that it ended is what was asked for.
-            Reply::Done | Reply::Ended(_) | Reply::Capacity(_) | Reply::Traffic(_) | Reply::Execs(_) => Ok(()),
+            Reply::Done
+            | Reply::Ended(_)
+            | Reply::Capacity(_)
+            | Reply::Traffic(_)
+            | Reply::Execs(_)
+            | Reply::Processes(_) => Ok(()),
             Reply::Failed(failure) => Err(failure),
         }
     }
@@ -296,7 +301,7 @@ fn patience_for(request: &Request, machine: &Machine) -> Duration {
             grace.saturating_add(for_guest)
         }
         Request::GrowVolume { .. } => Duration::from_secs(900),
-        Request::Capacity | Request::Traffic => Duration::from_secs(10),
+        Request::Capacity | Request::Processes | Request::Traffic => Duration::from_secs(10),
         _ => for_guest,
     }
 }

@@ -1,6 +1,6 @@
 //! Processes of a machine that outlive their clients, by id.
 
-use zmachine_agent_protocol::Process;
+use zmachine_agent_protocol::{Process, ProcessState};
 use zmachine_spec::control::{ExecRecord, Reply, Request};
 use zmachine_spec::{Class, Failure};
 
@@ -56,6 +56,20 @@ impl Engine {
     /// [`Class::Conflict`] when it does not run.
     pub fn execs(&self, name: &str) -> Result<Vec<ExecRecord>, Failure> {
         self.records(name, &Request::Execs)
+    }
+
+    /// The processes of a running container, or of a VM's whole guest.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when the machine does not run, or that its agent does not answer.
+    pub fn processes(&self, name: &str) -> Result<Vec<ProcessState>, Failure> {
+        let machine = self.machine(name)?;
+        require_awake(&machine)?;
+        match self.reply(&machine, &Request::Processes)? {
+            Some(Reply::Processes(processes)) => Ok(processes),
+            Some(Reply::Failed(failure)) => Err(failure),
+            _ => Err(unexpected(name)),
+        }
     }
 
     fn one(&self, name: &str, request: &Request) -> Result<ExecRecord, Failure> {

@@ -26,6 +26,7 @@ pub mod stats;
 mod tree;
 pub mod views;
 mod vm;
+mod volumes;
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -42,6 +43,7 @@ pub use self::history::History;
 pub use self::programs::Programs;
 pub use self::prune::Shared;
 pub use self::start::Starting;
+pub use self::volumes::PrunedVolumes;
 
 /// The engine over one home.
 pub struct Engine {

@@ -12,7 +12,7 @@ use zmachine_network::{Network, Publish};
 use zmachine_plan::Plan;
 use zmachine_spec::shown::without_credentials;
 use zmachine_spec::volume::{Content, Fs};
-use zmachine_spec::{Failure, MachineSpec, Phase, State};
+use zmachine_spec::{Failure, MachineSpec, Origin, Phase, State};
 use zmachine_store::catalog::Machine;
 use zmachine_store::log;
 use zmachine_store::volume::Volume;
@@ -48,13 +48,27 @@ pub struct MachineSummary {
     pub addresses: Vec<String>,
     /// Ports of the host that lead to it, as `-p` takes them; empty also where the plan cannot be read.
     pub ports: Vec<String>,
+    /// What a container runs: entrypoint and command. Empty for a VM, and where the plan cannot be read.
+    pub command: Vec<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Names of its networks.
+    pub networks: Vec<String>,
+    /// Names of its volumes, and directories of the host that it has.
+    pub volumes: Vec<String>,
     /// When it was made.
     pub created_at: Timestamp,
+    /// When its entrypoint, or the VM, last began to run.
+    pub started_at: Option<Timestamp>,
+    /// When it last ended.
+    pub finished_at: Option<Timestamp>,
 }
 
 impl MachineSummary {
     /// Of a machine.
     pub fn new(machine: &Machine) -> MachineSummary {
+        let plan = machine.plan().ok();
+        let attachments = plan.as_ref().map(Plan::attachments).unwrap_or_default();
         MachineSummary {
             id: machine.id.clone(),
             name: machine.spec.name.clone(),
@@ -73,8 +87,31 @@ impl MachineSummary {
             cpus: machine.spec.cpus,
             memory_bytes: machine.spec.memory_bytes,
             addresses: machine.state.addresses.iter().map(ToString::to_string).collect(),
-            ports: host_ports(machine).iter().map(ToString::to_string).collect(),
+            ports: attachments
+                .iter()
+                .flat_map(|a| &a.publish)
+                .map(ToString::to_string)
+                .collect(),
+            command: match &plan {
+                Some(Plan::Container(plan)) => plan.process.args.clone(),
+                Some(Plan::Vm(_)) | None => Vec::new(),
+            },
+            labels: machine.spec.labels.clone(),
+            networks: machine
+                .spec
+                .networks
+                .iter()
+                .map(|network| network.name.clone())
+                .collect(),
+            volumes: machine
+                .spec
+                .volumes
+                .iter()
+                .filter_map(|volume| source(&volume.origin))
+                .collect(),
             created_at: machine.state.created_at,
+            started_at: machine.state.ready_at.or(machine.state.started_at),
+            finished_at: machine.state.finished_at,
         }
     }
 }
@@ -84,6 +121,14 @@ pub fn host_ports(machine: &Machine) -> Vec<Publish> {
     let plan = machine.plan();
     let attachments = plan.as_ref().map(Plan::attachments).unwrap_or_default();
     attachments.iter().flat_map(|a| a.publish.iter().cloned()).collect()
+}
+
+fn source(origin: &Origin) -> Option<String> {
+    match origin {
+        Origin::Named(name) => Some(name.clone()),
+        Origin::Directory(path) => Some(path.display().to_string()),
+        Origin::Anonymous => None,
+    }
 }
 
 /// Everything about one machine.

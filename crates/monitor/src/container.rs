@@ -236,6 +236,7 @@ impl Monitor<ContainerPlan> {
             | Request::AttachExec { .. }
             | Request::WaitExec { .. }
             | Request::Execs
+            | Request::Processes
             | Request::Transfer(_)
             | Request::Traffic
             | Request::Capacity => {

@@ -17,8 +17,8 @@ use super::inbox::Event;
 use super::session::{FrameReader, FrameWriter};
 use super::streams::{Attachable, Reader, Shared, Writer, in_machine, pass};
 
-/// How long the agent may take to tell its capacity.
-const CAPACITY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the agent may take to tell of its guest.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Accepts connections until the task is aborted.
 pub(super) async fn serve(listener: UnixListener, shared: Shared) {
@@ -84,8 +84,20 @@ async fn connection(stream: UnixStream, shared: Shared) {
             let reply = Reply::Traffic(shared.relays.traffic());
             let _ = writer.send(&Frame::message(&reply)).await;
         }
+        Request::Processes => {
+            let reply = match ask(&shared, &protocol::Request::Processes).await {
+                Ok(protocol::Reply::Processes(processes)) => Reply::Processes(processes),
+                Ok(_) => Reply::Failed(unfitting()),
+                Err(failure) => Reply::Failed(failure),
+            };
+            let _ = writer.send(&Frame::message(&reply)).await;
+        }
         Request::Capacity => {
-            let reply = capacity(&shared).await.map_or_else(Reply::Failed, Reply::Capacity);
+            let reply = match ask(&shared, &protocol::Request::Capacity).await {
+                Ok(protocol::Reply::Capacity(capacity)) => Reply::Capacity(capacity),
+                Ok(_) => Reply::Failed(unfitting()),
+                Err(failure) => Reply::Failed(failure),
+            };
             let _ = writer.send(&Frame::message(&reply)).await;
         }
         command => {
@@ -101,21 +113,20 @@ async fn connection(stream: UnixStream, shared: Shared) {
 }
 
 /// Asks the agent. One that is busy is not waited for.
-async fn capacity(shared: &Shared) -> Result<protocol::Capacity, Failure> {
+async fn ask(shared: &Shared, request: &protocol::Request) -> Result<protocol::Reply, Failure> {
     let session = shared.session.borrow().clone();
     let session = session.ok_or_else(|| Failure::new(Class::Conflict, "the machine is not running yet"))?;
     if *shared.paused.borrow() {
         return Err(Failure::new(Class::Conflict, "the machine is paused"));
     }
-    match tokio::time::timeout(CAPACITY_TIMEOUT, session.ask(&protocol::Request::Capacity)).await {
-        Ok(Ok(protocol::Reply::Capacity(capacity))) => Ok(capacity),
-        Ok(Ok(_)) => Err(Failure::new(
-            Class::Failed,
-            "the agent gave an answer that does not fit",
-        )),
-        Ok(Err(error)) => Err(error.into()),
+    match tokio::time::timeout(ASK_TIMEOUT, session.ask(request)).await {
+        Ok(answer) => Ok(answer?),
         Err(_) => Err(Failure::new(Class::Failed, "the agent did not answer in time")),
     }
+}
+
+fn unfitting() -> Failure {
+    Failure::new(Class::Failed, "the agent gave an answer that does not fit")
 }
 
 fn ended() -> Failure {

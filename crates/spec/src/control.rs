@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use zmachine_agent_protocol::{Capacity, ExitStatus, Process, Transfer};
+use zmachine_agent_protocol::{Capacity, ExitStatus, Process, ProcessState, Transfer};
 use zmachine_network::Attachment;
 use zmachine_network::user::Traffic;
 
@@ -76,6 +76,8 @@ pub enum Request {
     Wait,
     /// Memory and load of the guest; answered with [`Reply::Capacity`].
     Capacity,
+    /// The processes of the guest; answered with [`Reply::Processes`].
+    Processes,
     /// What went through its interfaces that have no link on the host; answered with [`Reply::Traffic`].
     Traffic,
     /// Halt the virtual CPUs.
@@ -129,6 +131,8 @@ pub enum Reply {
     Ended(Result<Exit, Failure>),
     /// What the guest's agent says of its memory and load.
     Capacity(Capacity),
+    /// The processes of the container, or of the whole guest of a VM.
+    Processes(Vec<ProcessState>),
     /// Totals by interface, as the guest names it.
     Traffic(BTreeMap<String, Traffic>),
     /// Processes with an id.

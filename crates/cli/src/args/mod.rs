@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use zmachine_spec::Failure;
 
+use crate::listing::ListingArgs;
+
 pub(crate) use flist::{CacheCommand, FlistCommand, ImageCommand};
 pub(crate) use run::{CreateArgs, RunArgs};
 
@@ -65,7 +67,13 @@ pub(crate) enum Command {
     /// Halt the virtual CPUs of machines
     Pause(NamesArgs),
     /// Let the virtual CPUs of machines run again
+    #[command(alias = "unpause")]
     Resume(NamesArgs),
+    /// List the processes in a machine
+    Top(TopArgs),
+    /// Show and free what everything takes on this host
+    #[command(subcommand)]
+    System(SystemCommand),
     /// Wait until machines have ended and print their exit statuses
     Wait(NamesArgs),
     /// Remove machines with their writable roots and logs
@@ -215,7 +223,17 @@ pub(crate) struct StopArgs {
     #[arg(short = 't', long = "time", value_name = "SECONDS")]
     pub(crate) time: Option<u64>,
     #[command(flatten)]
-    pub(crate) names: NamesArgs,
+    pub(crate) names: AllOrNamesArgs,
+}
+
+/// Machines by their names, or all of them.
+#[derive(Debug, Args)]
+pub(crate) struct AllOrNamesArgs {
+    /// All machines
+    #[arg(short, long, conflicts_with = "names")]
+    pub(crate) all: bool,
+    #[arg(required_unless_present = "all", value_name = "NAME")]
+    pub(crate) names: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -232,11 +250,11 @@ pub(crate) struct RmArgs {
     /// Kill machines that run
     #[arg(short, long)]
     pub(crate) force: bool,
-    /// Remove their anonymous volumes too
+    /// Volumes that were made for them without a name always go with them; taken for docker's habit
     #[arg(short = 'v', long)]
     pub(crate) volumes: bool,
     #[command(flatten)]
-    pub(crate) names: NamesArgs,
+    pub(crate) names: AllOrNamesArgs,
 }
 
 #[derive(Debug, Args)]
@@ -244,11 +262,17 @@ pub(crate) struct PsArgs {
     /// Also those that do not run
     #[arg(short, long)]
     pub(crate) all: bool,
-    /// Names alone
+    /// Only the one that was made last, running or not
+    #[arg(short, long, conflicts_with = "last")]
+    pub(crate) latest: bool,
+    /// Only the N that were made last, running or not
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) last: Option<usize>,
+    /// What each takes of this host's disk
     #[arg(short, long)]
-    pub(crate) quiet: bool,
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: Format,
+    pub(crate) size: bool,
+    #[command(flatten)]
+    pub(crate) listing: ListingArgs,
 }
 
 #[derive(Debug, Args)]
@@ -267,6 +291,9 @@ pub(crate) struct InspectArgs {
     /// Print secrets too: variables named *_TOKEN, *_KEY, *_PASSWORD or *SECRET*, and credentials of stores
     #[arg(long)]
     pub(crate) show_secrets: bool,
+    /// Show each by a template as docker's: '{{.State.Phase}}', '{{json .Spec}}'
+    #[arg(short, long, value_name = "TEMPLATE", conflicts_with = "spec")]
+    pub(crate) format: Option<String>,
     #[command(flatten)]
     pub(crate) names: NamesArgs,
 }
@@ -377,6 +404,31 @@ pub(crate) struct ConsoleArgs {
     pub(crate) name: String,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    pub(crate) name: String,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SystemCommand {
+    /// Show what images, blocks, machines and volumes take on this host
+    Df {
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
+    /// Remove machines that do not run, networks nobody is in, images and blocks nobody needs
+    Prune {
+        /// Volumes without a name that no machine uses, too, with their data
+        #[arg(long)]
+        volumes: bool,
+        /// Ask nothing
+        #[arg(short, long)]
+        force: bool,
+    },
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
     /// Make a volume; it takes space only for what is written to it
@@ -390,14 +442,21 @@ pub(crate) enum VolumeCommand {
         fs: zmachine_spec::volume::Fs,
     },
     /// List volumes
-    Ls {
+    Ls(ListingArgs),
+    /// Remove the volumes that no machine uses, with all their data
+    Prune {
+        /// Those that have a name, too
         #[arg(short, long)]
-        quiet: bool,
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
+        all: bool,
+        /// Ask nothing
+        #[arg(short, long)]
+        force: bool,
     },
     /// Show everything about volumes, as JSON
     Inspect {
+        /// Show each by a template as docker's
+        #[arg(short, long, value_name = "TEMPLATE")]
+        format: Option<String>,
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
@@ -436,14 +495,18 @@ pub(crate) enum NetworkCommand {
         dns: Vec<std::net::IpAddr>,
     },
     /// List networks
-    Ls {
+    Ls(ListingArgs),
+    /// Remove the networks that no machine is in
+    Prune {
+        /// Ask nothing
         #[arg(short, long)]
-        quiet: bool,
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
+        force: bool,
     },
     /// Show everything about networks, as JSON
     Inspect {
+        /// Show each by a template as docker's
+        #[arg(short, long, value_name = "TEMPLATE")]
+        format: Option<String>,
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },

@@ -87,7 +87,7 @@ fn hints(library: &Library, text: &str) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn prune(format: Format) -> Result<u8, Failure> {
+pub(super) fn prune(format: Format) -> Result<u8, Failure> {
     let report = context::engine()?.prune_images()?;
     match format {
         Format::Json => output::json(&report)?,

@@ -1,36 +1,106 @@
 //! `ps` and `inspect`.
 
 use jiff::Timestamp;
+use serde_json::Value;
 use zmachine_engine::Engine;
 use zmachine_engine::views::{MachineSummary, host_ports};
 use zmachine_spec::bytes::Human;
 use zmachine_spec::{Class, Failure, redact};
 use zmachine_store::catalog::Machine;
 
-use crate::args::{Format, InspectArgs, PortArgs, PsArgs};
+use crate::args::{InspectArgs, PortArgs, PsArgs};
+use crate::listing::{self, Row};
 use crate::{machine_file, output};
 
-fn cells(row: &MachineSummary, now: Timestamp) -> Vec<String> {
-    let state = row
-        .exit_code
-        .map_or(row.state.to_owned(), |code| format!("{} ({code})", row.state));
-    let state = match row.restarts {
-        0 => state,
-        1 => format!("{state}, 1 restart"),
-        n => format!("{state}, {n} restarts"),
+const FILTERS: [&str; 9] = [
+    "ancestor", "exited", "id", "kind", "label", "name", "network", "status", "volume",
+];
+
+/// A machine's state in docker's words.
+fn status(machine: &MachineSummary, now: Timestamp) -> String {
+    let since = |at: Option<Timestamp>| at.map_or_else(|| "some time".to_owned(), |at| output::human_age(at, now));
+    let up = since(machine.started_at);
+    let text = match (machine.state, machine.exit_code) {
+        ("created", _) => "Created".to_owned(),
+        ("running", _) => format!("Up {up}"),
+        ("paused", _) => format!("Up {up} (Paused)"),
+        (_, Some(code)) => format!("Exited ({code}) {} ago", since(machine.finished_at)),
+        ("failed", _) => format!("Failed {} ago", since(machine.finished_at)),
+        ("restarting", _) => format!("Restarting {} ago", since(machine.finished_at)),
+        (state, _) => state[..1].to_uppercase() + &state[1..],
     };
-    vec![
-        row.name.clone(),
-        row.kind.to_owned(),
-        state,
-        row.flist.rsplit('/').next().unwrap_or(&row.flist).to_owned(),
-        row.cpus.to_string(),
-        Human(row.memory_bytes).to_string(),
-        row.addresses.first().cloned().unwrap_or_else(|| "-".to_owned()),
-        output::age(row.created_at, now),
-        row.ports.join(", "),
-    ]
+    match machine.restarts {
+        0 => text,
+        1 => format!("{text}, 1 restart"),
+        n => format!("{text}, {n} restarts"),
+    }
 }
+
+/// Whether docker calls a machine in `state` so.
+fn has_status(machine: &MachineSummary, wanted: &str) -> bool {
+    match wanted {
+        "exited" => machine.state == "stopped",
+        "dead" => machine.state == "failed",
+        other => machine.state == other,
+    }
+}
+
+fn row(machine: &MachineSummary, size: Option<u64>, args: &PsArgs, now: Timestamp) -> Row {
+    let command = machine.command.join(" ");
+    let shown = match args.listing.no_trunc || command.chars().count() <= COMMAND_WIDTH {
+        true => command.clone(),
+        false => command.chars().take(COMMAND_WIDTH - 1).chain(['…']).collect(),
+    };
+    let image = machine.flist.rsplit('/').next().unwrap_or(&machine.flist).to_owned();
+    let (status, ports) = (status(machine, now), machine.ports.join(", "));
+    let mut cells = vec![
+        machine.name.clone(),
+        machine.kind.to_owned(),
+        image.clone(),
+        match shown.is_empty() {
+            true => "-".to_owned(),
+            false => format!("\"{shown}\""),
+        },
+        status.clone(),
+        machine.addresses.first().cloned().unwrap_or_else(|| "-".to_owned()),
+        ports.clone(),
+    ];
+    let size = size.map(|bytes| Human(bytes).to_string());
+    cells.extend(size.clone());
+    let labels: Vec<String> = machine
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    let mut fields = serde_json::to_value(machine).unwrap_or_default();
+    if let Value::Object(fields) = &mut fields {
+        fields.insert("Names".to_owned(), machine.name.as_str().into());
+        fields.insert("Image".to_owned(), image.into());
+        fields.insert("Command".to_owned(), command.into());
+        fields.insert("Status".to_owned(), status.into());
+        fields.insert(
+            "RunningFor".to_owned(),
+            format!("{} ago", output::human_age(machine.created_at, now)).into(),
+        );
+        fields.insert("Ports".to_owned(), ports.into());
+        fields.insert(
+            "Label".to_owned(),
+            serde_json::to_value(&machine.labels).unwrap_or_default(),
+        );
+        fields.insert("Labels".to_owned(), labels.join(",").into());
+        fields.insert("Networks".to_owned(), machine.networks.join(",").into());
+        fields.insert("Mounts".to_owned(), machine.volumes.join(",").into());
+        fields.insert("Size".to_owned(), size.unwrap_or_default().into());
+    }
+    Row {
+        name: machine.name.clone(),
+        cells,
+        fields,
+    }
+}
+
+/// Of a command, so much is shown.
+const COMMAND_WIDTH: usize = 24;
 
 /// Shows which ports of this host lead to a machine, each as `80/tcp -> 0.0.0.0:8080`; with a port, where that one is reached.
 pub(crate) fn port(engine: &Engine, args: &PortArgs) -> Result<u8, Failure> {
@@ -91,25 +161,61 @@ pub(crate) fn readable(engine: &Engine) -> Result<(Vec<Machine>, u8), Failure> {
 
 /// Lists machines.
 pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
+    let filters = args.listing.filters(&FILTERS)?;
     let (mut machines, code) = readable(engine)?;
-    machines.retain(|machine| args.all || machine.state.phase.is_active());
-    if args.quiet {
-        machines
+    let last = args.last.or(args.latest.then_some(1));
+    // As with docker: who asks for a state means all machines in it.
+    let all = args.all
+        || last.is_some()
+        || args
+            .listing
+            .filter
             .iter()
-            .try_for_each(|machine| output::print(&format!("{}\n", machine.spec.name)))?;
-        return Ok(code);
+            .any(|f| f.starts_with("status=") || f.starts_with("exited="));
+    machines.retain(|machine| all || machine.state.phase.is_active());
+    if let Some(last) = last {
+        machines.drain(..machines.len().saturating_sub(last));
     }
-    let rows: Vec<MachineSummary> = machines.iter().map(MachineSummary::new).collect();
-    if args.output == Format::Json {
-        output::json(&rows)?;
-    } else {
-        let now = Timestamp::now();
-        let header = [
-            "NAME", "KIND", "STATE", "FLIST", "CPUS", "MEMORY", "ADDRESS", "AGE", "PORTS",
-        ];
-        output::table(&header, &rows.iter().map(|row| cells(row, now)).collect::<Vec<_>>())?;
+    let mut chosen: Vec<(MachineSummary, Option<u64>)> = Vec::new();
+    for machine in &machines {
+        let summary = MachineSummary::new(machine);
+        let is_wanted = filters.allow("name", |name| summary.name.contains(name))
+            && filters.allow("id", |id| summary.id.starts_with(id))
+            && filters.allow("kind", |kind| summary.kind == kind)
+            && filters.allow("status", |status| has_status(&summary, status))
+            && filters.allow("exited", |code| {
+                summary.exit_code.is_some_and(|c| c.to_string() == code)
+            })
+            && filters.allow("network", |network| summary.networks.iter().any(|n| n == network))
+            && filters.allow("volume", |volume| summary.volumes.iter().any(|v| v == volume))
+            && filters.allow("ancestor", |image| is_image(&summary.flist, image))
+            && filters.allow_labels(|key| summary.labels.get(key).map(String::as_str));
+        if is_wanted {
+            let size = args.size.then(|| disk_bytes(machine));
+            chosen.push((summary, size));
+        }
     }
+    let now = Timestamp::now();
+    let rows: Vec<Row> = chosen
+        .iter()
+        .map(|(machine, size)| row(machine, *size, args, now))
+        .collect();
+    let json: Vec<&MachineSummary> = chosen.iter().map(|(machine, _)| machine).collect();
+    let mut header = vec!["NAME", "KIND", "IMAGE", "COMMAND", "STATUS", "ADDRESS", "PORTS"];
+    header.extend(args.size.then_some("SIZE"));
+    args.listing.show(&header, &rows, &json)?;
     Ok(code)
+}
+
+fn is_image(flist: &str, wanted: &str) -> bool {
+    let last = flist.rsplit('/').next().unwrap_or(flist);
+    flist == wanted || last == wanted || last.split(':').next() == Some(wanted)
+}
+
+/// What a machine's own disk takes on this host.
+pub(crate) fn disk_bytes(machine: &Machine) -> u64 {
+    let disk = std::fs::metadata(machine.dir.join("root.img"));
+    disk.map_or(0, |disk| std::os::unix::fs::MetadataExt::blocks(&disk) * 512)
 }
 
 /// Shows everything about machines.
@@ -125,8 +231,16 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure
     }
     match (args.spec, args.show_secrets) {
         (true, _) => {}
-        (false, true) => output::json(&all)?,
-        (false, false) => output::json(&redact::shown(&all))?,
+        (false, shows_secrets) => {
+            let all = match shows_secrets {
+                true => serde_json::to_value(&all).map_err(std::io::Error::from)?,
+                false => redact::shown(&all),
+            };
+            match (&args.format, &all) {
+                (Some(format), Value::Array(documents)) => listing::by_template(format, documents)?,
+                _ => output::json(&all)?,
+            }
+        }
     }
     Ok(0)
 }

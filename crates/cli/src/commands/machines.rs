@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use zmachine_engine::Engine;
 use zmachine_spec::{Class, Exit, Failure, Signal};
+use zmachine_store::catalog::Machine;
 
-use crate::args::{KillArgs, RmArgs, StartArgs, StopArgs};
+use crate::args::{AllOrNamesArgs, KillArgs, RmArgs, StartArgs, StopArgs};
 use crate::progress::Bars;
 use crate::{failure, output};
 
@@ -45,17 +46,33 @@ pub(crate) fn start(engine: &Engine, args: &StartArgs) -> Result<u8, Failure> {
     Ok(if started == 0 { unread } else { started })
 }
 
+/// The machines that are meant: those named, or all that `is_meant` holds for.
+fn meant(
+    engine: &Engine,
+    args: &AllOrNamesArgs,
+    is_meant: impl Fn(&Machine) -> bool,
+) -> Result<(Vec<String>, u8), Failure> {
+    if !args.all {
+        return Ok((args.names.clone(), 0));
+    }
+    let (machines, code) = super::list::readable(engine)?;
+    let names = machines.into_iter().filter(is_meant).map(|machine| machine.spec.name);
+    Ok((names.collect(), code))
+}
+
 pub(crate) fn stop(engine: &Engine, args: &StopArgs) -> Result<u8, Failure> {
-    each(&args.names.names, |name| {
-        engine.stop(name, args.time.map(Duration::from_secs))
-    })
+    let (names, unread) = meant(engine, &args.names, |machine| machine.state.phase.is_active())?;
+    let stopped = each(&names, |name| engine.stop(name, args.time.map(Duration::from_secs)))?;
+    Ok(if stopped == 0 { unread } else { stopped })
 }
 
 pub(crate) fn restart(engine: &Engine, args: &StopArgs) -> Result<u8, Failure> {
-    each(&args.names.names, |name| {
+    let (names, unread) = meant(engine, &args.names, |machine| machine.state.phase.is_active())?;
+    let restarted = each(&names, |name| {
         engine.stop(name, args.time.map(Duration::from_secs))?;
         engine.start(name, false)?.wait_ready(&Bars::bytes())
-    })
+    })?;
+    Ok(if restarted == 0 { unread } else { restarted })
 }
 
 pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> Result<u8, Failure> {
@@ -67,7 +84,19 @@ pub(crate) fn kill(engine: &Engine, args: &KillArgs) -> Result<u8, Failure> {
 }
 
 pub(crate) fn rm(engine: &Engine, args: &RmArgs) -> Result<u8, Failure> {
-    each(&args.names.names, |name| engine.remove(name, args.force, args.volumes))
+    let is_meant = |machine: &Machine| args.force || !machine.state.phase.is_active();
+    let (names, unread) = meant(engine, &args.names, is_meant)?;
+    let removed = each(&names, |name| engine.remove(name, args.force, true))?;
+    Ok(if removed == 0 { unread } else { removed })
+}
+
+/// Removes the machines that do not run.
+pub(super) fn prune(engine: &Engine) -> Result<u8, Failure> {
+    let (machines, code) = super::list::readable(engine)?;
+    let stopped = machines.into_iter().filter(|machine| !machine.state.phase.is_active());
+    let names: Vec<String> = stopped.map(|machine| machine.spec.name).collect();
+    let removed = each(&names, |name| engine.remove(name, false, true))?;
+    Ok(if removed == 0 { code } else { removed })
 }
 
 /// Prints one exit status per machine, as docker does; the machine's failure is a failure here.

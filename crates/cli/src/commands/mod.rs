@@ -16,6 +16,8 @@ mod metrics;
 mod network;
 mod run;
 mod stats;
+mod system;
+mod top;
 mod units;
 mod volume;
 mod why;
@@ -36,6 +38,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Kill(args) => machines::kill(&context::engine()?, &args),
         Command::Pause(args) => machines::each(&args.names, |name| context::engine()?.pause(name)),
         Command::Resume(args) => machines::each(&args.names, |name| context::engine()?.resume(name)),
+        Command::Top(args) => top::top(&context::engine()?, &args),
+        Command::System(command) => system::system(&context::engine()?, command),
         Command::Wait(args) => machines::wait(&context::engine()?, &args.names),
         Command::Rm(args) => machines::rm(&context::engine()?, &args),
         Command::Ps(args) => list::ps(&context::engine()?, &args),

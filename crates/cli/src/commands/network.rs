@@ -8,8 +8,9 @@ use zmachine_engine::views::NetworkView;
 use zmachine_network::{Ipv6Choice, NetworkError, NetworkSpec, Networks, can_make_networks};
 use zmachine_spec::{Class, Failure, NetworkRequest, check_alias};
 
-use crate::args::{Format, NetworkCommand};
+use crate::args::NetworkCommand;
 use crate::commands::machines::each;
+use crate::listing::{self, ListingArgs, Row};
 use crate::{context, output};
 
 /// Makes, lists, shows and removes networks.
@@ -42,11 +43,23 @@ pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
             output::print(&format!("{}\n", made.name()))?;
             Ok(0)
         }
-        NetworkCommand::Ls { quiet, output } => list(&engine, quiet, output),
-        NetworkCommand::Inspect { names } => {
-            let rows = names.iter().map(|name| engine.network(name));
-            output::json(&rows.collect::<Result<Vec<_>, Failure>>()?)?;
+        NetworkCommand::Ls(args) => list(&engine, &args),
+        NetworkCommand::Inspect { names, format } => {
+            let views = names
+                .iter()
+                .map(|name| engine.network(name))
+                .collect::<Result<Vec<_>, Failure>>()?;
+            match format {
+                Some(format) => listing::by_template(&format, &views)?,
+                None => output::json(&views)?,
+            }
             Ok(0)
+        }
+        NetworkCommand::Prune { force } => {
+            if !output::confirm("This removes all networks that no machine is in.", force)? {
+                return Ok(0);
+            }
+            prune(&engine)
         }
         NetworkCommand::Connect {
             ip,
@@ -116,30 +129,57 @@ fn ipv6_subnet(text: &str) -> Result<Ipv6Choice, Failure> {
     })
 }
 
-fn list(engine: &Engine, quiet: bool, format: Format) -> Result<u8, Failure> {
-    let rows = engine.network_list()?;
-    if quiet {
-        rows.iter()
-            .try_for_each(|row| output::print(&format!("{}\n", row.name)))?;
-    } else if format == Format::Json {
-        output::json(&rows)?;
-    } else {
-        let cells = |row: &NetworkView| {
-            let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
-            let attached = row.machines.iter().filter(|m| m.attached).count();
-            vec![
-                row.name.clone(),
-                row.subnet.clone(),
-                or_dash(&row.ipv6_subnet),
-                if row.internal { "yes" } else { "no" }.to_owned(),
-                row.mtu.to_string(),
-                format!("{attached} of {}", row.machines.len()),
-            ]
-        };
-        output::table(
-            &["NAME", "SUBNET", "IPV6", "INTERNAL", "MTU", "ATTACHED"],
-            &rows.iter().map(cells).collect::<Vec<_>>(),
-        )?;
-    }
+/// Removes the networks that nobody is in; the default one comes back when it is needed.
+pub(super) fn prune(engine: &Engine) -> Result<u8, Failure> {
+    let networks = Networks::open(engine.home().data())?.with_jail();
+    engine.reconcile()?;
+    let empty = engine
+        .network_list()?
+        .into_iter()
+        .filter(|network| network.machines.is_empty());
+    let names: Vec<String> = empty.map(|network| network.name).collect();
+    each(&names, |name| {
+        block_on(networks.remove(name))?.map_err(|error| engine.with_names(error.into()))
+    })
+}
+
+fn list(engine: &Engine, args: &ListingArgs) -> Result<u8, Failure> {
+    let filters = args.filters(&["dangling", "name"])?;
+    let mut views = engine.network_list()?;
+    views.retain(|view| {
+        filters.allow("name", |name| view.name.contains(name))
+            && filters.allow("dangling", |dangling| {
+                (dangling == "true" || dangling == "1") == view.machines.is_empty()
+            })
+    });
+    let row = |view: &NetworkView| {
+        let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        let attached = view.machines.iter().filter(|m| m.attached).count();
+        let cells = vec![
+            view.name.clone(),
+            view.subnet.clone(),
+            or_dash(&view.ipv6_subnet),
+            if view.internal { "yes" } else { "no" }.to_owned(),
+            view.mtu.to_string(),
+            format!("{attached} of {}", view.machines.len()),
+        ];
+        let mut fields = serde_json::to_value(view).unwrap_or_default();
+        if let serde_json::Value::Object(fields) = &mut fields {
+            fields.insert("Driver".to_owned(), "bridge".into());
+            fields.insert("Scope".to_owned(), "local".into());
+            fields.insert("ID".to_owned(), view.name.as_str().into());
+        }
+        Row {
+            name: view.name.clone(),
+            cells,
+            fields,
+        }
+    };
+    let rows: Vec<Row> = views.iter().map(row).collect();
+    args.show(
+        &["NAME", "SUBNET", "IPV6", "INTERNAL", "MTU", "ATTACHED"],
+        &rows,
+        &views,
+    )?;
     Ok(0)
 }

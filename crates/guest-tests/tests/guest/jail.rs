@@ -112,11 +112,11 @@ fn nothing_gets_out_of_the_jail() {
         }
     });
     checks.that(
-        "inspect tells which walls stand, and the processes have the machine's user",
+        "inspect tells which protections are active, and the processes have the machine's user",
         || {
             let all = inspect(&home, "other");
             let user = all["state"]["user"].as_u64().expect("a user");
-            let protections = all["sandbox"]["hypervisor"].as_str().expect("walls").to_owned();
+            let protections = all["sandbox"]["hypervisor"].as_str().expect("a line").to_owned();
             for wall in [
                 "no capabilities",
                 "namespaces mnt pid net ipc uts",
@@ -126,7 +126,7 @@ fn nothing_gets_out_of_the_jail() {
             ] {
                 assert!(protections.contains(wall), "{wall} in {protections}");
             }
-            let served = all["sandbox"]["rootfs"].as_str().expect("walls").to_owned();
+            let served = all["sandbox"]["rootfs"].as_str().expect("a line").to_owned();
             assert!(
                 served.contains("no capabilities") && served.contains("own root"),
                 "{served}"
@@ -157,7 +157,7 @@ fn nothing_gets_out_of_the_jail() {
         },
     );
     checks.that(
-        "root that may make no namespaces has its machines, with the walls that are left",
+        "root that may make no namespaces has its machines, with the protections that are left",
         || {
             let program = home.zmachine_path().display().to_string();
             let less = ["--bounding-set=-sys_admin", "--inh-caps=-sys_admin", &program];
@@ -170,7 +170,7 @@ fn nothing_gets_out_of_the_jail() {
                 all["state"]["warnings"].to_string().contains("no user of their own"),
                 "{all}"
             );
-            let protections = all["sandbox"]["hypervisor"].as_str().expect("walls");
+            let protections = all["sandbox"]["hypervisor"].as_str().expect("a line");
             assert!(
                 protections.contains("no capabilities") && protections.contains("own root"),
                 "{protections}"

@@ -125,7 +125,7 @@ fn cloud_hypervisor_has_all_of_its_machine_in_its_jail() {
         line.unwrap_or_default().split('\t').next().unwrap_or_default()
     };
     let user: u32 = field("Uid").parse().expect("a number");
-    checks.that("the walls stand around it", || {
+    checks.that("its protections are active", || {
         assert!(user >= 2_000_000_000, "{status}");
         assert_eq!([field("CapEff"), field("CapBnd")], ["0000000000000000"; 2], "{status}");
         assert_eq!([field("NoNewPrivs"), field("Seccomp")], ["1", "2"], "{status}");

@@ -240,6 +240,7 @@ impl Monitor<VmPlan> {
             | Request::AttachExec { .. }
             | Request::WaitExec { .. }
             | Request::Execs
+            | Request::Processes
             | Request::Transfer(_)
             | Request::Traffic
             | Request::Capacity => {

@@ -217,14 +217,15 @@ impl Volumes {
         Ok(file::remove_dir_all(&volume.dir)?)
     }
 
-    /// Removes the volumes without a name of the user's that were made for the machine `id`. Nobody may use them any more.
+    /// Removes the volumes without a name of the user's that were made for the machine `id`, which is gone or about to go. One
+    /// that another machine uses, by the name it got, stays.
     ///
     /// # Errors
     /// When one cannot be removed.
     pub fn remove_anonymous(&self, id: &str) -> Result<(), Failure> {
         let _catalog = self.lock()?;
         for volume in self.list()?.into_iter().flatten() {
-            if volume.record.anonymous_of.as_deref() == Some(id) {
+            if volume.record.anonymous_of.as_deref() == Some(id) && !self.has_other_users(&volume.name, id) {
                 file::remove_dir_all(&volume.dir)?;
             }
         }
@@ -321,6 +322,12 @@ impl Volumes {
             .into_iter()
             .map(|(machine, _)| machine.spec.name)
             .collect())
+    }
+
+    /// Whether a machine other than `id` is made to use the volume `name`, or might be.
+    fn has_other_users(&self, name: &str, id: &str) -> bool {
+        let others = |users: Vec<(Machine, VolumeUse)>| users.iter().any(|(machine, _)| machine.id != id);
+        self.machines_of(name).map_or(true, others)
     }
 
     /// The running machine that may write to the volume `name`.
