@@ -30,7 +30,8 @@ mod message;
 pub use frame::{Frame, FrameDecoder, FrameError, HEADER_LEN, MAX_DATA, MAX_PAYLOAD};
 pub use message::{
     AgentError, BootConfig, Capacity, Connection, ErrorKind, ExitStatus, HostEntry, Input, Interface, Mount, Phase,
-    Process, ProcessState, Reply, Request, Root, Route, Secret, SessionState, Transfer, Upper, WindowSize,
+    Process, ProcessState, Reply, Request, ResourceLimit, Restrictions, Root, Route, Secret, SessionState, Tmpfs,
+    Transfer, Upper, WindowSize,
 };
 
 /// Version of the messages. Host and agent come from one build, so a difference is a broken installation.

@@ -199,6 +199,30 @@ pub struct BootConfig {
     /// Files for `/run/secrets`, which are never on a disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<Secret>,
+    /// File systems in memory, mounted after all others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tmpfs: Vec<Tmpfs>,
+    /// Size of `/dev/shm` in bytes; the kernel's choice when `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm_bytes: Option<u64>,
+    /// Settings of the kernel: paths below `/proc/sys`, and values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sysctls: Vec<(String, String)>,
+}
+
+/// A file system in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Absolute path in the guest, made when missing.
+    pub target: String,
+    /// The most it may hold, in bytes; the kernel's choice when `None`.
+    pub size_bytes: Option<u64>,
+    /// Permissions of its root.
+    pub mode: u32,
+    /// Mounted read-only.
+    pub read_only: bool,
+    /// Programs on it can be executed.
+    pub exec: bool,
 }
 
 /// A file in the guest's memory.
@@ -334,6 +358,34 @@ pub struct Process {
     /// and reaps orphans. Otherwise the program itself is PID 1.
     #[serde(flatten, with = "pid_one")]
     pub init: bool,
+    /// What it may use and do. An exec for which nothing is said has those of the entrypoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restrictions: Option<Restrictions>,
+}
+
+/// What a process may use and do. The default takes nothing away.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Restrictions {
+    /// Resource limits.
+    pub limits: Vec<ResourceLimit>,
+    /// Further groups, by name or number.
+    pub groups: Vec<String>,
+    /// Numbers of the capabilities that it has not, and cannot get.
+    pub drop_capabilities: Vec<u8>,
+    /// Executing a program never brings privileges.
+    pub no_new_privileges: bool,
+}
+
+/// A resource limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceLimit {
+    /// Its number (`RLIMIT_*`).
+    pub resource: u8,
+    /// What the process has; `None` is no limit.
+    pub soft: Option<u64>,
+    /// What it may set.
+    pub hard: Option<u64>,
 }
 
 impl Process {
@@ -347,6 +399,7 @@ impl Process {
             terminal: None,
             stdin: false,
             init: false,
+            restrictions: None,
         }
     }
 }
@@ -496,6 +549,7 @@ mod tests {
             terminal: Some(WindowSize { rows: 24, columns: 80 }),
             stdin: true,
             init: false,
+            restrictions: None,
         });
         let golden = r#"{"exec":{"args":["sh"],"env":[["A","b"]],"cwd":null,"user":"web","terminal":{"rows":24,"columns":80},"stdin":true,"pid_namespace":false}}"#;
         assert_eq!(Frame::message(&request), Frame::Message(golden.as_bytes().to_vec()));

@@ -450,7 +450,10 @@ impl Agent {
         namespaces: &Namespaces,
         entrypoint: bool,
     ) -> Result<(Started, AgentSide), StartError> {
-        let identity = users::identify(process.user.as_deref())?;
+        let mut identity = users::identify(process.user.as_deref())?;
+        if let Some(restrictions) = &process.restrictions {
+            users::add_groups(&mut identity, &restrictions.groups)?;
+        }
         let (child, side) = open_stdio(process.terminal, process.stdin, &identity)?;
         let plan = Plan::new(process, identity, entrypoint)?;
         let started = start(&plan, child, namespaces, &self.proc, &self.reaper).await?;

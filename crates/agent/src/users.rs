@@ -60,6 +60,36 @@ pub(crate) fn identify(user: Option<&str>) -> Result<Identity, UserError> {
     lookup(user.unwrap_or("0"), &read("/etc/passwd")?, &read("/etc/group")?)
 }
 
+/// Adds further groups, by name or number.
+///
+/// # Errors
+/// [`UserError::Group`] for a name that the image does not know.
+pub(crate) fn add_groups(identity: &mut Identity, groups: &[String]) -> Result<(), UserError> {
+    if groups.is_empty() {
+        return Ok(());
+    }
+    let bytes = read_whole(Path::new("/etc/group")).map_err(|source| UserError::Read {
+        path: "/etc/group",
+        source,
+    })?;
+    let text = String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned();
+    for group in groups {
+        let number = group.parse().ok();
+        let known = || {
+            group_entries(&text)
+                .find(|entry| entry.name == group)
+                .map(|entry| entry.gid)
+        };
+        let gid = number
+            .or_else(known)
+            .ok_or_else(|| UserError::Group { group: group.clone() })?;
+        if !identity.groups.contains(&gid) {
+            identity.groups.push(gid);
+        }
+    }
+    Ok(())
+}
+
 struct PasswdEntry<'a> {
     name: &'a str,
     uid: u32,

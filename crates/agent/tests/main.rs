@@ -383,6 +383,7 @@ fn a_small_init_in_front_passes_signals_on_and_reaps_orphans() {
         machine.configure(config()).await;
         let with_init = |args: &[&str]| Process {
             init: true,
+            restrictions: None,
             user: Some("web".into()),
             env: vec![("MARK".into(), "here".into())],
             ..at_terminal(args)

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use toml::{Table, Value};
 use zmachine_spec::shown::without_credentials;
-use zmachine_spec::{Class, Failure, LogLimits, MachineSpec, Origin, VolumeRequest, redact};
+use zmachine_spec::{Class, Failure, GuestSettings, LogLimits, MachineSpec, Origin, VolumeRequest, redact};
 
 use crate::args::words::{self, ACCEL, HYPERVISOR, JAIL, MODE, PREFETCH, ROOTFS};
 
@@ -52,6 +52,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         legacy_cmdline,
         secrets,
         jail,
+        guest,
         rootfs,
         prefetch,
         restart,
@@ -134,6 +135,28 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     let secret = |(name, path): &(String, std::path::PathBuf)| format!("{name}={}", path.display());
     file.list("secret", secrets.iter().map(secret));
     file.word("jail", JAIL, jail, &default.jail);
+    let GuestSettings {
+        tmpfs,
+        hosts,
+        dns_search,
+        shm_bytes,
+        sysctls,
+        ulimits,
+        groups,
+        cap_drop,
+        cap_add,
+        no_new_privileges,
+    } = guest;
+    file.list("tmpfs", texts(tmpfs));
+    file.list("add-host", texts(hosts));
+    file.list("dns-search", dns_search);
+    file.text("shm-size", shm_bytes.map(size));
+    file.list("sysctl", sysctls.iter().map(|(name, value)| format!("{name}={value}")));
+    file.list("ulimit", texts(ulimits));
+    file.list("group-add", groups);
+    file.list("cap-drop", texts(cap_drop));
+    file.list("cap-add", texts(cap_add));
+    file.list("security-opt", no_new_privileges.then_some("no-new-privileges"));
     Ok(file.0)
 }
 

@@ -80,6 +80,7 @@ impl Monitor<()> {
             terminal: None,
             stdin: false,
             init: false,
+            restrictions: None,
         };
         let shared = Shared {
             attachable: Attachable::Entrypoint(entry),

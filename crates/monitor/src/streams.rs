@@ -50,7 +50,8 @@ pub(super) enum Attachable {
 pub(super) type Reader = FrameReader<tokio::net::unix::OwnedReadHalf>;
 pub(super) type Writer = FrameWriter<tokio::net::unix::OwnedWriteHalf>;
 
-/// A process as the machine starts it: with the entrypoint's environment, user and folder where it says nothing else.
+/// A process as the machine starts it: with the entrypoint's environment, user, folder and restrictions where it says
+/// nothing else.
 pub(super) fn in_machine(shared: &Shared, mut process: Process) -> Process {
     let mut env = shared.exec_base.env.clone();
     for (key, value) in std::mem::take(&mut process.env) {
@@ -62,6 +63,7 @@ pub(super) fn in_machine(shared: &Shared, mut process: Process) -> Process {
     process.env = env;
     process.user = process.user.or_else(|| shared.exec_base.user.clone());
     process.cwd = process.cwd.or_else(|| shared.exec_base.cwd.clone());
+    process.restrictions = process.restrictions.or_else(|| shared.exec_base.restrictions.clone());
     process
 }
 

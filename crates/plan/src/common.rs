@@ -176,13 +176,20 @@ pub fn routes(attachments: &[Attachment]) -> Vec<Route> {
 }
 
 pub(super) fn dns(spec: &MachineSpec, inputs: &Inputs<'_>) -> (Vec<IpAddr>, Vec<String>) {
+    let chosen = &spec.guest.dns_search;
+    // docker's way to say that there are none.
+    let search = |or: &[String]| match chosen.as_slice() {
+        [] => or.to_vec(),
+        [none] if none == "." => Vec::new(),
+        chosen => chosen.to_vec(),
+    };
     if spec.dns.is_empty() {
         return match inputs.attachments.is_empty() {
             true => Default::default(),
-            false => (resolvers(&inputs.attachments), inputs.host_dns.search.clone()),
+            false => (resolvers(&inputs.attachments), search(&inputs.host_dns.search)),
         };
     }
-    (spec.dns.clone(), Vec::new())
+    (spec.dns.clone(), search(&[]))
 }
 
 /// The name servers of all networks of a machine: each knows its own machines. More than three are asked by no resolver.

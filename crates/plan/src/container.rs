@@ -2,10 +2,13 @@
 //! and the entrypoint it starts.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use zmachine_agent_protocol::{BootConfig, HostEntry, PROTOCOL_VERSION, Process, Root, Upper};
+use zmachine_agent_protocol::{
+    BootConfig, HostEntry, PROTOCOL_VERSION, Process, ResourceLimit, Restrictions, Root, Upper,
+};
 use zmachine_hypervisor::choice::{Choice, Hypervisor};
 use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
 use zmachine_kernel::FsDriver;
@@ -254,7 +257,22 @@ fn process(spec: &MachineSpec, image: &ImageFacts) -> Result<Process, PlanError>
             .then_some(zmachine_agent_protocol::WindowSize { rows: 24, columns: 80 }),
         stdin: spec.stdin,
         init: spec.init,
+        restrictions: Some(restrictions(spec)).filter(|restrictions| *restrictions != Restrictions::default()),
     })
+}
+
+fn restrictions(spec: &MachineSpec) -> Restrictions {
+    let limit = |ulimit: &spec::guest::Ulimit| ResourceLimit {
+        resource: ulimit.resource,
+        soft: ulimit.soft,
+        hard: ulimit.hard,
+    };
+    Restrictions {
+        limits: spec.guest.ulimits.iter().map(limit).collect(),
+        groups: spec.guest.groups.clone(),
+        drop_capabilities: spec.guest.dropped_capabilities(),
+        no_new_privileges: spec.guest.no_new_privileges,
+    }
 }
 
 fn environment(spec: &MachineSpec, image: &ImageFacts) -> Result<Vec<(String, String)>, PlanError> {
@@ -350,10 +368,25 @@ fn boot(
         .flat_map(|a| &a.addresses)
         .map(|cidr| cidr.addr())
         .next();
-    let hosts = first_address.map(|address| HostEntry {
+    let own = first_address.map(|address| HostEntry {
         address,
         names: vec![hostname.clone()],
     });
+    let gateway = inputs.attachments.iter().next().map(|a| IpAddr::from(a.gateway4));
+    let mut hosts: Vec<HostEntry> = own.into_iter().collect();
+    for host in &spec.guest.hosts {
+        hosts.push(HostEntry {
+            address: host.address.or(gateway).ok_or(PlanError::NoGateway)?,
+            names: vec![host.name.clone()],
+        });
+    }
+    let tmpfs = |tmpfs: &spec::guest::Tmpfs| zmachine_agent_protocol::Tmpfs {
+        target: tmpfs.target.clone(),
+        size_bytes: tmpfs.size_bytes,
+        mode: tmpfs.mode.unwrap_or(0o1777),
+        read_only: tmpfs.read_only,
+        exec: tmpfs.exec,
+    };
     Ok(BootConfig {
         protocol: PROTOCOL_VERSION,
         hostname,
@@ -372,7 +405,7 @@ fn boot(
         routes: routes(&inputs.attachments),
         nameservers,
         search,
-        hosts: hosts.into_iter().collect(),
+        hosts,
         mounts: mounts(volumes, inputs.shares),
         directories: image.volumes.clone(),
         ssh_keys: ssh_keys(spec),
@@ -381,6 +414,14 @@ fn boot(
         read_ahead_kib: 512,
         // Read at each start, and never written to a file.
         secrets: Vec::new(),
+        tmpfs: spec.guest.tmpfs.iter().map(tmpfs).collect(),
+        shm_bytes: spec.guest.shm_bytes,
+        sysctls: spec
+            .guest
+            .sysctls
+            .iter()
+            .map(|(name, value)| (name.replace('.', "/"), value.clone()))
+            .collect(),
     })
 }
 

@@ -46,6 +46,8 @@ pub enum PlanError {
     NotForVms { setting: Setting },
     #[error("an image that has its own kernel takes no {setting}: what starts in it is up to the image")]
     NotForOwnKernels { setting: Setting },
+    #[error("a machine without a network does not reach this host, so the name for it has no address")]
+    NoGateway,
     #[error("a VM takes no root size: its root is as large as its volume")]
     SizeOfVm,
     #[error("a {setting} is for VMs, and this image makes a container")]
@@ -101,6 +103,7 @@ impl PlanError {
             PlanError::NoFirmware => "apt-get install ovmf",
             PlanError::NotForVms { .. } => "leave it out, or run the image as a container",
             PlanError::NotForOwnKernels { .. } => "leave it out, or run the image with a guest kernel of this host",
+            PlanError::NoGateway => "join a network, or give the address",
             PlanError::SizeOfVm => "give the size to its first volume: NAME:/:size=10G",
             PlanError::OnlyForVms { .. } => "leave it out",
             PlanError::ProtectedKey { .. } => "choose another name, or pass it in user data",
@@ -124,6 +127,7 @@ impl PlanError {
             PlanError::MemoryTooSmall { .. } | PlanError::MemoryTooLarge { .. } => vec![Setting::Memory],
             PlanError::SizeTooSmall { .. } => vec![Setting::Size],
             PlanError::SizeOfVm => vec![Setting::Size, Setting::Volumes],
+            PlanError::NoGateway => vec![Setting::Hosts, Setting::Networks],
             PlanError::EnvName { .. } => vec![Setting::Env],
             PlanError::NothingToRun => vec![Setting::Entrypoint],
             PlanError::WorkdirRelative { .. } => vec![Setting::Workdir],

@@ -129,8 +129,12 @@ fn refuse_settings(spec: &MachineSpec) -> Result<(), PlanError> {
         (Setting::Rootfs, spec.rootfs == RootfsChoice::Block),
         (Setting::Secrets, !spec.secrets.is_empty()),
     ];
-    match used.into_iter().find(|(_, is_used)| *is_used) {
-        Some((setting, _)) => Err(PlanError::NotForOwnKernels { setting }),
+    let used = used
+        .into_iter()
+        .find(|(_, is_used)| *is_used)
+        .map(|(setting, _)| setting);
+    match used.or(spec.guest.used()) {
+        Some(setting) => Err(PlanError::NotForOwnKernels { setting }),
         None if spec.reinstall => Err(PlanError::OnlyForVms {
             setting: Setting::Reinstall,
         }),

@@ -309,8 +309,12 @@ fn refuse_container_settings(spec: &MachineSpec) -> Result<(), PlanError> {
         (Setting::Rootfs, spec.rootfs != RootfsChoice::Auto),
         (Setting::Secrets, !spec.secrets.is_empty()),
     ];
-    match used.into_iter().find(|(_, is_used)| *is_used) {
-        Some((setting, _)) => Err(PlanError::NotForVms { setting }),
+    let used = used
+        .into_iter()
+        .find(|(_, is_used)| *is_used)
+        .map(|(setting, _)| setting);
+    match used.or(spec.guest.used()) {
+        Some(setting) => Err(PlanError::NotForVms { setting }),
         None if spec.size_bytes != 0 => Err(PlanError::SizeOfVm),
         None => Ok(()),
     }

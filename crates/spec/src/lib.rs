@@ -23,6 +23,7 @@
 pub mod bytes;
 pub mod control;
 pub mod failure;
+pub mod guest;
 pub mod home;
 mod log_limits;
 mod log_target;
@@ -42,6 +43,7 @@ pub mod volume;
 mod volume_request;
 
 pub use failure::{Class, Failure};
+pub use guest::GuestSettings;
 pub use home::Home;
 pub use log_limits::LogLimits;
 pub use log_target::LogTarget;

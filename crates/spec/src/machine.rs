@@ -14,6 +14,7 @@ use zmachine_rootfs::Prefetch;
 use zmachine_sys::file::{self, FileError};
 
 use crate::failure::{Class, Failure};
+use crate::guest::GuestSettings;
 use crate::log_limits::LogLimits;
 use crate::log_target::LogTarget;
 use crate::network_request::NetworkRequest;
@@ -144,6 +145,9 @@ pub struct MachineSpec {
     /// Whether its processes on this host are locked in.
     #[serde(default, skip_serializing_if = "JailChoice::is_auto")]
     pub jail: JailChoice,
+    /// What a container finds in its guest.
+    #[serde(default, skip_serializing_if = "GuestSettings::is_default")]
+    pub guest: GuestSettings,
 }
 
 /// Whether the machine's processes are locked in.
@@ -247,6 +251,7 @@ impl MachineSpec {
             log_to: None,
             secrets: Vec::new(),
             jail: JailChoice::Auto,
+            guest: GuestSettings::default(),
         }
     }
 

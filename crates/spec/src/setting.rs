@@ -40,11 +40,16 @@ pub enum Setting {
     LogLimits,
     LogTo,
     Secrets,
+    Tmpfs,
+    Hosts,
+    Sysctls,
+    Ulimits,
+    Capabilities,
 }
 
 impl Setting {
     /// All there are.
-    pub const ALL: [Setting; 31] = [
+    pub const ALL: [Setting; 36] = [
         Setting::Name,
         Setting::Flist,
         Setting::Cpus,
@@ -76,6 +81,11 @@ impl Setting {
         Setting::LogLimits,
         Setting::LogTo,
         Setting::Secrets,
+        Setting::Tmpfs,
+        Setting::Hosts,
+        Setting::Sysctls,
+        Setting::Ulimits,
+        Setting::Capabilities,
     ];
 }
 
@@ -114,6 +124,11 @@ impl fmt::Display for Setting {
             Setting::LogLimits => "log limit",
             Setting::LogTo => "log receiver",
             Setting::Secrets => "secret",
+            Setting::Tmpfs => "file system in memory",
+            Setting::Hosts => "entry of /etc/hosts",
+            Setting::Sysctls => "kernel setting",
+            Setting::Ulimits => "resource limit",
+            Setting::Capabilities => "capability",
         })
     }
 }

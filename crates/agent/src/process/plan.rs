@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use zmachine_agent_protocol::{Process, Transfer};
+use zmachine_agent_protocol::{Process, Restrictions, Transfer};
 
 use super::StartError;
 use crate::users::Identity;
@@ -23,6 +23,8 @@ pub(crate) struct Plan {
     pub(super) identity: Identity,
     /// Started by an init of ours, which is PID 1 in its place.
     pub(super) init: bool,
+    /// What it may use and do.
+    pub(super) restrictions: Restrictions,
     /// Done by the child itself, in place of a program.
     pub(super) transfer: Option<Transfer>,
 }
@@ -58,6 +60,7 @@ impl Plan {
             make_directory: entrypoint,
             identity,
             init: entrypoint && process.init,
+            restrictions: process.restrictions.clone().unwrap_or_default(),
             transfer: None,
         })
     }
@@ -72,6 +75,7 @@ impl Plan {
             make_directory: false,
             identity,
             init: false,
+            restrictions: Restrictions::default(),
             transfer: Some(transfer),
         }
     }
@@ -142,6 +146,7 @@ mod tests {
             terminal: None,
             stdin: false,
             init: false,
+            restrictions: None,
         }
     }
 

@@ -65,6 +65,8 @@ pub(crate) enum Step {
     Terminal,
     Groups,
     User,
+    Limits,
+    Capabilities,
     Directory,
     NotFound,
     Execute,
@@ -246,6 +248,8 @@ fn explain(plan: &Plan, step: u8, errno: Errno) -> StartError {
         (Step::Stdio, "connect the standard streams"),
         (Step::Terminal, "take the terminal"),
         (Step::Groups, "set the groups"),
+        (Step::Limits, "set the resource limits"),
+        (Step::Capabilities, "drop the capabilities"),
         (Step::Init, "start the init"),
     ];
     let step = names
@@ -283,6 +287,7 @@ impl Child<'_> {
         reset_signals();
         rustix::process::setsid().map_err(|errno| (Step::Session, errno))?;
         self.reset_limits();
+        self.set_limits().map_err(|errno| (Step::Limits, errno))?;
         self.enter_namespaces().map_err(|errno| (Step::Namespace, errno))?;
         self.connect_stdio().map_err(|errno| (Step::Stdio, errno))?;
         if self.stdio.terminal {
@@ -292,7 +297,9 @@ impl Child<'_> {
         if self.plan.make_directory {
             make_all(&self.plan.directory);
         }
+        self.drop_bounding_set().map_err(|errno| (Step::Capabilities, errno))?;
         self.drop_privileges()?;
+        self.drop_capabilities().map_err(|errno| (Step::Capabilities, errno))?;
         rustix::process::chdir(self.plan.directory.as_c_str()).map_err(|errno| (Step::Directory, errno))?;
         if let Some(transfer) = &self.plan.transfer {
             // SAFETY: everything but the standard streams is closed, the error pipe with it, which tells the agent that all
@@ -350,6 +357,57 @@ impl Child<'_> {
                 maximum: hard,
             },
         );
+    }
+
+    fn set_limits(&self) -> Result<(), Errno> {
+        for limit in &self.plan.restrictions.limits {
+            let value = |limit: Option<u64>| limit.unwrap_or(libc::RLIM_INFINITY);
+            let both = libc::rlimit {
+                rlim_cur: value(limit.soft),
+                rlim_max: value(limit.hard),
+            };
+            // SAFETY: the pointer is to a live value; a number that is no resource is refused by the kernel.
+            check(unsafe { libc::setrlimit(limit.resource.into(), &raw const both) })?;
+        }
+        Ok(())
+    }
+
+    /// What is not in the bounding set comes back by no program either.
+    fn drop_bounding_set(&self) -> Result<(), Errno> {
+        for number in &self.plan.restrictions.drop_capabilities {
+            // SAFETY: prctl takes numbers here.
+            match check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(*number), 0, 0, 0) }) {
+                // One that this kernel does not know.
+                Ok(()) | Err(Errno::INVAL) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the capabilities of root away that are not to be had; another user has none.
+    fn drop_capabilities(&self) -> Result<(), Errno> {
+        let restrictions = &self.plan.restrictions;
+        if restrictions.no_new_privileges {
+            // SAFETY: prctl takes numbers here.
+            check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+        }
+        if restrictions.drop_capabilities.is_empty() {
+            return Ok(());
+        }
+        // Linux's version 3 of the call: two words for each set.
+        let header = [0x2008_0522u32, 0];
+        let mut sets = [[0u32; 3]; 2];
+        // SAFETY: both pointers are to live memory of the sizes that this version of the call has.
+        unsafe {
+            check(libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) as libc::c_int)?;
+            for number in &restrictions.drop_capabilities {
+                for set in &mut sets[usize::from(number / 32) & 1] {
+                    *set &= !(1 << (number % 32));
+                }
+            }
+            check(libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) as libc::c_int)
+        }
     }
 
     fn enter_namespaces(&self) -> Result<(), Errno> {

@@ -80,7 +80,7 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
     root::switch()?;
     phases.end("switch");
     let read_only = config.root.upper == Upper::ReadOnly;
-    special::mount_all(read_only, &mut outcome.warnings)?;
+    special::mount_all(read_only, config.shm_bytes, &mut outcome.warnings)?;
     phases.end("special");
     etc::write_names(config)?;
     if config.first_start {
@@ -90,10 +90,13 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
     secrets::write_all(&config.secrets)?;
     phases.end("files");
     network::set_up(&config.interfaces, &config.routes)?;
+    // After the network: settings of interfaces need those.
+    special::set_kernel(&config.sysctls)?;
     phases.end("network");
     volumes::mount_all(&config.mounts, &mut outcome.writable)?;
     // After the volumes: what is made here is nothing that a volume could take over from the image.
     volumes::make_directories(&config.directories, &mut outcome.warnings);
+    special::mount_tmpfs(&config.tmpfs)?;
     phases.end("mounts");
     if read_only {
         root::seal()?;

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use rustix::mount::MountFlags;
 
+use zmachine_agent_protocol::Tmpfs;
+
 use super::error::SetupError;
 use super::root::mount_at;
 
@@ -60,9 +62,16 @@ const SETTINGS: [(&str, &str); 2] = [
 ///
 /// # Errors
 /// [`SetupError`] for a file system no container runs without; the others become `warnings`.
-pub(super) fn mount_all(scratch: bool, warnings: &mut Vec<String>) -> Result<(), SetupError> {
+pub(super) fn mount_all(scratch: bool, shm_bytes: Option<u64>, warnings: &mut Vec<String>) -> Result<(), SetupError> {
     for special in NEEDED.iter().chain(if scratch { SCRATCH.iter() } else { [].iter() }) {
-        mount_one(special)?;
+        match (special, shm_bytes) {
+            ((fstype, "/dev/shm", flags, options), Some(bytes)) => {
+                let _ = fs::create_dir_all("/dev/shm");
+                let options = format!("{options},size={bytes}");
+                mount_at(Path::new(fstype), "/dev/shm", fstype, *flags, &options)?;
+            }
+            _ => mount_one(special)?,
+        }
     }
     for special in &WANTED {
         if let Err(error) = mount_one(special) {
@@ -76,6 +85,38 @@ pub(super) fn mount_all(scratch: bool, warnings: &mut Vec<String>) -> Result<(),
         if let Err(error) = fs::write(file, value) {
             warnings.push(format!("set {file}: {error}"));
         }
+    }
+    Ok(())
+}
+
+/// Mounts the file systems in memory that are asked for.
+///
+/// # Errors
+/// [`SetupError`] naming the target.
+pub(super) fn mount_tmpfs(all: &[Tmpfs]) -> Result<(), SetupError> {
+    for tmpfs in all {
+        let mut flags = NO_DEVICES;
+        flags.set(MountFlags::NOEXEC, !tmpfs.exec);
+        flags.set(MountFlags::RDONLY, tmpfs.read_only);
+        let size = tmpfs
+            .size_bytes
+            .map(|bytes| format!(",size={bytes}"))
+            .unwrap_or_default();
+        let _ = fs::create_dir_all(&tmpfs.target);
+        let options = format!("mode={:o}{size}", tmpfs.mode);
+        mount_at(Path::new("tmpfs"), &tmpfs.target, "tmpfs", flags, &options)?;
+    }
+    Ok(())
+}
+
+/// Sets what is asked of the kernel.
+///
+/// # Errors
+/// [`SetupError`] naming the file.
+pub(super) fn set_kernel(sysctls: &[(String, String)]) -> Result<(), SetupError> {
+    for (name, value) in sysctls {
+        let path = format!("/proc/sys/{name}");
+        fs::write(&path, value).map_err(|source| SetupError::File { path, source })?;
     }
     Ok(())
 }

@@ -434,6 +434,7 @@ pub(crate) fn process(args: &[&str]) -> Process {
         terminal: None,
         stdin: false,
         init: false,
+        restrictions: None,
     }
 }
 
@@ -485,6 +486,9 @@ pub(crate) fn config() -> BootConfig {
         first_start: true,
         read_ahead_kib: 512,
         secrets: Vec::new(),
+        tmpfs: Vec::new(),
+        shm_bytes: None,
+        sysctls: Vec::new(),
     }
 }
 

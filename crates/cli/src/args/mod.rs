@@ -2,6 +2,7 @@
 
 pub(crate) mod file;
 pub(crate) mod flist;
+mod guest;
 pub(crate) mod run;
 pub(crate) mod spelling;
 pub(crate) mod words;
@@ -343,6 +344,9 @@ pub(crate) struct ExecArgs {
     /// Set or pass on an environment variable
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
+    /// With all capabilities and no limits, whatever the machine was made with
+    #[arg(long)]
+    pub(crate) privileged: bool,
     /// Set the variables of a file: NAME=VALUE or NAME, one a line
     #[arg(long, value_name = "FILE")]
     pub(crate) env_file: Vec<PathBuf>,

@@ -17,6 +17,7 @@ use zmachine_spec::{
 };
 
 use super::file;
+use super::guest::GuestArgs;
 use super::words::{self, ACCEL, HYPERVISOR, JAIL, MODE, PREFETCH, ROOTFS};
 
 /// `run`
@@ -87,7 +88,12 @@ pub(crate) struct CreateArgs {
     #[arg(short = 'v', long, value_name = "NAME|DIR:/PATH[:OPTION,...]")]
     volume: Vec<String>,
     /// Network to join ('zmachine network ls'), with ip=ADDRESS and alias=NAME there; 'none' for none
-    #[arg(long, value_name = "NAME[:OPTION,...]", default_value = "default")]
+    #[arg(
+        long,
+        visible_alias = "net",
+        value_name = "NAME[:OPTION,...]",
+        default_value = "default"
+    )]
     network: Vec<String>,
     /// A name under which other machines find it in its networks, beside its own
     #[arg(long, value_name = "NAME")]
@@ -172,6 +178,8 @@ pub(crate) struct CreateArgs {
     /// A word of your own about it
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
     /// The image: a path, a URL, or the name of a pulled one
     #[arg(required_unless_present = "file")]
     flist: Option<String>,
@@ -254,6 +262,7 @@ impl CreateArgs {
         let secret = |text: &String| zmachine_spec::secret::parse(text, cwd);
         spec.secrets = self.secret.iter().map(secret).collect::<Result<_, Failure>>()?;
         spec.jail = self.jail;
+        self.guest.apply(&mut spec, cwd)?;
         Ok(spec)
     }
 }

@@ -36,6 +36,11 @@ pub(crate) fn flag(setting: Setting) -> &'static str {
         Setting::LogLimits => "--log-opt",
         Setting::LogTo => "--log-to",
         Setting::Secrets => "--secret",
+        Setting::Tmpfs => "--tmpfs",
+        Setting::Hosts => "--add-host",
+        Setting::Sysctls => "--sysctl",
+        Setting::Ulimits => "--ulimit",
+        Setting::Capabilities => "--cap-drop",
     }
 }
 

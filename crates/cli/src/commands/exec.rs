@@ -2,7 +2,7 @@
 
 use std::env;
 
-use zmachine_agent_protocol::{ExitStatus, Process, WindowSize};
+use zmachine_agent_protocol::{ExitStatus, Process, Restrictions, WindowSize};
 use zmachine_engine::Engine;
 use zmachine_spec::{Class, Failure, Kind, Phase};
 
@@ -30,6 +30,7 @@ pub(crate) fn exec(engine: &Engine, args: &ExecArgs) -> Result<u8, Failure> {
         terminal: args.tty.then_some(WindowSize { rows: 24, columns: 80 }),
         stdin: args.interactive,
         init: false,
+        restrictions: args.privileged.then(Restrictions::default),
     };
     if args.detach {
         let started = engine.start_exec(&args.name, None, process, true)?;

@@ -1,6 +1,8 @@
 //! `run` and `create`.
 
 use std::env;
+use std::fs::File;
+use std::io::Write as _;
 use std::thread;
 
 use zmachine_engine::{CreateOptions, Engine, Starting};
@@ -17,7 +19,7 @@ use crate::terminal::{self, Follow, Followed};
 /// Creates a machine and prints its name.
 pub(crate) fn create(engine: &Engine, args: &CreateArgs) -> Result<u8, Failure> {
     let spec = spec(engine, args)?;
-    with_options(args, |options| engine.create(&spec, options))?;
+    made(engine, args, &spec)?;
     output::print(&format!("{}\n", spec.name))?;
     Ok(0)
 }
@@ -34,13 +36,42 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs) -> Result<u8, Failure> {
         output::json(&redact::shown(&plan))?;
         return Ok(0);
     }
-    with_options(&args.machine, |options| engine.create(&spec, options))?;
+    made(engine, &args.machine, &spec)?;
     let ran = if args.detach {
-        detached(engine, &spec)
+        detached(engine, &spec, &args.machine)
     } else {
-        attached(engine, &spec)
+        attached(engine, &spec, &args.machine)
     };
     ran.inspect_err(|_| remove_if_it_never_ran(engine, &spec.name))
+}
+
+/// Makes the machine, and tells its id where that is wanted.
+fn made(engine: &Engine, args: &CreateArgs, spec: &MachineSpec) -> Result<(), Failure> {
+    args.guest.notes().iter().for_each(|line| eprintln!("warning: {line}"));
+    let file = args.guest.cidfile().map(|path| {
+        File::create_new(path).map_err(|e| {
+            let failure = Failure::from(e).context(format!("--cidfile {} cannot be made", path.display()));
+            failure.hint("a file of an earlier machine has to be removed first")
+        })
+    });
+    let file = file.transpose()?;
+    let machine = with_options(args, |options| engine.create(spec, options)).inspect_err(|_| {
+        // Only now it is known that there is no id to tell.
+        let _ = args.guest.cidfile().map(std::fs::remove_file);
+    })?;
+    if let Some(mut file) = file {
+        file.write_all(machine.id.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Tells the monitor's process id where that is wanted.
+fn tell_pid(args: &CreateArgs, starting: &Starting) -> Result<(), Failure> {
+    let (Some(path), Some(id)) = (args.guest.pidfile(), starting.monitor_id()) else {
+        return Ok(());
+    };
+    std::fs::write(path, format!("{}\n", id.pid))
+        .map_err(|e| Failure::from(e).context(format!("--pidfile {} cannot be written", path.display())))
 }
 
 fn spec(engine: &Engine, args: &CreateArgs) -> Result<MachineSpec, Failure> {
@@ -66,14 +97,17 @@ fn with_options<T>(args: &CreateArgs, f: impl FnOnce(&CreateOptions<'_>) -> Resu
     })
 }
 
-fn detached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
-    engine.start(&spec.name, false)?.wait_ready(&Bars::bytes())?;
+fn detached(engine: &Engine, spec: &MachineSpec, args: &CreateArgs) -> Result<u8, Failure> {
+    let mut starting = engine.start(&spec.name, false)?;
+    tell_pid(args, &starting)?;
+    starting.wait_ready(&Bars::bytes())?;
     output::print(&format!("{}\n", spec.name))?;
     Ok(0)
 }
 
-fn attached(engine: &Engine, spec: &MachineSpec) -> Result<u8, Failure> {
+fn attached(engine: &Engine, spec: &MachineSpec, args: &CreateArgs) -> Result<u8, Failure> {
     let mut starting = engine.start(&spec.name, true)?;
+    tell_pid(args, &starting)?;
     starting.wait_listening()?;
     let (input, output) = match engine.attach(&spec.name, spec.stdin, true) {
         Ok(streams) => streams,

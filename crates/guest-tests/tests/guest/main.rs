@@ -29,6 +29,7 @@ mod recorded;
 mod root;
 mod rootless;
 mod safety;
+mod settings;
 mod shared_cache;
 mod shares;
 mod streams;

@@ -32,6 +32,7 @@ fn process() -> Process {
         terminal: None,
         stdin: true,
         init: false,
+        restrictions: None,
     }
 }
 

@@ -362,6 +362,7 @@ impl Monitor<VmPlan> {
             terminal: None,
             stdin: false,
             init: false,
+            restrictions: None,
         }
     }
 }
