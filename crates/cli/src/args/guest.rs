@@ -3,9 +3,10 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Args;
-use zmachine_spec::guest::{Capability, Host, Tmpfs, Ulimit, parse_sysctl};
+use zmachine_spec::guest::{Tmpfs, parse_sysctl};
 use zmachine_spec::{Class, Failure, MachineSpec, Origin, Setting, VolumeRequest, bytes};
 
 /// The flags.
@@ -16,10 +17,10 @@ pub(crate) struct GuestArgs {
     mount: Vec<String>,
     /// A file system in memory; options size=64M, mode=1777, ro, exec
     #[arg(long, value_name = "/PATH[:OPTION,...]")]
-    tmpfs: Vec<Tmpfs>,
+    tmpfs: Vec<String>,
     /// A line of /etc/hosts; host-gateway is this host's address
     #[arg(long, value_name = "NAME:ADDRESS")]
-    add_host: Vec<Host>,
+    add_host: Vec<String>,
     /// IPv4 address in its first network
     #[arg(long, value_name = "ADDRESS")]
     ip: Option<std::net::Ipv4Addr>,
@@ -40,16 +41,16 @@ pub(crate) struct GuestArgs {
     sysctl: Vec<String>,
     /// A resource limit of its processes: nofile=1024:4096
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
-    ulimit: Vec<Ulimit>,
+    ulimit: Vec<String>,
     /// One more group of its processes, by name or number
     #[arg(long, value_name = "GROUP")]
     group_add: Vec<String>,
     /// A capability its processes have not, or ALL
     #[arg(long, value_name = "CAPABILITY")]
-    cap_drop: Vec<Capability>,
+    cap_drop: Vec<String>,
     /// One of those they have all the same; where none is dropped, they have all
     #[arg(long, value_name = "CAPABILITY")]
-    cap_add: Vec<Capability>,
+    cap_add: Vec<String>,
     /// no-new-privileges: no program brings privileges with it
     #[arg(long, value_name = "OPTION")]
     security_opt: Vec<String>,
@@ -266,8 +267,8 @@ impl GuestArgs {
                 Mounted::Memory(tmpfs) => spec.guest.tmpfs.push(tmpfs),
             }
         }
-        spec.guest.tmpfs.extend(self.tmpfs.iter().cloned());
-        spec.guest.hosts = self.add_host.clone();
+        spec.guest.tmpfs.extend(all::<Tmpfs>(&self.tmpfs)?);
+        spec.guest.hosts = all(&self.add_host)?;
         spec.guest.dns_search = self.dns_search.clone();
         let size = |text: &String| {
             bytes::parse(text).map_err(|e| {
@@ -282,10 +283,10 @@ impl GuestArgs {
             .iter()
             .map(|text| parse_sysctl(text))
             .collect::<Result<_, _>>()?;
-        spec.guest.ulimits = self.ulimit.clone();
+        spec.guest.ulimits = all(&self.ulimit)?;
         spec.guest.groups = self.group_add.clone();
-        spec.guest.cap_drop = self.cap_drop.clone();
-        spec.guest.cap_add = self.cap_add.clone();
+        spec.guest.cap_drop = all(&self.cap_drop)?;
+        spec.guest.cap_add = all(&self.cap_add)?;
         for option in &self.security_opt {
             match option.as_str() {
                 "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges:true" => {
@@ -352,6 +353,11 @@ impl GuestArgs {
     pub(crate) fn pidfile(&self) -> Option<&Path> {
         self.pidfile.as_deref()
     }
+}
+
+/// Parsed here and not by clap, which has no place for a hint.
+fn all<T: FromStr<Err = Failure>>(texts: &[String]) -> Result<Vec<T>, Failure> {
+    texts.iter().map(|text| text.parse()).collect()
 }
 
 enum Mounted {

@@ -12,8 +12,8 @@ use zmachine_network::{NetworkError, PublishRequest};
 use zmachine_rootfs::Prefetch;
 use zmachine_spec as spec;
 use zmachine_spec::{
-    Class, Failure, JailChoice, MachineSpec, ModeChoice, NetworkRequest, RestartPolicy, RootfsChoice, Setting, User,
-    VolumeRequest, bytes, user_data_text,
+    Class, Failure, JailChoice, MachineSpec, ModeChoice, NetworkRequest, RootfsChoice, Setting, User, VolumeRequest,
+    bytes, user_data_text,
 };
 
 use super::file;
@@ -142,7 +142,7 @@ pub(crate) struct CreateArgs {
     store: Vec<String>,
     /// What happens when it ends by itself: no, on-failure or on-failure:N, always, unless-stopped
     #[arg(long, value_name = "POLICY", default_value = "no")]
-    restart: RestartPolicy,
+    restart: String,
     /// Send its log there as well: tcp://HOST:PORT, unix:///PATH, file:///PATH, ws://HOST:PORT/PATH,
     /// syslog://HOST:PORT, or syslog
     #[arg(long, value_name = "URL")]
@@ -241,7 +241,8 @@ impl CreateArgs {
         spec.stop_timeout_s = self.stop_timeout;
         spec.stores = self.store.clone();
         spec.labels = labels(&self.label);
-        spec.restart = self.restart;
+        let restart = self.restart.parse();
+        spec.restart = restart.map_err(|e: Failure| e.about(Setting::Restart))?;
         let log_to = |url: &String| url.parse().map_err(|e: Failure| e.about(Setting::LogTo));
         spec.log_to = self.log_to.as_ref().map(log_to).transpose()?;
         for option in &self.log_opt {
