@@ -8,6 +8,8 @@ mod args;
 mod commands;
 mod context;
 mod failure;
+#[cfg(test)]
+mod from_docker;
 mod listing;
 mod logs;
 mod machine_file;

@@ -9,7 +9,7 @@ use clap::{CommandFactory, builder::StyledStr};
 use crate::args::Cli;
 
 /// Commands of docker, podman, incus and virsh, and what does the same here.
-const COMMANDS: [(&str, &str); 32] = [
+pub(crate) const COMMANDS: [(&str, &str); 32] = [
     (
         "attach-device",
         "'zmachine network connect' adds interfaces; other devices need a new machine",
@@ -93,7 +93,7 @@ const COMMANDS: [(&str, &str); 32] = [
 ];
 
 /// Flags of docker and podman, and what does the same here.
-const FLAGS: [(&str, &str); 10] = [
+pub(crate) const FLAGS: [(&str, &str); 33] = [
     (
         "--cpuset-cpus",
         "CPUs of this host cannot be chosen; --cpus says how many a machine has",
@@ -107,6 +107,38 @@ const FLAGS: [(&str, &str); 10] = [
     ("--mac-address", "a machine's addresses follow from its id"),
     ("--no-trunc", "use --output json"),
     ("--volumes-from", "name the volumes with -v"),
+    (
+        "--attach",
+        "'zmachine run' without -d follows standard output and error; -i passes standard input on",
+    ),
+    ("--blkio-weight-device", "limits of a guest's disks cannot be set"),
+    ("--cpu-period", "use --cpus"),
+    ("--cpu-quota", "use --cpus"),
+    ("--cpu-rt-period", "use --cpus"),
+    ("--cpu-rt-runtime", "use --cpus"),
+    ("--cpuset-mems", "the memory of this host cannot be chosen"),
+    (
+        "--device-cgroup-rule",
+        "devices of this host cannot be passed to machines",
+    ),
+    ("--device-read-bps", "limits of a guest's disks cannot be set"),
+    ("--device-read-iops", "limits of a guest's disks cannot be set"),
+    ("--device-write-bps", "limits of a guest's disks cannot be set"),
+    ("--device-write-iops", "limits of a guest's disks cannot be set"),
+    ("--dns-option", "options of /etc/resolv.conf cannot be set"),
+    ("--health-interval", "there are no health checks yet"),
+    ("--health-retries", "there are no health checks yet"),
+    ("--health-start-interval", "there are no health checks yet"),
+    ("--health-start-period", "there are no health checks yet"),
+    ("--health-timeout", "there are no health checks yet"),
+    ("--label-file", "name each with --label, or in a machine file"),
+    (
+        "--link-local-ip",
+        "addresses are those of its networks: --ip and --ip6 choose one",
+    ),
+    ("--quiet", "leave it out: progress is shown on terminals alone"),
+    ("--storage-opt", "use --size for the size of its root"),
+    ("--use-api-socket", "there is no API socket to pass"),
 ];
 
 /// Prints a help text, or what is wrong with a command line. For `run` and `exec` the code is 125, since 2 may be the guest

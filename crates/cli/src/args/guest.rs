@@ -65,7 +65,7 @@ pub(crate) struct GuestArgs {
 }
 
 /// Flags of docker and podman that change nothing here.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Taken for docker's and podman's sake, and changing nothing")]
 struct IgnoredArgs {
     #[arg(long, hide = true)]
@@ -129,8 +129,13 @@ const OWN_KERNEL: &str = "a machine has a kernel of its own";
 impl IgnoredArgs {
     /// The flags that are given, and why each changes nothing.
     fn notes(&self) -> Vec<(&'static str, &'static str)> {
+        let all = self.all().into_iter().filter(|(_, is_given, _)| *is_given);
+        all.map(|(flag, _, why)| (flag, why)).collect()
+    }
+
+    fn all(&self) -> Vec<(&'static str, bool, &'static str)> {
         let given = |value: &Option<String>| value.is_some();
-        let all = [
+        vec![
             (
                 "--privileged",
                 self.privileged,
@@ -218,11 +223,7 @@ impl IgnoredArgs {
                 given(&self.volume_driver),
                 "volumes are disks of this host",
             ),
-        ];
-        all.into_iter()
-            .filter(|(_, is_given, _)| *is_given)
-            .map(|(flag, _, why)| (flag, why))
-            .collect()
+        ]
     }
 
     /// What would be something else than what is asked for.
@@ -341,6 +342,16 @@ impl GuestArgs {
             .notes()
             .iter()
             .map(|(flag, why)| format!("{flag} changes nothing: {why}"))
+            .collect()
+    }
+
+    /// Every flag that is taken and changes nothing, and why.
+    #[cfg(test)]
+    pub(crate) fn ignored() -> Vec<(&'static str, &'static str)> {
+        IgnoredArgs::default()
+            .all()
+            .into_iter()
+            .map(|(flag, _, why)| (flag, why))
             .collect()
     }
 

@@ -2,7 +2,7 @@
 
 pub(crate) mod file;
 pub(crate) mod flist;
-mod guest;
+pub(crate) mod guest;
 pub(crate) mod run;
 pub(crate) mod spelling;
 pub(crate) mod words;
