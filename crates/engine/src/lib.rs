@@ -11,6 +11,7 @@ mod client;
 mod create;
 mod history;
 mod image_facts;
+mod images;
 mod measure;
 mod networks;
 mod prune;
@@ -32,6 +33,7 @@ use zmachine_store::volume::Volumes;
 
 pub use self::create::CreateOptions;
 pub use self::history::History;
+pub use self::images::{FoundImage, ImageRequest, RegistryFiles, Removed, guest_level, import_failure};
 pub use self::prune::Shared;
 pub use self::start::Starting;
 
@@ -42,6 +44,7 @@ pub struct Engine {
     agent: PathBuf,
     kill: Killpoints,
     monitor_abort_at: Option<u32>,
+    registry_files: RegistryFiles,
 }
 
 /// One machine of a listing; for one whose state cannot be read, its id and why.
@@ -60,6 +63,7 @@ impl Engine {
     /// An engine over `home`, which puts the static guest agent `agent` into its machines.
     pub fn new(home: Home, agent: PathBuf, abort_at: AbortAt) -> Engine {
         Engine {
+            registry_files: RegistryFiles::of(&home),
             home,
             agent,
             kill: Killpoints::new(abort_at.engine),

@@ -77,13 +77,21 @@ impl Row<'_> {
             self.name.to_owned(),
             self.kind.to_owned(),
             state,
-            self.flist.rsplit('/').next().unwrap_or(&self.flist).to_owned(),
+            shown_image(&self.flist).to_owned(),
             self.cpus.to_string(),
             Human(self.memory_bytes).to_string(),
             self.addresses.first().cloned().unwrap_or_else(|| "-".to_owned()),
             output::age(self.created_at, now),
             self.ports.join(", "),
         ]
+    }
+}
+
+/// The name of an image as it is; of a path or a URL what is behind the last slash.
+fn shown_image(text: &str) -> &str {
+    match text.starts_with('/') || text.contains("://") && !text.starts_with("docker://") {
+        true => text.rsplit('/').next().unwrap_or(text),
+        false => text.strip_prefix("docker://").unwrap_or(text),
     }
 }
 
@@ -168,7 +176,7 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
     } else {
         let now = Timestamp::now();
         let header = [
-            "NAME", "KIND", "STATE", "FLIST", "CPUS", "MEMORY", "ADDRESS", "AGE", "PORTS",
+            "NAME", "KIND", "STATE", "IMAGE", "CPUS", "MEMORY", "ADDRESS", "AGE", "PORTS",
         ];
         output::table(&header, &rows.iter().map(|row| row.cells(now)).collect::<Vec<_>>())?;
     }

@@ -197,6 +197,10 @@ impl ShareChange {
         let ShareChange { from, to, .. } = &self;
         cache_users::add(to)?;
         if from != to {
+            // What no store has must be in the new place before the home is. A cache that is gone has nothing to give.
+            if from.folder.is_some() && from.check().is_ok() {
+                Library::open(&from.home)?.give_layers(&BlockCache::open(&to.blocks())?)?;
+            }
             to.write()?;
             cache_users::remove(from, &from.home)?;
         }
@@ -225,14 +229,14 @@ fn prepared(folder: &Path, home: &CacheLocation) -> Result<PathBuf, ResolveError
         return Err(ShareError::Writable { folder, owner }.into());
     }
     outside_of_homes(&folder)?;
-    if !place::is_marked(&folder)? {
+    if !cache_location::is_marked(&folder)? {
         let entries = fs::read_dir(&folder).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
         if !entries.map_err(failed("list"))?.is_empty() {
             return Err(ShareError::NotACache { folder }.into());
         }
         // First the owner: nothing is made in a folder that cannot be used.
         home.same_owner(&folder, &meta)?;
-        place::mark(&folder)?;
+        cache_location::mark(&folder)?;
     }
     file::make_dirs(&folder.join(HOMES))?;
     Ok(folder)
