@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use zmachine_engine::{AbortAt, Engine, Programs};
+use zmachine_engine::{AbortAt, Engine, Programs, RegistryFiles};
 use zmachine_spec::{Class, Failure, Home};
 
 /// Names the folder of all state, in place of the usual ones.
@@ -47,14 +47,52 @@ pub(crate) fn home() -> Result<Home, Failure> {
 
 /// The engine over the state as it is, for who looks at what is wrong with it.
 pub(crate) fn quiet_engine() -> Result<Engine, Failure> {
-    Ok(Engine::new(home()?, Programs::own()))
+    Ok(with_own_files(Engine::new(home()?, Programs::own())))
+}
+
+/// Credentials are where the user's other tools have them.
+fn with_own_files(engine: Engine) -> Engine {
+    let files = RegistryFiles {
+        auth: auth_files(),
+        temporary: temporary(),
+        ..engine.registry_files().clone()
+    };
+    engine.with_registry_files(files)
+}
+
+/// Where large files are for as long as a command needs them.
+pub(crate) fn temporary() -> PathBuf {
+    let folder = env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
+    folder.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+/// Where podman, skopeo and docker keep credentials, in the order in which the first two look.
+pub(crate) fn auth_files() -> Vec<PathBuf> {
+    let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = variable("HOME");
+    let config = variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
+    let docker = variable("DOCKER_CONFIG").or_else(|| home.as_ref().map(|home| home.join(".docker")));
+    [
+        variable("REGISTRY_AUTH_FILE"),
+        variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        Some(PathBuf::from(format!(
+            "/run/containers/{}/auth.json",
+            rustix::process::getuid()
+        ))),
+        config.map(|dir| dir.join("containers/auth.json")),
+        docker.map(|dir| dir.join("config.json")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The engine over the state, after it reconciled what crashed since the last command.
 pub(crate) fn engine() -> Result<Engine, Failure> {
-    Engine::open(home()?, Programs::own(), abort_at(), |line| {
+    let engine = Engine::open(home()?, Programs::own(), abort_at(), |line| {
         eprintln!("warning: {line}")
-    })
+    })?;
+    Ok(with_own_files(engine))
 }
 
 fn abort_at() -> AbortAt {

@@ -19,6 +19,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         version: _,
         name,
         flist,
+        pinned,
         cpus,
         memory_bytes,
         size_bytes,
@@ -61,6 +62,8 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         network_aliases,
     } = spec;
     let default = MachineSpec::new(name, flist);
+    // The same image, whatever the name leads to by then.
+    let flist = pinned.as_ref().unwrap_or(flist);
     let mut file = File(String::new());
     file.text("name", Some(name));
     file.text(

@@ -9,7 +9,7 @@ use clap::{CommandFactory, builder::StyledStr};
 use crate::args::Cli;
 
 /// Commands of docker, podman, incus and virsh, and what does the same here.
-pub(crate) const COMMANDS: [(&str, &str); 32] = [
+pub(crate) const COMMANDS: [(&str, &str); 22] = [
     (
         "attach-device",
         "'zmachine network connect' adds interfaces; other devices need a new machine",
@@ -38,54 +38,23 @@ pub(crate) const COMMANDS: [(&str, &str); 32] = [
     ("dominfo", "'zmachine inspect' shows everything about a machine"),
     ("export", "'zmachine cp NAME:/ DIR' takes a machine's files out"),
     (
-        "history",
-        "'zmachine flist inspect FILE' shows what an image is made of; 'zmachine why NAME' a machine's past",
-    ),
-    ("images", "'zmachine image ls' lists images"),
-    (
         "import",
         "'zmachine flist import' makes a flist of a container image, 'zmachine image pull NAME=FILE' names it",
     ),
     ("launch", "'zmachine run' creates and starts a machine"),
     ("list", "'zmachine ps' lists machines"),
     (
-        "load",
-        "'zmachine flist import docker-archive:FILE -o NAME.fl --store URL', then 'zmachine image pull NAME=NAME.fl'",
-    ),
-    (
-        "login",
-        "credentials are those of docker and podman: 'docker login' or 'podman login' writes them",
-    ),
-    (
-        "logout",
-        "credentials are those of docker and podman: 'docker logout' or 'podman logout' removes them",
-    ),
-    (
         "prune",
         "'zmachine system prune' removes what nobody needs, 'zmachine image prune' images and blocks alone",
     ),
-    (
-        "pull",
-        "'zmachine image pull' takes flists; container images come by 'zmachine flist import docker://IMAGE'",
-    ),
-    (
-        "push",
-        "'zmachine flist pack --store' and 'zmachine flist import --store' write the blocks of an image to a store",
-    ),
     ("reboot", "'zmachine restart' stops a machine and starts it again"),
     ("rename", "a machine keeps its name; make it anew with another --name"),
-    ("rmi", "'zmachine image rm' removes images"),
-    (
-        "save",
-        "flists are files already: copy the .fl, its blocks are in its store",
-    ),
     ("search", "there is no search in registries"),
     ("shell", "'zmachine exec -it NAME sh' runs a shell in a machine"),
     ("show", "'zmachine inspect' shows everything about a machine"),
     ("shutdown", "'zmachine stop' asks a machine to stop"),
     ("snapshot", "there are no snapshots of machines yet"),
     ("suspend", "'zmachine pause' halts the virtual CPUs"),
-    ("tag", "'zmachine image pull NAME=FILE' gives an image a name"),
     (
         "update",
         "a machine keeps what it was made with; 'zmachine inspect --spec' prints the file to make it anew",

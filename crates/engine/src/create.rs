@@ -9,7 +9,7 @@ use zmachine_hypervisor::accel::{self, AccelFacts};
 use zmachine_hypervisor::choice::{self, Choice, Found, Hypervisor};
 use zmachine_hypervisor::firmware::Pinned;
 use zmachine_image::library::hold_images;
-use zmachine_image::{FetchOptions, Image, Library, Mode, Progress, PullPolicy, Reference, Timeouts, open_store};
+use zmachine_image::{FetchOptions, Image, ImageKind, Library, Mode, Progress, PullPolicy, Timeouts, open_store};
 use zmachine_kernel::{FsDriver, KernelLibrary};
 use zmachine_network::user::{USER_NETWORK, UserRequest};
 use zmachine_network::{
@@ -31,6 +31,7 @@ use zmachine_sys::host::HostFacts;
 
 use super::Engine;
 use super::image_facts::image_facts;
+use super::images::{FoundImage, ImageRequest};
 use super::published::{publish_exposed, published};
 use super::start::require_files;
 use super::tree::{tree_facts, unpacked};
@@ -40,8 +41,10 @@ use super::vm::host_disk;
 pub struct CreateOptions<'a> {
     /// Relative paths are relative to this.
     pub cwd: &'a Path,
-    /// Whether a URL is asked again.
+    /// Whether a URL or a registry is asked again.
     pub pull: PullPolicy,
+    /// Whether a guest kernel is installed when there is none.
+    pub installs_kernel: bool,
     /// Told about downloads.
     pub progress: &'a dyn Progress,
 }
@@ -149,14 +152,24 @@ impl Engine {
         })
     }
 
-    /// Downloads the image when it has a URL; the options with which it is found without asking the server again.
-    fn downloaded<'a>(&self, spec: &MachineSpec, options: &CreateOptions<'a>) -> Result<CreateOptions<'a>, Failure> {
-        let mut pull = options.pull;
-        if let Ok(reference @ Reference::Url(_)) = Reference::parse(&spec.flist, options.cwd) {
-            let library = Library::open(self.home.data())?.with_fetch_options(fetch_options(spec));
-            pull = library.download(&reference, pull, mode_of(spec), options.progress)?;
+    /// Brings the image here; `None` for a disk image of this host. Whatever comes from a server comes by this: whoever prunes waits for
+    /// those who hold images.
+    fn found(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Option<FoundImage>, Failure> {
+        if host_disk(spec, options.cwd)?.is_some() {
+            return Ok(None);
         }
-        Ok(CreateOptions { pull, ..*options })
+        let found = self.image(&ImageRequest {
+            text: &spec.flist,
+            cwd: options.cwd,
+            pull: options.pull,
+            mode: mode_of(spec),
+            stores: &spec.stores,
+            progress: options.progress,
+        })?;
+        if matches!(found.image.facts.kind, ImageKind::Container) && spec.kernel.is_none() {
+            self.require_kernel(options.installs_kernel, options.progress)?;
+        }
+        Ok(Some(found))
     }
 
     fn planned<T>(
@@ -174,11 +187,21 @@ impl Engine {
         let id = catalog::new_id();
         let wanted = self.volumes().wanted(&spec.volumes, &id)?;
         let shares = volume::shared(&spec.volumes, &self.home)?;
-        // First what comes from a server: whoever prunes waits for those who hold images.
-        let options = &self.downloaded(spec, options)?;
+        let mut found = self.found(spec, options)?;
         // Until the machine is there, nothing says that its image is needed.
-        let _images = hold_images(self.home.data())?;
-        let facts = self.facts(spec, options, &wanted, !shares.is_empty())?;
+        let mut _images = hold_images(self.home.data())?;
+        if found.as_ref().is_some_and(|found| !found.image.directory.is_dir()) {
+            // It was pruned in between.
+            drop(_images);
+            found = self.found(spec, options)?;
+            _images = hold_images(self.home.data())?;
+        }
+        let spec = &match found.as_ref().and_then(|found| found.pinned.clone()) {
+            None => Cow::Borrowed(spec),
+            pinned => Cow::Owned(MachineSpec { pinned, ..spec.clone() }),
+        };
+        let image = found.map(|found| found.image);
+        let facts = self.facts(spec, (options, image.as_ref()), &wanted, !shares.is_empty())?;
         let (spec, wanted) = self.with_data_paths(spec, facts.makes.data_paths(), wanted, &shares, &id)?;
         let spec = &*spec;
         if spec.publish_all {
@@ -252,7 +275,7 @@ impl Engine {
     fn facts(
         &self,
         spec: &MachineSpec,
-        options: &CreateOptions<'_>,
+        image: (&CreateOptions<'_>, Option<&Image>),
         wanted: &[ResolvedVolume],
         uses_shares: bool,
     ) -> Result<Facts, Failure> {
@@ -276,7 +299,7 @@ impl Engine {
         };
         let mut hypervisor = choose(None)?;
         let cloud_firmware = zmachine_store::firmware::configured(&self.home)?;
-        let makes = self.makes(spec, options, wanted, (uses_shares, hypervisor.driver))?;
+        let makes = self.makes(spec, image, wanted, (uses_shares, hypervisor.driver))?;
         if hypervisor.driver == Hypervisor::CloudHypervisor {
             // Its interfaces are taps, and passt has none.
             let by_passt = uses_passt(&spec.networks).then_some("it has no network without root");
@@ -297,24 +320,22 @@ impl Engine {
     fn makes(
         &self,
         spec: &MachineSpec,
-        options: &CreateOptions<'_>,
+        (options, image): (&CreateOptions<'_>, Option<&Image>),
         wanted: &[ResolvedVolume],
         (uses_shares, hypervisor): (bool, Hypervisor),
     ) -> Result<Makes, Failure> {
-        if let Some(path) = host_disk(spec, options.cwd)? {
+        let Some(image) = image else {
+            let path = host_disk(spec, options.cwd)?;
+            let path = path.ok_or_else(|| Failure::new(Class::Conflict, format!("{} is gone", spec.flist)))?;
             return self
                 .host_disk_facts(&path, wanted, hypervisor)
                 .map(|facts| Makes::Vm(Box::new(facts)));
-        }
-        let reference = Reference::parse(&spec.flist, options.cwd)
-            .map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))?;
+        };
         let library = Library::open(self.home.data())?.with_fetch_options(fetch_options(spec));
-        let mode = mode_of(spec);
-        let image = library.resolve_as(&reference, options.pull, mode, options.progress)?;
-        if let Some(facts) = self.flist_facts(&library, &image, spec, wanted, hypervisor)? {
+        if let Some(facts) = self.flist_facts(&library, image, spec, wanted, hypervisor)? {
             return Ok(Makes::Vm(Box::new(facts)));
         }
-        if let Some(facts) = tree_facts(&library, &image, spec, wanted, options.progress)? {
+        if let Some(facts) = tree_facts(&library, image, spec, wanted, options.progress)? {
             return Ok(Makes::Tree(Box::new(facts)));
         }
         wanted.iter().try_for_each(volume::check_mountable)?;
@@ -326,10 +347,10 @@ impl Engine {
         drivers.extend(has_nested.then_some(FsDriver::Nested));
         let image = match is_tree {
             true => ImageFacts {
-                tree: Some(unpacked(&library, &image, &spec.flist, options.progress)?),
-                ..image_facts(&image, &spec.flist)?
+                tree: Some(unpacked(&library, image, &spec.flist, options.progress)?),
+                ..image_facts(image, &spec.flist)?
             },
-            false => container_facts(&image, &spec.flist)?,
+            false => container_facts(image, &spec.flist)?,
         };
         Ok(Makes::Container {
             image: Box::new(image),

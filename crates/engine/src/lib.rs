@@ -14,6 +14,7 @@ mod create;
 mod execs;
 mod history;
 mod image_facts;
+mod images;
 mod measure;
 mod networks;
 mod programs;
@@ -40,6 +41,7 @@ use zmachine_sys::lock::FileLock;
 
 pub use self::create::CreateOptions;
 pub use self::history::History;
+pub use self::images::{FoundImage, ImageRequest, RegistryFiles, Removed, guest_level, import_failure};
 pub use self::programs::Programs;
 pub use self::prune::Shared;
 pub use self::start::Starting;
@@ -51,6 +53,7 @@ pub struct Engine {
     programs: Programs,
     kill: Killpoints,
     monitor_abort_at: Option<u32>,
+    registry_files: RegistryFiles,
     warn: Box<dyn Fn(&str) + Send + Sync>,
     reconciles: bool,
     reconciled: Mutex<Option<Instant>>,
@@ -100,6 +103,7 @@ impl Engine {
     /// An engine over `home` as it is, for who looks at what is wrong with it: it puts nothing right and warns of nothing.
     pub fn new(home: Home, programs: Programs) -> Engine {
         Engine {
+            registry_files: RegistryFiles::of(&home),
             home,
             programs,
             kill: Killpoints::new(None),

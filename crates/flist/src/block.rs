@@ -294,6 +294,23 @@ impl BlockRef {
         BlockKey::of(plain).seal(plain)
     }
 
+    /// The block of a plaintext that is kept on this host alone, as the layers of container images are: in no store, so it has no
+    /// sealed form, and its id is its key. No sealed block can have such an id.
+    #[must_use]
+    pub fn unsealed(key: BlockKey, len: u32) -> BlockRef {
+        BlockRef {
+            id: BlockId(key.0),
+            key,
+            len,
+        }
+    }
+
+    /// Whether the block is one of [`BlockRef::unsealed`].
+    #[must_use]
+    pub fn is_unsealed(&self) -> bool {
+        self.id.0 == self.key.0
+    }
+
     /// The format 1 block of `len` zeros, for the end of a file that its writer lost. No store need have it: see
     /// [`BlockRef::is_zeros`].
     pub(crate) fn zeros_of_format_1(len: u32) -> BlockRef {

@@ -7,17 +7,20 @@
 //! Invariants
 //! * A name appears only when the whole plaintext is behind it **and on stable storage**: the bytes go into an unnamed
 //!   file, `fdatasync` returns, then `linkat` gives the name. A power loss leaves the block or no block, never a torn one.
-//!   The directory itself is not synced: a name that gets lost costs one fetch.
+//!   The directory itself is not synced: a name that gets lost costs one fetch. Only [`Keeper`] names many blocks first and makes
+//!   them durable together; what a power loss tears meanwhile is found by its hash, and no image has such blocks yet.
 //! * Only bytes that were checked against the key are written. Two writers of one block write the same, so the first wins
 //!   and the second is fine.
 //! * Whoever opens a block gets one that was hashed since this host was started, by this process or another (`marks`). A file
 //!   that is not the block its name says is removed and reported absent, and so is whatever is no regular file.
-//! * Everything here can be fetched again; nothing else may be kept below `<dir>`.
+//! * Everything here can be fetched again, but for the blocks of layers (`library::layers`), which are as durable as the images that
+//!   need them; nothing else may be kept below `<dir>`.
 //!
 //! It fetches nothing and knows no stores.
 
 mod adopt;
 mod check;
+mod keep;
 mod marks;
 
 use std::fs::{self, DirBuilder, File, FileTimes, Metadata};
@@ -28,11 +31,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
-use zmachine_flist::{BlockRef, Digest};
+use zmachine_flist::{BlockKey, BlockRef, Digest};
 use zmachine_sys::file::{FileError, NewFile, open_regular_itself};
 
 pub use adopt::Adopted;
 pub use check::CacheCheck;
+pub use keep::Keeper;
 use marks::{Mark, Marks};
 
 /// Blocks are hashed together up to this many bytes: the memory that takes, and as many large ones as gain by it.
@@ -159,7 +163,11 @@ impl BlockCache {
 
     /// Where the block is or would be.
     pub fn path_of(&self, block: &BlockRef) -> PathBuf {
-        let hex = block.key.0.to_string();
+        self.path_of_key(&block.key)
+    }
+
+    pub(crate) fn path_of_key(&self, key: &BlockKey) -> PathBuf {
+        let hex = key.0.to_string();
         self.dir.join(&hex[..2]).join(hex)
     }
 

@@ -129,6 +129,12 @@ pub enum FetchError {
         /// The block id.
         id: String,
     },
+    /// The block is in no store, since it was made on this host, and it is here no more.
+    #[error("block {id}, which was kept on this host alone, is gone or was damaged")]
+    Gone {
+        /// The block id.
+        id: String,
+    },
     /// Every route that covers the block failed.
     #[error("block {id} could not be fetched: {}", problems(attempts))]
     Failed {
@@ -158,14 +164,17 @@ impl FetchError {
     /// The block id.
     pub fn block_id(&self) -> &str {
         match self {
-            FetchError::NoRoute { id } | FetchError::Failed { id, .. } | FetchError::Expired { id, .. } => id,
+            FetchError::NoRoute { id }
+            | FetchError::Gone { id }
+            | FetchError::Failed { id, .. }
+            | FetchError::Expired { id, .. } => id,
         }
     }
 
     /// What was wrong with each route.
     pub fn attempts(&self) -> &[Attempt] {
         match self {
-            FetchError::NoRoute { .. } => &[],
+            FetchError::NoRoute { .. } | FetchError::Gone { .. } => &[],
             FetchError::Failed { attempts, .. } | FetchError::Expired { attempts, .. } => attempts,
         }
     }
@@ -174,6 +183,7 @@ impl FetchError {
     pub fn hint(&self) -> Option<String> {
         match self {
             FetchError::NoRoute { .. } => Some("name a store that has the blocks with --store URL".into()),
+            FetchError::Gone { .. } => Some("pull or import the image again".into()),
             _ => self.attempts().iter().find_map(|a| a.hint.clone()),
         }
     }
@@ -518,7 +528,8 @@ impl Fetcher {
         sources
     }
 
-    /// The stored bytes and the plaintext, both verified, straight from the stores: for who goes over a whole flist once.
+    /// The stored bytes and the plaintext, both verified, straight from the stores: for who goes over a whole flist once. A block that no
+    /// store has comes from the cache, without stored bytes.
     ///
     /// # Errors
     /// As [`Fetcher::fetch`].
@@ -576,7 +587,22 @@ impl Fetcher {
         }
     }
 
+    /// The plaintext of a block that no store has.
+    fn unsealed(&self, block: &BlockRef) -> Result<(Vec<u8>, Vec<u8>), FetchError> {
+        let plain = self.cached(block).and_then(|file| {
+            let mut plain = vec![0; block.len as usize];
+            file.read_exact_at(&mut plain, 0).ok().map(|()| plain)
+        });
+        let gone = || FetchError::Gone {
+            id: block.id.to_string(),
+        };
+        plain.map(|plain| (Vec::new(), plain)).ok_or_else(gone)
+    }
+
     fn download_stored(&self, block: &BlockRef, deadline: Instant) -> Result<(Vec<u8>, Vec<u8>), FetchError> {
+        if block.is_unsealed() {
+            return self.unsealed(block);
+        }
         let mut sources = self.sources_of(block);
         if sources.is_empty() {
             return Err(FetchError::NoRoute {

@@ -2,7 +2,7 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`mod@reference`] | what a user writes: path, URL, name |
+//! | [`mod@reference`] | what a user writes: path, URL, name, image of a registry or another engine |
 //! | [`library`] | `images/` of a home: resolving, naming, listing and removing images |
 //! | [`facts`] | what an image is: its kind, what it starts, its sizes |
 //! | [`fetch`] | blocks: cache first, then the stores of the flist's routes |
@@ -34,5 +34,5 @@ pub use fetch::{FetchError, FetchOptions, Fetched, Fetcher};
 pub use library::{Image, Library, PullPolicy, ResolveError};
 pub use progress::{Progress, Silent};
 pub use reader::FileReader;
-pub use reference::{ImageName, Reference};
+pub use reference::{ImageName, ImageSource, Reference};
 pub use store::{BlockStore, StoreError, Timeouts, open_store};

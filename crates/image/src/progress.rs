@@ -8,6 +8,13 @@ pub trait Progress: Send + Sync {
     fn advance(&self, amount: u64);
     /// Something worth a line that is no error.
     fn message(&self, text: &str);
+    /// A part of the step begins: a layer of an image among several that come at once. What is told of parts is told of the whole as well,
+    /// so that who shows no parts needs none of this.
+    fn begin_part(&self, _part: usize, _total: u64, _what: &str) {}
+    /// `amount` more of a part is done.
+    fn advance_part(&self, _part: usize, _amount: u64) {}
+    /// A part is done; `how` in a word or two.
+    fn end_part(&self, _part: usize, _how: &str) {}
 }
 
 /// Tells nobody.

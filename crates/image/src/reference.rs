@@ -1,28 +1,39 @@
-//! What a user writes to name an image: a path, a URL, or the name of a pulled image.
+//! What a user writes to name an image: a path, a URL, a name, or an image of another engine.
 //!
 //! Parsing looks at the file system once (whether a bare word is a file here) and nowhere else; opening the thing is
 //! [`crate::library`]'s business.
+
+mod source;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use self::source::{DOCKER_HUB, ImageSource, Pick, SourceError};
 use crate::store::redact;
+
+/// The longest name.
+const NAME_BYTES: usize = 200;
+
+/// What stands for `/` in the file name of an image's name, which has no `%`.
+const SLASH: &str = "%";
 
 /// A parsed reference.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Reference {
-    /// A flist file; the path is absolute.
+    /// A file: a flist, a disk image, or the archive of an image; or a directory that is an OCI layout. The path is absolute.
     Path(PathBuf),
     /// An `http://` or `https://` URL, as given (it may carry credentials; [`fmt::Display`] shows none).
     Url(String),
-    /// The name of a pulled image.
+    /// The name of an image here, or of one in a registry when there is none here.
     Name(ImageName),
+    /// An image of another engine: `docker://`, `oci:`, `oci-archive:` or `docker-archive:`. A path is absolute.
+    Image(ImageSource),
 }
 
-/// A name under `images/refs/`: 1 to 128 of `a-z A-Z 0-9 . _ - :`, starting with a letter or digit, so it is one path
-/// component and never looks like an option.
+/// A name under `images/refs/`: 1 to 200 of `a-z A-Z 0-9 . _ - : @ /`, starting with a letter or digit, so it never looks like an
+/// option; as names in registries are.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ImageName(String);
 
@@ -55,18 +66,22 @@ pub enum ReferenceError {
         /// The reference.
         text: String,
     },
+    /// An image of another engine that is named wrongly.
+    #[error(transparent)]
+    Image(#[from] SourceError),
 }
 
 impl ReferenceError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
-        let forms = "an image is a path (./image.fl), a file:// or http(s):// URL, or the name of a pulled image";
-        match self {
-            ReferenceError::Scheme { scheme, .. } if scheme == "docker" || scheme == "oci" => {
-                Some("make a flist of it first: 'zmachine flist import'".into())
+        Some(match self {
+            ReferenceError::Image(_) => {
+                "for example docker://debian:12, oci:DIR:TAG, oci-archive:FILE or docker-archive:FILE".into()
             }
-            _ => Some(forms.into()),
-        }
+            _ => "an image is a name (nginx, ghcr.io/org/app:1.2), a path (./image.fl, ./image.tar, ./disk.qcow2), a file:// or \
+                  http(s):// URL of a flist, docker://NAME, oci:DIR, oci-archive:FILE or docker-archive:FILE"
+                .into(),
+        })
     }
 }
 
@@ -76,9 +91,10 @@ impl ImageName {
     /// # Errors
     /// [`ReferenceError::Name`] when it is empty, too long, or has a character that names do not have.
     pub fn new(text: &str) -> Result<ImageName, ReferenceError> {
-        let is_inner = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-' | b':');
+        let is_inner = |c: u8| c.is_ascii_alphanumeric() || b"._-:@/".contains(&c);
         let starts_well = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-        if starts_well && text.len() <= 128 && text.bytes().all(is_inner) {
+        let has_parts = text.split('/').all(|part| !matches!(part, "" | "." | ".."));
+        if starts_well && text.len() <= NAME_BYTES && text.bytes().all(is_inner) && has_parts {
             return Ok(ImageName(text.to_owned()));
         }
         Err(ReferenceError::Name { text: text.to_owned() })
@@ -87,6 +103,24 @@ impl ImageName {
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name as one component of a path.
+    pub(crate) fn file_name(&self) -> String {
+        self.0.replace('/', SLASH)
+    }
+
+    /// The name that has this file name.
+    pub(crate) fn of_file_name(text: &str) -> Result<ImageName, ReferenceError> {
+        if text.contains('/') {
+            return Err(ReferenceError::Name { text: text.to_owned() });
+        }
+        ImageName::new(&text.replace(SLASH, "/"))
+    }
+
+    /// The image of a registry that has this name, in the registry `default` unless it names one; `None` when none can have it.
+    pub fn in_registry(&self, default: &str) -> Option<ImageSource> {
+        ImageSource::named(&self.0, default)
     }
 }
 
@@ -97,20 +131,29 @@ impl fmt::Display for ImageName {
 }
 
 impl Reference {
-    /// Reads `text`; relative paths are relative to `cwd`. What contains `/`, ends in `.fl` or `.flist`, or exists as a
-    /// file in `cwd` is a path; every other word is a name. Whether a path leads to a flist is not asked here.
+    /// Reads `text`; relative paths are relative to `cwd`. What begins with `/`, `./` or `../`, ends as files of images do, or exists as a
+    /// file in `cwd`, is a path; everything else is a name. What a path leads to is not asked here.
     ///
     /// # Errors
     /// When the text is empty, a URL of another kind, or no possible name.
     pub fn parse(text: &str, cwd: &Path) -> Result<Reference, ReferenceError> {
+        const ENDS: [&str; 8] = [".fl", ".flist", ".tar", ".tar.gz", ".tgz", ".qcow2", ".raw", ".img"];
         if text.is_empty() {
             return Err(ReferenceError::Empty);
+        }
+        if ["docker://", "oci:", "oci-archive:", "docker-archive:"]
+            .iter()
+            .any(|kind| text.starts_with(kind))
+        {
+            return Ok(Reference::Image(ImageSource::parse(text)?.below(cwd)));
         }
         if let Some((scheme, rest)) = text.split_once("://") {
             return parse_url(text, scheme, rest);
         }
-        let is_path = text.contains('/') || text.ends_with(".fl") || text.ends_with(".flist");
-        // A directory of the same name must not hide a pulled image; a file may, as `./` is only needed for those.
+        let is_path = ["/", "./", "../"].iter().any(|start| text.starts_with(start))
+            || matches!(text, "." | "..")
+            || ENDS.iter().any(|end| text.ends_with(end));
+        // A directory of the same name must not hide an image; a file may, as `./` is only needed for those.
         if is_path || cwd.join(text).is_file() {
             return Ok(Reference::Path(cwd.join(text)));
         }
@@ -163,6 +206,7 @@ impl fmt::Display for Reference {
             Reference::Path(path) => path.display().fmt(f),
             Reference::Url(url) => f.write_str(&redact(url)),
             Reference::Name(name) => name.fmt(f),
+            Reference::Image(image) => image.fmt(f),
         }
     }
 }
@@ -183,12 +227,38 @@ mod tests {
     }
 
     #[test]
-    fn a_slash_or_a_flist_ending_makes_a_path_and_a_word_makes_a_name() {
+    fn what_begins_or_ends_as_files_do_is_a_path_and_the_rest_are_names() {
         let path = |p: &str| Ok(Reference::Path(PathBuf::from(p)));
         assert_eq!(parse("/srv/a.fl"), path("/srv/a.fl"));
         assert_eq!(parse("./web"), path("/nonexistent/here/./web"));
         assert_eq!(parse("web.flist"), path("/nonexistent/here/web.flist"));
-        assert_eq!(parse("web:1.2"), ImageName::new("web:1.2").map(Reference::Name));
+        assert_eq!(parse("images/app.tar"), path("/nonexistent/here/images/app.tar"));
+        for name in ["web:1.2", "org/app", "ghcr.io/org/app:1.2", "127.0.0.1:5000/a/b"] {
+            assert_eq!(parse(name), ImageName::new(name).map(Reference::Name));
+        }
+    }
+
+    #[test]
+    fn images_of_other_engines_are_told_by_their_kind() {
+        let shown = |text: &str| match parse(text) {
+            Ok(Reference::Image(image)) => image.to_string(),
+            other => panic!("{text}: {other:?}"),
+        };
+        assert_eq!(shown("docker://debian"), "docker://docker.io/library/debian:latest");
+        assert_eq!(shown("oci:dir:v1"), "oci:/nonexistent/here/dir:v1");
+        assert_eq!(shown("docker-archive:/a.tar"), "docker-archive:/a.tar");
+    }
+
+    #[test]
+    fn a_name_is_one_file_and_comes_back_from_it() {
+        for text in ["nginx:latest", "ghcr.io/org/app:1.2", "127.0.0.1:5000/a/b@sha256:00"] {
+            let name = ImageName::new(text).unwrap();
+            assert!(!name.file_name().contains('/'));
+            assert_eq!(ImageName::of_file_name(&name.file_name()).unwrap(), name);
+        }
+        for text in ["a//b", "a/../b", "a/", "/a", "a%b"] {
+            assert!(ImageName::new(text).is_err(), "{text}");
+        }
     }
 
     #[test]
@@ -222,7 +292,8 @@ mod tests {
             "-x",
             ".hidden",
             "a b",
-            "docker://alpine",
+            "docker://",
+            "oci:",
             "file://host/x",
             "file:///%zz",
             "http:///x",
@@ -231,6 +302,5 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.hint().is_some(), "{text}: {error}");
         }
-        assert!(parse("docker://alpine").unwrap_err().hint().unwrap().contains("import"));
     }
 }

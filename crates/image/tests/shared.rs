@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use crate::support::*;
-use zmachine_flist::BlockRef;
+use zmachine_flist::{BlockRef, Digest};
 use zmachine_image::cache::Adopted;
 use zmachine_image::library::{PruneReport, ShareChange, ShareError, blocks_directory};
 use zmachine_image::{
@@ -412,4 +412,50 @@ fn homes_of_two_users_share_nothing() {
         ),
         "{error}"
     );
+}
+
+/// A layer of one block, which no store has.
+fn add_layer(library: &Library, plain: &[u8]) -> BlockRef {
+    let new = library.new_layer().unwrap();
+    let frame = new.frame().unwrap();
+    let keeper = library.cache().keeper().unwrap();
+    let blocks = keeper.keep(&[plain]).unwrap();
+    keeper.settle().unwrap();
+    let name = Digest::blake2b_32(plain).to_string();
+    new.publish(&name, &frame, blocks.clone()).unwrap();
+    assert_eq!(library.layer(&name).unwrap().unwrap().blocks, blocks);
+    blocks[0]
+}
+
+#[test]
+fn what_no_store_has_stays_for_every_home_and_comes_along_when_a_home_leaves() {
+    let house = House::shared();
+    let (a, b) = (house.library("a"), house.library("b"));
+    let ours = add_layer(&a, b"a layer of a");
+    let theirs = add_layer(&b, b"a layer of b");
+    let plain = b"a block that a store has";
+    let other = BlockRef::seal(plain).0;
+    a.cache().insert(&other, plain).unwrap();
+    a.set_cache_limit(Some(1)).unwrap();
+    let nobody = |_: &Path| Ok::<_, ResolveError>([].into());
+    let report = b.trim_cache(nobody).unwrap().unwrap();
+    assert!(report.blocks == 1 && report.over > 0, "{report:?}");
+    assert!(are_all_in(b.cache(), &[ours, theirs]) && !are_all_in(b.cache(), &[other]));
+    // A list that cannot be read may have any block.
+    let list = house
+        .path("a/images/layers")
+        .join(Digest::blake2b_32(b"a layer of a").to_string())
+        .join("blocks");
+    let whole = fs::read(&list).unwrap();
+    fs::write(&list, "damaged").unwrap();
+    assert!(
+        b.trim_cache(nobody)
+            .unwrap_err()
+            .to_string()
+            .contains(house.path("a").to_str().unwrap())
+    );
+    fs::write(&list, whole).unwrap();
+    ShareChange::begin(&house.path("a"), None).unwrap().make().unwrap();
+    let alone = house.library("a");
+    assert!(alone.cache().directory().ends_with("a/blocks") && are_all_in(alone.cache(), &[ours]));
 }

@@ -45,6 +45,9 @@ pub enum CopyError {
     /// Only blocks of format 2 can be copied as they are.
     #[error("the blocks are of format 1")]
     OldFormat,
+    /// Blocks of a container image that was pulled have no stored form.
+    #[error("the blocks are on this host alone, and sealed for no store")]
+    Unsealed,
 }
 
 impl CopyError {
@@ -54,6 +57,7 @@ impl CopyError {
             CopyError::Fetch { source, .. } => source.hint(),
             CopyError::Store { source } => source.hint(),
             CopyError::Threads { .. } => None,
+            CopyError::Unsealed => Some("seal them into a store with 'zmachine flist convert'".into()),
             CopyError::OldFormat => Some("make a flist of format 2 with 'zmachine flist convert'".into()),
         }
     }
@@ -192,6 +196,9 @@ pub fn push(
     let blocks = flist.tree.unique_blocks();
     if blocks.iter().any(|block| block.id.0.as_bytes().len() != 32) {
         return Err(CopyError::OldFormat);
+    }
+    if blocks.iter().any(BlockRef::is_unsealed) {
+        return Err(CopyError::Unsealed);
     }
     progress.begin(Some(blocks.iter().map(|block| u64::from(block.len)).sum()), "pushing");
     let (stored, stored_bytes) = (AtomicU64::new(0), AtomicU64::new(0));

@@ -20,6 +20,9 @@ const EXTENSION_BYTES: u64 = 1 << 20;
 /// The most bytes of holes in one archive: what is in no archive costs memory all the same, 72 bytes for each 512 KiB.
 const HOLE_BYTES: u64 = 1 << 40;
 
+/// The most bytes between the contents of two files, when they are kept: a member that is no file may say that it has content.
+const FRAME_BYTES: usize = 16 << 20;
+
 /// The owner of files whose own the kernel cannot have, as it shows them itself.
 const NOBODY: u32 = 65534;
 
@@ -68,6 +71,8 @@ pub(crate) struct Archive<R> {
     /// Bytes of holes that may still come.
     holes_left: u64,
     names: acl::Names,
+    /// What is no content, as far as nobody has taken it.
+    frame: Option<Vec<u8>>,
 }
 
 /// What extensions say about the next member.
@@ -101,7 +106,46 @@ impl<R: Read> Archive<R> {
             map: None,
             holes_left: HOLE_BYTES,
             names: acl::Names::default(),
+            frame: None,
         }
+    }
+
+    /// An archive that keeps what is no content of regular files, for [`Archive::take_frame`].
+    pub(crate) fn with_frame(reader: R) -> Archive<R> {
+        Archive {
+            frame: Some(Vec::new()),
+            ..Archive::new(reader)
+        }
+    }
+
+    /// What came since the last time that is no content of regular files: headers, extensions, padding.
+    pub(crate) fn take_frame(&mut self) -> Vec<u8> {
+        self.frame.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Of a member with holes, where the data that the archive has belong in its content; `None` for others.
+    pub(crate) fn data_pieces(&self) -> Option<Vec<(u64, u64)>> {
+        self.map.as_ref().map(Map::pieces)
+    }
+
+    /// The content of the current member is somewhere else: what comes next in this archive is its padding.
+    pub(crate) fn content_is_elsewhere(&mut self) {
+        self.left = 0;
+        self.map = None;
+    }
+
+    /// Where the archive comes from.
+    pub(crate) fn reader_mut(&mut self) -> &mut R {
+        &mut self.reader
+    }
+
+    fn keep_frame(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(frame) = &mut self.frame else { return Ok(()) };
+        if frame.len() + bytes.len() > FRAME_BYTES {
+            return Err(broken("it has too much that belongs to no file"));
+        }
+        frame.extend_from_slice(bytes);
+        Ok(())
     }
 
     /// Where the content of the current member begins, in bytes from the start.
@@ -211,6 +255,7 @@ impl<R: Read> Archive<R> {
         let mut block = [0; BLOCK];
         self.reader.read_exact(&mut block).map_err(cut)?;
         self.position += BLOCK as u64;
+        self.keep_frame(&block)?;
         Ok(block)
     }
 
@@ -303,7 +348,16 @@ impl<R: Read> Archive<R> {
     /// leaves it out.
     fn skip(&mut self) -> io::Result<()> {
         let wanted = self.left + self.padding;
-        let skipped = io::copy(&mut self.reader.by_ref().take(wanted), &mut io::sink())?;
+        let skipped = match self.frame.is_some() {
+            false => io::copy(&mut self.reader.by_ref().take(wanted), &mut io::sink())?,
+            true => {
+                let mut bytes = Vec::new();
+                let most = wanted.min(FRAME_BYTES as u64 + 1);
+                let read = self.reader.by_ref().take(most).read_to_end(&mut bytes)?;
+                self.keep_frame(&bytes)?;
+                read as u64
+            }
+        };
         self.position += skipped;
         let is_cut = skipped < self.left;
         (self.left, self.padding) = (0, 0);
@@ -327,6 +381,7 @@ impl<R: Read> Archive<R> {
             }
         }
         self.position += BLOCK as u64;
+        self.keep_frame(&header)?;
         if header.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
@@ -351,6 +406,7 @@ impl<R: Read> Archive<R> {
         }
         let mut bytes = vec![0; self.left as usize];
         self.read_data(&mut bytes)?;
+        self.keep_frame(&bytes)?;
         Ok(bytes)
     }
 

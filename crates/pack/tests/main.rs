@@ -1,5 +1,6 @@
 //! Packing, unpacking and importing: one program, so the crate is linked once.
 
+mod kept;
 mod oci;
 mod pack;
 mod registry;

@@ -18,15 +18,15 @@ use zmachine_testkit::{Server, debian_program};
 const PASSWORDS: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
 
 /// A folder with an OCI layout `oci`, whose image `v1` has two layers; made by umoci.
-struct Room {
+pub(crate) struct Room {
     dir: tempfile::TempDir,
 }
 
 /// How far an import said it was.
 #[derive(Default)]
-struct Counted {
+pub(crate) struct Counted {
     total: AtomicU64,
-    done: AtomicU64,
+    pub(crate) done: AtomicU64,
 }
 
 impl Progress for Counted {
@@ -42,7 +42,7 @@ impl Progress for Counted {
 }
 
 impl Room {
-    fn new() -> Room {
+    pub(crate) fn new() -> Room {
         let room = Room {
             dir: tempfile::tempdir().unwrap(),
         };
@@ -84,12 +84,12 @@ impl Room {
         room
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     #[track_caller]
-    fn tool(&self, program: &str, args: &[&str]) {
+    pub(crate) fn tool(&self, program: &str, args: &[&str]) {
         let mut command = Command::new(program);
         let done = command.args(args).current_dir(&self.dir).output();
         let done = done.unwrap_or_else(|e| panic!("{program}: {e}; run scripts/setup"));
@@ -97,7 +97,7 @@ impl Room {
         assert!(done.status.success(), "{program} {args:?}: {reported}");
     }
 
-    fn import(&self, image: &str, options: &ImportOptions) -> Result<Flist, ImportError> {
+    pub(crate) fn import(&self, image: &str, options: &ImportOptions) -> Result<Flist, ImportError> {
         let store = format!("dir://{}", self.path("store").display());
         let store = RoutedStore::open(&[store], Timeouts::default()).unwrap();
         let pack = PackOptions {
@@ -114,12 +114,12 @@ impl Room {
         imported
     }
 
-    fn layout(&self) -> String {
+    pub(crate) fn layout(&self) -> String {
         format!("oci:{}:v1", self.path("oci").display())
     }
 
     /// The files of the layout's blobs, the largest first.
-    fn blobs(&self) -> Vec<PathBuf> {
+    pub(crate) fn blobs(&self) -> Vec<PathBuf> {
         let list = fs::read_dir(self.path("oci/blobs/sha256")).unwrap();
         let mut blobs: Vec<PathBuf> = list.map(|entry| entry.unwrap().path()).collect();
         blobs.sort_by_key(|path| std::cmp::Reverse(path.metadata().unwrap().len()));
@@ -128,7 +128,7 @@ impl Room {
 }
 
 /// Debian's `docker-registry` with a password.
-fn registry(room: &Room) -> Server {
+pub(crate) fn registry(room: &Room) -> Server {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let program = debian_program("docker-registry", "usr/bin/docker-registry", cache);
     fs::write(room.path("htpasswd"), PASSWORDS).unwrap();

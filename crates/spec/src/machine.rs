@@ -49,6 +49,9 @@ pub struct MachineSpec {
     pub name: String,
     /// The flist as the user named it; a path is absolute.
     pub flist: String,
+    /// `HOST/REPOSITORY@DIGEST`: what `flist`, a name in a registry, led to when the machine was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<String>,
     /// Virtual CPUs.
     pub cpus: u32,
     /// Guest memory in bytes.
@@ -212,6 +215,7 @@ impl MachineSpec {
             version: SPEC_VERSION,
             name: name.into(),
             flist: flist.into(),
+            pinned: None,
             cpus: 1,
             memory_bytes: DEFAULT_MEMORY,
             size_bytes: 0,

@@ -31,7 +31,7 @@ pub use artifacts::{Artifacts, artifacts, is_static};
 pub use command::{Finished, Invocation};
 pub use home::TestHome;
 pub use mutate::Mutator;
-pub use needs::{Lack, Need, lacking, skip, test_kernel};
+pub use needs::{Lack, Need, command_path, lacking, skip, test_kernel};
 pub use netns::NetworkNamespace;
 pub use server::{Server, debian_program};
 pub use terminal::Terminal;

@@ -151,7 +151,7 @@ fn append(list: &Path, line: &str) -> std::io::Result<()> {
 }
 
 /// The file that would run as `name`, also from the folders an ordinary user's `PATH` lacks.
-pub(crate) fn command_path(name: &str) -> Option<PathBuf> {
+pub fn command_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(Into::into);
     std::env::split_paths(&path)

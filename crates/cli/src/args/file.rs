@@ -202,16 +202,16 @@ impl File<'_> {
         }
     }
 
-    /// FLIST and COMMAND, as far as the command line does not give them.
+    /// IMAGE and COMMAND, as far as the command line does not give them.
     fn positionals(&self, table: &Table) -> Result<Vec<String>, Failure> {
         let mut words = Vec::new();
         if !self.given.contains_id("flist") {
             let flist = match table.get("flist") {
                 Some(Value::String(flist)) => flist,
                 Some(_) => return Err(self.refused("flist", "it must be a text", "")),
-                None => return Err(self.refused("flist", "there is none", "add flist = \"...\", or give FLIST")),
+                None => return Err(self.refused("flist", "there is none", "add flist = \"...\", or give IMAGE")),
             };
-            // What follows is FLIST, whatever it begins with.
+            // What follows is IMAGE, whatever it begins with.
             words.push("--".to_owned());
             words.push(super::run::absolute(flist, &self.folder()));
         }

@@ -1,4 +1,4 @@
-//! `zmachine flist` and `zmachine image`.
+//! `zmachine flist`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -168,68 +168,5 @@ pub(crate) enum FlistCommand {
         file: PathBuf,
         /// The path inside
         path: OsString,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ImageCommand {
-    /// Fetch a flist and give it a name
-    Pull {
-        /// The name for it
-        #[arg(value_name = "NAME=FLIST")]
-        name: String,
-        /// All its blocks too
-        #[arg(long)]
-        blocks: bool,
-    },
-    /// List local images
-    Ls {
-        #[arg(short, long)]
-        quiet: bool,
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
-    },
-    /// Remove images without a name that no machine uses, and blocks of the cache that no image has
-    Prune {
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
-    },
-    /// Show how much the cache of blocks holds; set how much it may, and where it is; verify it
-    #[command(args_conflicts_with_subcommands = true)]
-    Cache {
-        #[command(subcommand)]
-        command: Option<CacheCommand>,
-        /// A folder for the blocks of this home and of others that name it too, or `none` for a cache of its own. Blocks of
-        /// its own come along; its machines must be stopped
-        #[arg(long, value_name = "FOLDER|none")]
-        shared: Option<PathBuf>,
-        /// The most it may have on disk (`20G`), or `none`; one limit for all homes that share it. The least recently used blocks go first; none that a
-        /// running machine may read
-        #[arg(long, value_name = "SIZE|none")]
-        limit: Option<String>,
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
-    },
-    /// Print what the first starts of an image on this host read, in that order: a file for 'flist pack --hints'
-    Hints {
-        /// The image: a path, a URL, or the name of a pulled one
-        image: String,
-    },
-    /// Remove a name
-    Rm {
-        #[arg(required = true)]
-        names: Vec<String>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum CacheCommand {
-    /// Hash every block of the cache; exits with 5 when one is damaged and was not mended
-    Verify {
-        /// Remove damaged blocks, and fetch them again when an image has them
-        #[arg(long)]
-        repair: bool,
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
     },
 }

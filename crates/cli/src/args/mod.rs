@@ -3,6 +3,7 @@
 pub(crate) mod file;
 pub(crate) mod flist;
 pub(crate) mod guest;
+pub(crate) mod image;
 pub(crate) mod run;
 pub(crate) mod spelling;
 pub(crate) mod words;
@@ -15,7 +16,8 @@ use zmachine_spec::Failure;
 
 use crate::listing::ListingArgs;
 
-pub(crate) use flist::{CacheCommand, FlistCommand, ImageCommand};
+pub(crate) use flist::FlistCommand;
+pub(crate) use image::{CacheCommand, ImageCommand};
 pub(crate) use run::{CreateArgs, RunArgs};
 
 /// Run Zmachines: virtual machines started from flists.
@@ -112,6 +114,26 @@ pub(crate) enum Command {
     /// Local images
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Bring an image here ('zmachine image pull')
+    Pull(image::PullArgs),
+    /// List local images ('zmachine image ls')
+    Images(image::ImagesArgs),
+    /// Remove images ('zmachine image rm')
+    Rmi(image::RmiArgs),
+    /// Show the steps that made an image ('zmachine image history')
+    History(image::HistoryArgs),
+    /// Write images into an archive ('zmachine image save')
+    Save(image::SaveArgs),
+    /// Bring an image to a registry ('zmachine image push')
+    Push(image::PushArgs),
+    /// Log in to a registry; docker and podman know it then as well
+    Login(image::LoginArgs),
+    /// Forget the credentials of a registry
+    Logout(image::LogoutArgs),
+    /// Give an image another name ('zmachine image tag')
+    Tag(image::TagArgs),
+    /// Bring the images of an archive here ('zmachine image load')
+    Load(image::LoadArgs),
     /// Disks with a life of their own
     #[command(subcommand)]
     Volume(VolumeCommand),

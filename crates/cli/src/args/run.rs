@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use zmachine_hypervisor::accel;
 use zmachine_hypervisor::choice::Requested;
+use zmachine_image::{ImageSource, Reference};
 use zmachine_network::{NetworkError, PublishRequest};
 use zmachine_rootfs::Prefetch;
 use zmachine_spec as spec;
@@ -33,12 +34,13 @@ pub(crate) struct RunArgs {
     pub(crate) machine: CreateArgs,
 }
 
-/// When a URL is asked again.
+/// When a URL or a registry is asked again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Pull {
     Missing,
     Always,
     Never,
+    Newer,
 }
 
 /// `create`, and what `run` has in common with it
@@ -134,9 +136,12 @@ pub(crate) struct CreateArgs {
     /// Guest kernel ('zmachine kernel ls')
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
-    /// When a flist at a URL is fetched again
+    /// When an image of a registry, or a flist at a URL, is asked for again; 'newer' takes what is here when there is no answer
     #[arg(long, value_enum, default_value = "missing")]
     pub(crate) pull: Pull,
+    /// Refuse to start without a guest kernel, instead of installing the default one
+    #[arg(long)]
+    pub(crate) no_install: bool,
     /// Block stores in place of those in the flist
     #[arg(long, value_name = "URL")]
     store: Vec<String>,
@@ -180,8 +185,9 @@ pub(crate) struct CreateArgs {
     label: Vec<String>,
     #[command(flatten)]
     pub(crate) guest: GuestArgs,
-    /// The image: a path, a URL, or the name of a pulled one
-    #[arg(required_unless_present = "file")]
+    /// The image: a name (nginx, ghcr.io/org/app:1.2), here or in a registry; a path (image.fl, image.tar, disk.qcow2); the URL of a
+    /// flist; docker://NAME, oci:DIR, oci-archive:FILE or docker-archive:FILE
+    #[arg(required_unless_present = "file", value_name = "IMAGE")]
     flist: Option<String>,
     /// Command and arguments in place of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
@@ -295,11 +301,10 @@ fn publish(text: &str) -> Result<PublishRequest, Failure> {
 
 /// A path as it must be kept: the machine may be started from another folder.
 pub(super) fn absolute(flist: &str, cwd: &Path) -> String {
-    let is_relative_path =
-        !flist.contains("://") && (flist.contains('/') || flist.ends_with(".fl") || cwd.join(flist).is_file());
-    match is_relative_path {
-        true => cwd.join(flist).to_string_lossy().into_owned(),
-        false => flist.to_owned(),
+    match Reference::parse(flist, cwd) {
+        Ok(Reference::Path(path)) if !flist.contains("://") => path.to_string_lossy().into_owned(),
+        Ok(Reference::Image(image)) if !matches!(image, ImageSource::Registry { .. }) => image.to_string(),
+        _ => flist.to_owned(),
     }
 }
 

@@ -6,7 +6,7 @@ use zmachine_spec::Setting;
 pub(crate) fn flag(setting: Setting) -> &'static str {
     match setting {
         Setting::Name => "--name",
-        Setting::Flist => "FLIST",
+        Setting::Flist => "IMAGE",
         Setting::Cpus => "--cpus",
         Setting::Memory => "--memory",
         Setting::Size => "--size",
@@ -61,7 +61,7 @@ mod tests {
             let flag = flag(setting);
             let is_known = flag
                 .strip_prefix("--")
-                .map_or(flag == "FLIST", |long| flags.contains(&long));
+                .map_or(flag == "IMAGE", |long| flags.contains(&long));
             assert!(is_known, "{flag}");
         }
     }

@@ -47,6 +47,7 @@ fn deployed(engine: &Engine, reservation: &Reservation, name: Option<&str>) -> R
     let options = CreateOptions {
         cwd: &env::current_dir()?,
         pull: PullPolicy::Missing,
+        installs_kernel: true,
         progress: &bars,
     };
     engine.create(&reservation.spec(&name), &options)?;

@@ -1,4 +1,10 @@
-//! `zmachine image`.
+//! `zmachine image`: what there is, and the cache; what has to do with names is in `names`.
+
+mod exchange;
+mod inspect;
+mod names;
+
+pub(crate) use exchange::{login, logout};
 
 use std::env;
 use std::fmt::Write as _;
@@ -12,8 +18,8 @@ use zmachine_rootfs::PrefetchList;
 use zmachine_spec::bytes::Human;
 use zmachine_spec::{Class, Failure, bytes};
 
+use crate::args::image::ImagesArgs;
 use crate::args::{CacheCommand, Format, ImageCommand};
-use crate::commands::machines::each;
 use crate::progress::Bars;
 use crate::{context, output};
 
@@ -37,8 +43,14 @@ pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
     }
     let library = Library::open(context::home()?.data())?;
     match command {
-        ImageCommand::Pull { name, blocks } => pull(&library, &name, blocks),
-        ImageCommand::Ls { quiet, output } => list(&library, quiet, output),
+        ImageCommand::Pull(args) => names::pull(&library, &args),
+        ImageCommand::Ls(ImagesArgs { quiet, output }) => list(&library, quiet, output),
+        ImageCommand::Tag(args) => names::tag(&library, &args),
+        ImageCommand::Load(args) => names::load(&args),
+        ImageCommand::Inspect(args) => inspect::inspect(&library, &args.images),
+        ImageCommand::History(args) => inspect::history(&library, &args),
+        ImageCommand::Save(args) => exchange::save(&library, &args),
+        ImageCommand::Push(args) => exchange::push(&library, &args),
         ImageCommand::Prune { output } => prune(output),
         ImageCommand::Cache {
             command: Some(CacheCommand::Verify { repair, output }),
@@ -46,28 +58,12 @@ pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
         } => verify(&library, repair, output),
         ImageCommand::Cache { limit, output, .. } => cache(&library, limit.as_deref(), output),
         ImageCommand::Hints { image } => hints(&library, &image),
-        ImageCommand::Rm { names } => each(&names, |name| Ok(library.remove_name(&image_name(name)?)?)),
+        ImageCommand::Rm(args) => names::remove(&args.images),
     }
 }
 
 fn image_name(text: &str) -> Result<ImageName, Failure> {
     ImageName::new(text).map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))
-}
-
-fn pull(library: &Library, text: &str, blocks: bool) -> Result<u8, Failure> {
-    let Some((name, flist)) = text.split_once('=') else {
-        return Err(Failure::new(Class::Usage, format!("'{text}' has no name for the image")).hint("use NAME=FLIST"));
-    };
-    let name = image_name(name)?;
-    let reference = Reference::parse(flist, &env::current_dir()?)
-        .map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))?;
-    let image = library.pull(&reference, &name, &Bars::bytes())?;
-    if blocks {
-        library.fetch_blocks(&image, &Bars::pieces())?;
-        trim()?;
-    }
-    output::print(&format!("{name} {}\n", image.digest))?;
-    Ok(0)
 }
 
 /// What starts of an image have read on this host, by the files it is in.
@@ -212,7 +208,9 @@ fn trim() -> Result<(), Failure> {
     }
     if report.over > 0 {
         let over = Human(report.over);
-        eprintln!("warning: the cache stays {over} over its limit: running machines need what is in it");
+        eprintln!(
+            "warning: the cache stays {over} over its limit: running machines need what is in it, or no store has it"
+        );
     }
     Ok(())
 }

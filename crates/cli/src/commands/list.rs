@@ -51,7 +51,7 @@ fn row(machine: &MachineSummary, size: Option<u64>, args: &PsArgs, now: Timestam
         true => command.clone(),
         false => command.chars().take(COMMAND_WIDTH - 1).chain(['…']).collect(),
     };
-    let image = machine.flist.rsplit('/').next().unwrap_or(&machine.flist).to_owned();
+    let image = shown_image(&machine.flist).to_owned();
     let (status, ports) = (status(machine, now), machine.ports.join(", "));
     let mut cells = vec![
         machine.name.clone(),
@@ -96,6 +96,14 @@ fn row(machine: &MachineSummary, size: Option<u64>, args: &PsArgs, now: Timestam
         name: machine.name.clone(),
         cells,
         fields,
+    }
+}
+
+/// The name of an image as it is; of a path or a URL what is behind the last slash.
+fn shown_image(text: &str) -> &str {
+    match text.starts_with('/') || text.contains("://") && !text.starts_with("docker://") {
+        true => text.rsplit('/').next().unwrap_or(text),
+        false => text.strip_prefix("docker://").unwrap_or(text),
     }
 }
 
@@ -208,8 +216,8 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
 }
 
 fn is_image(flist: &str, wanted: &str) -> bool {
-    let last = flist.rsplit('/').next().unwrap_or(flist);
-    flist == wanted || last == wanted || last.split(':').next() == Some(wanted)
+    let shown = shown_image(flist);
+    flist == wanted || shown == wanted || shown.split(':').next() == Some(wanted)
 }
 
 /// What a machine's own disk takes on this host.

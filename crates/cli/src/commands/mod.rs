@@ -24,7 +24,7 @@ mod why;
 
 use zmachine_spec::Failure;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, ImageCommand};
 use crate::{context, logs, roles};
 
 /// Carries a command out; its exit code.
@@ -58,6 +58,16 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Console(args) => exec::console(&context::engine()?, &args),
         Command::Flist(command) => flist::flist(command),
         Command::Image(command) => image::image(command),
+        Command::Pull(args) => image::image(ImageCommand::Pull(args)),
+        Command::Images(args) => image::image(ImageCommand::Ls(args)),
+        Command::Rmi(args) => image::image(ImageCommand::Rm(args)),
+        Command::Tag(args) => image::image(ImageCommand::Tag(args)),
+        Command::History(args) => image::image(ImageCommand::History(args)),
+        Command::Save(args) => image::image(ImageCommand::Save(args)),
+        Command::Push(args) => image::image(ImageCommand::Push(args)),
+        Command::Login(args) => image::login(&args),
+        Command::Logout(args) => image::logout(&args),
+        Command::Load(args) => image::image(ImageCommand::Load(args)),
         Command::Firmware(command) => firmware::firmware(&command),
         Command::Kernel(command) => kernel::kernel(command),
         Command::Volume(command) => volume::volume(command),

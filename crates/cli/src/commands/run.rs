@@ -89,10 +89,12 @@ fn with_options<T>(args: &CreateArgs, f: impl FnOnce(&CreateOptions<'_>) -> Resu
         Pull::Missing => PullPolicy::Missing,
         Pull::Always => PullPolicy::Always,
         Pull::Never => PullPolicy::Never,
+        Pull::Newer => PullPolicy::Newer,
     };
     f(&CreateOptions {
         cwd: &env::current_dir()?,
         pull,
+        installs_kernel: !args.no_install,
         progress: &bars,
     })
 }

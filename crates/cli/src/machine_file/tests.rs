@@ -13,6 +13,7 @@ use crate::args::{self, Cli, Command, Refused};
 const SAMPLES: &[(&str, &str, bool)] = &[
     ("detach", "true", false),
     ("pull", "\"always\"", false),
+    ("no-install", "true", false),
     ("rm", "true", true),
     ("name", "\"web\"", true),
     ("cpus", "2", true),

@@ -1,5 +1,6 @@
 //! The real program against real servers: S3 (`s3s-fs`), nginx, Redis, Debian's registry, and a 0-db with namespaces.
 
+mod registry;
 mod zdb;
 
 use std::fs;

@@ -74,7 +74,10 @@ fn what_can_be_refused_is_refused_before_anything_is_made() {
     let mut checks = Checks::default();
     checks.that("a missing file", || refused(&home, &[&missing], 3, "missing.fl"));
     checks.that("a missing name", || {
-        refused(&home, &["no-such-image"], 3, "no-such-image")
+        refused(&home, &["--pull", "never", "no-such-image"], 3, "no-such-image")
+    });
+    checks.that("a registry that is not there", || {
+        refused(&home, &["registry.invalid/no-such-image"], 5, "registry.invalid")
     });
     checks.that("a folder", || refused(&home, &[&folder], 5, &folder));
     checks.that("a truncated flist", || refused(&home, &[&truncated], 5, "truncated.fl"));
@@ -145,7 +148,7 @@ fn without_a_kernel(home: &TestHome, image: &str) {
     let kernels = home.path().join("kernels");
     let away = home.file("kernels-away");
     std::fs::rename(&kernels, &away).expect("the link to the kernels");
-    refused(home, &[image], 3, "kernel");
+    refused(home, &["--no-install", image], 3, "kernel");
     let _ = std::fs::remove_dir_all(&kernels);
     std::fs::rename(&away, &kernels).expect("the link to the kernels");
 }

@@ -8,8 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use zmachine_testkit::{Need, TestHome, lacking, skip};
+use zmachine_testkit::{Need, TestHome, debian_program, lacking, skip};
 
+use crate::rootless::User;
 use crate::support::{exec_output, home, sh, until, until_logged, zmachine};
 
 /// `cap_net_raw+ep` in the format of the kernel (version 2).
@@ -163,4 +164,149 @@ fn an_image_of_debian_packages_runs_as_it_says_and_outlives_its_store() {
     zmachine(&home, &["rm", "-f", "w"]).expect_success();
     let freed = zmachine(&home, &["image", "cache", "--limit", "1K"]);
     assert!(freed.expect_success().stderr().contains("blocks removed"), "{freed}");
+}
+
+/// Debian's `docker-registry` in the network of the home.
+struct Registry(Child);
+
+impl Registry {
+    const HOST: &str = "127.0.0.1:5000";
+
+    fn start(home: &TestHome) -> Registry {
+        let program = debian_program("docker-registry", "usr/bin/docker-registry", &home.cache());
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{}\"}}\n",
+            home.file("registry").display(),
+            Registry::HOST
+        );
+        let file = home.file("registry.yml");
+        fs::write(&file, config).expect("a file");
+        let registry = Registry(home.command(&program, ["serve".as_ref(), file.as_os_str()]).start());
+        let probe =
+            "for i in $(seq 300); do (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && exit 0; sleep 0.2; done; exit 1";
+        home.command(Path::new("bash"), ["-c", probe])
+            .deadline(Duration::from_secs(90))
+            .finish()
+            .expect_success();
+        registry
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_image_runs_by_its_name_in_a_registry_and_again_when_that_is_gone() {
+    let Some(home) = home() else { return };
+    let commands = ["umoci", "skopeo", "bash", "apt-get", "dpkg-deb"].map(Need::Command);
+    if let Some(reason) = lacking(&commands) {
+        return skip(&reason);
+    }
+    debian_image(&home);
+    let registry = Registry::start(&home);
+    let name = format!("{}/team/web:1", Registry::HOST);
+    let copied = [
+        "copy",
+        "-q",
+        "--dest-tls-verify=false",
+        "oci:oci:web",
+        &format!("docker://{name}"),
+    ];
+    home.command(Path::new("skopeo"), copied)
+        .deadline(Duration::from_secs(120))
+        .finish()
+        .expect_success();
+
+    let missing = zmachine(
+        &home,
+        &[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            &format!("{}/team/no", Registry::HOST),
+        ],
+    );
+    missing.expect_code(125);
+    assert!(
+        missing.stderr().contains("there is no image") && missing.stderr().contains("404"),
+        "{missing}"
+    );
+
+    zmachine(&home, &["run", "-d", "--name", "w", "--network", "none", &name]).expect_success();
+    until_logged(
+        &home,
+        "w",
+        "www-data in /srv/www: hello, from the image\n/usr/bin/tac cap_net_raw=ep\n",
+    );
+    let listed = zmachine(&home, &["ps"]);
+    assert!(listed.stdout().contains(&name), "{listed}");
+    let inspected = zmachine(&home, &["inspect", "w"]).expect_success().stdout();
+    let pinned = format!("{}/team/web@sha256:", Registry::HOST);
+    assert!(inspected.contains(&pinned), "{inspected}");
+    let kept = zmachine(&home, &["rmi", &name]);
+    assert!(
+        kept.expect_success().stderr().contains("as long as w uses it"),
+        "{kept}"
+    );
+    zmachine(&home, &["rm", "-f", "w"]).expect_success();
+
+    // An ordinary user has images of its own.
+    let user = User::beside(&home);
+    let echoed = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--entrypoint",
+        "echo",
+        &name,
+        "as a user",
+    ];
+    for _ in 0..2 {
+        assert_eq!(user.zmachine(&echoed).expect_success().stdout(), "as a user\n");
+    }
+    drop(user);
+
+    zmachine(&home, &["pull", &name]).expect_success();
+    let limited = zmachine(&home, &["image", "cache", "--limit", "1K"]);
+    assert!(
+        limited.expect_success().stderr().contains("no store has it"),
+        "{limited}"
+    );
+    drop(registry);
+    let again = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--entrypoint",
+        "echo",
+        &name,
+        "once more",
+    ];
+    assert_eq!(zmachine(&home, &again).expect_success().stdout(), "once more\n");
+    let newer = [&["run", "--pull", "newer"][..], &again[1..]].concat();
+    assert_eq!(zmachine(&home, &newer).expect_success().stdout(), "once more\n");
+    zmachine(&home, &["rmi", &name]).expect_success();
+    let usage: Value =
+        serde_json::from_str(&zmachine(&home, &["image", "cache", "-o", "json"]).stdout()).expect("JSON");
+    assert_eq!(usage["blocks"], 0, "{usage}");
+
+    // A layout needs no registry and no name.
+    let layout = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--entrypoint",
+        "id",
+        "oci:oci:web",
+        "-un",
+    ];
+    assert_eq!(zmachine(&home, &layout).expect_success().stdout(), "www-data\n");
 }

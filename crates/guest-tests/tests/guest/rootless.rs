@@ -18,13 +18,13 @@ const GET: &str = "GET / HTTP/1.0\\r\\n\\r\\n";
 const PAGE: &str = "a page\n";
 
 /// A user with folders of its own, beside a home whose network it is in.
-struct User<'a> {
+pub(crate) struct User<'a> {
     home: &'a TestHome,
     folder: PathBuf,
 }
 
 impl User<'_> {
-    fn beside(home: &TestHome) -> User<'_> {
+    pub(crate) fn beside(home: &TestHome) -> User<'_> {
         let folder = home.file("user");
         let kernels = folder.join("data/zmachine/kernels");
         for dir in [folder.join("bin"), folder.join("run"), kernels.join("test")] {
@@ -44,7 +44,7 @@ impl User<'_> {
     }
 
     /// `zmachine args...` as this user.
-    fn zmachine(&self, args: &[&str]) -> Finished {
+    pub(crate) fn zmachine(&self, args: &[&str]) -> Finished {
         let (reuid, regid) = (format!("--reuid={USER}"), format!("--regid={USER}"));
         let program = self.folder.join("bin/zmachine");
         let words = [&reuid, &regid, "--clear-groups", "--inh-caps=-all", path(&program)];

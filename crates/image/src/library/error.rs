@@ -10,6 +10,7 @@ use super::share::ShareError;
 use crate::cache::CacheError;
 use crate::facts::KindError;
 use crate::fetch::FetchError;
+use crate::reference::{DOCKER_HUB, ImageSource};
 use crate::store::{CredentialsError, StoreError};
 
 /// Why a reference does not lead to an image, or the library cannot be used.
@@ -27,6 +28,20 @@ pub enum ResolveError {
     UnknownDigest {
         /// The digest.
         digest: String,
+    },
+    /// Several images have digests that begin so.
+    #[error("several images have digests that begin with '{start}'")]
+    Ambiguous {
+        /// The beginning.
+        start: String,
+    },
+    /// The metadata of an image could not be written.
+    #[error("{reference} cannot be kept")]
+    NotWritten {
+        /// The reference, without credentials.
+        reference: String,
+        /// Why.
+        source: zmachine_flist::WriteError,
     },
     /// The file is not there.
     #[error("{} does not exist", path.display())]
@@ -172,20 +187,24 @@ impl ResolveError {
         use ShareError::{InAHome, NotACache, Writable};
         matches!(
             self,
-            ResolveError::Share(NotACache { .. } | InAHome { .. } | Writable { .. })
+            ResolveError::Share(NotACache { .. } | InAHome { .. } | Writable { .. }) | ResolveError::Ambiguous { .. }
         )
     }
 
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            ResolveError::UnknownName { name } if ImageSource::named(name, DOCKER_HUB).is_none() => {
+                Some("'zmachine image ls' shows the names there are".into())
+            }
             ResolveError::UnknownName { name } => Some(format!(
-                "from a registry: {}; 'zmachine image ls' shows the names here, and a file of that name is './{name}'",
-                import(name)
+                "'zmachine image ls' shows the names there are, and 'zmachine pull {name}' gets it from a registry; a file of that name is './{name}'"
             )),
+            ResolveError::Ambiguous { .. } => Some("give more of its digits".into()),
+            ResolveError::NotWritten { .. } => None,
             ResolveError::UnknownDigest { .. } => Some("'zmachine image ls' shows what there is".into()),
             ResolveError::MissingFile { path } => Some(match as_container_image(path) {
-                Some(name) => format!("check the path; or if it is a container image: {}", import(&name)),
+                Some(name) => format!("check the path; or if it is an image of a registry, leave './' out: {name}"),
                 None => "check the path; images that were pulled go by name".into(),
             }),
             ResolveError::NotAFlist { advice, .. } => Some((*advice).to_owned()),
@@ -212,13 +231,6 @@ impl ResolveError {
             ResolveError::File(_) => None,
         }
     }
-}
-
-/// How a container image becomes one that can be run.
-fn import(name: &str) -> String {
-    let file = name.rsplit('/').next().unwrap_or(name);
-    let file = file.split([':', '@']).next().unwrap_or(file);
-    format!("'zmachine flist import docker://{name} -o {file}.fl --store dir:///DIR', then 'zmachine run {file}.fl'")
 }
 
 /// A path that may be meant as the name of a container image: `library/alpine`, `docker.io/library/alpine:3`.
@@ -250,11 +262,11 @@ mod tests {
     #[test]
     fn a_name_of_a_registry_is_answered_with_how_to_get_it() {
         let hint = |path: &str| ResolveError::MissingFile { path: path.into() }.hint().unwrap();
-        assert!(hint("docker.io/library/alpine:3").contains("docker://docker.io/library/alpine:3 -o alpine.fl"));
+        assert!(hint("docker.io/library/alpine:3").contains("leave './' out: docker.io/library/alpine:3"));
         for path in ["/srv/app", "images/app.fl", "../app", "My/App"] {
-            assert!(!hint(path).contains("docker://"), "{path}");
+            assert!(!hint(path).contains("registry"), "{path}");
         }
         let unknown = ResolveError::UnknownName { name: "alpine".into() };
-        assert!(unknown.hint().unwrap().contains("docker://alpine"));
+        assert!(unknown.hint().unwrap().contains("zmachine pull alpine"));
     }
 }

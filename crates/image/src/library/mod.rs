@@ -3,10 +3,12 @@
 //! ```text
 //! images/<digest>/image.fl        the flist; <digest> = 64 hex digits of BLAKE2b-256 of its bytes
 //! images/<digest>/image.json      what was found out about it (module `record`)
+//! images/<digest>/layers.json     which layers it has, when it is a container image (module `layers`), beside manifest.json and config.json
 //! images/<digest>/files/<name>    files of the image that the host uses: a VM's kernel and initrd
 //! images/<digest>/...             what `rootfs` derives from it
 //! images/refs/<name>              symbolic link to ../<digest>
-//! images/urls/<hex>.json          which image a URL led to (module `origin`)
+//! images/urls/<hex>.json          which image a URL, or a name in a registry, led to (module `origin`)
+//! images/layers/<hex>/            layers of container images (module `layers`)
 //! images/.new-*                   under construction (module `staging`)
 //! images/.lock, images/.use, images/.trim, images/.place
 //! cache.json                      where the block cache is, and its limit (module `cache_location`)
@@ -20,6 +22,9 @@ mod cache_location;
 mod cache_users;
 mod check;
 mod error;
+mod layers;
+mod local;
+mod names;
 mod origin;
 mod prune;
 mod record;
@@ -48,6 +53,9 @@ use crate::store::{CREDENTIALS_FILE, Credentials, StoreError, agent, classify, r
 use cache_location::CacheLocation;
 pub use check::{CacheReport, DamagedBlock, Mended};
 pub use error::ResolveError;
+pub use layers::{Layer, NewLayer};
+pub use local::NewImage;
+use names::{Names, unknown_name};
 use origin::Origin;
 pub use prune::{Prune, PruneReport, hold_images};
 use record::{Record, StartupRecord};
@@ -65,7 +73,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Threads that [`Library::fetch_blocks`] uses; a store's answer time is what they hide.
 const FETCH_THREADS: usize = 8;
 
-/// When a URL is asked again. Local files are always read as they are now, and names lead to what was pulled.
+/// When a URL or a registry is asked again. Local files are always read as they are now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PullPolicy {
     /// Only when nothing is known of the URL.
@@ -75,6 +83,8 @@ pub enum PullPolicy {
     Always,
     /// Never: what is not here is an error.
     Never,
+    /// Always; what is here is used when the server does not answer, or has nothing else.
+    Newer,
 }
 
 /// A verified local image.
@@ -230,7 +240,19 @@ impl Library {
         match reference {
             Reference::Path(path) => asked.path(path),
             Reference::Url(url) => asked.url(url, policy),
-            Reference::Name(name) => self.image(&self.digest_of(name)?, mode, &asked.shown),
+            Reference::Name(name) => {
+                let found = self.find(name)?;
+                let digest = found.ok_or_else(|| unknown_name(name))?;
+                self.image(&digest, mode, &asked.shown)
+            }
+            Reference::Image(image) => {
+                let name = image.local_name();
+                let found = name.map(|name| self.find(&name)).transpose()?.flatten();
+                let digest = found.ok_or_else(|| ResolveError::NotPulled {
+                    reference: asked.shown.clone(),
+                })?;
+                self.image(&digest, mode, &asked.shown)
+            }
         }
     }
 
@@ -268,7 +290,7 @@ impl Library {
         progress: &dyn Progress,
     ) -> Result<PullPolicy, ResolveError> {
         match (reference, policy) {
-            (Reference::Url(_), PullPolicy::Missing | PullPolicy::Always) => {
+            (Reference::Url(_), PullPolicy::Missing | PullPolicy::Always | PullPolicy::Newer) => {
                 self.resolve_as(reference, policy, mode, progress)?;
                 Ok(PullPolicy::Missing)
             }
@@ -368,42 +390,6 @@ impl Library {
         Ok(bytes)
     }
 
-    /// Lets `name` lead to an image of the library, whatever it led to before.
-    ///
-    /// # Errors
-    /// When there is no such image, or the name cannot be written.
-    pub fn set_name(&self, name: &ImageName, digest: &Digest) -> Result<(), ResolveError> {
-        if !self.place_of(digest).is_dir() {
-            return Err(unknown(digest));
-        }
-        let refs = self.images.join("refs");
-        let tmp = refs.join(format!(".new-{:016x}", file::random_u64()));
-        let path = refs.join(name.as_str());
-        let linked = std::os::unix::fs::symlink(format!("../{digest}"), &tmp).and_then(|()| fs::rename(&tmp, &path));
-        if let Err(e) = linked {
-            let _ = fs::remove_file(&tmp);
-            return Err(FileError::io("create", &path, e).into());
-        }
-        Ok(file::sync_dir(&refs)?)
-    }
-
-    /// Takes a name away; the image stays.
-    ///
-    /// # Errors
-    /// [`ResolveError::UnknownName`], or when it cannot be removed.
-    pub fn remove_name(&self, name: &ImageName) -> Result<(), ResolveError> {
-        let refs = self.images.join("refs");
-        let path = refs.join(name.as_str());
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(unknown_name(name)),
-            other => {
-                other.map_err(|e| FileError::io("remove", &path, e))?;
-                // A name that comes back after a power loss would lead to whatever image is there then.
-                Ok(file::sync_dir(&refs)?)
-            }
-        }
-    }
-
     /// Removes an image with its names and derived files; its blocks stay in the cache. Whether a machine still needs it
     /// is the caller's question.
     ///
@@ -453,47 +439,6 @@ impl Library {
         Ok(listed)
     }
 
-    /// The digest that `name` leads to.
-    ///
-    /// # Errors
-    /// [`ResolveError::UnknownName`] when it leads nowhere.
-    pub fn digest_of(&self, name: &ImageName) -> Result<Digest, ResolveError> {
-        let path = self.images.join("refs").join(name.as_str());
-        let target = match fs::read_link(&path) {
-            Ok(target) => target,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(unknown_name(name)),
-            Err(e) => return Err(FileError::io("read", &path, e).into()),
-        };
-        let digest = target.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok());
-        digest.ok_or_else(|| unknown_name(name))
-    }
-
-    /// All names, with the images they lead to.
-    fn names(&self) -> Result<Names, ResolveError> {
-        let mut names = Names::default();
-        let refs = self.images.join("refs");
-        for text in names_in(&refs)? {
-            let Ok(name) = ImageName::new(&text) else {
-                // Others are under construction.
-                if !text.starts_with('.') {
-                    let what = io::Error::new(io::ErrorKind::InvalidData, "no image can have such a name");
-                    names
-                        .unreadable
-                        .push(FileError::io("use", &refs.join(text), what).into());
-                }
-                continue;
-            };
-            match self.digest_of(&name) {
-                Ok(digest) => names.images.push((name, digest)),
-                // It leads to nothing that could be an image, or is gone since the listing.
-                Err(ResolveError::UnknownName { .. }) => {}
-                Err(error) => names.unreadable.push(error),
-            }
-        }
-        names.images.sort();
-        Ok(names)
-    }
-
     fn place_of(&self, digest: &Digest) -> PathBuf {
         self.images.join(digest.to_string())
     }
@@ -510,30 +455,6 @@ impl Library {
             facts: record.facts(mode, reference)?,
             directory,
         })
-    }
-}
-
-/// The names of a library.
-#[derive(Debug, Default)]
-struct Names {
-    /// Sorted.
-    images: Vec<(ImageName, Digest)>,
-    /// Why it cannot be told where others lead.
-    unreadable: Vec<ResolveError>,
-}
-
-impl Names {
-    /// For whoever removes what has no name: one that cannot be read may be the name of anything.
-    fn all(mut self) -> Result<Names, ResolveError> {
-        match self.unreadable.pop() {
-            Some(error) => Err(error),
-            None => Ok(self),
-        }
-    }
-
-    fn of(&self, digest: &Digest) -> Vec<ImageName> {
-        let own = self.images.iter().filter(|(_, image)| image == digest);
-        own.map(|(name, _)| name.clone()).collect()
     }
 }
 
@@ -608,6 +529,13 @@ impl Asked<'_> {
             (None, PullPolicy::Never) => Err(ResolveError::NotPulled {
                 reference: self.shown.clone(),
             }),
+            (Some((digest, _)), PullPolicy::Newer) => match self.download(url, known.as_ref()) {
+                Err(error @ ResolveError::Download { .. }) => {
+                    self.progress.message(&format!("{error}: what is here is used"));
+                    self.library.image(digest, self.mode, &self.shown)
+                }
+                downloaded => downloaded,
+            },
             _ => self.download(url, known.as_ref()),
         }
     }
@@ -724,10 +652,6 @@ fn unknown(digest: &Digest) -> ResolveError {
     ResolveError::UnknownDigest {
         digest: digest.to_string(),
     }
-}
-
-fn unknown_name(name: &ImageName) -> ResolveError {
-    ResolveError::UnknownName { name: name.to_string() }
 }
 
 fn open_flist(path: &Path, reference: &str) -> Result<Flist, ResolveError> {

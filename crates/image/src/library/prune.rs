@@ -1,4 +1,5 @@
-//! Removing what nobody needs any more: images without a name that no machine uses, and blocks that no image has.
+//! Removing what nobody needs any more: images without a name that no machine uses, layers that no image has, and blocks that neither
+//! has.
 //!
 //! ```text
 //! images/.use     held shared by who resolves an image for a machine or a name, until that is written, but not while an image is being
@@ -18,7 +19,7 @@ use zmachine_sys::file;
 use zmachine_sys::lock::FileLock;
 
 use super::cache_users::{Removal, unreadable};
-use super::{Library, ResolveError};
+use super::{Library, ResolveError, layers};
 
 /// How long those are waited for who resolve images right now.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -83,8 +84,8 @@ impl Library {
 }
 
 impl Prune<'_> {
-    /// Removes images without a name that are not in `used` of this home, then the blocks that no remaining image has, in any home of
-    /// the cache. `used` gives the images of a home's machines.
+    /// Removes images without a name that are not in `used` of this home, then the layers and blocks that no remaining image has, in any
+    /// home of the cache. `used` gives the images of a home's machines.
     ///
     /// # Errors
     /// When an image that stays cannot be read, or a home of the cache: its blocks would be taken for nobody's. Nothing else
@@ -104,26 +105,93 @@ impl Prune<'_> {
         Ok(self.remove(&used, kept)?)
     }
 
+    /// Removes those of `images` that have no name and that no machine uses, with their layers that no other image has and the blocks
+    /// that only these have. What stores have of them stays in the cache.
+    ///
+    /// # Errors
+    /// As [`Prune::run`].
+    pub fn remove_images<E: From<ResolveError>>(
+        self,
+        images: &HashSet<Digest>,
+        used: impl Fn(&Path) -> Result<HashSet<Digest>, E>,
+    ) -> Result<PruneReport, E> {
+        let library = self.library;
+        let used = used(&library.place.home)?;
+        let mut report = PruneReport::default();
+        let mut layers: HashSet<String> = HashSet::new();
+        for image in library.list().map_err(E::from)? {
+            let is_meant = images.contains(&image.digest);
+            if is_meant && image.names.is_empty() && !used.contains(&image.digest) {
+                layers.extend(library.layers_of(&image.digest)?);
+                self.remove_image(&image.digest, &mut report)?;
+            }
+        }
+        for image in library.list().map_err(E::from)? {
+            for layer in library.layers_of(&image.digest)? {
+                layers.remove(&layer);
+            }
+        }
+        if layers.is_empty() {
+            return Ok(report);
+        }
+        let mut blocks = library.paths_of_layers(&layers)?;
+        for layer in &layers {
+            report.bytes += layers::bytes_of(&library.layers().join(layer));
+            library.remove_layer(layer)?;
+        }
+        for path in library.all_block_paths()? {
+            blocks.remove(&path);
+        }
+        for home in &self.removal.others {
+            for path in library.of_other(home).all_block_paths().map_err(unreadable(home))? {
+                blocks.remove(&path);
+            }
+        }
+        for path in blocks {
+            if let Ok(meta) = path.symlink_metadata() {
+                library.cache.remove(&path).map_err(ResolveError::from)?;
+                report.blocks += 1;
+                report.bytes += meta.blocks() * 512;
+            }
+        }
+        Ok(report)
+    }
+
+    fn remove_image(&self, digest: &Digest, report: &mut PruneReport) -> Result<(), ResolveError> {
+        let place = self.library.place_of(digest);
+        report.bytes += bytes_below(&place);
+        file::remove_dir_all(&place)?;
+        report.images += 1;
+        Ok(())
+    }
+
     /// The same with the blocks that other homes need.
     fn remove(self, used: &HashSet<Digest>, mut kept: HashSet<PathBuf>) -> Result<PruneReport, ResolveError> {
         let library = self.library;
         let mut report = PruneReport {
-            forgotten: self.removal.forgotten,
+            forgotten: self.removal.forgotten.clone(),
             ..PruneReport::default()
         };
         let mut unused = Vec::new();
+        let mut layers: HashSet<String> = library.layer_names()?.into_iter().collect();
         for image in library.list()? {
-            let place = library.place_of(&image.digest);
             if image.names.is_empty() && !used.contains(&image.digest) {
-                unused.push(place);
+                unused.push(image.digest);
                 continue;
             }
             kept.extend(library.block_paths(&image.digest)?);
+            let own = library.layers_of(&image.digest)?;
+            kept.extend(library.paths_of_layers(&own)?);
+            own.iter().for_each(|layer| {
+                layers.remove(layer);
+            });
         }
-        for place in unused {
-            report.bytes += bytes_below(&place);
-            file::remove_dir_all(&place)?;
-            report.images += 1;
+        for digest in unused {
+            self.remove_image(&digest, &mut report)?;
+        }
+        for layer in &layers {
+            report.bytes += layers::bytes_of(&library.layers().join(layer));
+            library.remove_layer(layer)?;
         }
         let (blocks, bytes) = library.cache.retain(|path| kept.contains(path))?;
         report.blocks = blocks;

@@ -197,6 +197,10 @@ impl ShareChange {
         let ShareChange { from, to, .. } = &self;
         cache_users::add(to)?;
         if from != to {
+            // What no store has must be in the new place before the home is. A cache that is gone has nothing to give.
+            if from.folder.is_some() && from.check().is_ok() {
+                Library::open(&from.home)?.give_layers(&BlockCache::open(&to.blocks())?)?;
+            }
             to.write()?;
             cache_users::remove(from, &from.home)?;
         }

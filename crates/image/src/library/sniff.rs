@@ -66,7 +66,7 @@ pub(crate) fn sniff(name: &str, head: &[u8]) -> Option<Foreign> {
     } else {
         (
             "of no kind that is known here",
-            "a flist is a SQLite database, as 'zmachine flist pack' makes it",
+            "images are flists, archives of docker, podman or skopeo (.tar), and disk images (qcow2, raw)",
         )
     };
     Some(Foreign { found, advice })

@@ -19,6 +19,7 @@ pub(crate) const FLIST_LIMIT: u64 = 4 << 30;
 const CHUNK: usize = 128 * 1024;
 
 /// A directory under construction; dropped without [`Staging::publish`], it is gone.
+#[derive(Debug)]
 pub(crate) struct Staging {
     dir: PathBuf,
     /// Held until the directory has its place or is gone.
@@ -48,9 +49,20 @@ pub(crate) fn clear_leftovers(images: &Path) -> Result<(), ResolveError> {
     if lock.try_lock().is_err() {
         return Ok(());
     }
-    let entries = fs::read_dir(images).map_err(|e| io_error("list", images, e))?;
+    let layers = images.join("layers");
+    for folder in [Some(images), layers.is_dir().then_some(layers.as_path())]
+        .into_iter()
+        .flatten()
+    {
+        clear(folder)?;
+    }
+    Ok(())
+}
+
+fn clear(folder: &Path) -> Result<(), ResolveError> {
+    let entries = fs::read_dir(folder).map_err(|e| io_error("list", folder, e))?;
     for entry in entries {
-        let path = entry.map_err(|e| io_error("list", images, e))?.path();
+        let path = entry.map_err(|e| io_error("list", folder, e))?.path();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         if name.starts_with(".new-") || name.starts_with(".gone-") {
             fs::remove_dir_all(&path).map_err(|e| io_error("remove", &path, e))?;
@@ -106,6 +118,10 @@ impl Staging {
         Ok(Staging { dir, _lock: lock })
     }
 
+    pub(crate) fn directory(&self) -> &Path {
+        &self.dir
+    }
+
     /// The place of the flist.
     pub(crate) fn flist(&self) -> PathBuf {
         self.dir.join("image.fl")
@@ -143,6 +159,24 @@ impl Staging {
             Err(_) if place.join("image.json").is_file() => Ok(()),
             Err(e) => Err(io_error("create", place, e)),
         }
+    }
+}
+
+impl Staging {
+    /// Gives the directory its final name, which another one may have: that one is gone then.
+    pub(crate) fn publish_over(self, place: &Path) -> Result<(), ResolveError> {
+        file::sync_dir(&self.dir)?;
+        let mut renamed = fs::rename(&self.dir, place);
+        // Again and again: another process may be at it with the same name.
+        for _ in 0..8 {
+            if renamed.is_ok() || !place.is_dir() {
+                break;
+            }
+            file::remove_dir_all(place)?;
+            renamed = fs::rename(&self.dir, place);
+        }
+        renamed.map_err(|e| io_error("create", place, e))?;
+        Ok(file::sync_dir(place.parent().unwrap_or(place))?)
     }
 }
 

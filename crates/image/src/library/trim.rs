@@ -2,7 +2,7 @@
 //!
 //! The blocks that were not read for the longest time go first (the access time of their files, which
 //! [`BlockCache::get`](crate::BlockCache::get) keeps to ten minutes on any mount). Those of images that the caller names
-//! stay whatever the limit is: a running machine whose store is gone has nothing else. A cache that homes share has one limit
+//! stay whatever the limit is: a running machine whose store is gone has nothing else. So do blocks of layers, which no store has. A cache that homes share has one limit
 //! ([`super::place`]), and the images are those of all of them.
 
 use std::collections::HashSet;
@@ -42,7 +42,7 @@ pub struct TrimReport {
     pub blocks: u64,
     /// What they had on disk, in bytes.
     pub bytes: u64,
-    /// By how many bytes the cache is still over its limit: all of it is needed by running machines.
+    /// By how many bytes the cache is still over its limit: all of it is needed by running machines, or no store has it.
     pub over: u64,
     /// Homes that shared the cache and are gone from disk.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -102,9 +102,11 @@ impl Library {
         let mut kept = HashSet::new();
         if total > limit {
             kept.extend(self.paths_of(&pinned(&self.place.home)?)?);
+            kept.extend(self.pinned_paths()?);
             for home in &removal.others {
-                let paths = self.of_other(home).paths_of(&pinned(home)?);
-                kept.extend(paths.map_err(unreadable(home))?);
+                let other = self.of_other(home);
+                kept.extend(other.paths_of(&pinned(home)?).map_err(unreadable(home))?);
+                kept.extend(other.pinned_paths().map_err(unreadable(home))?);
             }
         }
         let mut report = self.remove_oldest(blocks, &kept, limit)?;
@@ -148,10 +150,12 @@ impl Library {
         Ok(paths)
     }
 
-    /// Where the blocks of all images are or would be.
+    /// Where the blocks of all images and layers are or would be.
     pub(super) fn all_block_paths(&self) -> Result<HashSet<PathBuf>, ResolveError> {
         let digests = self.list()?.into_iter().map(|image| image.digest);
-        self.paths_of(&digests.collect())
+        let mut paths = self.paths_of(&digests.collect())?;
+        paths.extend(self.pinned_paths()?);
+        Ok(paths)
     }
 
     /// Where the blocks of the image are or would be in the cache.

@@ -30,6 +30,18 @@ pub struct HttpStore {
 /// A connection pool with the project's settings: the host's own trusted certificates, no proxy from the environment,
 /// statuses as values instead of errors.
 pub fn agent(timeouts: Timeouts) -> Agent {
+    agent_with(
+        timeouts,
+        TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build(),
+    )
+}
+
+/// The same for a server whose certificate is not checked, as its user wants it.
+pub fn trusting_agent(timeouts: Timeouts) -> Agent {
+    agent_with(timeouts, TlsConfig::builder().disable_verification(true).build())
+}
+
+fn agent_with(timeouts: Timeouts, tls: TlsConfig) -> Agent {
     Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)
@@ -37,7 +49,7 @@ pub fn agent(timeouts: Timeouts) -> Agent {
         .timeout_connect(Some(timeouts.connect))
         .max_idle_connections(IDLE_CONNECTIONS)
         .max_idle_connections_per_host(IDLE_CONNECTIONS)
-        .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+        .tls_config(tls)
         .build()
         .new_agent()
 }

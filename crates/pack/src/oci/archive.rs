@@ -11,7 +11,9 @@ use sha2::{Digest as _, Sha256};
 use super::Problem;
 use super::files::Files;
 use super::manifest::{self, Descriptor, nullable};
-use super::source::{Pick, Source};
+use zmachine_image::reference::Pick;
+
+use super::source::Source;
 
 /// Where the made-up descriptor of a layer names its member.
 const MEMBER: &str = "zmachine.member";
@@ -122,6 +124,10 @@ impl Source for DockerArchive {
             "the archive refers to manifest {}",
             descriptor.digest
         )))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.image.repo_tags.clone()
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + '_>, Problem> {

@@ -25,10 +25,10 @@ use super::manifest::nullable;
 use super::registry::to_problem;
 
 /// The longest credentials file or token answer, in bytes.
-const LIMIT: u64 = 1 << 20;
+pub(super) const LIMIT: u64 = 1 << 20;
 
 /// The name of Docker's own registry in files and helpers.
-const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+pub(super) const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 
 /// What proves who asks.
 #[derive(Clone, PartialEq, Eq)]
@@ -192,7 +192,11 @@ pub(super) fn token(
     let realm = parameters
         .get("realm")
         .ok_or_else(|| Problem::Broken("it asks for a token from nowhere".into()))?;
-    let scope = format!("repository:{}:pull", owner.repository);
+    // Who only wants to know whether a login is right needs none.
+    let scope = match owner.repository {
+        "" => String::new(),
+        repository => format!("repository:{repository}:pull"),
+    };
     let scope = parameters.get("scope").unwrap_or(&scope).as_str();
     let service = parameters.get("service").map(String::as_str);
     let response = match owner.login_for(realm) {

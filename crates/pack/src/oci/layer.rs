@@ -129,6 +129,12 @@ fn check(found: &[u8], digest: &str) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The digest of a document.
+pub(super) fn digest_of(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
 /// Holds a document against its digest.
 pub(super) fn check_digest(bytes: &[u8], digest: &str) -> Result<(), Problem> {
     check(&Sha256::digest(bytes), digest)

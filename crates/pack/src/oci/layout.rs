@@ -6,7 +6,9 @@ use super::Problem;
 use super::files::Files;
 use super::layer::hex_of;
 use super::manifest::{self, Descriptor, Index, choose};
-use super::source::{Pick, Source};
+use zmachine_image::reference::Pick;
+
+use super::source::Source;
 
 pub(super) struct Layout {
     files: Files,
@@ -66,6 +68,11 @@ impl Source for Layout {
 
     fn manifest_by_digest(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Problem> {
         self.files.document(&Layout::blob_name(descriptor)?)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let full = self.image.annotation("io.containerd.image.name");
+        full.or(self.image.name()).map(str::to_owned).into_iter().collect()
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + '_>, Problem> {

@@ -82,7 +82,7 @@ pub(super) struct RootFs {
 }
 
 /// How to run the image. Every field may also be `null`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Config {
     entrypoint: Option<Words>,
@@ -97,7 +97,7 @@ pub(super) struct Config {
 }
 
 /// A list of texts, or one of them.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum Words {
     List(Vec<Option<String>>),
@@ -114,19 +114,30 @@ impl Words {
 }
 
 impl Config {
-    pub(super) fn into_image_config(self) -> ImageConfig {
+    pub(super) fn to_image_config(&self) -> ImageConfig {
+        let Config {
+            entrypoint,
+            cmd,
+            env,
+            user,
+            working_dir,
+            stop_signal,
+            exposed_ports,
+            volumes,
+            labels,
+        } = self.clone();
         let some = |text: Option<String>| text.filter(|text| !text.is_empty());
         let list = |words: Option<Words>| words.map_or_else(Vec::new, Words::into_list);
-        let labels = self.labels.unwrap_or_default().into_iter();
+        let labels = labels.unwrap_or_default().into_iter();
         ImageConfig {
-            entrypoint: list(self.entrypoint),
-            cmd: list(self.cmd),
-            env: list(self.env),
-            user: some(self.user),
-            workdir: some(self.working_dir),
-            stop_signal: some(self.stop_signal),
-            ports: self.exposed_ports.unwrap_or_default().into_keys().collect(),
-            volumes: self.volumes.unwrap_or_default().into_keys().collect(),
+            entrypoint: list(entrypoint),
+            cmd: list(cmd),
+            env: list(env),
+            user: some(user),
+            workdir: some(working_dir),
+            stop_signal: some(stop_signal),
+            ports: exposed_ports.unwrap_or_default().into_keys().collect(),
+            volumes: volumes.unwrap_or_default().into_keys().collect(),
             labels: labels.map(|(name, value)| (name, value.unwrap_or_default())).collect(),
         }
     }
@@ -343,7 +354,7 @@ mod tests {
         let text =
             r#"{"config":{"Entrypoint":null,"Cmd":["sh"],"User":"","Volumes":{"/d":{}}},"rootfs":{"diff_ids":[]}}"#;
         let configuration: Configuration = serde_json::from_str(text).unwrap();
-        let config = configuration.config.into_image_config();
+        let config = configuration.config.to_image_config();
         assert_eq!(config.cmd, ["sh"]);
         assert_eq!(config.volumes, ["/d"]);
         assert_eq!((config.entrypoint.len(), config.user), (0, None));
@@ -361,7 +372,7 @@ mod tests {
             assert!(
                 configuration
                     .config
-                    .into_image_config()
+                    .to_image_config()
                     .labels
                     .values()
                     .all(String::is_empty)
@@ -377,7 +388,7 @@ mod tests {
     #[test]
     fn a_command_may_be_a_text() {
         let config: Config = serde_json::from_str(r#"{"Entrypoint":"/bin/sh","Cmd":["-c",null]}"#).unwrap();
-        let config = config.into_image_config();
+        let config = config.to_image_config();
         assert_eq!(
             (config.entrypoint, config.cmd),
             (vec!["/bin/sh".to_owned()], vec!["-c".to_owned(), String::new()])

@@ -8,25 +8,43 @@
 //! | submodule | what |
 //! |---|---|
 //! | `manifest` | the JSON documents of an image, as far as they matter here |
+//! | `recognize` | whether a path is such an image |
 //! | `source` | the reference, and the trait that all sources have |
 //! | `files` | files by name, in a directory or a tar archive |
 //! | `layout` | the OCI image layout |
 //! | `archive` | a file that `docker save` or `podman save` wrote |
 //! | `registry` | the distribution protocol |
+//! | `mirrored` | a registry and its mirrors |
 //! | `challenge` | what a registry asks for |
 //! | `auth` | credentials of registries: the files of docker and podman, token servers |
 //! | `helper` | programs that keep credentials for these files |
 //! | `layer` | digests and compression of a layer's stream |
+//! | [`mod@pull`] | an image whose layers are kept on this host |
+//! | [`mod@push`] | from here to a registry |
+//! | [`mod@save`] | from here to an archive |
+//! | [`mod@login`] | writing credentials |
+//! | `keep` | from a layer's stream to blocks here |
+//! | `frame` | a layer's tar without contents, and the tar again |
+//! | [`registries`] | what is said about registries on this host |
 
 mod archive;
 mod auth;
 mod challenge;
 mod files;
+mod frame;
 mod helper;
+mod keep;
 mod layer;
 mod layout;
+pub mod login;
 mod manifest;
+mod mirrored;
+pub mod pull;
+pub mod push;
+mod recognize;
+pub mod registries;
 mod registry;
+pub mod save;
 mod source;
 
 use std::io;
@@ -38,9 +56,12 @@ use zmachine_flist::Flist;
 use crate::pack::{PackError, PackOptions, PackReport, pack_layers};
 use layer::{LayerStream, Reported};
 use manifest::{Configuration, Descriptor, Manifest};
+pub use recognize::{images_of, recognize};
+use registries::Registries;
 use source::Source;
-pub use source::{ImageSource, Pick, SourceError};
+use zmachine_image::library::ResolveError;
 use zmachine_image::progress::{Progress, Silent};
+pub use zmachine_image::reference::{ImageSource, Pick, SourceError};
 use zmachine_image::store::{BlockStore, Timeouts};
 
 /// The longest manifest, index or configuration that is read, in bytes.
@@ -54,6 +75,8 @@ pub struct ImportOptions {
     pub auth_files: Vec<PathBuf>,
     /// Speak to the registry without TLS. One on this host (`localhost`, `127.*`) is always spoken to like that.
     pub plain_http: bool,
+    /// Mirrors, and registries without TLS.
+    pub registries: Registries,
     /// Limits of the connections.
     pub timeouts: Timeouts,
     /// The level of the x86-64 processor that the image will run on, 1 to 4: of several variants the best for it is taken.
@@ -68,6 +91,7 @@ impl Default for ImportOptions {
         ImportOptions {
             auth_files: Vec::new(),
             plain_http: false,
+            registries: Registries::default(),
             timeouts: Timeouts::default(),
             amd64_level: 1,
             temporary: PathBuf::from("/var/tmp"),
@@ -121,6 +145,14 @@ pub enum ImportError {
         /// What it has.
         found: String,
     },
+    /// What is kept on this host could not be read or written.
+    #[error("{image} cannot be kept")]
+    Here {
+        /// The reference.
+        image: String,
+        /// Why.
+        source: Box<ResolveError>,
+    },
     /// The layers could not be packed.
     #[error("{image} cannot be packed")]
     Pack {
@@ -136,9 +168,13 @@ impl ImportError {
     pub fn hint(&self) -> Option<String> {
         match self {
             ImportError::Status { status: 401 | 403, .. } => {
-                Some("log in with 'docker login' or 'podman login', or check the name".into())
+                Some("check the name, or log in to the registry with 'zmachine login'".into())
             }
             ImportError::Status { status: 404, .. } => Some("check the name and the tag".into()),
+            ImportError::Read { image, .. } if image.starts_with("docker://") => Some(
+                "check the name of the registry and the network; mirrors are named in registries.toml (docs/images.md)"
+                    .into(),
+            ),
             ImportError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some("check the path and the tag".into())
             }
@@ -197,7 +233,11 @@ pub fn import(
     let named = |problem: Problem| problem.of(image);
     let source = source::open(image, import_options).map_err(named)?;
     let level = import_options.amd64_level;
-    let (manifest, configuration) = documents(source.as_ref(), level).map_err(named)?;
+    let Documents {
+        manifest,
+        configuration,
+        ..
+    } = documents(source.as_ref(), source.manifest().map_err(named)?, level).map_err(named)?;
     let other_platform = configuration.other_platform();
     let sizes = manifest.layers.iter().map(|layer| layer.size);
     progress.begin(Some(sizes.fold(0, u64::saturating_add)), "importing");
@@ -227,7 +267,7 @@ pub fn import(
             source,
         })?,
     };
-    configuration.config.into_image_config().store(&mut flist.tags);
+    configuration.config.to_image_config().store(&mut flist.tags);
     Ok(Imported {
         flist,
         report,
@@ -235,19 +275,32 @@ pub fn import(
     })
 }
 
-/// Manifest and configuration, each held against its digest.
-fn documents(source: &dyn Source, level: u8) -> Result<(Manifest, Configuration), Problem> {
-    let mut bytes = source.manifest()?;
+/// The documents of an image.
+struct Documents {
+    manifest: Manifest,
+    configuration: Configuration,
+    /// As they are kept, and as their digests are of.
+    manifest_bytes: Vec<u8>,
+    configuration_bytes: Vec<u8>,
+}
+
+/// Manifest and configuration that `bytes` lead to, each held against its digest.
+fn documents(source: &dyn Source, mut bytes: Vec<u8>, level: u8) -> Result<Documents, Problem> {
     // An index may lead to an index, but not for ever.
     for _ in 0..4 {
         match manifest::parse(&bytes)? {
             manifest::Document::Manifest(manifest) => {
-                let configuration = document(source, &manifest.config)?;
-                let configuration: Configuration = manifest::json(&configuration, "configuration")?;
+                let configuration_bytes = document(source, &manifest.config)?;
+                let configuration: Configuration = manifest::json(&configuration_bytes, "configuration")?;
                 if configuration.rootfs.diff_ids.len() != manifest.layers.len() {
                     return Err(Problem::Broken("its configuration has another number of layers".into()));
                 }
-                return Ok((manifest, configuration));
+                return Ok(Documents {
+                    manifest,
+                    configuration,
+                    manifest_bytes: bytes,
+                    configuration_bytes,
+                });
             }
             manifest::Document::Index(index) => {
                 bytes = document(source, manifest::choose(&index.manifests, level)?)?;

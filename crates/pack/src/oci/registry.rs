@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ureq::{Agent, Error};
 use zmachine_image::pace::{Pace, Paced};
-use zmachine_image::store::{Timeouts, agent};
+use zmachine_image::store::{Timeouts, agent, trusting_agent};
 
 use super::auth;
 use super::challenge::{Challenge, challenges};
@@ -21,6 +21,9 @@ use super::{DOCUMENT_BYTES, ImportOptions, Problem};
 /// What can be read, the newer forms first.
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+
+/// What is said of a host that there is not.
+const UNKNOWN_HOST: &str = "the host name is unknown";
 
 /// A server that says nothing for this long in the middle of a layer is given up.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -62,9 +65,47 @@ pub(super) fn to_problem(error: &Error) -> Problem {
     Problem::Read(match error {
         Error::Io(error) => io::Error::new(error.kind(), error.to_string()),
         Error::Timeout(part) => io::Error::new(io::ErrorKind::TimedOut, format!("no answer in time ({part})")),
-        Error::HostNotFound => io::Error::other("the host name is unknown"),
+        Error::HostNotFound => io::Error::other(UNKNOWN_HOST),
         other => io::Error::other(other.to_string()),
     })
+}
+
+/// The name of a registry's host, without its port.
+fn name_of(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+/// Whether what is sent there stays on this host.
+fn is_local(host: &str) -> bool {
+    let name = name_of(host);
+    let is_address = name
+        .parse::<std::net::Ipv4Addr>()
+        .is_ok_and(|address| address.is_loopback());
+    name == "localhost" || is_address || name == "[::1]"
+}
+
+/// How a registry is spoken to: an agent, and the beginning of its URLs.
+pub(super) fn server(host: &str, options: &ImportOptions) -> (Agent, String) {
+    let name = if host == "docker.io" {
+        "registry-1.docker.io"
+    } else {
+        host
+    };
+    if options.plain_http || is_local(host) {
+        return (agent(options.timeouts), format!("http://{name}"));
+    }
+    if !options.registries.is_insecure(host) {
+        return (agent(options.timeouts), format!("https://{name}"));
+    }
+    // With any certificate, or else in the clear.
+    let trusting = trusting_agent(options.timeouts);
+    let request = trusting.get(format!("https://{name}/v2/")).config();
+    let answer = request.timeout_global(Some(options.timeouts.request)).build().call();
+    let scheme = if answer.is_ok() { "https" } else { "http" };
+    (trusting, format!("{scheme}://{name}"))
 }
 
 impl Registry {
@@ -74,27 +115,10 @@ impl Registry {
         reference: &str,
         options: &ImportOptions,
     ) -> Result<Registry, Problem> {
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-            _ => host,
-        };
-        let is_address = name
-            .parse::<std::net::Ipv4Addr>()
-            .is_ok_and(|address| address.is_loopback());
-        let is_local = name == "localhost" || is_address || name == "[::1]";
-        let scheme = if options.plain_http || is_local {
-            "http"
-        } else {
-            "https"
-        };
-        let server = if host == "docker.io" {
-            "registry-1.docker.io"
-        } else {
-            host
-        };
+        let (agent, server) = server(host, options);
         Ok(Registry {
-            agent: agent(options.timeouts),
-            server: format!("{scheme}://{server}"),
+            agent,
+            server,
             repository: repository.to_owned(),
             reference: reference.to_owned(),
             login: auth::login(&options.auth_files, host, repository)?,
@@ -111,7 +135,7 @@ impl Registry {
             let passes = match &answer {
                 Ok(response) => may_pass(response.status().as_u16()),
                 Err(Problem::Status(status)) => may_pass(*status),
-                Err(Problem::Read(_)) => true,
+                Err(Problem::Read(error)) => !is_nowhere(error),
                 Err(_) => false,
             };
             match pauses.next() {
@@ -129,8 +153,13 @@ impl Registry {
     }
 
     fn get_once(&self, path: &str, from: u64) -> Result<Response, Problem> {
+        self.authorized(|authorization| self.send(path, from, authorization))
+    }
+
+    /// A request that is sent again with what the registry asks for.
+    fn authorized(&self, mut send: impl FnMut(Option<&str>) -> Result<Response, Problem>) -> Result<Response, Problem> {
         let known = self.authorization().clone();
-        let mut response = self.send(path, from, known.as_deref())?;
+        let mut response = send(known.as_deref())?;
         if response.status() != 401 {
             return Ok(response);
         }
@@ -147,7 +176,7 @@ impl Registry {
                     continue;
                 }
             };
-            response = self.send(path, from, Some(&authorization))?;
+            response = send(Some(&authorization))?;
             if response.status() != 401 {
                 *self.authorization() = Some(authorization);
                 return Ok(response);
@@ -174,6 +203,115 @@ impl Registry {
                 let token = auth::token(&self.agent, parameters, &owner, self.timeouts.request)?;
                 Ok(Some(format!("Bearer {token}")))
             }
+        }
+    }
+
+    /// That the registry takes a login, `base64(user:password)`.
+    pub(super) fn check(host: &str, pair: &str, options: &ImportOptions) -> Result<(), Problem> {
+        let (agent, server) = server(host, options);
+        let registry = Registry {
+            agent,
+            server,
+            repository: String::new(),
+            reference: String::new(),
+            login: Some(auth::Login::Basic(pair.to_owned())),
+            authorization: Mutex::default(),
+            timeouts: options.timeouts,
+        };
+        let url = format!("{}/v2/", registry.server);
+        let response = registry.authorized(|authorization| {
+            let mut request = registry.agent.get(&url);
+            if let Some(authorization) = authorization {
+                request = request.header("authorization", authorization);
+            }
+            let request = request.config().timeout_global(Some(options.timeouts.request)).build();
+            request.call().map_err(|error| to_problem(&error))
+        })?;
+        match response.status().as_u16() {
+            200 => Ok(()),
+            status => Err(Problem::Status(status)),
+        }
+    }
+
+    /// Whether the repository has a blob.
+    pub(super) fn has_blob(&self, digest: &str) -> Result<bool, Problem> {
+        let url = format!("{}/v2/{}/blobs/{digest}", self.server, self.repository);
+        let response = self.authorized(|authorization| {
+            let mut request = self.agent.head(&url);
+            if let Some(authorization) = authorization {
+                request = request.header("authorization", authorization);
+            }
+            let request = request.config().timeout_global(Some(self.timeouts.request)).build();
+            request.call().map_err(|error| to_problem(&error))
+        })?;
+        match response.status().as_u16() {
+            200 => Ok(true),
+            404 => Ok(false),
+            status => Err(Problem::Status(status)),
+        }
+    }
+
+    /// Sends a blob of this length.
+    pub(super) fn upload(&self, digest: &str, size: u64, bytes: &mut dyn Read) -> Result<(), Problem> {
+        let url = format!("{}/v2/{}/blobs/uploads/", self.server, self.repository);
+        // Authorized by this, so that the blob is sent once.
+        let begun = self.authorized(|authorization| {
+            let mut request = self.agent.post(&url);
+            if let Some(authorization) = authorization {
+                request = request.header("authorization", authorization);
+            }
+            let request = request.config().timeout_global(Some(self.timeouts.request)).build();
+            request.send_empty().map_err(|error| to_problem(&error))
+        })?;
+        if begun.status() != 202 {
+            return Err(Problem::Status(begun.status().as_u16()));
+        }
+        let location = begun
+            .headers()
+            .get("location")
+            .and_then(|location| location.to_str().ok());
+        let location = location.ok_or_else(|| Problem::Broken("it does not say where a blob goes".into()))?;
+        let location = match location.starts_with('/') {
+            true => format!("{}{location}", self.server),
+            false => location.to_owned(),
+        };
+        let joined = if location.contains('?') { '&' } else { '?' };
+        let mut request = self
+            .agent
+            .put(format!("{location}{joined}digest={digest}"))
+            .header("content-type", "application/octet-stream")
+            .header("content-length", size.to_string());
+        // It may be a place of another host, which is not to know who we are.
+        if let Some(authorization) = self
+            .authorization()
+            .clone()
+            .filter(|_| location.starts_with(&self.server))
+        {
+            request = request.header("authorization", authorization);
+        }
+        let sent = request
+            .send(ureq::SendBody::from_reader(bytes))
+            .map_err(|error| to_problem(&error))?;
+        match sent.status().as_u16() {
+            201 => Ok(()),
+            status => Err(Problem::Status(status)),
+        }
+    }
+
+    /// Gives the reference this manifest.
+    pub(super) fn put_manifest(&self, bytes: &[u8], kind: &str) -> Result<(), Problem> {
+        let url = format!("{}/v2/{}/manifests/{}", self.server, self.repository, self.reference);
+        let response = self.authorized(|authorization| {
+            let mut request = self.agent.put(&url).header("content-type", kind);
+            if let Some(authorization) = authorization {
+                request = request.header("authorization", authorization);
+            }
+            let request = request.config().timeout_global(Some(self.timeouts.request)).build();
+            request.send(bytes).map_err(|error| to_problem(&error))
+        })?;
+        match response.status().as_u16() {
+            200 | 201 => Ok(()),
+            status => Err(Problem::Status(status)),
         }
     }
 
@@ -204,6 +342,12 @@ impl Registry {
             false => Ok(bytes),
         }
     }
+}
+
+/// Whether there is no such host, which will be so a little later as well.
+fn is_nowhere(error: &io::Error) -> bool {
+    let output = error.to_string();
+    output == UNKNOWN_HOST || output.ends_with("Name or service not known")
 }
 
 /// Whether a request with this answer may be answered well a little later.

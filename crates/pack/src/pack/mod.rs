@@ -42,6 +42,7 @@ use zmachine_flist::{BlockRef, Flist, Metadata, NodeId, Route, RouteTable, TreeE
 use crate::batch::batches;
 pub(crate) use archive::pack_layers;
 pub use archive::pack_tar;
+pub(crate) use assemble::{Assembly, Content};
 pub(crate) use content::Packer;
 use scan::Scan;
 pub(crate) use xattr::is_kept as is_kept_xattr;

@@ -111,6 +111,11 @@ impl Map {
         self.size
     }
 
+    /// Where the data belong that are still to come.
+    pub(super) fn pieces(&self) -> Vec<Piece> {
+        self.pieces.iter().copied().collect()
+    }
+
     /// Bytes of data in all.
     pub(super) fn data(&self) -> u64 {
         self.pieces.iter().map(|(_, length)| length).sum()

@@ -133,7 +133,7 @@ pub(super) fn pack_failure(error: &PackError) -> Failure {
 fn copy_failure(error: &CopyError) -> Failure {
     let class = match error {
         CopyError::Fetch { .. } => Class::Fetch,
-        CopyError::OldFormat => Class::Usage,
+        CopyError::OldFormat | CopyError::Unsealed => Class::Usage,
         _ => Class::Failed,
     };
     Failure::from_error(class, error).hint(error.hint().unwrap_or_default())
