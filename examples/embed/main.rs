@@ -30,7 +30,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     spec.command = ["sh", "-c", "echo up; sleep 1000"].map(str::to_owned).into();
     spec.networks.clear();
     let (cwd, pull, progress) = (&std::env::current_dir()?, PullPolicy::Missing, &Silent);
-    engine.create(&spec, &CreateOptions { cwd, pull, progress })?;
+    engine.create(
+        &spec,
+        &CreateOptions {
+            cwd,
+            pull,
+            progress,
+            installs_kernel: true,
+        },
+    )?;
     engine.start(NAME, false)?.wait_ready(&Silent)?;
     for (id, line) in [("count", COUNT), ("greet", GREET)] {
         let mut process = Process::new(["sh", "-c", line]);

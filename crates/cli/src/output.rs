@@ -113,18 +113,6 @@ pub(crate) fn human_age(at: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// How long ago, in the largest unit: `3 minutes`.
-pub(crate) fn age(at: Timestamp, now: Timestamp) -> String {
-    let seconds = now.as_second().saturating_sub(at.as_second()).max(0);
-    let (count, unit) = match seconds {
-        0..60 => (seconds, "second"),
-        60..3600 => (seconds / 60, "minute"),
-        3600..86400 => (seconds / 3600, "hour"),
-        _ => (seconds / 86400, "day"),
-    };
-    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,20 +163,5 @@ mod tests {
         ] {
             assert_eq!(human_age(at(0), at(seconds)), text);
         }
-    }
-
-    #[test]
-    fn ages_are_in_the_largest_unit() {
-        let at = |s| Timestamp::from_second(s).unwrap();
-        for (seconds, text) in [
-            (0, "0 seconds"),
-            (1, "1 second"),
-            (119, "1 minute"),
-            (7200, "2 hours"),
-            (200_000, "2 days"),
-        ] {
-            assert_eq!(age(at(0), at(seconds)), text);
-        }
-        assert_eq!(age(at(10), at(0)), "0 seconds");
     }
 }

@@ -124,11 +124,11 @@ impl Engine {
     /// # Errors
     /// When there is none, or its state cannot be read.
     pub fn machine(&self, name: &str) -> Result<Machine, Failure> {
-        self.load(&catalog::find(&self.home, name)?)
+        self.current(&catalog::find(&self.home, name)?)
     }
 
     /// A machine as it is, after what it left is put right in case it crashed.
-    fn load(&self, id: &str) -> Result<Machine, Failure> {
+    fn current(&self, id: &str) -> Result<Machine, Failure> {
         let machine = Machine::load(&self.home, id)?;
         if !self.reconciles || !machine.state.phase.is_active() || FileLock::is_held(&machine.lock_path())? {
             return Ok(machine);
@@ -146,7 +146,7 @@ impl Engine {
     pub fn machines(&self) -> Result<Vec<Listed>, Failure> {
         let mut all: Vec<Listed> = Vec::new();
         for id in catalog::ids(&self.home)? {
-            match self.load(&id) {
+            match self.current(&id) {
                 Ok(machine) => all.push(Ok(machine)),
                 // Removed since the listing.
                 Err(failure) if failure.class == Class::NotFound => {}
