@@ -62,7 +62,7 @@ pub(crate) const COMMANDS: [(&str, &str); 22] = [
 ];
 
 /// Flags of docker and podman, and what does the same here.
-pub(crate) const FLAGS: [(&str, &str); 33] = [
+pub(crate) const FLAGS: [(&str, &str); 37] = [
     (
         "--cpuset-cpus",
         "CPUs of this host cannot be chosen; --cpus says how many a machine has",
@@ -108,6 +108,10 @@ pub(crate) const FLAGS: [(&str, &str); 33] = [
     ("--quiet", "leave it out: progress is shown on terminals alone"),
     ("--storage-opt", "use --size for the size of its root"),
     ("--use-api-socket", "there is no API socket to pass"),
+    ("--cpu-count", "it is for Windows alone: leave it out"),
+    ("--cpu-percent", "it is for Windows alone: leave it out"),
+    ("--io-maxbandwidth", "it is for Windows alone: leave it out"),
+    ("--io-maxiops", "it is for Windows alone: leave it out"),
 ];
 
 /// Prints a help text, or what is wrong with a command line. For `run` and `exec` the code is 125, since 2 may be the guest
