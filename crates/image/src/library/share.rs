@@ -225,14 +225,14 @@ fn prepared(folder: &Path, home: &CacheLocation) -> Result<PathBuf, ResolveError
         return Err(ShareError::Writable { folder, owner }.into());
     }
     outside_of_homes(&folder)?;
-    if !place::is_marked(&folder)? {
+    if !cache_location::is_marked(&folder)? {
         let entries = fs::read_dir(&folder).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
         if !entries.map_err(failed("list"))?.is_empty() {
             return Err(ShareError::NotACache { folder }.into());
         }
         // First the owner: nothing is made in a folder that cannot be used.
         home.same_owner(&folder, &meta)?;
-        place::mark(&folder)?;
+        cache_location::mark(&folder)?;
     }
     file::make_dirs(&folder.join(HOMES))?;
     Ok(folder)
