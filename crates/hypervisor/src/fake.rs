@@ -2,22 +2,31 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::{
     AgentStream, ControlError, Driver, ExitReason, LaunchError, LogLines, Nic, Resources, RunDir, Unsupported, Vm,
     VmEvent, VmSpec,
 };
 
-/// A driver whose machines do what the test says.
+/// A driver whose machines do what the test says. Clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Fake(Arc<Launches>);
+
 #[derive(Debug, Default)]
-pub struct Fake {
+struct Launches {
     guests: Mutex<Vec<Guest>>,
+    /// There is one more.
+    more: Notify,
+    /// How many were begun.
+    begun: AtomicUsize,
+    /// A launch never comes to an end.
+    hang: AtomicBool,
 }
 
 /// The test's end of a machine.
@@ -40,7 +49,27 @@ pub struct Guest {
 impl Fake {
     /// The machine that was launched last and not asked for yet.
     pub fn guest(&self) -> Option<Guest> {
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        self.0.guests.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Waits for a machine to be launched.
+    pub async fn launched(&self) -> Guest {
+        loop {
+            if let Some(guest) = self.guest() {
+                return guest;
+            }
+            self.0.more.notified().await;
+        }
+    }
+
+    /// How many launches were begun.
+    pub fn launches(&self) -> usize {
+        self.0.begun.load(Ordering::Relaxed)
+    }
+
+    /// From now on no launch comes to an end.
+    pub fn hang_at_launch(&self) {
+        self.0.hang.store(true, Ordering::Relaxed);
     }
 }
 
@@ -55,6 +84,10 @@ impl Driver for Fake {
     }
 
     async fn launch(&self, vm: &VmSpec, _: Resources, _: &RunDir) -> Result<Box<dyn Vm>, LaunchError> {
+        self.0.begun.fetch_add(1, Ordering::Relaxed);
+        if self.0.hang.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         let channel = |what| move |source| LaunchError::Channel { what, source };
         let (our_agent, agent) = UnixStream::pair().map_err(channel("agent channel"))?;
         let (our_console, console) = UnixStream::pair().map_err(channel("console"))?;
@@ -78,7 +111,8 @@ impl Driver for Fake {
             agent,
             console,
         };
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner).push(guest);
+        self.0.guests.lock().unwrap_or_else(PoisonError::into_inner).push(guest);
+        self.0.more.notify_one();
         Ok(Box::new(own))
     }
 }
@@ -164,7 +198,8 @@ impl Vm for FakeVm {
     }
 
     fn pid(&self) -> u32 {
-        0
+        // No process of Linux has this number; 0 would mean the caller itself in some places.
+        i32::MAX.unsigned_abs()
     }
 
     fn version(&self) -> String {

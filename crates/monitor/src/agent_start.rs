@@ -6,18 +6,16 @@ use tokio::sync::oneshot;
 use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest};
 use zmachine_hypervisor::{ExitReason, VmEvent};
 use zmachine_plan::ContainerPlan;
-use zmachine_spec::control::{Reply, Request};
 use zmachine_spec::{Class, Exit, Failure};
 use zmachine_store::log::Source;
 
-use super::backoff::StopReason;
 use super::context::{Monitor, Started, at, describe};
 use super::entry::{self, Entry};
-use super::inbox::{Event, Inbox};
-use super::launch::Running;
+use super::inbox::Inbox;
 use super::rootfs_child;
 use super::rootfs_child::RootfsEvent;
-use super::session::SessionError;
+use super::running::Running;
+use super::session::{Session, SessionError};
 
 /// How long the owner may take to attach. It does so at once, or it is gone.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,21 +35,29 @@ enum RootfsEnd {
 
 /// What interrupted a step of the start.
 enum Interrupt {
-    Timeout,
+    Timeout(Duration),
     VmEnded(ExitReason),
     Killed,
     Rootfs(String, Failure),
 }
 
-impl Monitor<ContainerPlan> {
+/// What becomes the entrypoint's stream.
+pub(super) struct EntryStart {
+    pub(super) entry: Entry,
+    pub(super) stream: oneshot::Sender<entry::Started>,
+}
+
+impl Monitor {
     /// Brings the guest up and starts the entrypoint. `Ok(Some(exit))` when the machine was stopped meanwhile.
     pub(super) async fn start_entrypoint(
         &mut self,
+        plan: &ContainerPlan,
         running: &mut Running,
-        mut entry: Entry,
-        stream_sender: oneshot::Sender<entry::Started>,
+        session: &Session,
+        entry: EntryStart,
         inbox: &mut Inbox,
     ) -> Started {
+        let EntryStart { mut entry, stream } = entry;
         if self.wait_for_owner {
             // Beside the guest's boot, so it costs nothing.
             let attached = tokio::time::timeout(OWNER_TIMEOUT, entry.owner_attached());
@@ -59,44 +65,45 @@ impl Monitor<ContainerPlan> {
                 return Ok(Some(self.cut_short(inbox).await));
             }
         }
-        let session = running.session.clone();
-        let mut boot = self.plan.boot.clone();
+        let mut boot = plan.boot.clone();
         boot.secrets = zmachine_store::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;
         let boot = AgentRequest::Configure(Box::new(boot));
-        let run = AgentRequest::Run(self.plan.process.clone());
+        let run = AgentRequest::Run(plan.process.clone());
         // Both at once, which saves a round trip through the guest: the agent runs nothing before it is configured.
         let asked = async {
             let mut boot = session.open(&boot).await?;
             let run = session.open(&run).await?;
             Ok((boot.reader.reply().await?, run))
         };
-        let (configured, mut run) = match self.during(running, inbox, RootfsEnd::IsFatal, asked).await {
+        let limit = Duration::from_secs(plan.start_timeout_s);
+        let (configured, mut run) = match self.during(running, inbox, RootfsEnd::IsFatal, limit, asked).await {
             Ok(Err(error)) => return Err(self.cut_off(running, error, "guest set-up").await),
             Ok(Ok(answers)) => answers,
             Err(interrupt) => return self.interrupted(interrupt, "guest boot"),
         };
-        if let AgentReply::Configured {
+        let AgentReply::Configured {
             kernel,
             phases: guest_phases,
             warnings,
             ..
         } = configured
-        {
-            let phases: Vec<String> = guest_phases
-                .iter()
-                .map(|p| format!("{} {} us", p.name, p.micros))
-                .collect();
-            self.log
-                .note(Source::Agent, &format!("configured: {}", phases.join(", ")));
-            self.phase("guest boot");
-            if let Some(recorder) = &mut self.recorder {
-                for phase in &guest_phases {
-                    recorder.timed(&format!("guest: {}", phase.name), phase.micros as f64 / 1000.0);
-                }
+        else {
+            return Err(self.cut_off(running, SessionError::Unexpected, "guest set-up").await);
+        };
+        let phases: Vec<String> = guest_phases
+            .iter()
+            .map(|p| format!("{} {} us", p.name, p.micros))
+            .collect();
+        self.log
+            .note(Source::Agent, &format!("configured: {}", phases.join(", ")));
+        self.phase("guest boot");
+        if let Some(recorder) = &mut self.recorder {
+            for phase in &guest_phases {
+                recorder.timed(&format!("guest: {}", phase.name), phase.micros as f64 / 1000.0);
             }
-            self.machine.state.guest_kernel = Some(kernel);
-            warnings.into_iter().for_each(|w| self.machine.state.warn(w));
         }
+        self.machine.state.guest_kernel = Some(kernel);
+        warnings.into_iter().for_each(|w| self.machine.state.warn(w));
         self.kill.pass("start: guest configured");
         let started = async {
             match run.reader.reply().await? {
@@ -104,13 +111,13 @@ impl Monitor<ContainerPlan> {
                 _ => Err(SessionError::Unexpected),
             }
         };
-        let stream = match self.during(running, inbox, RootfsEnd::IsMended, started).await {
+        let started = match self.during(running, inbox, RootfsEnd::IsMended, limit, started).await {
             Ok(Err(error)) => return Err(self.cut_off(running, error, "entrypoint").await),
             Ok(Ok(started)) => started,
             Err(interrupt) => return self.interrupted(interrupt, "entrypoint"),
         };
         self.phase("entrypoint");
-        let _ = stream_sender.send(stream);
+        let _ = stream.send(started);
         Ok(None)
     }
 
@@ -120,9 +127,10 @@ impl Monitor<ContainerPlan> {
         running: &mut Running,
         inbox: &mut Inbox,
         rootfs_end: RootfsEnd,
+        limit: Duration,
         step: impl Future<Output = T>,
     ) -> Result<T, Interrupt> {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(self.plan.start_timeout_s);
+        let deadline = tokio::time::Instant::now() + limit;
         tokio::pin!(step);
         loop {
             tokio::select! {
@@ -131,33 +139,20 @@ impl Monitor<ContainerPlan> {
                     VmEvent::Exited(reason) => return Err(Interrupt::VmEnded(reason)),
                     other => self.log.note(Source::Hypervisor, &format!("{other:?}")),
                 },
-                event = inbox.next() => match event {
-                    Event::Command(Request::Stop { .. } | Request::Kill, answer) => {
-                        self.note_stop_reason(StopReason::User);
-                        self.wait_for_end(answer);
+                event = inbox.next() => {
+                    if self.without_guest(event, "the machine is still starting").is_break() {
                         return Err(Interrupt::Killed);
                     }
-                    Event::Command(Request::Wait, answer) => self.wait_for_end(answer),
-                    Event::Command(_, answer) => {
-                        let failure = Failure::new(Class::Conflict, "the machine is still starting").hint("try again when it runs");
-                        let _ = answer.send(Reply::Failed(failure));
-                    }
-                    Event::Terminate => {
-                        self.note_stop_reason(StopReason::Host);
-                        return Err(Interrupt::Killed);
-                    }
-                    // There is no entrypoint yet, and networks do not change.
-                    Event::EntryEnded(_) | Event::NetworkAnswered(_) => {}
-                },
+                }
                 failure = running.shares.ended() => return Err(Interrupt::Rootfs("guest boot".to_owned(), failure)),
                 event = rootfs_child::next_event(&mut running.rootfs) => {
                     if let (RootfsEvent::Ended(status), RootfsEnd::IsFatal) = (&event, rootfs_end) {
                         let failure = Failure::new(Class::Failed, format!("the rootfs server ended while the guest started ({status})"));
                         return Err(Interrupt::Rootfs("guest boot".to_owned(), failure.hint("start the machine again")));
                     }
-                    self.rootfs_event(running, event).map_err(|(step, failure)| Interrupt::Rootfs(step, failure))?;
+                    self.rootfs_event(&mut running.rootfs, event).map_err(|(step, failure)| Interrupt::Rootfs(step, failure))?;
                 }
-                () = tokio::time::sleep_until(deadline) => return Err(Interrupt::Timeout),
+                () = tokio::time::sleep_until(deadline) => return Err(Interrupt::Timeout(limit)),
             }
         }
     }
@@ -188,8 +183,8 @@ impl Monitor<ContainerPlan> {
             // Nothing of the user's ran yet, so nothing is lost by not asking the guest.
             Interrupt::Killed => return Ok(Some(Exit::Killed)),
             Interrupt::Rootfs(step, failure) => return Err((step, failure)),
-            Interrupt::Timeout => {
-                let message = format!("the guest was not up within {} s", self.plan.start_timeout_s);
+            Interrupt::Timeout(limit) => {
+                let message = format!("the guest was not up within {} s", limit.as_secs());
                 Failure::new(Class::Failed, message).hint(console)
             }
             Interrupt::VmEnded(reason) => Failure::new(

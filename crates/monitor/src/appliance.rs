@@ -3,11 +3,12 @@
 //! This host never mounts what a guest has written: its kernel would have to trust it. A machine with our kernel and agent
 //! does, and what a hostile file system can break there is that machine.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use zmachine_agent_protocol::Request as AgentRequest;
 use zmachine_hypervisor::choice::Hypervisor;
-use zmachine_hypervisor::{Accel, Boot, Disk, Platform, Resources, RunDir, Vm, VmEvent, VmSpec};
+use zmachine_hypervisor::{Accel, Boot, Disk, Platform, Vm, VmEvent, VmSpec};
 use zmachine_plan::KernelChoice;
 use zmachine_spec::{Class, Failure};
 use zmachine_store::log::Source;
@@ -15,7 +16,7 @@ use zmachine_store::volume::Volume;
 
 use super::console;
 use super::context::{AbortOnDrop, Monitor};
-use super::launch::{not_launched, note_lines};
+use super::launch::not_launched;
 use super::output::SharedLog;
 use super::session::Session;
 
@@ -28,7 +29,7 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 /// How long the hypervisor may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 
-impl<P> Monitor<P> {
+impl Monitor {
     /// Grows the file system `fstype` on a volume, or on its partition, to the size of what it is on. The appliance runs `on`
     /// the hypervisor and accelerator of the machine.
     ///
@@ -44,17 +45,12 @@ impl<P> Monitor<P> {
     ) -> Result<(), Failure> {
         let serial = zmachine_spec::volume::serial(&volume.name);
         let spec = spec(&self.machine.id, on.1, kernel, volume, &serial);
-        let run = RunDir::new(self.home.run_dir(&self.machine.id));
-        let driver = on.0.driver();
-        let resources = Resources {
-            jail: self.jail(),
-            ..Resources::default()
-        };
-        let launched = driver.launch(&spec, resources, &run).await;
-        let mut vm = launched.map_err(|e| not_launched(on.0, &e))?;
+        let started = self.start_hypervisor(on.0, &spec, HashMap::new()).await;
+        let mut vm = started.map_err(|e| not_launched(on.0, &e))?;
         self.claim_hypervisor(vm.pid())?;
         self.kill.pass("grow: appliance started");
-        let _tasks = watch(vm.as_mut(), &self.log);
+        let _log = self.note_hypervisor(vm.as_mut());
+        let _console = watch(vm.as_mut(), &self.log);
         let Some(stream) = vm.take_agent() else {
             return Err(Failure::new(
                 Class::Failed,
@@ -97,23 +93,12 @@ async fn gone(vm: &mut dyn Vm) {
     while !matches!(vm.next_event().await, VmEvent::Exited(_)) {}
 }
 
-/// Puts what it says into the machine's log.
-fn watch(vm: &mut dyn Vm, log: &SharedLog) -> Vec<AbortOnDrop> {
-    let mut tasks = Vec::new();
-    if let Some(stream) = vm.take_console() {
-        let (_, waiting) = console::new();
-        tasks.push(AbortOnDrop(tokio::spawn(console::run(
-            waiting,
-            stream,
-            log.clone(),
-            false,
-        ))));
-    }
-    if let Some(lines) = vm.take_log() {
-        tasks.push(AbortOnDrop(tokio::spawn(note_lines(lines, log.clone()))));
-    }
+/// Puts its console into the machine's log.
+fn watch(vm: &mut dyn Vm, log: &SharedLog) -> Option<AbortOnDrop> {
     log.note(Source::Monitor, "an appliance grows the file system of the volume");
-    tasks
+    let (stream, (_, waiting)) = (vm.take_console()?, console::new());
+    let shown = console::run(waiting, stream, log.clone(), false);
+    Some(AbortOnDrop(tokio::spawn(shown)))
 }
 
 fn spec(id: &str, accel: Accel, kernel: &KernelChoice, volume: &Volume, serial: &str) -> VmSpec {

@@ -9,7 +9,7 @@ use zmachine_store::journal::Resource;
 
 use super::context::Monitor;
 
-impl<P> Monitor<P> {
+impl Monitor {
     fn group(&self) -> PathBuf {
         cgroup::path(Path::new(cgroup::ROOT), self.home.data(), &self.machine.id)
     }

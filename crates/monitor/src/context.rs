@@ -1,15 +1,16 @@
 //! What a monitor knows of its machine, and what every part of it does with that: the state is advanced, a step is noted, a
 //! process is confined. It knows none of its users.
 
-use std::time::Instant;
+use std::ops::ControlFlow;
 
 use jiff::Timestamp;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use zmachine_hypervisor::{ExitReason, Vm, VmEvent};
+use zmachine_hypervisor::choice::Hypervisor;
+use zmachine_hypervisor::{Driver, ExitReason};
 use zmachine_network::Networks;
-use zmachine_spec::control::Reply;
+use zmachine_spec::control::{Reply, Report, Request};
 use zmachine_spec::{Class, Exit, Failure, Home, Phase};
 use zmachine_store::attempt::Recorder;
 use zmachine_store::catalog::{self, Machine};
@@ -24,41 +25,40 @@ use zmachine_sys::jail::{Jail, status};
 use zmachine_sys::process::ProcessId;
 
 use super::backoff::{Backoff, StopReason};
-use super::change::Change;
-use super::enospc::{self, Enospc};
 use super::inbox::{Event, Inbox};
 use super::output::{ReportPipe, SharedLog};
 use super::relays::Relays;
 use super::rootfs_memory::RootfsWatch;
 use super::sandbox::Sandbox;
 use super::session::SessionError;
+
 /// How a run ended: with an exit, or at a step with a failure.
 pub(super) type Outcome = Result<Exit, (String, Failure)>;
 
-/// The monitor's own data: everything about the machine that is not a running child.
-pub(super) struct Monitor<P> {
+/// What starts hypervisors of a kind: the installed one, but in tests.
+pub(super) type Drivers = Box<dyn Fn(Hypervisor) -> Box<dyn Driver> + Send + Sync>;
+
+/// The monitor's own data: everything about the machine that is neither its plan nor a running child.
+pub(super) struct Monitor {
     pub(super) home: Home,
     pub(super) machine: Machine,
-    pub(super) plan: P,
     pub(super) journal: Journal,
     pub(super) networks: Networks,
     pub(super) log: SharedLog,
     pub(super) kill: Killpoints,
     pub(super) wait_for_owner: bool,
     pub(super) report: ReportPipe,
+    pub(super) drivers: Drivers,
     /// To this monitor's own loop.
     pub(super) events: mpsc::Sender<Event>,
     /// Whether the guest stands still.
     pub(super) paused: watch::Sender<bool>,
-    /// A change of its networks that waits for the guest.
-    pub(super) changing: Option<Change>,
     pub(super) watch: RootfsWatch,
     pub(super) forwarder: Option<Forwarder>,
     pub(super) recorder: Option<Recorder>,
     pub(super) backoff: Backoff,
     /// The volumes it uses; nobody else writes to them until this is gone, after the hypervisor.
     pub(super) volumes: Vec<Held>,
-    pub(super) enospc: Enospc,
     pub(super) relays: Relays,
     /// What its processes are locked into, while it runs.
     pub(super) sandbox: Option<Sandbox>,
@@ -66,9 +66,43 @@ pub(super) struct Monitor<P> {
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
 
-impl<P> Monitor<P> {
+impl Monitor {
+    /// One that has nothing yet but its machine.
+    pub(super) fn new(
+        home: Home,
+        machine: Machine,
+        journal: Journal,
+        networks: Networks,
+        log: SharedLog,
+        report: ReportPipe,
+        events: mpsc::Sender<Event>,
+    ) -> Monitor {
+        Monitor {
+            home,
+            machine,
+            journal,
+            networks,
+            log,
+            kill: Killpoints::new(None),
+            wait_for_owner: false,
+            report,
+            drivers: Box::new(Hypervisor::driver),
+            events,
+            paused: watch::Sender::new(false),
+            watch: RootfsWatch::new(),
+            forwarder: None,
+            recorder: None,
+            backoff: Backoff::default(),
+            volumes: Vec::new(),
+            relays: Relays::default(),
+            sandbox: None,
+            waiters: Vec::new(),
+        }
+    }
+
     /// The state when a start begins.
     pub(super) fn begin(&mut self, warnings: &[String]) -> Result<(), Failure> {
+        self.watch = RootfsWatch::new();
         let state = self.machine.state.clone();
         self.machine.state = state.starting(Timestamp::now(), boot_id(), ProcessId::current());
         warnings.iter().for_each(|w| self.machine.state.warn(w.clone()));
@@ -166,14 +200,33 @@ impl<P> Monitor<P> {
 
     /// Takes the event that cut a step of the start short: who wants the machine to end is known, and told when it has.
     pub(super) async fn cut_short(&mut self, inbox: &mut Inbox) -> Exit {
-        match inbox.next().await {
-            Event::Command(_, answer) => {
+        let event = inbox.next().await;
+        let _ = self.without_guest(event, "the machine is about to end");
+        Exit::Killed
+    }
+
+    /// An event while there is no guest that could do anything: whoever wants more than the machine's end is told why not.
+    /// `Break` when the machine is to end.
+    pub(super) fn without_guest(&mut self, event: Event, why_not: &str) -> ControlFlow<()> {
+        match event {
+            Event::Command(Request::Stop { .. } | Request::Kill, answer) => {
                 self.note_stop_reason(StopReason::User);
                 self.wait_for_end(answer);
+                return ControlFlow::Break(());
             }
-            _ => self.note_stop_reason(StopReason::Host),
+            Event::Terminate => {
+                self.note_stop_reason(StopReason::Host);
+                return ControlFlow::Break(());
+            }
+            Event::Command(Request::Wait, answer) => self.wait_for_end(answer),
+            Event::Command(_, answer) => {
+                let failure = Failure::new(Class::Conflict, why_not).hint("try again when it runs");
+                let _ = answer.send(Reply::Failed(failure));
+            }
+            // Of a run before this one.
+            Event::EntryEnded(_) | Event::NetworkAnswered(_) => {}
         }
-        Exit::Killed
+        ControlFlow::Continue(())
     }
 
     /// Somebody wants the machine to end.
@@ -189,11 +242,20 @@ impl<P> Monitor<P> {
     }
 
     /// The entrypoint, or the guest of a VM, runs.
-    pub(super) fn ready(&mut self) {
+    ///
+    /// # Errors
+    /// When its state cannot be written.
+    pub(super) fn ready(&mut self) -> Result<(), Failure> {
+        self.advance(Phase::Running)?;
         self.backoff.ready = Some(std::time::Instant::now());
         if let Some(recorder) = &mut self.recorder {
             recorder.ready();
         }
+        self.watch.entrypoint_started();
+        self.kill.pass("start: state is running");
+        self.report.send(&Report::Ready);
+        self.report.close();
+        Ok(())
     }
 
     /// Writes the phase down among the events.
@@ -208,7 +270,7 @@ impl<P> Monitor<P> {
     }
 
     /// Warns of what does not stand around the process `pid` although there is a jail. `has_network`: it is to have the host's.
-    pub(super) fn check_walls(&mut self, role: &str, pid: u32, has_network: bool) {
+    pub(super) fn check_protections(&mut self, role: &str, pid: u32, has_network: bool) {
         if self.sandbox.as_ref().is_none_or(|sandbox| sandbox.is_off()) {
             return;
         }
@@ -231,31 +293,6 @@ impl<P> Monitor<P> {
         match self.machine.state.phase {
             Phase::Paused => Err(zmachine_spec::control::paused(&self.machine.spec.name)),
             _ => Ok(()),
-        }
-    }
-
-    /// An event of the hypervisor that changes nothing about the machine's end; a lack of room starts the waiting.
-    pub(super) fn note_event(&mut self, event: &VmEvent) {
-        self.log.note(Source::Hypervisor, &format!("{event:?}"));
-        if let VmEvent::DiskError {
-            disk, no_space: true, ..
-        } = event
-        {
-            self.enospc.next_try = Some(Instant::now() + enospc::PAUSE);
-            if !std::mem::replace(&mut self.enospc.reported, true) {
-                let warning = format!("there is no room on this host for what the guest writes to its disk '{disk}'");
-                self.machine.state.warn(format!("{warning}: it waits until there is"));
-                self.log.note(Source::Monitor, &warning);
-            }
-        }
-    }
-
-    /// Lets a guest that waits for room go on. Without room it stops again at its next write.
-    pub(super) async fn try_again(&mut self, vm: &mut dyn Vm) {
-        self.enospc.next_try = None;
-        if let Err(error) = vm.resume().await {
-            self.log
-                .note(Source::Monitor, &format!("the guest cannot be let go on: {error}"));
         }
     }
 }

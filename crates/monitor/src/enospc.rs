@@ -3,7 +3,9 @@
 //! The hypervisor stops the guest instead of giving it an error, so no file system of a guest is ever damaged by a full
 //! disk of its host. Whether there is room again shows only by trying.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Time between two tries.
 pub(super) const PAUSE: Duration = Duration::from_secs(2);

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use zmachine_agent_protocol::{self as protocol, AgentError, ErrorKind, ExitStatus, Frame, Process};
 use zmachine_spec::control::{ExecEnd, ExecRecord, Reply};
+use zmachine_spec::{Class, Failure};
 
 use super::session::{AgentStream, Session};
 use super::streams::{Reader, Shared, Writer, begin, relay};
@@ -22,7 +23,7 @@ pub(super) async fn start(shared: &Shared, id: Option<String>, process: Process,
     let refused = |kind, message| Reply::Failed(AgentError { kind, message }.into());
     let (stream, first) = match begin(shared, &request).await {
         Ok(begun) => begun,
-        Err(message) => return refused(ErrorKind::Internal, message),
+        Err(message) => return Reply::Failed(Failure::new(Class::Conflict, message)),
     };
     let pid = match first.parse() {
         Ok(protocol::Reply::Started { pid }) => pid,

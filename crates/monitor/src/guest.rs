@@ -8,7 +8,7 @@ use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest};
 use zmachine_spec::control::Reply;
 use zmachine_spec::{Class, Failure};
 
-use super::session::Session;
+use super::session::{Session, SessionError};
 
 /// How long an agent may take for what it does at once. Under emulation on a loaded host seconds were seen.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -25,13 +25,15 @@ pub(super) const EVENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long anything of this host may take that a command needs: the hypervisor's answer, a rule of the firewall.
 pub(super) const HOST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Asks the agent, for at most `limit`.
+/// Asks the agent for something that it does, for at most `limit`.
 ///
 /// # Errors
-/// What the agent refuses, that it is gone, or that it did not answer in time.
-pub(super) async fn ask(session: &Session, request: &AgentRequest, limit: Duration) -> Result<AgentReply, Failure> {
+/// What the agent refuses, that it is gone, that it did not answer in time, or that it answered something else.
+pub(super) async fn ask(session: &Session, request: &AgentRequest, limit: Duration) -> Result<(), Failure> {
     match tokio::time::timeout(limit, session.ask(request)).await {
-        Ok(answer) => answer.map_err(Failure::from),
+        Ok(Ok(AgentReply::Done)) => Ok(()),
+        Ok(Ok(_)) => Err(SessionError::Unexpected.into()),
+        Ok(Err(error)) => Err(error.into()),
         Err(_) => Err(Failure::new(
             Class::Failed,
             format!("the agent in the guest did not answer within {} s", limit.as_secs()),
@@ -51,7 +53,7 @@ pub(super) fn answer(
     let session = session.clone();
     tokio::spawn(async move {
         let answered = ask(&session, &request, limit).await;
-        reply(client, answered.map(drop).map_err(explain));
+        reply(client, answered.map_err(explain));
     });
 }
 

@@ -10,42 +10,53 @@
 //! with it. It has one thread (but for making the disk, forwarding the log, trimming the cache, and the frames of an
 //! interface through passt), closes what it inherits, and leads a session of its own.
 
+use std::time::Duration;
+
 use zmachine_spec::Failure;
 
+mod agent_port;
 mod agent_start;
 mod appliance;
 mod backoff;
 mod cache;
 mod change;
 mod clock;
-#[cfg(test)]
-mod commands_test;
+mod commands;
 mod confine;
 mod console;
 mod container;
 mod context;
+mod ending;
 mod enospc;
 mod entry;
 mod exec_sessions;
 mod execs;
+mod follow;
 mod forwarding;
+mod grow;
 mod guest;
 mod inbox;
+mod init;
 mod launch;
+mod life;
 mod networks;
 mod output;
 mod passt;
+mod reconnect;
 mod relays;
 mod restart;
 mod rootfs_child;
 mod rootfs_memory;
 mod rootfs_watch;
 mod run;
+mod running;
 mod sandbox;
 mod server;
 mod session;
 mod share;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod vm;
 
 pub use run::MonitorArgs;
@@ -59,6 +70,11 @@ pub fn run(args: MonitorArgs) -> Result<(), Failure> {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     // Known by the time that an emulated guest is to be told of it.
     zmachine_sys::clock::begin();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run::run(args))
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // Its threads have nothing more to do after what they were made for.
+    let runtime = runtime.enable_all().thread_keep_alive(Duration::ZERO).build()?;
+    let ended = runtime.block_on(run::run(args));
+    // A thread may be waiting for a store: nobody waits for that.
+    runtime.shutdown_background();
+    ended
 }

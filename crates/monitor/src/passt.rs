@@ -46,7 +46,7 @@ struct PasstProcess {
     log: SharedLog,
 }
 
-impl<P> Monitor<P> {
+impl Monitor {
     /// Connects an interface through passt: the hypervisor's end of the connection, and who watches it.
     pub(super) async fn start_uplink(
         &mut self,

@@ -6,19 +6,17 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 use zmachine_agent_protocol::Process;
-use zmachine_spec::control::{Reply, Request};
 use zmachine_spec::restart::{Ended, Next};
 use zmachine_spec::{Class, Failure, Phase, Setting};
 use zmachine_store::log::Source;
 
-use super::backoff::StopReason;
 use super::context::{AbortOnDrop, Monitor};
-use super::inbox::{Event, Inbox};
+use super::inbox::Inbox;
 use super::server;
 use super::streams::{Attachable, Shared};
 use super::{console, entry};
 
-impl Monitor<()> {
+impl Monitor {
     /// What follows a run that ended in `phase`. The phase tells when it was restarted as often as it may be.
     pub(super) fn decide(&mut self, phase: Phase) -> (Phase, Option<Duration>) {
         let ended = Ended {
@@ -103,24 +101,11 @@ impl Monitor<()> {
         let goes_on = loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => break true,
-                event = inbox.next() => match event {
-                    Event::Terminate => {
-                        self.backoff.stop_reason = Some(StopReason::Host);
+                event = inbox.next() => {
+                    if self.without_guest(event, "the machine waits to be started again").is_break() {
                         break false;
                     }
-                    Event::Command(Request::Stop { .. } | Request::Kill, answer) => {
-                        self.backoff.stop_reason = Some(StopReason::User);
-                        self.wait_for_end(answer);
-                        break false;
-                    }
-                    Event::Command(Request::Wait, answer) => self.wait_for_end(answer),
-                    Event::Command(_, answer) => {
-                        let failure = Failure::new(Class::Conflict, "the machine waits to be started again");
-                        let _ = answer.send(Reply::Failed(failure.hint("try again when it runs")));
-                    }
-                    // Of the run before.
-                    Event::EntryEnded(_) | Event::NetworkAnswered(_) => {}
-                },
+                }
             }
         };
         if let Err(failure) = self.journal.undo_all(&self.networks).await {

@@ -26,6 +26,8 @@ const COUNTERS_PERIOD: Duration = Duration::from_secs(5);
 /// What is remembered about the server in one run.
 #[derive(Debug)]
 pub(super) struct RootfsWatch {
+    /// The directory of the image that is served.
+    pub(super) image: PathBuf,
     /// The counters of servers that ended; those of the current one come on top.
     pub(super) earlier: Stats,
     /// Last time the counters were written into the state.
@@ -55,6 +57,7 @@ pub(super) struct Recording {
 impl RootfsWatch {
     pub(super) fn new() -> RootfsWatch {
         RootfsWatch {
+            image: PathBuf::new(),
             earlier: Stats::default(),
             saved: Instant::now(),
             changed: false,
@@ -74,6 +77,7 @@ impl RootfsWatch {
             known: HashSet::new(),
             until: None,
         };
+        image.clone_into(&mut self.image);
         self.recording = PrefetchList::read(image).wants_recording().then_some(recording);
         self.recording.is_some()
     }

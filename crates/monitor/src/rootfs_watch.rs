@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use zmachine_flist::{BlockId, Flist};
-use zmachine_plan::ContainerPlan;
 use zmachine_rootfs::report::Stats;
 use zmachine_rootfs::{PrefetchList, files_of_block};
 use zmachine_spec::{Class, Failure};
@@ -14,7 +13,6 @@ use zmachine_store::log::Source;
 use zmachine_sys::process::ProcessId;
 
 use super::context::{Monitor, at};
-use super::launch::Running;
 use super::rootfs_child::{RootfsEvent, RootfsServer};
 use super::rootfs_memory::RESTARTS;
 
@@ -48,14 +46,18 @@ enum Line {
     Other,
 }
 
-impl Monitor<ContainerPlan> {
+impl Monitor {
     /// What happens to the server; when it ends, another one takes its place.
-    pub(super) fn rootfs_event(&mut self, running: &mut Running, event: RootfsEvent) -> Result<(), (String, Failure)> {
+    pub(super) fn rootfs_event(
+        &mut self,
+        server: &mut Option<RootfsServer>,
+        event: RootfsEvent,
+    ) -> Result<(), (String, Failure)> {
         match event {
             RootfsEvent::Line(line) => self.rootfs_line(&line),
-            RootfsEvent::Ended(status) => self.rootfs_ended(running, &status)?,
+            RootfsEvent::Ended(status) => self.rootfs_ended(server, &status)?,
             RootfsEvent::Restarted => {
-                let id = running.rootfs.as_ref().and_then(RootfsServer::id);
+                let id = server.as_ref().and_then(RootfsServer::id);
                 self.claim_rootfs(id).map_err(at("rootfs server"))?;
                 // Now: the state names a process that is gone.
                 self.save_counters();
@@ -65,7 +67,7 @@ impl Monitor<ContainerPlan> {
         Ok(())
     }
 
-    fn rootfs_ended(&mut self, running: &mut Running, status: &str) -> Result<(), (String, Failure)> {
+    fn rootfs_ended(&mut self, server: &mut Option<RootfsServer>, status: &str) -> Result<(), (String, Failure)> {
         let text = format!("the rootfs server ended ({status}); it is started again");
         self.log.note(Source::Monitor, &text);
         if self.watch.restarts.len() < RESTARTS {
@@ -84,8 +86,8 @@ impl Monitor<ContainerPlan> {
             return Err(("running".to_owned(), Failure::new(Class::Failed, message)));
         }
         let pause = self.watch.pause();
-        if let Some(rootfs) = &mut running.rootfs {
-            rootfs.restart_after(pause);
+        if let Some(server) = server {
+            server.restart_after(pause);
         }
         Ok(())
     }
@@ -130,7 +132,7 @@ impl Monitor<ContainerPlan> {
             .state
             .warn(format!("block {block} cannot be read: {error}"));
         self.watch.changed = true;
-        let flist = self.home.data().join("images").join(&self.plan.image).join("image.fl");
+        let flist = self.watch.image.join("image.fl");
         let log = self.log.clone();
         // In a thread: a large flist takes seconds to read, and the machine must not wait for a message.
         std::thread::spawn(move || {
@@ -186,8 +188,8 @@ impl Monitor<ContainerPlan> {
     }
 
     /// Asks the server to end and reads what it still has to say, its last counters among it.
-    pub(super) async fn last_rootfs_lines(&mut self, running: &mut Running) {
-        let Some(rootfs) = &mut running.rootfs else {
+    pub(super) async fn last_rootfs_lines(&mut self, server: &mut Option<RootfsServer>) {
+        let Some(rootfs) = server else {
             return;
         };
         let term = rustix::process::Signal::TERM.as_raw();

@@ -3,7 +3,6 @@
 use std::os::fd::OwnedFd;
 
 use jiff::Timestamp;
-use tokio::sync::watch;
 use zmachine_network::Networks;
 use zmachine_plan::Plan;
 use zmachine_spec::control::{Reply, Report};
@@ -17,13 +16,10 @@ use zmachine_store::{attempt, catalog, leftovers};
 use zmachine_sys::file;
 use zmachine_sys::lock::FileLock;
 
-use super::backoff::{Backoff, StopReason};
+use super::backoff::StopReason;
 use super::context::{Monitor, Outcome};
-use super::enospc::Enospc;
 use super::inbox::Inbox;
 use super::output::{ReportPipe, SharedLog};
-use super::relays::Relays;
-use super::rootfs_memory::RootfsWatch;
 
 /// What a monitor is started with.
 #[derive(Debug)]
@@ -45,7 +41,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     let mut report = ReportPipe::new(args.report);
     let kill = Killpoints::new(args.abort_at);
     let claimed = claim(&args.home, &args.id).await;
-    let (lock, machine, mut plan, journal, networks) = match claimed {
+    let (lock, machine, plan, journal, networks) = match claimed {
         Ok(claimed) => claimed,
         Err(failure) => {
             report.send(&Report::Failed(failure.clone()));
@@ -63,54 +59,11 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     let forwarder = super::forwarding::start(&machine, &log);
     super::cache::start(args.home.clone(), log.clone());
     let (events, mut inbox) = Inbox::new()?;
-    let mut monitor = Monitor {
-        home: args.home,
-        machine,
-        plan: (),
-        journal,
-        networks,
-        log,
-        kill,
-        wait_for_owner: args.wait_for_owner,
-        report,
-        events,
-        paused: watch::Sender::new(false),
-        changing: None,
-        watch: RootfsWatch::new(),
-        forwarder,
-        recorder: None,
-        backoff: Backoff::default(),
-        volumes: Vec::new(),
-        enospc: Enospc::default(),
-        relays: Relays::default(),
-        sandbox: None,
-        waiters: Vec::new(),
-    };
-    monitor.machine.state.restarts = 0;
-    loop {
-        let outcome;
-        (monitor, outcome) = monitor.live(&plan, &mut inbox).await;
-        inbox.end_of_run();
-        monitor.changing = None;
-        let (phase, settled) = monitor.settle(outcome).await;
-        let (phase, wait) = match settled.undone {
-            true => monitor.decide(phase),
-            // What is left over would be in the way of the next run.
-            false => (phase, None),
-        };
-        match wait {
-            Some(wait) if monitor.wait_to_restart(&phase, wait, &mut inbox).await => {
-                monitor.machine.state.restarts += 1;
-                monitor.wait_for_owner = false;
-                monitor.watch = RootfsWatch::new();
-                // It may be in other networks by now.
-                if let Ok(changed) = monitor.machine.plan() {
-                    plan = changed;
-                }
-            }
-            _ => return monitor.finish(lock, phase, &settled).await,
-        }
-    }
+    let mut monitor = Monitor::new(args.home, machine, journal, networks, log, report, events);
+    monitor.kill = kill;
+    monitor.wait_for_owner = args.wait_for_owner;
+    monitor.forwarder = forwarder;
+    monitor.runs(lock, plan, &mut inbox).await
 }
 
 /// What is known of a run that has ended.
@@ -119,56 +72,35 @@ pub(super) struct Settled {
     undone: bool,
 }
 
-impl Monitor<()> {
-    /// One run, as the machine's kind does it.
-    async fn live(self, plan: &Plan, inbox: &mut Inbox) -> (Monitor<()>, Outcome) {
-        match plan {
-            Plan::Container(plan) => {
-                let mut monitor = self.of((**plan).clone());
-                let outcome = monitor.life(inbox).await;
-                (monitor.of(()), outcome)
-            }
-            Plan::Vm(plan) => {
-                let mut monitor = self.of((**plan).clone());
-                let outcome = monitor.life(inbox).await;
-                (monitor.of(()), outcome)
+impl Monitor {
+    /// Runs it, again and again as its restart policy says.
+    pub(super) async fn runs(mut self, lock: FileLock, mut plan: Plan, inbox: &mut Inbox) -> Result<(), Failure> {
+        self.machine.state.restarts = 0;
+        loop {
+            let outcome = self.life(&mut plan, inbox).await;
+            inbox.end_of_run();
+            let (phase, settled) = self.settle(outcome).await;
+            let (phase, wait) = match settled.undone {
+                true => self.decide(phase),
+                // What is left over would be in the way of the next run.
+                false => (phase, None),
+            };
+            match wait {
+                Some(wait) if self.wait_to_restart(&phase, wait, inbox).await => {
+                    self.machine.state.restarts += 1;
+                    self.wait_for_owner = false;
+                    // It may be in other networks by now.
+                    if let Ok(changed) = self.machine.plan() {
+                        plan = changed;
+                    }
+                }
+                _ => return self.finish(lock, phase, &settled).await,
             }
         }
     }
-}
 
-impl<Q> Monitor<Q> {
-    /// The monitor of a machine of a certain kind.
-    fn of<P>(self, plan: P) -> Monitor<P> {
-        Monitor {
-            home: self.home,
-            machine: self.machine,
-            plan,
-            journal: self.journal,
-            networks: self.networks,
-            log: self.log,
-            kill: self.kill,
-            wait_for_owner: self.wait_for_owner,
-            report: self.report,
-            events: self.events,
-            paused: self.paused,
-            changing: self.changing,
-            watch: self.watch,
-            forwarder: self.forwarder,
-            recorder: self.recorder,
-            backoff: self.backoff,
-            volumes: self.volumes,
-            enospc: self.enospc,
-            relays: self.relays,
-            sandbox: self.sandbox,
-            waiters: self.waiters,
-        }
-    }
-}
-
-impl<P> Monitor<P> {
     /// Undoes everything a run had on the host, and ends its record. The phase it ended in.
-    async fn settle(&mut self, outcome: Outcome) -> (Phase, Settled) {
+    pub(super) async fn settle(&mut self, outcome: Outcome) -> (Phase, Settled) {
         self.kill.pass("end: before undo");
         let undone = self.journal.undo_all(&self.networks).await;
         self.kill.pass("end: undone");

@@ -83,7 +83,7 @@ async fn next(failures: &mut Option<mpsc::Receiver<Failure>>) -> Failure {
     std::future::pending().await
 }
 
-impl<P> Monitor<P> {
+impl Monitor {
     /// Starts the servers of `shares`. Each is claimed before it does anything.
     pub(super) fn start_shares(&mut self, shares: &[ShareUse]) -> Result<Shares, Failure> {
         let mut started = Shares::default();

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use zmachine_agent_protocol::{Interface, Mount, Route};
+use zmachine_agent_protocol::{HostEntry, Interface, Mount, Route};
 use zmachine_hypervisor::choice::Choice;
 use zmachine_hypervisor::firmware::Pinned;
-use zmachine_hypervisor::{Accel, Nic, NicKind};
+use zmachine_hypervisor::{Accel, Boot, Disk, Nic, NicKind, Platform, Share, VmSpec};
 use zmachine_network::{Attachment, HostDns};
 use zmachine_spec::volume::{ResolvedVolume, SharedDirectory};
-use zmachine_spec::{Home, MachineSpec};
+use zmachine_spec::{Home, MachineSpec, Setting};
 use zmachine_sys::host::HostFacts;
 
 use super::error::PlanError;
@@ -300,6 +300,60 @@ pub(super) fn arguments(spec: &MachineSpec, image: &ImageFacts) -> Vec<String> {
         own => own,
     };
     [entrypoint, command].concat()
+}
+
+/// The disks of `volumes`, in their order.
+pub(super) fn volume_disks(volumes: &[ResolvedVolume]) -> Vec<Disk> {
+    let disk = |(index, volume): (usize, &ResolvedVolume)| Disk::File {
+        id: volume_disk(index),
+        path: volume.path.clone(),
+        serial: volume.serial.clone(),
+        read_only: volume.read_only,
+        discard: !volume.read_only,
+    };
+    volumes.iter().enumerate().map(disk).collect()
+}
+
+/// What of a virtual machine depends on how it starts.
+pub(super) struct Start {
+    pub(super) boot: Boot,
+    pub(super) disks: Vec<Disk>,
+    pub(super) shares: Vec<Share>,
+    pub(super) platform: Platform,
+}
+
+/// The virtual machine of a plan.
+pub(super) fn vm_spec(spec: &MachineSpec, inputs: &Inputs<'_>, start: Start) -> VmSpec {
+    VmSpec {
+        name: spec.name.clone(),
+        uuid: uuid(inputs.id),
+        cpus: spec.cpus,
+        // Hypervisors count in MiB; nobody gets less than asked for.
+        memory_bytes: spec.memory_bytes.next_multiple_of(1 << 20),
+        accel: inputs.accel,
+        boot: start.boot,
+        disks: start.disks,
+        shares: start.shares,
+        nics: nics(&inputs.attachments),
+        agent: true,
+        platform: start.platform,
+    }
+}
+
+/// The machine's own name, for its first address.
+pub(super) fn hosts(attachments: &[Attachment], hostname: &str) -> Vec<HostEntry> {
+    let mut addresses = attachments.iter().flat_map(|a| &a.addresses).map(|net| net.addr());
+    let own = |address| HostEntry {
+        address,
+        names: vec![hostname.to_owned()],
+    };
+    addresses.next().map(own).into_iter().collect()
+}
+
+/// The first of these settings that is used.
+pub(super) fn first_used<const N: usize>(settings: [(Setting, bool); N]) -> Option<Setting> {
+    let used = settings.into_iter().find(|(_, is_used)| *is_used);
+    used.map(|(setting, _)| setting)
 }
 
 /// Tag of the shared directory number `index` of a machine, counted from 0.

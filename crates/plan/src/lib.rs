@@ -19,6 +19,8 @@ mod cmdline;
 pub mod common;
 pub mod container;
 pub mod error;
+#[cfg(test)]
+mod fixture;
 mod networks;
 pub mod share;
 pub mod tree;
@@ -137,6 +139,38 @@ impl Plan {
         match self {
             Plan::Container(plan) => &plan.vm,
             Plan::Vm(plan) => &plan.vm,
+        }
+    }
+
+    /// Its volumes, in the order of their disks.
+    pub fn volumes(&self) -> &[VolumeUse] {
+        match self {
+            Plan::Container(plan) => &plan.volumes,
+            Plan::Vm(plan) => &plan.volumes,
+        }
+    }
+
+    /// What is served to it over virtio-fs.
+    pub fn shares(&self) -> &[ShareUse] {
+        match self {
+            Plan::Container(plan) => &plan.shares,
+            Plan::Vm(plan) => &plan.shares,
+        }
+    }
+
+    /// Milliseconds that it has for an orderly end, when it is asked to stop.
+    pub fn stop_grace_ms(&self) -> u64 {
+        match self {
+            Plan::Container(plan) => plan.stop_grace_ms,
+            Plan::Vm(plan) => plan.stop_grace_ms,
+        }
+    }
+
+    /// What the user asked for and does not get in full.
+    pub fn warnings(&self) -> &[String] {
+        match self {
+            Plan::Container(plan) => &plan.warnings,
+            Plan::Vm(plan) => &plan.warnings,
         }
     }
 

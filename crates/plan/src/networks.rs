@@ -1,23 +1,31 @@
 //! A plan whose machine joins or leaves a network. Pure.
 
-use zmachine_agent_protocol::HostEntry;
 use zmachine_hypervisor::Boot;
 use zmachine_network::Attachment;
 use zmachine_spec::{Class, Failure, MachineSpec};
 
-use super::common::{interface, nics, resolvers, routes};
+use super::common::{hosts, interface, nics, resolvers, routes};
 use super::{ContainerPlan, Plan, PlanError, VmPlan, cmdline};
 
 impl Plan {
+    /// Puts these networks in the place of those it has.
+    ///
+    /// # Errors
+    /// When a kernel that is told of its networks on the command line cannot be told of these; nothing is changed then.
+    pub fn set_attachments(&mut self, spec: &MachineSpec, attachments: Vec<Attachment>) -> Result<(), PlanError> {
+        match self {
+            Plan::Container(plan) => plan.set_attachments(spec, attachments),
+            Plan::Vm(plan) => return plan.set_attachments(spec, attachments),
+        }
+        Ok(())
+    }
+
     /// The plan with these networks in place of those it has.
     ///
     /// # Errors
-    /// When a kernel that is told of its networks on the command line cannot be told of these.
+    /// As [`Plan::set_attachments`].
     pub fn with_attachments(mut self, spec: &MachineSpec, attachments: Vec<Attachment>) -> Result<Plan, PlanError> {
-        match &mut self {
-            Plan::Container(plan) => plan.set_attachments(spec, attachments),
-            Plan::Vm(plan) => plan.set_attachments(spec, attachments)?,
-        }
+        self.set_attachments(spec, attachments)?;
         Ok(self)
     }
 }
@@ -38,40 +46,31 @@ pub fn check_step(present: &[Attachment], wanted: &[Attachment]) -> Result<(), F
 }
 
 impl ContainerPlan {
-    /// Puts these networks in the place of those it has.
-    pub fn set_attachments(&mut self, spec: &MachineSpec, attachments: Vec<Attachment>) {
+    fn set_attachments(&mut self, spec: &MachineSpec, attachments: Vec<Attachment>) {
         self.vm.nics = nics(&attachments);
         self.boot.interfaces = attachments.iter().map(interface).collect();
         self.boot.routes = routes(&attachments);
         if spec.dns.is_empty() {
             self.boot.nameservers = resolvers(&attachments);
         }
-        let first = attachments
-            .iter()
-            .flat_map(|a| &a.addresses)
-            .map(|net| net.addr())
-            .next();
-        let own = |address| HostEntry {
-            address,
-            names: vec![self.boot.hostname.clone()],
-        };
-        self.boot.hosts = first.map(own).into_iter().collect();
+        self.boot.hosts = hosts(&attachments, &self.boot.hostname);
         self.attachments = attachments;
     }
 }
 
 impl VmPlan {
-    /// Puts these networks in the place of those it has.
-    pub fn set_attachments(&mut self, spec: &MachineSpec, attachments: Vec<Attachment>) -> Result<(), PlanError> {
-        if spec.dns.is_empty() {
-            self.seed.nameservers = resolvers(&attachments);
-        }
+    fn set_attachments(&mut self, spec: &MachineSpec, attachments: Vec<Attachment>) -> Result<(), PlanError> {
+        let nameservers = match spec.dns.is_empty() {
+            true => resolvers(&attachments),
+            false => self.seed.nameservers.clone(),
+        };
         let is_told = self.install().is_some() || spec.legacy_cmdline;
         if let Boot::Kernel { cmdline, .. } = &mut self.vm.boot
             && is_told
         {
-            *cmdline = cmdline::with_network(cmdline, &attachments, &self.seed.nameservers)?;
+            *cmdline = cmdline::with_network(cmdline, &attachments, &nameservers)?;
         }
+        self.seed.nameservers = nameservers;
         self.vm.nics = nics(&attachments);
         self.seed.interfaces = attachments.iter().map(interface).collect();
         self.seed.routes = routes(&attachments);

@@ -6,18 +6,15 @@
 
 use std::path::PathBuf;
 
-use zmachine_hypervisor::{Boot, Platform, VmSpec};
+use zmachine_hypervisor::Boot;
 use zmachine_spec::volume::ResolvedVolume;
-use zmachine_spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec, RootfsChoice, Setting};
+use zmachine_spec::{MachineSpec, RootfsChoice, Setting};
 
 use super::cmdline::{self, RootDevice};
-use super::common::{
-    ImageFacts, Inputs, PLAN_VERSION, ROOT_TAG, VolumeUse, arguments, dns, grace_ms, hostname, interface, merged_env,
-    mounts, nics, routes, ssh_keys, uuid, warnings,
-};
+use super::common::{ImageFacts, Inputs, ROOT_TAG, arguments, first_used, merged_env, mounts};
 use super::error::PlanError;
 use super::share::{self, ShareUse, SharedTree};
-use super::vm::{Seed, VmKind, VmPlan, VmRoot, disks};
+use super::vm::{Own, Seed, VmPlan, VmRoot};
 
 /// What the planner is told about a container with a kernel of its own.
 #[derive(Debug, Clone)]
@@ -42,81 +39,45 @@ impl VmPlan {
     pub(super) fn of_tree(spec: &MachineSpec, facts: &TreeFacts, inputs: Inputs<'_>) -> Result<VmPlan, PlanError> {
         refuse_settings(spec)?;
         share::require_server(&inputs)?;
-        let machine = inputs.home.machine(inputs.id);
+        let layer = inputs.home.machine(inputs.id).join("layer");
         let mut shares = vec![ShareUse {
             id: ROOT_TAG.to_owned(),
             tag: ROOT_TAG.to_owned(),
             tree: SharedTree::Image {
                 image: facts.tree.clone(),
-                layer: (!spec.read_only).then(|| machine.join("layer")),
+                layer: (!spec.read_only).then_some(layer),
             },
         }];
         shares.extend(share::directories(&inputs)?);
         let env = merged_env(facts.image.env.clone(), &spec.env)?;
-        let (nameservers, search) = dns(spec, &inputs);
-        let attachments = if spec.legacy_cmdline {
-            &inputs.attachments[..]
-        } else {
-            &[]
-        };
-        let (told_env, told_dns) = if spec.legacy_cmdline {
-            (&env[..], &nameservers[..])
-        } else {
-            (&[][..], &[][..])
+        let mounts = mounts(&facts.volumes, inputs.shares);
+        let seed = Seed::new(spec, &inputs, mounts, env, arguments(spec, &facts.image));
+        let (networks, nameservers, env) = match spec.legacy_cmdline {
+            true => (&inputs.attachments[..], &seed.nameservers[..], &seed.env[..]),
+            false => Default::default(),
         };
         let root = RootDevice::Shared {
             writable: !spec.read_only,
         };
-        let cmdline = cmdline::command_line(inputs.accel, root, attachments, told_dns, told_env)?;
-        let seed = Seed {
-            path: machine.join("seed.img"),
-            instance_id: inputs.id.to_owned(),
-            hostname: hostname(spec),
-            interfaces: inputs.attachments.iter().map(interface).collect(),
-            routes: routes(&inputs.attachments),
-            nameservers,
-            search,
-            mounts: mounts(&facts.volumes, inputs.shares),
-            ssh_keys: ssh_keys(spec),
-            env,
-            command: arguments(spec, &facts.image),
-            user_data: spec.user_data.clone(),
-        };
-        let mut warnings = warnings(inputs.host);
+        let cmdline = cmdline::command_line(inputs.accel, root, networks, nameservers, env)?;
+        let mut warnings = Vec::new();
         if spec.size_bytes != 0 {
             warnings.push("its root is a directory of this host, which its root size does not limit".to_owned());
         }
-        Ok(VmPlan {
-            version: PLAN_VERSION,
-            kind: VmKind::Vm,
-            id: inputs.id.to_owned(),
+        let own = Own {
             root: VmRoot::Tree(facts.image.digest.clone()),
             appliance: None,
-            hypervisor: inputs.hypervisor.clone(),
-            vm: VmSpec {
-                name: spec.name.clone(),
-                uuid: uuid(inputs.id),
-                cpus: spec.cpus,
-                memory_bytes: spec.memory_bytes.next_multiple_of(1 << 20),
-                accel: inputs.accel,
-                boot: Boot::Kernel {
-                    kernel: facts.kernel.clone(),
-                    initrd: facts.initrd.clone(),
-                    cmdline,
-                },
-                disks: disks(&facts.volumes, &seed),
-                shares: share::devices(&shares, inputs.home, inputs.id),
-                nics: nics(&inputs.attachments),
-                agent: true,
-                platform: Platform::Pc,
+            boot: Boot::Kernel {
+                kernel: facts.kernel.clone(),
+                initrd: facts.initrd.clone(),
+                cmdline,
             },
-            volumes: facts.volumes.iter().map(VolumeUse::of).collect(),
+            volumes: &facts.volumes,
             shares,
             seed,
-            attachments: inputs.attachments,
-            stop_grace_ms: grace_ms(spec, DEFAULT_VM_STOP_TIMEOUT_S),
             warnings,
-        })
+        };
+        Ok(VmPlan::of(spec, inputs, own))
     }
 }
 
@@ -129,11 +90,7 @@ fn refuse_settings(spec: &MachineSpec) -> Result<(), PlanError> {
         (Setting::Rootfs, spec.rootfs == RootfsChoice::Block),
         (Setting::Secrets, !spec.secrets.is_empty()),
     ];
-    let used = used
-        .into_iter()
-        .find(|(_, is_used)| *is_used)
-        .map(|(setting, _)| setting);
-    match used.or(spec.guest.used()) {
+    match first_used(used).or(spec.guest.used()) {
         Some(setting) => Err(PlanError::NotForOwnKernels { setting }),
         None if spec.reinstall => Err(PlanError::OnlyForVms {
             setting: Setting::Reinstall,
@@ -144,32 +101,20 @@ fn refuse_settings(spec: &MachineSpec) -> Result<(), PlanError> {
 
 #[cfg(test)]
 mod tests {
-    use zmachine_hypervisor::{Accel, Disk};
-    use zmachine_network::HostDns;
+    use zmachine_hypervisor::Disk;
     use zmachine_sys::host::HostFacts;
 
+    use super::super::fixture::{Around, planned};
     use super::super::{Content, Plan};
     use super::*;
-    use zmachine_spec::Home;
     use zmachine_spec::{Class, Failure};
 
     fn plan(change: impl FnOnce(&mut MachineSpec, &mut HostFacts, &mut bool)) -> Result<VmPlan, PlanError> {
-        let dir = tempfile::tempdir().unwrap();
-        let home = Home::open(dir.path(), &dir.path().join("run")).unwrap();
         let mut spec = MachineSpec::new("own", "/x.fl");
         spec.networks.clear();
         spec.env = vec![("A".into(), "b".into())];
-        let mut host = HostFacts {
-            cpus: 4,
-            memory_total_bytes: 8 << 30,
-            memory_available_bytes: 4 << 30,
-            boot_id: "boot".into(),
-            kernel: "6.1".into(),
-            is_root: true,
-            cgroup_v2: true,
-        };
-        let mut has_share_server = true;
-        change(&mut spec, &mut host, &mut has_share_server);
+        let mut around = Around::default();
+        change(&mut spec, &mut around.host, &mut around.has_share_server);
         let facts = TreeFacts {
             kernel: "/i/vmlinuz".into(),
             initrd: None,
@@ -181,22 +126,7 @@ mod tests {
             },
             volumes: vec![],
         };
-        let inputs = Inputs {
-            id: "0123456789ab",
-            home: &home,
-            host: &host,
-            accel: Accel::Kvm,
-            hypervisor: zmachine_hypervisor::choice::Choice::default(),
-            cloud_firmware: None,
-            attachments: vec![],
-            host_dns: &HostDns {
-                nameservers: vec![],
-                search: vec![],
-            },
-            shares: &[],
-            has_share_server,
-        };
-        match Plan::new(&spec, Content::Tree(&facts), inputs)? {
+        match planned(&spec, Content::Tree(&facts), &around)? {
             Plan::Vm(plan) => Ok(*plan),
             Plan::Container(_) => panic!("our kernel"),
         }

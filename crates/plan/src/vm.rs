@@ -15,8 +15,8 @@ use zmachine_spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec, RootfsChoice, Settin
 
 use super::cmdline::{self, RootDevice};
 use super::common::{
-    Inputs, KernelChoice, PLAN_VERSION, VolumeUse, dns, grace_ms, hostname, interface, merged_env, mounts, nics,
-    routes, ssh_keys, uuid, volume_disk, warnings,
+    Inputs, KernelChoice, PLAN_VERSION, Start, VolumeUse, dns, first_used, grace_ms, hostname, interface, merged_env,
+    mounts, routes, ssh_keys, vm_spec, volume_disks, warnings,
 };
 use super::error::PlanError;
 use super::share::{self, ShareUse};
@@ -197,64 +197,9 @@ impl VmPlan {
         check_boot_volume(spec, facts)?;
         let shares = share::directories(&inputs)?;
         let env = merged_env(Vec::new(), &spec.env)?;
-        let (nameservers, search) = dns(spec, &inputs);
-        let machine = inputs.home.machine(inputs.id);
-        let seed = Seed {
-            path: machine.join("seed.img"),
-            instance_id: inputs.id.to_owned(),
-            hostname: hostname(spec),
-            interfaces: inputs.attachments.iter().map(interface).collect(),
-            routes: routes(&inputs.attachments),
-            nameservers: nameservers.clone(),
-            search,
-            mounts: mounts(&[], inputs.shares),
-            ssh_keys: ssh_keys(spec),
-            env: env.clone(),
-            command: command(spec),
-            user_data: spec.user_data.clone(),
-        };
-        let (boot, firmware_variables) = match &facts.start {
-            VmStart::Kernel { kernel, initrd } => {
-                let cmdline = cmdline::command_line(
-                    inputs.accel,
-                    RootDevice::FirstDisk,
-                    &inputs.attachments,
-                    &nameservers,
-                    &env,
-                )?;
-                let (kernel, initrd) = (kernel.clone(), initrd.clone());
-                (
-                    Boot::Kernel {
-                        kernel,
-                        initrd,
-                        cmdline,
-                    },
-                    None,
-                )
-            }
-            VmStart::Firmware { .. } if inputs.hypervisor.driver == Hypervisor::CloudHypervisor => {
-                let pinned = inputs.cloud_firmware.as_ref().ok_or(PlanError::NoFirmware)?;
-                let boot = Boot::Firmware {
-                    code: pinned.path.clone(),
-                    variables: None,
-                    sha256: Some(pinned.sha256.clone()),
-                };
-                (boot, None)
-            }
-            VmStart::Firmware { firmware } => {
-                let firmware = firmware.as_ref().ok_or(PlanError::NoFirmware)?;
-                let boot = Boot::Firmware {
-                    code: firmware.code.clone(),
-                    variables: Some(machine.join("firmware.vars")),
-                    sha256: None,
-                };
-                (boot, Some(firmware.variables.clone()))
-            }
-        };
-        Ok(VmPlan {
-            version: PLAN_VERSION,
-            kind: VmKind::Vm,
-            id: inputs.id.to_owned(),
+        let seed = Seed::new(spec, &inputs, mounts(&[], inputs.shares), env.clone(), command(spec));
+        let (boot, firmware_variables) = boot(facts, &inputs, &seed)?;
+        let own = Own {
             root: VmRoot::Installed(Install {
                 source: facts.source.clone(),
                 digest: facts.digest.clone(),
@@ -263,27 +208,110 @@ impl VmPlan {
                 firmware_variables,
             }),
             appliance: facts.appliance.clone(),
-            hypervisor: inputs.hypervisor.clone(),
-            vm: VmSpec {
-                name: spec.name.clone(),
-                uuid: uuid(inputs.id),
-                cpus: spec.cpus,
-                memory_bytes: spec.memory_bytes.next_multiple_of(1 << 20),
-                accel: inputs.accel,
-                boot,
-                disks: disks(&facts.volumes, &seed),
-                shares: share::devices(&shares, inputs.home, inputs.id),
-                nics: nics(&inputs.attachments),
-                agent: true,
-                platform: Platform::Pc,
-            },
-            volumes: facts.volumes.iter().map(VolumeUse::of).collect(),
+            boot,
+            volumes: &facts.volumes,
             shares,
             seed,
+            warnings: told_to_everybody(&facts.start, &env),
+        };
+        Ok(VmPlan::of(spec, inputs, own))
+    }
+
+    /// The plan around what is its own.
+    pub(super) fn of(spec: &MachineSpec, inputs: Inputs<'_>, own: Own<'_>) -> VmPlan {
+        let start = Start {
+            boot: own.boot,
+            disks: disks(own.volumes, &own.seed),
+            shares: share::devices(&own.shares, inputs.home, inputs.id),
+            platform: Platform::Pc,
+        };
+        VmPlan {
+            version: PLAN_VERSION,
+            kind: VmKind::Vm,
+            id: inputs.id.to_owned(),
+            root: own.root,
+            appliance: own.appliance,
+            hypervisor: inputs.hypervisor.clone(),
+            vm: vm_spec(spec, &inputs, start),
+            volumes: own.volumes.iter().map(VolumeUse::of).collect(),
+            shares: own.shares,
+            seed: own.seed,
             attachments: inputs.attachments,
             stop_grace_ms: grace_ms(spec, DEFAULT_VM_STOP_TIMEOUT_S),
-            warnings: [warnings(inputs.host), told_to_everybody(&facts.start, &env)].concat(),
-        })
+            warnings: [warnings(inputs.host), own.warnings].concat(),
+        }
+    }
+}
+
+/// What the plan of a machine that lives like a VM has of its own; the rest is the same whatever it starts from.
+pub(super) struct Own<'a> {
+    pub(super) root: VmRoot,
+    pub(super) appliance: Option<KernelChoice>,
+    pub(super) boot: Boot,
+    pub(super) volumes: &'a [ResolvedVolume],
+    pub(super) shares: Vec<ShareUse>,
+    pub(super) seed: Seed,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Seed {
+    /// What `spec` and its networks say, and these.
+    pub(super) fn new(
+        spec: &MachineSpec,
+        inputs: &Inputs<'_>,
+        mounts: Vec<Mount>,
+        env: Vec<(String, String)>,
+        command: Vec<String>,
+    ) -> Seed {
+        let (nameservers, search) = dns(spec, inputs);
+        Seed {
+            path: inputs.home.machine(inputs.id).join("seed.img"),
+            instance_id: inputs.id.to_owned(),
+            hostname: hostname(spec),
+            interfaces: inputs.attachments.iter().map(interface).collect(),
+            routes: routes(&inputs.attachments),
+            nameservers,
+            search,
+            mounts,
+            ssh_keys: ssh_keys(spec),
+            env,
+            command,
+            user_data: spec.user_data.clone(),
+        }
+    }
+}
+
+/// How a VM boots, and the template of its firmware's variables.
+fn boot(facts: &VmFacts, inputs: &Inputs<'_>, seed: &Seed) -> Result<(Boot, Option<PathBuf>), PlanError> {
+    match &facts.start {
+        VmStart::Kernel { kernel, initrd } => {
+            let (root, networks) = (RootDevice::FirstDisk, &inputs.attachments);
+            let cmdline = cmdline::command_line(inputs.accel, root, networks, &seed.nameservers, &seed.env)?;
+            let boot = Boot::Kernel {
+                kernel: kernel.clone(),
+                initrd: initrd.clone(),
+                cmdline,
+            };
+            Ok((boot, None))
+        }
+        VmStart::Firmware { .. } if inputs.hypervisor.driver == Hypervisor::CloudHypervisor => {
+            let pinned = inputs.cloud_firmware.as_ref().ok_or(PlanError::NoFirmware)?;
+            let boot = Boot::Firmware {
+                code: pinned.path.clone(),
+                variables: None,
+                sha256: Some(pinned.sha256.clone()),
+            };
+            Ok((boot, None))
+        }
+        VmStart::Firmware { firmware } => {
+            let firmware = firmware.as_ref().ok_or(PlanError::NoFirmware)?;
+            let boot = Boot::Firmware {
+                code: firmware.code.clone(),
+                variables: Some(inputs.home.machine(inputs.id).join("firmware.vars")),
+                sha256: None,
+            };
+            Ok((boot, Some(firmware.variables.clone())))
+        }
     }
 }
 
@@ -309,11 +337,7 @@ fn refuse_container_settings(spec: &MachineSpec) -> Result<(), PlanError> {
         (Setting::Rootfs, spec.rootfs != RootfsChoice::Auto),
         (Setting::Secrets, !spec.secrets.is_empty()),
     ];
-    let used = used
-        .into_iter()
-        .find(|(_, is_used)| *is_used)
-        .map(|(setting, _)| setting);
-    match used.or(spec.guest.used()) {
+    match first_used(used).or(spec.guest.used()) {
         Some(setting) => Err(PlanError::NotForVms { setting }),
         None if spec.size_bytes != 0 => Err(PlanError::SizeOfVm),
         None => Ok(()),
@@ -352,15 +376,8 @@ fn check_boot_volume(spec: &MachineSpec, facts: &VmFacts) -> Result<(), PlanErro
     Err(PlanError::VolumeOccupied { volume: name, holds })
 }
 
-pub(super) fn disks(volumes: &[ResolvedVolume], seed: &Seed) -> Vec<Disk> {
-    let volume = |(index, volume): (usize, &ResolvedVolume)| Disk::File {
-        id: volume_disk(index),
-        path: volume.path.clone(),
-        serial: volume.serial.clone(),
-        read_only: volume.read_only,
-        discard: !volume.read_only,
-    };
-    let mut disks: Vec<Disk> = volumes.iter().enumerate().map(volume).collect();
+fn disks(volumes: &[ResolvedVolume], seed: &Seed) -> Vec<Disk> {
+    let mut disks = volume_disks(volumes);
     disks.push(Disk::File {
         id: "seed".to_owned(),
         path: seed.path.clone(),
@@ -377,197 +394,4 @@ fn command(spec: &MachineSpec) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use zmachine_hypervisor::Accel;
-    use zmachine_network::HostDns;
-    use zmachine_sys::host::HostFacts;
-
-    use super::super::{self as plan, Plan};
-    use super::*;
-    use zmachine_spec::Home;
-    use zmachine_spec::volume::Fs;
-    use zmachine_spec::{Class, Failure};
-
-    fn volume(name: &str) -> ResolvedVolume {
-        ResolvedVolume {
-            name: name.into(),
-            target: "/".into(),
-            path: format!("/v/{name}/data.img").into(),
-            serial: name.into(),
-            size_bytes: 2 << 30,
-            fs: Fs::Ext4,
-            content: Content::Empty,
-            read_only: false,
-            no_copy: false,
-            new: None,
-        }
-    }
-
-    fn facts() -> VmFacts {
-        VmFacts {
-            start: VmStart::Kernel {
-                kernel: "/i/kernel".into(),
-                initrd: Some("/i/initrd".into()),
-            },
-            source: DiskSource::Flist {
-                image: "ab".into(),
-                file: "/image.raw".into(),
-                stores: vec![],
-            },
-            digest: "ab".into(),
-            bytes: 300 << 20,
-            unbootable: None,
-            appliance: None,
-            volumes: vec![volume("boot"), volume("data")],
-        }
-    }
-
-    fn plan(change: impl FnOnce(&mut MachineSpec, &mut VmFacts)) -> Result<VmPlan, PlanError> {
-        let dir = tempfile::tempdir().unwrap();
-        let home = Home::open(dir.path(), &dir.path().join("run")).unwrap();
-        let mut spec = MachineSpec::new("box", "/x.fl");
-        spec.networks.clear();
-        let mut facts = facts();
-        change(&mut spec, &mut facts);
-        let host = HostFacts {
-            cpus: 4,
-            memory_total_bytes: 8 << 30,
-            memory_available_bytes: 4 << 30,
-            boot_id: "boot".into(),
-            kernel: "6.1".into(),
-            is_root: true,
-            cgroup_v2: true,
-        };
-        let inputs = Inputs {
-            id: "0123456789ab",
-            home: &home,
-            host: &host,
-            accel: Accel::Kvm,
-            hypervisor: Choice::default(),
-            cloud_firmware: None,
-            attachments: vec![],
-            host_dns: &HostDns {
-                nameservers: vec![],
-                search: vec![],
-            },
-            shares: &[],
-            has_share_server: true,
-        };
-        match Plan::new(&spec, plan::Content::Vm(&facts), inputs)? {
-            Plan::Vm(plan) => Ok(*plan),
-            Plan::Container(_) => panic!("a container"),
-        }
-    }
-
-    fn firmware(facts: &mut VmFacts, there: bool) {
-        facts.start = VmStart::Firmware {
-            firmware: there.then(|| zmachine_hypervisor::qemu::Firmware {
-                code: "/fw/code".into(),
-                variables: "/fw/vars".into(),
-            }),
-        };
-    }
-
-    #[test]
-    fn the_volumes_are_the_first_disks_and_the_seed_is_the_last() {
-        let plan = plan(|spec, _| spec.env = vec![("A".into(), "b".into())]).unwrap();
-        let ids: Vec<_> = plan.vm.disks.iter().map(Disk::id).collect();
-        assert_eq!(ids, ["volume0", "volume1", "seed"]);
-        assert!(matches!(&plan.vm.disks[2], Disk::File { read_only: true, .. }));
-        assert!(matches!(&plan.vm.boot, Boot::Kernel { cmdline, .. } if cmdline.ends_with("root=/dev/vda A=b")));
-        assert_eq!(plan.vm.platform, Platform::Pc);
-        assert_eq!(plan.stop_grace_ms, 90_000);
-    }
-
-    #[test]
-    fn a_disk_with_a_boot_loader_gets_variables_of_its_own_and_no_command_line() {
-        let plan = plan(|spec, facts| {
-            firmware(facts, true);
-            // Nothing of it is on a command line, so everything goes.
-            spec.env = vec![("init".into(), "a\"b\nc".into())];
-        })
-        .unwrap();
-        assert!(
-            matches!(&plan.vm.boot, Boot::Firmware { variables: Some(variables), .. } if variables.ends_with("firmware.vars"))
-        );
-        assert_eq!(plan.install().unwrap().firmware_variables, Some("/fw/vars".into()));
-        assert_eq!(plan.seed.env, [("init".to_owned(), "a\"b\nc".to_owned())]);
-    }
-
-    #[test]
-    fn everything_that_can_be_known_to_fail_is_refused_with_a_hint() {
-        type Change = fn(&mut MachineSpec, &mut VmFacts);
-        let cases: [(&str, Class, Change); 16] = [
-            ("needs a volume", Class::Usage, |_, f| f.volumes.clear()),
-            ("'boot' can only be read", Class::Usage, |_, f| {
-                f.volumes[0].read_only = true
-            }),
-            ("smaller than the image", Class::Usage, |_, f| {
-                f.volumes[0].size_bytes = 1 << 20
-            }),
-            ("holds a file system (ext4)", Class::Conflict, |_, f| {
-                f.volumes[0].content = Content::Formatted;
-            }),
-            ("holds another image", Class::Conflict, |_, f| {
-                f.volumes[0].content = Content::Installed { digest: "cd".into() };
-            }),
-            ("no partition table", Class::Usage, |_, f| {
-                firmware(f, true);
-                f.unbootable = Some("no partition table".into());
-            }),
-            ("firmware", Class::Unsupported, |_, f| firmware(f, false)),
-            ("no user", Class::Usage, |s, _| {
-                s.user = Some(zmachine_spec::User::parse("web"))
-            }),
-            ("no working directory", Class::Usage, |s, _| {
-                s.workdir = Some("/".into())
-            }),
-            ("no read-only root", Class::Usage, |s, _| s.read_only = true),
-            ("no guest kernel", Class::Usage, |s, _| s.kernel = Some("k".into())),
-            ("no root size", Class::Usage, |s, _| s.size_bytes = 1 << 30),
-            ("'init'", Class::Usage, |s, _| s.env = vec![("init".into(), "x".into())]),
-            ("'K'", Class::Usage, |s, _| s.env = vec![("K".into(), "a\nb".into())]),
-            ("command line has", Class::Usage, |s, _| {
-                s.env = vec![("K".into(), "x".repeat(2048))]
-            }),
-            ("memory", Class::Usage, |s, _| s.memory_bytes = 1),
-        ];
-        for (words, class, change) in cases {
-            let failure = Failure::from(plan(change).expect_err(words));
-            assert!(failure.message.contains(words), "{words}: {}", failure.message);
-            assert_eq!(failure.class, class, "{words}");
-            assert!(failure.hint.is_some_and(|hint| !hint.is_empty()), "{words}");
-        }
-    }
-
-    #[test]
-    fn a_volume_with_this_image_or_one_that_may_be_overwritten_is_taken() {
-        plan(|_, f| f.volumes[0].content = Content::Installing { digest: "ab".into() }).unwrap();
-        let over = plan(|spec, f| {
-            spec.reinstall = true;
-            f.volumes[0].content = Content::Raw;
-        });
-        assert!(over.unwrap().install().unwrap().reinstall);
-    }
-
-    #[test]
-    fn ssh_keys_with_line_ends_go_on_the_command_line_with_commas() {
-        let plan = plan(|spec, _| spec.env = vec![("SSH_KEY".into(), "a\nb\n".into())]).unwrap();
-        assert!(matches!(&plan.vm.boot, Boot::Kernel { cmdline, .. } if cmdline.ends_with(" SSH_KEY=a,b")));
-        assert_eq!(plan.seed.ssh_keys, ["a", "b"]);
-    }
-
-    #[test]
-    fn a_plan_survives_its_file_and_keeps_its_kind() {
-        let plan = Plan::Vm(Box::new(plan(|_, _| ()).unwrap()));
-        let text = serde_json::to_string(&plan).unwrap();
-        assert!(text.contains(r#""kind":"vm""#));
-        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
-        assert!(
-            serde_json::from_str::<Plan>(r#"{"kind":"cloud"}"#)
-                .unwrap_err()
-                .to_string()
-                .contains("cloud")
-        );
-    }
-}
+mod tests;

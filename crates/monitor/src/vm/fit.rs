@@ -7,6 +7,7 @@ use zmachine_disk::{Content, Filesystem, RawFile, identify};
 use zmachine_plan::VmPlan;
 use zmachine_spec::{Class, Failure};
 use zmachine_store::log::Source;
+use zmachine_store::volume::Volume;
 
 use super::super::context::Monitor;
 
@@ -19,18 +20,18 @@ struct Small {
     partition: Option<u32>,
 }
 
-impl Monitor<VmPlan> {
+impl Monitor {
     /// Fits the partition table and the file system to the volume's size. A volume that cannot be fitted is used as it is,
     /// with a warning: it may hold what nobody but its guest understands.
-    pub(super) async fn fit(&mut self) -> Result<(), Failure> {
-        if self.plan.install().is_none() {
+    pub(super) async fn fit(&mut self, plan: &VmPlan) -> Result<(), Failure> {
+        if plan.install().is_none() {
             return Ok(());
         }
         // It stays locked by this monitor, also when this is cut short.
         let boot = self.volumes.first().map(|held| held.volume.clone());
         let result = match boot {
             Some(boot) => match find_small(boot.data().as_path()) {
-                Ok(Some(small)) => self.grow(&boot, &small).await,
+                Ok(Some(small)) => self.grow_small(plan, &boot, &small).await,
                 Ok(None) => Ok(()),
                 Err(failure) => Err(failure),
             },
@@ -47,8 +48,8 @@ impl Monitor<VmPlan> {
         }
     }
 
-    async fn grow(&mut self, boot: &zmachine_store::volume::Volume, small: &Small) -> Result<(), Failure> {
-        let Some(kernel) = self.plan.appliance.clone() else {
+    async fn grow_small(&mut self, plan: &VmPlan, boot: &Volume, small: &Small) -> Result<(), Failure> {
+        let Some(kernel) = &plan.appliance else {
             return Err(Failure::new(
                 Class::NotFound,
                 "no guest kernel is installed, with which it could be grown",
@@ -56,8 +57,8 @@ impl Monitor<VmPlan> {
             .hint("zmachine kernel install"));
         };
         let fstype = small.filesystem.kind.name();
-        let on = (self.plan.hypervisor.driver, self.plan.vm.accel);
-        self.grow_in_appliance(on, &kernel, boot, small.partition, fstype).await
+        let on = (plan.hypervisor.driver, plan.vm.accel);
+        self.grow_in_appliance(on, kernel, boot, small.partition, fstype).await
     }
 }
 
@@ -103,11 +104,9 @@ mod tests {
     fn a_file_system_below_its_disk_is_found_and_one_that_fills_it_is_not() {
         let disk = tempfile::NamedTempFile::new().unwrap();
         disk.as_file().set_len(64 << 20).unwrap();
-        let made = Command::new("/usr/sbin/mke2fs")
-            .args(["-q", "-t", "ext4"])
-            .arg(disk.path())
-            .status();
-        assert!(made.unwrap().success());
+        let mut mkfs = Command::new("/usr/sbin/mke2fs");
+        mkfs.args(["-q", "-t", "ext4"]).arg(disk.path());
+        assert!(crate::tests::status_of(&mut mkfs).success());
         assert!(find_small(disk.path()).unwrap().is_none());
         disk.as_file().set_len(256 << 20).unwrap();
         let small = find_small(disk.path()).unwrap().unwrap();

@@ -15,16 +15,15 @@ use tokio::sync::mpsc;
 use zmachine_disk::{self as disk, CopyError};
 use zmachine_plan::VmPlan;
 use zmachine_plan::vm::{DiskSource, Install};
-use zmachine_spec::control::{Reply, Report, Request};
+use zmachine_spec::control::Report;
 use zmachine_spec::volume::Content;
 use zmachine_spec::{Class, Exit, Failure, Home, Setting};
 use zmachine_store::disk_source::open_source;
 use zmachine_store::log::Source;
 use zmachine_store::volume::Held;
 
-use super::super::backoff::StopReason;
 use super::super::context::Monitor;
-use super::super::inbox::{Event, Inbox};
+use super::super::inbox::Inbox;
 use super::super::launch::{in_thread, joined};
 
 /// How long the copying thread may take to notice that it is to stop.
@@ -33,10 +32,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often progress is told.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 
-impl Monitor<VmPlan> {
+impl Monitor {
     /// Sees to it that the boot volume holds the machine's image. `Some` when the machine was stopped meanwhile.
-    pub(super) async fn install(&mut self, inbox: &mut Inbox) -> Result<Option<Exit>, Failure> {
-        let Some(install) = self.plan.install().cloned() else {
+    pub(super) async fn install(&mut self, plan: &VmPlan, inbox: &mut Inbox) -> Result<Option<Exit>, Failure> {
+        let Some(install) = plan.install().cloned() else {
             return Ok(None);
         };
         let mut volumes = std::mem::take(&mut self.volumes);
@@ -101,10 +100,6 @@ impl Monitor<VmPlan> {
         let total = install.bytes;
         let what = "installing the image".to_owned();
         let mut given_up = None;
-        let give_up = |given_up: &mut Option<tokio::time::Instant>| {
-            stop.store(true, Ordering::Relaxed);
-            given_up.get_or_insert(tokio::time::Instant::now() + STOP_TIMEOUT);
-        };
         loop {
             tokio::select! {
                 done = &mut copying => match done {
@@ -114,23 +109,12 @@ impl Monitor<VmPlan> {
                 Some(done) = steps.recv() => {
                     self.report.send_if_read(&Report::Progress { what: what.clone(), done, total });
                 }
-                event = inbox.next() => match event {
-                    Event::Command(Request::Stop { .. } | Request::Kill, answer) => {
-                        self.note_stop_reason(StopReason::User);
-                        self.wait_for_end(answer);
-                        give_up(&mut given_up);
+                event = inbox.next() => {
+                    if self.without_guest(event, "the machine's image is still being installed").is_break() {
+                        stop.store(true, Ordering::Relaxed);
+                        given_up.get_or_insert(tokio::time::Instant::now() + STOP_TIMEOUT);
                     }
-                    Event::Terminate => {
-                        self.note_stop_reason(StopReason::Host);
-                        give_up(&mut given_up);
-                    }
-                    Event::Command(Request::Wait, answer) => self.wait_for_end(answer),
-                    Event::Command(_, answer) => {
-                        let failure = Failure::new(Class::Conflict, "the machine's image is still being installed");
-                        let _ = answer.send(Reply::Failed(failure.hint("try again when it runs")));
-                    }
-                    Event::EntryEnded(_) | Event::NetworkAnswered(_) => {}
-                },
+                }
                 // The thread may be waiting for a store. What it still writes is done again at the next start, and it
                 // ends with this process, which follows.
                 () = tokio::time::sleep_until(given_up.unwrap_or(tokio::time::Instant::now())), if given_up.is_some() => {

@@ -12,20 +12,20 @@ use zmachine_store::volume::{Held, Volumes};
 use super::super::context::Monitor;
 use super::super::launch::joined;
 
-impl Monitor<VmPlan> {
+impl Monitor {
     /// Takes all volumes, in the order of the disks. Those of a container are formatted at their first use.
-    pub(super) async fn take_volumes(&mut self) -> Result<Vec<Held>, Failure> {
-        match self.plan.install() {
-            Some(_) => self.hold_volumes(),
+    pub(super) async fn take_volumes(&mut self, plan: &VmPlan) -> Result<Vec<Held>, Failure> {
+        match plan.install() {
+            Some(_) => self.hold_volumes(plan),
             None => {
-                let volumes = self.plan.volumes.clone();
+                let volumes = plan.volumes.clone();
                 joined(self.prepare_volumes(volumes)).await
             }
         }
     }
 
     /// Takes all volumes of a VM. What a guest writes on those after the first is its own business.
-    fn hold_volumes(&self) -> Result<Vec<Held>, Failure> {
+    fn hold_volumes(&self, plan: &VmPlan) -> Result<Vec<Held>, Failure> {
         let volumes = Volumes::new(&self.home);
         let hold = |(index, used): (usize, &VolumeUse)| {
             let mut held = volumes.hold(&used.name, used.read_only, &self.machine.id)?;
@@ -35,12 +35,12 @@ impl Monitor<VmPlan> {
             }
             Ok(held)
         };
-        self.plan.volumes.iter().enumerate().map(hold).collect()
+        plan.volumes.iter().enumerate().map(hold).collect()
     }
 
     /// Writes the seed, when it is not there as it should be.
-    pub(super) fn make_seed(&self) -> Result<(), Failure> {
-        let seed = &self.plan.seed;
+    pub(super) fn make_seed(&self, plan: &VmPlan) -> Result<(), Failure> {
+        let seed = &plan.seed;
         let bytes = seed::image(&reported(seed)).map_err(|e| Failure::from(e).context("the seed cannot be made"))?;
         if std::fs::read(&seed.path).is_ok_and(|there| there == bytes) {
             return Ok(());
@@ -51,19 +51,16 @@ impl Monitor<VmPlan> {
         Ok(())
     }
 
-    fn firmware_template(&self) -> Option<&std::path::PathBuf> {
-        self.plan.install()?.firmware_variables.as_ref()
-    }
-
     /// Gives the firmware its first variables; what it writes there later stays.
-    pub(super) fn make_firmware_variables(&self) -> Result<(), Failure> {
+    pub(super) fn make_firmware_variables(&self, plan: &VmPlan) -> Result<(), Failure> {
+        let template = plan.install().and_then(|install| install.firmware_variables.as_ref());
         let (
             Some(template),
             zmachine_hypervisor::Boot::Firmware {
                 variables: Some(variables),
                 ..
             },
-        ) = (self.firmware_template(), &self.plan.vm.boot)
+        ) = (template, &plan.vm.boot)
         else {
             return Ok(());
         };

@@ -1,0 +1,142 @@
+//! One run of a machine: from the first state to the end of its hypervisor.
+//!
+//! ```text
+//! container: disks, servers, networks ──────────────────────> hypervisor ─> agent configured ─> entrypoint ─┐
+//! VM:        volumes, image, seed, networks, servers ───────> hypervisor ───────────────────────────────────┴> event loop
+//! ```
+
+use std::sync::Arc;
+
+use tokio::sync::{oneshot, watch};
+use zmachine_agent_protocol::Process;
+use zmachine_plan::container::DEFAULT_PATH;
+use zmachine_plan::{Plan, VmPlan};
+use zmachine_spec::control::Report;
+use zmachine_spec::{Class, Failure};
+
+use super::agent_start::EntryStart;
+use super::context::{AbortOnDrop, Monitor, Outcome, Started, at};
+use super::execs::Execs;
+use super::follow::Follow;
+use super::inbox::{Cut, Inbox};
+use super::running::Running;
+use super::server;
+use super::session::Session;
+use super::streams::{Attachable, Shared};
+use super::{clock, console, entry};
+
+impl Monitor {
+    /// From the first state to the end of the hypervisor.
+    pub(super) async fn life(&mut self, plan: &mut Plan, inbox: &mut Inbox) -> Outcome {
+        self.begin(plan.warnings()).map_err(at("state"))?;
+        self.make_group(plan.vm());
+        let listener = self.make_run_dir().map_err(at("run folder"))?;
+        let (agent, session) = watch::channel(None);
+        let _clock = AbortOnDrop(tokio::spawn(clock::follow(session.clone())));
+        let (entry, entry_waiting) = entry::new();
+        let (console, console_waiting) = console::new();
+        let shared = Shared {
+            attachable: attachable(plan, &entry),
+            console,
+            session,
+            events: self.events.clone(),
+            exec_base: Arc::new(exec_base(plan)),
+            execs: Execs::default(),
+            relays: self.relays.clone(),
+            paused: self.paused.subscribe(),
+        };
+        let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
+        self.report.send(&Report::Listening);
+
+        if let Plan::Vm(plan) = plan
+            && let Some(exit) = self.install_vm(plan, inbox).await?
+        {
+            return Ok(exit);
+        }
+        let mut running = match inbox.unless_stopped(self.launch(plan, console_waiting)).await {
+            Ok(launched) => launched?,
+            Err(Cut) => return Ok(self.cut_short(inbox).await),
+        };
+        let (stream, started) = oneshot::channel();
+        let hub = entry::run(
+            entry_waiting,
+            async move { started.await.ok() },
+            self.log.clone(),
+            self.events.clone(),
+        );
+        let _hub = AbortOnDrop(tokio::spawn(hub));
+        let entry = EntryStart { entry, stream };
+        let outcome = match self.start_guest(plan, &mut running, &agent, entry, inbox).await {
+            Ok(None) => Follow::new(self, plan, &mut running, inbox, agent).follow().await,
+            Ok(Some(exit)) => Ok(exit),
+            Err(failure) => Err(failure),
+        };
+        running.halt().await;
+        self.last_rootfs_lines(&mut running.rootfs).await;
+        running.end().await;
+        outcome
+    }
+
+    /// From what its plan says to a guest that boots.
+    async fn launch(&mut self, plan: &mut Plan, console: console::Waiting) -> Result<Running, (String, Failure)> {
+        let (backed, wait_for_owner) = match plan {
+            // The entrypoint waits for the owner, not the boot.
+            Plan::Container(plan) => (self.back_container(plan).await?, false),
+            Plan::Vm(plan) => (self.back_vm(plan).await?, self.wait_for_owner),
+        };
+        let on = plan.hypervisor().driver;
+        let booted = self.boot(on, plan.vm(), backed, console, wait_for_owner).await;
+        booted.map_err(at("hypervisor"))
+    }
+
+    /// From a guest that boots to one that runs: a container has its entrypoint then, and clients find its agent. A VM is left to
+    /// itself. `Ok(Some(exit))` when the machine was stopped meanwhile.
+    async fn start_guest(
+        &mut self,
+        plan: &Plan,
+        running: &mut Running,
+        agent: &watch::Sender<Option<Session>>,
+        entry: EntryStart,
+        inbox: &mut Inbox,
+    ) -> Started {
+        let Plan::Container(plan) = plan else { return Ok(None) };
+        let no_agent = || Failure::new(Class::Failed, "the hypervisor gave no channel to the agent");
+        let stream = running.vm.take_agent().ok_or_else(no_agent).map_err(at("hypervisor"))?;
+        let session = Session::start(stream.connected());
+        let started = self.start_entrypoint(plan, running, &session, entry, inbox).await?;
+        if started.is_none() {
+            agent.send_replace(Some(session));
+        }
+        Ok(started)
+    }
+}
+
+/// What a client follows that attaches.
+fn attachable(plan: &Plan, entry: &entry::Entry) -> Attachable {
+    match plan {
+        Plan::Container(_) => Attachable::Entrypoint(entry.clone()),
+        Plan::Vm(_) => Attachable::Console,
+    }
+}
+
+/// What a process started in the guest has where nothing else is said: what the entrypoint has, if there is one.
+fn exec_base(plan: &Plan) -> Process {
+    match plan {
+        Plan::Container(plan) => plan.process.clone(),
+        Plan::Vm(plan) => exec_base_of_vm(plan),
+    }
+}
+
+fn exec_base_of_vm(plan: &VmPlan) -> Process {
+    let mut env = vec![("PATH".to_owned(), DEFAULT_PATH.to_owned())];
+    env.extend(plan.seed.env.iter().filter(|(key, _)| key != "PATH").cloned());
+    Process {
+        args: Vec::new(),
+        env,
+        cwd: None,
+        user: None,
+        terminal: None,
+        stdin: false,
+        init: false,
+    }
+}
