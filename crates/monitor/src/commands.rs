@@ -30,7 +30,7 @@ impl Follow<'_> {
             }
             Request::Wait => self.monitor.wait_for_end(answer),
             Request::Kill => {
-                self.monitor.asked(StopReason::User);
+                self.monitor.note_stop_reason(StopReason::User);
                 self.monitor.wait_for_end(answer);
                 self.ending.kill(&mut *self.running.vm);
             }

@@ -106,7 +106,7 @@ impl<'a> Follow<'a> {
         match event {
             Event::Command(request, answer) => self.command(request, answer).await,
             Event::Terminate => {
-                self.monitor.asked(StopReason::Host);
+                self.monitor.note_stop_reason(StopReason::Host);
                 self.ask_to_stop(self.plan.stop_grace_ms()).await;
             }
             Event::NetworkAnswered(answered) => self.go_on_changing(answered).await,

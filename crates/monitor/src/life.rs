@@ -138,5 +138,6 @@ fn exec_base_of_vm(plan: &VmPlan) -> Process {
         terminal: None,
         stdin: false,
         init: false,
+        restrictions: None,
     }
 }
