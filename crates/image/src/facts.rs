@@ -92,13 +92,9 @@ impl KindError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            KindError::KernelWithoutImage => {
-                Some("add /image.raw to the flist, or run it as a container with --mode container".into())
-            }
-            KindError::Unusable { .. } => {
-                Some("put a regular file there and pack the flist again, or run it with --mode container".into())
-            }
-            KindError::NotAVm => Some("leave out --mode vm".into()),
+            KindError::KernelWithoutImage => Some("add /image.raw to the flist, or run it as a container".into()),
+            KindError::Unusable { .. } => Some("put a regular file there and pack the flist again, or run it".into()),
+            KindError::NotAVm => Some("let its content decide, or run it as a container".into()),
         }
     }
 }

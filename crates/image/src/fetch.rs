@@ -182,7 +182,7 @@ impl FetchError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            FetchError::NoRoute { .. } => Some("name a store that has the blocks with --store URL".into()),
+            FetchError::NoRoute { .. } => Some("name a store that has the blocks".into()),
             FetchError::Gone { .. } => Some("pull or import the image again".into()),
             _ => self.attempts().iter().find_map(|a| a.hint.clone()),
         }
@@ -732,7 +732,7 @@ fn corruption(store: String, what: &str) -> Attempt {
         is_missing: false,
         is_corrupt: true,
         is_transient: false,
-        hint: Some("the store is damaged: restore the block there, or name another store with --store URL".into()),
+        hint: Some("the store is damaged: restore the block there, or name another store".into()),
     }
 }
 

@@ -204,7 +204,7 @@ fn a_block_without_a_route_says_so() {
     let bench = Bench::new::<&str>(&[]);
     let error = failure(&bench);
     assert!(matches!(error, FetchError::NoRoute { .. }));
-    assert!(error.hint().unwrap().contains("--store"));
+    assert!(error.hint().unwrap().contains("name a store"));
 }
 
 #[test]

@@ -192,7 +192,12 @@ impl From<zmachine_image::ResolveError> for Failure {
             () if error.is_usage() => Class::Usage,
             () => Class::Failed,
         };
-        Failure::from_error(class, &error).hint(error.hint().unwrap_or_default())
+        let failure = Failure::from_error(class, &error).hint(error.hint().unwrap_or_default());
+        match () {
+            () if error.is_about_kind() => failure.about(Setting::Mode),
+            () if error.is_about_stores() => failure.about(Setting::Stores),
+            () => failure,
+        }
     }
 }
 

@@ -191,6 +191,16 @@ impl ResolveError {
         )
     }
 
+    /// Whether it is about what the image is taken for.
+    pub fn is_about_kind(&self) -> bool {
+        matches!(self, ResolveError::Kind { .. })
+    }
+
+    /// Whether it is about where blocks come from.
+    pub fn is_about_stores(&self) -> bool {
+        matches!(self, ResolveError::Fetch { .. })
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -209,7 +219,7 @@ impl ResolveError {
             }),
             ResolveError::NotAFlist { advice, .. } => Some((*advice).to_owned()),
             ResolveError::BrokenFlist { .. } => Some("the file is damaged or cut short: get it again".into()),
-            ResolveError::NotPulled { .. } => Some("leave out --pull never, or run 'zmachine image pull' first".into()),
+            ResolveError::NotPulled { .. } => Some("let it be fetched, or run 'zmachine image pull' first".into()),
             ResolveError::Download {
                 source: StoreError::Status { status: 404 | 410, .. },
                 ..

@@ -224,13 +224,13 @@ impl StoreError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            StoreError::NotFound { .. } => Some("name another store that has the block with --store URL".into()),
+            StoreError::NotFound { .. } => Some("name another store that has the block".into()),
             StoreError::Unavailable { what, .. } if what.contains("certificate") => {
                 Some("add the issuer of its certificate to those that this host trusts (update-ca-certificates)".into())
             }
-            StoreError::Unavailable { .. } => Some("check the network, or name another store with --store URL".into()),
+            StoreError::Unavailable { .. } => Some("check the network, or name another store".into()),
             StoreError::MissingDirectory { .. } => {
-                Some("create or mount the directory, or name the store's new place with --store dir:///PATH".into())
+                Some("create or mount the directory, or name the store's new place".into())
             }
             StoreError::Unsupported { .. } | StoreError::Malformed { .. } => Some(
                 "stores are dir:///PATH, http(s)://HOST/PATH, zdb://HOST/NAMESPACE or s3://KEY:SECRET@HOST:PORT/BUCKET"
