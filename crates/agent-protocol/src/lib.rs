@@ -14,7 +14,17 @@
 //! everything the process wrote comes before it.
 //!
 //! The entrypoint and what `ExecSession` starts outlive their streams and the connection: a host that takes the machine over
-//! connects, and goes on where the one before stopped with `Resume`. An agent that is PID 1 waits for such a host for a few
+//! connects, greets the agent ([`greeting`]), and then goes on with `Resume`. The greeting is needed because the channel may
+//! still hold, in both directions, pieces of what was on its way when the host before it went (QEMU writes the rest of a
+//! buffer that its last client did not take to its next one), and because an agent that has not noticed yet takes the first
+//! bytes of the new host for those of the old one:
+//! ```text
+//! host:  Hello, again and again until it is answered; whatever else comes is dropped
+//! agent: the same Hello, for each
+//! host:  Begin, once
+//! agent: the same Begin; the next byte in either direction is the connection's
+//! ```
+//! Then it goes on with `Resume`. An agent that is PID 1 waits for such a host for a few
 //! seconds and then stops the machine.
 //!
 //! The monitor's `ctl.sock` carries the same process frames after its own request, so the monitor forwards them
@@ -25,6 +35,7 @@
 //! [`MAX_PAYLOAD`] before it allocates for it. An unknown request is answered with [`Reply::Error`].
 
 mod frame;
+pub mod greeting;
 mod message;
 
 pub use frame::{Frame, FrameDecoder, FrameError, HEADER_LEN, MAX_DATA, MAX_PAYLOAD};

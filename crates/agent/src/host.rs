@@ -1,14 +1,34 @@
 //! Hosts that come after the first one: each finds the port opened anew, which also throws away what was on its way.
 
+use std::future::poll_fn;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use thiserror::Error;
+use zmachine_agent_protocol::greeting::{Finder, Greeting};
+
+use crate::pollable::Pollable;
 use crate::port::{self, PortError};
 use crate::vsock;
 
 /// Pause between two looks for a host: nothing announces one.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Read at once while a greeting is looked for, in bytes.
+const PIECE: usize = 4096;
+
+/// Why nobody takes over.
+#[derive(Debug, Error)]
+pub(crate) enum TakeoverError {
+    /// There is no channel.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// It broke.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
 
 /// Pause between two calls over the virtual socket.
 const CALL_PAUSE: Duration = Duration::from_secs(1);
@@ -30,6 +50,34 @@ pub(crate) async fn next(device: Option<&PathBuf>) -> Result<OwnedFd, PortError>
         tokio::time::sleep(PAUSE).await;
     }
     Ok(port)
+}
+
+/// The next host that takes the machine over, once it has said so: see [`zmachine_agent_protocol::greeting`].
+///
+/// # Errors
+/// As [`next`], and when the host is gone again.
+pub(crate) async fn next_that_takes_over() -> Result<Pollable, TakeoverError> {
+    let port = Pollable::new(next(None).await?)?;
+    let mut finder = Finder::default();
+    let mut piece = Vec::with_capacity(PIECE);
+    loop {
+        while let Some(greeting) = finder.next_greeting() {
+            let answer = greeting.to_bytes();
+            let mut rest = answer.as_slice();
+            while !rest.is_empty() {
+                let written = poll_fn(|cx| port.poll_write(cx, rest)).await?;
+                rest = &rest[written..];
+            }
+            if matches!(greeting, Greeting::Begin(_)) {
+                return Ok(port);
+            }
+        }
+        piece.clear();
+        if poll_fn(|cx| port.poll_read_into(cx, &mut piece)).await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        finder.push(&piece);
+    }
 }
 
 /// Calls the host until it answers.

@@ -98,9 +98,7 @@ pub(crate) fn serve(booted: Booted) {
                 let agent = Rc::clone(&agent);
                 spawn_local(async move {
                     connection(Port(port), &agent).await;
-                    while let Ok(Ok(port)) = tokio::time::timeout(TAKEOVER, host::next(None)).await
-                        && let Ok(port) = Pollable::new(port)
-                    {
+                    while let Ok(Ok(port)) = tokio::time::timeout(TAKEOVER, host::next_that_takes_over()).await {
                         console::info("another host takes over");
                         connection(Port(port), &agent).await;
                     }

@@ -22,6 +22,7 @@ use tokio::net::UnixStream;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use yamux::{Config, Connection, Mode};
+use zmachine_agent_protocol::greeting::{Finder, Greeting};
 use zmachine_agent_protocol::{
     AgentError, BootConfig, ExitStatus, Frame, FrameDecoder, HostEntry, Interface, PORT_NAME, PROTOCOL_VERSION,
     Process, Reply, Request, Root, Route, Upper,
@@ -311,7 +312,10 @@ impl Machine {
     pub(crate) async fn take_over(&self) {
         // Nobody takes over within the moment in which the guest learns of it.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        self.drive(UnixStream::connect(&self.socket).await.unwrap().compat());
+        let mut stream = UnixStream::connect(&self.socket).await.unwrap();
+        greet(&mut stream, Greeting::Hello([7; 16])).await;
+        greet(&mut stream, Greeting::Begin([7; 16])).await;
+        self.drive(stream.compat());
     }
 
     /// Waits for QEMU's end, which is the guest's power-off.
@@ -333,6 +337,30 @@ impl Drop for Machine {
     fn drop(&mut self) {
         let _ = self.qemu.borrow_mut().kill();
         let _ = self.qemu.borrow_mut().wait();
+    }
+}
+
+/// Sends a greeting until it is answered, `Begin` once; drops whatever else comes.
+async fn greet(stream: &mut UnixStream, greeting: Greeting) {
+    let mut finder = Finder::default();
+    let mut byte = [0];
+    let is_hello = matches!(greeting, Greeting::Hello(_));
+    let mut next = Instant::now();
+    loop {
+        if Instant::now() >= next {
+            tokio::io::AsyncWriteExt::write_all(stream, &greeting.to_bytes())
+                .await
+                .unwrap();
+            next = Instant::now() + Duration::from_millis(if is_hello { 300 } else { 600_000 });
+        }
+        let read = tokio::io::AsyncReadExt::read_exact(stream, &mut byte);
+        if let Ok(read) = tokio::time::timeout(Duration::from_millis(100), read).await {
+            read.expect("the agent is there");
+            finder.push(&byte);
+        }
+        if finder.next_greeting() == Some(greeting) {
+            return;
+        }
     }
 }
 
