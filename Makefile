@@ -14,7 +14,7 @@ RELEASE := $(TARGET_DIR)/release
 # All members at once: tests of one crate alone may ask a dependency for other features, and build it again.
 TEST_ARGS := --release --workspace
 
-.PHONY: help setup build agent-package demo test test-fast test-long test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
+.PHONY: help setup build man agent-package deb tarball demo test test-fast test-long test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,8 +25,23 @@ setup: ## install what is missing on this host (Debian packages), and say what
 build: setup ## the host binary and the guest agent, in $(TARGET_DIR)/release
 	@$(CARGO) build --release --package zmachine --package zmachine-agent
 
+VERSION = $(shell sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+MAN := $(TARGET_DIR)/man
+
+# What writes them is a test of the program (crates/cli/src/commands/manual.rs); pages of commands that are gone must not stay.
+man: setup ## manual pages of all commands, in $(TARGET_DIR)/man
+	@rm -rf $(MAN)
+	@ZMACHINE_MAN_DIR=$(abspath $(MAN)) $(CARGO) test --quiet $(TEST_ARGS) --bin zmachine commands::manual >/dev/null
+	@echo "man: $$(ls $(MAN) | wc -l) pages in $(MAN)"
+
 agent-package: build ## the guest agent as a Debian package for VMs, in $(TARGET_DIR)/release
-	@scripts/agent-package $(RELEASE)/zmachine-agent $$(sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml) $(RELEASE)
+	@packaging/deb $(RELEASE) $(MAN) $(VERSION) $(RELEASE) zmachine-agent
+
+deb: build man ## Debian packages of the host program and of the guest agent, in $(TARGET_DIR)/packages
+	@packaging/deb $(RELEASE) $(MAN) $(VERSION) $(TARGET_DIR)/packages
+
+tarball: build man ## a tree that runs where it is unpacked, in $(TARGET_DIR)/packages
+	@packaging/tarball $(RELEASE) $(MAN) $(VERSION) $(TARGET_DIR)/packages
 
 demo: build ## pack two file trees, run a container from each
 	@scripts/demo $(RELEASE)/zmachine
@@ -67,7 +82,7 @@ test-tools: setup
 
 check: setup ## format, lints, dependencies, layers, documentation, scripts
 	$(CARGO) fmt --all --check
-	for script in scripts/* examples/*/build benches/run fuzz/run fuzz/rustc-instrumented .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *python3) python3 -c "import ast, sys; ast.parse(open(sys.argv[1]).read())" "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
+	for script in scripts/* packaging/stage packaging/deb packaging/tarball packaging/test packaging/debian/p* examples/*/build benches/run fuzz/run fuzz/rustc-instrumented .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *python3) python3 -c "import ast, sys; ast.parse(open(sys.argv[1]).read())" "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
 	$(CARGO) xtask layering
 	$(CARGO) xtask tidy
 	scripts/draw-architecture --check

@@ -150,6 +150,8 @@ pub(crate) enum Command {
     InstallUnits(InstallUnitsArgs),
     /// Check what this host offers to machines
     Doctor(DoctorArgs),
+    /// Print what a shell needs to complete command lines: 'zmachine completion bash'
+    Completion(CompletionArgs),
     /// Show the version of this program
     Version,
     /// Show where the state is, what machines run on, and how many there are
@@ -607,6 +609,21 @@ pub(crate) enum KernelCommand {
     },
     /// Choose the kernel that machines get by default
     Default { name: String },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionArgs {
+    /// The shell
+    #[arg(value_name = "SHELL", value_enum)]
+    pub(crate) shell: CompletionShell,
+}
+
+/// A shell that command lines can be completed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompletionShell {
+    Bash,
+    Zsh,
+    Fish,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,6 @@
 //! The commands: each calls the engine or a library and says what came of it.
 
+mod completion;
 mod cp;
 mod deploy;
 mod doctor;
@@ -12,6 +13,8 @@ mod info;
 mod kernel;
 mod list;
 mod machines;
+#[cfg(test)]
+mod manual;
 mod metrics;
 mod network;
 mod run;
@@ -75,6 +78,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Version => info::version(),
         Command::Info(args) => info::info(&context::engine()?, &args),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Completion(args) => completion::completion(args.shell),
         Command::Monitor(role) => roles::monitor(role),
         Command::Rootfs(role) => roles::rootfs(role),
         Command::Share(role) => roles::share(role),
