@@ -133,8 +133,11 @@ impl Engine {
         if !self.reconciles || !machine.state.phase.is_active() || FileLock::is_held(&machine.lock_path())? {
             return Ok(machine);
         }
-        if let Some(line) = self.reconcile_one(id)? {
-            (self.warn)(&line);
+        match self.reconcile_one(id) {
+            Ok(Some(line)) => (self.warn)(&line),
+            Ok(None) => {}
+            // On a full disk, say: it is shown as it was, and the reconciliation of all has warned of it.
+            Err(_) => return Ok(machine),
         }
         Machine::load(&self.home, id)
     }

@@ -154,7 +154,7 @@ fn reported(home: &TestHome, text: &str) {
     let listed = zmachine(home, &["ps", "-a"]);
     let warning = format!("warning: machine 'm' failed: its monitor {text}");
     assert!(listed.expect_success().stderr().contains(&warning), "{listed}");
-    assert!(listed.stdout().contains("failed"), "{listed}");
+    assert!(listed.stdout().contains("Failed "), "{listed}");
     home.assert_host_clean();
     assert_eq!(zmachine(home, &["ps", "-a"]).stderr(), "", "a second time");
 }

@@ -102,7 +102,7 @@ fn listed(home: &TestHome) {
     let table = zmachine(home, &["ps"]).stdout();
     let row = table.lines().find(|line| line.starts_with("s ")).expect("a row");
     assert!(
-        row.contains("running") && row.contains("service.fl") && row.contains("512 MiB"),
+        row.contains(" Up ") && row.contains("service.fl") && row.contains("\"/bin/service\""),
         "{table}"
     );
     let rows = json(&zmachine(home, &["ps", "-o", "json"]));
@@ -272,7 +272,7 @@ fn stopped(home: &TestHome) {
     zmachine(home, &["attach", "s"]).expect_code(4);
     zmachine(home, &["kill", "s"]).expect_code(4);
     zmachine(home, &["stop", "s"]).expect_success();
-    assert!(zmachine(home, &["ps", "-a"]).stdout().contains("stopped (9)"));
+    assert!(zmachine(home, &["ps", "-a"]).stdout().contains("Exited (9) "));
 }
 
 fn killed(home: &TestHome) {

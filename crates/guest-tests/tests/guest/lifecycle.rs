@@ -62,7 +62,11 @@ fn a_failing_service_is_restarted_explained_and_remembered() {
                 "{state}"
             );
             assert_eq!(zmachine(&home, &["logs", "f"]).stdout(), "run\n".repeat(4));
-            assert!(zmachine(&home, &["ps", "-a"]).stdout().contains("failed, 3 restarts"));
+            let listed = zmachine(&home, &["ps", "-a"]).stdout();
+            assert!(
+                listed.contains("Failed ") && listed.contains(", 3 restarts"),
+                "{listed}"
+            );
             home.assert_host_clean();
         },
     );

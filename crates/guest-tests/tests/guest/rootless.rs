@@ -209,7 +209,7 @@ fn an_ordinary_user_has_machines_with_a_network_and_they_do_not_have_the_hosts_l
         until("the end of all processes", Duration::from_secs(20), || {
             user.processes("").is_empty().then_some(())
         });
-        assert!(user.zmachine(&["ps", "-a"]).stdout().contains("failed"));
+        assert!(user.zmachine(&["ps", "-a"]).stdout().contains("Failed "));
         assert_eq!(
             std::fs::read_dir(user.folder.join("run/zmachine")).map_or(0, Iterator::count),
             0
