@@ -101,7 +101,7 @@ fn the_docker_on_the_path_has_no_flag_that_is_unknown_here() {
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     let theirs: BTreeSet<&str> = help
         .lines()
-        .filter_map(|line| line.trim_start().split_whitespace().find(|word| word.starts_with("--")))
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--")))
         .collect();
     assert!(theirs.len() > 80, "{help}");
     let unknown: Vec<_> = theirs.into_iter().filter(|name| flag(name).is_none()).collect();

@@ -28,7 +28,7 @@ pub(super) enum Init {
 #[derive(Debug)]
 pub(super) enum Stop {
     /// Its agent is asked.
-    Ask(AgentRequest),
+    Ask(Box<AgentRequest>),
     /// Its power button is pressed.
     PressButton,
 }
@@ -54,7 +54,7 @@ impl Init {
                     signal: stop_signal,
                     grace_ms,
                 };
-                (Stop::Ask(request), grace.saturating_add(POWER_OFF_TIMEOUT))
+                (Stop::Ask(Box::new(request)), grace.saturating_add(POWER_OFF_TIMEOUT))
             }
             Init::Own => (Stop::PressButton, grace),
         }

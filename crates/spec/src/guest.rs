@@ -124,7 +124,7 @@ impl Tmpfs {
         match key {
             "size" | "tmpfs-size" => {
                 let parsed =
-                    bytes::parse(value).map_err(|e| wrong(Setting::Tmpfs, option, &e.to_string(), &e.hint()))?;
+                    bytes::parse(value).map_err(|e| wrong(Setting::Tmpfs, option, &e.to_string(), e.hint()))?;
                 self.size_bytes = Some(parsed);
             }
             "mode" | "tmpfs-mode" => {

@@ -63,7 +63,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Node>, String> {
     let (nodes, end) = block(&mut parts, 0)?;
     match end {
         End::Text => Ok(nodes),
-        End::End => Err("{{end}} ends nothing".to_owned()),
+        End::Closed => Err("{{end}} ends nothing".to_owned()),
         End::Else(_) => Err("{{else}} belongs to nothing".to_owned()),
     }
 }
@@ -142,7 +142,7 @@ fn end_of_action(text: &str) -> Option<usize> {
 
 enum End {
     Text,
-    End,
+    Closed,
     /// What stands behind `else`: nothing, or another `if`.
     Else(String),
 }
@@ -162,7 +162,7 @@ fn block(parts: &mut std::vec::IntoIter<Part>, depth: usize) -> Result<(Vec<Node
         };
         let (word, rest) = action.split_once(char::is_whitespace).unwrap_or((&action, ""));
         match word {
-            "end" => return Ok((nodes, End::End)),
+            "end" => return Ok((nodes, End::Closed)),
             "else" => return Ok((nodes, End::Else(rest.trim().to_owned()))),
             "if" | "with" | "range" => nodes.push(control(word, rest, parts, depth)?),
             _ => nodes.push(simple(&action)?),
@@ -176,9 +176,9 @@ fn control(word: &str, rest: &str, parts: &mut std::vec::IntoIter<Part>, depth: 
     let (body, end) = block(parts, depth + 1)?;
     let otherwise = match end {
         End::Text => return Err(unended()),
-        End::End => Vec::new(),
+        End::Closed => Vec::new(),
         End::Else(next) if next.is_empty() => match block(parts, depth + 1)? {
-            (otherwise, End::End) => otherwise,
+            (otherwise, End::Closed) => otherwise,
             _ => return Err(unended()),
         },
         End::Else(next) => match next.split_once(char::is_whitespace) {
