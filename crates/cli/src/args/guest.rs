@@ -12,7 +12,7 @@ use zmachine_spec::{Class, Failure, MachineSpec, Origin, Setting, VolumeRequest,
 /// The flags.
 #[derive(Debug, Args)]
 pub(crate) struct GuestArgs {
-    /// Attach a volume, a directory or memory, as docker writes it: type=bind|volume|tmpfs,source=...,target=...[,readonly]
+    /// Attach a volume, a directory or memory, as docker writes it: type=bind|volume|tmpfs,source=...,target=... and readonly
     #[arg(long, value_name = "KEY=VALUE,...")]
     mount: Vec<String>,
     /// A file system in memory; options size=64M, mode=1777, ro, exec
