@@ -3,7 +3,7 @@
 //! The blocks that were not read for the longest time go first (the access time of their files, which
 //! [`BlockCache::get`](crate::BlockCache::get) keeps to ten minutes on any mount). Those of images that the caller names
 //! stay whatever the limit is: a running machine whose store is gone has nothing else. So do blocks of layers, which no store has. A cache that homes share has one limit
-//! ([`super::place`]), and the images are those of all of them.
+//! ([`super::cache_location`]), and the images are those of all of them.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

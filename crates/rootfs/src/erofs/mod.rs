@@ -1,6 +1,6 @@
 //! EROFS: from a file tree to a read-only disk whose file data is somewhere else.
 //!
-//! [`layout`] decides where everything is, without any file data; [`ErofsImage::write_metadata`] writes the metadata.
+//! [`layout()`] decides where everything is, without any file data; [`ErofsImage::write_metadata`] writes the metadata.
 //! The same tree and the same uuid always give the same bytes.
 //!
 //! # Layout of the device (blocks of 4096 bytes)

@@ -25,7 +25,7 @@
 //! # Degradation
 //! Without root the mount, network, ipc and uts namespaces are those of a user namespace of its own, where the kernel allows
 //! one and the program keeps no capabilities; the user stays. Without namespaces there are still Landlock, limits and the filter. A step that this host lacks is left out;
-//! [`protections`] reads from the kernel which walls stand in the end, and the monitor says so. What fails for another reason is an error.
+//! [`status`] reads from the kernel which protections are active in the end, and the monitor says so. What fails for another reason is an error.
 
 mod enter;
 mod filter;
