@@ -289,7 +289,7 @@ impl Engine {
 
 /// How long a monitor may take for a request. Everything in it has a deadline of its own, so this one is for a monitor that
 /// hangs.
-fn patience_for(request: &Request, machine: &Machine) -> Duration {
+pub(super) fn patience_for(request: &Request, machine: &Machine) -> Duration {
     let for_guest = Duration::from_secs(150);
     match request {
         // From here on the caller ends it.
@@ -301,7 +301,7 @@ fn patience_for(request: &Request, machine: &Machine) -> Duration {
             grace.saturating_add(for_guest)
         }
         Request::GrowVolume { .. } => Duration::from_secs(900),
-        Request::Capacity | Request::Processes | Request::Traffic => Duration::from_secs(10),
+        Request::Capacity | Request::Execs | Request::Processes | Request::Traffic => Duration::from_secs(10),
         _ => for_guest,
     }
 }

@@ -6,7 +6,7 @@ use zmachine_spec::{Class, Failure};
 
 use super::Engine;
 use crate::attach::{ProcessInput, ProcessOutput};
-use crate::client::require_awake;
+use crate::client::{patience_for, require_awake};
 
 impl Engine {
     /// Starts one more process in a machine, which goes on when the caller does not. [`Engine::attach_exec`] reaches it by its
@@ -31,10 +31,14 @@ impl Engine {
     /// `received` bytes (of standard output and error together), at last `Exited`, also when it ended before.
     ///
     /// # Errors
-    /// [`Class::Conflict`] when the machine does not run. That there is no such process is told on the stream.
+    /// [`Class::NotFound`], or [`Class::Conflict`] when the machine does not run.
     pub fn attach_exec(&self, name: &str, id: &str, received: u64) -> Result<(ProcessInput, ProcessOutput), Failure> {
         let machine = self.machine(name)?;
         require_awake(&machine)?;
+        if !self.execs(name)?.iter().any(|exec| exec.id == id) {
+            let message = format!("there is no process '{id}' in machine '{name}'");
+            return Err(Failure::new(Class::NotFound, message).hint("ids are known until the machine ends"));
+        }
         let request = Request::AttachExec {
             id: id.to_owned(),
             received,
@@ -80,10 +84,12 @@ impl Engine {
     fn records(&self, name: &str, request: &Request) -> Result<Vec<ExecRecord>, Failure> {
         let machine = self.machine(name)?;
         let (_input, mut output) = self.stream(&machine, request)?;
-        // As long as it takes: what the guest may keep us waiting for has its deadline in the monitor, or is its own end.
-        let frame = output
-            .next_frame()?
-            .ok_or_else(|| Failure::new(Class::Conflict, format!("machine '{name}' has ended")))?;
+        let frame = match request {
+            // As long as the process takes.
+            Request::WaitExec { .. } => output.next_frame()?,
+            _ => output.next_frame_within(patience_for(request, &machine))?,
+        };
+        let frame = frame.ok_or_else(|| Failure::new(Class::Conflict, format!("machine '{name}' has ended")))?;
         match frame.parse() {
             Ok(Reply::Execs(records)) => Ok(records),
             Ok(Reply::Failed(failure)) => Err(failure),

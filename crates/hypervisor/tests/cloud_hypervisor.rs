@@ -60,7 +60,7 @@ impl Bench {
         Self::recorded().in_jail()
     }
 
-    /// The same where it is one with all its walls.
+    /// The same where it is one with all its protections.
     fn jailed_by_root() -> Option<Self> {
         match lacking(&[Need::Root]) {
             None => Some(Self::jailed()),

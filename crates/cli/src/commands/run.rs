@@ -65,13 +65,25 @@ fn made(engine: &Engine, args: &CreateArgs, spec: &MachineSpec) -> Result<(), Fa
     Ok(())
 }
 
-/// Tells the monitor's process id where that is wanted.
-fn tell_pid(args: &CreateArgs, starting: &Starting) -> Result<(), Failure> {
-    let (Some(path), Some(id)) = (args.guest.pidfile(), starting.monitor_id()) else {
-        return Ok(());
-    };
-    std::fs::write(path, format!("{}\n", id.pid))
-        .map_err(|e| Failure::from(e).context(format!("--pidfile {} cannot be written", path.display())))
+/// The file for the monitor's process id, opened before anything runs that a failure would leave behind.
+fn pidfile(args: &CreateArgs) -> Result<Option<File>, Failure> {
+    let opened = args.guest.pidfile().map(|path| {
+        File::create(path)
+            .map_err(|e| Failure::from(e).context(format!("--pidfile {} cannot be written", path.display())))
+    });
+    opened.transpose()
+}
+
+/// Tells the monitor's process id where that is wanted. The machine runs by now, so it is no failure that this cannot be told.
+fn tell_pid(file: Option<File>, starting: &Starting) {
+    if let (Some(mut file), Some(id)) = (file, starting.monitor_id())
+        && let Err(error) = writeln!(file, "{}", id.pid)
+    {
+        eprintln!(
+            "warning: the process id {} cannot be written to --pidfile: {error}",
+            id.pid
+        );
+    }
 }
 
 fn spec(engine: &Engine, args: &CreateArgs) -> Result<MachineSpec, Failure> {
@@ -100,16 +112,18 @@ fn with_options<T>(args: &CreateArgs, f: impl FnOnce(&CreateOptions<'_>) -> Resu
 }
 
 fn detached(engine: &Engine, spec: &MachineSpec, args: &CreateArgs) -> Result<u8, Failure> {
+    let file = pidfile(args)?;
     let mut starting = engine.start(&spec.name, false)?;
-    tell_pid(args, &starting)?;
+    tell_pid(file, &starting);
     starting.wait_ready(&Bars::bytes())?;
     output::print(&format!("{}\n", spec.name))?;
     Ok(0)
 }
 
 fn attached(engine: &Engine, spec: &MachineSpec, args: &CreateArgs) -> Result<u8, Failure> {
+    let file = pidfile(args)?;
     let mut starting = engine.start(&spec.name, true)?;
-    tell_pid(args, &starting)?;
+    tell_pid(file, &starting);
     starting.wait_listening()?;
     let (input, output) = match engine.attach(&spec.name, spec.stdin, true) {
         Ok(streams) => streams,

@@ -1,4 +1,4 @@
-//! The walls around a machine's processes: a program that tries to get out stands in the place of each of them.
+//! The protections around a machine's processes: a program that tries to get out stands in the place of each of them.
 //!
 //! The program is `crates/sys/examples/escape.rs`. It takes the place of QEMU, virtiofsd and dnsmasq by a bind mount in a mount namespace
 //! of the test's own; of Cloud Hypervisor in `jail_of_cloud_hypervisor`. The rootfs server, which is this program itself, is tried in

@@ -198,6 +198,19 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
             refused.stderr()
         );
     }
+    let words = [
+        "run",
+        "-d",
+        "--network",
+        "none",
+        "--pidfile",
+        "/nonexistent/pid",
+        &image,
+        "sleep",
+        "9",
+    ];
+    let refused = zmachine(&home, &words);
+    assert!(refused.expect_code(125).stderr().contains("--pidfile"), "{refused}");
     assert_eq!(zmachine(&home, &["ps", "-aq"]).expect_success().stdout(), "");
     home.assert_host_clean();
 }

@@ -27,7 +27,7 @@ fn serve(bench: &Bench) -> (Disk, UnixListener) {
 }
 
 /// Whom the process runs as, and what a host could have around it and this one has not.
-fn user_and_missing_walls(pid: u32) -> (u32, Vec<&'static str>) {
+fn user_and_missing_protections(pid: u32) -> (u32, Vec<&'static str>) {
     let standing = status::of(pid).unwrap();
     let mut missing = standing.missing(false);
     missing.retain(|wall| *wall != "landlock" || status::kernel_has_landlock());
@@ -91,7 +91,7 @@ async fn in_its_jail_it_has_what_its_machine_needs_and_nothing_else() {
     ] {
         assert!(!seen(Path::new(path)).exists(), "{path}");
     }
-    assert_eq!(user_and_missing_walls(running.vm.pid()), (USER, Vec::new()));
+    assert_eq!(user_and_missing_protections(running.vm.pid()), (USER, Vec::new()));
     assert_eq!(fs::read(format!("/proc/{}/environ", running.vm.pid())).unwrap(), b"");
     running.vm.kill();
     drop(served);
@@ -108,7 +108,7 @@ async fn a_volume_grows_past_the_limit_that_its_jail_began_with() {
 }
 
 #[tokio::test]
-async fn a_tap_and_a_call_of_the_guest_come_through_the_jails_walls() {
+async fn a_tap_and_a_call_of_the_guest_come_through_the_jail() {
     let Some(bench) = Bench::jailed_by_root() else { return };
     let spec = VmSpec {
         nics: vec![Nic {
@@ -155,6 +155,6 @@ async fn where_files_can_not_be_anothers_it_stays_their_owner_without_powers() {
     let (root_disk, _served) = serve(&bench);
     spec.disks.push(root_disk);
     let mut running = bench.launched(&spec).await;
-    assert_eq!(user_and_missing_walls(running.vm.pid()), (0, vec!["own user"]));
+    assert_eq!(user_and_missing_protections(running.vm.pid()), (0, vec!["own user"]));
     running.vm.kill();
 }

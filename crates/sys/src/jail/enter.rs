@@ -1,4 +1,4 @@
-//! Putting the walls up around the calling process, in the order in which each still can be.
+//! Putting the protections up around the calling process, in the order in which each still can be.
 
 use std::ffi::CString;
 use std::fs::{self, File};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! monitor ── Jailed ──> fork, first process of a pid namespace ── exec "zmachine jail --jail {...} -- PROGRAM ..."
-//!                                                                     │ enter(): the walls below
+//!                                                                     │ enter(): the protections below
 //!                                                                     └ exec PROGRAM, or go on in a role of ours
 //! ```
 //! | wall | how |

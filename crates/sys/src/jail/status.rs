@@ -1,4 +1,4 @@
-//! Which walls stand around a process, as the kernel tells: read from `/proc`, not from what was asked for.
+//! Which protections stand around a process, as the kernel tells: read from `/proc`, not from what was asked for.
 
 use std::fs;
 use std::path::Path;
@@ -29,7 +29,7 @@ pub struct SandboxStatus {
 /// The namespaces a jail has when nothing lacks.
 pub const NAMESPACES: [&str; 5] = ["mnt", "pid", "net", "ipc", "uts"];
 
-/// The walls around the process `pid`; `None` when it is gone or may not be looked at. Looked at from inside (`pid` is
+/// The protections around the process `pid`; `None` when it is gone or may not be looked at. Looked at from inside (`pid` is
 /// the caller), nothing can be compared.
 pub fn of(pid: u32) -> Option<SandboxStatus> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
