@@ -450,6 +450,14 @@ pub enum Transfer {
         /// Owners and groups are kept as numbers; otherwise all belongs to root.
         keep_owner: bool,
     },
+    /// What a container has other than its image, as a layer of an OCI image, or as a list: for each path a letter (`A` added, `C`
+    /// changed, `D` deleted), the path, and a NUL.
+    Changes {
+        /// Only the list.
+        list: bool,
+    },
+    /// A container's whole root without what is mounted in it.
+    Root,
 }
 
 /// Size of a terminal in characters.

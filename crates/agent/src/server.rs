@@ -29,7 +29,7 @@ use crate::process::{
 };
 use crate::reaper::Reaper;
 use crate::sessions::Sessions;
-use crate::setup::{self, Outcome, Writable};
+use crate::setup::{self, Layers, Outcome, Writable};
 use crate::shutdown::{self, Stop, Stoppable};
 use crate::{capacity, clock, console, host, power, processes, users};
 
@@ -73,6 +73,7 @@ struct Agent {
     terminals: RefCell<Vec<i32>>,
     phases: RefCell<Option<Phases>>,
     writable: RefCell<Vec<Writable>>,
+    layers: RefCell<Option<Layers>>,
     stops: mpsc::UnboundedSender<Stop>,
     /// The stream of the entrypoint, while it is served.
     serving: Cell<bool>,
@@ -163,6 +164,7 @@ impl Agent {
             terminals: RefCell::default(),
             phases: RefCell::new(phases),
             writable: RefCell::default(),
+            layers: RefCell::default(),
             stops,
             serving: Cell::new(false),
             served: Notify::new(),
@@ -305,6 +307,7 @@ impl Agent {
         let mut outcome = Outcome::default();
         let result = setup::configure(config, &mut phases, &mut outcome);
         self.writable.replace(outcome.writable);
+        self.layers.replace(outcome.layers);
         self.configured.notify_waiters();
         match result {
             Ok(()) => {
@@ -412,15 +415,22 @@ impl Agent {
     }
 
     async fn transfer(self: Rc<Self>, transfer: Transfer, stream: yamux::Stream, decoder: FrameDecoder) {
-        let namespaces = match self.namespaces() {
-            Ok(namespaces) => namespaces,
-            Err(refusal) => return answer(stream, refusal).await,
+        let namespaces = match (self.namespaces(), &transfer) {
+            (Err(refusal), _) => return answer(stream, refusal).await,
+            (Ok(_), Transfer::Changes { .. } | Transfer::Root) if self.state.get() == State::Guest => {
+                return answer(stream, bad_request("a VM has no image below its root")).await;
+            }
+            // What a container's programs mounted for themselves is no part of its root.
+            (Ok(_), Transfer::Changes { .. } | Transfer::Root) => Namespaces::Shared,
+            (Ok(namespaces), Transfer::Send { .. } | Transfer::Receive { .. }) => namespaces,
         };
         let started = async {
             let identity = users::root();
             let takes_input = matches!(transfer, Transfer::Receive { .. });
             let (child, side) = open_stdio(None, takes_input, &identity)?;
-            let plan = Plan::transfer(transfer, identity);
+            let layers = self.layers.borrow();
+            let plan = Plan::transfer(transfer, layers.as_ref(), identity);
+            drop(layers);
             Ok::<_, StartError>((start(&plan, child, &namespaces, &self.proc, &self.reaper).await?, side))
         };
         match started.await {

@@ -38,6 +38,8 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         auto_remove,
         read_only,
         init,
+        // A machine for one moment has no file.
+        idle: _,
         kernel,
         accel,
         hypervisor,

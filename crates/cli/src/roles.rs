@@ -33,6 +33,7 @@ pub(crate) fn monitor(role: MonitorRole) -> Result<u8, Failure> {
         id: role.id,
         report,
         wait_for_owner: role.wait_for_owner,
+        ends_with_client: role.ends_with_client,
         abort_at: role.abort_at,
     })?;
     Ok(0)

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use jiff::Timestamp;
+use zmachine_flist::Digest;
 use zmachine_hypervisor::Accel;
 use zmachine_hypervisor::accel::{self, AccelFacts};
 use zmachine_hypervisor::choice::{self, Choice, Found, Hypervisor};
@@ -114,8 +115,18 @@ impl Engine {
     /// # Errors
     /// Whatever is wrong with the request, the image or the host; nothing is left then.
     pub fn create(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Machine, Failure> {
+        self.create_from(spec, options, None)
+    }
+
+    /// [`Engine::create`] from the image with this digest, whatever the spec's name leads to by now.
+    pub(super) fn create_from(
+        &self,
+        spec: &MachineSpec,
+        options: &CreateOptions<'_>,
+        image: Option<&Digest>,
+    ) -> Result<Machine, Failure> {
         self.reconcile_anew()?;
-        self.planned(spec, options, |id, spec, plan, wanted| {
+        self.planned(spec, options, image, |id, spec, plan, wanted| {
             let addresses = plan
                 .attachments()
                 .iter()
@@ -146,7 +157,7 @@ impl Engine {
     /// As [`Engine::create`].
     pub fn plan(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Plan, Failure> {
         let networks = self.networks()?;
-        self.planned(spec, options, |id, _, plan, _| {
+        self.planned(spec, options, None, |id, _, plan, _| {
             networks.release_all(|machine| machine == id)?;
             Ok(plan)
         })
@@ -154,7 +165,17 @@ impl Engine {
 
     /// Brings the image here; `None` for a disk image of this host. Whatever comes from a server comes by this: whoever prunes waits for
     /// those who hold images.
-    fn found(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Option<FoundImage>, Failure> {
+    fn found(
+        &self,
+        spec: &MachineSpec,
+        options: &CreateOptions<'_>,
+        image: Option<&Digest>,
+    ) -> Result<Option<FoundImage>, Failure> {
+        if let Some(digest) = image {
+            let library = Library::open(self.home.data())?;
+            let image = library.by_its_digest(digest, mode_of(spec), &spec.flist)?;
+            return Ok(Some(FoundImage::plain(image)));
+        }
         if host_disk(spec, options.cwd)?.is_some() {
             return Ok(None);
         }
@@ -176,6 +197,7 @@ impl Engine {
         &self,
         spec: &MachineSpec,
         options: &CreateOptions<'_>,
+        image: Option<&Digest>,
         then: impl FnOnce(&str, &MachineSpec, Plan, &[ResolvedVolume]) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         spec::check_name(&spec.name)?;
@@ -187,13 +209,13 @@ impl Engine {
         let id = catalog::new_id();
         let wanted = self.volumes().wanted(&spec.volumes, &id)?;
         let shares = volume::shared(&spec.volumes, &self.home)?;
-        let mut found = self.found(spec, options)?;
+        let mut found = self.found(spec, options, image)?;
         // Until the machine is there, nothing says that its image is needed.
         let mut _images = hold_images(self.home.data())?;
         if found.as_ref().is_some_and(|found| !found.image.directory.is_dir()) {
             // It was pruned in between.
             drop(_images);
-            found = self.found(spec, options)?;
+            found = self.found(spec, options, image)?;
             _images = hold_images(self.home.data())?;
         }
         let spec = &match found.as_ref().and_then(|found| found.pinned.clone()) {

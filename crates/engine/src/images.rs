@@ -81,7 +81,7 @@ pub struct FoundImage {
 }
 
 impl FoundImage {
-    fn plain(image: Image) -> FoundImage {
+    pub(super) fn plain(image: Image) -> FoundImage {
         FoundImage {
             image,
             names: Vec::new(),

@@ -84,6 +84,15 @@ impl Engine {
     /// # Errors
     /// [`Class::NotFound`], or [`Class::Conflict`] when it runs already.
     pub fn start(&self, name: &str, wait_for_owner: bool) -> Result<Starting, Failure> {
+        self.start_with(name, wait_for_owner.then_some("--wait-for-owner"))
+    }
+
+    /// A start whose machine ends when [`Starting`] is dropped, or this process is gone.
+    pub(super) fn start_for_now(&self, name: &str) -> Result<Starting, Failure> {
+        self.start_with(name, Some("--ends-with-client"))
+    }
+
+    fn start_with(&self, name: &str, option: Option<&str>) -> Result<Starting, Failure> {
         let machine = self.machine(name)?;
         if machine.state.phase.is_active() || FileLock::is_held(&machine.lock_path())? {
             let message = format!(
@@ -110,9 +119,7 @@ impl Engine {
             .arg(&machine.id)
             .arg("--report-fd")
             .arg(writer.as_raw_fd().to_string());
-        if wait_for_owner {
-            command.arg("--wait-for-owner");
-        }
+        command.args(option);
         if let Some(n) = self.monitor_abort_at {
             command.arg("--abort-at").arg(n.to_string());
         }

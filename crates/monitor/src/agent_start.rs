@@ -68,15 +68,18 @@ impl Monitor {
         let mut boot = plan.boot.clone();
         boot.secrets = zmachine_store::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;
         let boot = AgentRequest::Configure(Box::new(boot));
-        let run = AgentRequest::Run(plan.process.clone());
+        let run = (!plan.is_idle()).then(|| AgentRequest::Run(plan.process.clone()));
         // Both at once, which saves a round trip through the guest: the agent runs nothing before it is configured.
         let asked = async {
             let mut boot = session.open(&boot).await?;
-            let run = session.open(&run).await?;
+            let run = match &run {
+                Some(run) => Some(session.open(run).await?),
+                None => None,
+            };
             Ok((boot.reader.reply().await?, run))
         };
         let limit = Duration::from_secs(plan.start_timeout_s);
-        let (configured, mut run) = match self.during(running, inbox, RootfsEnd::IsFatal, limit, asked).await {
+        let (configured, run) = match self.during(running, inbox, RootfsEnd::IsFatal, limit, asked).await {
             Ok(Err(error)) => return Err(self.cut_off(running, error, "guest set-up").await),
             Ok(Ok(answers)) => answers,
             Err(interrupt) => return self.interrupted(interrupt, "guest boot"),
@@ -105,6 +108,7 @@ impl Monitor {
         self.machine.state.guest_kernel = Some(kernel);
         warnings.into_iter().for_each(|w| self.machine.state.warn(w));
         self.kill.pass("start: guest configured");
+        let Some(mut run) = run else { return Ok(None) };
         let started = async {
             match run.reader.reply().await? {
                 AgentReply::Started { pid } => Ok((run, pid)),

@@ -3,6 +3,9 @@
 use std::os::fd::OwnedFd;
 
 use jiff::Timestamp;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use tokio::sync::mpsc;
 use zmachine_network::Networks;
 use zmachine_plan::Plan;
 use zmachine_spec::control::{Reply, Report};
@@ -18,7 +21,7 @@ use zmachine_sys::lock::FileLock;
 
 use super::backoff::StopReason;
 use super::context::{Monitor, Outcome};
-use super::inbox::Inbox;
+use super::inbox::{Event, Inbox};
 use super::output::{ReportPipe, SharedLog};
 
 /// What a monitor is started with.
@@ -32,12 +35,15 @@ pub struct MonitorArgs {
     pub report: OwnedFd,
     /// The entrypoint starts only when the starting client is attached.
     pub wait_for_owner: bool,
+    /// The machine is ended when whoever reads the report is gone.
+    pub ends_with_client: bool,
     /// See [`zmachine_store::killpoint`].
     pub abort_at: Option<u32>,
 }
 
 /// Runs the machine of `args` from start to end.
 pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
+    let client = args.ends_with_client.then(|| args.report.try_clone()).transpose()?;
     let mut report = ReportPipe::new(args.report);
     let kill = Killpoints::new(args.abort_at);
     let claimed = claim(&args.home, &args.id).await;
@@ -59,11 +65,24 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     let forwarder = super::forwarding::start(&machine, &log);
     super::cache::start(args.home.clone(), log.clone());
     let (events, mut inbox) = Inbox::new()?;
+    if let Some(client) = client {
+        end_with(client, events.clone());
+    }
     let mut monitor = Monitor::new(args.home, machine, journal, networks, log, report, events);
     monitor.kill = kill;
     monitor.wait_for_owner = args.wait_for_owner;
     monitor.forwarder = forwarder;
     monitor.runs(lock, plan, &mut inbox).await
+}
+
+/// Ends the machine when nobody reads the pipe any more.
+fn end_with(client: OwnedFd, events: mpsc::Sender<Event>) {
+    std::thread::spawn(move || {
+        let mut watched = [PollFd::new(&client, PollFlags::empty())];
+        while let Err(Errno::INTR) = poll(&mut watched, None) {}
+        // The monitor is at its end already otherwise.
+        let _ = events.blocking_send(Event::Terminate);
+    });
 }
 
 /// What is known of a run that has ended.

@@ -70,7 +70,7 @@ pub struct ContainerPlan {
     pub upper_bytes: Option<u64>,
     /// What the guest is told.
     pub boot: BootConfig,
-    /// What runs in it.
+    /// What runs in it. Without arguments, nothing does but what comes later.
     pub process: Process,
     /// Its networks.
     pub attachments: Vec<Attachment>,
@@ -165,6 +165,11 @@ impl ContainerPlan {
         })
     }
 
+    /// Whether it has no entrypoint.
+    pub fn is_idle(&self) -> bool {
+        self.process.args.is_empty()
+    }
+
     /// The drivers that its initramfs must bring: those of its file systems, and what containers inside of it need.
     pub fn fs_drivers(&self) -> Vec<FsDriver> {
         let mounted = self.boot.mounts.iter().map(|mount| &mount.fstype);
@@ -229,11 +234,14 @@ fn stop_signal(spec: &MachineSpec, image: &ImageFacts) -> Result<Signal, PlanErr
 }
 
 fn process(spec: &MachineSpec, image: &ImageFacts) -> Result<Process, PlanError> {
-    let mut args = arguments(spec, image);
-    if args.is_empty() && spec.entrypoint.is_some() {
-        return Err(PlanError::NothingToRun);
-    }
-    if args.is_empty() {
+    let mut args = match spec.idle {
+        true => Vec::new(),
+        false => arguments(spec, image),
+    };
+    if args.is_empty() && !spec.idle {
+        if spec.entrypoint.is_some() {
+            return Err(PlanError::NothingToRun);
+        }
         args.push("/sbin/init".to_owned());
     }
     let cwd = spec

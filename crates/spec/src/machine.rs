@@ -90,6 +90,9 @@ pub struct MachineSpec {
     /// A small init is PID 1, in front of the entrypoint.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub init: bool,
+    /// A container without an entrypoint: the guest is set up, and waits for what is started in it until it is stopped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub idle: bool,
     /// Name of the guest kernel; the default one when `None`.
     pub kernel: Option<String>,
     /// Hardware virtualisation or emulation.
@@ -234,6 +237,7 @@ impl MachineSpec {
             auto_remove: false,
             read_only: false,
             init: false,
+            idle: false,
             kernel: None,
             accel: accel::Requested::Auto,
             hypervisor: Requested::Auto,

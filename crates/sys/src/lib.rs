@@ -20,5 +20,6 @@ pub mod process;
 pub mod reap;
 pub mod signal;
 pub mod socket;
+pub mod sparse;
 pub mod tap;
 pub mod tty;

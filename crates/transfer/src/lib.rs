@@ -1,4 +1,5 @@
-//! Files and directories as tar streams: what `cp` sends between host and guest. Both sides run this code.
+//! Files and directories as tar streams: what `cp` sends between host and guest, and what `diff`, `commit` and `export` get of
+//! a container's root. Both sides run this code.
 //!
 //! # The stream
 //! A tar archive whose entries are `tree` (the file or directory itself) and `tree/...` (what is below a directory):
@@ -11,11 +12,14 @@
 //! Memory is bounded by the depth of the tree and the number of directories and of hard links.
 
 mod archive;
+mod changes;
 mod members;
 mod receive;
 mod send;
+mod xattr;
 
 pub use archive::{from_archive, to_archive};
+pub use changes::{Change, Layers, read_list, send_changes, send_list, send_root};
 pub use receive::{Keep, receive};
 pub use send::send;
 

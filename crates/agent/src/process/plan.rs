@@ -1,10 +1,12 @@
 //! Everything a child needs, made before the fork: after it, nothing is allocated.
 
 use std::ffi::CString;
+use std::os::fd::{AsRawFd, RawFd};
 
 use zmachine_agent_protocol::{Process, Restrictions, Transfer};
 
 use super::StartError;
+use crate::setup::Layers;
 use crate::users::Identity;
 
 /// Where programs are looked for when the environment does not say.
@@ -27,6 +29,8 @@ pub(crate) struct Plan {
     pub(super) restrictions: Restrictions,
     /// Done by the child itself, in place of a program.
     pub(super) transfer: Option<Transfer>,
+    /// What it needs for that of the container's root: the upper and the lower directory, which must stay open.
+    pub(super) layers: Option<[RawFd; 2]>,
 }
 
 impl Plan {
@@ -62,11 +66,12 @@ impl Plan {
             init: entrypoint && process.init,
             restrictions: process.restrictions.clone().unwrap_or_default(),
             transfer: None,
+            layers: None,
         })
     }
 
-    /// A child that copies files, as root.
-    pub(crate) fn transfer(transfer: Transfer, identity: Identity) -> Plan {
+    /// A child that copies files, as root; `layers` stay open until it is started.
+    pub(crate) fn transfer(transfer: Transfer, layers: Option<&Layers>, identity: Identity) -> Plan {
         Plan {
             candidates: Vec::new(),
             arguments: Vec::new(),
@@ -77,6 +82,7 @@ impl Plan {
             init: false,
             restrictions: Restrictions::default(),
             transfer: Some(transfer),
+            layers: layers.map(|layers| [layers.upper.as_raw_fd(), layers.lower.as_raw_fd()]),
         }
     }
 

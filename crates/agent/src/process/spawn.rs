@@ -302,11 +302,21 @@ impl Child<'_> {
         self.drop_capabilities().map_err(|errno| (Step::Capabilities, errno))?;
         rustix::process::chdir(self.plan.directory.as_c_str()).map_err(|errno| (Step::Directory, errno))?;
         if let Some(transfer) = &self.plan.transfer {
-            // SAFETY: everything but the standard streams is closed, the error pipe with it, which tells the agent that all
-            // went well; nothing of what was open is used again before _exit ends the child.
+            let layers = self.plan.layers;
+            let mut kept: Vec<_> = layers.iter().flatten().map(|fd| fd.cast_unsigned()).collect();
+            kept.sort_unstable();
+            let mut first: libc::c_uint = 3;
+            // SAFETY: everything but the standard streams and the layers is closed, the error pipe with it, which tells the agent
+            // that all went well; nothing else of what was open is used again before _exit ends the child.
             unsafe {
-                libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0);
-                libc::_exit(super::transfer::run(transfer))
+                for fd in kept {
+                    if fd > first {
+                        libc::syscall(libc::SYS_close_range, first, fd - 1, 0);
+                    }
+                    first = fd + 1;
+                }
+                libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0);
+                libc::_exit(super::transfer::run(transfer, layers))
             }
         }
         // SAFETY: marks descriptors to be closed by exec; none is used by number after it but the report pipe, which is

@@ -25,13 +25,15 @@ use crate::modules;
 pub(crate) use error::SetupError;
 pub(crate) use etc::read_whole;
 pub(crate) use grow::grow;
-pub(crate) use root::Writable;
+pub(crate) use root::{Layers, Writable};
 
 /// What a set-up leaves behind, whole or broken off.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// File systems to make read-only before the power goes.
     pub(crate) writable: Vec<Writable>,
+    /// What the root is made of.
+    pub(crate) layers: Option<Layers>,
     /// What could not be done and does not stop the start.
     pub(crate) warnings: Vec<String>,
 }
@@ -75,7 +77,8 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
             .warnings
             .push(format!("not all that containers inside may need is there: {error}"));
     }
-    root::assemble(&config.root, config.read_ahead_kib, &mut outcome.writable)?;
+    let layers = root::assemble(&config.root, config.read_ahead_kib, &mut outcome.writable)?;
+    outcome.layers = Some(layers);
     phases.end("root");
     root::switch()?;
     phases.end("switch");

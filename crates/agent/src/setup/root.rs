@@ -64,11 +64,36 @@ impl Writable {
     }
 }
 
+/// The two directories that the root shows as one, held wherever their mounts go.
+#[derive(Debug)]
+pub(crate) struct Layers {
+    /// What was written.
+    pub(crate) upper: OwnedFd,
+    /// The image.
+    pub(crate) lower: OwnedFd,
+}
+
+impl Layers {
+    fn hold() -> Result<Layers, SetupError> {
+        let open = |path: &str| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|source| SetupError::Switch {
+                step: "open the layers",
+                source,
+            })
+        };
+        Ok(Layers {
+            upper: open("/upper/upper")?,
+            lower: open("/lower")?,
+        })
+    }
+}
+
 /// Mounts both layers and the overlay on `/newroot`.
 ///
 /// # Errors
 /// [`SetupError`] naming the disk or the mount.
-pub(super) fn assemble(root: &Root, read_ahead_kib: u32, writable: &mut Vec<Writable>) -> Result<(), SetupError> {
+pub(super) fn assemble(root: &Root, read_ahead_kib: u32, writable: &mut Vec<Writable>) -> Result<Layers, SetupError> {
     for directory in ["/lower", "/upper", "/newroot"] {
         make_directory(directory)?;
     }
@@ -85,7 +110,8 @@ pub(super) fn assemble(root: &Root, read_ahead_kib: u32, writable: &mut Vec<Writ
     make_directory("/upper/work")?;
     // redirect_dir: an image's directory can be renamed without EXDEV; safe, because lower and upper stay a pair.
     let layers = "lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work,redirect_dir=on";
-    mount_at(Path::new("overlay"), "/newroot", "overlay", MountFlags::empty(), layers)
+    mount_at(Path::new("overlay"), "/newroot", "overlay", MountFlags::empty(), layers)?;
+    Layers::hold()
 }
 
 fn mount_upper(upper: &Upper) -> Result<Option<Writable>, SetupError> {

@@ -654,6 +654,8 @@ pub(crate) struct MonitorRole {
     #[arg(long)]
     pub(crate) wait_for_owner: bool,
     #[arg(long)]
+    pub(crate) ends_with_client: bool,
+    #[arg(long)]
     pub(crate) abort_at: Option<u32>,
 }
 

@@ -1,15 +1,15 @@
 //! `cp`: files and directories between this host and a machine, streamed.
 
 use std::ffi::OsString;
-use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::io::{self, BufWriter, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use zmachine_agent_protocol::{ExitStatus, Frame, MAX_DATA, Reply, Transfer};
+use zmachine_agent_protocol::{Frame, MAX_DATA, Transfer};
 use zmachine_engine::Engine;
-use zmachine_engine::attach::{ProcessInput, ProcessOutput};
+use zmachine_engine::transfer::{FromGuest, ToGuest};
 use zmachine_spec::{Class, Failure};
 use zmachine_transfer::{Keep, TransferError};
 
@@ -89,7 +89,7 @@ fn from_machine(engine: &Engine, machine: &str, path: String, target: &Path, arc
     match received {
         // The guest's own words say more than that its stream broke.
         Ok(()) | Err(TransferError::Stream(_)) => {
-            let reported = stream.end();
+            let reported = stream.end(warn);
             reported.map_err(|f| f.context(format!("cannot copy {machine}:{path}")))?;
             received.map_err(here)
         }
@@ -160,7 +160,7 @@ fn to_stdout(engine: &Engine, machine: &str, path: String) -> Result<(), Failure
         // Whoever reads the archive has enough.
         Err(TransferError::Io { source, .. }) if source.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Ok(()) | Err(TransferError::Stream(_)) => {
-            let reported = stream.end();
+            let reported = stream.end(warn);
             reported.map_err(|f| f.context(format!("cannot copy {machine}:{path}")))?;
             written.map_err(|e| failure(&e))
         }
@@ -182,13 +182,13 @@ fn send(
     let reported = {
         let ended = ended.clone();
         thread::spawn(move || {
-            let reported = FromGuest::new(output).end();
+            let reported = FromGuest::new(output).end(warn);
             ended.store(true, Ordering::Release);
             reported
         })
     };
     let mut eof = input.try_clone()?;
-    let sent = write(BufWriter::with_capacity(MAX_DATA, ToGuest { input, ended }));
+    let sent = write(BufWriter::with_capacity(MAX_DATA, ToGuest::new(input, ended)));
     let result = match sent {
         // A guest that has refused the copy does not wait for its end; its own words come first here too.
         Ok(()) => eof.send(&Frame::StdinEof),
@@ -225,112 +225,6 @@ fn failure(error: &TransferError) -> Failure {
         _ => Class::Failed,
     };
     Failure::from_error(class, error)
-}
-
-/// The bytes that a process in the guest writes, and how it ends.
-struct FromGuest {
-    output: ProcessOutput,
-    bytes: Vec<u8>,
-    at: usize,
-    errors: Vec<u8>,
-    ended: Option<Result<ExitStatus, Failure>>,
-}
-
-impl FromGuest {
-    fn new(output: ProcessOutput) -> FromGuest {
-        FromGuest {
-            output,
-            bytes: Vec::new(),
-            at: 0,
-            errors: Vec::new(),
-            ended: None,
-        }
-    }
-
-    /// Takes one frame; `false` at the end.
-    fn step(&mut self) -> Result<bool, Failure> {
-        if self.ended.is_some() {
-            return Ok(false);
-        }
-        match self.output.next_frame()? {
-            Some(Frame::Stdout(bytes)) => {
-                self.bytes = bytes;
-                self.at = 0;
-            }
-            // Warnings for many files would fill the memory otherwise.
-            Some(Frame::Stderr(bytes)) if self.errors.len() < MAX_DATA => self.errors.extend_from_slice(&bytes),
-            Some(frame @ Frame::Message(_)) => match frame.parse::<Reply>() {
-                Ok(Reply::Exited(status)) => self.ended = Some(Ok(status)),
-                Ok(Reply::Error(error)) => self.ended = Some(Err(error.into())),
-                _ => {}
-            },
-            Some(_) => {}
-            None => self.ended = Some(Err(Failure::new(Class::Failed, "the machine ended meanwhile"))),
-        }
-        Ok(true)
-    }
-
-    /// Reads to the end, shows the guest's warnings, and tells whether all went well.
-    fn end(mut self) -> Result<(), Failure> {
-        while self.step()? {}
-        let text = String::from_utf8_lossy(&self.errors).into_owned();
-        let mut message = String::new();
-        for line in text.lines() {
-            match line.strip_prefix("warning: ") {
-                Some(text) => warn(text.to_owned()),
-                None => message = line.to_owned(),
-            }
-        }
-        match self.ended {
-            Some(Ok(ExitStatus::Code(0))) => Ok(()),
-            Some(Ok(ExitStatus::Code(3))) => Err(Failure::new(Class::NotFound, message)),
-            Some(Ok(status)) => Err(Failure::new(
-                Class::Failed,
-                if message.is_empty() {
-                    format!("the copying process in the guest ended with {status:?}")
-                } else {
-                    message
-                },
-            )),
-            Some(Err(failure)) => Err(failure),
-            None => Err(Failure::new(Class::Failed, "the machine ended meanwhile")),
-        }
-    }
-}
-
-impl Read for &mut FromGuest {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.bytes.len() {
-            if !self.step().map_err(io::Error::other)? {
-                return Ok(0);
-            }
-        }
-        let count = buffer.len().min(self.bytes.len() - self.at);
-        buffer[..count].copy_from_slice(&self.bytes[self.at..self.at + count]);
-        self.at += count;
-        Ok(count)
-    }
-}
-
-/// The standard input of a process in the guest.
-struct ToGuest {
-    input: ProcessInput,
-    ended: Arc<AtomicBool>,
-}
-
-impl Write for ToGuest {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.ended.load(Ordering::Acquire) {
-            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
-        }
-        let count = bytes.len().min(MAX_DATA);
-        self.input.send(&Frame::Stdin(bytes[..count].to_vec()))?;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

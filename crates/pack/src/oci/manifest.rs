@@ -144,6 +144,17 @@ impl Config {
 }
 
 impl Descriptor {
+    /// Of a layer.
+    pub(super) fn of_layer(media_type: &str, digest: &str, size: u64) -> Descriptor {
+        Descriptor {
+            media_type: media_type.to_owned(),
+            digest: digest.to_owned(),
+            size,
+            platform: Platform::default(),
+            annotations: BTreeMap::new(),
+        }
+    }
+
     /// Whether it is about a manifest or an index, which registries keep apart from blobs.
     pub(super) fn is_manifest(&self) -> bool {
         self.media_type.contains("manifest") || self.media_type.contains("image.index")

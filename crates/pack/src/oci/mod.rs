@@ -19,6 +19,7 @@
 //! | `auth` | credentials of registries: the files of docker and podman, token servers |
 //! | `helper` | programs that keep credentials for these files |
 //! | `layer` | digests and compression of a layer's stream |
+//! | [`mod@commit`] | an image of this host with one more layer |
 //! | [`mod@pull`] | an image whose layers are kept on this host |
 //! | [`mod@push`] | from here to a registry |
 //! | [`mod@save`] | from here to an archive |
@@ -30,6 +31,7 @@
 mod archive;
 mod auth;
 mod challenge;
+pub mod commit;
 mod files;
 mod frame;
 mod helper;
@@ -207,7 +209,7 @@ impl From<io::Error> for Problem {
 }
 
 impl Problem {
-    fn of(self, image: &ImageSource) -> ImportError {
+    fn of(self, image: impl std::fmt::Display) -> ImportError {
         let image = image.to_string();
         match self {
             Problem::Read(source) => ImportError::Read { image, source },

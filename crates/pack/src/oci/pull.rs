@@ -60,12 +60,24 @@ pub fn pull(
     mode: Mode,
     progress: &dyn Progress,
 ) -> Result<Pulled, ImportError> {
+    let source = source::open(image, options).map_err(|problem| problem.of(image))?;
+    let level = options.amd64_level;
+    pull_from(source.as_ref(), &image.to_string(), level, (library, mode), progress)
+}
+
+/// [`pull`] from an opened place; `image` names it in errors.
+pub(super) fn pull_from(
+    source: &dyn Source,
+    image: &str,
+    level: u8,
+    (library, mode): (&Library, Mode),
+    progress: &dyn Progress,
+) -> Result<Pulled, ImportError> {
     let named = |problem: Problem| problem.of(image);
     let here = |source: ResolveError| ImportError::Here {
         image: image.to_string(),
         source: Box::new(source),
     };
-    let source = source::open(image, options).map_err(named)?;
     let bytes = source.manifest().map_err(named)?;
     let digest = digest_of(&bytes);
     // By the digest of the manifest, whatever names it has and wherever it is.
@@ -73,7 +85,7 @@ pub fn pull(
     if let Some(known) = known
         && is_whole(library, &known).map_err(here)?
     {
-        let found = library.by_its_digest(&known, mode, &image.to_string());
+        let found = library.by_its_digest(&known, mode, image);
         return Ok(Pulled {
             image: found.map_err(here)?,
             digest,
@@ -82,10 +94,10 @@ pub fn pull(
             other_platform: None,
         });
     }
-    let all = documents(source.as_ref(), bytes, options.amd64_level).map_err(named)?;
+    let all = documents(source, bytes, level).map_err(named)?;
     let mut is_new = false;
     for _ in 0..ROUNDS {
-        let layers = layers(source.as_ref(), library, &all, progress, &mut is_new).map_err(|unkept| match unkept {
+        let layers = layers(source, library, &all, progress, &mut is_new).map_err(|unkept| match unkept {
             Unkept::Problem(problem) => named(problem),
             Unkept::Here(error) => here(error),
         })?;
@@ -101,7 +113,7 @@ pub fn pull(
                 (CONFIGURATION, &all.configuration_bytes),
             ],
         };
-        if let Some(image) = library.add(new, mode, &image.to_string()).map_err(here)? {
+        if let Some(image) = library.add(new, mode, image).map_err(here)? {
             library.remember(&digest, &digest, &image.digest).map_err(here)?;
             return Ok(Pulled {
                 image,

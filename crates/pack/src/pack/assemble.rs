@@ -11,6 +11,8 @@
 //! What AUFS has left at the root (`.wh..wh.*`) is no part of the image, but hard links may lead to the
 //! files in its `.wh..wh.plnk`.
 
+mod over;
+
 use std::collections::BTreeMap;
 use std::io;
 
@@ -418,11 +420,11 @@ mod tests {
         }
     }
 
-    fn add(assembly: &mut Assembly, path: &str, kind: MemberKind, target: &str) -> io::Result<()> {
+    pub(super) fn add(assembly: &mut Assembly, path: &str, kind: MemberKind, target: &str) -> io::Result<()> {
         assembly.add(member(path, kind, target), Content::default())
     }
 
-    fn paths(assembly: Assembly) -> Vec<String> {
+    pub(super) fn paths(assembly: Assembly) -> Vec<String> {
         let tree = assembly.finish(&[]).unwrap();
         tree.walk()
             .skip(1)
