@@ -9,7 +9,7 @@ use clap::{CommandFactory, builder::StyledStr};
 use crate::args::Cli;
 
 /// Commands of docker, podman, incus and virsh, and what does the same here.
-pub(crate) const COMMANDS: [(&str, &str); 22] = [
+pub(crate) const COMMANDS: [(&str, &str); 19] = [
     (
         "attach-device",
         "'zmachine network connect' adds interfaces; other devices need a new machine",
@@ -17,10 +17,6 @@ pub(crate) const COMMANDS: [(&str, &str); 22] = [
     (
         "build",
         "'zmachine flist pack' makes an image of a directory; images of Dockerfiles are imported: 'zmachine flist import'",
-    ),
-    (
-        "commit",
-        "a machine's changes cannot become an image yet; 'zmachine cp NAME:/PATH .' takes files out",
     ),
     (
         "compose",
@@ -34,9 +30,7 @@ pub(crate) const COMMANDS: [(&str, &str); 22] = [
         "destroy",
         "'zmachine kill' ends a machine at once, 'zmachine rm' removes it",
     ),
-    ("diff", "there is no list of a machine's changes yet"),
     ("dominfo", "'zmachine inspect' shows everything about a machine"),
-    ("export", "'zmachine cp NAME:/ DIR' takes a machine's files out"),
     (
         "import",
         "'zmachine flist import' makes a flist of a container image, 'zmachine image pull NAME=FILE' names it",

@@ -10,6 +10,7 @@
 
 pub mod attach;
 mod client;
+mod commit;
 mod create;
 mod execs;
 mod history;
@@ -41,12 +42,13 @@ use zmachine_store::killpoint::Killpoints;
 use zmachine_store::volume::Volumes;
 use zmachine_sys::lock::FileLock;
 
+pub use self::commit::CommitRequest;
 pub use self::create::CreateOptions;
 pub use self::history::History;
 pub use self::images::{FoundImage, ImageRequest, RegistryFiles, Removed, guest_level, import_failure};
 pub use self::programs::Programs;
-pub use self::root::{OpenRoot, RootPart};
 pub use self::prune::Shared;
+pub use self::root::{OpenRoot, RootPart};
 pub use self::start::Starting;
 pub use self::volumes::PrunedVolumes;
 

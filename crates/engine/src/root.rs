@@ -77,7 +77,10 @@ impl Engine {
     pub fn open_root(&self, name: &str, progress: &dyn Progress) -> Result<OpenRoot<'_>, Failure> {
         let machine = self.machine(name)?;
         let Plan::Container(plan) = machine.plan()? else {
-            let message = format!("'{}' is a VM: it has a disk of its own, and no image below its root", machine.spec.name);
+            let message = format!(
+                "'{}' is a VM: it has a disk of its own, and no image below its root",
+                machine.spec.name
+            );
             return Err(Failure::new(Class::Unsupported, message)
                 .hint("copy files out of it with 'zmachine cp', or keep its boot volume"));
         };
@@ -92,7 +95,10 @@ impl Engine {
             .image
             .parse()
             .map_err(|_| Failure::new(Class::Failed, format!("the plan of '{name}' names no image")))?;
-        progress.message(&format!("'{}' does not run: its disk is read in a machine of its own", machine.spec.name));
+        progress.message(&format!(
+            "'{}' does not run: its disk is read in a machine of its own",
+            machine.spec.name
+        ));
         let helper = self.help(&machine, &image, progress)?;
         Ok(OpenRoot {
             engine: self,
@@ -127,7 +133,9 @@ impl Engine {
 fn helper_spec(spec: &MachineSpec) -> MachineSpec {
     let random = zmachine_sys::file::random_u64();
     MachineSpec {
-        name: format!("root-of-{:.40}-{random:016x}", spec.name),
+        name: format!("root-of-{:.32}-{:08x}", spec.name, random as u32),
+        // In its root are files with its name.
+        hostname: Some(spec.hostname.clone().unwrap_or_else(|| spec.name.clone())),
         idle: true,
         auto_remove: true,
         read_only: false,

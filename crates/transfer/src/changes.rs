@@ -56,7 +56,8 @@ impl Change {
     /// The change with this letter.
     pub fn of(letter: u8) -> Option<Change> {
         let all = [Change::Added, Change::Changed, Change::Deleted];
-        all.into_iter().find(|change| change.letter() as u32 == u32::from(letter))
+        all.into_iter()
+            .find(|change| change.letter() as u32 == u32::from(letter))
     }
 }
 
@@ -238,11 +239,13 @@ impl<'a, S: Sink> Walk<'a, S> {
             Some(_) => Change::Changed,
             None => Change::Added,
         };
+        if lower.is_none() && self.is_placeholder(name, upper)? {
+            return Ok(());
+        }
         if !upper.is_dir() {
-            let is_placeholder = lower.is_none() && upper.len() == 0 && (self.layers.is_mount_point)(name);
             return match look_at(&self.layers.merged.join(name))? {
-                Some(metadata) if !is_placeholder => self.tell(change, name, &metadata),
-                _ => Ok(()),
+                Some(metadata) => self.tell(change, name, &metadata),
+                None => Ok(()),
             };
         }
         let below = lower.filter(|lower| lower.is_dir());
@@ -255,12 +258,8 @@ impl<'a, S: Sink> Walk<'a, S> {
             return self.whole(name, below.is_some(), covers);
         }
         let Some(below) = below else {
-            let is_placeholder = lower.is_none() && (self.layers.is_mount_point)(name) && children(child)?.is_empty();
-            if !is_placeholder {
-                self.tell(change, name, upper)?;
-                self.directory(name, false)?;
-            }
-            return Ok(());
+            self.tell(change, name, upper)?;
+            return self.directory(name, false);
         };
         let same = |a: &Metadata, b: &Metadata| (a.mode(), a.uid(), a.gid()) == (b.mode(), b.uid(), b.gid());
         let merged = self.layers.merged.join(name);
@@ -275,6 +274,17 @@ impl<'a, S: Sink> Walk<'a, S> {
             self.silent.pop();
         }
         Ok(())
+    }
+
+    /// Whether something is only there for what is mounted on it.
+    fn is_placeholder(&self, name: &Path, metadata: &Metadata) -> Result<bool, TransferError> {
+        if !(self.layers.is_mount_point)(name) {
+            return Ok(false);
+        }
+        match metadata.is_dir() {
+            true => Ok(children(&self.layers.merged.join(name))?.is_empty()),
+            false => Ok(metadata.len() == 0),
+        }
     }
 
     /// All that is in a directory, whatever layer it is from. What is gone is told unless that is `covered` already.
@@ -296,6 +306,9 @@ impl<'a, S: Sink> Walk<'a, S> {
                 true => look_at(&self.layers.lower.join(&name))?,
                 false => None,
             };
+            if lower.is_none() && self.is_placeholder(&name, &metadata)? {
+                continue;
+            }
             let change = lower.as_ref().map_or(Change::Added, |_| Change::Changed);
             self.sink.is(change, &name, &child, &metadata)?;
             if metadata.is_dir() {

@@ -171,13 +171,7 @@ impl<'a, W: Write> Entries<'a, W> {
             .map_err(TransferError::Stream)
     }
 
-    fn node(
-        &mut self,
-        path: &Path,
-        name: &Path,
-        metadata: &Metadata,
-        mut header: Header,
-    ) -> Result<(), TransferError> {
+    fn node(&mut self, path: &Path, name: &Path, metadata: &Metadata, mut header: Header) -> Result<(), TransferError> {
         let kind = metadata.file_type();
         let entry_type = match kind {
             kind if kind.is_fifo() => EntryType::Fifo,

@@ -305,3 +305,160 @@ fn a_users_archive_goes_in_and_comes_out_again() {
     ));
     assert!(from_archive(vec![7; 2048].as_slice(), Vec::new(), |_| ()).is_err());
 }
+
+/// An overlay of directories below `dir`, as an agent mounts it, while `change` works in it; for root in a mount namespace of its own.
+fn changed(dir: &Path, change: impl FnOnce(&Path) + Send) -> Result<(), String> {
+    let failed = |what: &'static str| move |error: rustix::io::Errno| format!("{what}: {error}");
+    let [upper, work, merged] = ["layer/upper", "layer/work", "merged"].map(|name| dir.join(name));
+    let inside = || {
+        // SAFETY: only this thread, which ends with the test, has another namespace then.
+        #[allow(unsafe_code)]
+        let unshared = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) };
+        unshared.map_err(failed("unshare"))?;
+        let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).map_err(failed("make private"))?;
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", dir.join("layer"), "tmpfs", flags, None).map_err(failed("tmpfs"))?;
+        for made in [&upper, &work] {
+            fs::create_dir(made).map_err(|error| error.to_string())?;
+        }
+        let layers = format!(
+            "lowerdir={},upperdir={},workdir={},redirect_dir=on",
+            dir.join("lower").display(),
+            upper.display(),
+            work.display()
+        );
+        let layers = std::ffi::CString::new(layers).unwrap();
+        rustix::mount::mount("overlay", &merged, "overlay", flags, layers.as_c_str()).map_err(failed("overlay"))?;
+        change(&merged);
+        Ok(())
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join().unwrap())
+}
+
+#[test]
+fn changes_are_told_as_docker_tells_them_and_make_a_layer() {
+    if !rustix::process::geteuid().is_root() {
+        // An overlay with whiteouts takes root.
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let lower = dir.path().join("lower");
+    for made in [
+        "lower/etc/sub",
+        "lower/gone/deep",
+        "lower/moved/in",
+        "lower/same",
+        "lower/opaque",
+        "layer",
+        "merged",
+    ] {
+        fs::create_dir_all(dir.path().join(made)).unwrap();
+    }
+    for file in [
+        "etc/passwd",
+        "etc/hosts",
+        "etc/sub/x",
+        "gone/deep/y",
+        "moved/in/file",
+        "same/z",
+        "opaque/old",
+        "to-link",
+        "removed",
+    ] {
+        fs::write(lower.join(file), file).unwrap();
+    }
+    let (mut list, mut layer) = (Vec::new(), Vec::new());
+    let outcome = changed(dir.path(), |root| {
+        fs::write(root.join("etc/passwd"), "other").unwrap();
+        fs::write(root.join("etc/hosts"), "the machine's own").unwrap();
+        fs::write(root.join("new"), "n").unwrap();
+        fs::hard_link(root.join("new"), root.join("new-link")).unwrap();
+        fs::remove_dir_all(root.join("gone")).unwrap();
+        fs::remove_file(root.join("removed")).unwrap();
+        fs::rename(root.join("moved"), root.join("elsewhere")).unwrap();
+        // A file that came and went leaves a directory that was copied up, and no change.
+        fs::write(root.join("same/tmp"), "").unwrap();
+        fs::remove_file(root.join("same/tmp")).unwrap();
+        fs::remove_dir_all(root.join("opaque")).unwrap();
+        fs::create_dir(root.join("opaque")).unwrap();
+        fs::write(root.join("opaque/new"), "").unwrap();
+        fs::create_dir_all(root.join("mnt/empty")).unwrap();
+        fs::set_permissions(root.join("etc/sub"), fs::Permissions::from_mode(0o700)).unwrap();
+        let user = rustix::fs::lsetxattr(
+            root.join("new"),
+            "trusted.kept",
+            b"value",
+            rustix::fs::XattrFlags::empty(),
+        );
+        user.unwrap();
+        let layers = Layers {
+            upper: &dir.path().join("layer/upper"),
+            lower: &lower,
+            merged: root,
+            is_mount_point: &|name| name == Path::new("mnt/empty"),
+        };
+        send_list(&layers, &mut list).unwrap();
+        send_changes(&layers, &mut layer, |warning| panic!("{warning}")).unwrap();
+    });
+    outcome.unwrap();
+    let list: Vec<String> = read_list(&list)
+        .unwrap()
+        .into_iter()
+        .map(|(change, path)| format!("{} {}", change.letter(), path.display()))
+        .collect();
+    let expected = [
+        "A /elsewhere",
+        "A /elsewhere/in",
+        "A /elsewhere/in/file",
+        "C /etc",
+        "C /etc/passwd",
+        "C /etc/sub",
+        "D /gone",
+        "A /mnt",
+        "D /moved",
+        "A /new",
+        "A /new-link",
+        "C /opaque",
+        "A /opaque/new",
+        "D /opaque/old",
+        "D /removed",
+    ];
+    let (mut told, mut wanted) = (list.clone(), expected.map(str::to_owned).to_vec());
+    told.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(told, wanted);
+    let place = |line: &str| list.iter().position(|told| told == line).unwrap();
+    assert!(place("C /etc") < place("C /etc/passwd") && place("C /opaque") < place("A /opaque/new"));
+
+    let mut archive = tar::Archive::new(layer.as_slice());
+    let mut members = Vec::new();
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = entry.path().unwrap().display().to_string();
+        if path == "new" {
+            let extensions: Vec<_> = entry.pax_extensions().unwrap().unwrap().map(Result::unwrap).collect();
+            let kept = extensions.iter().find(|e| e.key() == Ok("SCHILY.xattr.trusted.kept"));
+            assert_eq!(kept.unwrap().value_bytes(), b"value");
+        }
+        members.push((path, entry.header().entry_type()));
+    }
+    let kind = |name: &str| members.iter().find(|(path, _)| path == name).map(|(_, kind)| *kind);
+    assert_eq!(kind("new-link"), Some(tar::EntryType::Link));
+    assert_eq!(kind("elsewhere/in/file"), Some(tar::EntryType::Regular));
+    for whiteout in [".wh.gone", ".wh.moved", ".wh.removed", "opaque/.wh..wh..opq"] {
+        assert_eq!(kind(whiteout), Some(tar::EntryType::Regular), "{members:?}");
+    }
+    for absent in ["etc/hosts", "same", "opaque/.wh.old", "mnt/empty"] {
+        assert_eq!(kind(absent), None, "{members:?}");
+    }
+}
+
+#[test]
+fn a_list_that_is_none_is_refused() {
+    assert_eq!(read_list(b""), Some(Vec::new()));
+    assert_eq!(read_list(b"A/x\0"), Some(vec![(Change::Added, "/x".into())]));
+    for broken in [&b"A/x"[..], b"X/x\0", b"\0"] {
+        assert_eq!(read_list(broken), None);
+    }
+}

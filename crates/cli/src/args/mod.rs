@@ -102,6 +102,12 @@ pub(crate) enum Command {
     Exec(ExecArgs),
     /// Copy files and directories to or from a running machine
     Cp(CpArgs),
+    /// List what a container has other than its image
+    Diff(DiffArgs),
+    /// Make an image of a container and what it changed
+    Commit(CommitArgs),
+    /// Write the whole root of a container as a tar archive, without what is mounted in it
+    Export(ExportArgs),
     /// Create and start the machine a Zero-OS reservation asks for; prints its result object
     Deploy(DeployArgs),
     /// Follow a running machine's entrypoint (detach with ctrl-p ctrl-q on a terminal)
@@ -401,6 +407,44 @@ pub(crate) struct CpArgs {
     /// Where to: a directory that is there, or the new place; '-' for a tar archive on standard output
     #[arg(value_name = "TARGET", allow_hyphen_values = true)]
     pub(crate) target: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CommitArgs {
+    /// Who made it
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) author: Option<String>,
+    /// What for
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
+    /// An instruction of a Dockerfile that says how the image is run: 'CMD ["/server"]', 'ENV A=1' (repeatable)
+    #[arg(short, long = "change", value_name = "INSTRUCTION")]
+    pub(crate) changes: Vec<String>,
+    /// Show no progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// What the image is called; it has a digest alone when not given
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Write to this file, not to standard output
+    #[arg(short = 'o', long = "output", value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
 }
 
 #[derive(Debug, Args)]

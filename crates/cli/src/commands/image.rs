@@ -18,6 +18,7 @@ use zmachine_rootfs::PrefetchList;
 use zmachine_spec::bytes::Human;
 use zmachine_spec::{Class, Failure, bytes};
 
+pub(super) use self::names::completed_name;
 use crate::args::image::ImagesArgs;
 use crate::args::{CacheCommand, Format, ImageCommand};
 use crate::progress::Bars;
@@ -62,7 +63,7 @@ pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
     }
 }
 
-fn image_name(text: &str) -> Result<ImageName, Failure> {
+pub(super) fn image_name(text: &str) -> Result<ImageName, Failure> {
     ImageName::new(text).map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))
 }
 

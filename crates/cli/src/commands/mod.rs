@@ -17,6 +17,7 @@ mod machines;
 mod manual;
 mod metrics;
 mod network;
+mod root;
 mod run;
 mod stats;
 mod system;
@@ -55,6 +56,9 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Metrics(args) => metrics::metrics(&context::engine()?, &args),
         Command::Logs(args) => logs::logs(&context::engine()?, &args),
         Command::Exec(args) => exec::exec(&context::engine()?, &args),
+        Command::Diff(args) => root::diff(&context::engine()?, &args),
+        Command::Commit(args) => root::commit(&context::engine()?, &args),
+        Command::Export(args) => root::export(&context::engine()?, &args),
         Command::Cp(args) => cp::cp(&context::engine()?, &args),
         Command::Deploy(args) => deploy::deploy(&args),
         Command::Attach(args) => exec::attach(&context::engine()?, &args),

@@ -5,6 +5,7 @@
 //! must leave no process, mount, interface, rule, lease or socket (see `zmachine-testkit`).
 
 mod blocks;
+mod changes;
 mod chaos;
 mod crashes;
 mod debian;

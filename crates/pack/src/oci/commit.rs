@@ -51,7 +51,12 @@ pub struct Commit<'a> {
 ///
 /// # Errors
 /// [`ImportError`]; nothing is left then but blocks.
-pub fn commit(commit: Commit<'_>, library: &Library, mode: Mode, progress: &dyn Progress) -> Result<Image, ImportError> {
+pub fn commit(
+    commit: Commit<'_>,
+    library: &Library,
+    mode: Mode,
+    progress: &dyn Progress,
+) -> Result<Image, ImportError> {
     let name = commit.name.to_owned();
     let here = |source: ResolveError| ImportError::Here {
         image: name.clone(),
@@ -73,10 +78,12 @@ fn of_layers(
 ) -> Result<Image, ImportError> {
     let name = commit.name.to_owned();
     let named = |problem: Problem| problem.of(&name);
-    let manifest = library.image_file(commit.base, MANIFEST).map_err(|source| ImportError::Here {
-        image: name.clone(),
-        source: Box::new(source),
-    })?;
+    let manifest = library
+        .image_file(commit.base, MANIFEST)
+        .map_err(|source| ImportError::Here {
+            image: name.clone(),
+            source: Box::new(source),
+        })?;
     let manifest = manifest.ok_or_else(|| named(Problem::Broken("its manifest is gone".into())))?;
     let place = Committed::new(commit, &manifest, configuration).map_err(named)?;
     // Any level: the layers below were chosen already, and the platform stays.
@@ -210,16 +217,30 @@ fn array<'a>(of: &'a mut Map<String, Value>, name: &str) -> &'a mut Vec<Value> {
 
 /// Writes what we know of an image's configuration; what we do not know of stays.
 fn write_config(document: &mut Map<String, Value>, config: &ImageConfig) {
-    let set = |names: &[String]| names.iter().map(|name| (name.clone(), json!({}))).collect::<Map<_, _>>();
+    let set = |names: &[String]| {
+        names
+            .iter()
+            .map(|name| (name.clone(), json!({})))
+            .collect::<Map<_, _>>()
+    };
     let fields = [
-        ("Entrypoint", (!config.entrypoint.is_empty()).then(|| json!(config.entrypoint))),
+        (
+            "Entrypoint",
+            (!config.entrypoint.is_empty()).then(|| json!(config.entrypoint)),
+        ),
         ("Cmd", (!config.cmd.is_empty()).then(|| json!(config.cmd))),
         ("Env", (!config.env.is_empty()).then(|| json!(config.env))),
         ("User", config.user.as_ref().map(|user| json!(user))),
         ("WorkingDir", config.workdir.as_ref().map(|dir| json!(dir))),
         ("StopSignal", config.stop_signal.as_ref().map(|signal| json!(signal))),
-        ("ExposedPorts", (!config.ports.is_empty()).then(|| json!(set(&config.ports)))),
-        ("Volumes", (!config.volumes.is_empty()).then(|| json!(set(&config.volumes)))),
+        (
+            "ExposedPorts",
+            (!config.ports.is_empty()).then(|| json!(set(&config.ports))),
+        ),
+        (
+            "Volumes",
+            (!config.volumes.is_empty()).then(|| json!(set(&config.volumes))),
+        ),
         ("Labels", (!config.labels.is_empty()).then(|| json!(config.labels))),
     ];
     for (name, value) in fields {

@@ -59,18 +59,21 @@ fn bring(
 }
 
 pub(super) fn tag(library: &Library, args: &TagArgs) -> Result<u8, Failure> {
-    let (image, name) = (image_name(&args.image)?, image_name(&args.name)?);
-    // As docker completes it: one that could be in a registry has a tag.
-    let name = match name.in_registry(zmachine_image::reference::DOCKER_HUB) {
-        Some(source) => source.local_name().unwrap_or(name),
-        None => name,
-    };
+    let (image, name) = (image_name(&args.image)?, completed_name(image_name(&args.name)?));
     let digest = library.find(&image)?;
     let digest = digest.ok_or_else(|| ResolveError::UnknownName {
         name: image.to_string(),
     })?;
     library.set_name(&name, &digest)?;
     Ok(0)
+}
+
+/// As docker completes it: one that could be in a registry has a tag.
+pub(crate) fn completed_name(name: ImageName) -> ImageName {
+    match name.in_registry(zmachine_image::reference::DOCKER_HUB) {
+        Some(source) => source.local_name().unwrap_or(name),
+        None => name,
+    }
 }
 
 /// Every image of an archive, under the names that it has there.

@@ -76,14 +76,23 @@ mod tests {
         let (assembly, blocks) = Assembly::over(&tree);
         let again = assembly.finish(&blocks).unwrap();
         assert_eq!(again.lookup(b"d/a"), again.lookup(b"d/b"));
-        let shown = |tree: &Tree| -> Vec<_> { tree.walk().map(|(path, id)| (path, tree.get(id).metadata.clone())).collect() };
+        let shown = |tree: &Tree| -> Vec<_> {
+            tree.walk()
+                .map(|(path, id)| (path, tree.get(id).metadata.clone()))
+                .collect()
+        };
         assert_eq!(shown(&tree), shown(&again));
     }
 
     #[test]
     fn a_layer_hides_and_replaces_what_the_tree_has() {
         let (mut assembly, _) = Assembly::over(&lower());
-        for (path, kind) in [("d/.wh.a", Regular), ("d/sub/", Directory), ("d/sub/.wh..wh..opq", Regular), ("link/new", Regular)] {
+        for (path, kind) in [
+            ("d/.wh.a", Regular),
+            ("d/sub/", Directory),
+            ("d/sub/.wh..wh..opq", Regular),
+            ("link/new", Regular),
+        ] {
             add(&mut assembly, path, kind, "").unwrap();
         }
         assert_eq!(paths(assembly), ["d", "d/b", "d/new", "d/sub", "link"]);
