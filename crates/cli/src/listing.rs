@@ -95,6 +95,12 @@ impl Filters {
         values.peek().is_none() || values.any(is_so)
     }
 
+    /// The values of `key`.
+    pub(crate) fn values(&self, key: &str) -> impl Iterator<Item = &str> {
+        let of_key = self.0.iter().filter(move |(known, _)| known == key);
+        of_key.map(|(_, value)| value.as_str())
+    }
+
     /// The labels: all of them must be there.
     pub(crate) fn allow_labels<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
         self.0

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::Format;
+use crate::listing::ListingArgs;
 
 /// `pull`
 #[derive(Debug, Args)]
@@ -26,10 +27,14 @@ pub(crate) struct PullArgs {
 /// `images`
 #[derive(Debug, Args)]
 pub(crate) struct ImagesArgs {
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: Format,
+    #[command(flatten)]
+    pub(crate) listing: ListingArgs,
+    /// Docker's flag: images without a name are always shown
+    #[arg(short, long, hide = true)]
+    pub(crate) all: bool,
+    /// Only images with this name, or names: '*' and '?' stand for any characters but '/'
+    #[arg(value_name = "IMAGE")]
+    pub(crate) reference: Option<String>,
 }
 
 /// `tag`

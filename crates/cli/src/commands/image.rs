@@ -2,6 +2,7 @@
 
 mod exchange;
 mod inspect;
+mod list;
 mod names;
 
 pub(crate) use exchange::{login, logout};
@@ -10,28 +11,18 @@ use std::env;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use zmachine_image::cache::Adopted;
 use zmachine_image::library::Mended;
-use zmachine_image::{ImageKind, ImageName, Library, PullPolicy, Reference};
+use zmachine_image::{ImageName, Library, PullPolicy, Reference};
 use zmachine_rootfs::PrefetchList;
 use zmachine_spec::bytes::Human;
 use zmachine_spec::{Class, Failure, bytes};
 
 pub(super) use self::names::completed_name;
-use crate::args::image::ImagesArgs;
 use crate::args::{CacheCommand, Format, ImageCommand};
 use crate::progress::Bars;
 use crate::{context, output};
 
-#[derive(Serialize)]
-struct Row {
-    names: Vec<String>,
-    digest: String,
-    kind: Option<String>,
-    files_bytes: Option<u64>,
-    error: Option<String>,
-}
 
 /// Pulls, lists and removes images.
 pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
@@ -45,7 +36,7 @@ pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
     let library = Library::open(context::home()?.data())?;
     match command {
         ImageCommand::Pull(args) => names::pull(&library, &args),
-        ImageCommand::Ls(ImagesArgs { quiet, output }) => list(&library, quiet, output),
+        ImageCommand::Ls(args) => list::list(&library, &args),
         ImageCommand::Tag(args) => names::tag(&library, &args),
         ImageCommand::Load(args) => names::load(&args),
         ImageCommand::Inspect(args) => inspect::inspect(&library, &args.images),
@@ -214,54 +205,4 @@ fn trim() -> Result<(), Failure> {
         );
     }
     Ok(())
-}
-
-fn list(library: &Library, quiet: bool, format: Format) -> Result<u8, Failure> {
-    let (images, unreadable) = library.list_readable()?;
-    for error in unreadable {
-        let why = std::error::Error::source(&error).map_or_else(String::new, |why| format!(": {why}"));
-        eprintln!("warning: {error}{why}");
-    }
-    let rows: Vec<Row> = images.into_iter().map(row).collect();
-    if quiet {
-        rows.iter()
-            .flat_map(|row| &row.names)
-            .try_for_each(|name| output::print(&format!("{name}\n")))?;
-    } else if format == Format::Json {
-        output::json(&rows)?;
-    } else {
-        let cells = |row: &Row| {
-            vec![
-                if row.names.is_empty() {
-                    "-".to_owned()
-                } else {
-                    row.names.join(", ")
-                },
-                row.digest[..12].to_owned(),
-                row.kind.clone().or_else(|| row.error.clone()).unwrap_or_default(),
-                row.files_bytes
-                    .map_or_else(String::new, |bytes| Human(bytes).to_string()),
-            ]
-        };
-        output::table(
-            &["NAME", "DIGEST", "KIND", "SIZE"],
-            &rows.iter().map(cells).collect::<Vec<_>>(),
-        )?;
-    }
-    Ok(0)
-}
-
-fn row(image: zmachine_image::library::ListedImage) -> Row {
-    let kind = |kind: &ImageKind| match kind {
-        ImageKind::Container => "container",
-        ImageKind::OwnKernel { .. } => "container with its own kernel",
-        ImageKind::KernelDisk { .. } | ImageKind::Disk { .. } => "vm",
-    };
-    Row {
-        names: image.names.iter().map(ToString::to_string).collect(),
-        digest: image.digest.to_string(),
-        kind: image.facts.as_ref().ok().map(|facts| kind(&facts.kind).to_owned()),
-        files_bytes: image.facts.as_ref().ok().map(|facts| facts.sizes.file_bytes),
-        error: image.facts.as_ref().err().map(ToString::to_string),
-    }
 }

@@ -87,6 +87,11 @@ impl Library {
         }
     }
 
+    /// When an image came here.
+    pub fn image_time(&self, image: &Digest) -> Option<std::time::SystemTime> {
+        self.place_of(image).join("image.fl").metadata().ok()?.modified().ok()
+    }
+
     /// Remembers that `source`, a name in a registry, led to a manifest with the digest `manifest`, which is this image.
     ///
     /// # Errors
