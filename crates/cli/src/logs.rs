@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 use zmachine_engine::Engine;
-use zmachine_spec::{Class, Failure};
+use zmachine_spec::{Class, Failure, Kind};
 use zmachine_store::log::{Entry, LogReader, Position, Source};
 
 use crate::args::{LogFormat, LogsArgs};
@@ -54,7 +54,7 @@ impl Wanted {
 
 /// Shows a machine's log.
 pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
-    let wanted = Wanted {
+    let mut wanted = Wanted {
         sources: args.source.clone(),
         since: args
             .since
@@ -74,6 +74,14 @@ pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
         })?),
     };
     let history = engine.history(&args.name)?;
+    if wanted.sources.is_empty() {
+        // What a VM writes, it writes to its console.
+        let is_vm = history.state.as_ref().is_some_and(|state| state.kind == Kind::Vm);
+        wanted.sources = match is_vm {
+            true => vec![Source::Console],
+            false => vec![Source::Stdout, Source::Stderr],
+        };
+    }
     let mut printer = Printer {
         timestamps: args.timestamps,
         format: args.output,

@@ -22,6 +22,7 @@ use zmachine_plan::vm::VmStart;
 use zmachine_plan::{Content, ImageFacts, Inputs, KernelChoice, Plan, TreeFacts, VmFacts};
 use zmachine_rootfs::prepare::RootDescription;
 use zmachine_spec as spec;
+use zmachine_spec::bytes::Human;
 use zmachine_spec::volume::{ResolvedVolume, SharedDirectory};
 use zmachine_spec::{
     Class, Failure, MachineSpec, ModeChoice, NetworkRequest, Origin, RootfsChoice, Setting, State, VolumeRequest,
@@ -36,7 +37,10 @@ use super::images::{FoundImage, ImageRequest};
 use super::published::{publish_exposed, published};
 use super::start::require_files;
 use super::tree::{tree_facts, unpacked};
-use super::vm::host_disk;
+use super::vm::{host_disk, vm_disk_bytes};
+
+/// Volumes are whole ones of these, in bytes.
+const MIB: u64 = 1 << 20;
 
 /// How an image is found.
 pub struct CreateOptions<'a> {
@@ -223,6 +227,8 @@ impl Engine {
             pinned => Cow::Owned(MachineSpec { pinned, ..spec.clone() }),
         };
         let image = found.map(|found| found.image);
+        let (spec, wanted) = self.with_boot_volume(spec, (options, image.as_ref()), wanted, &id)?;
+        let spec = &*spec;
         let facts = self.facts(spec, (options, image.as_ref()), &wanted, !shares.is_empty())?;
         let (spec, wanted) = self.with_data_paths(spec, facts.makes.data_paths(), wanted, &shares, &id)?;
         let spec = &*spec;
@@ -254,6 +260,42 @@ impl Engine {
             networks.release_all(|machine| machine == id)?;
         }
         result
+    }
+
+    /// The spec of a VM and its volumes, with one for its operating system when there is none: as large as was asked for, or as the image.
+    fn with_boot_volume<'a>(
+        &self,
+        spec: &'a MachineSpec,
+        (options, image): (&CreateOptions<'_>, Option<&Image>),
+        wanted: Vec<ResolvedVolume>,
+        id: &str,
+    ) -> Result<(Cow<'a, MachineSpec>, Vec<ResolvedVolume>), Failure> {
+        let Some(bytes) = vm_disk_bytes(spec, options.cwd, image)? else {
+            return Ok((Cow::Borrowed(spec), wanted));
+        };
+        if !wanted.is_empty() {
+            return Ok((Cow::Borrowed(spec), wanted));
+        }
+        if spec.size_bytes != 0 && spec.size_bytes < bytes {
+            let message = format!("a disk of {} is smaller than the image of {}", Human(spec.size_bytes), Human(bytes));
+            return Err(Failure::new(Class::Usage, message)
+                .hint("leave the size out, and the disk is as large as the image")
+                .about(Setting::Size));
+        }
+        let boot = VolumeRequest::new(Origin::Anonymous, "/")
+            .map_err(|why| Failure::new(Class::Failed, format!("no volume can be at /: {why}")))?;
+        let boot = VolumeRequest {
+            size_bytes: Some(bytes.max(spec.size_bytes).next_multiple_of(MIB)),
+            ..boot
+        };
+        let spec = MachineSpec {
+            // Directories of this host may be there.
+            volumes: [vec![boot], spec.volumes.clone()].concat(),
+            size_bytes: 0,
+            ..spec.clone()
+        };
+        let wanted = self.volumes().wanted(&spec.volumes, id)?;
+        Ok((Cow::Owned(spec), wanted))
     }
 
     /// The spec and its volumes, with one more for each of `paths` that nothing is mounted on, when the root cannot be

@@ -36,6 +36,19 @@ pub(super) fn host_disk(spec: &MachineSpec, cwd: &Path) -> Result<Option<PathBuf
     Ok(None)
 }
 
+/// The length of the disk that a VM starts from, in bytes; `None` when this makes no VM.
+pub(super) fn vm_disk_bytes(spec: &MachineSpec, cwd: &Path, image: Option<&Image>) -> Result<Option<u64>, Failure> {
+    Ok(match image.map(|image| &image.facts.kind) {
+        Some(ImageKind::KernelDisk { image: disk, .. } | ImageKind::Disk { image: disk }) => Some(disk.size),
+        Some(ImageKind::Container | ImageKind::OwnKernel { .. }) => None,
+        None => match host_disk(spec, cwd)? {
+            // What is no disk image is refused where it is looked at.
+            Some(path) => disk::open(&path).ok().map(|(_, disk)| disk.len()),
+            None => None,
+        },
+    })
+}
+
 fn has_gpt(path: &Path) -> bool {
     let found = File::open(path)
         .and_then(RawFile::new)

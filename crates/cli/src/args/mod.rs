@@ -346,8 +346,8 @@ pub(crate) struct LogsArgs {
     /// Only the last lines; 'all' for all
     #[arg(short = 'n', long, value_name = "LINES", allow_hyphen_values = true)]
     pub(crate) tail: Option<String>,
-    /// stdout, stderr, console, agent, hypervisor, monitor
-    #[arg(long, value_delimiter = ',', default_value = "stdout,stderr")]
+    /// stdout, stderr, console, agent, hypervisor, monitor [default: stdout,stderr; console of a VM]
+    #[arg(long, value_delimiter = ',')]
     pub(crate) source: Vec<zmachine_store::log::Source>,
     #[arg(short, long, value_enum, default_value = "text")]
     pub(crate) output: LogFormat,

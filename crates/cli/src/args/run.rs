@@ -61,8 +61,9 @@ pub(crate) struct CreateArgs {
     /// Guest memory
     #[arg(short, long, value_name = "SIZE", default_value = "512M")]
     memory: String,
-    /// Size of its writable root; at least 500M, or 2G for large machines
-    #[arg(long, value_name = "SIZE")]
+    /// Size of its writable root, at least 500M, or 2G for large machines; of the disk of a VM without any volume, as large as its
+    /// image when not given
+    #[arg(long, visible_alias = "disk-size", value_name = "SIZE")]
     size: Option<String>,
     /// Set or pass on an environment variable
     #[arg(short, long, value_name = "NAME[=VALUE]")]
