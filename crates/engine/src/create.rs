@@ -130,7 +130,14 @@ impl Engine {
         image: Option<&Digest>,
     ) -> Result<Machine, Failure> {
         self.reconcile_anew()?;
-        self.planned(spec, options, image, |id, spec, plan, wanted| {
+        self.planned(spec, options, image, |id, spec, mut plan, wanted| {
+            if let Plan::Vm(plan) = &mut plan
+                && plan.install().is_some()
+                && let Some((_, key)) = self.ssh_key()?
+                && !plan.seed.ssh_keys.contains(&key)
+            {
+                plan.seed.ssh_keys.push(key);
+            }
             let addresses = plan
                 .attachments()
                 .iter()
@@ -277,7 +284,11 @@ impl Engine {
             return Ok((Cow::Borrowed(spec), wanted));
         }
         if spec.size_bytes != 0 && spec.size_bytes < bytes {
-            let message = format!("a disk of {} is smaller than the image of {}", Human(spec.size_bytes), Human(bytes));
+            let message = format!(
+                "a disk of {} is smaller than the image of {}",
+                Human(spec.size_bytes),
+                Human(bytes)
+            );
             return Err(Failure::new(Class::Usage, message)
                 .hint("leave the size out, and the disk is as large as the image")
                 .about(Setting::Size));

@@ -24,6 +24,7 @@ mod published;
 mod reconcile;
 mod remove;
 mod root;
+mod ssh;
 mod start;
 pub mod stats;
 pub mod transfer;
@@ -49,6 +50,7 @@ pub use self::images::{FoundImage, ImageRequest, RegistryFiles, Removed, guest_l
 pub use self::programs::Programs;
 pub use self::prune::Shared;
 pub use self::root::{OpenRoot, RootPart};
+pub use self::ssh::SshTarget;
 pub use self::start::Starting;
 pub use self::volumes::PrunedVolumes;
 

@@ -114,6 +114,8 @@ pub(crate) enum Command {
     Attach(AttachArgs),
     /// Use a machine's serial console (leave with ctrl-p ctrl-q on a terminal)
     Console(ConsoleArgs),
+    /// Log in to a running machine by SSH, or run a command there
+    Ssh(SshArgs),
     /// Pack directories into flists and look into flists
     #[command(subcommand)]
     Flist(FlistCommand),
@@ -407,6 +409,22 @@ pub(crate) struct CpArgs {
     /// Where to: a directory that is there, or the new place; '-' for a tar archive on standard output
     #[arg(value_name = "TARGET", allow_hyphen_values = true)]
     pub(crate) target: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SshArgs {
+    /// Whom to be there
+    #[arg(short = 'l', long = "login", value_name = "USER", default_value = "root")]
+    pub(crate) user: String,
+    /// Another private key than the home's own
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// The machine
+    #[arg(value_name = "[USER@]NAME")]
+    pub(crate) name: String,
+    /// What to run there; words that begin with '-' before any other are options of ssh
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -23,7 +23,6 @@ use crate::args::{CacheCommand, Format, ImageCommand};
 use crate::progress::Bars;
 use crate::{context, output};
 
-
 /// Pulls, lists and removes images.
 pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
     if let ImageCommand::Cache {

@@ -19,6 +19,7 @@ mod metrics;
 mod network;
 mod root;
 mod run;
+mod ssh;
 mod stats;
 mod system;
 mod top;
@@ -56,6 +57,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Metrics(args) => metrics::metrics(&context::engine()?, &args),
         Command::Logs(args) => logs::logs(&context::engine()?, &args),
         Command::Exec(args) => exec::exec(&context::engine()?, &args),
+        Command::Ssh(args) => ssh::ssh(&context::engine()?, &args),
         Command::Diff(args) => root::diff(&context::engine()?, &args),
         Command::Commit(args) => root::commit(&context::engine()?, &args),
         Command::Export(args) => root::export(&context::engine()?, &args),

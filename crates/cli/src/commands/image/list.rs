@@ -29,7 +29,9 @@ struct View {
 }
 
 pub(super) fn list(library: &Library, args: &ImagesArgs) -> Result<u8, Failure> {
-    let filters = args.listing.filters(&["dangling", "label", "reference", "name", "before", "since"])?;
+    let filters = args
+        .listing
+        .filters(&["dangling", "label", "reference", "name", "before", "since"])?;
     let (images, unreadable) = library.list_readable()?;
     for error in unreadable {
         let why = std::error::Error::source(&error).map_or_else(String::new, |why| format!(": {why}"));
@@ -40,26 +42,42 @@ pub(super) fn list(library: &Library, args: &ImagesArgs) -> Result<u8, Failure> 
     views.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.names.cmp(&b.names)));
     let age = |name: &str| -> Result<Option<Timestamp>, Failure> {
         let digest = super::names::found(library, name)?.to_string();
-        Ok(views.iter().find(|view| view.digest == digest).and_then(|view| view.created))
+        Ok(views
+            .iter()
+            .find(|view| view.digest == digest)
+            .and_then(|view| view.created))
     };
     let ends = |key: &str| -> Result<Vec<(String, Option<Timestamp>)>, Failure> {
-        filters.values(key).map(|name| Ok((name.to_owned(), age(name)?))).collect()
+        filters
+            .values(key)
+            .map(|name| Ok((name.to_owned(), age(name)?)))
+            .collect()
     };
     let (before, since) = (ends("before")?, ends("since")?);
-    let when = |ends: &[(String, Option<Timestamp>)], name: &str| ends.iter().find(|(known, _)| known == name).and_then(|(_, at)| *at);
+    let when = |ends: &[(String, Option<Timestamp>)], name: &str| {
+        ends.iter().find(|(known, _)| known == name).and_then(|(_, at)| *at)
+    };
     views.retain(|view| {
         let is = |pattern: &str| view.names.iter().any(|name| is_named(name, pattern));
         filters.allow("reference", is)
             && args.reference.as_deref().is_none_or(is)
             && filters.allow("name", |part| view.names.iter().any(|name| name.contains(part)))
-            && filters.allow("dangling", |value| (value == "true" || value == "1") == view.names.is_empty())
+            && filters.allow("dangling", |value| {
+                (value == "true" || value == "1") == view.names.is_empty()
+            })
             && filters.allow("before", |name| view.created < when(&before, name))
             && filters.allow("since", |name| view.created > when(&since, name))
-            && filters.allow_labels(|key| view.labels.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str()))
+            && filters.allow_labels(|key| {
+                view.labels
+                    .iter()
+                    .find(|(name, _)| name == key)
+                    .map(|(_, value)| value.as_str())
+            })
     });
     let now = Timestamp::now();
     let rows: Vec<Row> = views.iter().flat_map(|view| rows(view, &args.listing, now)).collect();
-    args.listing.show(&["NAME", "DIGEST", "KIND", "CREATED", "SIZE"], &rows, &views)?;
+    args.listing
+        .show(&["NAME", "DIGEST", "KIND", "CREATED", "SIZE"], &rows, &views)?;
     Ok(0)
 }
 
@@ -89,16 +107,31 @@ fn created(library: &Library, image: &ListedImage) -> Option<Timestamp> {
         .flatten()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let said = document.and_then(|document| document.get("created")?.as_str()?.parse().ok());
-    let tag = || image.facts.as_ref().ok()?.tags.get("org.opencontainers.image.created")?.parse().ok();
+    let tag = || {
+        image
+            .facts
+            .as_ref()
+            .ok()?
+            .tags
+            .get("org.opencontainers.image.created")?
+            .parse()
+            .ok()
+    };
     // Reproducible images say 1970, which is as good as nothing.
     let came = || Timestamp::try_from(library.image_time(&image.digest)?).ok();
-    said.filter(|at: &Timestamp| at.as_second() > 0).or_else(tag).or_else(came)
+    said.filter(|at: &Timestamp| at.as_second() > 0)
+        .or_else(tag)
+        .or_else(came)
 }
 
 /// A row for all names in a table, and one for each where a template shows them, as docker has it.
 fn rows(view: &View, listing: &crate::listing::ListingArgs, now: Timestamp) -> Vec<Row> {
-    let size = view.files_bytes.map_or_else(String::new, |bytes| Human(bytes).to_string());
-    let age = view.created.map_or_else(|| "-".to_owned(), |at| output::human_age(at, now));
+    let size = view
+        .files_bytes
+        .map_or_else(String::new, |bytes| Human(bytes).to_string());
+    let age = view
+        .created
+        .map_or_else(|| "-".to_owned(), |at| output::human_age(at, now));
     let short = match listing.no_trunc {
         true => view.digest.clone(),
         false => view.digest[..12].to_owned(),
@@ -156,7 +189,10 @@ fn is_named(name: &str, wanted: &str) -> bool {
         .and_then(|wanted| wanted.in_registry(DOCKER_HUB)?.local_name())
         .map(|wanted| wanted.to_string());
     let (repository, _) = parts(Some(name));
-    completed.as_deref() == Some(name) || [name, &repository].iter().any(|text| matches(text.as_bytes(), wanted.as_bytes()))
+    completed.as_deref() == Some(name)
+        || [name, &repository]
+            .iter()
+            .any(|text| matches(text.as_bytes(), wanted.as_bytes()))
 }
 
 /// Whether `pattern` matches all of `text`; `*` and `?` match no `/`.
@@ -189,7 +225,11 @@ mod tests {
         ] {
             assert!(is_named(name, wanted), "{name} {wanted}");
         }
-        for (name, wanted) in [("nginx:1.2", "nginx:1"), ("ghcr.io/org/app:1", "ghcr.io/*"), ("nginx:1", "ngin")] {
+        for (name, wanted) in [
+            ("nginx:1.2", "nginx:1"),
+            ("ghcr.io/org/app:1", "ghcr.io/*"),
+            ("nginx:1", "ngin"),
+        ] {
             assert!(!is_named(name, wanted), "{name} {wanted}");
         }
         // A pattern of many stars is no work for long.
