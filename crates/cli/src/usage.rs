@@ -62,7 +62,7 @@ pub(crate) const COMMANDS: [(&str, &str); 22] = [
 ];
 
 /// Flags of docker and podman, and what does the same here.
-pub(crate) const FLAGS: [(&str, &str); 37] = [
+pub(crate) const FLAGS: [(&str, &str); 31] = [
     (
         "--cpuset-cpus",
         "CPUs of this host cannot be chosen; --cpus says how many a machine has",
@@ -71,7 +71,6 @@ pub(crate) const FLAGS: [(&str, &str); 37] = [
     ("--format", "use --output json, and jq for single fields"),
     ("--filter", "use --output json, and jq to choose"),
     ("--gpus", "devices of this host cannot be passed to machines"),
-    ("--health-cmd", "there are no health checks yet"),
     ("--link", "machines of one network find each other by their names"),
     ("--mac-address", "a machine's addresses follow from its id"),
     ("--no-trunc", "use --output json"),
@@ -95,11 +94,6 @@ pub(crate) const FLAGS: [(&str, &str); 37] = [
     ("--device-write-bps", "limits of a guest's disks cannot be set"),
     ("--device-write-iops", "limits of a guest's disks cannot be set"),
     ("--dns-option", "options of /etc/resolv.conf cannot be set"),
-    ("--health-interval", "there are no health checks yet"),
-    ("--health-retries", "there are no health checks yet"),
-    ("--health-start-interval", "there are no health checks yet"),
-    ("--health-start-period", "there are no health checks yet"),
-    ("--health-timeout", "there are no health checks yet"),
     ("--label-file", "name each with --label, or in a machine file"),
     (
         "--link-local-ip",

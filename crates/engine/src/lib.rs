@@ -12,6 +12,7 @@ pub mod attach;
 mod client;
 mod create;
 mod execs;
+mod health;
 mod history;
 mod image_facts;
 mod images;

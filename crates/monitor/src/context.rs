@@ -11,7 +11,7 @@ use zmachine_hypervisor::choice::Hypervisor;
 use zmachine_hypervisor::{Driver, ExitReason};
 use zmachine_network::Networks;
 use zmachine_spec::control::{Reply, Report, Request};
-use zmachine_spec::{Class, Exit, Failure, Home, Phase};
+use zmachine_spec::{Class, Exit, Failure, Health, Home, Phase};
 use zmachine_store::attempt::Recorder;
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::events;
@@ -62,6 +62,8 @@ pub(super) struct Monitor {
     pub(super) relays: Relays,
     /// What its processes are locked into, while it runs.
     pub(super) sandbox: Option<Sandbox>,
+    /// What the health checks say, where there are any.
+    pub(super) health: Option<Health>,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -96,6 +98,7 @@ impl Monitor {
             volumes: Vec::new(),
             relays: Relays::default(),
             sandbox: None,
+            health: None,
             waiters: Vec::new(),
         }
     }
@@ -224,7 +227,7 @@ impl Monitor {
                 let _ = answer.send(Reply::Failed(failure));
             }
             // Of a run before this one.
-            Event::EntryEnded(_) | Event::NetworkAnswered(_) => {}
+            Event::EntryEnded(_) | Event::NetworkAnswered(_) | Event::Probed(_) => {}
         }
         ControlFlow::Continue(())
     }

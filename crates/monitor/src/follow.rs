@@ -110,6 +110,7 @@ impl<'a> Follow<'a> {
                 self.ask_to_stop(self.plan.stop_grace_ms()).await;
             }
             Event::NetworkAnswered(answered) => self.go_on_changing(answered).await,
+            Event::Probed(health) => self.monitor.probed(*health),
             Event::EntryEnded(Ok(status)) => {
                 self.monitor.advance_if_possible(Phase::Stopping);
                 self.ending.entrypoint_ended(status.into(), POWER_OFF_TIMEOUT);

@@ -35,6 +35,7 @@ mod follow;
 mod forwarding;
 mod grow;
 mod guest;
+mod health;
 mod inbox;
 mod init;
 mod launch;

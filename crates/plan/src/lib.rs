@@ -34,7 +34,7 @@ use zmachine_hypervisor::VmSpec;
 use zmachine_hypervisor::choice::Choice;
 use zmachine_network::Attachment;
 use zmachine_spec::volume::ResolvedVolume;
-use zmachine_spec::{Kind, MachineSpec};
+use zmachine_spec::{HealthCheck, Kind, MachineSpec};
 use zmachine_sys::host::HostFacts;
 
 pub use self::common::{
@@ -171,6 +171,14 @@ impl Plan {
         match self {
             Plan::Container(plan) => &plan.warnings,
             Plan::Vm(plan) => &plan.warnings,
+        }
+    }
+
+    /// How its monitor tells whether it does its work.
+    pub fn health(&self) -> Option<&HealthCheck> {
+        match self {
+            Plan::Container(plan) => plan.health.as_ref(),
+            Plan::Vm(plan) => plan.health.as_ref(),
         }
     }
 

@@ -9,6 +9,7 @@
 //! | `version1` | specs of version 1, whose values were the texts of flags |
 //! | `volume_request`, `network_request`, `signal`, `log_target`, `log_limits`, `user`, [`secret`], [`restart`], [`bytes`] | one setting's type each, and how users write it |
 //! | `setting` | the names of settings in failures |
+//! | [`health`] | health checks, and what came of them |
 //! | [`volume`] | what volumes are, apart from their files |
 //! | [`state`] | where a machine is in its life |
 //! | [`failure`] | what went wrong: class, causes, hint |
@@ -24,6 +25,7 @@ pub mod bytes;
 pub mod control;
 pub mod failure;
 pub mod guest;
+pub mod health;
 pub mod home;
 mod log_limits;
 mod log_target;
@@ -44,6 +46,7 @@ mod volume_request;
 
 pub use failure::{Class, Failure};
 pub use guest::GuestSettings;
+pub use health::{Health, HealthCheck, HealthRequest, HealthStatus, HealthTest};
 pub use home::Home;
 pub use log_limits::LogLimits;
 pub use log_target::LogTarget;

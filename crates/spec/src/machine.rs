@@ -15,6 +15,7 @@ use zmachine_sys::file::{self, FileError};
 
 use crate::failure::{Class, Failure};
 use crate::guest::GuestSettings;
+use crate::health::HealthRequest;
 use crate::log_limits::LogLimits;
 use crate::log_target::LogTarget;
 use crate::network_request::NetworkRequest;
@@ -151,6 +152,9 @@ pub struct MachineSpec {
     /// What a container finds in its guest.
     #[serde(default, skip_serializing_if = "GuestSettings::is_default")]
     pub guest: GuestSettings,
+    /// How it is told whether it does its work, over what its image says.
+    #[serde(default, skip_serializing_if = "HealthRequest::is_default")]
+    pub health: HealthRequest,
 }
 
 /// Whether the machine's processes are locked in.
@@ -256,6 +260,7 @@ impl MachineSpec {
             secrets: Vec::new(),
             jail: JailChoice::Auto,
             guest: GuestSettings::default(),
+            health: HealthRequest::default(),
         }
     }
 

@@ -45,11 +45,12 @@ pub enum Setting {
     Sysctls,
     Ulimits,
     Capabilities,
+    Health,
 }
 
 impl Setting {
     /// All there are.
-    pub const ALL: [Setting; 36] = [
+    pub const ALL: [Setting; 37] = [
         Setting::Name,
         Setting::Flist,
         Setting::Cpus,
@@ -86,6 +87,7 @@ impl Setting {
         Setting::Sysctls,
         Setting::Ulimits,
         Setting::Capabilities,
+        Setting::Health,
     ];
 }
 
@@ -129,6 +131,7 @@ impl fmt::Display for Setting {
             Setting::Sysctls => "kernel setting",
             Setting::Ulimits => "resource limit",
             Setting::Capabilities => "capability",
+            Setting::Health => "health check",
         })
     }
 }

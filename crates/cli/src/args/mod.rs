@@ -3,6 +3,7 @@
 pub(crate) mod file;
 pub(crate) mod flist;
 pub(crate) mod guest;
+pub(crate) mod health;
 pub(crate) mod image;
 pub(crate) mod run;
 pub(crate) mod spelling;
@@ -77,8 +78,8 @@ pub(crate) enum Command {
     /// Show and free what everything takes on this host
     #[command(subcommand)]
     System(SystemCommand),
-    /// Wait until machines have ended and print their exit statuses
-    Wait(NamesArgs),
+    /// Wait until machines have ended and print their exit statuses, or for something else to hold of them
+    Wait(WaitArgs),
     /// Remove machines with their writable roots and logs
     Rm(RmArgs),
     /// List machines
@@ -268,6 +269,30 @@ pub(crate) struct KillArgs {
     pub(crate) signal: Option<String>,
     #[command(flatten)]
     pub(crate) names: NamesArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    /// What is waited for
+    #[arg(long, value_enum, default_value = "not-running")]
+    pub(crate) condition: Condition,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
+/// What may be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Condition {
+    /// It does not run; its exit status is printed
+    NotRunning,
+    /// A run ends, this one or the next; its exit status is printed
+    NextExit,
+    /// It is there no more; the exit status of its last run is printed
+    Removed,
+    /// Its health checks say that it is well
+    Healthy,
+    /// Its health checks say that it is not
+    Unhealthy,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,7 @@ use zmachine_spec::{
 
 use super::file;
 use super::guest::GuestArgs;
+use super::health::HealthArgs;
 use super::words::{self, ACCEL, HYPERVISOR, JAIL, MODE, PREFETCH, ROOTFS};
 
 /// `run`
@@ -184,6 +185,8 @@ pub(crate) struct CreateArgs {
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
     #[command(flatten)]
+    health: HealthArgs,
+    #[command(flatten)]
     pub(crate) guest: GuestArgs,
     /// The image: a name (nginx, ghcr.io/org/app:1.2), here or in a registry; a path (image.fl, image.tar, disk.qcow2); the URL of a
     /// flist; docker://NAME, oci:DIR, oci-archive:FILE or docker-archive:FILE
@@ -269,6 +272,7 @@ impl CreateArgs {
         let secret = |text: &String| zmachine_spec::secret::parse(text, cwd);
         spec.secrets = self.secret.iter().map(secret).collect::<Result<_, Failure>>()?;
         spec.jail = self.jail;
+        spec.health = self.health.request()?;
         self.guest.apply(&mut spec, cwd)?;
         Ok(spec)
     }

@@ -43,7 +43,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Resume(args) => machines::each(&args.names, |name| context::engine()?.resume(name)),
         Command::Top(args) => top::top(&context::engine()?, &args),
         Command::System(command) => system::system(&context::engine()?, command),
-        Command::Wait(args) => machines::wait(&context::engine()?, &args.names),
+        Command::Wait(args) => machines::wait(&context::engine()?, &args),
         Command::Rm(args) => machines::rm(&context::engine()?, &args),
         Command::Ps(args) => list::ps(&context::engine()?, &args),
         Command::Port(args) => list::port(&context::engine()?, &args),

@@ -12,6 +12,7 @@ mod embed;
 mod errors;
 mod full_disk;
 mod golden_home;
+mod health;
 mod hypervisors;
 mod jail;
 mod jail_of_cloud_hypervisor;

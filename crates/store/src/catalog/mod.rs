@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use zmachine_plan::{PLAN_VERSION, Plan};
 use zmachine_spec::state::STATE_VERSION;
 use zmachine_spec::versioned::{NEWER_HINT, read_versioned};
-use zmachine_spec::{Class, Failure, Home, MachineSpec, Origin, State};
+use zmachine_spec::{Class, Failure, Health, HealthStatus, Home, MachineSpec, Origin, Phase, State};
 use zmachine_sys::file::{self, FileError};
 use zmachine_sys::lock::FileLock;
 
@@ -78,6 +78,15 @@ impl Machine {
         found
     }
 
+    /// What its last health checks said; `None` without any. One that does not run is not healthy.
+    pub fn health(&self) -> Option<Health> {
+        let mut health = load_health(&self.dir)?;
+        if !self.state.phase.is_active() || matches!(self.state.phase, Phase::Restarting { .. }) {
+            health.status = HealthStatus::Unhealthy;
+        }
+        Some(health)
+    }
+
     /// The plan it was created with.
     ///
     /// # Errors
@@ -115,6 +124,26 @@ pub fn load_state(dir: &Path) -> Result<State, Failure> {
 /// When it cannot be written; the old state stays.
 pub fn save_state(dir: &Path, state: &State) -> Result<(), FileError> {
     file::replace_json(&dir.join("state.json"), state)
+}
+
+/// What the health checks of a machine's last run said; `None` without any, and where a power cut broke the file.
+pub fn load_health(dir: &Path) -> Option<Health> {
+    file::read_json(&health_path(dir)).ok()
+}
+
+/// Writes what the health checks of a machine say. It is written often and waits for no disk; `None` removes it.
+///
+/// # Errors
+/// When it cannot be written; the old one stays.
+pub fn save_health(dir: &Path, health: Option<&Health>) -> Result<(), FileError> {
+    match health {
+        Some(health) => file::replace_json_unsynced(&health_path(dir), health),
+        None => file::remove_if_there(&health_path(dir)),
+    }
+}
+
+fn health_path(dir: &Path) -> PathBuf {
+    dir.join("health.json")
 }
 
 /// Writes spec and plan of a machine that is in other networks now.
