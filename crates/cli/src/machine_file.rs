@@ -24,6 +24,8 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         flist,
         pinned,
         cpus,
+        cpu_limit_milli,
+        cpuset,
         memory_bytes,
         size_bytes,
         env,
@@ -79,7 +81,14 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         }),
     );
     file.list("command", command);
-    file.number("cpus", (*cpus != default.cpus).then_some(u64::from(*cpus)));
+    match cpu_limit_milli {
+        Some(_) => file.text("cpus", Some(spec.all_cpus().to_string())),
+        None => file.number("cpus", (*cpus != default.cpus).then_some(u64::from(*cpus))),
+    }
+    file.text(
+        "cpuset-cpus",
+        Some(cpuset).filter(|set| !set.is_all()).map(ToString::to_string),
+    );
     file.text(
         "memory",
         (*memory_bytes != default.memory_bytes).then(|| size(*memory_bytes)),

@@ -9,6 +9,7 @@
 //! resource that it left. [`Engine::open`] and [`Engine::create`] do so for all of them.
 
 pub mod attach;
+mod change;
 mod client;
 mod create;
 mod execs;

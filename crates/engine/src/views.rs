@@ -44,6 +44,8 @@ pub struct MachineSummary {
     pub flist: String,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// CPUs of this host whose time they get together, where that is limited.
+    pub cpu_limit: Option<f64>,
     /// Memory of the guest in bytes.
     pub memory_bytes: u64,
     /// Its addresses, the first network's first.
@@ -88,6 +90,7 @@ impl MachineSummary {
             },
             flist: without_credentials(&machine.spec.flist),
             cpus: machine.spec.cpus,
+            cpu_limit: machine.spec.cpu_limit_milli.map(|milli| f64::from(milli) / 1000.0),
             memory_bytes: machine.spec.memory_bytes,
             addresses: machine.state.addresses.iter().map(ToString::to_string).collect(),
             ports: attachments

@@ -19,12 +19,13 @@ use zmachine_store::journal::{Journal, Resource};
 use zmachine_store::killpoint::Killpoints;
 use zmachine_store::log::{Forwarder, Source};
 use zmachine_store::volume::Held;
-use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::jail::{Jail, status};
 use zmachine_sys::process::ProcessId;
+use zmachine_sys::{affinity, file};
 
 use super::backoff::{Backoff, StopReason};
+use super::guest;
 use super::inbox::{Event, Inbox};
 use super::output::{ReportPipe, SharedLog};
 use super::relays::Relays;
@@ -62,6 +63,8 @@ pub(super) struct Monitor {
     pub(super) relays: Relays,
     /// What its processes are locked into, while it runs.
     pub(super) sandbox: Option<Sandbox>,
+    /// The CPUs that this process may run on, when nothing else is chosen.
+    pub(super) host_cpus: Vec<u32>,
     /// What the health checks say, where there are any.
     pub(super) health: Option<Health>,
     /// Those who wait for the machine to end.
@@ -98,6 +101,7 @@ impl Monitor {
             volumes: Vec::new(),
             relays: Relays::default(),
             sandbox: None,
+            host_cpus: affinity::allowed(),
             health: None,
             waiters: Vec::new(),
         }
@@ -222,6 +226,9 @@ impl Monitor {
                 return ControlFlow::Break(());
             }
             Event::Command(Request::Wait, answer) => self.wait_for_end(answer),
+            Event::Command(Request::Change(change), answer) if change.is_of_restarts() => {
+                guest::reply(answer, self.change_policy(&change));
+            }
             Event::Command(_, answer) => {
                 let failure = Failure::new(Class::Conflict, why_not).hint("try again when it runs");
                 let _ = answer.send(Reply::Failed(failure));

@@ -16,6 +16,7 @@ use zmachine_spec::Failure;
 
 mod agent_port;
 mod agent_start;
+mod alter;
 mod appliance;
 mod backoff;
 mod cache;

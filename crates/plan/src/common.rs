@@ -11,7 +11,7 @@ use zmachine_hypervisor::firmware::Pinned;
 use zmachine_hypervisor::{Accel, Boot, Disk, Nic, NicKind, Platform, Share, VmSpec};
 use zmachine_network::{Attachment, HostDns};
 use zmachine_spec::volume::{ResolvedVolume, SharedDirectory};
-use zmachine_spec::{HealthCheck, HealthRequest, Home, MachineSpec, Setting};
+use zmachine_spec::{CpuSet, HealthCheck, HealthRequest, Home, MachineSpec, Setting};
 use zmachine_sys::host::HostFacts;
 
 use super::error::PlanError;
@@ -128,6 +128,13 @@ pub(super) fn check_capacity(spec: &MachineSpec, host: &HostFacts) -> Result<(),
         return Err(PlanError::Cpus {
             cpus: spec.cpus,
             available: host.cpus,
+        });
+    }
+    let missing = spec.cpuset.numbers().find(|cpu| !host.cpu_numbers.contains(cpu));
+    if let Some(cpu) = missing {
+        return Err(PlanError::NoSuchCpu {
+            cpu,
+            there: host.cpu_numbers.iter().copied().collect::<CpuSet>().to_string(),
         });
     }
     if spec.memory_bytes < MIN_MEMORY {

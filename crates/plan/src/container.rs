@@ -106,7 +106,7 @@ pub struct ContainerPlan {
 }
 
 /// Queues of the image's disk: one per virtual CPU, so none waits for another one's block; more than 4 gain nothing.
-fn root_queues(cpus: u32) -> u16 {
+pub(super) fn root_queues(cpus: u32) -> u16 {
     cpus.clamp(1, 4) as u16
 }
 

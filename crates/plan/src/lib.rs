@@ -8,6 +8,7 @@
 //! | [`container`] | the plan of a container: root disk, what the guest's agent is told, the entrypoint |
 //! | [`vm`] | the plan of a VM: volumes, boot, seed |
 //! | [`tree`] | the plan of a container with a kernel of its own, which lives like a VM |
+//! | `change` | a machine that is something else by now |
 //! | `networks` | a machine that joins or leaves a network |
 //! | [`share`] | what is served to either over virtio-fs |
 //! | [`error`] | every refusal |
@@ -15,6 +16,7 @@
 //! # Format
 //! The object of a container has no `kind`, that of a VM has `"kind": "vm"`.
 
+mod change;
 mod cmdline;
 pub mod common;
 pub mod container;

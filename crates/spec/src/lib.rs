@@ -9,6 +9,8 @@
 //! | `version1` | specs of version 1, whose values were the texts of flags |
 //! | `volume_request`, `network_request`, `signal`, `log_target`, `log_limits`, `user`, [`secret`], [`restart`], [`bytes`] | one setting's type each, and how users write it |
 //! | `setting` | the names of settings in failures |
+//! | [`cpus`] | how many CPUs, how much of them, and which |
+//! | [`change`] | what of a machine may become something else |
 //! | [`health`] | health checks, and what came of them |
 //! | [`volume`] | what volumes are, apart from their files |
 //! | [`state`] | where a machine is in its life |
@@ -22,7 +24,9 @@
 //! Nothing here prints, looks at the host beyond the files it is told to read, or reads the environment.
 
 pub mod bytes;
+pub mod change;
 pub mod control;
+pub mod cpus;
 pub mod failure;
 pub mod guest;
 pub mod health;
@@ -44,6 +48,8 @@ pub mod versioned;
 pub mod volume;
 mod volume_request;
 
+pub use change::Change;
+pub use cpus::{CpuSet, Cpus};
 pub use failure::{Class, Failure};
 pub use guest::GuestSettings;
 pub use health::{Health, HealthCheck, HealthRequest, HealthStatus, HealthTest};

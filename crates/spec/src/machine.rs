@@ -13,6 +13,7 @@ use zmachine_network::{DEFAULT_NETWORK, PublishRequest};
 use zmachine_rootfs::Prefetch;
 use zmachine_sys::file::{self, FileError};
 
+use crate::cpus::{CpuSet, Cpus};
 use crate::failure::{Class, Failure};
 use crate::guest::GuestSettings;
 use crate::health::HealthRequest;
@@ -55,6 +56,12 @@ pub struct MachineSpec {
     pub pinned: Option<String>,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// The time that they get together, in thousandths of a CPU of this host; `None`: as much as they need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_limit_milli: Option<u32>,
+    /// The CPUs of this host that its processes run on.
+    #[serde(default, skip_serializing_if = "CpuSet::is_all")]
+    pub cpuset: CpuSet,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
     /// Wanted size of the writable root in bytes; 0 leaves it to the rule of the planner.
@@ -221,6 +228,8 @@ impl MachineSpec {
             flist: flist.into(),
             pinned: None,
             cpus: 1,
+            cpu_limit_milli: None,
+            cpuset: CpuSet::default(),
             memory_bytes: DEFAULT_MEMORY,
             size_bytes: 0,
             env: Vec::new(),
@@ -261,6 +270,14 @@ impl MachineSpec {
             jail: JailChoice::Auto,
             guest: GuestSettings::default(),
             health: HealthRequest::default(),
+        }
+    }
+
+    /// Its CPUs, as a flag has them.
+    pub fn all_cpus(&self) -> Cpus {
+        Cpus {
+            count: self.cpus,
+            limit_milli: self.cpu_limit_milli,
         }
     }
 

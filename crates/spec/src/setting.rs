@@ -46,11 +46,12 @@ pub enum Setting {
     Ulimits,
     Capabilities,
     Health,
+    CpuSet,
 }
 
 impl Setting {
     /// All there are.
-    pub const ALL: [Setting; 37] = [
+    pub const ALL: [Setting; 38] = [
         Setting::Name,
         Setting::Flist,
         Setting::Cpus,
@@ -88,6 +89,7 @@ impl Setting {
         Setting::Ulimits,
         Setting::Capabilities,
         Setting::Health,
+        Setting::CpuSet,
     ];
 }
 
@@ -132,6 +134,7 @@ impl fmt::Display for Setting {
             Setting::Ulimits => "resource limit",
             Setting::Capabilities => "capability",
             Setting::Health => "health check",
+            Setting::CpuSet => "choice of CPUs",
         })
     }
 }

@@ -42,6 +42,7 @@ pub(crate) fn flag(setting: Setting) -> &'static str {
         Setting::Ulimits => "--ulimit",
         Setting::Capabilities => "--cap-drop",
         Setting::Health => "--health-cmd",
+        Setting::CpuSet => "--cpuset-cpus",
     }
 }
 

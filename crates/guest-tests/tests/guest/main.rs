@@ -36,6 +36,7 @@ mod shares;
 mod streams;
 mod support;
 mod terminal;
+mod update;
 mod vms;
 mod volumes;
 mod why;

@@ -18,8 +18,8 @@ use zmachine_spec::{Class, Failure, Health, HealthStatus, Home, MachineSpec, Ori
 use zmachine_sys::file::{self, FileError};
 use zmachine_sys::lock::FileLock;
 
-pub use self::names::{Repaired, free_name, nameless, repair_names, require_free};
-use self::names::{id_of_name, link_name, lost, taken};
+pub use self::names::{Repaired, free_name, give_up_name, nameless, repair_names, require_free, take_name};
+use self::names::{id_of_name, is_surplus, link_name, lost, taken};
 use crate::events;
 use crate::killpoint::Killpoints;
 use crate::tombstones;
@@ -146,7 +146,7 @@ fn health_path(dir: &Path) -> PathBuf {
     dir.join("health.json")
 }
 
-/// Writes spec and plan of a machine that is in other networks now.
+/// Writes spec and plan of a machine that has changed: it is in other networks, or has another name.
 ///
 /// # Errors
 /// When one cannot be written; it stays as it was then.
@@ -302,7 +302,7 @@ fn finish_removal(home: &Home, id: &str, gone: &Path, kill: &Killpoints) -> Resu
     Ok(())
 }
 
-/// Removes what an interrupted creation or removal left, which carries its mark, and names that lead to no folder. Nothing
+/// Removes what an interrupted creation, removal or rename left: what carries a mark, names that lead to no folder, second names. Nothing
 /// else is touched. The caller holds the catalog's lock. Returns the ids of what is gone.
 ///
 /// # Errors
@@ -331,7 +331,7 @@ pub fn sweep(home: &Home) -> Result<Vec<String>, Failure> {
         let Some(name) = name.to_str() else { continue };
         // What is no link of ours was put there by somebody, and stays.
         if let Ok(Some(id)) = id_of_name(home, name)
-            && !file::is_there(&home.machine(&id))?
+            && (!file::is_there(&home.machine(&id))? || is_surplus(home, name, &id))
         {
             file::remove_if_there(&home.by_name().join(name))?;
         }
@@ -414,6 +414,33 @@ mod tests {
         assert!(
             matches!(&repaired[..], [Err((id, failure))] if id == "aaaabbbbcccc" && failure.class == Class::Conflict)
         );
+    }
+
+    #[test]
+    fn of_a_rename_that_was_interrupted_one_name_is_left() {
+        let (_dir, home) = home();
+        let id = "aaaabbbbcccc";
+        put(&home, id, "web");
+        put(&home, "ddddeeeeffff", "db");
+        assert_eq!(take_name(&home, "db", id).unwrap_err().class, Class::Conflict);
+        for is_written in [false, true] {
+            take_name(&home, "front", id).unwrap();
+            take_name(&home, "front", id).unwrap();
+            if is_written {
+                MachineSpec::new("front", "/x.fl").write(&home.machine(id)).unwrap();
+            }
+            for name in ["web", "front"] {
+                assert_eq!(find(&home, name).unwrap(), id);
+            }
+            sweep(&home).unwrap();
+            let own = Machine::load(&home, id).unwrap().spec.name;
+            let mut names = file::names_in(&home.by_name()).unwrap();
+            names.sort();
+            assert_eq!(names, ["db", own.as_str()]);
+        }
+        // Another one's name is not taken away.
+        give_up_name(&home, "db", id).unwrap();
+        assert_eq!(find(&home, "db").unwrap(), "ddddeeeeffff");
     }
 
     #[test]
