@@ -32,6 +32,8 @@ pub struct MachineSummary {
     pub kind: &'static str,
     /// The phase, in a word.
     pub state: &'static str,
+    /// It is a VM that has just been started: neither its agent nor a login has been seen yet.
+    pub booting: bool,
     /// `starting`, `healthy` or `unhealthy`, by its health checks, where it has any.
     pub health: Option<&'static str>,
     /// As a shell tells it, of one that stopped.
@@ -78,6 +80,7 @@ impl MachineSummary {
             name: machine.spec.name.clone(),
             kind: machine.state.kind.word(),
             state: machine.state.phase.word(),
+            booting: machine.state.is_booting(Timestamp::now()),
             health: machine.health().map(|health| health.status.word()),
             exit_code: match &machine.state.phase {
                 Phase::Stopped { exit } => Some(exit.shell_code()),

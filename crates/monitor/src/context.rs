@@ -11,7 +11,7 @@ use zmachine_hypervisor::choice::Hypervisor;
 use zmachine_hypervisor::{Driver, ExitReason};
 use zmachine_network::Networks;
 use zmachine_spec::control::{Reply, Report, Request};
-use zmachine_spec::{Class, Exit, Failure, Health, Home, Phase};
+use zmachine_spec::{Class, Exit, Failure, Health, Home, Kind, Phase};
 use zmachine_store::attempt::Recorder;
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::events;
@@ -234,7 +234,7 @@ impl Monitor {
                 let _ = answer.send(Reply::Failed(failure));
             }
             // Of a run before this one.
-            Event::EntryEnded(_) | Event::NetworkAnswered(_) | Event::Probed(_) => {}
+            Event::EntryEnded(_) | Event::NetworkAnswered(_) | Event::Probed(_) | Event::GuestUp => {}
         }
         ControlFlow::Continue(())
     }
@@ -266,6 +266,17 @@ impl Monitor {
         self.report.send(&Report::Ready);
         self.report.close();
         Ok(())
+    }
+
+    /// Somebody has seen whether the guest of a VM is up.
+    pub(super) fn guest_is_up(&mut self, is_up: bool) {
+        let state = &mut self.machine.state;
+        if state.kind == Kind::Vm && state.booted_at.is_some() != is_up {
+            state.booted_at = is_up.then(Timestamp::now);
+            if let Err(failure) = self.save() {
+                self.log.note(Source::Monitor, &failure.to_string());
+            }
+        }
     }
 
     /// Writes the phase down among the events.

@@ -29,6 +29,8 @@ pub(super) enum Event {
     Terminate,
     /// The entrypoint ended, or the channel to it did.
     EntryEnded(Result<ExitStatus, SessionError>),
+    /// The guest of a VM is up: its agent answers, or somebody could log in.
+    GuestUp,
     /// A health check was made: how the machine is now.
     Probed(Box<Health>),
     /// The guest's agent has set an interface up or given it up, or has not.

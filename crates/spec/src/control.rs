@@ -182,6 +182,8 @@ pub enum Report {
         /// Bytes in all.
         total: u64,
     },
+    /// The hypervisor runs: the guest boots.
+    Booting,
     /// The entrypoint, or the VM, runs.
     Ready,
     /// The start failed; everything is undone.

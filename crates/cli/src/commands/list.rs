@@ -22,6 +22,7 @@ fn status(machine: &MachineSummary, now: Timestamp) -> String {
     let up = since(machine.started_at);
     let text = match (machine.state, machine.exit_code) {
         ("created", _) => "Created".to_owned(),
+        ("running", _) if machine.booting => format!("Up {up} (booting)"),
         ("running", _) => match machine.health {
             None => format!("Up {up}"),
             Some("starting") => format!("Up {up} (health: starting)"),

@@ -87,8 +87,10 @@ fn an_agent_that_comes_and_goes_is_there_for_an_exec_only_while_it_is() {
         };
         use zmachine_agent_protocol::Reply as AgentReply;
         assert!(matches!(exec().await, AgentReply::Error(_)));
+        assert!(rig.state().is_booting(jiff::Timestamp::now()));
         rig.agent_comes().await;
         assert!(matches!(exec().await, AgentReply::Started { .. }));
+        assert!(rig.state().booted_at.is_some());
         rig.guest().events.send(VmEvent::AgentPort { is_open: false }).unwrap();
         while !rig.log().contains("the guest's agent went") {
             sleep(Duration::from_millis(10)).await;
