@@ -3,8 +3,11 @@
 use std::fmt::Write as _;
 
 use toml::{Table, Value};
+use zmachine_spec::health::time_text;
 use zmachine_spec::shown::without_credentials;
-use zmachine_spec::{Class, Failure, GuestSettings, LogLimits, MachineSpec, Origin, VolumeRequest, redact};
+use zmachine_spec::{
+    Class, Failure, GuestSettings, HealthRequest, HealthTest, LogLimits, MachineSpec, Origin, VolumeRequest, redact,
+};
 
 use crate::args::words::{self, ACCEL, HYPERVISOR, JAIL, MODE, PREFETCH, ROOTFS};
 
@@ -21,6 +24,8 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         flist,
         pinned,
         cpus,
+        cpu_limit_milli,
+        cpuset,
         memory_bytes,
         size_bytes,
         env,
@@ -62,6 +67,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         log_limits,
         log_to,
         network_aliases,
+        health,
     } = spec;
     let default = MachineSpec::new(name, flist);
     // The same image, whatever the name leads to by then.
@@ -77,7 +83,14 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         }),
     );
     file.list("command", command);
-    file.number("cpus", (*cpus != default.cpus).then_some(u64::from(*cpus)));
+    match cpu_limit_milli {
+        Some(_) => file.text("cpus", Some(spec.all_cpus().to_string())),
+        None => file.number("cpus", (*cpus != default.cpus).then_some(u64::from(*cpus))),
+    }
+    file.text(
+        "cpuset-cpus",
+        Some(cpuset).filter(|set| !set.is_all()).map(ToString::to_string),
+    );
     file.text(
         "memory",
         (*memory_bytes != default.memory_bytes).then(|| size(*memory_bytes)),
@@ -162,6 +175,22 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     file.list("cap-drop", texts(cap_drop));
     file.list("cap-add", texts(cap_add));
     file.list("security-opt", no_new_privileges.then_some("no-new-privileges"));
+    let HealthRequest {
+        test,
+        interval_ms,
+        timeout_ms,
+        start_period_ms,
+        start_interval_ms,
+        retries,
+    } = health;
+    file.flag("no-healthcheck", *test == Some(HealthTest::Off));
+    let command = test.as_ref().filter(|test| **test != HealthTest::Off);
+    file.text("health-cmd", command.map(ToString::to_string));
+    file.text("health-interval", interval_ms.map(time_text));
+    file.text("health-timeout", timeout_ms.map(time_text));
+    file.text("health-start-period", start_period_ms.map(time_text));
+    file.text("health-start-interval", start_interval_ms.map(time_text));
+    file.number("health-retries", retries.map(u64::from));
     Ok(file.0)
 }
 

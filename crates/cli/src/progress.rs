@@ -15,10 +15,14 @@ use zmachine_image::Progress;
 /// Work shorter than this shows no bar.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How often a spinner turns.
+const TICK: Duration = Duration::from_millis(120);
+
 /// A bar for one step after the other.
 pub(crate) struct Bars {
     step: Mutex<Option<(ProgressBar, Instant)>>,
     parts: Mutex<Parts>,
+    waits: Mutex<Waits>,
     is_bytes: bool,
     /// Asked once: a bar advances for every block.
     has_terminal: bool,
@@ -37,12 +41,21 @@ struct Part {
     bar: ProgressBar,
 }
 
+/// What is waited for.
+#[derive(Default)]
+struct Waits {
+    spinner: Option<ProgressBar>,
+    /// What was waited for is there: nothing is drawn any more.
+    is_over: bool,
+}
+
 impl Bars {
     /// Bars for work that is counted in bytes.
     pub(crate) fn bytes() -> Bars {
         Bars {
             step: Mutex::new(None),
             parts: Mutex::default(),
+            waits: Mutex::default(),
             is_bytes: true,
             has_terminal: std::io::stderr().is_terminal(),
         }
@@ -53,9 +66,27 @@ impl Bars {
         Bars {
             step: Mutex::new(None),
             parts: Mutex::default(),
+            waits: Mutex::default(),
             is_bytes: false,
             has_terminal: std::io::stderr().is_terminal(),
         }
+    }
+
+    /// Takes everything away that is drawn, and draws nothing more: somebody else writes to the terminal now.
+    pub(crate) fn end(&self) {
+        self.with_waits(|waits| {
+            waits.is_over = true;
+            waits.clear();
+        });
+        self.with(|step| {
+            if let Some((bar, _)) = step.take() {
+                bar.finish_and_clear();
+            }
+        });
+    }
+
+    fn with_waits<T>(&self, f: impl FnOnce(&mut Waits) -> T) -> T {
+        f(&mut self.waits.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
     fn style(&self, has_total: bool) -> ProgressStyle {
@@ -84,8 +115,17 @@ impl Bars {
     }
 }
 
+impl Waits {
+    fn clear(&mut self) {
+        if let Some(spinner) = self.spinner.take() {
+            spinner.finish_and_clear();
+        }
+    }
+}
+
 impl Progress for Bars {
     fn begin(&self, total: Option<u64>, what: &str) {
+        self.with_waits(Waits::clear);
         let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden());
         bar.set_style(self.style(total.is_some()));
         bar.set_message(what.to_owned());
@@ -104,6 +144,29 @@ impl Progress for Bars {
             if self.has_terminal && !has_parts && bar.is_hidden() && since.elapsed() >= TIMEOUT {
                 bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(8));
             }
+        });
+    }
+
+    fn waiting(&self, what: &str) {
+        // Of a dumb terminal nothing can be taken away again.
+        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+        self.with(|step| {
+            if let Some((bar, _)) = step.take() {
+                bar.finish_and_clear();
+            }
+        });
+        self.with_waits(|waits| {
+            if waits.is_over || !self.has_terminal || is_dumb {
+                return;
+            }
+            let spinner = waits.spinner.get_or_insert_with(|| {
+                let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}");
+                let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
+                spinner.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+                spinner.enable_steady_tick(TICK);
+                spinner
+            });
+            spinner.set_message(what.to_owned());
         });
     }
 
@@ -151,10 +214,6 @@ impl Progress for Bars {
 
 impl Drop for Bars {
     fn drop(&mut self) {
-        self.with(|step| {
-            if let Some((bar, _)) = step.take() {
-                bar.finish_and_clear();
-            }
-        });
+        self.end();
     }
 }

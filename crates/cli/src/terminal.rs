@@ -65,7 +65,8 @@ pub(crate) fn require_terminal() -> Result<(), Failure> {
     }
 }
 
-/// Follows until the process ends. `abort` is called for an interrupt that comes before the process runs.
+/// Follows until the process ends. `begun` is called when there is something to follow, `abort` for an interrupt that comes before the
+/// process runs.
 ///
 /// # Errors
 /// What the guest says when the process cannot be started, or a stream that breaks.
@@ -73,6 +74,7 @@ pub(crate) fn follow(
     input: ProcessInput,
     mut output: ProcessOutput,
     how: Follow,
+    begun: impl FnOnce(),
     abort: impl Fn() + Send + 'static,
 ) -> Result<Followed, Failure> {
     let stdin = io::stdin();
@@ -96,7 +98,7 @@ pub(crate) fn follow(
         let keys = raw && how.detachable;
         thread::spawn(move || pass_stdin(input, keys, &detached));
     }
-    let followed = pump(&mut output, input, &started, &detached);
+    let followed = pump(&mut output, input, begun, &started, &detached);
     match given_up.load(Ordering::Relaxed) {
         0 => followed,
         code => Ok(Followed::GivenUp(code)),
@@ -106,11 +108,16 @@ pub(crate) fn follow(
 fn pump(
     output: &mut ProcessOutput,
     mut input: ProcessInput,
+    begun: impl FnOnce(),
     started: &AtomicBool,
     detached: &AtomicBool,
 ) -> Result<Followed, Failure> {
     let mut is_stdout_open = true;
+    let mut begun = Some(begun);
     while let Some(frame) = output.next_frame()? {
+        if let Some(begun) = begun.take() {
+            begun();
+        }
         match frame {
             Frame::Stdout(bytes) if is_stdout_open => {
                 let mut stdout = io::stdout().lock();

@@ -9,7 +9,7 @@ use clap::{CommandFactory, builder::StyledStr};
 use crate::args::Cli;
 
 /// Commands of docker, podman, incus and virsh, and what does the same here.
-pub(crate) const COMMANDS: [(&str, &str); 19] = [
+pub(crate) const COMMANDS: [(&str, &str); 17] = [
     (
         "attach-device",
         "'zmachine network connect' adds interfaces; other devices need a new machine",
@@ -42,30 +42,20 @@ pub(crate) const COMMANDS: [(&str, &str); 19] = [
         "'zmachine system prune' removes what nobody needs, 'zmachine image prune' images and blocks alone",
     ),
     ("reboot", "'zmachine restart' stops a machine and starts it again"),
-    ("rename", "a machine keeps its name; make it anew with another --name"),
     ("search", "there is no search in registries"),
     ("shell", "'zmachine exec -it NAME sh' runs a shell in a machine"),
     ("show", "'zmachine inspect' shows everything about a machine"),
     ("shutdown", "'zmachine stop' asks a machine to stop"),
     ("snapshot", "there are no snapshots of machines yet"),
     ("suspend", "'zmachine pause' halts the virtual CPUs"),
-    (
-        "update",
-        "a machine keeps what it was made with; 'zmachine inspect --spec' prints the file to make it anew",
-    ),
 ];
 
 /// Flags of docker and podman, and what does the same here.
-pub(crate) const FLAGS: [(&str, &str); 37] = [
-    (
-        "--cpuset-cpus",
-        "CPUs of this host cannot be chosen; --cpus says how many a machine has",
-    ),
+pub(crate) const FLAGS: [(&str, &str); 30] = [
     ("--device", "devices of this host cannot be passed to machines"),
     ("--format", "use --output json, and jq for single fields"),
     ("--filter", "use --output json, and jq to choose"),
     ("--gpus", "devices of this host cannot be passed to machines"),
-    ("--health-cmd", "there are no health checks yet"),
     ("--link", "machines of one network find each other by their names"),
     ("--mac-address", "a machine's addresses follow from its id"),
     ("--no-trunc", "use --output json"),
@@ -89,11 +79,6 @@ pub(crate) const FLAGS: [(&str, &str); 37] = [
     ("--device-write-bps", "limits of a guest's disks cannot be set"),
     ("--device-write-iops", "limits of a guest's disks cannot be set"),
     ("--dns-option", "options of /etc/resolv.conf cannot be set"),
-    ("--health-interval", "there are no health checks yet"),
-    ("--health-retries", "there are no health checks yet"),
-    ("--health-start-interval", "there are no health checks yet"),
-    ("--health-start-period", "there are no health checks yet"),
-    ("--health-timeout", "there are no health checks yet"),
     ("--label-file", "name each with --label, or in a machine file"),
     (
         "--link-local-ip",
@@ -136,12 +121,6 @@ fn in_our_words(mut error: clap::Error) -> clap::Error {
             keep_visible_suggestions(&mut error);
             let word = text(&error, ContextKind::InvalidSubcommand).unwrap_or_default();
             known(&COMMANDS, &word)
-        }
-        ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
-            let flag = text(&error, ContextKind::InvalidArg).unwrap_or_default();
-            let value = text(&error, ContextKind::InvalidValue).unwrap_or_default();
-            (flag.starts_with("--cpus") && value.parse::<f64>().is_ok())
-                .then_some("virtual CPUs are whole: use 1 or more")
         }
         _ => None,
     };
@@ -190,7 +169,6 @@ mod tests {
     #[test]
     fn words_of_other_tools_are_answered_in_ours() {
         assert!(output(&["run", "--link", "x", "app"]).contains("find each other by their names"));
-        assert!(output(&["run", "--cpus", "0.5", "app"]).contains("virtual CPUs are whole"));
         for words in [&["run", "--gpus", "all", "app"][..], &["run", "--nonsense", "app"]] {
             assert!(!output(words).contains("-- --"), "{}", output(words));
         }

@@ -301,6 +301,8 @@ pub(super) fn patience_for(request: &Request, machine: &Machine) -> Duration {
             grace.saturating_add(for_guest)
         }
         Request::GrowVolume { .. } => Duration::from_secs(900),
+        // Whoever renames a machine has the catalog's lock meanwhile, and so must not wait for a monitor that wants it.
+        Request::Change(_) => Duration::from_secs(20),
         Request::Capacity | Request::Execs | Request::Processes | Request::Traffic => Duration::from_secs(10),
         _ => for_guest,
     }

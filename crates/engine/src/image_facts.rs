@@ -1,9 +1,9 @@
 //! What an image says about running it: its configuration, as OCI images have one, and its `.startup.toml`.
 
-use zmachine_flist::ImageConfig;
+use zmachine_flist::{Healthcheck, ImageConfig};
 use zmachine_image::Image;
 use zmachine_plan::ImageFacts;
-use zmachine_spec::{Class, Failure};
+use zmachine_spec::{Class, Failure, HealthRequest, HealthTest};
 
 /// What `image`, which the user calls `flist`, says.
 ///
@@ -30,6 +30,8 @@ pub(super) fn image_facts(image: &Image, flist: &str) -> Result<ImageFacts, Fail
         exposed_ports: config.ports,
         volumes: config.volumes,
         labels: config.labels,
+        health: config.healthcheck.map(health).unwrap_or_default(),
+        shell: config.shell,
         tree: None,
     };
     // A file of the tree is for every reader and comes first.
@@ -48,4 +50,45 @@ pub(super) fn image_facts(image: &Image, flist: &str) -> Result<ImageFacts, Fail
         workdir: startup.dir.or(facts.workdir),
         ..facts
     })
+}
+
+/// A check of a kind that nobody knows is none, as with docker.
+fn health(check: Healthcheck) -> HealthRequest {
+    let milliseconds = |ns: u64| Some(ns.div_ceil(1_000_000)).filter(|ms| *ms > 0);
+    HealthRequest {
+        test: HealthTest::try_from(check.test).ok(),
+        interval_ms: milliseconds(check.interval_ns),
+        timeout_ms: milliseconds(check.timeout_ns),
+        start_period_ms: milliseconds(check.start_period_ns),
+        start_interval_ms: milliseconds(check.start_interval_ns),
+        retries: u32::try_from(check.retries).ok().filter(|n| *n > 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_an_image_are_rounded_up_and_unknown_checks_are_none() {
+        let check = |test: &[&str]| Healthcheck {
+            test: test.iter().map(|word| (*word).to_owned()).collect(),
+            interval_ns: 1,
+            timeout_ns: 2_000_000,
+            ..Healthcheck::default()
+        };
+        let known = health(check(&["CMD", "true"]));
+        assert_eq!(known.test, Some(HealthTest::Program(vec!["true".into()])));
+        assert_eq!(
+            (
+                known.interval_ms,
+                known.timeout_ms,
+                known.start_period_ms,
+                known.retries
+            ),
+            (Some(1), Some(2), None, None)
+        );
+        assert_eq!(health(check(&["HTTP", "localhost"])).test, None);
+        assert_eq!(health(check(&[])).test, None);
+    }
 }

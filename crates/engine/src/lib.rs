@@ -9,10 +9,12 @@
 //! resource that it left. [`Engine::open`] and [`Engine::create`] do so for all of them.
 
 pub mod attach;
+mod change;
 mod client;
 mod commit;
 mod create;
 mod execs;
+mod health;
 mod history;
 mod image_facts;
 mod images;

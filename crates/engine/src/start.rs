@@ -196,7 +196,7 @@ impl Starting {
     pub fn wait_listening(&mut self) -> Result<(), Failure> {
         match self.next()? {
             Report::Failed(failure) => Err(self.failed(failure)),
-            Report::Listening | Report::Ready | Report::Progress { .. } => Ok(()),
+            Report::Listening | Report::Booting | Report::Ready | Report::Progress { .. } => Ok(()),
         }
     }
 
@@ -206,9 +206,12 @@ impl Starting {
     /// When the start failed; everything is undone then.
     pub fn wait_ready(&mut self, progress: &dyn Progress) -> Result<(), Failure> {
         let mut step: Option<(String, u64)> = None;
+        let name = self.machine.spec.name.clone();
+        progress.waiting(&format!("starting {name}"));
         loop {
             match self.next()? {
                 Report::Listening => {}
+                Report::Booting => progress.waiting(&format!("booting {name}")),
                 Report::Progress { what, done, total } => {
                     let before = match &step {
                         Some((same, before)) if *same == what => *before,

@@ -12,7 +12,7 @@ use zmachine_network::{Network, Publish};
 use zmachine_plan::Plan;
 use zmachine_spec::shown::without_credentials;
 use zmachine_spec::volume::{Content, Fs};
-use zmachine_spec::{Failure, MachineSpec, Origin, Phase, State};
+use zmachine_spec::{Failure, Health, MachineSpec, Origin, Phase, State};
 use zmachine_store::catalog::Machine;
 use zmachine_store::log;
 use zmachine_store::volume::Volume;
@@ -32,6 +32,10 @@ pub struct MachineSummary {
     pub kind: &'static str,
     /// The phase, in a word.
     pub state: &'static str,
+    /// It is a VM that has just been started: neither its agent nor a login has been seen yet.
+    pub booting: bool,
+    /// `starting`, `healthy` or `unhealthy`, by its health checks, where it has any.
+    pub health: Option<&'static str>,
     /// As a shell tells it, of one that stopped.
     pub exit_code: Option<u8>,
     /// How often it was started again by its policy.
@@ -42,6 +46,8 @@ pub struct MachineSummary {
     pub flist: String,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// CPUs of this host whose time they get together, where that is limited.
+    pub cpu_limit: Option<f64>,
     /// Memory of the guest in bytes.
     pub memory_bytes: u64,
     /// Its addresses, the first network's first.
@@ -74,6 +80,8 @@ impl MachineSummary {
             name: machine.spec.name.clone(),
             kind: machine.state.kind.word(),
             state: machine.state.phase.word(),
+            booting: machine.state.is_booting(Timestamp::now()),
+            health: machine.health().map(|health| health.status.word()),
             exit_code: match &machine.state.phase {
                 Phase::Stopped { exit } => Some(exit.shell_code()),
                 _ => None,
@@ -85,6 +93,7 @@ impl MachineSummary {
             },
             flist: without_credentials(&machine.spec.flist),
             cpus: machine.spec.cpus,
+            cpu_limit: machine.spec.cpu_limit_milli.map(|milli| f64::from(milli) / 1000.0),
             memory_bytes: machine.spec.memory_bytes,
             addresses: machine.state.addresses.iter().map(ToString::to_string).collect(),
             ports: attachments
@@ -149,11 +158,21 @@ pub struct Inspection {
     /// What each of its processes is locked into, while it runs.
     pub sandbox: BTreeMap<&'static str, String>,
     /// How it is.
-    pub state: State,
+    pub state: StateView,
     /// What was asked for. It may hold secrets: see [`zmachine_spec::redact`].
     pub spec: MachineSpec,
     /// What was decided.
     pub plan: Plan,
+}
+
+/// How a machine is.
+#[derive(Debug, Serialize)]
+pub struct StateView {
+    /// What its monitor knows.
+    #[serde(flatten)]
+    pub state: State,
+    /// What its health checks say, where it has any.
+    pub health: Option<Health>,
 }
 
 /// One volume.
@@ -266,7 +285,10 @@ impl Engine {
             sandbox: protections(&machine),
             log: log::path(&machine.dir).display().to_string(),
             plan: machine.plan()?,
-            state: machine.state,
+            state: StateView {
+                health: machine.health(),
+                state: machine.state,
+            },
             spec: machine.spec,
         })
     }

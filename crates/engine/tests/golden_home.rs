@@ -280,6 +280,7 @@ fn containers_are_planned_as_they_were() {
         };
         let host = HostFacts {
             cpus: 8,
+            cpu_numbers: Vec::new(),
             memory_total_bytes: 8 << 30,
             memory_available_bytes: 8 << 30,
             boot_id: "boot".into(),

@@ -2,7 +2,8 @@
 //!
 //! ```json
 //! zmachine.config = {"entrypoint": ["/bin/server"], "cmd": ["-v"], "env": ["LANG=C"], "user": "web", "workdir": "/srv",
-//!                    "stop_signal": "SIGINT", "ports": ["80/tcp"], "volumes": ["/data"], "labels": {"a": "b"}}
+//!                    "stop_signal": "SIGINT", "ports": ["80/tcp"], "volumes": ["/data"], "labels": {"a": "b"},
+//!                    "healthcheck": {"test": ["CMD", "/bin/check"], "interval_ns": 5000000000, "retries": 2}}
 //! ```
 //! The fields have the meaning of the image configuration of OCI; absent ones say nothing. Readers of old see a tag that
 //! they do not know. `.startup.toml`, when the tree has one, is a file for everybody and comes first.
@@ -45,6 +46,40 @@ pub struct ImageConfig {
     /// Free labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// How to tell whether the program does its work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<Healthcheck>,
+    /// The shell of a check that is a line for one, with its arguments; `/bin/sh -c` when empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shell: Vec<String>,
+}
+
+/// A health check, with the fields of docker's extension of the image configuration. What is 0 or absent says nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Healthcheck {
+    /// `["NONE"]`, `["CMD", PROGRAM, ARGUMENT...]` or `["CMD-SHELL", LINE]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub test: Vec<String>,
+    /// Time between two checks in nanoseconds.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub interval_ns: u64,
+    /// Time that one may take in nanoseconds.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub timeout_ns: u64,
+    /// Time after a start in nanoseconds in which failures do not count.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub start_period_ns: u64,
+    /// Time between two checks in that time, in nanoseconds.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub start_interval_ns: u64,
+    /// So many failures in a row mean that it is unhealthy.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub retries: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// A configuration that cannot be read.
@@ -74,7 +109,7 @@ impl ImageConfig {
             tags.remove(TAG);
             return;
         }
-        // Strings and lists of strings: nothing that JSON cannot hold.
+        // Strings, numbers and lists of strings: nothing that JSON cannot hold.
         let text = serde_json::to_string(self).unwrap_or_default();
         tags.insert(TAG.into(), text);
     }
@@ -90,13 +125,18 @@ mod tests {
             entrypoint: vec!["/bin/sh".into(), "-c".into()],
             user: Some("1000:1000".into()),
             labels: BTreeMap::from([("a".into(), "b".into())]),
+            healthcheck: Some(Healthcheck {
+                test: vec!["NONE".into()],
+                retries: 2,
+                ..Healthcheck::default()
+            }),
             ..ImageConfig::default()
         };
         let mut tags = BTreeMap::new();
         config.store(&mut tags);
         assert_eq!(
             tags[TAG],
-            r#"{"entrypoint":["/bin/sh","-c"],"user":"1000:1000","labels":{"a":"b"}}"#
+            r#"{"entrypoint":["/bin/sh","-c"],"user":"1000:1000","labels":{"a":"b"},"healthcheck":{"test":["NONE"],"retries":2}}"#
         );
         assert_eq!(ImageConfig::from_tags(&tags).unwrap(), config);
         ImageConfig::default().store(&mut tags);

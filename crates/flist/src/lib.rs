@@ -38,7 +38,7 @@ use std::io::Read;
 use std::path::Path;
 
 pub use block::{BlockError, BlockId, BlockKey, BlockRef, Digest, DigestError, Opener, Sealer};
-pub use config::{ConfigError, ImageConfig};
+pub use config::{ConfigError, Healthcheck, ImageConfig};
 pub use error::{OpenError, WriteError};
 pub use hints::{Hint, Hints, HintsError};
 pub use route::{Route, RouteTable};

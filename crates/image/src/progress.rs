@@ -6,6 +6,8 @@ pub trait Progress: Send + Sync {
     fn begin(&self, total: Option<u64>, what: &str);
     /// `amount` more of the step is done: bytes for a download, blocks for a prefetch.
     fn advance(&self, amount: u64);
+    /// Something is waited for that nobody knows the length of: `what` in a few words.
+    fn waiting(&self, _what: &str) {}
     /// Something worth a line that is no error.
     fn message(&self, text: &str);
     /// A part of the step begins: a layer of an image among several that come at once. What is told of parts is told of the whole as well,

@@ -5,6 +5,7 @@ use zmachine_store::log::Source;
 
 use super::follow::Follow;
 use super::guest;
+use super::inbox::Event;
 use super::session::Session;
 
 impl Follow<'_> {
@@ -23,7 +24,7 @@ impl Follow<'_> {
             Err(_) => return,
         };
         let session = Session::start(std::future::ready(Ok(stream)));
-        let (slot, log) = (self.agent.clone(), log.clone());
+        let (slot, log, events) = (self.agent.clone(), log.clone(), self.monitor.events.clone());
         tokio::spawn(async move {
             let note = |text: &str| log.note(Source::Monitor, text);
             // Only one that answers is ours: any program of the guest may open the port.
@@ -31,6 +32,7 @@ impl Follow<'_> {
                 Ok(()) => {
                     note("the guest's agent is here");
                     slot.send_replace(Some(session));
+                    let _ = events.send(Event::GuestUp).await;
                 }
                 Err(failure) => note(&format!("the guest's agent is not usable: {failure}")),
             }

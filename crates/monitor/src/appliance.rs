@@ -97,7 +97,9 @@ async fn gone(vm: &mut dyn Vm) {
 fn watch(vm: &mut dyn Vm, log: &SharedLog) -> Option<AbortOnDrop> {
     log.note(Source::Monitor, "an appliance grows the file system of the volume");
     let (stream, (_, waiting)) = (vm.take_console()?, console::new());
-    let shown = console::run(waiting, stream, log.clone(), false);
+    // Nobody logs in there.
+    let (events, _) = tokio::sync::mpsc::channel(1);
+    let shown = console::run(waiting, stream, log.clone(), events, false);
     Some(AbortOnDrop(tokio::spawn(shown)))
 }
 

@@ -18,6 +18,7 @@ use zmachine_agent_protocol::{Frame, Reply};
 use zmachine_store::log::Source;
 
 use super::entry::{Client, hand_out};
+use super::inbox::Event;
 use super::output::SharedLog;
 
 /// What a late client is shown of what was before it, in bytes.
@@ -28,6 +29,9 @@ const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the end of a line is waited for before its beginning is logged: a prompt has none.
 const LINE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// What getty writes, of whatever make, when a system is up.
+const LOGIN: &[u8] = b"login:";
 
 /// Most bytes of a line without end that wait.
 const LONGEST_WAITING: usize = 8 * 1024;
@@ -71,8 +75,15 @@ impl Console {
     }
 }
 
-/// Pumps until the console ends. With `wait_for_owner`, not before the client that started the machine is attached.
-pub(super) async fn run(mut waiting: Waiting, stream: UnixStream, log: SharedLog, wait_for_owner: bool) {
+/// Pumps until the console ends. With `wait_for_owner`, not before the client that started the machine is attached. `events` are
+/// told when somebody could log in.
+pub(super) async fn run(
+    mut waiting: Waiting,
+    stream: UnixStream,
+    log: SharedLog,
+    events: mpsc::Sender<Event>,
+    wait_for_owner: bool,
+) {
     let mut clients: Vec<Client> = Vec::new();
     if wait_for_owner {
         let owner = async {
@@ -110,6 +121,10 @@ pub(super) async fn run(mut waiting: Waiting, stream: UnixStream, log: SharedLog
                     Ok(n) if n > 0 => {
                         lines.add(&buffer[..n]);
                         remember(&mut backlog, &buffer[..n]);
+                        if has_login(&backlog, n) {
+                            // A loop that is that busy hears of it another time, or does without.
+                            let _ = events.try_send(Event::GuestUp);
+                        }
                         hand_out(&Frame::Stdout(buffer[..n].to_vec()), &mut clients).await;
                     }
                     _ => break,
@@ -194,6 +209,13 @@ fn greet(clients: &mut Vec<Client>, client: Client, backlog: &VecDeque<u8>) {
     clients.push(client);
 }
 
+/// Whether the last `n` bytes have brought a prompt to log in.
+fn has_login(backlog: &VecDeque<u8>, n: usize) -> bool {
+    // It may have begun before.
+    let tail: Vec<u8> = backlog.iter().rev().take(n + LOGIN.len() - 1).rev().copied().collect();
+    tail.windows(LOGIN.len()).any(|window| window == LOGIN)
+}
+
 fn remember(backlog: &mut VecDeque<u8>, bytes: &[u8]) {
     backlog.extend(bytes);
     backlog.drain(..backlog.len().saturating_sub(BACKLOG));
@@ -245,8 +267,12 @@ mod tests {
         let log = SharedLog::new(LogWriter::open(dir.path(), LogLimits::default()).unwrap());
         let (ours, mut guest) = UnixStream::pair().unwrap();
         let (console, waiting) = new();
-        let hub = tokio::spawn(run(waiting, ours, log, false));
-        guest.write_all(b"login: ").await.unwrap();
+        let (events, mut told) = mpsc::channel(4);
+        let hub = tokio::spawn(run(waiting, ours, log, events, false));
+        guest.write_all(b"log").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        guest.write_all(b"in: ").await.unwrap();
+        assert!(matches!(told.recv().await, Some(Event::GuestUp)));
         let mut reader = LogReader::open(dir.path());
         while reader.next_entry().unwrap().is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -274,7 +300,7 @@ mod tests {
         let log = SharedLog::new(LogWriter::open(dir.path(), LogLimits::default()).unwrap());
         let (ours, mut guest) = UnixStream::pair().unwrap();
         let (console, waiting) = new();
-        tokio::spawn(run(waiting, ours, log, true));
+        tokio::spawn(run(waiting, ours, log, mpsc::channel(1).0, true));
         guest.write_all(b"SeaBIOS").await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
         let (frames, mut queue) = client_queue();

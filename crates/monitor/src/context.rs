@@ -11,7 +11,7 @@ use zmachine_hypervisor::choice::Hypervisor;
 use zmachine_hypervisor::{Driver, ExitReason};
 use zmachine_network::Networks;
 use zmachine_spec::control::{Reply, Report, Request};
-use zmachine_spec::{Class, Exit, Failure, Home, Phase};
+use zmachine_spec::{Class, Exit, Failure, Health, Home, Kind, Phase};
 use zmachine_store::attempt::Recorder;
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::events;
@@ -19,12 +19,13 @@ use zmachine_store::journal::{Journal, Resource};
 use zmachine_store::killpoint::Killpoints;
 use zmachine_store::log::{Forwarder, Source};
 use zmachine_store::volume::Held;
-use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::jail::{Jail, status};
 use zmachine_sys::process::ProcessId;
+use zmachine_sys::{affinity, file};
 
 use super::backoff::{Backoff, StopReason};
+use super::guest;
 use super::inbox::{Event, Inbox};
 use super::output::{ReportPipe, SharedLog};
 use super::relays::Relays;
@@ -62,6 +63,10 @@ pub(super) struct Monitor {
     pub(super) relays: Relays,
     /// What its processes are locked into, while it runs.
     pub(super) sandbox: Option<Sandbox>,
+    /// The CPUs that this process may run on, when nothing else is chosen.
+    pub(super) host_cpus: Vec<u32>,
+    /// What the health checks say, where there are any.
+    pub(super) health: Option<Health>,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -96,6 +101,8 @@ impl Monitor {
             volumes: Vec::new(),
             relays: Relays::default(),
             sandbox: None,
+            host_cpus: affinity::allowed(),
+            health: None,
             waiters: Vec::new(),
         }
     }
@@ -219,12 +226,15 @@ impl Monitor {
                 return ControlFlow::Break(());
             }
             Event::Command(Request::Wait, answer) => self.wait_for_end(answer),
+            Event::Command(Request::Change(change), answer) if change.is_of_restarts() => {
+                guest::reply(answer, self.change_policy(&change));
+            }
             Event::Command(_, answer) => {
                 let failure = Failure::new(Class::Conflict, why_not).hint("try again when it runs");
                 let _ = answer.send(Reply::Failed(failure));
             }
             // Of a run before this one.
-            Event::EntryEnded(_) | Event::NetworkAnswered(_) => {}
+            Event::EntryEnded(_) | Event::NetworkAnswered(_) | Event::Probed(_) | Event::GuestUp => {}
         }
         ControlFlow::Continue(())
     }
@@ -256,6 +266,17 @@ impl Monitor {
         self.report.send(&Report::Ready);
         self.report.close();
         Ok(())
+    }
+
+    /// Somebody has seen whether the guest of a VM is up.
+    pub(super) fn guest_is_up(&mut self, is_up: bool) {
+        let state = &mut self.machine.state;
+        if state.kind == Kind::Vm && state.booted_at.is_some() != is_up {
+            state.booted_at = is_up.then(Timestamp::now);
+            if let Err(failure) = self.save() {
+                self.log.note(Source::Monitor, &failure.to_string());
+            }
+        }
     }
 
     /// Writes the phase down among the events.

@@ -110,6 +110,8 @@ impl<'a> Follow<'a> {
                 self.ask_to_stop(self.plan.stop_grace_ms()).await;
             }
             Event::NetworkAnswered(answered) => self.go_on_changing(answered).await,
+            Event::GuestUp => self.monitor.guest_is_up(true),
+            Event::Probed(health) => self.monitor.probed(*health),
             Event::EntryEnded(Ok(status)) => {
                 self.monitor.advance_if_possible(Phase::Stopping);
                 self.ending.entrypoint_ended(status.into(), POWER_OFF_TIMEOUT);
@@ -138,6 +140,7 @@ impl<'a> Follow<'a> {
                     self.monitor.log.note(Source::Monitor, "the guest restarts");
                 }
                 self.rebooted = Some(Instant::now());
+                self.monitor.guest_is_up(false);
             }
             VmEvent::AgentPort { is_open } => self.agent_port(*is_open).await,
             VmEvent::DiskError {

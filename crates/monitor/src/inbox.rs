@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use zmachine_agent_protocol::ExitStatus;
 use zmachine_spec::control::{Reply, Request};
-use zmachine_spec::{Class, Failure};
+use zmachine_spec::{Class, Failure, Health};
 
 use super::change::Answered;
 use super::session::SessionError;
@@ -29,6 +29,10 @@ pub(super) enum Event {
     Terminate,
     /// The entrypoint ended, or the channel to it did.
     EntryEnded(Result<ExitStatus, SessionError>),
+    /// The guest of a VM is up: its agent answers, or somebody could log in.
+    GuestUp,
+    /// A health check was made: how the machine is now.
+    Probed(Box<Health>),
     /// The guest's agent has set an interface up or given it up, or has not.
     NetworkAnswered(Answered),
 }

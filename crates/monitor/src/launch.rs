@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use zmachine_hypervisor::choice::Hypervisor;
 use zmachine_hypervisor::{LaunchError, LogLines, Resources, RunDir, Vm, VmSpec, cloud_hypervisor, qemu};
 use zmachine_plan::VolumeUse;
+use zmachine_spec::control::Report;
 use zmachine_spec::{Class, Failure};
 use zmachine_store::log::Source;
 use zmachine_store::volume::{Held, Volumes};
@@ -48,6 +49,7 @@ impl Monitor {
             Err(error) => return Err(shares.reason().await.unwrap_or_else(|| not_launched(on, &error))),
         };
         self.kill.pass("start: hypervisor started");
+        self.report.send(&Report::Booting);
         self.confine(vm.pid());
         self.check_protections("hypervisor", vm.pid(), false);
         self.phase("hypervisor");
@@ -56,10 +58,10 @@ impl Monitor {
         }
         self.claim_hypervisor(vm.pid())?;
         let stream = vm.take_console();
-        let log = self.log.clone();
+        let (log, events) = (self.log.clone(), self.events.clone());
         let console = tokio::spawn(async move {
             if let Some(stream) = stream {
-                console::run(console, stream, log, wait_for_owner).await;
+                console::run(console, stream, log, events, wait_for_owner).await;
             }
         });
         let hypervisor_log = self.note_hypervisor(vm.as_mut());

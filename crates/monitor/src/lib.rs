@@ -16,6 +16,7 @@ use zmachine_spec::Failure;
 
 mod agent_port;
 mod agent_start;
+mod alter;
 mod appliance;
 mod backoff;
 mod cache;
@@ -35,6 +36,7 @@ mod follow;
 mod forwarding;
 mod grow;
 mod guest;
+mod health;
 mod inbox;
 mod init;
 mod launch;

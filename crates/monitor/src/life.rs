@@ -35,12 +35,15 @@ impl Monitor {
         let _clock = AbortOnDrop(tokio::spawn(clock::follow(session.clone())));
         let (entry, entry_waiting) = entry::new();
         let (console, console_waiting) = console::new();
+        let base = exec_base(plan);
+        let health = self.start_health(plan.health(), &base, &session);
+        let _health = health.map(|checks| AbortOnDrop(tokio::spawn(checks)));
         let shared = Shared {
             attachable: attachable(plan, &entry),
             console,
             session,
             events: self.events.clone(),
-            exec_base: Arc::new(exec_base(plan)),
+            exec_base: Arc::new(base),
             execs: Execs::default(),
             relays: self.relays.clone(),
             paused: self.paused.subscribe(),

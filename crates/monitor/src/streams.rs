@@ -75,7 +75,8 @@ pub(super) async fn begin(shared: &Shared, request: &protocol::Request) -> Resul
     let session = shared.session.borrow().clone();
     let session = session.ok_or_else(|| match shared.attachable {
         Attachable::Entrypoint(_) => "the machine is not running yet".to_owned(),
-        Attachable::Console => "no zmachine agent answers in this VM: install zmachine-agent in it".to_owned(),
+        Attachable::Console => "no zmachine agent answers in this VM yet: wait until it has booted ('zmachine console' shows how far it is), or \
+             install zmachine-agent in it".to_owned(),
     })?;
     let begun = async {
         let mut stream = session.open(request).await?;

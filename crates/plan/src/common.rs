@@ -11,7 +11,7 @@ use zmachine_hypervisor::firmware::Pinned;
 use zmachine_hypervisor::{Accel, Boot, Disk, Nic, NicKind, Platform, Share, VmSpec};
 use zmachine_network::{Attachment, HostDns};
 use zmachine_spec::volume::{ResolvedVolume, SharedDirectory};
-use zmachine_spec::{Home, MachineSpec, Setting};
+use zmachine_spec::{CpuSet, HealthCheck, HealthRequest, Home, MachineSpec, Setting};
 use zmachine_sys::host::HostFacts;
 
 use super::error::PlanError;
@@ -51,6 +51,10 @@ pub struct ImageFacts {
     pub volumes: Vec<String>,
     /// What it is called by who made it.
     pub labels: BTreeMap<String, String>,
+    /// How it tells whether its program does its work.
+    pub health: HealthRequest,
+    /// Its shell for lines, with arguments; `/bin/sh -c` when empty.
+    pub shell: Vec<String>,
     /// The unpacked image, when that is to be the root.
     pub tree: Option<PathBuf>,
 }
@@ -124,6 +128,13 @@ pub(super) fn check_capacity(spec: &MachineSpec, host: &HostFacts) -> Result<(),
         return Err(PlanError::Cpus {
             cpus: spec.cpus,
             available: host.cpus,
+        });
+    }
+    let missing = spec.cpuset.numbers().find(|cpu| !host.cpu_numbers.contains(cpu));
+    if let Some(cpu) = missing {
+        return Err(PlanError::NoSuchCpu {
+            cpu,
+            there: host.cpu_numbers.iter().copied().collect::<CpuSet>().to_string(),
         });
     }
     if spec.memory_bytes < MIN_MEMORY {
@@ -286,6 +297,15 @@ impl VolumeUse {
 /// Id of the disk of a machine's volume number `index`, counted from 0.
 pub fn volume_disk(index: usize) -> String {
     format!("volume{index}")
+}
+
+/// The health check that is run, and what is to be said about what is not.
+pub(super) fn health(spec: &MachineSpec, image: &ImageFacts) -> (Option<HealthCheck>, Vec<String>) {
+    let request = spec.health.over(&image.health);
+    let lacks = (request.test.is_none() && !spec.health.is_default()).then(|| {
+        "the times of a health check change nothing: neither its user nor its image says what to run".to_owned()
+    });
+    (request.check(&image.shell), lacks.into_iter().collect())
 }
 
 /// Program and arguments as docker puts them together: an own entrypoint puts aside the image's command too. Empty when

@@ -16,11 +16,12 @@ use zmachine_network::Attachment;
 use zmachine_rootfs::Prefetch;
 use zmachine_spec as spec;
 use zmachine_spec::volume::ResolvedVolume;
-use zmachine_spec::{MachineSpec, Setting, Signal, User};
+use zmachine_spec::{HealthCheck, MachineSpec, Setting, Signal, User};
 
 use super::common::{
     ImageFacts, Inputs, KernelChoice, PLAN_VERSION, ROOT_TAG, Start, VolumeUse, arguments, dns, first_used, grace_ms,
-    hostname, hosts, interface, merged_env, mounts, routes, ssh_keys, start_timeout_s, vm_spec, volume_disks, warnings,
+    health, hostname, hosts, interface, merged_env, mounts, routes, ssh_keys, start_timeout_s, vm_spec, volume_disks,
+    warnings,
 };
 use super::error::PlanError;
 use super::share::{self, ShareUse, SharedTree};
@@ -97,12 +98,15 @@ pub struct ContainerPlan {
     pub stop_grace_ms: u64,
     /// Seconds within which the guest must be up.
     pub start_timeout_s: u64,
+    /// How the monitor tells whether it does its work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
     /// What the user asked for and does not get in full.
     pub warnings: Vec<String>,
 }
 
 /// Queues of the image's disk: one per virtual CPU, so none waits for another one's block; more than 4 gain nothing.
-fn root_queues(cpus: u32) -> u16 {
+pub(super) fn root_queues(cpus: u32) -> u16 {
     cpus.clamp(1, 4) as u16
 }
 
@@ -137,6 +141,7 @@ impl ContainerPlan {
             shares.insert(0, root_share(tree));
         }
         let upper_bytes = (!spec.read_only).then(|| root_size(spec.cpus, spec.memory_bytes, spec.size_bytes));
+        let (health, lacking) = health(spec, image);
         let disks = Disks {
             has_image: image.tree.is_none(),
             has_upper: upper_bytes.is_some(),
@@ -161,7 +166,8 @@ impl ContainerPlan {
             stop_signal: stop_signal.number(),
             stop_grace_ms: grace_ms(spec, spec::DEFAULT_STOP_TIMEOUT_S),
             start_timeout_s: start_timeout_s(inputs.accel),
-            warnings: warnings(inputs.host),
+            health,
+            warnings: [warnings(inputs.host), lacking].concat(),
         })
     }
 

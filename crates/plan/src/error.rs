@@ -10,6 +10,8 @@ use zmachine_spec::{Class, Failure, Setting, signal};
 pub enum PlanError {
     #[error("{cpus} CPUs are more than the {available} of this host")]
     Cpus { cpus: u32, available: u32 },
+    #[error("this host has no CPU {cpu} to run on; there are {there}")]
+    NoSuchCpu { cpu: u32, there: String },
     #[error("a machine needs at least one CPU")]
     NoCpu,
     #[error("{} of memory are below the {} that a machine needs", Human(*bytes), Human(*least))]
@@ -72,6 +74,7 @@ impl PlanError {
     fn class(&self) -> Class {
         match self {
             PlanError::Cpus { .. }
+            | PlanError::NoSuchCpu { .. }
             | PlanError::MemoryTooLarge { .. }
             | PlanError::NoFirmware
             | PlanError::NoShareServer
@@ -84,6 +87,7 @@ impl PlanError {
     fn hint(&self) -> &'static str {
         match self {
             PlanError::Cpus { .. } | PlanError::NoCpu => "choose from 1 to the number of CPUs of this host",
+            PlanError::NoSuchCpu { .. } => "choose among those",
             PlanError::MemoryTooSmall { .. } => "sizes without a unit are bytes; for example 512M",
             PlanError::MemoryTooLarge { .. } => "choose less",
             PlanError::SizeTooSmall { .. } => "sizes without a unit are bytes; for example 2G",
@@ -124,6 +128,7 @@ impl PlanError {
     fn settings(&self) -> Vec<Setting> {
         match self {
             PlanError::Cpus { .. } | PlanError::NoCpu => vec![Setting::Cpus],
+            PlanError::NoSuchCpu { .. } => vec![Setting::CpuSet],
             PlanError::MemoryTooSmall { .. } | PlanError::MemoryTooLarge { .. } => vec![Setting::Memory],
             PlanError::SizeTooSmall { .. } => vec![Setting::Size],
             PlanError::SizeOfVm => vec![Setting::Size, Setting::Volumes],

@@ -24,6 +24,7 @@ impl Default for Around<'_> {
         Around {
             host: HostFacts {
                 cpus: 4,
+                cpu_numbers: vec![0, 1, 2, 3],
                 memory_total_bytes: 8 << 30,
                 memory_available_bytes: 4 << 30,
                 boot_id: "boot".into(),

@@ -8,6 +8,7 @@
 //! | [`container`] | the plan of a container: root disk, what the guest's agent is told, the entrypoint |
 //! | [`vm`] | the plan of a VM: volumes, boot, seed |
 //! | [`tree`] | the plan of a container with a kernel of its own, which lives like a VM |
+//! | `change` | a machine that is something else by now |
 //! | `networks` | a machine that joins or leaves a network |
 //! | [`share`] | what is served to either over virtio-fs |
 //! | [`error`] | every refusal |
@@ -15,6 +16,7 @@
 //! # Format
 //! The object of a container has no `kind`, that of a VM has `"kind": "vm"`.
 
+mod change;
 mod cmdline;
 pub mod common;
 pub mod container;
@@ -34,7 +36,7 @@ use zmachine_hypervisor::VmSpec;
 use zmachine_hypervisor::choice::Choice;
 use zmachine_network::Attachment;
 use zmachine_spec::volume::ResolvedVolume;
-use zmachine_spec::{Kind, MachineSpec};
+use zmachine_spec::{HealthCheck, Kind, MachineSpec};
 use zmachine_sys::host::HostFacts;
 
 pub use self::common::{
@@ -171,6 +173,14 @@ impl Plan {
         match self {
             Plan::Container(plan) => &plan.warnings,
             Plan::Vm(plan) => &plan.warnings,
+        }
+    }
+
+    /// How its monitor tells whether it does its work.
+    pub fn health(&self) -> Option<&HealthCheck> {
+        match self {
+            Plan::Container(plan) => plan.health.as_ref(),
+            Plan::Vm(plan) => plan.health.as_ref(),
         }
     }
 

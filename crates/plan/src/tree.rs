@@ -11,7 +11,7 @@ use zmachine_spec::volume::ResolvedVolume;
 use zmachine_spec::{MachineSpec, RootfsChoice, Setting};
 
 use super::cmdline::{self, RootDevice};
-use super::common::{ImageFacts, Inputs, ROOT_TAG, arguments, first_used, merged_env, mounts};
+use super::common::{ImageFacts, Inputs, ROOT_TAG, arguments, first_used, health, merged_env, mounts};
 use super::error::PlanError;
 use super::share::{self, ShareUse, SharedTree};
 use super::vm::{Own, Seed, VmPlan, VmRoot};
@@ -60,7 +60,7 @@ impl VmPlan {
             writable: !spec.read_only,
         };
         let cmdline = cmdline::command_line(inputs.accel, root, networks, nameservers, env)?;
-        let mut warnings = Vec::new();
+        let (health, mut warnings) = health(spec, &facts.image);
         if spec.size_bytes != 0 {
             warnings.push("its root is a directory of this host, which its root size does not limit".to_owned());
         }
@@ -75,6 +75,7 @@ impl VmPlan {
             volumes: &facts.volumes,
             shares,
             seed,
+            health,
             warnings,
         };
         Ok(VmPlan::of(spec, inputs, own))

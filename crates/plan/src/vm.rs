@@ -11,12 +11,12 @@ use zmachine_hypervisor::choice::{Choice, Hypervisor};
 use zmachine_hypervisor::{Boot, Disk, Platform, VmSpec};
 use zmachine_network::Attachment;
 use zmachine_spec::volume::{Content, ResolvedVolume};
-use zmachine_spec::{DEFAULT_VM_STOP_TIMEOUT_S, MachineSpec, RootfsChoice, Setting};
+use zmachine_spec::{DEFAULT_VM_STOP_TIMEOUT_S, HealthCheck, MachineSpec, RootfsChoice, Setting};
 
 use super::cmdline::{self, RootDevice};
 use super::common::{
-    Inputs, KernelChoice, PLAN_VERSION, Start, VolumeUse, dns, first_used, grace_ms, hostname, interface, merged_env,
-    mounts, routes, ssh_keys, vm_spec, volume_disks, warnings,
+    ImageFacts, Inputs, KernelChoice, PLAN_VERSION, Start, VolumeUse, dns, first_used, grace_ms, health, hostname,
+    interface, merged_env, mounts, routes, ssh_keys, vm_spec, volume_disks, warnings,
 };
 use super::error::PlanError;
 use super::share::{self, ShareUse};
@@ -54,6 +54,9 @@ pub struct VmPlan {
     pub attachments: Vec<Attachment>,
     /// Milliseconds between the power button and the end by force.
     pub stop_grace_ms: u64,
+    /// How the monitor tells whether it does its work, when its guest runs our agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
     /// What the user asked for and does not get in full.
     pub warnings: Vec<String>,
 }
@@ -199,6 +202,7 @@ impl VmPlan {
         let env = merged_env(Vec::new(), &spec.env)?;
         let seed = Seed::new(spec, &inputs, mounts(&[], inputs.shares), env.clone(), command(spec));
         let (boot, firmware_variables) = boot(facts, &inputs, &seed)?;
+        let (health, lacking) = health(spec, &ImageFacts::default());
         let own = Own {
             root: VmRoot::Installed(Install {
                 source: facts.source.clone(),
@@ -212,7 +216,8 @@ impl VmPlan {
             volumes: &facts.volumes,
             shares,
             seed,
-            warnings: told_to_everybody(&facts.start, &env),
+            health,
+            warnings: [told_to_everybody(&facts.start, &env), lacking].concat(),
         };
         Ok(VmPlan::of(spec, inputs, own))
     }
@@ -238,6 +243,7 @@ impl VmPlan {
             seed: own.seed,
             attachments: inputs.attachments,
             stop_grace_ms: grace_ms(spec, DEFAULT_VM_STOP_TIMEOUT_S),
+            health: own.health,
             warnings: [warnings(inputs.host), own.warnings].concat(),
         }
     }
@@ -251,6 +257,7 @@ pub(super) struct Own<'a> {
     pub(super) volumes: &'a [ResolvedVolume],
     pub(super) shares: Vec<ShareUse>,
     pub(super) seed: Seed,
+    pub(super) health: Option<HealthCheck>,
     pub(super) warnings: Vec<String>,
 }
 

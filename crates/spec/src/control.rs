@@ -12,9 +12,9 @@ use zmachine_agent_protocol::{Capacity, ExitStatus, Process, ProcessState, Trans
 use zmachine_network::Attachment;
 use zmachine_network::user::Traffic;
 
-use crate::NetworkRequest;
 use crate::failure::{Class, Failure};
 use crate::state::Exit;
+use crate::{Change, NetworkRequest};
 
 /// What a command asks the monitor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +86,8 @@ pub enum Request {
     Resume,
     /// Join one more network, or leave one.
     Reconnect(Box<Reconnect>),
+    /// Be something else in what a machine may be while it runs.
+    Change(Box<Change>),
     /// Make a volume that the machine writes to larger, and the file system on it.
     GrowVolume {
         /// The volume's name.
@@ -180,6 +182,8 @@ pub enum Report {
         /// Bytes in all.
         total: u64,
     },
+    /// The hypervisor runs: the guest boots.
+    Booting,
     /// The entrypoint, or the VM, runs.
     Ready,
     /// The start failed; everything is undone.

@@ -9,6 +9,9 @@
 //! | `version1` | specs of version 1, whose values were the texts of flags |
 //! | `volume_request`, `network_request`, `signal`, `log_target`, `log_limits`, `user`, [`secret`], [`restart`], [`bytes`] | one setting's type each, and how users write it |
 //! | `setting` | the names of settings in failures |
+//! | [`cpus`] | how many CPUs, how much of them, and which |
+//! | [`change`] | what of a machine may become something else |
+//! | [`health`] | health checks, and what came of them |
 //! | [`volume`] | what volumes are, apart from their files |
 //! | [`state`] | where a machine is in its life |
 //! | [`failure`] | what went wrong: class, causes, hint |
@@ -21,9 +24,12 @@
 //! Nothing here prints, looks at the host beyond the files it is told to read, or reads the environment.
 
 pub mod bytes;
+pub mod change;
 pub mod control;
+pub mod cpus;
 pub mod failure;
 pub mod guest;
+pub mod health;
 pub mod home;
 mod log_limits;
 mod log_target;
@@ -42,8 +48,11 @@ pub mod versioned;
 pub mod volume;
 mod volume_request;
 
+pub use change::Change;
+pub use cpus::{CpuSet, Cpus};
 pub use failure::{Class, Failure};
 pub use guest::GuestSettings;
+pub use health::{Health, HealthCheck, HealthRequest, HealthStatus, HealthTest};
 pub use home::Home;
 pub use log_limits::LogLimits;
 pub use log_target::LogTarget;

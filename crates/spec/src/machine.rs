@@ -13,8 +13,10 @@ use zmachine_network::{DEFAULT_NETWORK, PublishRequest};
 use zmachine_rootfs::Prefetch;
 use zmachine_sys::file::{self, FileError};
 
+use crate::cpus::{CpuSet, Cpus};
 use crate::failure::{Class, Failure};
 use crate::guest::GuestSettings;
+use crate::health::HealthRequest;
 use crate::log_limits::LogLimits;
 use crate::log_target::LogTarget;
 use crate::network_request::NetworkRequest;
@@ -54,6 +56,12 @@ pub struct MachineSpec {
     pub pinned: Option<String>,
     /// Virtual CPUs.
     pub cpus: u32,
+    /// The time that they get together, in thousandths of a CPU of this host; `None`: as much as they need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_limit_milli: Option<u32>,
+    /// The CPUs of this host that its processes run on.
+    #[serde(default, skip_serializing_if = "CpuSet::is_all")]
+    pub cpuset: CpuSet,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
     /// Wanted size of the writable root in bytes; 0 leaves it to the rule of the planner.
@@ -154,6 +162,9 @@ pub struct MachineSpec {
     /// What a container finds in its guest.
     #[serde(default, skip_serializing_if = "GuestSettings::is_default")]
     pub guest: GuestSettings,
+    /// How it is told whether it does its work, over what its image says.
+    #[serde(default, skip_serializing_if = "HealthRequest::is_default")]
+    pub health: HealthRequest,
 }
 
 /// Whether the machine's processes are locked in.
@@ -220,6 +231,8 @@ impl MachineSpec {
             flist: flist.into(),
             pinned: None,
             cpus: 1,
+            cpu_limit_milli: None,
+            cpuset: CpuSet::default(),
             memory_bytes: DEFAULT_MEMORY,
             size_bytes: 0,
             env: Vec::new(),
@@ -260,6 +273,15 @@ impl MachineSpec {
             secrets: Vec::new(),
             jail: JailChoice::Auto,
             guest: GuestSettings::default(),
+            health: HealthRequest::default(),
+        }
+    }
+
+    /// Its CPUs, as a flag has them.
+    pub fn all_cpus(&self) -> Cpus {
+        Cpus {
+            count: self.cpus,
+            limit_milli: self.cpu_limit_milli,
         }
     }
 

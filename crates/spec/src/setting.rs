@@ -45,11 +45,13 @@ pub enum Setting {
     Sysctls,
     Ulimits,
     Capabilities,
+    Health,
+    CpuSet,
 }
 
 impl Setting {
     /// All there are.
-    pub const ALL: [Setting; 36] = [
+    pub const ALL: [Setting; 38] = [
         Setting::Name,
         Setting::Flist,
         Setting::Cpus,
@@ -86,6 +88,8 @@ impl Setting {
         Setting::Sysctls,
         Setting::Ulimits,
         Setting::Capabilities,
+        Setting::Health,
+        Setting::CpuSet,
     ];
 }
 
@@ -129,6 +133,8 @@ impl fmt::Display for Setting {
             Setting::Sysctls => "kernel setting",
             Setting::Ulimits => "resource limit",
             Setting::Capabilities => "capability",
+            Setting::Health => "health check",
+            Setting::CpuSet => "choice of CPUs",
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::ExitStatus;
 use zmachine_rootfs::report::Stats;
@@ -167,6 +167,9 @@ pub struct State {
     pub started_at: Option<Timestamp>,
     /// When its entrypoint began to run.
     pub ready_at: Option<Timestamp>,
+    /// When the guest of a VM was up, as its agent or a login on its console tells; `None` before, and when neither is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booted_at: Option<Timestamp>,
     /// When its last run ended.
     pub finished_at: Option<Timestamp>,
     /// Its addresses on its networks, from creation to removal.
@@ -198,6 +201,9 @@ pub struct State {
     pub stopped_by_user: bool,
 }
 
+/// No boot takes longer, in seconds. Under emulation minutes were seen.
+const LONGEST_BOOT_S: i64 = 900;
+
 fn is_zero(n: &u64) -> bool {
     *n == 0
 }
@@ -216,6 +222,7 @@ impl State {
             created_at: at,
             started_at: None,
             ready_at: None,
+            booted_at: None,
             finished_at: None,
             addresses,
             starts: 0,
@@ -237,6 +244,7 @@ impl State {
         self.phase = Phase::Starting;
         self.started_at = Some(at);
         self.ready_at = None;
+        self.booted_at = None;
         self.finished_at = None;
         self.starts += 1;
         self.boot_id = boot_id;
@@ -247,6 +255,15 @@ impl State {
         self.rootfs_counters = Stats::default();
         self.warnings.clear();
         self
+    }
+
+    /// Whether it is a VM whose guest may still be booting: neither its agent nor a login was seen. One without either is taken for
+    /// up after a while.
+    pub fn is_booting(&self, now: Timestamp) -> bool {
+        let is_new = self
+            .ready_at
+            .is_some_and(|at| now.duration_since(at) < SignedDuration::from_secs(LONGEST_BOOT_S));
+        self.kind == Kind::Vm && self.phase == Phase::Running && self.booted_at.is_none() && is_new
     }
 
     /// Goes to `next`; `false` and no change when a machine's life does not go that way.
@@ -310,6 +327,21 @@ mod tests {
         let text = serde_json::to_string(&state).unwrap();
         assert!(text.contains(r#""kind":"vm""#), "{text}");
         assert_eq!(serde_json::from_str::<State>(&text).unwrap().kind, Kind::Vm);
+    }
+
+    #[test]
+    fn a_vm_boots_until_somebody_has_seen_that_it_is_up() {
+        let mut state = State::created(time(0), vec![]);
+        state.kind = Kind::Vm;
+        let mut state = state.starting(time(1), "boot".into(), ProcessId { pid: 7, start_ticks: 9 });
+        assert!(!state.is_booting(time(2)));
+        state.advance(Phase::Running, time(2));
+        assert!(state.is_booting(time(3)) && !state.is_booting(time(2000)));
+        state.booted_at = Some(time(4));
+        assert!(!state.is_booting(time(5)));
+        state.booted_at = None;
+        state.kind = Kind::Container;
+        assert!(!state.is_booting(time(3)));
     }
 
     #[test]

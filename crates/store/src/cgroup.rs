@@ -46,15 +46,16 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// `cpu.weight`: 100 for each virtual CPU, so that machines which compete share by what they were given.
     pub cpu_weight: u64,
-    /// CPU time in microseconds in each `PERIOD_US`: one CPU for each virtual one, and one for disks and emulation.
+    /// CPU time in microseconds in each `PERIOD_US`: what was asked for, or one CPU for each virtual one, and one for disks and
+    /// emulation.
     pub cpu_quota_us: u64,
     /// `pids.max`: threads. QEMU has one for each virtual CPU and up to 64 for I/O; this is far above and far below harm.
     pub pids: u64,
 }
 
 impl Limits {
-    /// The limits for a virtual machine.
-    pub fn of(vm: &VmSpec) -> Limits {
+    /// The limits for a virtual machine; with `cpu_limit_milli`, its CPU time is limited to that many thousandths of a CPU.
+    pub fn of(vm: &VmSpec, cpu_limit_milli: Option<u32>) -> Limits {
         let cpus = u64::from(vm.cpus);
         let translated = match vm.accel {
             Accel::Kvm => 0,
@@ -64,7 +65,10 @@ impl Limits {
             // The kernel keeps up to a 64th of a guest's memory in page tables and the like.
             memory_bytes: vm.memory_bytes + vm.memory_bytes / 64 + OVERHEAD + translated,
             cpu_weight: (100 * cpus).min(10_000),
-            cpu_quota_us: (cpus + 1) * PERIOD_US,
+            cpu_quota_us: match cpu_limit_milli {
+                Some(milli) => u64::from(milli) * PERIOD_US / 1000,
+                None => (cpus + 1) * PERIOD_US,
+            },
             pids: 512 + 16 * cpus,
         }
     }
@@ -110,21 +114,52 @@ pub fn path(root: &Path, data: &Path, id: &str) -> PathBuf {
 /// When the kernel refuses a part of it; what was made stays, for [`remove`].
 pub fn make(root: &Path, path: &Path, limits: Limits) -> Result<(), FileError> {
     make_group(path)?;
-    let enabled = CONTROLLERS.map(|controller| format!("+{controller}")).join(" ");
-    for folder in path
-        .ancestors()
-        .skip(1)
-        .take_while(|folder| folder.starts_with(root))
-        .collect::<Vec<_>>()
-        .iter()
-        .rev()
-    {
-        write(&folder.join("cgroup.subtree_control"), &enabled)?;
-    }
+    enable(
+        root,
+        path,
+        &CONTROLLERS.map(|controller| format!("+{controller}")).join(" "),
+    )?;
+    set_limits(path, limits)
+}
+
+/// Gives a group that is there these limits.
+///
+/// # Errors
+/// When the kernel refuses one.
+pub fn set_limits(path: &Path, limits: Limits) -> Result<(), FileError> {
     limits
         .files()
         .into_iter()
         .try_for_each(|(file, content)| write(&path.join(file), &content))
+}
+
+/// Has what is in the group at `path` below `root` run on these CPUs, a list as `0-3,6`; an empty one is all. `false` when this
+/// host has no controller for that.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn set_cpus(root: &Path, path: &Path, cpus: &str) -> Result<bool, FileError> {
+    let offered = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    let is_offered = offered.split_whitespace().any(|controller| controller == "cpuset");
+    if !is_offered || !path.is_dir() {
+        return Ok(false);
+    }
+    enable(root, path, "+cpuset")?;
+    write(&path.join("cpuset.cpus"), &format!("{cpus}\n"))?;
+    Ok(true)
+}
+
+/// Enables controllers for the group at `path`, in all above it.
+fn enable(root: &Path, path: &Path, controllers: &str) -> Result<(), FileError> {
+    let above: Vec<&Path> = path
+        .ancestors()
+        .skip(1)
+        .take_while(|folder| folder.starts_with(root))
+        .collect();
+    above
+        .iter()
+        .rev()
+        .try_for_each(|folder| write(&folder.join("cgroup.subtree_control"), controllers))
 }
 
 fn make_group(path: &Path) -> Result<(), FileError> {
@@ -227,11 +262,16 @@ mod tests {
 
     #[test]
     fn limits_are_what_the_guest_was_given_and_what_carrying_it_takes() {
-        let (kvm, tcg) = (Limits::of(&vm(2, Accel::Kvm)), Limits::of(&vm(2, Accel::Tcg)));
+        let (kvm, tcg) = (
+            Limits::of(&vm(2, Accel::Kvm), None),
+            Limits::of(&vm(2, Accel::Tcg), None),
+        );
         assert_eq!(kvm.memory_bytes, (512 + 8 + 128) << 20);
         assert_eq!(tcg.memory_bytes, kvm.memory_bytes + (256 << 20));
         assert_eq!((kvm.cpu_weight, kvm.cpu_quota_us, kvm.pids), (200, 300_000, 544));
-        assert_eq!(Limits::of(&vm(255, Accel::Kvm)).cpu_weight, 10_000);
+        assert_eq!(Limits::of(&vm(255, Accel::Kvm), None).cpu_weight, 10_000);
+        assert_eq!(Limits::of(&vm(1, Accel::Kvm), Some(500)).cpu_quota_us, 50_000);
+        assert_eq!(Limits::of(&vm(2, Accel::Kvm), Some(1500)).cpu_quota_us, 150_000);
     }
 
     #[test]
@@ -253,6 +293,19 @@ mod tests {
             assert_eq!(read(folder.join("cgroup.subtree_control")), "+cpu +memory +pids");
         }
         assert!(!path.join("cgroup.subtree_control").exists());
+    }
+
+    #[test]
+    fn a_group_runs_where_it_is_told_when_the_host_has_a_controller_for_that() {
+        for (controllers, is_possible) in [("cpuset cpu memory pids", true), ("cpu memory pids", false)] {
+            let root = tree(controllers);
+            let path = path(root.path(), Path::new("/var/lib/zmachine"), "0123456789ab");
+            assert!(!set_cpus(root.path(), &path, "0").unwrap(), "there is no group yet");
+            make(root.path(), &path, LIMITS).unwrap();
+            assert_eq!(set_cpus(root.path(), &path, "0-1,3").unwrap(), is_possible);
+            let written = fs::read_to_string(path.join("cpuset.cpus")).ok();
+            assert_eq!(written.as_deref(), is_possible.then_some("0-1,3\n"));
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use zmachine_spec::{Home, Phase, State};
+use zmachine_spec::{HealthStatus, Home, Phase, State};
 use zmachine_sys::lock::FileLock;
 
 /// Bytes after which a new file is begun.
@@ -30,13 +30,13 @@ pub struct Event {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// `created`, `removed`, or the phase it went to: `starting`, `running`, `paused`, `stopping`, `stopped`, `failed`,
-    /// `restarting`.
+    /// `created`, `removed`, `health_status`, or the phase it went to: `starting`, `running`, `paused`, `stopping`, `stopped`,
+    /// `failed`, `restarting`.
     pub event: String,
     /// The status of a run that ended, as a shell shows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u8>,
-    /// Why it failed, or when it starts again.
+    /// Why it failed, when it starts again, or what its health is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
@@ -51,6 +51,14 @@ impl Event {
             event: event.to_owned(),
             exit_code: None,
             detail: None,
+        }
+    }
+
+    /// That a machine's health is another one now.
+    pub fn of_health(id: &str, name: &str, status: HealthStatus) -> Event {
+        Event {
+            detail: Some(status.word().to_owned()),
+            ..Event::new(id, name, "health_status")
         }
     }
 

@@ -96,6 +96,21 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> Result<(), FileErro
     replace(path, &bytes)
 }
 
+/// [`replace_json`] for what need not outlive a power cut: nothing is synced, so no disk is waited for. After one the file may be
+/// the old one, the new one, or broken.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_json_unsynced<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
+    let bytes = serde_json::to_vec(value).map_err(|source| FileError::Malformed {
+        path: path.to_owned(),
+        source,
+    })?;
+    let new = NewFile::create(parent(path), 0o600)?;
+    at("write", path, new.file().write_all(&bytes))?;
+    new.rename_over(path)
+}
+
 /// Reads a JSON file.
 ///
 /// # Errors
@@ -326,8 +341,13 @@ impl NewFile {
     ///
     /// # Errors
     /// When syncing, linking or renaming fails; what was there stays.
-    pub fn publish_over(mut self, path: &Path) -> Result<(), FileError> {
+    pub fn publish_over(self, path: &Path) -> Result<(), FileError> {
         at("sync", path, self.file.sync_all())?;
+        self.rename_over(path)?;
+        sync_dir(parent(path))
+    }
+
+    fn rename_over(mut self, path: &Path) -> Result<(), FileError> {
         let tmp = match self.named.take() {
             Some(tmp) => tmp,
             None => {
@@ -342,7 +362,7 @@ impl NewFile {
             let _ = fs::remove_file(&tmp);
             return Err(FileError::io("replace", path, e));
         }
-        sync_dir(parent(path))
+        Ok(())
     }
 
     fn link(&self, path: &Path) -> io::Result<()> {

@@ -4,13 +4,16 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::file;
+use crate::{affinity, file};
 
 /// Facts about this host; a value, so that planning is a pure function of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostFacts {
     /// CPUs this process may use.
     pub cpus: u32,
+    /// Their numbers.
+    #[serde(default)]
+    pub cpu_numbers: Vec<u32>,
     /// Memory of the host in bytes (`MemTotal`).
     pub memory_total_bytes: u64,
     /// Memory that can be had without swapping, in bytes (`MemAvailable`).
@@ -31,6 +34,7 @@ impl HostFacts {
         let meminfo = file::read_text(Path::new("/proc/meminfo"), 64 * 1024).unwrap_or_default();
         HostFacts {
             cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+            cpu_numbers: affinity::allowed(),
             memory_total_bytes: meminfo_bytes(&meminfo, "MemTotal").unwrap_or(0),
             memory_available_bytes: meminfo_bytes(&meminfo, "MemAvailable").unwrap_or(0),
             boot_id: boot_id(),

@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod affinity;
 pub mod clock;
 pub mod fd;
 pub mod file;

@@ -72,8 +72,6 @@ struct IgnoredArgs {
     privileged: bool,
     #[arg(long, hide = true)]
     oom_kill_disable: bool,
-    #[arg(long, hide = true)]
-    no_healthcheck: bool,
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
     sig_proxy: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
@@ -145,11 +143,6 @@ impl IgnoredArgs {
                 "--oom-kill-disable",
                 self.oom_kill_disable,
                 "the guest's own kernel decides when memory is short",
-            ),
-            (
-                "--no-healthcheck",
-                self.no_healthcheck,
-                "health checks of images are not run",
             ),
             ("--sig-proxy", given(&self.sig_proxy), "signals are always passed on"),
             (

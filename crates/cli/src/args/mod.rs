@@ -3,6 +3,7 @@
 pub(crate) mod file;
 pub(crate) mod flist;
 pub(crate) mod guest;
+pub(crate) mod health;
 pub(crate) mod image;
 pub(crate) mod run;
 pub(crate) mod spelling;
@@ -77,8 +78,12 @@ pub(crate) enum Command {
     /// Show and free what everything takes on this host
     #[command(subcommand)]
     System(SystemCommand),
-    /// Wait until machines have ended and print their exit statuses
-    Wait(NamesArgs),
+    /// Change machines that are there: at once, or when they do not run
+    Update(UpdateArgs),
+    /// Give a machine another name
+    Rename(RenameArgs),
+    /// Wait until machines have ended and print their exit statuses, or for something else to hold of them
+    Wait(WaitArgs),
     /// Remove machines with their writable roots and logs
     Rm(RmArgs),
     /// List machines
@@ -276,6 +281,62 @@ pub(crate) struct KillArgs {
     pub(crate) signal: Option<String>,
     #[command(flatten)]
     pub(crate) names: NamesArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// What happens when they end by themselves: no, on-failure or on-failure:N, always, unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) restart: Option<String>,
+    /// A label they have from now on
+    #[arg(short, long, value_name = "KEY[=VALUE]")]
+    pub(crate) label: Vec<String>,
+    /// A label they have no more
+    #[arg(long, value_name = "KEY")]
+    pub(crate) label_rm: Vec<String>,
+    /// CPUs; while they run, only the part of the last one can be another: 0.5 for 1, 1.5 for 2
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<String>,
+    /// CPUs of this host that they run on: 0-3,6; "" for all
+    #[arg(long, value_name = "CPUS")]
+    pub(crate) cpuset_cpus: Option<String>,
+    /// Guest memory; only while they do not run
+    #[arg(short, long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RenameArgs {
+    pub(crate) name: String,
+    /// Its new name
+    #[arg(value_name = "NEW-NAME")]
+    pub(crate) new: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    /// What is waited for
+    #[arg(long, value_enum, default_value = "not-running")]
+    pub(crate) condition: Condition,
+    #[command(flatten)]
+    pub(crate) names: NamesArgs,
+}
+
+/// What may be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Condition {
+    /// It does not run; its exit status is printed
+    NotRunning,
+    /// A run ends, this one or the next; its exit status is printed
+    NextExit,
+    /// It is there no more; the exit status of its last run is printed
+    Removed,
+    /// Its health checks say that it is well
+    Healthy,
+    /// Its health checks say that it is not
+    Unhealthy,
 }
 
 #[derive(Debug, Args)]

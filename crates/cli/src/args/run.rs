@@ -13,12 +13,13 @@ use zmachine_network::{NetworkError, PublishRequest};
 use zmachine_rootfs::Prefetch;
 use zmachine_spec as spec;
 use zmachine_spec::{
-    Class, Failure, JailChoice, MachineSpec, ModeChoice, NetworkRequest, RootfsChoice, Setting, User, VolumeRequest,
-    bytes, user_data_text,
+    Class, CpuSet, Cpus, Failure, JailChoice, MachineSpec, ModeChoice, NetworkRequest, RootfsChoice, Setting, User,
+    VolumeRequest, bytes, user_data_text,
 };
 
 use super::file;
 use super::guest::GuestArgs;
+use super::health::HealthArgs;
 use super::words::{self, ACCEL, HYPERVISOR, JAIL, MODE, PREFETCH, ROOTFS};
 
 /// `run`
@@ -55,9 +56,12 @@ pub(crate) struct CreateArgs {
     /// Its name; two words when not given
     #[arg(long)]
     name: Option<String>,
-    /// Virtual CPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    cpus: u32,
+    /// CPUs; a part of one, as in 1.5, limits their time on this host
+    #[arg(long, value_name = "N", default_value = "1")]
+    cpus: String,
+    /// CPUs of this host that it runs on: 0-3,6
+    #[arg(long, value_name = "CPUS")]
+    cpuset_cpus: Option<String>,
     /// Guest memory
     #[arg(short, long, value_name = "SIZE", default_value = "512M")]
     memory: String,
@@ -185,6 +189,8 @@ pub(crate) struct CreateArgs {
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
     #[command(flatten)]
+    health: HealthArgs,
+    #[command(flatten)]
     pub(crate) guest: GuestArgs,
     /// The image: a name (nginx, ghcr.io/org/app:1.2), here or in a registry; a path (image.fl, image.tar, disk.qcow2); the URL of a
     /// flist; docker://NAME, oci:DIR, oci-archive:FILE or docker-archive:FILE
@@ -208,7 +214,9 @@ impl CreateArgs {
         let flist = self.flist.as_deref().unwrap_or_default();
         let mut spec = MachineSpec::new(name, absolute(flist, cwd));
         spec.auto_remove = self.rm;
-        spec.cpus = self.cpus;
+        let cpus: Cpus = self.cpus.parse()?;
+        (spec.cpus, spec.cpu_limit_milli) = (cpus.count, cpus.limit_milli);
+        spec.cpuset = self.cpuset_cpus.as_deref().map_or(Ok(CpuSet::default()), str::parse)?;
         spec.memory_bytes = size("--memory", &self.memory)?;
         spec.size_bytes = self.size.as_deref().map_or(Ok(0), |text| size("--size", text))?;
         let preferred = environment("ZMACHINE_HYPERVISOR");
@@ -270,6 +278,7 @@ impl CreateArgs {
         let secret = |text: &String| zmachine_spec::secret::parse(text, cwd);
         spec.secrets = self.secret.iter().map(secret).collect::<Result<_, Failure>>()?;
         spec.jail = self.jail;
+        spec.health = self.health.request()?;
         self.guest.apply(&mut spec, cwd)?;
         Ok(spec)
     }
@@ -439,7 +448,7 @@ fn networks(names: &[String]) -> Result<Vec<NetworkRequest>, Failure> {
     }
 }
 
-fn labels(texts: &[String]) -> BTreeMap<String, String> {
+pub(crate) fn labels(texts: &[String]) -> BTreeMap<String, String> {
     let pair = |text: &String| {
         text.split_once('=')
             .map_or((text.clone(), String::new()), |(k, v)| (k.into(), v.into()))

@@ -41,6 +41,8 @@ pub(crate) fn flag(setting: Setting) -> &'static str {
         Setting::Sysctls => "--sysctl",
         Setting::Ulimits => "--ulimit",
         Setting::Capabilities => "--cap-drop",
+        Setting::Health => "--health-cmd",
+        Setting::CpuSet => "--cpuset-cpus",
     }
 }
 

@@ -44,7 +44,7 @@ pub(crate) fn exec(engine: &Engine, args: &ExecArgs) -> Result<u8, Failure> {
         detachable: true,
     };
     let interrupted = || std::process::exit(i32::from(ExitStatus::Signal(2).shell_code()));
-    match terminal::follow(input, output, follow, interrupted)? {
+    match terminal::follow(input, output, follow, || (), interrupted)? {
         Followed::Exited(status) => Ok(status.shell_code()),
         Followed::Detached => Ok(0),
         Followed::GivenUp(code) => Ok(code),
@@ -80,7 +80,7 @@ pub(crate) fn attach(engine: &Engine, args: &AttachArgs) -> Result<u8, Failure> 
         terminal: machine.spec.terminal,
         detachable: true,
     };
-    match terminal::follow(input, output, follow, || std::process::exit(130))? {
+    match terminal::follow(input, output, follow, || (), || std::process::exit(130))? {
         Followed::Exited(status) => Ok(status.shell_code()),
         Followed::Detached => Ok(0),
         Followed::GivenUp(code) => Ok(code),
@@ -106,6 +106,6 @@ fn serial(engine: &Engine, id: &str, name: &str, stdin: bool) -> Result<u8, Fail
         terminal: true,
         detachable: true,
     };
-    terminal::follow(input, output, follow, || std::process::exit(130))?;
+    terminal::follow(input, output, follow, || (), || std::process::exit(130))?;
     Ok(0)
 }

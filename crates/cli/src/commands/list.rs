@@ -12,8 +12,8 @@ use crate::args::{InspectArgs, PortArgs, PsArgs};
 use crate::listing::{self, Row};
 use crate::{machine_file, output};
 
-const FILTERS: [&str; 9] = [
-    "ancestor", "exited", "id", "kind", "label", "name", "network", "status", "volume",
+const FILTERS: [&str; 10] = [
+    "ancestor", "exited", "health", "id", "kind", "label", "name", "network", "status", "volume",
 ];
 
 /// A machine's state in docker's words.
@@ -22,7 +22,12 @@ fn status(machine: &MachineSummary, now: Timestamp) -> String {
     let up = since(machine.started_at);
     let text = match (machine.state, machine.exit_code) {
         ("created", _) => "Created".to_owned(),
-        ("running", _) => format!("Up {up}"),
+        ("running", _) if machine.booting => format!("Up {up} (booting)"),
+        ("running", _) => match machine.health {
+            None => format!("Up {up}"),
+            Some("starting") => format!("Up {up} (health: starting)"),
+            Some(health) => format!("Up {up} ({health})"),
+        },
         ("paused", _) => format!("Up {up} (Paused)"),
         (_, Some(code)) => format!("Exited ({code}) {} ago", since(machine.finished_at)),
         ("failed", _) => format!("Failed {} ago", since(machine.finished_at)),
@@ -194,6 +199,7 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
             && filters.allow("exited", |code| {
                 summary.exit_code.is_some_and(|c| c.to_string() == code)
             })
+            && filters.allow("health", |health| summary.health.unwrap_or("none") == health)
             && filters.allow("network", |network| summary.networks.iter().any(|n| n == network))
             && filters.allow("volume", |volume| summary.volumes.iter().any(|v| v == volume))
             && filters.allow("ancestor", |image| is_image(&summary.flist, image))

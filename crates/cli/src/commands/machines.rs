@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use zmachine_engine::Engine;
-use zmachine_spec::{Class, Exit, Failure, Signal};
+use zmachine_spec::{Class, Exit, Failure, HealthStatus, Signal};
 use zmachine_store::catalog::Machine;
 
-use crate::args::{AllOrNamesArgs, KillArgs, RmArgs, StartArgs, StopArgs};
+use crate::args::{AllOrNamesArgs, Condition, KillArgs, RmArgs, StartArgs, StopArgs, WaitArgs};
 use crate::progress::Bars;
 use crate::{failure, output};
 
@@ -100,9 +100,22 @@ pub(super) fn prune(engine: &Engine) -> Result<u8, Failure> {
 }
 
 /// Prints one exit status per machine, as docker does; the machine's failure is a failure here.
-pub(crate) fn wait(engine: &Engine, names: &[String]) -> Result<u8, Failure> {
-    for name in names {
-        let exit = engine.wait(name).map_err(|failure| match failure.class {
+pub(crate) fn wait(engine: &Engine, args: &WaitArgs) -> Result<u8, Failure> {
+    for name in &args.names.names {
+        let exit = match args.condition {
+            Condition::NotRunning => engine.wait(name),
+            Condition::NextExit => engine.wait_for_next_exit(name),
+            Condition::Removed => engine.wait_for_removal(name),
+            Condition::Healthy => {
+                engine.wait_for_health(name, &[HealthStatus::Healthy], None)?;
+                continue;
+            }
+            Condition::Unhealthy => {
+                engine.wait_for_health(name, &[HealthStatus::Unhealthy], None)?;
+                continue;
+            }
+        };
+        let exit = exit.map_err(|failure| match failure.class {
             Class::NotFound => failure,
             _ => failure.context(format!("machine '{name}' failed")),
         })?;

@@ -24,6 +24,7 @@ mod stats;
 mod system;
 mod top;
 mod units;
+mod update;
 mod volume;
 mod why;
 
@@ -45,7 +46,9 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Resume(args) => machines::each(&args.names, |name| context::engine()?.resume(name)),
         Command::Top(args) => top::top(&context::engine()?, &args),
         Command::System(command) => system::system(&context::engine()?, command),
-        Command::Wait(args) => machines::wait(&context::engine()?, &args.names),
+        Command::Update(args) => update::update(&context::engine()?, &args),
+        Command::Rename(args) => update::rename(&context::engine()?, &args),
+        Command::Wait(args) => machines::wait(&context::engine()?, &args),
         Command::Rm(args) => machines::rm(&context::engine()?, &args),
         Command::Ps(args) => list::ps(&context::engine()?, &args),
         Command::Port(args) => list::port(&context::engine()?, &args),

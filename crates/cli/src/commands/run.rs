@@ -3,11 +3,13 @@
 use std::env;
 use std::fs::File;
 use std::io::Write as _;
+use std::sync::Arc;
 use std::thread;
 
 use zmachine_engine::{CreateOptions, Engine, Starting};
 use zmachine_image::PullPolicy;
 use zmachine_spec::{Class, Exit, Failure, MachineSpec, Phase, RestartPolicy, redact};
+use zmachine_store::attempt::{Outcome, explain};
 use zmachine_store::catalog;
 
 use crate::args::run::Pull;
@@ -143,11 +145,14 @@ fn attached(engine: &Engine, spec: &MachineSpec, args: &CreateArgs) -> Result<u8
     // The monitor takes SIGTERM as a request to stop, also before its guest is up.
     let abort = move || drop(monitor.map(|id| id.signal(15)));
     // Beside following: an image that is installed before the machine can run shows a bar meanwhile.
+    let bars = Arc::new(Bars::bytes());
+    let drawn = bars.clone();
     let watched = thread::spawn(move || {
-        let started = starting.wait_ready(&Bars::bytes());
+        let started = starting.wait_ready(&*drawn);
         (starting, started)
     });
-    let followed = terminal::follow(input, output, follow, abort);
+    let followed = terminal::follow(input, output, follow, || bars.end(), abort);
+    bars.end();
     match followed {
         Ok(Followed::Detached) => return Ok(0),
         Ok(Followed::GivenUp(code)) => return Ok(code),
@@ -164,7 +169,7 @@ fn attached(engine: &Engine, spec: &MachineSpec, args: &CreateArgs) -> Result<u8
             // With a restart policy the monitor goes on after this run.
             if spec.restart == RestartPolicy::No {
                 starting.wait_gone();
-                tell_of_memory(engine, &spec.name);
+                tell_of_signal(engine, &spec.name);
             }
             Ok(status.shell_code())
         }
@@ -182,15 +187,32 @@ fn attached(engine: &Engine, spec: &MachineSpec, args: &CreateArgs) -> Result<u8
     }
 }
 
-/// Says so when the guest's memory was not enough: its status alone, 137, is that of any SIGKILL.
-fn tell_of_memory(engine: &Engine, name: &str) {
+/// Says why a machine was ended by a signal that its user did not send: the status alone, 137, is that of any SIGKILL.
+fn tell_of_signal(engine: &Engine, name: &str) {
     let Ok(history) = engine.history(name) else { return };
-    let killed = history.attempts.last().and_then(|attempt| attempt.out_of_memory());
-    if let Some(process) = killed {
+    let Some(attempt) = history.attempts.last() else { return };
+    if let Some(process) = attempt.out_of_memory() {
         let hint = "give it more with --memory, or make the program use less";
         eprintln!("zmachine: the guest ran out of memory, and its kernel killed '{process}': {hint}");
+        return;
+    }
+    let is_unexpected = match attempt.outcome {
+        Some(Outcome::Stopped { exit, asked }) => match exit {
+            Exit::Signal(signal) => !asked && !USERS_SIGNALS.contains(&signal),
+            // A shell's, or an init's, whose command was ended so.
+            Exit::Code(code @ 129..=192) => !asked && !USERS_SIGNALS.contains(&(i32::from(code) - 128)),
+            Exit::Killed => true,
+            Exit::Code(_) | Exit::PoweredOff => false,
+        },
+        _ => false,
+    };
+    if is_unexpected {
+        eprintln!("zmachine: {}", explain(attempt).what);
     }
 }
+
+/// Signals by which users end programs (HUP, INT, QUIT, PIPE, TERM): they know.
+const USERS_SIGNALS: [i32; 5] = [1, 2, 3, 13, 15];
 
 /// The machine ended without its entrypoint's status: it never started, was killed, or failed.
 fn ended(
@@ -209,10 +231,16 @@ fn ended(
         };
     }
     match engine.machine(&spec.name).map(|machine| machine.state.phase) {
-        Ok(Phase::Stopped { exit }) => Ok(exit.shell_code()),
+        Ok(Phase::Stopped { exit }) => {
+            tell_of_signal(engine, &spec.name);
+            Ok(exit.shell_code())
+        }
         Ok(Phase::Failed { failure, .. }) => Err(failure),
         // Made with --rm, and gone.
-        _ => Ok(Exit::Killed.shell_code()),
+        _ => {
+            tell_of_signal(engine, &spec.name);
+            Ok(Exit::Killed.shell_code())
+        }
     }
 }
 

@@ -89,6 +89,17 @@ fn creating_and_removing_survive_a_power_cut_at_every_point() {
     assert_eq!(zmachine(&home, &["ps", "-a", "-q"]).stdout(), "");
     no_lease_without_machine(&home);
     zmachine(&home, &create).expect_success();
+    let points = at_every_point(&home, &["rename", "c", "d"], |_| {
+        // It has one of the two names, and everything else that it had.
+        let name = zmachine(&home, &["ps", "-a", "-q"]).expect_success().stdout();
+        match name.trim() {
+            "c" => {}
+            "d" => drop(zmachine(&home, &["rename", "d", "c"]).expect_success()),
+            other => panic!("the machine is called {other:?}"),
+        }
+    });
+    assert!(points >= 3, "only {points} points in rename");
+    zmachine(&home, &["rm", "d"]).expect_success();
 }
 
 #[test]

@@ -75,12 +75,16 @@ fn an_entrypoint_on_a_terminal_can_be_used_left_and_found_again() {
         &image,
         "sh",
     ];
-    let mut terminal = home.zmachine(run).on_terminal();
+    let mut terminal = home.zmachine(run).env("TERM", "xterm").on_terminal();
+    terminal.expect("booting it");
     terminal.expect("ready> ");
     terminal.type_in("test -t 0 && test -t 1 && stty size\r");
     terminal.expect("\n24 80\r\n");
     terminal.type_in("\x10\x11");
-    assert_eq!(terminal.finish().0, 0, "ctrl-p ctrl-q leave");
+    let (code, shown) = terminal.finish();
+    assert_eq!(code, 0, "ctrl-p ctrl-q leave");
+    let of_guest = shown.split_once("ready> ").map(|(_, rest)| rest);
+    assert!(of_guest.is_some_and(|rest| !rest.contains("booting")), "{shown}");
 
     let mut terminal = home.zmachine(["attach", "it"]).on_terminal();
     terminal.type_in("echo here $((1+1)) again\r");
@@ -92,4 +96,18 @@ fn an_entrypoint_on_a_terminal_can_be_used_left_and_found_again() {
     until("the machine is gone", Duration::from_secs(30), || {
         zmachine(&home, &["ps", "-a", "-q"]).stdout().is_empty().then_some(())
     });
+}
+
+#[test]
+fn a_signal_that_nobody_sent_is_told_and_there_is_nothing_to_see_without_a_terminal() {
+    let Some((home, image)) = home_with_box() else { return };
+    let run = |script: &str| {
+        let words = ["run", "--rm", "--network", "none", &image, "sh", "-c", script];
+        zmachine(&home, &words)
+    };
+    let broken = run("sh -c 'kill -SEGV $$'; exit $?");
+    assert!(broken.expect_code(139).stderr().contains("SIGSEGV"), "{broken}");
+    let fine = run("exit 3");
+    assert_eq!(fine.expect_code(3).stderr(), "");
+    home.assert_host_clean();
 }

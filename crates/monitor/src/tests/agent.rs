@@ -1,6 +1,7 @@
 //! The guest's agent, as the test wants it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -8,10 +9,10 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
-use zmachine_agent_protocol::{Capacity, ExitStatus, Frame, Reply, Request};
+use zmachine_agent_protocol::{AgentError, Capacity, ErrorKind, ExitStatus, Frame, Input, Reply, Request};
 use zmachine_hypervisor::{ExitReason, VmEvent};
 
-use crate::session::{FrameReader, FrameWriter};
+use crate::session::{ByteStream, FrameReader, FrameWriter, SessionError};
 
 /// What an agent is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,11 +57,15 @@ pub(super) async fn play(agent: Agent, since: Since, stream: UnixStream, events:
         return end(agent, &mut raw).await;
     }
     let started = Arc::new(Notify::new());
+    let probes = Arc::new(AtomicUsize::new(0));
     let mut connection = yamux::Connection::new(stream.compat(), yamux::Config::default(), yamux::Mode::Server);
     loop {
         tokio::select! {
             inbound = std::future::poll_fn(|cx| connection.poll_next_inbound(cx)) => match inbound {
-                Some(Ok(stream)) => drop(tokio::spawn(answer(agent, since, stream, events.clone(), started.clone()))),
+                Some(Ok(stream)) => {
+                    let around = (events.clone(), started.clone(), probes.clone());
+                    tokio::spawn(answer(agent, since, stream, around));
+                }
                 _ => return,
             },
             () = started.notified() => if !speaks(agent) {
@@ -97,8 +102,7 @@ async fn answer(
     agent: Agent,
     since: Since,
     stream: yamux::Stream,
-    events: UnboundedSender<VmEvent>,
-    started: Arc<Notify>,
+    (events, started, probes): (UnboundedSender<VmEvent>, Arc<Notify>, Arc<AtomicUsize>),
 ) {
     let (read, write) = tokio::io::split(stream.compat());
     let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter(write));
@@ -113,6 +117,13 @@ async fn answer(
         Agent::Silent => std::future::pending().await,
         Agent::Slow => tokio::time::sleep(Duration::from_secs(5)).await,
         _ => {}
+    }
+    if let (Request::Exec(process), false) = (&request, BAD.contains(&agent))
+        && let Some(("probe", script)) = process.args.split_first().map(|(first, rest)| (first.as_str(), rest))
+    {
+        let nth = probes.fetch_add(1, Ordering::Relaxed).min(script.len() - 1);
+        let _ = probe(&script[nth], reader, writer).await;
+        return std::future::pending().await;
     }
     let reply = match (agent, &request) {
         // Nobody asks a process for a process, and nothing else for one.
@@ -139,6 +150,41 @@ async fn answer(
         _ => {}
     }
     std::future::pending::<()>().await;
+}
+
+type Reader = FrameReader<tokio::io::ReadHalf<ByteStream>>;
+type Writer = FrameWriter<tokio::io::WriteHalf<ByteStream>>;
+
+/// A health check that comes to this: an exit code; `missing`, there is no such program; `hang`, until it is killed; `stuck`, also
+/// then; `flood`, it writes and writes.
+async fn probe(comes_to: &str, mut reader: Reader, mut writer: Writer) -> Result<(), SessionError> {
+    if comes_to == "missing" {
+        let error = AgentError {
+            kind: ErrorKind::CommandNotFound,
+            message: "there is no program 'check'".to_owned(),
+        };
+        return writer.send(&Frame::message(&Reply::Error(error))).await;
+    }
+    writer.send(&Frame::message(&Reply::Started { pid: 9 })).await?;
+    let status = match comes_to {
+        "hang" => {
+            let killed = Frame::message(&Input::Signal(9));
+            while reader.next().await?.is_some_and(|frame| frame != killed) {}
+            ExitStatus::Signal(9)
+        }
+        "stuck" => return std::future::pending().await,
+        "flood" => loop {
+            writer.send(&Frame::Stderr(vec![b'x'; 4096])).await?;
+            // The clock stands still while anybody is busy.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        },
+        code => {
+            writer.send(&Frame::Stdout(b"checked: ".to_vec())).await?;
+            writer.send(&Frame::Stderr(code.as_bytes().to_vec())).await?;
+            ExitStatus::Code(code.parse().expect("a code"))
+        }
+    };
+    writer.send(&Frame::message(&Reply::Exited(status))).await
 }
 
 fn honest(request: &Request) -> Reply {

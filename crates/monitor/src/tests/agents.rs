@@ -32,6 +32,7 @@ fn is_of_the_guest(request: &Request) -> bool {
         | Request::Kill
         | Request::Wait
         | Request::Traffic
+        | Request::Change(_)
         | Request::Pause
         | Request::Resume => false,
     }

@@ -4,10 +4,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use zmachine_hypervisor::VmEvent;
+use zmachine_hypervisor::{ExitReason, VmEvent};
 use zmachine_network::Attachment;
 use zmachine_spec::control::{Reconnect, Reply, Request};
-use zmachine_spec::{Class, Kind, Phase};
+use zmachine_spec::{Change, Class, Kind, Phase, RestartPolicy};
 use zmachine_store::volume::Volumes;
 
 use super::agent::{Agent, BAD};
@@ -87,8 +87,10 @@ fn an_agent_that_comes_and_goes_is_there_for_an_exec_only_while_it_is() {
         };
         use zmachine_agent_protocol::Reply as AgentReply;
         assert!(matches!(exec().await, AgentReply::Error(_)));
+        assert!(rig.state().is_booting(jiff::Timestamp::now()));
         rig.agent_comes().await;
         assert!(matches!(exec().await, AgentReply::Started { .. }));
+        assert!(rig.state().booted_at.is_some());
         rig.guest().events.send(VmEvent::AgentPort { is_open: false }).unwrap();
         while !rig.log().contains("the guest's agent went") {
             sleep(Duration::from_millis(10)).await;
@@ -168,6 +170,55 @@ fn a_network_that_was_left_is_left_in_the_plan_and_one_that_can_not_be_joined_is
             assert!(written().is_empty(), "{kind:?}");
             assert!(rig.guest().orders.lock().unwrap().contains(&"remove_nic"));
             rig.kill().await;
+        }
+    });
+}
+
+#[test]
+fn a_running_machine_is_changed_in_what_it_may_be_and_keeps_the_rest() {
+    run(async {
+        for kind in KINDS {
+            let rig = Rig::running(Wanted::new(kind, Agent::Good)).await;
+            let written = || zmachine_store::catalog::Machine::load(&rig.home, ID).unwrap();
+            // Its network has nothing on this host that could be told of another name.
+            rig.does(&networks(Vec::new())).await;
+            let before = written();
+            let change = |change: Change| Request::Change(Box::new(change));
+            let memory = Change {
+                memory_bytes: Some(1 << 30),
+                restart: Some(RestartPolicy::Always),
+                ..Change::default()
+            };
+            let reply = rig.ask(&change(memory)).await;
+            assert!(
+                matches!(&reply, Some(Reply::Failed(f)) if f.message.contains("keeps its memory")),
+                "{kind:?}: {reply:?}"
+            );
+            assert_eq!(written().spec, before.spec);
+            let new = Change {
+                name: Some("front".into()),
+                restart: Some(RestartPolicy::Always),
+                labels: [("tier".to_owned(), "1".to_owned())].into(),
+                ..Change::default()
+            };
+            rig.does(&change(new.clone())).await;
+            assert_eq!(written().spec, new.applied(&before.spec), "{kind:?}");
+            assert_eq!(written().plan().unwrap().vm().name, "front", "{kind:?}");
+            // The policy is that of this run.
+            rig.exit(ExitReason::GuestShutdown);
+            let restarting = Phase::Restarting {
+                after: String::new(),
+                at: jiff::Timestamp::UNIX_EPOCH,
+            };
+            rig.until(&restarting).await;
+            let no_more = Change {
+                restart: Some(RestartPolicy::No),
+                ..Change::default()
+            };
+            rig.does(&change(no_more)).await;
+            rig.until(&Phase::Running).await;
+            rig.exit(ExitReason::GuestShutdown);
+            assert!(matches!(rig.end().await, Phase::Stopped { .. }), "{kind:?}");
         }
     });
 }

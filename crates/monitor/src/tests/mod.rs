@@ -7,6 +7,7 @@
 //! | `table` | what every command is answered in every phase, for both kinds of machines |
 //! | `agents` | that no guest, whatever its agent is like, keeps a command or a kill waiting |
 //! | `ends` | how machines end, by themselves and by force, and what a hypervisor that hangs does to that |
+//! | `health` | health checks: what they make of the machine, and that they are in nobody's way |
 //! | `events` | what guest and hypervisor do by themselves: restarts, agents that come and go, a full disk |
 
 use std::process::{Command, ExitStatus};
@@ -16,6 +17,7 @@ mod agent;
 mod agents;
 mod ends;
 mod events;
+mod health;
 mod rig;
 mod table;
 

@@ -19,7 +19,7 @@ use zmachine_plan::{ContainerPlan, Plan, VmPlan, VolumeUse};
 use zmachine_spec::control::{Reply, Request};
 use zmachine_spec::restart::RestartPolicy;
 use zmachine_spec::volume::{Content, Fs, NewVolume};
-use zmachine_spec::{Failure, Home, JailChoice, Kind, LogLimits, MachineSpec, Phase, State};
+use zmachine_spec::{Failure, Health, HealthCheck, Home, JailChoice, Kind, LogLimits, MachineSpec, Phase, State};
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::journal::Journal;
 use zmachine_store::log::LogWriter;
@@ -55,6 +55,29 @@ pub(super) struct Wanted {
     pub(super) restart: RestartPolicy,
     /// The hypervisor does not come up.
     pub(super) hangs_at_launch: bool,
+    pub(super) probes: Option<Probes>,
+}
+
+/// Health checks: every 10 s, or 2 s in the start period, for at most 3 s; two failures are too many.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Probes {
+    /// What comes of each, see `agent::probe`; of all that follow, what came of the last.
+    pub(super) script: &'static [&'static str],
+    pub(super) start_period_s: u64,
+}
+
+impl Probes {
+    fn check(self) -> HealthCheck {
+        let words = ["probe"].iter().chain(self.script);
+        HealthCheck {
+            command: words.map(|word| (*word).to_owned()).collect(),
+            interval_ms: 10_000,
+            timeout_ms: 3_000,
+            start_period_ms: self.start_period_s * 1000,
+            start_interval_ms: 2_000,
+            retries: 2,
+        }
+    }
 }
 
 impl Wanted {
@@ -65,6 +88,19 @@ impl Wanted {
             since: Since::Boot,
             restart: RestartPolicy::No,
             hangs_at_launch: false,
+            probes: None,
+        }
+    }
+
+    /// A machine whose agent does what it is asked for, with health checks that come to this.
+    pub(super) fn probed(kind: Kind, script: &'static [&'static str]) -> Wanted {
+        let probes = Probes {
+            script,
+            start_period_s: 0,
+        };
+        Wanted {
+            probes: Some(probes),
+            ..Wanted::new(kind, Agent::Good)
         }
     }
 
@@ -108,7 +144,7 @@ impl Rig {
         };
         let dir = dir.unwrap();
         let home = Home::open(dir.path(), &dir.path().join("run")).unwrap();
-        let (machine, plan) = (machine(&home, wanted), plan(&home, wanted.kind));
+        let (machine, plan) = (machine(&home, wanted), plan(&home, wanted));
         catalog::write_networks(&machine.dir, &machine.spec, &plan).unwrap();
         catalog::save_state(&machine.dir, &machine.state).unwrap();
         let fake = Fake::default();
@@ -194,6 +230,12 @@ impl Rig {
 
     pub(super) fn state(&self) -> State {
         catalog::load_state(&self.home.machine(ID)).unwrap()
+    }
+
+    /// What its health checks say, as everybody reads it.
+    pub(super) fn health(&self) -> Health {
+        let machine = Machine::load(&self.home, ID).unwrap();
+        machine.health().expect("a machine with health checks")
     }
 
     /// What stands in the machine's log.
@@ -326,7 +368,8 @@ fn machine(home: &Home, wanted: Wanted) -> Machine {
 }
 
 /// A machine with a volume that it writes to, in one network that has nothing on this host.
-fn plan(home: &Home, kind: Kind) -> Plan {
+fn plan(home: &Home, wanted: Wanted) -> Plan {
+    let health = wanted.probes.map(Probes::check);
     let attachment = serde_json::json!({
         "network": "n", "machine": ID, "interface": "eth0", "mac": "02:00:00:00:00:01", "mtu": 1500, "tap": "zm0",
         "addresses": [], "gateway4": "10.9.0.1", "gateway6": null, "routes": [], "nameservers": [], "search": [],
@@ -338,7 +381,7 @@ fn plan(home: &Home, kind: Kind) -> Plan {
         panic!("the golden plan is a container's")
     };
     volume(home, VOLUME, Content::Formatted);
-    match kind {
+    match wanted.kind {
         Kind::Container => {
             let mount = serde_json::json!({
                 "serial": zmachine_spec::volume::serial(VOLUME), "fstype": "ext4", "target": "/data", "read_only": false,
@@ -348,6 +391,7 @@ fn plan(home: &Home, kind: Kind) -> Plan {
             container.volumes = vec![used(VOLUME)];
             Plan::Container(Box::new(ContainerPlan {
                 attachments,
+                health,
                 upper_bytes: None,
                 ..*container
             }))
@@ -371,6 +415,7 @@ fn plan(home: &Home, kind: Kind) -> Plan {
             });
             let mut plan: VmPlan = serde_json::from_value(vm).unwrap();
             plan.vm.disks.clear();
+            plan.health = health;
             Plan::Vm(Box::new(plan))
         }
     }

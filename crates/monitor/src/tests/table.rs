@@ -10,7 +10,7 @@ use zmachine_agent_protocol::{Frame, Reply as AgentReply, Transfer};
 use zmachine_hypervisor::ExitReason;
 use zmachine_spec::control::{Reconnect, Reply, Request};
 use zmachine_spec::restart::RestartPolicy;
-use zmachine_spec::{Class, Exit, Failure, Kind, Phase};
+use zmachine_spec::{Change, Class, Exit, Failure, Kind, Phase};
 
 use super::agent::Agent;
 use super::rig::{KINDS, LIMIT, Rig, VOLUME, Wanted, process, run};
@@ -70,6 +70,8 @@ fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
         (Request::Resume, Kind::Vm) => [Waits, Done, Done, Done, RESTARTING],
         (Request::Reconnect(_), Kind::Container) => [STARTING, Done, PAUSED, Done, RESTARTING],
         (Request::Reconnect(_), Kind::Vm) => [Waits, Done, PAUSED, Done, RESTARTING],
+        (Request::Change(_), Kind::Container) => [Done, Done, Done, Done, Done],
+        (Request::Change(_), Kind::Vm) => [Waits, Done, Done, Done, Done],
         (Request::GrowVolume { .. }, Kind::Container) => [STARTING, Done, PAUSED, Done, RESTARTING],
         // The disk has grown; the file system does when the guest runs on.
         (Request::GrowVolume { .. }, Kind::Vm) => [Waits, Done, Done, Done, RESTARTING],
@@ -112,7 +114,11 @@ fn next_command(before: Option<&Request>) -> Option<Request> {
             attachments: Vec::new(),
             networks: Vec::new(),
         })),
-        Request::Reconnect(_) => Request::GrowVolume {
+        Request::Reconnect(_) => Request::Change(Box::new(Change {
+            restart: Some(RestartPolicy::UnlessStopped),
+            ..Change::default()
+        })),
+        Request::Change(_) => Request::GrowVolume {
             name: VOLUME.into(),
             size_bytes: 96 << 20,
         },

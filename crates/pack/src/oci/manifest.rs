@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
-use zmachine_flist::ImageConfig;
+use zmachine_flist::{Healthcheck, ImageConfig};
 
 use super::Problem;
 
@@ -94,6 +94,35 @@ pub(super) struct Config {
     exposed_ports: Option<BTreeMap<String, serde_json::Value>>,
     volumes: Option<BTreeMap<String, serde_json::Value>>,
     labels: Option<BTreeMap<String, Option<String>>>,
+    shell: Option<Words>,
+    healthcheck: Option<Health>,
+}
+
+/// docker's health check, which OCI does not have: images have it that were built for docker. Times are in nanoseconds.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Health {
+    test: Option<Words>,
+    interval: Option<i64>,
+    timeout: Option<i64>,
+    start_period: Option<i64>,
+    start_interval: Option<i64>,
+    retries: Option<i64>,
+}
+
+impl Health {
+    fn into_healthcheck(self) -> Healthcheck {
+        // What is below zero says nothing either.
+        let number = |number: Option<i64>| number.and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
+        Healthcheck {
+            test: self.test.map_or_else(Vec::new, Words::into_list),
+            interval_ns: number(self.interval),
+            timeout_ns: number(self.timeout),
+            start_period_ns: number(self.start_period),
+            start_interval_ns: number(self.start_interval),
+            retries: number(self.retries),
+        }
+    }
 }
 
 /// A list of texts, or one of them.
@@ -125,6 +154,8 @@ impl Config {
             exposed_ports,
             volumes,
             labels,
+            shell,
+            healthcheck,
         } = self.clone();
         let some = |text: Option<String>| text.filter(|text| !text.is_empty());
         let list = |words: Option<Words>| words.map_or_else(Vec::new, Words::into_list);
@@ -139,6 +170,8 @@ impl Config {
             ports: exposed_ports.unwrap_or_default().into_keys().collect(),
             volumes: volumes.unwrap_or_default().into_keys().collect(),
             labels: labels.map(|(name, value)| (name, value.unwrap_or_default())).collect(),
+            healthcheck: healthcheck.map(Health::into_healthcheck),
+            shell: list(shell),
         }
     }
 }
@@ -404,6 +437,23 @@ mod tests {
             (config.entrypoint, config.cmd),
             (vec!["/bin/sh".to_owned()], vec!["-c".to_owned(), String::new()])
         );
+    }
+
+    #[test]
+    fn the_health_check_of_docker_is_kept() {
+        let text = r#"{"Shell":["/bin/ash","-c"],"Healthcheck":{"Test":["CMD-SHELL","curl -f localhost"],"Interval":5000000000,
+            "Timeout":-1,"StartPeriod":null,"Retries":4}}"#;
+        let config = serde_json::from_str::<Config>(text).unwrap().to_image_config();
+        let wanted = Healthcheck {
+            test: vec!["CMD-SHELL".into(), "curl -f localhost".into()],
+            interval_ns: 5_000_000_000,
+            retries: 4,
+            ..Healthcheck::default()
+        };
+        assert_eq!(config.healthcheck, Some(wanted));
+        assert_eq!(config.shell, ["/bin/ash", "-c"]);
+        let none = serde_json::from_str::<Config>(r#"{"Healthcheck":null}"#).unwrap();
+        assert_eq!(none.to_image_config().healthcheck, None);
     }
 
     #[test]

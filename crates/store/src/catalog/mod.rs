@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 use zmachine_plan::{PLAN_VERSION, Plan};
 use zmachine_spec::state::STATE_VERSION;
 use zmachine_spec::versioned::{NEWER_HINT, read_versioned};
-use zmachine_spec::{Class, Failure, Home, MachineSpec, Origin, State};
+use zmachine_spec::{Class, Failure, Health, HealthStatus, Home, MachineSpec, Origin, Phase, State};
 use zmachine_sys::file::{self, FileError};
 use zmachine_sys::lock::FileLock;
 
-pub use self::names::{Repaired, free_name, nameless, repair_names, require_free};
-use self::names::{id_of_name, link_name, lost, taken};
+pub use self::names::{Repaired, free_name, give_up_name, nameless, repair_names, require_free, take_name};
+use self::names::{id_of_name, is_surplus, link_name, lost, taken};
 use crate::events;
 use crate::killpoint::Killpoints;
 use crate::tombstones;
@@ -78,6 +78,15 @@ impl Machine {
         found
     }
 
+    /// What its last health checks said; `None` without any. One that does not run is not healthy.
+    pub fn health(&self) -> Option<Health> {
+        let mut health = load_health(&self.dir)?;
+        if !self.state.phase.is_active() || matches!(self.state.phase, Phase::Restarting { .. }) {
+            health.status = HealthStatus::Unhealthy;
+        }
+        Some(health)
+    }
+
     /// The plan it was created with.
     ///
     /// # Errors
@@ -117,7 +126,27 @@ pub fn save_state(dir: &Path, state: &State) -> Result<(), FileError> {
     file::replace_json(&dir.join("state.json"), state)
 }
 
-/// Writes spec and plan of a machine that is in other networks now.
+/// What the health checks of a machine's last run said; `None` without any, and where a power cut broke the file.
+pub fn load_health(dir: &Path) -> Option<Health> {
+    file::read_json(&health_path(dir)).ok()
+}
+
+/// Writes what the health checks of a machine say. It is written often and waits for no disk; `None` removes it.
+///
+/// # Errors
+/// When it cannot be written; the old one stays.
+pub fn save_health(dir: &Path, health: Option<&Health>) -> Result<(), FileError> {
+    match health {
+        Some(health) => file::replace_json_unsynced(&health_path(dir), health),
+        None => file::remove_if_there(&health_path(dir)),
+    }
+}
+
+fn health_path(dir: &Path) -> PathBuf {
+    dir.join("health.json")
+}
+
+/// Writes spec and plan of a machine that has changed: it is in other networks, or has another name.
 ///
 /// # Errors
 /// When one cannot be written; it stays as it was then.
@@ -273,7 +302,7 @@ fn finish_removal(home: &Home, id: &str, gone: &Path, kill: &Killpoints) -> Resu
     Ok(())
 }
 
-/// Removes what an interrupted creation or removal left, which carries its mark, and names that lead to no folder. Nothing
+/// Removes what an interrupted creation, removal or rename left: what carries a mark, names that lead to no folder, second names. Nothing
 /// else is touched. The caller holds the catalog's lock. Returns the ids of what is gone.
 ///
 /// # Errors
@@ -302,7 +331,7 @@ pub fn sweep(home: &Home) -> Result<Vec<String>, Failure> {
         let Some(name) = name.to_str() else { continue };
         // What is no link of ours was put there by somebody, and stays.
         if let Ok(Some(id)) = id_of_name(home, name)
-            && !file::is_there(&home.machine(&id))?
+            && (!file::is_there(&home.machine(&id))? || is_surplus(home, name, &id))
         {
             file::remove_if_there(&home.by_name().join(name))?;
         }
@@ -385,6 +414,33 @@ mod tests {
         assert!(
             matches!(&repaired[..], [Err((id, failure))] if id == "aaaabbbbcccc" && failure.class == Class::Conflict)
         );
+    }
+
+    #[test]
+    fn of_a_rename_that_was_interrupted_one_name_is_left() {
+        let (_dir, home) = home();
+        let id = "aaaabbbbcccc";
+        put(&home, id, "web");
+        put(&home, "ddddeeeeffff", "db");
+        assert_eq!(take_name(&home, "db", id).unwrap_err().class, Class::Conflict);
+        for is_written in [false, true] {
+            take_name(&home, "front", id).unwrap();
+            take_name(&home, "front", id).unwrap();
+            if is_written {
+                MachineSpec::new("front", "/x.fl").write(&home.machine(id)).unwrap();
+            }
+            for name in ["web", "front"] {
+                assert_eq!(find(&home, name).unwrap(), id);
+            }
+            sweep(&home).unwrap();
+            let own = Machine::load(&home, id).unwrap().spec.name;
+            let mut names = file::names_in(&home.by_name()).unwrap();
+            names.sort();
+            assert_eq!(names, ["db", own.as_str()]);
+        }
+        // Another one's name is not taken away.
+        give_up_name(&home, "db", id).unwrap();
+        assert_eq!(find(&home, "db").unwrap(), "ddddeeeeffff");
     }
 
     #[test]

@@ -87,6 +87,42 @@ pub(super) fn link_name(home: &Home, name: &str, id: &str) -> Result<(), Failure
     Ok(file::sync_dir(&home.by_name())?)
 }
 
+/// Gives the machine `id` one more name. The caller holds the catalog's lock. One that leads to it already is fine.
+///
+/// # Errors
+/// [`Class::Conflict`] when somebody else has it, or had it and lost it.
+pub fn take_name(home: &Home, name: &str, id: &str) -> Result<(), Failure> {
+    match id_of_name(home, name)? {
+        Some(other) if other == id => return Ok(()),
+        Some(_) => return Err(taken(name)),
+        None => {}
+    }
+    match lost(home, name)? {
+        Some(other) if other != id => Err(taken(name).hint(format!(
+            "the machine {other} lost the link of its name: 'zmachine doctor --repair' gives it back"
+        ))),
+        _ => link_name(home, name, id),
+    }
+}
+
+/// Takes a name from the machine `id`. The caller holds the catalog's lock. One that is somebody else's stays.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn give_up_name(home: &Home, name: &str, id: &str) -> Result<(), Failure> {
+    if id_of_name(home, name)?.is_some_and(|other| other == id) {
+        file::remove_if_there(&home.by_name().join(name))?;
+        file::sync_dir(&home.by_name())?;
+    }
+    Ok(())
+}
+
+/// Whether a name leads to the machine `id` beside the one of its spec: a rename was interrupted.
+pub(super) fn is_surplus(home: &Home, name: &str, id: &str) -> bool {
+    let own = Machine::load(home, id).map(|machine| machine.spec.name);
+    own.is_ok_and(|own| own != name && matches!(id_of_name(home, &own), Ok(Some(other)) if other == id))
+}
+
 /// A name nobody has: two words.
 pub fn free_name(home: &Home) -> String {
     const FIRST: [&str; 16] = [

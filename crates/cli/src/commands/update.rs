@@ -1,0 +1,42 @@
+//! `update` and `rename`.
+
+use zmachine_engine::Engine;
+use zmachine_spec::{Change, Class, Failure, Setting, bytes};
+
+use super::machines::each;
+use crate::args::run::labels;
+use crate::args::{RenameArgs, UpdateArgs};
+
+/// Changes machines.
+pub(crate) fn update(engine: &Engine, args: &UpdateArgs) -> Result<u8, Failure> {
+    let memory = |text: &String| {
+        bytes::parse(text).map_err(|e| {
+            Failure::from_error(Class::Usage, &e)
+                .context(format!("--memory {text}"))
+                .hint(e.hint())
+        })
+    };
+    let restart = args.restart.as_ref().map(|text| text.parse());
+    let change = Change {
+        name: None,
+        restart: restart
+            .transpose()
+            .map_err(|failure: Failure| failure.about(Setting::Restart))?,
+        labels: labels(&args.label),
+        labels_removed: args.label_rm.clone(),
+        cpus: args.cpus.as_deref().map(str::parse).transpose()?,
+        cpuset: args.cpuset_cpus.as_deref().map(str::parse).transpose()?,
+        memory_bytes: args.memory.as_ref().map(memory).transpose()?,
+    };
+    if change == Change::default() {
+        return Err(Failure::new(Class::Usage, "nothing is to be changed")
+            .hint("say what: --restart, --label, --label-rm, --cpus, --cpuset-cpus or --memory"));
+    }
+    each(&args.names.names, |name| engine.update(name, &change))
+}
+
+/// Gives a machine another name.
+pub(crate) fn rename(engine: &Engine, args: &RenameArgs) -> Result<u8, Failure> {
+    engine.rename(&args.name, &args.new)?;
+    Ok(0)
+}
