@@ -9,7 +9,7 @@ use clap::{CommandFactory, builder::StyledStr};
 use crate::args::Cli;
 
 /// Commands of docker, podman, incus and virsh, and what does the same here.
-pub(crate) const COMMANDS: [(&str, &str); 22] = [
+pub(crate) const COMMANDS: [(&str, &str); 21] = [
     (
         "attach-device",
         "'zmachine network connect' adds interfaces; other devices need a new machine",
@@ -21,10 +21,6 @@ pub(crate) const COMMANDS: [(&str, &str); 22] = [
     (
         "commit",
         "a machine's changes cannot become an image yet; 'zmachine cp NAME:/PATH .' takes files out",
-    ),
-    (
-        "compose",
-        "a machine file describes one machine: 'zmachine run -f FILE.toml'",
     ),
     (
         "container",

@@ -314,6 +314,8 @@ pub struct Volume {
     pub name: String,
     /// It is not of this project: it has to be there.
     pub external: bool,
+    /// It is this directory of the host, and no disk.
+    pub bind: Option<PathBuf>,
     /// Its size, as users write it.
     pub size: Option<String>,
     /// File system.

@@ -176,7 +176,7 @@ fn consistent(project: &mut Project, document: &Node) -> Result<()> {
             };
             return Err(missing("depends_on", "service", needed, &hint));
         }
-        gone.iter().for_each(|name| drop(service.depends_on.remove(name)));
+        service.depends_on.retain(|name, _| !gone.contains(name));
     }
     Ok(())
 }

@@ -70,6 +70,14 @@ fn mistakes_are_told_with_their_line_and_key() {
             &["devices of this host are not passed"],
         ),
         (
+            "services:\n  web: {image: x, deploy: {resources: {reservations: {devices: [{driver: nvidia}]}}}}\n",
+            &["devices of this host are not passed"],
+        ),
+        (
+            "services:\n  web: {image: x}\nvolumes: {d: {driver_opts: {type: nfs, device: \":/x\"}}}\n",
+            &["volumes.d.driver_opts", "./DIR:/PATH"],
+        ),
+        (
             "services:\n  web: {image: x, network_mode: host}\n",
             &["'host'", "ports:"],
         ),

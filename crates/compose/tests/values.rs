@@ -134,7 +134,12 @@ fn short_and_long_forms_say_the_same() {
                 secrets: [token, {source: token, target: /etc/token}]\n    configs: [inline]\n    stop_grace_period: 1m500ms\n    \
                 x-zmachine: {hypervisor: qemu, size: 4G}\n  db: {image: y}\n\
                 secrets: {token: {environment: TOKEN}}\nconfigs: {inline: {content: \"a $$b ${TOKEN}\"}}\n";
+    let file = &format!("{file}volumes: {{d: {{driver_opts: {{type: none, o: bind, device: /srv/d}}}}}}\n");
     let project = read(&[("compose.yaml", file)], &[("TOKEN", "t")]).unwrap();
+    assert_eq!(
+        project.volumes["d"].bind.as_deref(),
+        Some(std::path::Path::new("/srv/d"))
+    );
     let web = &project.services["web"];
     assert_eq!(web.depends_on.len(), 1);
     assert_eq!(web.depends_on["db"].condition, Condition::Completed);

@@ -1,5 +1,7 @@
 //! Networks, volumes, secrets and configs.
 
+use std::path::PathBuf;
+
 use crate::error::Result;
 use crate::load::Environment;
 use crate::model::{FileSource, Network, Volume};
@@ -65,6 +67,13 @@ pub(super) fn volume(node: &Node, path: &str) -> Result<Volume> {
             )
             .hint("leave it out: volumes are disks of this host"));
     }
+    let bind = match node
+        .get("driver_opts")
+        .filter(|options| !external && !options.is_null())
+    {
+        Some(options) => bind(options, &join(path, "driver_opts"))?,
+        None => None,
+    };
     let (mut size, mut fs) = (None, None);
     if let Some(own) = node.get("x-zmachine") {
         let path = join(path, "x-zmachine");
@@ -84,9 +93,24 @@ pub(super) fn volume(node: &Node, path: &str) -> Result<Volume> {
     Ok(Volume {
         name: text(node, "name").unwrap_or_default(),
         external,
+        bind,
         size,
         fs,
     })
+}
+
+/// The directory that a volume is, by the options of docker's driver `local`.
+fn bind(options: &Node, path: &str) -> Result<Option<PathBuf>> {
+    if options.map(path)?.is_empty() {
+        return Ok(None);
+    }
+    let is_bind = text(options, "o").is_some_and(|o| o.split(',').any(|option| matches!(option, "bind" | "rbind")));
+    match text(options, "device").filter(|device| is_bind && device.starts_with('/')) {
+        Some(device) => Ok(Some(device.into())),
+        None => Err(options
+            .error(path, "volumes are disks of this host")
+            .hint("share a directory in its place: ./DIR:/PATH")),
+    }
 }
 
 /// A secret or a config.

@@ -298,11 +298,7 @@ pub const DEPLOY: &[Key] = &[
 
 const RESOURCES: &[Key] = &[
     key("limits", Keys(LIMITS), PLAIN),
-    key(
-        "reservations",
-        Keys(RESERVATIONS),
-        Nothing("what a guest does not use is not taken from this host"),
-    ),
+    key("reservations", Keys(RESERVATIONS), PLAIN),
 ];
 
 const LIMITS: &[Key] = &[
@@ -312,10 +308,18 @@ const LIMITS: &[Key] = &[
 ];
 
 const RESERVATIONS: &[Key] = &[
-    key("cpus", Any, PLAIN),
+    key(
+        "cpus",
+        Any,
+        Nothing("what a guest does not use is not taken from this host"),
+    ),
     key("devices", Any, DEVICES),
     key("generic_resources", Any, SWARM),
-    key("memory", Size, PLAIN),
+    key(
+        "memory",
+        Size,
+        Nothing("what a guest does not use is not taken from this host"),
+    ),
 ];
 
 const RESTART_POLICY: &[Key] = &[
@@ -450,10 +454,7 @@ pub const VOLUME: &[Key] = &[
     key(
         "driver_opts",
         Own,
-        Refused(
-            "volumes are disks of this host",
-            "share a directory in its place: ./DIR:/PATH",
-        ),
+        Works("o: bind with a device: that directory; others are refused"),
     ),
     key("external", Truth, PLAIN),
     key("labels", Own, Nothing("volumes have no labels")),

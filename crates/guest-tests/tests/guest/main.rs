@@ -6,6 +6,7 @@
 
 mod blocks;
 mod chaos;
+mod compose;
 mod crashes;
 mod debian;
 mod embed;
