@@ -196,7 +196,7 @@ pub struct BootConfig {
     pub first_start: bool,
     /// Read-ahead of the root disk in KiB (`/sys/block/*/queue/read_ahead_kb`).
     pub read_ahead_kib: u32,
-    /// Files for `/run/secrets`, which are never on a disk.
+    /// Files in memory, which are never on a disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<Secret>,
     /// File systems in memory, mounted after all others.
@@ -228,10 +228,13 @@ pub struct Tmpfs {
 /// A file in the guest's memory.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Secret {
-    /// Its name in `/run/secrets`, without a slash.
+    /// Its name in `/run/secrets`; one that begins with a slash is the path of the file itself, over whatever is there.
     pub name: String,
     /// Its bytes.
     pub content: Vec<u8>,
+    /// It can be executed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub executable: bool,
 }
 
 impl std::fmt::Debug for Secret {

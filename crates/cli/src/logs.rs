@@ -38,14 +38,23 @@ struct Printer {
 const BATCH: usize = 64 * 1024;
 
 /// Which entries are shown.
-struct Wanted {
-    sources: Vec<Source>,
-    since: Option<Timestamp>,
-    until: Option<Timestamp>,
+pub(crate) struct Wanted {
+    pub(crate) sources: Vec<Source>,
+    pub(crate) since: Option<Timestamp>,
+    pub(crate) until: Option<Timestamp>,
 }
 
 impl Wanted {
-    fn has(&self, entry: &Entry) -> bool {
+    /// These sources, between two times as users write them.
+    pub(crate) fn new(sources: &[Source], since: Option<&str>, until: Option<&str>) -> Result<Wanted, Failure> {
+        Ok(Wanted {
+            sources: sources.to_vec(),
+            since: since.map(|text| parse_time("--since", text)).transpose()?,
+            until: until.map(|text| parse_time("--until", text)).transpose()?,
+        })
+    }
+
+    pub(crate) fn has(&self, entry: &Entry) -> bool {
         self.sources.contains(&entry.source)
             && self.since.is_none_or(|since| entry.at >= since)
             && self.until.is_none_or(|until| entry.at <= until)
@@ -54,25 +63,8 @@ impl Wanted {
 
 /// Shows a machine's log.
 pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
-    let mut wanted = Wanted {
-        sources: args.source.clone(),
-        since: args
-            .since
-            .as_deref()
-            .map(|text| parse_time("--since", text))
-            .transpose()?,
-        until: args
-            .until
-            .as_deref()
-            .map(|text| parse_time("--until", text))
-            .transpose()?,
-    };
-    let lines = match args.tail.as_deref() {
-        None | Some("all" | "-1") => None,
-        Some(text) => Some(text.parse::<usize>().map_err(|_| {
-            Failure::new(Class::Usage, format!("--tail {text} is no number of lines")).hint("use a number, or 'all'")
-        })?),
-    };
+    let mut wanted = Wanted::new(&args.source, args.since.as_deref(), args.until.as_deref())?;
+    let lines = lines(args.tail.as_deref())?;
     let history = engine.history(&args.name)?;
     if wanted.sources.is_empty() {
         // What a VM writes, it writes to its console.
@@ -109,8 +101,18 @@ pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// What `--tail` says; `None` is all.
+pub(crate) fn lines(tail: Option<&str>) -> Result<Option<usize>, Failure> {
+    match tail {
+        None | Some("all" | "-1") => Ok(None),
+        Some(text) => text.parse::<usize>().map(Some).map_err(|_| {
+            Failure::new(Class::Usage, format!("--tail {text} is no number of lines")).hint("use a number, or 'all'")
+        }),
+    }
+}
+
 /// The last lines of a log, and a reader behind them. Files are read from the newest, and no more than it takes.
-fn tail(machine: &Path, lines: usize, wanted: &Wanted) -> Result<(VecDeque<Entry>, LogReader), Failure> {
+pub(crate) fn tail(machine: &Path, lines: usize, wanted: &Wanted) -> Result<(VecDeque<Entry>, LogReader), Failure> {
     let mut found: VecDeque<Entry> = VecDeque::new();
     let mut missing = lines;
     let mut behind = None;

@@ -36,7 +36,11 @@ fn main() -> ExitCode {
             return ExitCode::from(failure::exit_code(error.class, is_guests_code()));
         }
     };
-    let covers_guest = matches!(cli.command, Command::Run(_) | Command::Exec(_));
+    let covers_guest = match &cli.command {
+        Command::Run(_) | Command::Exec(_) => true,
+        Command::Compose(args) => args.command.covers_guest(),
+        _ => false,
+    };
     match commands::dispatch(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

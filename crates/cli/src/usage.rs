@@ -9,7 +9,7 @@ use clap::{CommandFactory, builder::StyledStr};
 use crate::args::Cli;
 
 /// Commands of docker, podman, incus and virsh, and what does the same here.
-pub(crate) const COMMANDS: [(&str, &str); 17] = [
+pub(crate) const COMMANDS: [(&str, &str); 16] = [
     (
         "attach-device",
         "'zmachine network connect' adds interfaces; other devices need a new machine",
@@ -17,10 +17,6 @@ pub(crate) const COMMANDS: [(&str, &str); 17] = [
     (
         "build",
         "'zmachine flist pack' makes an image of a directory; images of Dockerfiles are imported: 'zmachine flist import'",
-    ),
-    (
-        "compose",
-        "a machine file describes one machine: 'zmachine run -f FILE.toml'",
     ),
     (
         "container",

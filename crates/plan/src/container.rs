@@ -142,6 +142,8 @@ impl ContainerPlan {
         }
         let upper_bytes = (!spec.read_only).then(|| root_size(spec.cpus, spec.memory_bytes, spec.size_bytes));
         let (health, lacking) = health(spec, image);
+        // Nothing runs that could be healthy.
+        let health = health.filter(|_| !spec.idle);
         let disks = Disks {
             has_image: image.tree.is_none(),
             has_upper: upper_bytes.is_some(),

@@ -153,7 +153,8 @@ pub struct MachineSpec {
     /// Where its log is sent as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_to: Option<LogTarget>,
-    /// Files of this host for `/run/secrets`, read at each start: names there and absolute paths here.
+    /// Files of this host for a container's memory, read at each start: names in `/run/secrets`, or absolute paths in it, and absolute
+    /// paths here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<(String, PathBuf)>,
     /// Whether its processes on this host are locked in.

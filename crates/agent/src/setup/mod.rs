@@ -100,6 +100,8 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
     // After the volumes: what is made here is nothing that a volume could take over from the image.
     volumes::make_directories(&config.directories, &mut outcome.warnings);
     special::mount_tmpfs(&config.tmpfs)?;
+    // Over all of these.
+    secrets::place_all(&config.secrets)?;
     phases.end("mounts");
     if read_only {
         root::seal()?;

@@ -19,13 +19,15 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::ValueHint;
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory};
 use toml::{Table, Value};
 use zmachine_spec::{Class, Failure};
 
+use super::Cli;
+
 /// Marks a value that is JSON in place of a flag's text: a file says more than a flag can. No word of a real command line has a
 /// NUL.
-pub(super) const TYPED: char = '\0';
+pub(crate) const TYPED: char = '\0';
 
 /// Flags that are no property of a machine.
 const NO_KEYS: [&str; 3] = ["file", "help", "dry-run"];
@@ -66,6 +68,30 @@ pub(super) fn expanded(
     expanded.extend(words.iter().skip(2).cloned());
     expanded.extend(file.positionals(&table)?.into_iter().map(OsString::from));
     Ok(Some(expanded))
+}
+
+/// The words of `create` that a part of another file stands for, which has the keys of machine files. Relative paths are relative to the
+/// folder of that file.
+///
+/// # Errors
+/// Which key is wrong.
+pub(crate) fn words(path: &Path, table: &Table) -> Result<Vec<String>, Failure> {
+    let mut command = Cli::command();
+    command.build();
+    let Some(create) = command.find_subcommand("create") else {
+        return Ok(Vec::new());
+    };
+    let file = File {
+        path,
+        known: create.get_arguments().collect(),
+        usable: create.get_arguments().collect(),
+        given: &ArgMatches::default(),
+    };
+    let mut words = Vec::new();
+    for (key, value) in table {
+        words.extend(file.words(key, value)?);
+    }
+    Ok(words)
 }
 
 /// A file, what may be in it, and what the command line gives.

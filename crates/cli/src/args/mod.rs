@@ -1,5 +1,6 @@
 //! The command line as values. Nothing is looked up here; the one conversion to a spec is in [`run`].
 
+pub(crate) mod compose;
 pub(crate) mod file;
 pub(crate) mod flist;
 pub(crate) mod guest;
@@ -17,6 +18,7 @@ use zmachine_spec::Failure;
 
 use crate::listing::ListingArgs;
 
+pub(crate) use compose::ComposeArgs;
 pub(crate) use flist::FlistCommand;
 pub(crate) use image::{CacheCommand, ImageCommand};
 pub(crate) use run::{CreateArgs, RunArgs};
@@ -113,6 +115,8 @@ pub(crate) enum Command {
     Commit(CommitArgs),
     /// Write the whole root of a container as a tar archive, without what is mounted in it
     Export(ExportArgs),
+    /// Run the machines of a compose file together
+    Compose(ComposeArgs),
     /// Create and start the machine a Zero-OS reservation asks for; prints its result object
     Deploy(DeployArgs),
     /// Follow a running machine's entrypoint (detach with ctrl-p ctrl-q on a terminal)

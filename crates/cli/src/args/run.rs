@@ -13,8 +13,8 @@ use zmachine_network::{NetworkError, PublishRequest};
 use zmachine_rootfs::Prefetch;
 use zmachine_spec as spec;
 use zmachine_spec::{
-    Class, CpuSet, Cpus, Failure, JailChoice, MachineSpec, ModeChoice, NetworkRequest, RootfsChoice, Setting, User,
-    VolumeRequest, bytes, user_data_text,
+    Class, CpuSet, Cpus, Failure, JailChoice, MachineSpec, ModeChoice, NetworkRequest, Origin, RootfsChoice, Setting,
+    User, VolumeRequest, bytes, user_data_text,
 };
 
 use super::file;
@@ -75,8 +75,8 @@ pub(crate) struct CreateArgs {
     /// Read environment variables from a file, one NAME=VALUE a line
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
-    /// A file of this host for the container's /run/secrets, which is in its memory alone; read at each start
-    #[arg(long, value_name = "[NAME=]FILE")]
+    /// A file of this host for the container's /run/secrets, or for a path in it; it is in its memory alone, and read at each start
+    #[arg(long, value_name = "[NAME|/PATH=]FILE")]
     secret: Vec<String>,
     /// Program in place of the image's; split as a shell does; "" for none
     #[arg(long, value_name = "STRING")]
@@ -91,7 +91,7 @@ pub(crate) struct CreateArgs {
     #[arg(long)]
     hostname: Option<String>,
     /// Attach a volume: NAME:/PATH, or /PATH for one of its own; options size=10G, fs=ext4|btrfs|xfs|none, ro, nocopy.
-    /// Or share a directory of this host: ./DIR:/PATH or /DIR:/PATH; option ro
+    /// Or share a directory of this host: ./DIR:/PATH or /DIR:/PATH; option ro. A file in its place is copied in at each start
     #[arg(short = 'v', long, value_name = "NAME|DIR:/PATH[:OPTION,...]")]
     volume: Vec<String>,
     /// Network to join ('zmachine network ls'), with ip=ADDRESS and alias=NAME there; 'none' for none
@@ -280,8 +280,26 @@ impl CreateArgs {
         spec.jail = self.jail;
         spec.health = self.health.request()?;
         self.guest.apply(&mut spec, cwd)?;
+        separate_files(&mut spec)?;
         Ok(spec)
     }
+}
+
+/// Files among what is to be shared: only directories can be, so these are copied, as secrets are.
+fn separate_files(spec: &mut MachineSpec) -> Result<(), Failure> {
+    let is_file = |request: &VolumeRequest| match &request.origin {
+        Origin::Directory(path) => path.is_file(),
+        Origin::Named(_) | Origin::Anonymous => false,
+    };
+    let (files, volumes) = std::mem::take(&mut spec.volumes).into_iter().partition(is_file);
+    spec.volumes = volumes;
+    let files: Vec<VolumeRequest> = files;
+    for file in files {
+        if let Origin::Directory(path) = file.origin {
+            spec.secrets.push((spec::secret::path(&file.target)?, path));
+        }
+    }
+    Ok(())
 }
 
 /// What the flag asks for, else what the environment prefers.
@@ -554,6 +572,26 @@ mod tests {
             spec(&["--user-data", "/nonexistent", "x.fl"]).unwrap_err().class,
             Class::NotFound
         );
+    }
+
+    #[test]
+    fn a_file_among_the_volumes_is_copied_and_not_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("nginx.conf");
+        std::fs::write(&file, "x").unwrap();
+        let (file, folder) = (file.display(), dir.path().display());
+        let found = spec(&[
+            "-v",
+            &format!("{file}:/etc/nginx.conf:ro"),
+            "-v",
+            &format!("{folder}:/srv"),
+            "x.fl",
+        ])
+        .unwrap();
+        assert_eq!(found.secrets, [("/etc/nginx.conf".to_owned(), file.to_string().into())]);
+        assert_eq!(found.volumes.len(), 1);
+        let failure = spec(&["-v", &format!("{file}:/proc/x"), "x.fl"]).unwrap_err();
+        assert_eq!(failure.class, Class::Usage);
     }
 
     #[test]

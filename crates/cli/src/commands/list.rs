@@ -42,7 +42,7 @@ fn status(machine: &MachineSummary, now: Timestamp) -> String {
 }
 
 /// Whether docker calls a machine in `state` so.
-fn has_status(machine: &MachineSummary, wanted: &str) -> bool {
+pub(super) fn has_status(machine: &MachineSummary, wanted: &str) -> bool {
     match wanted {
         "exited" => machine.state == "stopped",
         "dead" => machine.state == "failed",
@@ -50,7 +50,7 @@ fn has_status(machine: &MachineSummary, wanted: &str) -> bool {
     }
 }
 
-fn row(machine: &MachineSummary, size: Option<u64>, args: &PsArgs, now: Timestamp) -> Row {
+pub(super) fn row(machine: &MachineSummary, size: Option<u64>, args: &PsArgs, now: Timestamp) -> Row {
     let command = machine.command.join(" ");
     let shown = match args.listing.no_trunc || command.chars().count() <= COMMAND_WIDTH {
         true => command.clone(),

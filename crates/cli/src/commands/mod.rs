@@ -1,6 +1,7 @@
 //! The commands: each calls the engine or a library and says what came of it.
 
 mod completion;
+mod compose;
 mod cp;
 mod deploy;
 mod doctor;
@@ -65,6 +66,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Commit(args) => root::commit(&context::engine()?, &args),
         Command::Export(args) => root::export(&context::engine()?, &args),
         Command::Cp(args) => cp::cp(&context::engine()?, &args),
+        Command::Compose(args) => compose::compose(args),
         Command::Deploy(args) => deploy::deploy(&args),
         Command::Attach(args) => exec::attach(&context::engine()?, &args),
         Command::Console(args) => exec::console(&context::engine()?, &args),

@@ -97,7 +97,10 @@ fn spec(engine: &Engine, args: &CreateArgs) -> Result<MachineSpec, Failure> {
     Ok(spec)
 }
 
-fn with_options<T>(args: &CreateArgs, f: impl FnOnce(&CreateOptions<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+pub(super) fn with_options<T>(
+    args: &CreateArgs,
+    f: impl FnOnce(&CreateOptions<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let bars = Bars::bytes();
     let pull = match args.pull {
         Pull::Missing => PullPolicy::Missing,

@@ -7,6 +7,7 @@
 mod blocks;
 mod changes;
 mod chaos;
+mod compose;
 mod crashes;
 mod debian;
 mod embed;

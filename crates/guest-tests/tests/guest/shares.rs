@@ -229,7 +229,7 @@ fn refusals(home: &TestHome, image: &str, shared: &Path) {
     let here = shared.display();
     for (argument, word) in [
         (format!("{here}/none:/x"), "there is no directory"),
-        (format!("{here}/f:/x"), "is not a directory"),
+        (format!("{here}/f:/proc/x"), "no file can be at"),
         (format!("{here}:/"), "root"),
         (format!("{here}:/proc/x"), "/proc"),
         (format!("{here}:/a/../b"), ".."),
