@@ -73,7 +73,7 @@ impl Engine {
     }
 
     /// The lock of a machine that does not run.
-    fn held(&self, machine: &Machine) -> Result<FileLock, Failure> {
+    pub(super) fn held(&self, machine: &Machine) -> Result<FileLock, Failure> {
         FileLock::try_exclusive(&machine.lock_path())?.ok_or_else(|| {
             let message = format!("machine '{}' is starting or ending", machine.spec.name);
             Failure::new(Class::Conflict, message).hint("try again in a moment")

@@ -11,6 +11,7 @@
 pub mod attach;
 mod change;
 mod client;
+mod clone;
 mod commit;
 mod create;
 mod execs;

@@ -167,15 +167,23 @@ fn copy_disk(from: &Machine, to: &Machine) -> Result<(), Failure> {
         let message = format!("the machine '{}' is being started", from.spec.name);
         return Err(Failure::new(Class::Conflict, message).hint("try again when it runs"));
     }
-    let (source, target) = (from.dir.join(DISK), to.dir.join(DISK));
-    let disk = match File::open(&source) {
-        Ok(disk) => disk,
-        // It never ran, or its root cannot be written.
+    // When it is not there, it never ran, or its root cannot be written.
+    copy_file(&from.dir.join(DISK), &to.dir.join(DISK))
+}
+
+/// Copies a file of a machine, when it is there.
+pub(super) fn copy_file(source: &Path, target: &Path) -> Result<(), Failure> {
+    let file = match File::open(source) {
+        Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(FileError::io("open", &source, error).into()),
+        Err(error) => return Err(FileError::io("open", source, error).into()),
     };
-    let copied = File::create_new(&target).and_then(|copy| sparse::copy(&disk, &copy));
-    Ok(copied.map_err(|e| FileError::io("copy the disk to", &target, e))?)
+    let mode = file.metadata().map(|metadata| metadata.permissions());
+    let copied = File::create_new(target).and_then(|copy| {
+        copy.set_permissions(mode?)?;
+        sparse::copy(&file, &copy)
+    });
+    Ok(copied.map_err(|e| FileError::io("copy a disk to", target, e))?)
 }
 
 impl OpenRoot<'_> {

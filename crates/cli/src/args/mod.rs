@@ -84,6 +84,9 @@ pub(crate) enum Command {
     Update(UpdateArgs),
     /// Give a machine another name
     Rename(RenameArgs),
+    /// Copy a machine that does not run, with its disk and the volumes it writes to
+    #[command(alias = "copy")]
+    Clone(RenameArgs),
     /// Wait until machines have ended and print their exit statuses, or for something else to hold of them
     Wait(WaitArgs),
     /// Remove machines with their writable roots and logs

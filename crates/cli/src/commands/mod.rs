@@ -48,6 +48,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Top(args) => top::top(&context::engine()?, &args),
         Command::System(command) => system::system(&context::engine()?, command),
         Command::Update(args) => update::update(&context::engine()?, &args),
+        Command::Clone(args) => update::clone(&context::engine()?, &args),
         Command::Rename(args) => update::rename(&context::engine()?, &args),
         Command::Wait(args) => machines::wait(&context::engine()?, &args),
         Command::Rm(args) => machines::rm(&context::engine()?, &args),

@@ -6,6 +6,8 @@ use zmachine_spec::{Change, Class, Failure, Setting, bytes};
 use super::machines::each;
 use crate::args::run::labels;
 use crate::args::{RenameArgs, UpdateArgs};
+use crate::output;
+use crate::progress::Bars;
 
 /// Changes machines.
 pub(crate) fn update(engine: &Engine, args: &UpdateArgs) -> Result<u8, Failure> {
@@ -33,6 +35,13 @@ pub(crate) fn update(engine: &Engine, args: &UpdateArgs) -> Result<u8, Failure> 
             .hint("say what: --restart, --label, --label-rm, --cpus, --cpuset-cpus or --memory"));
     }
     each(&args.names.names, |name| engine.update(name, &change))
+}
+
+/// Copies a machine, and prints the name of the copy.
+pub(crate) fn clone(engine: &Engine, args: &RenameArgs) -> Result<u8, Failure> {
+    let made = engine.clone_machine(&args.name, &args.new, &Bars::bytes())?;
+    output::print(&format!("{}\n", made.spec.name))?;
+    Ok(0)
 }
 
 /// Gives a machine another name.

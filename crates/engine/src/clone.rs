@@ -1,0 +1,113 @@
+//! A machine that is a copy of another one.
+//!
+//! Its disk, and every volume that it writes to, are copied, sharing their blocks where the file system can. Volumes that it only reads
+//! and directories of this host are shared. What only one machine can have, it gets anew: name, addresses, ports of the host.
+
+use std::path::Path;
+
+use zmachine_flist::Digest;
+use zmachine_image::{Progress, PullPolicy};
+use zmachine_network::PublishRequest;
+use zmachine_plan::Plan;
+use zmachine_plan::vm::DiskSource;
+use zmachine_spec::{Class, Failure, MachineSpec, NetworkRequest, Origin, VolumeRequest};
+use zmachine_store::catalog::Machine;
+
+use crate::Engine;
+use crate::create::CreateOptions;
+use crate::root::copy_file;
+
+/// The files of a machine that its guest wrote.
+const WRITTEN: [&str; 2] = ["root.img", "firmware.vars"];
+
+impl Engine {
+    /// Makes a copy of a machine that does not run. It is not started.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when it runs, or a volume of it is in use; as [`Engine::create`]. Nothing is left then.
+    pub fn clone_machine(&self, name: &str, new: &str, progress: &dyn Progress) -> Result<Machine, Failure> {
+        let machine = self.machine(name)?;
+        if machine.state.phase.is_active() {
+            let message = format!("machine '{}' is {}", machine.spec.name, machine.state.phase.word());
+            return Err(Failure::new(Class::Conflict, message).hint(format!("stop it first: zmachine stop {name}")));
+        }
+        let _held = self.held(&machine)?;
+        let spec = self.cloned(&machine, new)?;
+        let options = CreateOptions {
+            cwd: Path::new("/"),
+            pull: PullPolicy::Never,
+            installs_kernel: false,
+            progress,
+        };
+        let image = image_of(&machine.plan()?);
+        let created = self.create_from(&spec, &options, image.as_ref())?;
+        let copied = self.copy_written(&machine, &created);
+        if let Err(failure) = copied {
+            let _ = self.remove(&created.id, true, true);
+            return Err(failure);
+        }
+        Ok(created)
+    }
+
+    /// What the copy is made by.
+    fn cloned(&self, machine: &Machine, new: &str) -> Result<MachineSpec, Failure> {
+        let mut volumes = Vec::new();
+        for request in &machine.spec.volumes {
+            volumes.push(match &request.origin {
+                Origin::Named(name) if !request.read_only => {
+                    let volume = self.volumes().get(name)?;
+                    VolumeRequest {
+                        origin: Origin::Anonymous,
+                        size_bytes: Some(volume.size_bytes),
+                        fs: Some(volume.record.fs),
+                        ..request.clone()
+                    }
+                }
+                _ => request.clone(),
+            });
+        }
+        let network = |request: &NetworkRequest| NetworkRequest {
+            ipv4: None,
+            ipv6: None,
+            ..request.clone()
+        };
+        let publish = |request: &PublishRequest| PublishRequest {
+            host: None,
+            ..request.clone()
+        };
+        Ok(MachineSpec {
+            name: new.to_owned(),
+            networks: machine.spec.networks.iter().map(network).collect(),
+            publish: machine.spec.publish.iter().map(publish).collect(),
+            volumes,
+            ..machine.spec.clone()
+        })
+    }
+
+    fn copy_written(&self, from: &Machine, to: &Machine) -> Result<(), Failure> {
+        for file in WRITTEN {
+            copy_file(&from.dir.join(file), &to.dir.join(file))?;
+        }
+        let volumes = self.volumes();
+        let of = |machine: &Machine| volumes.wanted(&machine.spec.volumes, &machine.id);
+        for (source, target) in of(from)?.iter().zip(&of(to)?) {
+            if source.name == target.name {
+                continue;
+            }
+            let source = volumes.hold(&source.name, true, &from.id)?;
+            volumes.hold(&target.name, false, &to.id)?.copy_from(&source)?;
+        }
+        Ok(())
+    }
+}
+
+/// The image that a machine was made from; `None` for a disk image of this host.
+fn image_of(plan: &Plan) -> Option<Digest> {
+    match plan {
+        Plan::Container(plan) => plan.image.parse().ok(),
+        Plan::Vm(plan) => match plan.install().map(|install| &install.source) {
+            Some(DiskSource::Flist { image, .. }) => image.parse().ok(),
+            Some(DiskSource::Host { .. }) | None => None,
+        },
+    }
+}
