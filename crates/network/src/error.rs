@@ -374,6 +374,9 @@ impl NetworkError {
                 "let more watch files: sysctl fs.inotify.max_user_instances=1024"
             }
             E::Dnsmasq { .. } => "see what this host lacks: zmachine doctor",
+            E::NoSuchNetwork { name } if name == "host" => {
+                "a machine has a kernel of its own, which cannot share this host's network: publish its ports instead (-p)"
+            }
             E::NoSuchNetwork { .. } => "'zmachine network ls' lists the networks, 'zmachine network create' makes one",
             E::Exists { .. } => "choose another name, or remove it: zmachine network rm",
             E::InUse { .. } => "remove these machines, or 'zmachine network disconnect' them",

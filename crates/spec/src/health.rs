@@ -167,7 +167,6 @@ pub fn parse_time(text: &str) -> Result<Option<u64>, Failure> {
     let wrong = |why: &str| {
         Failure::new(Class::Usage, format!("'{text}' {why}"))
             .hint("write a number with its unit, as in 500ms, 30s or 1m30s")
-            .about(Setting::Health)
     };
     if text == "0" {
         return Ok(None);

@@ -69,7 +69,8 @@ impl LogLimits {
                 }
                 self.file_bytes = size;
             }
-            "max-files" => {
+            // The second is docker's.
+            "max-files" | "max-file" => {
                 let files = value.parse().ok().filter(|n| (2..=1000).contains(n));
                 self.files = files.ok_or_else(|| bad("the number of files is from 2 to 1000".to_owned()))?;
             }
@@ -101,7 +102,13 @@ mod tests {
     #[test]
     fn options_set_limits_and_nonsense_is_refused() {
         let mut limits = LogLimits::default();
-        for option in ["max-size=2M", "max-files=3", "max-age=2h", "rotate-after=90s"] {
+        for option in [
+            "max-size=2M",
+            "max-files=9",
+            "max-file=3",
+            "max-age=2h",
+            "rotate-after=90s",
+        ] {
             limits.set(option).unwrap();
         }
         let wanted = LogLimits {

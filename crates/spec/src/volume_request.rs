@@ -108,6 +108,21 @@ impl TryFrom<Json> for VolumeRequest {
 
 const HINT: &str = "write NAME:/path, /path, or DIR:/path, with options as in NAME:/path:size=10G,fs=ext4,ro";
 
+const IGNORED_OPTIONS: [&str; 12] = [
+    "z",
+    "Z",
+    "cached",
+    "delegated",
+    "consistent",
+    "private",
+    "rprivate",
+    "shared",
+    "rshared",
+    "slave",
+    "rslave",
+    "copy",
+];
+
 const COLON_HINT: &str = "a path with a ':' can only be given in a machine file, as a table: \
      volume = [{ directory = \"./a:b\", target = \"/path\" }]";
 
@@ -215,6 +230,8 @@ impl VolumeRequest {
                 None if option == "ro" => self.read_only = true,
                 None if option == "rw" => self.read_only = false,
                 None if option == "nocopy" => self.no_copy = true,
+                // Of docker's and podman's options, those about labels, caches and mounts of the host's kernel mean nothing here.
+                None if IGNORED_OPTIONS.contains(&option) => {}
                 _ => return Err(format!("'{option}' is not an option")),
             }
         }

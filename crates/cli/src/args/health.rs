@@ -34,7 +34,10 @@ impl HealthArgs {
     /// What the flags ask for.
     pub(super) fn request(&self) -> Result<HealthRequest, Failure> {
         let time = |flag: &str, text: &Option<String>| match text {
-            Some(text) => parse_time(text).map_err(|failure| failure.context(flag.to_owned())),
+            Some(text) => parse_time(text).map_err(|failure| Failure {
+                message: format!("{flag}: {}", failure.message),
+                ..failure
+            }),
             None => Ok(None),
         };
         let retries = match self.health_retries.as_deref() {
@@ -109,7 +112,8 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_with_the_flag() {
-        let cases: [(&str, fn(&mut HealthArgs)); 4] = [
+        type Change = fn(&mut HealthArgs);
+        let cases: [(&str, Change); 4] = [
             ("--health-interval", |args| args.health_interval = Some("5".into())),
             ("--health-retries", |args| args.health_retries = Some("-1".into())),
             ("empty", |args| args.health_cmd = Some(String::new())),

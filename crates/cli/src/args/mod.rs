@@ -209,6 +209,12 @@ pub(crate) struct StartArgs {
     /// All machines whose --restart policy wants them to run, as at boot
     #[arg(long, conflicts_with = "names")]
     pub(crate) all_enabled: bool,
+    /// Follow it, one machine alone, as 'zmachine run' does
+    #[arg(short, long, conflicts_with = "all_enabled")]
+    pub(crate) attach: bool,
+    /// Pass standard input on, with --attach
+    #[arg(short, long, requires = "attach")]
+    pub(crate) interactive: bool,
     /// Names, ids, or unique beginnings of ids
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
@@ -619,6 +625,7 @@ pub(crate) enum VolumeCommand {
         names: Vec<String>,
     },
     /// Make a volume larger, with the file system on it if it is in use by a machine that runs our agent
+    #[command(alias = "resize")]
     Grow {
         name: String,
         /// Its new size
@@ -734,6 +741,9 @@ pub(crate) enum KernelCommand {
     },
     /// Remove kernels
     Rm {
+        /// Also those that machines start with
+        #[arg(short, long)]
+        force: bool,
         #[arg(required = true)]
         names: Vec<String>,
     },

@@ -3,7 +3,9 @@
 use serde::Serialize;
 use zmachine_engine::Programs;
 use zmachine_kernel::{BuildSource, DEFAULT_FRAGMENT, KernelLibrary, KernelSource, Progress};
-use zmachine_spec::Failure;
+use zmachine_plan::Plan;
+use zmachine_spec::{Class, Failure};
+use zmachine_store::catalog::Machine;
 
 use crate::args::{Format, KernelCommand};
 use crate::commands::machines::each;
@@ -49,10 +51,31 @@ pub(crate) fn kernel(command: KernelCommand) -> Result<u8, Failure> {
             output::print(&format!("{}\n", kernel.name()))?;
             Ok(0)
         }
-        KernelCommand::Rm { names } => each(&names, |name| Ok(library.remove(name)?)),
+        KernelCommand::Rm { force, names } => each(&names, |name| {
+            if !force {
+                require_unused(name)?;
+            }
+            Ok(library.remove(name)?)
+        }),
         KernelCommand::Default { name } => {
             library.set_default(&name)?;
             Ok(0)
+        }
+    }
+}
+
+/// That no machine would be without its kernel.
+fn require_unused(kernel: &str) -> Result<(), Failure> {
+    let uses = |machine: &Machine| matches!(machine.plan(), Ok(Plan::Container(plan)) if plan.kernel.name == kernel);
+    let machines = context::engine()?.machines()?;
+    let user = machines.into_iter().flatten().find(uses);
+    match user.map(|machine| machine.spec.name) {
+        None => Ok(()),
+        Some(name) => {
+            let message = format!("the machine '{name}' starts with the kernel '{kernel}'");
+            Err(Failure::new(Class::Conflict, message).hint(
+                "remove the machine first, or use --force: it cannot start until a kernel of that name is there again",
+            ))
         }
     }
 }

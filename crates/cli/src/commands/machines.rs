@@ -26,6 +26,14 @@ pub(crate) fn each(names: &[String], f: impl Fn(&str) -> Result<(), Failure>) ->
 }
 
 pub(crate) fn start(engine: &Engine, args: &StartArgs) -> Result<u8, Failure> {
+    if args.attach {
+        let [name] = args.names.as_slice() else {
+            return Err(Failure::new(Class::Usage, "one machine alone can be followed")
+                .hint("name one with --attach; without it, any number"));
+        };
+        let spec = engine.machine(name)?.spec;
+        return super::run::attached(engine, &spec, args.interactive, None);
+    }
     let (names, unread) = match args.all_enabled {
         true => {
             let (machines, code) = super::list::readable(engine)?;

@@ -42,7 +42,7 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs) -> Result<u8, Failure> {
     let ran = if args.detach {
         detached(engine, &spec, &args.machine)
     } else {
-        attached(engine, &spec, &args.machine)
+        pidfile(&args.machine).and_then(|file| attached(engine, &spec, spec.stdin, file))
     };
     ran.inspect_err(|_| remove_if_it_never_ran(engine, &spec.name))
 }
@@ -125,12 +125,13 @@ fn detached(engine: &Engine, spec: &MachineSpec, args: &CreateArgs) -> Result<u8
     Ok(0)
 }
 
-fn attached(engine: &Engine, spec: &MachineSpec, args: &CreateArgs) -> Result<u8, Failure> {
-    let file = pidfile(args)?;
+/// Starts a machine and follows it. `file` is told the monitor's process id.
+pub(super) fn attached(engine: &Engine, spec: &MachineSpec, stdin: bool, file: Option<File>) -> Result<u8, Failure> {
+    let stdin = stdin && spec.stdin;
     let mut starting = engine.start(&spec.name, true)?;
     tell_pid(file, &starting);
     starting.wait_listening()?;
-    let (input, output) = match engine.attach(&spec.name, spec.stdin, true) {
+    let (input, output) = match engine.attach(&spec.name, stdin, true) {
         Ok(streams) => streams,
         // It failed between the two: its own words say why.
         Err(failure) => {
@@ -140,7 +141,7 @@ fn attached(engine: &Engine, spec: &MachineSpec, args: &CreateArgs) -> Result<u8
         }
     };
     let follow = Follow {
-        stdin: spec.stdin,
+        stdin,
         terminal: spec.terminal,
         detachable: true,
     };

@@ -362,7 +362,8 @@ fn machine(home: &Home, wanted: Wanted) -> Machine {
     let mut spec = MachineSpec::new("web", "/x.fl");
     spec.jail = JailChoice::Off;
     spec.restart = wanted.restart;
-    let state = State::created(Timestamp::UNIX_EPOCH, vec![]);
+    let mut state = State::created(Timestamp::UNIX_EPOCH, vec![]);
+    state.kind = wanted.kind;
     let id = ID.to_owned();
     Machine { id, dir, spec, state }
 }
