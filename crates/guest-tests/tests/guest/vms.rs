@@ -334,6 +334,54 @@ fn a_whole_disk_boots_by_firmware_and_keeps_the_kernel_it_is_given() {
 }
 
 #[test]
+fn a_vm_has_a_disk_without_being_given_one_and_can_be_cloned() {
+    let Some(home) = vm_home() else { return };
+    let image = VmImage::bare(&home, "vm", "ext4", "96M").pack(&home, "vm");
+    let mut checks = Checks::default();
+    let small = zmachine(&home, &["run", "-d", "--disk-size", "64M", &image]);
+    assert!(
+        small.expect_code(125).stderr().contains("smaller than the image"),
+        "{}",
+        small.stderr()
+    );
+    let words = [
+        "run",
+        "-d",
+        "--name",
+        "m",
+        "--network",
+        "none",
+        "--disk-size",
+        "256M",
+        &image,
+    ];
+    zmachine(&home, &words).expect_success();
+    checks.that(
+        "its disk is as large as was asked for, and its log is its console",
+        || {
+            let kib = root_kib(&booted(&home, "m", 1));
+            assert!((200 << 10..=256 << 10).contains(&kib), "{kib}");
+            assert!(zmachine(&home, &["logs", "m"]).stdout().contains("READY 1"));
+        },
+    );
+    checks.that("a machine that runs is not copied", || {
+        zmachine(&home, &["clone", "m", "n"]).expect_code(4);
+    });
+    zmachine(&home, &["stop", "m"]).expect_success();
+    checks.that("the copy goes on where the machine was, with a disk of its own", || {
+        zmachine(&home, &["clone", "m", "n"]).expect_success();
+        zmachine(&home, &["start", "n"]).expect_success();
+        booted(&home, "n", 2);
+        zmachine(&home, &["rm", "-f", "n"]).expect_success();
+        zmachine(&home, &["start", "m"]).expect_success();
+        booted(&home, "m", 2);
+    });
+    zmachine(&home, &["rm", "-f", "m"]).expect_success();
+    let volumes = zmachine(&home, &["volume", "ls", "-q"]).expect_success().stdout();
+    assert_eq!(volumes, "", "their disks go with them");
+}
+
+#[test]
 fn an_interrupted_installation_is_done_again_and_never_booted() {
     let Some(home) = vm_home() else { return };
     let image = VmImage::bare(&home, "vm", "ext4", "96M");
