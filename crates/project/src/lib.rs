@@ -13,7 +13,7 @@
 //! | [`words`] | a service as words of `create` |
 //! | [`resources`] | networks, files and volumes that machines need; what makes a service another one |
 //! | [`converge`] | making and starting, each after what it needs |
-//! | [`health`] | waiting for what others need |
+//! | `health` | waiting for what others need |
 //! | [`end`] | stopping, removing and starting what is there |
 //! | [`logs`], [`follow`] | what the machines write, among each other |
 
