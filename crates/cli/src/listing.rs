@@ -4,10 +4,10 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 use zmachine_spec::{Class, Failure};
+use zmachine_template::Template;
 
 use crate::args::Format;
 use crate::output;
-use crate::template::Template;
 
 /// How a listing is shown.
 #[derive(Debug, Args)]

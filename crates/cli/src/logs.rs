@@ -1,15 +1,13 @@
 //! `zmachine logs`.
 
-use std::collections::VecDeque;
 use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use zmachine_engine::Engine;
 use zmachine_spec::{Class, Failure, Kind};
-use zmachine_store::log::{Entry, LogReader, Position, Source};
+use zmachine_store::log::{Entry, LogReader, Source, tail};
 
 use crate::args::{LogFormat, LogsArgs};
 use crate::time::parse_time;
@@ -82,7 +80,7 @@ pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
     };
     let mut reader = match (lines, wanted.since) {
         (Some(lines), _) => {
-            let (entries, reader) = tail(&history.dir, lines, &wanted)?;
+            let (entries, reader) = tail(&history.dir, lines, |entry| wanted.has(entry))?;
             entries.iter().try_for_each(|entry| printer.print(entry))?;
             reader
         }
@@ -109,39 +107,6 @@ pub(crate) fn lines(tail: Option<&str>) -> Result<Option<usize>, Failure> {
             Failure::new(Class::Usage, format!("--tail {text} is no number of lines")).hint("use a number, or 'all'")
         }),
     }
-}
-
-/// The last lines of a log, and a reader behind them. Files are read from the newest, and no more than it takes.
-pub(crate) fn tail(machine: &Path, lines: usize, wanted: &Wanted) -> Result<(VecDeque<Entry>, LogReader), Failure> {
-    let mut found: VecDeque<Entry> = VecDeque::new();
-    let mut missing = lines;
-    let mut behind = None;
-    for number in LogReader::numbers(machine).into_iter().rev() {
-        let mut of_file = VecDeque::new();
-        let mut whole = 0;
-        let mut reader = LogReader::open_at(machine, Position { number, offset: 0 });
-        while let Some(entry) = reader.next_entry()? {
-            if behind.is_some() && reader.position().number != number {
-                break;
-            }
-            if !wanted.has(&entry) {
-                continue;
-            }
-            whole += usize::from(entry.ends_line);
-            of_file.push_back(entry);
-            while whole > missing || (missing == 0 && !of_file.is_empty()) {
-                whole -= usize::from(of_file.pop_front().is_some_and(|e| e.ends_line));
-            }
-        }
-        behind.get_or_insert(reader);
-        missing -= whole;
-        of_file.append(&mut found);
-        found = of_file;
-        if missing == 0 {
-            break;
-        }
-    }
-    Ok((found, behind.unwrap_or_else(|| LogReader::open(machine))))
 }
 
 /// Passes on what comes until the machine has ended.

@@ -18,7 +18,6 @@ mod progress;
 #[cfg(test)]
 mod reference;
 mod roles;
-mod template;
 mod terminal;
 mod time;
 mod usage;

@@ -5,18 +5,18 @@
 //!       ─> normalize (defaults, names, variables) ─> Project
 //! ```
 //! # Invariants
-//! The rules are those of the Compose specification; where it says nothing, those of its reference implementation. After [`canonical`]
+//! The rules are those of the Compose specification; where it says nothing, those of its reference implementation. After `canonical`
 //! every value has one form, so merging and reading know no other. An error names the file, the line and the key.
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`parse`], [`node`] | YAML as a tree that knows where it was written |
-//! | [`interpolate`], [`dotenv`] | variables in values, and files of variables |
-//! | [`canonical`] | short forms, relative paths |
+//! | `parse`, `node` | YAML as a tree that knows where it was written |
+//! | `interpolate`, `dotenv` | variables in values, and files of variables |
+//! | `canonical` | short forms, relative paths |
 //! | [`schema`] | which keys there are, what their values are, and what comes of them here |
-//! | [`merge`] | one file over another |
-//! | [`load`] | which files, include, extends, the project's name |
-//! | [`normalize`], [`read`] | defaults, and the typed values |
+//! | `merge` | one file over another |
+//! | `load` | which files, include, extends, the project's name |
+//! | `normalize`, `read` | defaults, and the typed values |
 //! | [`order`] | what is started before what |
 
 mod canonical;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use zmachine_hypervisor::accel;
 use zmachine_hypervisor::choice::Requested;
-use zmachine_image::{ImageSource, Reference};
+use zmachine_image::{ImageSource, PullPolicy, Reference};
 use zmachine_network::{NetworkError, PublishRequest};
 use zmachine_rootfs::Prefetch;
 use zmachine_spec as spec;
@@ -42,6 +42,17 @@ pub(crate) enum Pull {
     Always,
     Never,
     Newer,
+}
+
+impl From<Pull> for PullPolicy {
+    fn from(pull: Pull) -> PullPolicy {
+        match pull {
+            Pull::Missing => PullPolicy::Missing,
+            Pull::Always => PullPolicy::Always,
+            Pull::Never => PullPolicy::Never,
+            Pull::Newer => PullPolicy::Newer,
+        }
+    }
 }
 
 /// `create`, and what `run` has in common with it

@@ -7,12 +7,10 @@ use std::sync::Arc;
 use std::thread;
 
 use zmachine_engine::{CreateOptions, Engine, Starting};
-use zmachine_image::PullPolicy;
 use zmachine_spec::{Class, Exit, Failure, MachineSpec, Phase, RestartPolicy, redact};
 use zmachine_store::attempt::{Outcome, explain};
 use zmachine_store::catalog;
 
-use crate::args::run::Pull;
 use crate::args::{CreateArgs, RunArgs};
 use crate::output;
 use crate::progress::Bars;
@@ -97,20 +95,11 @@ fn spec(engine: &Engine, args: &CreateArgs) -> Result<MachineSpec, Failure> {
     Ok(spec)
 }
 
-pub(super) fn with_options<T>(
-    args: &CreateArgs,
-    f: impl FnOnce(&CreateOptions<'_>) -> Result<T, Failure>,
-) -> Result<T, Failure> {
+fn with_options<T>(args: &CreateArgs, f: impl FnOnce(&CreateOptions<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
     let bars = Bars::bytes();
-    let pull = match args.pull {
-        Pull::Missing => PullPolicy::Missing,
-        Pull::Always => PullPolicy::Always,
-        Pull::Never => PullPolicy::Never,
-        Pull::Newer => PullPolicy::Newer,
-    };
     f(&CreateOptions {
         cwd: &env::current_dir()?,
-        pull,
+        pull: args.pull.into(),
         installs_kernel: !args.no_install,
         progress: &bars,
     })

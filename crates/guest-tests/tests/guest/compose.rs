@@ -231,7 +231,7 @@ fn up_shows_logs_until_it_is_interrupted_or_a_machine_ends() {
     let ended = up("0", &["--exit-code-from", "b"]).finish();
     let output = ended.expect_code(5).stdout();
     assert!(output.contains("b-1 | two\n"), "{ended}");
-    assert!(ended.stderr().contains("b-1 exited with code 5"), "{ended}");
+    assert!(ended.stderr().contains("b-1  exited with code 5"), "{ended}");
 
     let mut child = up("1000", &[]).start();
     let mut seen = String::new();

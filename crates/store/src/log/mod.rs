@@ -21,11 +21,13 @@
 
 mod forward;
 mod read;
+mod tail;
 mod write;
 
 pub use self::forward::Forwarder;
 pub use self::forward::Sender;
 pub use self::read::{LogReader, Position};
+pub use self::tail::tail;
 pub use self::write::LogWriter;
 
 use std::path::{Path, PathBuf};

@@ -6,9 +6,11 @@ use std::time::Duration;
 use zmachine_compose::Project;
 use zmachine_engine::{Engine, ImageRequest};
 use zmachine_image::{Mode, PullPolicy};
+use zmachine_project::{Front, end};
 use zmachine_spec::{Class, Failure, Signal};
 
-use super::{Owned, Scope, down, tell};
+use super::Scope;
+use super::front::Terminal;
 use crate::args::compose::{ComposeExecArgs, ComposeKillArgs, ComposeStopArgs, ServicesArgs};
 use crate::args::{Format, TopArgs};
 use crate::commands;
@@ -18,7 +20,9 @@ use crate::progress::Bars;
 pub(super) fn stop(engine: &Engine, scope: &Scope, args: &ComposeStopArgs) -> Result<u8, Failure> {
     let grace = args.timeout.map(Duration::from_secs);
     let machines = scope.of(&args.services)?;
-    down::from_the_top(&machines, &scope.levels(), |owned| down::stop(engine, owned, grace))?;
+    end::from_the_top(&Terminal, &machines, &scope.levels(), |owned| {
+        end::stop(engine, &Terminal, owned, grace)
+    })?;
     Ok(0)
 }
 
@@ -28,7 +32,7 @@ pub(super) fn start(engine: &Engine, scope: &Scope, args: &ServicesArgs) -> Resu
     if machines.is_empty() {
         return Err(nothing_made(scope));
     }
-    from_the_bottom(engine, scope, &machines)?;
+    end::start(engine, &Terminal, &machines, &scope.levels())?;
     Ok(0)
 }
 
@@ -37,34 +41,16 @@ fn nothing_made(scope: &Scope) -> Failure {
         .hint("'compose up' makes them")
 }
 
-fn from_the_bottom(engine: &Engine, scope: &Scope, machines: &[&Owned]) -> Result<(), Failure> {
-    let levels = scope.levels();
-    let level = |owned: &Owned| levels.get(&owned.service).copied().unwrap_or_default();
-    let highest = machines.iter().map(|owned| level(owned)).max().unwrap_or_default();
-    for current in 0..=highest {
-        let here = machines.iter().copied().filter(|owned| level(owned) == current);
-        down::at_once(here, |owned| {
-            if engine.machine(owned.name())?.state.phase.is_active() {
-                return Ok(());
-            }
-            engine.start(owned.name(), false)?.wait_ready(&Bars::bytes())?;
-            tell(&format!("Machine {}", owned.name()), "started");
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
-
 pub(super) fn restart(engine: &Engine, scope: &Scope, args: &ComposeStopArgs) -> Result<u8, Failure> {
     stop(engine, scope, args)?;
     let machines = scope.of(&args.services)?;
-    from_the_bottom(engine, scope, &machines)?;
+    end::start(engine, &Terminal, &machines, &scope.levels())?;
     Ok(0)
 }
 
 pub(super) fn kill(engine: &Engine, scope: &Scope, args: &ComposeKillArgs) -> Result<u8, Failure> {
     let signal = args.signal.as_deref().map(str::parse::<Signal>).transpose()?;
-    each(engine, scope, &args.services, "killed", |name| match signal {
+    each(scope, &args.services, "killed", |name| match signal {
         None => engine.kill(name),
         Some(signal) => engine.signal(name, signal.number()),
     })
@@ -72,7 +58,6 @@ pub(super) fn kill(engine: &Engine, scope: &Scope, args: &ComposeKillArgs) -> Re
 
 /// Does `f` for every machine that runs.
 pub(super) fn each(
-    _engine: &Engine,
     scope: &Scope,
     services: &[String],
     done: &str,
@@ -80,9 +65,9 @@ pub(super) fn each(
 ) -> Result<u8, Failure> {
     let machines = scope.of(services)?;
     let running = machines.into_iter().filter(|owned| owned.is_active());
-    down::at_once(running, |owned| {
+    end::at_once(&Terminal, running, |owned| {
         f(owned.name())?;
-        tell(&format!("Machine {}", owned.name()), done);
+        Terminal.done(&format!("Machine {}", owned.name()), done);
         Ok(())
     })?;
     Ok(0)
@@ -143,7 +128,7 @@ pub(super) fn pull(engine: &Engine, project: &Project, services: &[String]) -> R
             progress: &Bars::bytes(),
         });
         found.map_err(super::of_service(&service.name))?;
-        tell(&format!("Image {image}"), "here");
+        Terminal.done(&format!("Image {image}"), "here");
     }
     Ok(0)
 }

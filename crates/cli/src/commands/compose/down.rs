@@ -1,104 +1,17 @@
-//! Stopping and removing: `down`, `rm`, and what a second ctrl-c does.
+//! `compose down` and `rm`.
 
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
-use zmachine_compose::Project;
 use zmachine_engine::Engine;
-use zmachine_spec::{Class, Failure};
+use zmachine_project::end::{at_once, from_the_top, remove, stop};
+use zmachine_project::words::disk_name;
+use zmachine_project::{Front, Owned, resources};
+use zmachine_spec::Failure;
 
-use super::words::disk_name;
-use super::{Owned, Scope, files_of, levels, owned, resources, tell};
+use super::Scope;
+use super::front::Terminal;
 use crate::args::compose::{ComposeRmArgs, DownArgs};
 use crate::output;
-
-/// Does `f` for each, all at once; every failure but the first is told.
-pub(super) fn at_once<'a>(
-    machines: impl IntoIterator<Item = &'a Owned>,
-    f: impl Fn(&Owned) -> Result<(), Failure> + Sync,
-) -> Result<(), Failure> {
-    let failures: Mutex<Vec<Failure>> = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for owned in machines {
-            let (f, failures) = (&f, &failures);
-            scope.spawn(move || {
-                if let Err(failure) = f(owned) {
-                    failures.lock().unwrap_or_else(PoisonError::into_inner).push(failure);
-                }
-            });
-        }
-    });
-    let mut failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match failures.pop() {
-        None => Ok(()),
-        Some(last) => {
-            failures.iter().for_each(crate::failure::print);
-            Err(last)
-        }
-    }
-}
-
-/// Does `f` for each, those first that need others.
-pub(super) fn from_the_top(
-    machines: &[&Owned],
-    levels: &std::collections::BTreeMap<String, usize>,
-    f: impl Fn(&Owned) -> Result<(), Failure> + Sync,
-) -> Result<(), Failure> {
-    let level = |owned: &Owned| levels.get(&owned.service).copied().unwrap_or_default();
-    let highest = machines.iter().map(|owned| level(owned)).max().unwrap_or_default();
-    for current in (0..=highest).rev() {
-        at_once(machines.iter().copied().filter(|owned| level(owned) == current), &f)?;
-    }
-    Ok(())
-}
-
-/// Stops one that runs.
-pub(super) fn stop(engine: &Engine, owned: &Owned, grace: Option<Duration>) -> Result<(), Failure> {
-    if !owned.is_active() {
-        return Ok(());
-    }
-    engine.stop(owned.name(), grace)?;
-    tell(&format!("Machine {}", owned.name()), "stopped");
-    Ok(())
-}
-
-/// Stops and removes one.
-pub(super) fn remove(engine: &Engine, owned: &Owned, grace: Option<Duration>) -> Result<(), Failure> {
-    match stop(engine, owned, grace).and_then(|()| engine.remove(owned.name(), true, true)) {
-        // Made with --rm, and gone when it stopped.
-        Err(failure) if failure.class != Class::NotFound => return Err(failure),
-        _ => tell(&format!("Machine {}", owned.name()), "removed"),
-    }
-    Ok(())
-}
-
-/// Stops all machines of a project; failures are told.
-pub(super) fn stop_all(engine: &Engine, project: &Project, grace: Option<Duration>) {
-    let stopped = owned(engine, &project.name).and_then(|all| {
-        let all: Vec<&Owned> = all.iter().filter(|owned| !owned.is_once).collect();
-        from_the_top(&all, &levels(project), |owned| stop(engine, owned, grace))
-    });
-    if let Err(failure) = stopped {
-        crate::failure::print(&failure);
-    }
-}
-
-/// Ends all machines of a project at once; failures are told.
-pub(super) fn kill_all(engine: &Engine, project: &str) {
-    let killed = owned(engine, project).and_then(|all| {
-        at_once(all.iter().filter(|owned| owned.is_active()), |owned| {
-            match engine.kill(owned.name()) {
-                // It has ended meanwhile.
-                Err(failure) if failure.class != Class::Conflict => Err(failure),
-                _ => Ok(()),
-            }
-        })
-    });
-    if let Err(failure) = killed {
-        crate::failure::print(&failure);
-    }
-}
 
 /// Removes all of a project but its volumes.
 pub(super) fn down(engine: &Engine, scope: &Scope, args: &DownArgs) -> Result<u8, Failure> {
@@ -109,9 +22,13 @@ pub(super) fn down(engine: &Engine, scope: &Scope, args: &DownArgs) -> Result<u8
         None => true,
     };
     let (known, orphans): (Vec<&Owned>, Vec<&Owned>) = scope.machines.iter().partition(is_known);
-    from_the_top(&known, &scope.levels(), |owned| remove(engine, owned, grace))?;
+    from_the_top(&Terminal, &known, &scope.levels(), |owned| {
+        remove(engine, &Terminal, owned, grace)
+    })?;
     match args.remove_orphans {
-        true => at_once(orphans.iter().copied(), |owned| remove(engine, owned, grace))?,
+        true => at_once(&Terminal, orphans.iter().copied(), |owned| {
+            remove(engine, &Terminal, owned, grace)
+        })?,
         false if orphans.is_empty() => {}
         false => {
             let names: Vec<&str> = orphans.iter().map(|owned| owned.name()).collect();
@@ -121,11 +38,11 @@ pub(super) fn down(engine: &Engine, scope: &Scope, args: &DownArgs) -> Result<u8
             );
         }
     }
-    resources::remove_networks(engine, &networks(scope))?;
+    resources::remove_networks(engine, &Terminal, &networks(scope))?;
     if args.volumes {
         remove_volumes(engine, scope)?;
     }
-    let files = files_of(engine, &scope.name);
+    let files = resources::files_of(engine, &scope.name);
     match std::fs::remove_dir_all(&files) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(Failure::from(e).context(format!("{} cannot be removed", files.display())));
@@ -172,7 +89,7 @@ fn remove_volumes(engine: &Engine, scope: &Scope) -> Result<(), Failure> {
     let there: Vec<String> = engine.volume_list()?.0.into_iter().map(|view| view.name).collect();
     for name in names.iter().filter(|name| there.contains(name)) {
         engine.volumes().remove(name)?;
-        tell(&format!("Volume {name}"), "removed");
+        Terminal.done(&format!("Volume {name}"), "removed");
     }
     Ok(())
 }
@@ -181,7 +98,9 @@ fn remove_volumes(engine: &Engine, scope: &Scope) -> Result<(), Failure> {
 pub(super) fn rm(engine: &Engine, scope: &Scope, args: &ComposeRmArgs) -> Result<u8, Failure> {
     let all = scope.of(&args.services)?;
     if args.stop {
-        from_the_top(&all, &scope.levels(), |owned| stop(engine, owned, None))?;
+        from_the_top(&Terminal, &all, &scope.levels(), |owned| {
+            stop(engine, &Terminal, owned, None)
+        })?;
     }
     let stopped: Vec<&Owned> = all
         .into_iter()
@@ -195,6 +114,6 @@ pub(super) fn rm(engine: &Engine, scope: &Scope, args: &ComposeRmArgs) -> Result
     if !output::confirm(&format!("This removes {}.", names.join(", ")), args.force)? {
         return Ok(0);
     }
-    at_once(stopped, |owned| remove(engine, owned, None))?;
+    at_once(&Terminal, stopped, |owned| remove(engine, &Terminal, owned, None))?;
     Ok(0)
 }

@@ -1,44 +1,30 @@
 //! `compose`: the machines of a project, made of its files.
 //!
 //! ```text
-//! files ─> Project (zmachine-compose) ─> words of `create` for each machine (words) ─> MachineSpec ─> engine
+//! files ─> Project (zmachine-compose) ─> its machines (zmachine-project), with the flags and the terminal of this program (front)
 //! ```
-//! # Invariants
-//! What belongs to a project is known by labels, those of docker's compose: nothing else remembers it. A machine is left alone as long as
-//! the hash of its service, which is one of them, is the same. Volumes go only when that is asked for.
 
 mod act;
-mod converge;
 mod down;
-mod follow;
-mod health;
+mod front;
 mod logs;
 mod once;
-mod resources;
 mod up;
 mod view;
-mod words;
+#[cfg(test)]
+mod words_tests;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use zmachine_compose::{ComposeError, Project};
 use zmachine_engine::Engine;
-use zmachine_spec::{Class, Failure, Setting};
-use zmachine_store::catalog::Machine;
+use zmachine_project::{Owned, levels, owned};
+use zmachine_spec::{Class, Failure};
 
+use self::front::Terminal;
 use crate::args::ComposeArgs;
 use crate::args::compose::ComposeCommand;
 use crate::context;
-
-const PROJECT: &str = "com.docker.compose.project";
-const SERVICE: &str = "com.docker.compose.service";
-const NUMBER: &str = "com.docker.compose.container-number";
-const HASH: &str = "com.docker.compose.config-hash";
-const ONE_OFF: &str = "com.docker.compose.oneoff";
-const WORKING_DIR: &str = "com.docker.compose.project.working_dir";
-const CONFIG_FILES: &str = "com.docker.compose.project.config_files";
-const DEPENDS_ON: &str = "com.docker.compose.depends_on";
 
 /// Carries a command out.
 pub(super) fn compose(args: ComposeArgs) -> Result<u8, Failure> {
@@ -66,17 +52,15 @@ pub(super) fn compose(args: ComposeArgs) -> Result<u8, Failure> {
 fn with_machines(command: ComposeCommand, engine: &Engine, scope: &Scope) -> Result<u8, Failure> {
     match command {
         ComposeCommand::Down(args) => down::down(engine, scope, &args),
-        ComposeCommand::Ps(args) => view::ps(engine, scope, args),
+        ComposeCommand::Ps(args) => view::ps(scope, args),
         ComposeCommand::Logs(args) => logs::logs(engine, scope, &args),
         ComposeCommand::Exec(args) => act::exec(engine, scope, args),
         ComposeCommand::Stop(args) => act::stop(engine, scope, &args),
         ComposeCommand::Start(args) => act::start(engine, scope, &args),
         ComposeCommand::Restart(args) => act::restart(engine, scope, &args),
         ComposeCommand::Kill(args) => act::kill(engine, scope, &args),
-        ComposeCommand::Pause(args) => act::each(engine, scope, &args.services, "paused", |name| engine.pause(name)),
-        ComposeCommand::Unpause(args) => {
-            act::each(engine, scope, &args.services, "resumed", |name| engine.resume(name))
-        }
+        ComposeCommand::Pause(args) => act::each(scope, &args.services, "paused", |name| engine.pause(name)),
+        ComposeCommand::Unpause(args) => act::each(scope, &args.services, "resumed", |name| engine.resume(name)),
         ComposeCommand::Rm(args) => down::rm(engine, scope, &args),
         ComposeCommand::Top(args) => act::top(engine, scope, &args),
         ComposeCommand::Up(_)
@@ -145,36 +129,6 @@ struct Scope {
     machines: Vec<Owned>,
 }
 
-/// A machine of a project.
-#[derive(Debug, Clone)]
-struct Owned {
-    machine: Machine,
-    service: String,
-    number: u32,
-    is_once: bool,
-}
-
-impl Owned {
-    fn name(&self) -> &str {
-        &self.machine.spec.name
-    }
-
-    fn is_active(&self) -> bool {
-        self.machine.state.phase.is_active()
-    }
-
-    fn label(&self, key: &str) -> Option<&str> {
-        self.machine.spec.labels.get(key).map(String::as_str)
-    }
-
-    /// As lines of a log begin: without the project, as docker has it.
-    fn short_name(&self, project: &str) -> &str {
-        let name = self.name();
-        let short = name.strip_prefix(project).and_then(|rest| rest.strip_prefix('-'));
-        short.unwrap_or(name)
-    }
-}
-
 impl Scope {
     fn new(engine: &Engine, args: &ComposeArgs) -> Result<Scope, Failure> {
         // Whatever its profile: what runs can be stopped.
@@ -229,91 +183,7 @@ impl Scope {
     }
 }
 
-fn levels(project: &Project) -> BTreeMap<String, usize> {
-    let mut levels: BTreeMap<String, usize> = BTreeMap::new();
-    for name in zmachine_compose::order::sorted(&project.services) {
-        let needs = project.services.get(&name).map(|service| &service.depends_on);
-        let below = needs.into_iter().flatten().filter_map(|(needed, _)| levels.get(needed));
-        let level = below.max().map_or(0, |level| level + 1);
-        levels.insert(name, level);
-    }
-    levels
-}
-
-/// The machines of a project, by service and number.
-fn owned(engine: &Engine, project: &str) -> Result<Vec<Owned>, Failure> {
-    let (machines, _) = super::list::readable(engine)?;
-    let mut all: Vec<Owned> = machines
-        .into_iter()
-        .filter(|machine| machine.spec.labels.get(PROJECT).is_some_and(|name| name == project))
-        .map(|machine| {
-            let label = |key: &str| machine.spec.labels.get(key).cloned().unwrap_or_default();
-            Owned {
-                service: label(SERVICE),
-                number: label(NUMBER).parse().unwrap_or(1),
-                is_once: label(ONE_OFF) == "True",
-                machine,
-            }
-        })
-        .collect();
-    all.sort_by(|a, b| (&a.service, a.number).cmp(&(&b.service, b.number)));
-    Ok(all)
-}
-
-/// One line of what was done.
-fn tell(name: &str, what: &str) {
-    eprintln!(" {name}  {what}");
-}
-
 /// The failure as one of a service, in the words of compose files.
 fn of_service(service: &str) -> impl Fn(Failure) -> Failure {
-    let context = format!("service '{service}'");
-    move |error| crate::failure::respelled(error, spelling).context(context.clone())
-}
-
-/// The key of a compose file for a setting.
-fn spelling(setting: Setting) -> Option<&'static str> {
-    Some(match setting {
-        Setting::Name => "container_name",
-        Setting::Flist => "image",
-        Setting::Cpus => "cpus",
-        Setting::CpuSet => "cpuset",
-        Setting::Memory => "mem_limit",
-        Setting::Size => "x-zmachine: size",
-        Setting::Env => "environment",
-        Setting::Entrypoint => "entrypoint",
-        Setting::Workdir => "working_dir",
-        Setting::User => "user",
-        Setting::Hostname => "hostname",
-        Setting::Networks | Setting::NetworkAliases => "networks",
-        Setting::Publish => "ports",
-        Setting::Dns => "dns",
-        Setting::Terminal => "tty",
-        Setting::ReadOnly => "read_only",
-        Setting::Init => "init",
-        Setting::Kernel => "x-zmachine: kernel",
-        Setting::Accel => "x-zmachine: accel",
-        Setting::Hypervisor => "x-zmachine: hypervisor",
-        Setting::StopSignal => "stop_signal",
-        Setting::Stores => "x-zmachine: store",
-        Setting::Mode => "x-zmachine: kind",
-        Setting::Volumes => "volumes",
-        Setting::UserData => "x-zmachine: user-data",
-        Setting::Reinstall => "x-zmachine: reinstall",
-        Setting::Rootfs => "x-zmachine: rootfs",
-        Setting::Restart => "restart",
-        Setting::LogLimits | Setting::LogTo => "logging",
-        Setting::Secrets => "secrets",
-        Setting::Tmpfs => "tmpfs",
-        Setting::Hosts => "extra_hosts",
-        Setting::Sysctls => "sysctls",
-        Setting::Ulimits => "ulimits",
-        Setting::Capabilities => "cap_drop",
-        Setting::Health => "healthcheck",
-    })
-}
-
-/// Where the contents of a project's secrets and configs are that have no file of their own.
-fn files_of(engine: &Engine, project: &str) -> PathBuf {
-    engine.home().data().join("compose").join(project)
+    move |error| zmachine_project::of_service(&Terminal, service, error)
 }

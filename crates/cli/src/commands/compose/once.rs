@@ -1,14 +1,18 @@
 //! `compose run`: a command of the user's in a machine made as those of a service.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 
 use zmachine_compose::{Project, order};
 use zmachine_engine::Engine;
-use zmachine_spec::Failure;
+use zmachine_project::converge::{Convergence, Wish};
+use zmachine_project::words::Instance;
+use zmachine_project::{labels, resources};
+use zmachine_spec::{Class, Failure};
 
-use super::converge::{Convergence, Wish, labels};
-use super::words::Instance;
-use super::{of_service, resources};
+use super::front::{Terminal, parsed};
+use super::of_service;
+use crate::args::Command;
 use crate::args::compose::ComposeRunArgs;
 use crate::args::run::texts;
 use crate::commands;
@@ -30,11 +34,11 @@ pub(super) fn run(engine: &Engine, project: &Project, args: &ComposeRunArgs, slo
             until: None,
             slots,
         };
-        Convergence::new(engine, project, wish)?.run()?;
+        Convergence::new(engine, &Terminal, project, wish)?.run()?;
     }
     let files = resources::files(engine, project, &[service])?;
     let used = resources::used(std::iter::once(service));
-    let joins = resources::networks(engine, project, &used, 1)?;
+    let joins = resources::networks(engine, &Terminal, project, &used, 1)?;
     // Any that is free: several may run at once.
     let suffix = zmachine_store::catalog::new_id();
     let name = args
@@ -90,6 +94,11 @@ pub(super) fn run(engine: &Engine, project: &Project, args: &ComposeRunArgs, slo
         service: &changed,
         ..instance
     };
-    let run = instance.run_args(&more, &command).map_err(of_service(&service.name))?;
-    commands::run::run(engine, &run).map_err(of_service(&service.name))
+    let mut words = instance.words(&Terminal).map_err(of_service(&service.name))?;
+    words.extend(more.into_iter().map(OsString::from));
+    words.extend(instance.positionals(&command));
+    match parsed("run", words).map_err(of_service(&service.name))? {
+        Command::Run(run) => commands::run::run(engine, &run).map_err(of_service(&service.name)),
+        _ => Err(Failure::new(Class::Failed, "'run' was read as another command")),
+    }
 }

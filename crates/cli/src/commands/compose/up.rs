@@ -9,11 +9,14 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use zmachine_compose::{Project, order};
 use zmachine_engine::Engine;
+use zmachine_image::PullPolicy;
+use zmachine_project::converge::{Convergence, Wish};
+use zmachine_project::follow::{Begun, Following, Starting};
+use zmachine_project::{end, owned};
 use zmachine_spec::{Class, Failure};
 
-use super::converge::{Convergence, Wish};
-use super::follow::{self, Following, Starting};
-use super::{down, no_service};
+use super::front::Terminal;
+use super::no_service;
 use crate::args::compose::UpArgs;
 
 /// As a shell tells of one that ctrl-c ended.
@@ -43,7 +46,7 @@ pub(super) fn up(engine: &Engine, project: &Project, args: &UpArgs, slots: usize
         force: args.force_recreate,
         keeps_changed: args.no_recreate,
         starts: !args.no_start,
-        pull: args.pull,
+        pull: args.pull.map(PullPolicy::from),
         grace,
         until: args
             .wait_timeout
@@ -51,7 +54,7 @@ pub(super) fn up(engine: &Engine, project: &Project, args: &UpArgs, slots: usize
         slots,
     };
     if args.detach || args.wait || args.no_start {
-        let convergence = Convergence::new(engine, project, wish)?;
+        let convergence = Convergence::new(engine, &Terminal, project, wish)?;
         convergence.run()?;
         if args.wait {
             convergence.wait_healthy()?;
@@ -60,9 +63,10 @@ pub(super) fn up(engine: &Engine, project: &Project, args: &UpArgs, slots: usize
     }
     let following = Following {
         engine,
+        front: &Terminal,
         project,
         services: &services,
-        look: args.look,
+        look: super::logs::look(args.look, false),
         ends_with_one: args.abort_on_container_exit || args.exit_code_from.is_some(),
         status_of: args.exit_code_from.as_deref(),
         grace,
@@ -75,8 +79,8 @@ fn attached(engine: &Engine, project: &Project, wish: Wish, following: &Followin
     let interrupts = Arc::new(AtomicU32::new(0));
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let handle = signals.handle();
-    let begun = follow::Begun::now(engine, project)?;
-    let convergence = &Convergence::new(engine, project, wish)?;
+    let begun = Begun::now(engine, project)?;
+    let convergence = &Convergence::new(engine, &Terminal, project, wish)?;
     let has_failed = AtomicBool::new(false);
     let ended = thread::scope(|scope| {
         let counted = interrupts.clone();
@@ -87,9 +91,9 @@ fn attached(engine: &Engine, project: &Project, wish: Wish, following: &Followin
                         eprintln!("\nstopping; ctrl-c again kills");
                         convergence.stop();
                         let grace = following.grace;
-                        scope.spawn(move || down::stop_all(engine, project, grace));
+                        scope.spawn(move || end::stop_all(engine, &Terminal, project, grace));
                     }
-                    _ => down::kill_all(engine, &project.name),
+                    _ => end::kill_all(engine, &Terminal, &project.name),
                 }
             }
         });
@@ -141,7 +145,7 @@ fn scaled(project: &Project, scales: &[String]) -> Result<Project, Failure> {
 /// Machines of services that the files do not have any more.
 fn orphans(engine: &Engine, project: &Project, args: &UpArgs) -> Result<(), Failure> {
     let is_known = |name: &String| project.services.contains_key(name) || project.disabled.contains_key(name);
-    let all = super::owned(engine, &project.name)?;
+    let all = owned(engine, &project.name)?;
     let orphans: Vec<_> = all
         .iter()
         .filter(|owned| !owned.is_once && !is_known(&owned.service))
@@ -152,7 +156,7 @@ fn orphans(engine: &Engine, project: &Project, args: &UpArgs) -> Result<(), Fail
     if args.remove_orphans {
         return orphans
             .into_iter()
-            .try_for_each(|owned| down::remove(engine, owned, args.timeout.map(Duration::from_secs)));
+            .try_for_each(|owned| end::remove(engine, &Terminal, owned, args.timeout.map(Duration::from_secs)));
     }
     let names: Vec<&str> = orphans.iter().map(|owned| owned.name()).collect();
     eprintln!(

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use zmachine_compose::Project;
 use zmachine_engine::Engine;
 use zmachine_engine::views::MachineSummary;
+use zmachine_project::{CONFIG_FILES, PROJECT};
 use zmachine_spec::Failure;
 
-use super::{CONFIG_FILES, PROJECT, Scope};
+use super::Scope;
 use crate::args::PsArgs;
 use crate::args::compose::{ComposeLsArgs, ComposePsArgs, ConfigArgs, ConfigFormat};
 use crate::commands::list;
@@ -48,7 +49,7 @@ pub(super) fn config(project: &Project, args: &ConfigArgs) -> Result<u8, Failure
 }
 
 /// Lists the machines of a project.
-pub(super) fn ps(_engine: &Engine, scope: &Scope, args: ComposePsArgs) -> Result<u8, Failure> {
+pub(super) fn ps(scope: &Scope, args: ComposePsArgs) -> Result<u8, Failure> {
     let filters = args.listing.filters(&["status", "name"])?;
     let all = args.all || args.listing.filter.iter().any(|filter| filter.starts_with("status="));
     let machines = scope.of(&args.names)?;

@@ -1,10 +1,14 @@
 //! What services of compose files ask for, as specs of machines.
 
-use zmachine_compose::Options;
-use zmachine_hypervisor::choice::Requested;
-use zmachine_spec::{HealthTest as Test, MachineSpec, ModeChoice};
+use std::path::{Path, PathBuf};
 
-use super::*;
+use zmachine_compose::{Options, Project};
+use zmachine_hypervisor::choice::Requested;
+use zmachine_project::words::{Granted, Instance};
+use zmachine_project::{Front, SERVICE, converge, labels};
+use zmachine_spec::{Failure, HealthTest as Test, MachineSpec, ModeChoice, Origin};
+
+use super::front::Terminal;
 
 fn spec(project: &Project, service: &str) -> Result<MachineSpec, Failure> {
     let service = &project.services[service];
@@ -17,14 +21,14 @@ fn spec(project: &Project, service: &str) -> Result<MachineSpec, Failure> {
     let instance = Instance {
         project,
         service,
-        name: super::super::converge::name(project, service, 1),
-        labels: super::super::converge::labels(project, service, 1, "hash", false),
+        name: converge::name(project, service, 1),
+        labels: labels(project, service, 1, "hash", false),
         files: &files,
         joins: true,
         publishes: true,
         once: false,
     };
-    instance.create_args()?.spec(&project.folder, String::new, |_| None)
+    Terminal.spec(instance.create_words(&Terminal)?, &project.folder)
 }
 
 fn read(folder: &Path, files: &[&str]) -> Project {
@@ -99,7 +103,7 @@ fn keys_become_settings_of_a_machine() {
     assert_eq!(secrets, ["s", "/etc/s"]);
     assert_eq!(found.guest.hosts[0].to_string(), "six:fd00::1");
     assert_eq!((found.hypervisor, found.size_bytes), (Requested::Qemu, 4 << 30));
-    assert_eq!(found.labels[super::super::SERVICE], "web");
+    assert_eq!(found.labels[SERVICE], "web");
 }
 
 #[test]

@@ -13,14 +13,14 @@ use zmachine_spec::{Class, Failure};
 
 /// A parsed template.
 #[derive(Debug)]
-pub(crate) struct Template(Vec<parse::Node>);
+pub struct Template(Vec<parse::Node>);
 
 impl Template {
     /// Parses a template.
     ///
     /// # Errors
     /// [`Class::Usage`], with what is wrong and where.
-    pub(crate) fn parse(text: &str) -> Result<Template, Failure> {
+    pub fn parse(text: &str) -> Result<Template, Failure> {
         let text = text.replace("\\t", "\t").replace("\\n", "\n");
         parse::parse(&text).map(Template).map_err(|why| wrong(&text, &why))
     }
@@ -29,12 +29,12 @@ impl Template {
     ///
     /// # Errors
     /// [`Class::Usage`] when the value has no such field, or a function gets what it cannot use.
-    pub(crate) fn render(&self, value: &Value) -> Result<String, Failure> {
+    pub fn render(&self, value: &Value) -> Result<String, Failure> {
         eval::render(&self.0, value).map_err(|why| wrong("", &why))
     }
 
     /// The fields that it shows one after the other, for the header of a table.
-    pub(crate) fn columns(&self) -> Vec<String> {
+    pub fn columns(&self) -> Vec<String> {
         parse::columns(&self.0)
     }
 }

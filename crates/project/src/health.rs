@@ -14,7 +14,7 @@ const POLL: Duration = Duration::from_millis(200);
 ///
 /// # Errors
 /// When it ended otherwise.
-pub(super) fn wait_completed(engine: &Engine, name: &str, goes_on: impl Fn() -> bool) -> Result<bool, Failure> {
+pub(crate) fn wait_completed(engine: &Engine, name: &str, goes_on: impl Fn() -> bool) -> Result<bool, Failure> {
     loop {
         if !goes_on() {
             return Ok(false);
@@ -37,7 +37,7 @@ fn ended(name: &str, exit: Exit, what: &str) -> Failure {
 ///
 /// # Errors
 /// When it has no health check, is unhealthy, or has ended; or when it takes too long.
-pub(super) fn wait_healthy(
+pub(crate) fn wait_healthy(
     engine: &Engine,
     name: &str,
     until: Option<Instant>,
@@ -68,7 +68,7 @@ pub(super) fn wait_healthy(
 ///
 /// # Errors
 /// As [`wait_healthy`]; one that has ended with status 0 has done what it was to do.
-pub(super) fn wait_up(engine: &Engine, name: &str, until: Option<Instant>) -> Result<(), Failure> {
+pub(crate) fn wait_up(engine: &Engine, name: &str, until: Option<Instant>) -> Result<(), Failure> {
     loop {
         let machine = engine.machine(name)?;
         if matches!(machine.state.phase, Phase::Stopped { exit } if exit.shell_code() == 0) {

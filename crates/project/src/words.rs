@@ -5,36 +5,39 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
-use serde_json::Value as Json;
-use toml::{Table, Value};
+use serde_json::{Map, Value as Json};
 use zmachine_compose::{HealthCheck, HealthTest, Logging, Mount, MountSource, Port, Project, Service};
 use zmachine_spec::volume::Fs;
 use zmachine_spec::{Class, Failure, Origin, VolumeRequest, bytes};
 
-use crate::args::{Cli, Command, CreateArgs, RunArgs, file};
+use crate::{Front, resources};
 
 /// A machine of a service.
-pub(super) struct Instance<'a> {
-    pub(super) project: &'a Project,
-    pub(super) service: &'a Service,
+pub struct Instance<'a> {
+    /// Its project.
+    pub project: &'a Project,
+    /// Its service.
+    pub service: &'a Service,
     /// Its name on this host.
-    pub(super) name: String,
-    pub(super) labels: BTreeMap<String, String>,
+    pub name: String,
+    /// Its labels; see [`crate::labels`].
+    pub labels: BTreeMap<String, String>,
     /// Files of this host with the contents of secrets and configs that have none.
-    pub(super) files: &'a BTreeMap<(Granted, String), PathBuf>,
+    pub files: &'a BTreeMap<(Granted, String), PathBuf>,
     /// It joins its networks; else the one that needs no root.
-    pub(super) joins: bool,
+    pub joins: bool,
     /// It publishes its ports.
-    pub(super) publishes: bool,
+    pub publishes: bool,
     /// It is a command of the user's, not one of the service's own.
-    pub(super) once: bool,
+    pub once: bool,
 }
 
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Granted {
+pub enum Granted {
+    /// A secret.
     Secret,
+    /// A config.
     Config,
 }
 
@@ -42,35 +45,29 @@ pub(super) enum Granted {
 const VM_DISK: &str = "10G";
 
 impl Instance<'_> {
-    /// As `create` would have it.
-    pub(super) fn create_args(&self) -> Result<CreateArgs, Failure> {
-        let words = ["zmachine", "create"].map(OsString::from).into_iter();
+    /// All words of `create`.
+    ///
+    /// # Errors
+    /// When a part of it cannot be said in words, or a directory that is to be shared cannot be made.
+    pub fn create_words(&self, front: &dyn Front) -> Result<Vec<OsString>, Failure> {
         let command = self.service.command.clone().unwrap_or_default();
-        let words = words.chain(self.words()?).chain(self.positionals(&command)?);
-        match parsed(words)? {
-            Command::Create(args) => Ok(*args),
-            _ => Err(Failure::new(Class::Failed, "'create' was read as another command")),
-        }
+        let mut words = self.words(front)?;
+        words.extend(self.positionals(&command));
+        Ok(words)
     }
 
-    /// As `run` would have it, with more words and another command.
-    pub(super) fn run_args(&self, more: &[String], command: &[String]) -> Result<RunArgs, Failure> {
-        let words = ["zmachine", "run"].map(OsString::from).into_iter();
-        let more = more.iter().map(OsString::from);
-        let words = words.chain(self.words()?).chain(more).chain(self.positionals(command)?);
-        match parsed(words)? {
-            Command::Run(args) => Ok(*args),
-            _ => Err(Failure::new(Class::Failed, "'run' was read as another command")),
-        }
-    }
-
-    fn positionals(&self, command: &[String]) -> Result<Vec<OsString>, Failure> {
+    /// Image and command.
+    pub fn positionals(&self, command: &[String]) -> Vec<OsString> {
         let image = self.service.image.clone().unwrap_or_default();
         let words = ["--".to_owned(), image].into_iter().chain(command.iter().cloned());
-        Ok(words.map(OsString::from).collect())
+        words.map(OsString::from).collect()
     }
 
-    fn words(&self) -> Result<Vec<OsString>, Failure> {
+    /// The words before these.
+    ///
+    /// # Errors
+    /// As [`Instance::create_words`].
+    pub fn words(&self, front: &dyn Front) -> Result<Vec<OsString>, Failure> {
         let service = self.service;
         let mut words = Words(Vec::new());
         words.option("name", Some(&self.name));
@@ -131,15 +128,15 @@ impl Instance<'_> {
                 words.option("publish", Some(format!("{text}/{}", port.protocol)));
             }
         }
-        self.mounts(&mut words)?;
-        self.grants(&mut words)?;
+        self.mounts(&mut words, front)?;
+        self.grants(&mut words);
         if let Some(check) = &service.healthcheck {
             health(&mut words, check);
         }
         if let Some(logging) = &service.logging {
             log(&mut words, logging);
         }
-        self.machine(&mut words)?;
+        self.machine(&mut words, front)?;
         Ok(words.0)
     }
 
@@ -168,7 +165,7 @@ impl Instance<'_> {
                 let names = own.chain(&attachment.aliases).chain(linked.iter().copied());
                 options.extend(names.map(|name| format!("alias={name}")));
             }
-            let name = super::resources::network_name(network);
+            let name = resources::network_name(network);
             words.option(
                 "network",
                 Some(match options.is_empty() {
@@ -179,7 +176,7 @@ impl Instance<'_> {
         }
     }
 
-    fn mounts(&self, words: &mut Words) -> Result<(), Failure> {
+    fn mounts(&self, words: &mut Words, front: &dyn Front) -> Result<(), Failure> {
         for mount in &self.service.mounts {
             if let MountSource::Memory { size_bytes, mode } = &mount.source {
                 let mut options: Vec<String> = Vec::new();
@@ -189,7 +186,7 @@ impl Instance<'_> {
                 words.option("tmpfs", Some(format!("{}:{}", mount.target, options.join(","))));
                 continue;
             }
-            words.volume(&self.volume(mount)?)?;
+            words.volume(&self.volume(mount)?, front)?;
         }
         Ok(())
     }
@@ -236,7 +233,7 @@ impl Instance<'_> {
         })
     }
 
-    fn grants(&self, words: &mut Words) -> Result<(), Failure> {
+    fn grants(&self, words: &mut Words) {
         let secrets = self.service.secrets.iter().map(|grant| (Granted::Secret, grant));
         let configs = self.service.configs.iter().map(|grant| (Granted::Config, grant));
         for (kind, grant) in secrets.chain(configs) {
@@ -250,12 +247,11 @@ impl Instance<'_> {
             let name = name.unwrap_or(&grant.target);
             words.option("secret", Some(format!("{name}={}", path.display())));
         }
-        Ok(())
     }
 
     /// What `x-zmachine` says: keys of machine files, `kind`, and `disk-size`, the size of a VM's boot disk.
-    fn machine(&self, words: &mut Words) -> Result<(), Failure> {
-        let mut table = Table::new();
+    fn machine(&self, words: &mut Words, front: &dyn Front) -> Result<(), Failure> {
+        let mut keys = Map::new();
         let mut disk = None;
         let mut is_vm = false;
         for (key, value) in &self.service.machine {
@@ -263,35 +259,29 @@ impl Instance<'_> {
             match (key.as_str(), value) {
                 ("kind", Json::String(kind)) => {
                     is_vm = kind == "vm";
-                    table.insert("mode".to_owned(), Value::String(kind.clone()));
+                    keys.insert("mode".to_owned(), value.clone());
                 }
                 ("disk-size", value) => disk = Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
-                _ => {
-                    if let Some(value) = toml_of(value) {
-                        table.insert(key, value);
-                    }
-                }
+                _ => drop(keys.insert(key, value.clone())),
             }
         }
         let has_disk = self.service.mounts.iter().any(|mount| mount.target == "/");
         if is_vm && !has_disk {
             let origin = Origin::Named(disk_name(&self.name));
             let request = VolumeRequest::new(origin, "/").map_err(wrong_volume)?;
-            words.volume(&VolumeRequest {
-                size_bytes: Some(size(disk.as_deref().unwrap_or(VM_DISK))?),
-                ..request
-            })?;
+            let size_bytes = Some(size(disk.as_deref().unwrap_or(VM_DISK))?);
+            words.volume(&VolumeRequest { size_bytes, ..request }, front)?;
         }
         let path = self
             .project
             .files
             .first()
             .map_or(Path::new("compose.yaml"), PathBuf::as_path);
-        let of_table = file::words(path, &table).map_err(|mut failure| {
+        let of_keys = front.keys(path, &keys).map_err(|mut failure| {
             failure.message = format!("{} (x-zmachine of service '{}')", failure.message, self.service.name);
             failure
         })?;
-        words.0.extend(of_table.into_iter().map(OsString::from));
+        words.0.extend(of_keys);
         Ok(())
     }
 }
@@ -323,18 +313,8 @@ fn host_port(port: &Port) -> Result<String, Failure> {
 }
 
 /// The boot disk of a VM.
-pub(super) fn disk_name(machine: &str) -> String {
+pub fn disk_name(machine: &str) -> String {
     format!("{machine}_disk")
-}
-
-fn parsed(words: impl Iterator<Item = OsString>) -> Result<Command, Failure> {
-    let cli = Cli::try_parse_from(words).map_err(|error| {
-        // The first paragraph, without clap's label and advice about flags that nobody wrote.
-        let text = error.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        Failure::new(Class::Usage, first.trim_start_matches("error: "))
-    })?;
-    Ok(cli.command)
 }
 
 struct Words(Vec<OsString>);
@@ -357,10 +337,9 @@ impl Words {
     }
 
     /// A path may hold what no text of the flag can.
-    fn volume(&mut self, request: &VolumeRequest) -> Result<(), Failure> {
+    fn volume(&mut self, request: &VolumeRequest, front: &dyn Front) -> Result<(), Failure> {
         request.check().map_err(wrong_volume)?;
-        let json = serde_json::to_string(request).map_err(|e| Failure::from_error(Class::Usage, &e))?;
-        self.option("volume", Some(format!("{}{json}", file::TYPED)));
+        self.0.push(front.volume(request)?);
         Ok(())
     }
 }
@@ -419,25 +398,3 @@ fn log(words: &mut Words, logging: &Logging) {
         Some(other) => words.option("log-driver", Some(other)),
     }
 }
-
-/// JSON as the value of a machine file; `None` for null.
-fn toml_of(json: &Json) -> Option<Value> {
-    Some(match json {
-        Json::Null => return None,
-        Json::Bool(truth) => Value::Boolean(*truth),
-        Json::Number(number) => match number.as_i64() {
-            Some(number) => Value::Integer(number),
-            None => Value::Float(number.as_f64()?),
-        },
-        Json::String(text) => Value::String(text.clone()),
-        Json::Array(items) => Value::Array(items.iter().filter_map(toml_of).collect()),
-        Json::Object(map) => Value::Table(
-            map.iter()
-                .filter_map(|(key, value)| Some((key.clone(), toml_of(value)?)))
-                .collect(),
-        ),
-    })
-}
-
-#[cfg(test)]
-mod tests;

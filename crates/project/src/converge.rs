@@ -9,30 +9,31 @@ use std::time::{Duration, Instant};
 use zmachine_compose::{Condition, Project, Service};
 use zmachine_engine::{CreateOptions, Engine, ImageRequest};
 use zmachine_image::{Mode, PullPolicy};
-use zmachine_spec::{Class, Failure, MachineSpec};
+use zmachine_spec::{Class, Failure};
 
-use super::words::{Granted, Instance};
-use super::{
-    CONFIG_FILES, DEPENDS_ON, HASH, NUMBER, ONE_OFF, Owned, PROJECT, SERVICE, WORKING_DIR, health, of_service,
-    resources, tell,
-};
-use crate::args::CreateArgs;
-use crate::args::run::Pull;
-use crate::progress::Bars;
+use crate::owned::{HASH, Owned, labels, owned};
+use crate::words::{Granted, Instance};
+use crate::{Front, health, of_service, resources};
 
 /// What is to be done.
-pub(super) struct Wish {
+#[derive(Debug, Clone)]
+pub struct Wish {
     /// Services that are looked at; what they need besides is taken as it is.
-    pub(super) services: BTreeSet<String>,
-    pub(super) force: bool,
-    pub(super) keeps_changed: bool,
-    pub(super) starts: bool,
-    pub(super) pull: Option<Pull>,
-    pub(super) grace: Option<Duration>,
+    pub services: BTreeSet<String>,
+    /// Machines that have not changed are made anew, too.
+    pub force: bool,
+    /// Machines that have changed are left as they are.
+    pub keeps_changed: bool,
+    /// Machines are started, and not only made.
+    pub starts: bool,
+    /// When images are asked for again, in place of what services say.
+    pub pull: Option<PullPolicy>,
+    /// Time to stop, in place of that of each machine.
+    pub grace: Option<Duration>,
     /// Until when health is waited for.
-    pub(super) until: Option<Instant>,
+    pub until: Option<Instant>,
     /// So many machines at once.
-    pub(super) slots: usize,
+    pub slots: usize,
 }
 
 /// How far a service is.
@@ -44,8 +45,9 @@ enum Progress {
 }
 
 /// One run of it.
-pub(super) struct Convergence<'a> {
+pub struct Convergence<'a> {
     engine: &'a Engine,
+    front: &'a dyn Front,
     project: &'a Project,
     wish: Wish,
     there: Vec<Owned>,
@@ -70,7 +72,12 @@ impl<'a> Convergence<'a> {
     ///
     /// # Errors
     /// What is wrong before anything is made.
-    pub(super) fn new(engine: &'a Engine, project: &'a Project, wish: Wish) -> Result<Convergence<'a>, Failure> {
+    pub fn new(
+        engine: &'a Engine,
+        front: &'a dyn Front,
+        project: &'a Project,
+        wish: Wish,
+    ) -> Result<Convergence<'a>, Failure> {
         let services: Vec<&Service> = wish
             .services
             .iter()
@@ -89,7 +96,7 @@ impl<'a> Convergence<'a> {
         let files = resources::files(engine, project, &services)?;
         let machines: u32 = services.iter().map(|service| service.scale).sum();
         let used = resources::used(services.iter().copied());
-        let joins = resources::networks(engine, project, &used, machines)?;
+        let joins = resources::networks(engine, front, project, &used, machines)?;
         let progress = wish
             .services
             .iter()
@@ -103,8 +110,9 @@ impl<'a> Convergence<'a> {
             failures: Vec::new(),
         };
         Ok(Convergence {
-            there: super::owned(engine, &project.name)?,
+            there: owned(engine, &project.name)?,
             engine,
+            front,
             project,
             wish,
             files,
@@ -119,13 +127,16 @@ impl<'a> Convergence<'a> {
     }
 
     /// Begins nothing more.
-    pub(super) fn stop(&self) {
+    pub fn stop(&self) {
         self.state().is_stopped = true;
         self.changed.notify_all();
     }
 
-    /// Does all of it; what failed is told at once but for the last, which is the answer. What runs goes on.
-    pub(super) fn run(&self) -> Result<(), Failure> {
+    /// Does all of it. What runs goes on.
+    ///
+    /// # Errors
+    /// One of the failures; the others are told.
+    pub fn run(&self) -> Result<(), Failure> {
         thread::scope(|scope| {
             for name in &self.wish.services {
                 if let Some(service) = self.project.services.get(name) {
@@ -135,7 +146,7 @@ impl<'a> Convergence<'a> {
         });
         let mut state = self.state();
         let last = state.failures.pop();
-        state.failures.iter().for_each(crate::failure::print);
+        state.failures.iter().for_each(|failure| self.front.failed(failure));
         match last {
             Some(failure) => Err(failure),
             None => Ok(()),
@@ -152,7 +163,7 @@ impl<'a> Convergence<'a> {
             Ok(true) => Progress::Ready,
             Ok(false) => Progress::Failed,
             Err(failure) => {
-                state.failures.push(of_service(&service.name)(failure));
+                state.failures.push(of_service(self.front, &service.name, failure));
                 Progress::Failed
             }
         };
@@ -198,7 +209,7 @@ impl<'a> Convergence<'a> {
     fn wait_for(&self, needed: &str, condition: Condition) -> Result<bool, Failure> {
         let names: Vec<String> = match condition {
             Condition::Started => return Ok(true),
-            Condition::Healthy | Condition::Completed => super::owned(self.engine, &self.project.name)?
+            Condition::Healthy | Condition::Completed => owned(self.engine, &self.project.name)?
                 .iter()
                 .filter(|owned| owned.service == needed && !owned.is_once)
                 .map(|owned| owned.name().to_owned())
@@ -218,13 +229,17 @@ impl<'a> Convergence<'a> {
     }
 
     /// Waits until all machines of the services that have a health check are healthy, and the others run.
-    pub(super) fn wait_healthy(&self) -> Result<(), Failure> {
-        for owned in super::owned(self.engine, &self.project.name)? {
+    ///
+    /// # Errors
+    /// When one is unhealthy or has ended, or the time is over.
+    pub fn wait_healthy(&self) -> Result<(), Failure> {
+        for owned in owned(self.engine, &self.project.name)? {
             if owned.is_once || !self.wish.services.contains(&owned.service) {
                 continue;
             }
             let name = owned.name();
-            health::wait_up(self.engine, name, self.wish.until).map_err(of_service(&owned.service))?;
+            health::wait_up(self.engine, name, self.wish.until)
+                .map_err(|failure| of_service(self.front, &owned.service, failure))?;
         }
         Ok(())
     }
@@ -293,7 +308,7 @@ impl<'a> Convergence<'a> {
     fn remove(&self, owned: &Owned) -> Result<(), Failure> {
         self.engine.stop(owned.name(), self.wish.grace)?;
         self.engine.remove(owned.name(), true, true)?;
-        tell(&format!("Machine {}", owned.name()), "removed");
+        self.front.done(&format!("Machine {}", owned.name()), "removed");
         Ok(())
     }
 
@@ -318,10 +333,17 @@ impl<'a> Convergence<'a> {
             publishes: true,
             once: false,
         };
-        let mut args = instance.create_args()?;
-        args.pull = pull(self.wish.pull, service);
-        create(self.engine, self.project, &args)?;
-        tell(
+        let spec = self
+            .front
+            .spec(instance.create_words(self.front)?, &self.project.folder)?;
+        let options = CreateOptions {
+            cwd: &self.project.folder,
+            pull: pull(self.wish.pull, service),
+            installs_kernel: true,
+            progress: &*self.front.progress(),
+        };
+        self.engine.create(&spec, &options)?;
+        self.front.done(
             &format!("Machine {name}"),
             if there.is_some() { "made anew" } else { "created" },
         );
@@ -338,91 +360,36 @@ impl<'a> Convergence<'a> {
             pull: PullPolicy::Never,
             mode: Mode::Auto,
             stores: &spec.stores,
-            progress: &Bars::bytes(),
+            progress: &*self.front.progress(),
         });
         found.is_ok_and(|found| found.pinned.is_some_and(|now| now != *pinned))
     }
 
     fn start(&self, name: &str, is_active: bool) -> Result<(), Failure> {
         if is_active {
-            tell(&format!("Machine {name}"), "running");
+            self.front.done(&format!("Machine {name}"), "running");
             return Ok(());
         }
         if !self.wish.starts || self.state().is_stopped {
             return Ok(());
         }
-        self.engine.start(name, false)?.wait_ready(&Bars::bytes())?;
-        tell(&format!("Machine {name}"), "started");
+        self.engine.start(name, false)?.wait_ready(&*self.front.progress())?;
+        self.front.done(&format!("Machine {name}"), "started");
         Ok(())
     }
 }
 
 /// The name of a machine.
-pub(super) fn name(project: &Project, service: &Service, number: u32) -> String {
+pub fn name(project: &Project, service: &Service, number: u32) -> String {
     let own = || format!("{}-{}-{number}", project.name, service.name);
     service.container_name.clone().unwrap_or_else(own)
 }
 
 /// What the user says, else the service.
-fn pull(wish: Option<Pull>, service: &Service) -> Pull {
+fn pull(wish: Option<PullPolicy>, service: &Service) -> PullPolicy {
     wish.unwrap_or(match service.pull_policy.as_deref() {
-        Some("always") => Pull::Always,
-        Some("never") => Pull::Never,
-        _ => Pull::Missing,
+        Some("always") => PullPolicy::Always,
+        Some("never") => PullPolicy::Never,
+        _ => PullPolicy::Missing,
     })
-}
-
-/// Makes a machine.
-fn create(engine: &Engine, project: &Project, args: &CreateArgs) -> Result<(), Failure> {
-    let spec = spec(project, args)?;
-    let made = crate::commands::run::with_options(args, |options| {
-        engine.create(
-            &spec,
-            &CreateOptions {
-                cwd: &project.folder,
-                ..*options
-            },
-        )
-    });
-    made.map(drop)
-}
-
-fn spec(project: &Project, args: &CreateArgs) -> Result<MachineSpec, Failure> {
-    args.spec(&project.folder, String::new, |name| std::env::var(name).ok())
-}
-
-/// The labels by which a machine is known, and the service's own.
-pub(super) fn labels(
-    project: &Project,
-    service: &Service,
-    number: u32,
-    hash: &str,
-    is_once: bool,
-) -> BTreeMap<String, String> {
-    let condition = |condition| match condition {
-        Condition::Started => "service_started",
-        Condition::Healthy => "service_healthy",
-        Condition::Completed => "service_completed_successfully",
-    };
-    let needs: Vec<String> = service
-        .depends_on
-        .iter()
-        .map(|(name, needed)| format!("{name}:{}:{}", condition(needed.condition), needed.restart))
-        .collect();
-    let files: Vec<String> = project.files.iter().map(|file| file.display().to_string()).collect();
-    let mut labels = service.labels.clone();
-    labels.extend(
-        [
-            (PROJECT, project.name.clone()),
-            (SERVICE, service.name.clone()),
-            (NUMBER, number.to_string()),
-            (HASH, hash.to_owned()),
-            (ONE_OFF, if is_once { "True" } else { "False" }.to_owned()),
-            (WORKING_DIR, project.folder.display().to_string()),
-            (CONFIG_FILES, files.join(",")),
-            (DEPENDS_ON, needs.join(",")),
-        ]
-        .map(|(key, value)| (key.to_owned(), value)),
-    );
-    labels
 }

@@ -10,25 +10,30 @@ use zmachine_engine::Engine;
 use zmachine_network::{Ipv6Choice, NetworkSpec, Networks, can_make_networks};
 use zmachine_spec::{Class, Failure};
 
-use super::words::Granted;
-use super::{files_of, tell};
+use crate::Front;
+use crate::words::Granted;
+
+/// Where the contents of a project's secrets and configs are that have no file of their own.
+pub fn files_of(engine: &Engine, project: &str) -> PathBuf {
+    engine.home().data().join("compose").join(project)
+}
 
 /// Names of networks are in lower case here.
-pub(super) fn network_name(network: &Network) -> String {
+pub fn network_name(network: &Network) -> String {
     network.name.to_ascii_lowercase()
 }
 
-pub(super) fn networks_of(engine: &Engine) -> Result<Networks, Failure> {
+fn networks_of(engine: &Engine) -> Result<Networks, Failure> {
     Ok(Networks::open(engine.home().data())?.with_jail())
 }
 
-pub(super) fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
+fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(future))
 }
 
 /// The keys of the networks that these services join.
-pub(super) fn used<'a>(services: impl Iterator<Item = &'a Service>) -> Vec<&'a str> {
+pub fn used<'a>(services: impl Iterator<Item = &'a Service>) -> Vec<&'a str> {
     let mut keys: Vec<&str> = services
         .flat_map(|service| &service.networks)
         .map(|attachment| attachment.network.as_str())
@@ -39,7 +44,16 @@ pub(super) fn used<'a>(services: impl Iterator<Item = &'a Service>) -> Vec<&'a s
 }
 
 /// Makes the networks that are used and not there. Whether machines join them: one machine alone needs none, where none can be made.
-pub(super) fn networks(engine: &Engine, project: &Project, used: &[&str], machines: u32) -> Result<bool, Failure> {
+///
+/// # Errors
+/// When an external one is not there, or one cannot be made.
+pub fn networks(
+    engine: &Engine,
+    front: &dyn Front,
+    project: &Project,
+    used: &[&str],
+    machines: u32,
+) -> Result<bool, Failure> {
     if !can_make_networks() && machines <= 1 && used == ["default"] {
         return Ok(false);
     }
@@ -59,7 +73,7 @@ pub(super) fn networks(engine: &Engine, project: &Project, used: &[&str], machin
             return Err(zmachine_network::NetworkError::NeedsRoot { action }.into());
         }
         block_on(networks.create(&spec(name.clone(), network)?))??;
-        tell(&format!("Network {name}"), "created");
+        front.done(&format!("Network {name}"), "created");
     }
     Ok(true)
 }
@@ -91,18 +105,21 @@ fn spec(name: String, network: &Network) -> Result<NetworkSpec, Failure> {
 }
 
 /// Removes the networks of a project that nobody is in any more.
-pub(super) fn remove_networks(engine: &Engine, names: &[String]) -> Result<(), Failure> {
+///
+/// # Errors
+/// When one cannot be removed that nobody is in.
+pub fn remove_networks(engine: &Engine, front: &dyn Front, names: &[String]) -> Result<(), Failure> {
     // Sweeps addresses of machines that are gone.
     engine.reconcile()?;
     let networks = networks_of(engine)?;
     for name in names {
         match block_on(networks.remove(name))? {
-            Ok(()) => tell(&format!("Network {name}"), "removed"),
+            Ok(()) => front.done(&format!("Network {name}"), "removed"),
             Err(error) => {
                 let failure = engine.with_names(error.into());
                 match failure.class {
                     Class::NotFound => {}
-                    Class::Conflict => eprintln!("warning: the network '{name}' stays: {failure}"),
+                    Class::Conflict => front.warn(&format!("the network '{name}' stays: {failure}")),
                     _ => return Err(failure),
                 }
             }
@@ -112,7 +129,10 @@ pub(super) fn remove_networks(engine: &Engine, names: &[String]) -> Result<(), F
 }
 
 /// External volumes have to be there, and a volume is a disk: what writes to it has it alone.
-pub(super) fn check_volumes(engine: &Engine, project: &Project, services: &[&Service]) -> Result<(), Failure> {
+///
+/// # Errors
+/// Which volume is not there, or whose it is to be.
+pub fn check_volumes(engine: &Engine, project: &Project, services: &[&Service]) -> Result<(), Failure> {
     let mut users: BTreeMap<&str, Vec<(&str, bool)>> = BTreeMap::new();
     for service in services {
         for mount in &service.mounts {
@@ -155,7 +175,10 @@ pub(super) fn check_volumes(engine: &Engine, project: &Project, services: &[&Ser
 
 /// The files of all secrets and configs that these services have. Those that are no file of the user's are written below the home, for as
 /// long as the project is there: they are read again whenever a machine starts.
-pub(super) fn files(
+///
+/// # Errors
+/// When a file or a variable is missing, or one cannot be written.
+pub fn files(
     engine: &Engine,
     project: &Project,
     services: &[&Service],
@@ -220,7 +243,7 @@ fn write(folder: &Path, word: &str, name: &str, content: &str) -> Result<PathBuf
 
 /// What makes a machine of this service another one: all of it but what says how many there are, when it starts and where its image comes
 /// from, and the contents of what is written for it.
-pub(super) fn hash(project: &Project, service: &Service) -> String {
+pub fn hash(project: &Project, service: &Service) -> String {
     let mut config = service.config.clone();
     if let Some(config) = config.as_object_mut() {
         for key in [

@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use zmachine_compose::{Project, Service};
 use zmachine_engine::Engine;
 use zmachine_spec::{Failure, Phase};
-use zmachine_store::log::{LogReader, Source};
+use zmachine_store::log::{LogReader, tail};
 
-use super::logs::Printer;
-use super::{Owned, converge, down, owned};
-use crate::args::compose::LookArgs;
-use crate::logs::{Wanted, tail};
+use crate::logs::{Look, Printer};
+use crate::owned::{Owned, owned};
+use crate::{Front, converge, end};
 
 /// How often logs are looked at.
 const POLL: Duration = Duration::from_millis(100);
@@ -22,49 +21,59 @@ const POLL: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(400);
 
 /// What is followed, and what comes of the end of one.
-pub(super) struct Following<'a> {
-    pub(super) engine: &'a Engine,
-    pub(super) project: &'a Project,
-    pub(super) services: &'a BTreeSet<String>,
-    pub(super) look: LookArgs,
-    pub(super) ends_with_one: bool,
-    pub(super) status_of: Option<&'a str>,
-    pub(super) grace: Option<Duration>,
+pub struct Following<'a> {
+    /// Whose machines.
+    pub engine: &'a Engine,
+    /// Where they are shown.
+    pub front: &'a dyn Front,
+    /// Of which project.
+    pub project: &'a Project,
+    /// Of which services.
+    pub services: &'a BTreeSet<String>,
+    /// How lines are shown.
+    pub look: Look,
+    /// All are stopped when one ends.
+    pub ends_with_one: bool,
+    /// The service whose status is the command's.
+    pub status_of: Option<&'a str>,
+    /// Time to stop, in place of that of each machine.
+    pub grace: Option<Duration>,
 }
 
 /// The thread that starts machines.
-pub(super) struct Starting<'scope> {
-    pub(super) thread: ScopedJoinHandle<'scope, Result<(), Failure>>,
-    pub(super) has_failed: &'scope AtomicBool,
+pub struct Starting<'scope> {
+    /// The thread.
+    pub thread: ScopedJoinHandle<'scope, Result<(), Failure>>,
+    /// Set by it when it has failed.
+    pub has_failed: &'scope AtomicBool,
 }
 
 /// Where the logs of machines ended that were there before: what they wrote then is not shown again.
-pub(super) struct Begun(BTreeMap<String, LogReader>);
+pub struct Begun(BTreeMap<String, LogReader>);
 
 impl Begun {
-    pub(super) fn now(engine: &Engine, project: &Project) -> Result<Begun, Failure> {
+    /// They ended here.
+    ///
+    /// # Errors
+    /// When a log cannot be read.
+    pub fn now(engine: &Engine, project: &Project) -> Result<Begun, Failure> {
         let mut readers = BTreeMap::new();
         for owned in owned(engine, &project.name)? {
-            let (_, reader) = tail(&owned.machine.dir, 0, &wanted())?;
+            let (_, reader) = tail(&owned.machine.dir, 0, |_| true)?;
             readers.insert(owned.machine.id.clone(), reader);
         }
         Ok(Begun(readers))
     }
 }
 
-fn wanted() -> Wanted {
-    Wanted {
-        sources: vec![Source::Stdout, Source::Stderr],
-        since: None,
-        until: None,
-    }
-}
-
 impl Following<'_> {
     /// Shows logs until `starting` is through and no machine runs any more, or it has failed; the status to exit with.
-    pub(super) fn run(&self, begun: Begun, interrupts: &AtomicU32, starting: &Starting<'_>) -> Result<u8, Failure> {
+    ///
+    /// # Errors
+    /// When machines cannot be listed, or a log cannot be read.
+    pub fn run(&self, begun: Begun, interrupts: &AtomicU32, starting: &Starting<'_>) -> Result<u8, Failure> {
         let Begun(mut readers) = begun;
-        let mut printer = Printer::new(self.look, false);
+        let mut printer = Printer::new(self.front, self.look);
         let names = self.names();
         let prefix = format!("{}-", self.project.name);
         printer.make_room(names.iter().map(|name| name.strip_prefix(&prefix).unwrap_or(name)));
@@ -95,12 +104,12 @@ impl Following<'_> {
                 } else if (seen.contains(id) || is_through) && ended.insert(id.clone()) {
                     let Some(code) = status(owned) else { continue };
                     printer.flush(shown)?;
-                    eprintln!("{shown} exited with code {code}");
+                    self.front.done(shown, &format!("exited with code {code}"));
                     if self.status_of.is_none_or(|name| name == owned.service) {
                         ended_first.get_or_insert(code);
                     }
                     if self.ends_with_one && interrupts.load(Ordering::SeqCst) == 0 {
-                        down::stop_all(self.engine, self.project, self.grace);
+                        end::stop_all(self.engine, self.front, self.project, self.grace);
                     }
                 }
             }
