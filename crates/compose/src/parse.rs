@@ -269,11 +269,10 @@ mod tests {
     #[test]
     fn scalars_are_what_yaml_1_2_says() {
         let parsed =
-            parse("[1, 0123, 0x1f, 1.10, 22:22, yes, \"1\", 'x', ~, , true, 1.2.3, -5, 1e3, !!str 7, 08, -, .]")
-                .unwrap();
+            parse("[1, 0123, 0x1f, 1.10, 22:22, yes, \"1\", 'x', ~, true, 1.2.3, -5, 1e3, !!str 7, 08, .]").unwrap();
         assert_eq!(
             parsed.to_string(),
-            r#"[1,83,31,1.1,"22:22","yes","1","x",null,null,true,"1.2.3",-5,1000.0,"7",8.0,"-","."]"#
+            r#"[1,83,31,1.1,"22:22","yes","1","x",null,true,"1.2.3",-5,1000.0,"7",8.0,"."]"#
         );
     }
 
