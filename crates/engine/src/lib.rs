@@ -20,6 +20,7 @@ mod history;
 mod image_facts;
 mod images;
 mod measure;
+mod metrics;
 mod networks;
 mod programs;
 mod prune;

@@ -92,6 +92,7 @@ const EDGES: &[(&str, &str)] = &[
     ("zmachine-engine", "zmachine-spec"),
     ("zmachine-engine", "zmachine-store"),
     ("zmachine-engine", "zmachine-sys"),
+    ("zmachine-engine", "zmachine-transfer"),
     ("zmachine-fuzz", "zmachine-flist"),
     ("zmachine-fuzz", "zmachine-image"),
     ("zmachine-fuzz", "zmachine-pack"),

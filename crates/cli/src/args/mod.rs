@@ -6,6 +6,8 @@ pub(crate) mod flist;
 pub(crate) mod guest;
 pub(crate) mod health;
 pub(crate) mod image;
+pub(crate) mod resources;
+pub(crate) mod roles;
 pub(crate) mod run;
 pub(crate) mod spelling;
 pub(crate) mod words;
@@ -21,6 +23,8 @@ use crate::listing::ListingArgs;
 pub(crate) use compose::ComposeArgs;
 pub(crate) use flist::FlistCommand;
 pub(crate) use image::{CacheCommand, ImageCommand};
+pub(crate) use resources::{NetworkCommand, VolumeCommand};
+pub(crate) use roles::{JailRole, MonitorRole, RootfsRole, ShareRole};
 pub(crate) use run::{CreateArgs, RunArgs};
 
 /// Run Zmachines: virtual machines started from flists.
@@ -594,108 +598,6 @@ pub(crate) enum SystemCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum VolumeCommand {
-    /// Make a volume; it takes space only for what is written to it
-    Create {
-        name: String,
-        /// Its size; 10G when nothing is said
-        #[arg(long)]
-        size: Option<String>,
-        /// The file system it gets at its first use by a container: ext4, btrfs, xfs or none
-        #[arg(long, default_value = "ext4")]
-        fs: zmachine_spec::volume::Fs,
-    },
-    /// List volumes
-    Ls(ListingArgs),
-    /// Remove the volumes that no machine uses, with all their data
-    Prune {
-        /// Those that have a name, too
-        #[arg(short, long)]
-        all: bool,
-        /// Ask nothing
-        #[arg(short, long)]
-        force: bool,
-    },
-    /// Show everything about volumes, as JSON
-    Inspect {
-        /// Show each by a template as docker's
-        #[arg(short, long, value_name = "TEMPLATE")]
-        format: Option<String>,
-        #[arg(required = true, value_name = "NAME")]
-        names: Vec<String>,
-    },
-    /// Make a volume larger, with the file system on it if it is in use by a machine that runs our agent
-    #[command(alias = "resize")]
-    Grow {
-        name: String,
-        /// Its new size
-        size: String,
-    },
-    /// Remove volumes with all their data
-    Rm {
-        #[arg(required = true, value_name = "NAME")]
-        names: Vec<String>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum NetworkCommand {
-    /// Make a network; nothing of it is on this host before a machine in it runs
-    Create {
-        name: String,
-        /// Its IPv4 subnet; a free one when nothing is said
-        #[arg(long, value_name = "CIDR")]
-        subnet: Option<String>,
-        /// Its IPv6 subnet, a /64, or 'none'; a private one when nothing is said
-        #[arg(long, value_name = "CIDR|none")]
-        ipv6: Option<String>,
-        /// Its machines reach each other alone: nothing goes out or in
-        #[arg(long)]
-        internal: bool,
-        /// Largest packet in bytes; that of the host's way out when nothing is said
-        #[arg(long, value_name = "BYTES")]
-        mtu: Option<u32>,
-        /// Name servers for what the network does not know itself; this host's when nothing is said
-        #[arg(long, value_name = "IP")]
-        dns: Vec<std::net::IpAddr>,
-    },
-    /// List networks
-    Ls(ListingArgs),
-    /// Remove the networks that no machine is in
-    Prune {
-        /// Ask nothing
-        #[arg(short, long)]
-        force: bool,
-    },
-    /// Show everything about networks, as JSON
-    Inspect {
-        /// Show each by a template as docker's
-        #[arg(short, long, value_name = "TEMPLATE")]
-        format: Option<String>,
-        #[arg(required = true, value_name = "NAME")]
-        names: Vec<String>,
-    },
-    /// Have a machine join a network, at once when it runs
-    Connect {
-        /// An address wanted there, once for IPv4 and once for IPv6
-        #[arg(long, value_name = "ADDRESS")]
-        ip: Vec<std::net::IpAddr>,
-        /// A name under which others find it there, beside its own
-        #[arg(long, value_name = "NAME")]
-        alias: Vec<String>,
-        network: String,
-        machine: String,
-    },
-    /// Have a machine leave a network, at once when it runs
-    Disconnect { network: String, machine: String },
-    /// Remove networks that no machine is in
-    Rm {
-        #[arg(required = true, value_name = "NAME")]
-        names: Vec<String>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 pub(crate) enum FirmwareCommand {
     /// Show the configured one
     Show,
@@ -779,77 +681,4 @@ pub(crate) struct DoctorArgs {
     pub(crate) repair: bool,
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Format,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct MonitorRole {
-    #[arg(long)]
-    pub(crate) data: PathBuf,
-    #[arg(long)]
-    pub(crate) run: PathBuf,
-    #[arg(long)]
-    pub(crate) id: String,
-    #[arg(long)]
-    pub(crate) report_fd: i32,
-    #[arg(long)]
-    pub(crate) wait_for_owner: bool,
-    #[arg(long)]
-    pub(crate) ends_with_client: bool,
-    #[arg(long)]
-    pub(crate) abort_at: Option<u32>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RootfsRole {
-    #[arg(long)]
-    pub(crate) image_dir: PathBuf,
-    #[arg(long)]
-    pub(crate) blocks_dir: PathBuf,
-    #[arg(long)]
-    pub(crate) listener_fd: i32,
-    #[arg(long)]
-    pub(crate) events_fd: i32,
-    #[arg(long)]
-    pub(crate) serial: String,
-    #[arg(long, default_value_t = 1)]
-    pub(crate) queues: u16,
-    /// What it locks itself into, as JSON
-    #[arg(long)]
-    pub(crate) jail: Option<String>,
-    /// The file with the credentials of stores
-    #[arg(long)]
-    pub(crate) credentials: PathBuf,
-    #[arg(long, default_value = "none", value_parser = words::parser(words::PREFETCH))]
-    pub(crate) prefetch: zmachine_rootfs::Prefetch,
-    #[arg(long)]
-    pub(crate) record: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ShareRole {
-    #[arg(long)]
-    pub(crate) listener_fd: i32,
-    #[arg(long)]
-    pub(crate) mount_point: PathBuf,
-    #[arg(long, conflicts_with = "image", required_unless_present = "image")]
-    pub(crate) directory: Option<PathBuf>,
-    #[arg(long)]
-    pub(crate) read_only: bool,
-    #[arg(long)]
-    pub(crate) image: Option<PathBuf>,
-    #[arg(long)]
-    pub(crate) layer: Option<PathBuf>,
-    /// What it locks itself into, as JSON
-    #[arg(long)]
-    pub(crate) jail: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct JailRole {
-    /// What it locks itself into, as JSON
-    #[arg(long)]
-    pub(crate) jail: String,
-    /// What it becomes; nothing: it writes one byte when it is inside, and ends with its input
-    #[arg(last = true)]
-    pub(crate) program: Vec<std::ffi::OsString>,
 }

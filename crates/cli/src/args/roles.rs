@@ -1,0 +1,80 @@
+//! What the processes of a machine are started with: nothing for users.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::words;
+
+#[derive(Debug, Args)]
+pub(crate) struct MonitorRole {
+    #[arg(long)]
+    pub(crate) data: PathBuf,
+    #[arg(long)]
+    pub(crate) run: PathBuf,
+    #[arg(long)]
+    pub(crate) id: String,
+    #[arg(long)]
+    pub(crate) report_fd: i32,
+    #[arg(long)]
+    pub(crate) wait_for_owner: bool,
+    #[arg(long)]
+    pub(crate) ends_with_client: bool,
+    #[arg(long)]
+    pub(crate) abort_at: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RootfsRole {
+    #[arg(long)]
+    pub(crate) image_dir: PathBuf,
+    #[arg(long)]
+    pub(crate) blocks_dir: PathBuf,
+    #[arg(long)]
+    pub(crate) listener_fd: i32,
+    #[arg(long)]
+    pub(crate) events_fd: i32,
+    #[arg(long)]
+    pub(crate) serial: String,
+    #[arg(long, default_value_t = 1)]
+    pub(crate) queues: u16,
+    /// What it locks itself into, as JSON
+    #[arg(long)]
+    pub(crate) jail: Option<String>,
+    /// The file with the credentials of stores
+    #[arg(long)]
+    pub(crate) credentials: PathBuf,
+    #[arg(long, default_value = "none", value_parser = words::parser(words::PREFETCH))]
+    pub(crate) prefetch: zmachine_rootfs::Prefetch,
+    #[arg(long)]
+    pub(crate) record: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShareRole {
+    #[arg(long)]
+    pub(crate) listener_fd: i32,
+    #[arg(long)]
+    pub(crate) mount_point: PathBuf,
+    #[arg(long, conflicts_with = "image", required_unless_present = "image")]
+    pub(crate) directory: Option<PathBuf>,
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    #[arg(long)]
+    pub(crate) image: Option<PathBuf>,
+    #[arg(long)]
+    pub(crate) layer: Option<PathBuf>,
+    /// What it locks itself into, as JSON
+    #[arg(long)]
+    pub(crate) jail: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JailRole {
+    /// What it locks itself into, as JSON
+    #[arg(long)]
+    pub(crate) jail: String,
+    /// What it becomes; nothing: it writes one byte when it is inside, and ends with its input
+    #[arg(last = true)]
+    pub(crate) program: Vec<std::ffi::OsString>,
+}
