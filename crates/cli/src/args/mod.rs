@@ -6,6 +6,7 @@ pub(crate) mod flist;
 pub(crate) mod guest;
 pub(crate) mod health;
 pub(crate) mod image;
+mod image_ends;
 pub(crate) mod run;
 pub(crate) mod spelling;
 pub(crate) mod words;
@@ -49,9 +50,10 @@ impl From<clap::Error> for Refused {
 /// Reads a command line, its program's name first, and the machine file it names.
 pub(crate) fn parse(words: Vec<OsString>) -> Result<Cli, Refused> {
     let mut command = Cli::command();
+    let words = image_ends::marked(words, &mut command);
     let matches = command.try_get_matches_from_mut(&words)?;
     match file::expanded(&words, &mut command, &matches).map_err(Refused::File)? {
-        Some(words) => Ok(Cli::try_parse_from(words)?),
+        Some(words) => Ok(Cli::try_parse_from(image_ends::marked(words, &mut command))?),
         None => Ok(Cli::from_arg_matches(&matches)?),
     }
 }
