@@ -400,7 +400,7 @@ pub(crate) struct InspectArgs {
     /// Print secrets too: variables named *_TOKEN, *_KEY, *_PASSWORD or *SECRET*, and credentials of stores
     #[arg(long)]
     pub(crate) show_secrets: bool,
-    /// Show each by a template as docker's: '{{.State.Phase}}', '{{json .Spec}}'
+    /// Show each by a template as docker's: '{{.State.Status}}', '{{json .Spec}}'
     #[arg(short, long, value_name = "TEMPLATE", conflicts_with = "spec")]
     pub(crate) format: Option<String>,
     #[command(flatten)]
@@ -645,6 +645,9 @@ pub(crate) enum NetworkCommand {
     /// Make a network; nothing of it is on this host before a machine in it runs
     Create {
         name: String,
+        /// For docker's sake: every network is a bridge
+        #[arg(short, long, hide = true, value_parser = ["bridge"])]
+        driver: Option<String>,
         /// Its IPv4 subnet; a free one when nothing is said
         #[arg(long, value_name = "CIDR")]
         subnet: Option<String>,
