@@ -428,9 +428,7 @@ impl Agent {
             let identity = users::root();
             let takes_input = matches!(transfer, Transfer::Receive { .. });
             let (child, side) = open_stdio(None, takes_input, &identity)?;
-            let layers = self.layers.borrow();
-            let plan = Plan::transfer(transfer, layers.as_ref(), identity);
-            drop(layers);
+            let plan = Plan::transfer(transfer, self.layers.borrow().as_ref(), identity);
             Ok::<_, StartError>((start(&plan, child, &namespaces, &self.proc, &self.reaper).await?, side))
         };
         match started.await {
