@@ -54,6 +54,18 @@ pub struct CreateOptions<'a> {
     pub progress: &'a dyn Progress,
 }
 
+impl<'a> CreateOptions<'a> {
+    /// What is here is enough, else it is pulled; nobody is told how far it is.
+    pub fn quiet(cwd: &'a Path) -> CreateOptions<'a> {
+        CreateOptions {
+            cwd,
+            pull: PullPolicy::Missing,
+            installs_kernel: true,
+            progress: &zmachine_image::Silent,
+        }
+    }
+}
+
 /// What a plan needs and does not change until the machine has its folder.
 struct Facts {
     makes: Makes,

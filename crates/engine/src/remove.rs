@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use zmachine_spec::{Class, Failure};
+use zmachine_plan::Plan;
+use zmachine_spec::control::Request;
+use zmachine_spec::{Class, Failure, Origin, Phase};
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::journal::Journal;
 use zmachine_sys::file;
@@ -13,7 +15,25 @@ use super::Engine;
 /// How long the end of a killed monitor may take.
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a guest may take to put what it wrote onto volumes that outlive it.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+
 impl Engine {
+    /// What a container's processes wrote to a volume is there for the next machine that has it, as it is where they share the
+    /// kernel of the host: a guest that is cut off would lose half a minute of it. So its agent kills them and empties its caches.
+    /// Whatever goes wrong, or takes too long: the machine is killed next.
+    fn let_volumes_settle(&self, machine: &Machine) {
+        let outlives = |origin: &Origin| matches!(origin, Origin::Named(_));
+        let writes = machine.spec.volumes.iter().any(|v| !v.read_only && outlives(&v.origin));
+        let runs = machine.state.phase == Phase::Running;
+        if !writes || !runs || !matches!(machine.plan(), Ok(Plan::Container(_))) {
+            return;
+        }
+        if let Ok((_input, mut output)) = self.stream(machine, &Request::Stop { grace_ms: Some(0) }) {
+            let _ = output.next_frame_within(SETTLE_TIMEOUT);
+        }
+    }
+
     /// Removes a machine with its writable disk and logs, with `volumes` also those that were made for it without a name; one
     /// that runs only with `force`, which kills it first.
     ///
@@ -28,6 +48,7 @@ impl Engine {
                     let message = format!("machine '{}' is {}", machine.spec.name, machine.state.phase.word());
                     return Err(Failure::new(Class::Conflict, message).hint("stop it first, or use 'rm -f'"));
                 }
+                self.let_volumes_settle(&machine);
                 match self.kill(&id) {
                     Err(failure) if !matches!(failure.class, Class::Conflict | Class::NotFound) => return Err(failure),
                     _ => was_killed = true,

@@ -72,9 +72,9 @@ struct IgnoredArgs {
     privileged: bool,
     #[arg(long, hide = true)]
     oom_kill_disable: bool,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     sig_proxy: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     disable_content_trust: Option<String>,
     #[arg(long, hide = true)]
     memory_reservation: Option<String>,

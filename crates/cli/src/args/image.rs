@@ -116,6 +116,9 @@ pub(crate) struct HistoryArgs {
 /// `image inspect`
 #[derive(Debug, Args)]
 pub(crate) struct InspectImageArgs {
+    /// Show each by a template as docker's: '{{.Config.User}}', '{{json .Config.Env}}'
+    #[arg(short, long, value_name = "TEMPLATE")]
+    pub(crate) format: Option<String>,
     /// Names, or beginnings of digests
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,

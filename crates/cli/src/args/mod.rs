@@ -6,6 +6,7 @@ pub(crate) mod flist;
 pub(crate) mod guest;
 pub(crate) mod health;
 pub(crate) mod image;
+mod image_ends;
 pub(crate) mod resources;
 pub(crate) mod roles;
 pub(crate) mod run;
@@ -53,9 +54,10 @@ impl From<clap::Error> for Refused {
 /// Reads a command line, its program's name first, and the machine file it names.
 pub(crate) fn parse(words: Vec<OsString>) -> Result<Cli, Refused> {
     let mut command = Cli::command();
+    let words = image_ends::marked(words, &mut command);
     let matches = command.try_get_matches_from_mut(&words)?;
     match file::expanded(&words, &mut command, &matches).map_err(Refused::File)? {
-        Some(words) => Ok(Cli::try_parse_from(words)?),
+        Some(words) => Ok(Cli::try_parse_from(image_ends::marked(words, &mut command))?),
         None => Ok(Cli::from_arg_matches(&matches)?),
     }
 }
@@ -402,7 +404,7 @@ pub(crate) struct InspectArgs {
     /// Print secrets too: variables named *_TOKEN, *_KEY, *_PASSWORD or *SECRET*, and credentials of stores
     #[arg(long)]
     pub(crate) show_secrets: bool,
-    /// Show each by a template as docker's: '{{.State.Phase}}', '{{json .Spec}}'
+    /// Show each by a template as docker's: '{{.State.Status}}', '{{json .Spec}}'
     #[arg(short, long, value_name = "TEMPLATE", conflicts_with = "spec")]
     pub(crate) format: Option<String>,
     #[command(flatten)]

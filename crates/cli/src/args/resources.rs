@@ -54,6 +54,9 @@ pub(crate) enum NetworkCommand {
     /// Make a network; nothing of it is on this host before a machine in it runs
     Create {
         name: String,
+        /// For docker's sake: every network is a bridge
+        #[arg(short, long, hide = true, value_parser = ["bridge"])]
+        driver: Option<String>,
         /// Its IPv4 subnet; a free one when nothing is said
         #[arg(long, value_name = "CIDR")]
         subnet: Option<String>,

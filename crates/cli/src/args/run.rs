@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_after_the_image_belong_to_the_command() {
+    fn flags_after_the_command_belong_to_it() {
         let spec = spec(&["x.fl", "ls", "--name", "-e"]).unwrap();
         assert_eq!(
             (spec.name.as_str(), spec.command),

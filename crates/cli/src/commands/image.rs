@@ -38,7 +38,7 @@ pub(crate) fn image(command: ImageCommand) -> Result<u8, Failure> {
         ImageCommand::Ls(args) => list::list(&library, &args),
         ImageCommand::Tag(args) => names::tag(&library, &args),
         ImageCommand::Load(args) => names::load(&args),
-        ImageCommand::Inspect(args) => inspect::inspect(&library, &args.images),
+        ImageCommand::Inspect(args) => inspect::inspect(&library, &args),
         ImageCommand::History(args) => inspect::history(&library, &args),
         ImageCommand::Save(args) => exchange::save(&library, &args),
         ImageCommand::Push(args) => exchange::push(&library, &args),

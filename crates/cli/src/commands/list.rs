@@ -8,6 +8,7 @@ use zmachine_spec::bytes::Human;
 use zmachine_spec::{Class, Failure, redact};
 use zmachine_store::catalog::Machine;
 
+use super::docker_fields;
 use crate::args::{InspectArgs, PortArgs, PsArgs};
 use crate::listing::{self, Row};
 use crate::{machine_file, output};
@@ -246,13 +247,20 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure
     match (args.spec, args.show_secrets) {
         (true, _) => {}
         (false, shows_secrets) => {
-            let all = match shows_secrets {
+            let mut shown = match shows_secrets {
                 true => serde_json::to_value(&all).map_err(std::io::Error::from)?,
                 false => redact::shown(&all),
             };
-            match (&args.format, &all) {
-                (Some(format), Value::Array(documents)) => listing::by_template(format, documents)?,
-                _ => output::json(&all)?,
+            match (&args.format, &mut shown) {
+                (Some(format), Value::Array(documents)) => {
+                    if format != "json" {
+                        for (document, machine) in documents.iter_mut().zip(&all) {
+                            docker_fields::add(document, machine);
+                        }
+                    }
+                    listing::by_template(format, documents)?;
+                }
+                (_, shown) => output::json(shown)?,
             }
         }
     }

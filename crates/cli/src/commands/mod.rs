@@ -4,6 +4,7 @@ mod completion;
 mod compose;
 mod cp;
 mod deploy;
+mod docker_fields;
 mod doctor;
 mod events;
 mod exec;

@@ -20,6 +20,7 @@ pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
     match command {
         NetworkCommand::Create {
             name,
+            driver: _,
             subnet,
             ipv6,
             internal,

@@ -122,6 +122,9 @@ fn an_image_goes_to_a_registry_and_comes_back_under_its_name() {
         (&"/bin/sh".into(), &"b".into())
     );
     assert_eq!(image["RootFS"]["Layers"].as_array().unwrap().len(), 1);
+    let format = "{{index .Config.Cmd 0}} {{.Config.Labels.a}}";
+    let formatted = expect(&room, "other", 0, &["image", "inspect", "-f", format, &name]);
+    assert_eq!(formatted, "/bin/sh b\n");
     assert!(expect(&room, "other", 0, &["history", &name]).contains("CREATED BY"));
 
     // A tag, an archive of both names, and back.

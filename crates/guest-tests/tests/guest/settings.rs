@@ -122,6 +122,15 @@ fn a_container_has_what_the_flags_ask_for_and_its_execs_too() {
             assert_eq!(whole.expect_success().stdout(), "NoNewPrivs:\t0\n");
         },
     );
+    checks.that("inspect's templates know docker's fields", || {
+        let format = "{{.State.Status}} {{.State.Running}} {{.State.ExitCode}} {{.RestartCount}} {{.HostConfig.RestartPolicy.Name}} \
+                      {{json .Config.Cmd}} {{.NetworkSettings.IPAddress}}|{{len .Mounts}}|{{.State.Pid}}";
+        let inspected = zmachine(&home, &["inspect", "-f", format, "s"]).expect_success().stdout();
+        let (known, pid) = inspected.trim().rsplit_once('|').expect("three parts");
+        assert_eq!(known, r#"running true 0 0 no ["sleep","1000"] |0"#);
+        let hypervisor = zmachine(&home, &["inspect", "-f", "{{.State.Hypervisor.Pid}}", "s"]);
+        assert_eq!(pid, hypervisor.expect_success().stdout().trim());
+    });
     checks.that("the files have its id and its monitor", || {
         let inspected = zmachine(&home, &["inspect", "-f", "{{.ID}} {{.State.Monitor.Pid}}", "s"])
             .expect_success()

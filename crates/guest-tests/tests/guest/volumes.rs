@@ -207,6 +207,18 @@ fn volumes_of_every_file_system_are_mounted_grown_and_kept() {
         );
         zmachine(&home, &["rm", "-f", "r1", "r2"]).expect_success();
     });
+    checks.that(
+        "what was written just before rm -f is there for the next machine",
+        || {
+            let volume = ["--network", "none", "-v", "e:/e"];
+            let writer = [&["run", "-d", "--name", "w"], &volume[..], &[&image, "sleep", "10000"]].concat();
+            zmachine(&home, &writer).expect_success();
+            exec_output(&home, "w", "echo just written >/e/late");
+            zmachine(&home, &["rm", "-f", "w"]).expect_success();
+            let reader = [&["run", "--rm"], &volume[..], &[&image, "cat", "/e/late"]].concat();
+            assert_eq!(zmachine(&home, &reader).expect_success().stdout(), "just written\n");
+        },
+    );
     checks.that("a machine's own volume goes with rm -v, named ones stay", || {
         let id = inspect(&home, "v")["id"].as_str().unwrap().to_owned();
         assert!(names(&home).contains(&format!("{id}-3")));

@@ -10,8 +10,8 @@ use zmachine_spec::{Class, Failure};
 
 use super::names::found;
 use crate::args::Format;
-use crate::args::image::HistoryArgs;
-use crate::output;
+use crate::args::image::{HistoryArgs, InspectImageArgs};
+use crate::{listing, output};
 
 /// The longest command of a step that is shown, in characters.
 const SHOWN: usize = 60;
@@ -27,9 +27,16 @@ fn document(library: &Library, digest: &Digest, name: &str) -> Result<Value, Fai
     })
 }
 
-pub(super) fn inspect(library: &Library, images: &[String]) -> Result<u8, Failure> {
-    let all: Vec<Value> = images.iter().map(|text| one(library, text)).collect::<Result<_, _>>()?;
-    output::json(&all)?;
+pub(super) fn inspect(library: &Library, args: &InspectImageArgs) -> Result<u8, Failure> {
+    let all: Vec<Value> = args
+        .images
+        .iter()
+        .map(|text| one(library, text))
+        .collect::<Result<_, _>>()?;
+    match &args.format {
+        Some(format) => listing::by_template(format, &all)?,
+        None => output::json(&all)?,
+    }
     Ok(0)
 }
 
