@@ -308,7 +308,8 @@ impl Engine {
         let boot = VolumeRequest::new(Origin::Anonymous, "/")
             .map_err(|why| Failure::new(Class::Failed, format!("no volume can be at /: {why}")))?;
         let boot = VolumeRequest {
-            size_bytes: Some(bytes.max(spec.size_bytes).next_multiple_of(MIB)),
+            // What is empty is refused for that.
+            size_bytes: Some(bytes.max(spec.size_bytes).max(1).next_multiple_of(MIB)),
             ..boot
         };
         let spec = MachineSpec {

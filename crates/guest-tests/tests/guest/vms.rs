@@ -677,7 +677,7 @@ fn refusals(home: &TestHome, image: &str) {
     }
     let long = "x".repeat(2100);
     let requests: Vec<(Vec<String>, &[&str])> = [
-        (vec![], &["volume"][..]),
+        (vec!["--size", "64M"], &["64 MiB", "96 MiB"][..]),
         (vec!["-v", "b:/:size=64M"], &["64 MiB", "96 MiB"]),
         (vec!["-v", "b:/:size=1G,fs=ntfs"], &["ntfs"]),
         (vec!["-v", "b:/:ro"], &["b"]),
