@@ -3,6 +3,7 @@
 //! Parsing looks at the file system once (whether a bare word is a file here) and nowhere else; opening the thing is
 //! [`crate::library`]'s business.
 
+mod pattern;
 mod source;
 
 use std::fmt;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use self::pattern::{is_named, parts};
 pub use self::source::{DOCKER_HUB, ImageSource, Pick, SourceError};
 use crate::store::redact;
 

@@ -8,7 +8,6 @@ use zmachine_spec::bytes::Human;
 use zmachine_spec::{Class, Failure, redact};
 use zmachine_store::catalog::Machine;
 
-use super::docker_fields;
 use crate::args::{InspectArgs, PortArgs, PsArgs};
 use crate::listing::{self, Row};
 use crate::{machine_file, output};
@@ -255,7 +254,7 @@ pub(crate) fn inspect(engine: &Engine, args: &InspectArgs) -> Result<u8, Failure
                 (Some(format), Value::Array(documents)) => {
                     if format != "json" {
                         for (document, machine) in documents.iter_mut().zip(&all) {
-                            docker_fields::add(document, machine);
+                            zmachine_engine::docker_fields::add(document, machine);
                         }
                     }
                     listing::by_template(format, documents)?;

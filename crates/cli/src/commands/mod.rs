@@ -4,7 +4,6 @@ mod completion;
 mod compose;
 mod cp;
 mod deploy;
-mod docker_fields;
 mod doctor;
 mod events;
 mod exec;

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::views::Inspection;
 use serde_json::{Map, Value, json};
-use zmachine_engine::views::Inspection;
 use zmachine_spec::{Origin, Phase};
 
 /// Adds them to `document`, which is `machine` without its secrets.
-pub(super) fn add(document: &mut Value, machine: &Inspection) {
+pub fn add(document: &mut Value, machine: &Inspection) {
     let (spec, state) = (&machine.spec, &machine.state.state);
     let config = config(document, machine);
     let exit_code = match &state.phase {
