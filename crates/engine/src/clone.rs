@@ -75,8 +75,12 @@ impl Engine {
             host: None,
             ..request.clone()
         };
+        // A project of compose would take the copy for its own, and remove it.
+        let labels = machine.spec.labels.clone().into_iter();
+        let labels = labels.filter(|(name, _)| !name.starts_with("com.docker.compose."));
         Ok(MachineSpec {
             name: new.to_owned(),
+            labels: labels.collect(),
             networks: machine.spec.networks.iter().map(network).collect(),
             publish: machine.spec.publish.iter().map(publish).collect(),
             volumes,

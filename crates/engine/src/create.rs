@@ -145,10 +145,13 @@ impl Engine {
         self.planned(spec, options, image, |id, spec, mut plan, wanted| {
             if let Plan::Vm(plan) = &mut plan
                 && plan.install().is_some()
-                && let Some((_, key)) = self.ssh_key()?
-                && !plan.seed.ssh_keys.contains(&key)
             {
-                plan.seed.ssh_keys.push(key);
+                // A VM is one without 'zmachine ssh', too.
+                match self.ssh_key() {
+                    Ok(Some((_, key))) if !plan.seed.ssh_keys.contains(&key) => plan.seed.ssh_keys.push(key),
+                    Ok(_) => {}
+                    Err(failure) => (self.warn)(&format!("the VM is not told of the home's SSH key: {failure}")),
+                }
             }
             let addresses = plan
                 .attachments()

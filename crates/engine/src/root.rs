@@ -4,6 +4,7 @@
 //! without an entrypoint is started on a copy of its writable disk, and is gone with the [`OpenRoot`]. So nothing that is asked here
 //! changes anything in the machine.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -147,6 +148,8 @@ fn helper_spec(spec: &MachineSpec) -> MachineSpec {
         volumes: Vec::new(),
         secrets: Vec::new(),
         ssh_keys: Vec::new(),
+        // It is nobody's: no project of compose may take it for one of its machines.
+        labels: BTreeMap::new(),
         env: Vec::new(),
         entrypoint: None,
         command: Vec::new(),
