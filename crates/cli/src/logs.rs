@@ -9,7 +9,7 @@ use zmachine_engine::Engine;
 use zmachine_spec::{Class, Failure, Kind};
 use zmachine_store::log::{Entry, LogReader, Source, tail};
 
-use crate::args::{LogFormat, LogsArgs};
+use crate::args::{LogFormat, LogSpanArgs, LogsArgs};
 use crate::time::parse_time;
 
 /// How often a followed log is looked at.
@@ -37,23 +37,29 @@ const BATCH: usize = 64 * 1024;
 
 /// Which entries are shown.
 pub(crate) struct Wanted {
-    pub(crate) sources: Vec<Source>,
+    /// Where what the guest's programs write is, when there are none.
+    sources: Vec<Source>,
     pub(crate) since: Option<Timestamp>,
-    pub(crate) until: Option<Timestamp>,
+    until: Option<Timestamp>,
 }
 
 impl Wanted {
-    /// These sources, between two times as users write them.
-    pub(crate) fn new(sources: &[Source], since: Option<&str>, until: Option<&str>) -> Result<Wanted, Failure> {
+    pub(crate) fn new(sources: &[Source], span: &LogSpanArgs) -> Result<Wanted, Failure> {
+        let time = |flag, text: &Option<String>| text.as_deref().map(|text| parse_time(flag, text)).transpose();
         Ok(Wanted {
             sources: sources.to_vec(),
-            since: since.map(|text| parse_time("--since", text)).transpose()?,
-            until: until.map(|text| parse_time("--until", text)).transpose()?,
+            since: time("--since", &span.since)?,
+            until: time("--until", &span.until)?,
         })
     }
 
-    pub(crate) fn has(&self, entry: &Entry) -> bool {
-        self.sources.contains(&entry.source)
+    /// Whether this entry of a machine of that kind is.
+    pub(crate) fn has(&self, kind: Kind, entry: &Entry) -> bool {
+        let sources = match self.sources.as_slice() {
+            [] => Source::of_programs(kind),
+            sources => sources,
+        };
+        sources.contains(&entry.source)
             && self.since.is_none_or(|since| entry.at >= since)
             && self.until.is_none_or(|until| entry.at <= until)
     }
@@ -61,26 +67,20 @@ impl Wanted {
 
 /// Shows a machine's log.
 pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
-    let mut wanted = Wanted::new(&args.source, args.since.as_deref(), args.until.as_deref())?;
-    let lines = lines(args.tail.as_deref())?;
+    let wanted = Wanted::new(&args.source, &args.span)?;
+    let lines = lines(args.span.tail.as_deref())?;
     let history = engine.history(&args.name)?;
-    if wanted.sources.is_empty() {
-        // What a VM writes, it writes to its console.
-        let is_vm = history.state.as_ref().is_some_and(|state| state.kind == Kind::Vm);
-        wanted.sources = match is_vm {
-            true => vec![Source::Console],
-            false => vec![Source::Stdout, Source::Stderr],
-        };
-    }
+    let kind = history.state.as_ref().map(|state| state.kind).unwrap_or_default();
+    let is_shown = |entry: &Entry| wanted.has(kind, entry);
     let mut printer = Printer {
-        timestamps: args.timestamps,
+        timestamps: args.span.timestamps,
         format: args.output,
         at_line_start: [true; 2],
         pending: (false, Vec::new()),
     };
     let mut reader = match (lines, wanted.since) {
         (Some(lines), _) => {
-            let (entries, reader) = tail(&history.dir, lines, |entry| wanted.has(entry))?;
+            let (entries, reader) = tail(&history.dir, lines, is_shown)?;
             entries.iter().try_for_each(|entry| printer.print(entry))?;
             reader
         }
@@ -88,13 +88,13 @@ pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Result<u8, Failure> {
         (None, None) => LogReader::open(&history.dir),
     };
     while let Some(entry) = reader.next_entry()? {
-        if wanted.has(&entry) {
+        if is_shown(&entry) {
             printer.print(&entry)?;
         }
     }
     printer.flush()?;
-    if args.follow && history.removed_at.is_none() {
-        follow(engine, &history.id, reader, &wanted, &mut printer)?;
+    if args.span.follow && history.removed_at.is_none() {
+        follow(engine, &history.id, reader, (&wanted, kind), &mut printer)?;
     }
     Ok(0)
 }
@@ -114,14 +114,14 @@ fn follow(
     engine: &Engine,
     id: &str,
     mut reader: LogReader,
-    wanted: &Wanted,
+    (wanted, kind): (&Wanted, Kind),
     printer: &mut Printer,
 ) -> Result<(), Failure> {
     loop {
         // Asked before reading: whatever was written before the end is read after this.
         let over = is_over(engine, id) || wanted.until.is_some_and(|until| Timestamp::now() > until);
         while let Some(entry) = reader.next_entry()? {
-            if wanted.has(&entry) {
+            if wanted.has(kind, &entry) {
                 printer.print(&entry)?;
             }
         }
@@ -180,5 +180,34 @@ impl Printer {
             true => Ok(std::io::stderr().lock().write_all(&bytes)?),
             false => crate::output::write_bytes(&bytes),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_programs_of_a_guest_write_is_shown_unless_sources_are_named() {
+        let entry = |source| Entry {
+            at: Timestamp::UNIX_EPOCH,
+            source,
+            ends_line: true,
+            bytes: Vec::new(),
+        };
+        let shown = |sources: &[Source], kind| -> Vec<Source> {
+            let wanted = Wanted {
+                sources: sources.to_vec(),
+                since: None,
+                until: None,
+            };
+            Source::ALL
+                .into_iter()
+                .filter(|source| wanted.has(kind, &entry(*source)))
+                .collect()
+        };
+        assert_eq!(shown(&[], Kind::Container), [Source::Stdout, Source::Stderr]);
+        assert_eq!(shown(&[], Kind::Vm), [Source::Console]);
+        assert_eq!(shown(&[Source::Agent], Kind::Vm), [Source::Agent]);
     }
 }

@@ -96,7 +96,8 @@ impl Following<'_> {
                 let reader = readers
                     .entry(id.clone())
                     .or_insert_with(|| LogReader::open(&owned.machine.dir));
-                printer.all(shown, reader, service.is_none_or(|service| service.attach))?;
+                let is_shown = service.is_none_or(|service| service.attach);
+                printer.all(shown, owned.machine.state.kind, reader, is_shown)?;
                 is_active |= owned.is_active();
                 if owned.is_active() {
                     seen.insert(id.clone());

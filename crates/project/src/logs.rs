@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use zmachine_engine::Engine;
-use zmachine_spec::Failure;
+use zmachine_spec::{Failure, Kind};
 use zmachine_store::log::{Entry, LogReader, Source, tail};
 
 use crate::Front;
@@ -61,9 +61,15 @@ impl<'a> Printer<'a> {
     }
 
     /// Whatever a log has.
-    pub(crate) fn all(&mut self, name: &str, reader: &mut LogReader, is_shown: bool) -> Result<(), Failure> {
+    pub(crate) fn all(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        reader: &mut LogReader,
+        is_shown: bool,
+    ) -> Result<(), Failure> {
         while let Some(entry) = reader.next_entry()? {
-            if is_shown && matches!(entry.source, Source::Stdout | Source::Stderr) {
+            if is_shown && Source::of_programs(kind).contains(&entry.source) {
                 self.entry(name, &entry)?;
             }
         }
@@ -125,6 +131,7 @@ impl<'a> Printer<'a> {
 struct Log {
     id: String,
     name: String,
+    kind: Kind,
     entries: VecDeque<Entry>,
     reader: LogReader,
 }
@@ -148,8 +155,8 @@ pub struct Request<'a> {
     pub lines: Option<usize>,
     /// Nothing that is older counts.
     pub since: Option<Timestamp>,
-    /// What is shown.
-    pub wanted: &'a dyn Fn(&Entry) -> bool,
+    /// What is shown of a machine of that kind.
+    pub wanted: &'a dyn Fn(Kind, &Entry) -> bool,
     /// Of these services; of all when none is named.
     pub services: &'a [String],
 }
@@ -163,14 +170,16 @@ impl Request<'_> {
 
     fn open(&self, owned: &Owned, project: &str, lines: Option<usize>) -> Result<Log, Failure> {
         let dir = &owned.machine.dir;
+        let kind = owned.machine.state.kind;
         let (entries, reader) = match (lines, self.since) {
-            (Some(lines), _) => tail(dir, lines, self.wanted)?,
+            (Some(lines), _) => tail(dir, lines, |entry| (self.wanted)(kind, entry))?,
             (None, Some(since)) => (VecDeque::new(), LogReader::open_since(dir, since)),
             (None, None) => (VecDeque::new(), LogReader::open(dir)),
         };
         Ok(Log {
             id: owned.machine.id.clone(),
             name: owned.short_name(project).to_owned(),
+            kind,
             entries,
             reader,
         })
@@ -219,7 +228,11 @@ fn show_what_is_there(all: &mut [Log], printer: &mut Printer<'_>, request: &Requ
         let Some((_, log)) = next.min_by_key(|(at, _)| *at) else {
             return Ok(());
         };
-        if let Some(entry) = log.entries.pop_front().filter(|entry| (request.wanted)(entry)) {
+        if let Some(entry) = log
+            .entries
+            .pop_front()
+            .filter(|entry| (request.wanted)(log.kind, entry))
+        {
             printer.entry(&log.name, &entry)?;
         }
     }

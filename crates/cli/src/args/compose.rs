@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::ExecArgs;
 use super::run::Pull;
+use super::{ExecArgs, LogSpanArgs};
 use crate::listing::ListingArgs;
 
 /// `compose`
@@ -181,21 +181,8 @@ pub(crate) struct ComposePsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ComposeLogsArgs {
-    /// Go on with what comes
-    #[arg(short, long)]
-    pub(crate) follow: bool,
-    /// Show the time of each line
-    #[arg(short, long)]
-    pub(crate) timestamps: bool,
-    /// Begin at this time (a date, RFC 3339, seconds since 1970), or so long ago (10m, 1h30m)
-    #[arg(long, value_name = "TIME")]
-    pub(crate) since: Option<String>,
-    /// End at this time (a date, RFC 3339, seconds since 1970), or so long ago (10m, 1h30m)
-    #[arg(long, value_name = "TIME")]
-    pub(crate) until: Option<String>,
-    /// Only the last lines of each; 'all' for all
-    #[arg(short = 'n', long, value_name = "LINES", allow_hyphen_values = true)]
-    pub(crate) tail: Option<String>,
+    #[command(flatten)]
+    pub(crate) span: LogSpanArgs,
     #[command(flatten)]
     pub(crate) look: LookArgs,
     /// Services; all when none is named

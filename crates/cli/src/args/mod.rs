@@ -411,8 +411,9 @@ pub(crate) struct InspectArgs {
     pub(crate) names: NamesArgs,
 }
 
+/// Which part of a log, and how.
 #[derive(Debug, Args)]
-pub(crate) struct LogsArgs {
+pub(crate) struct LogSpanArgs {
     /// Go on with what comes
     #[arg(short, long)]
     pub(crate) follow: bool,
@@ -428,6 +429,12 @@ pub(crate) struct LogsArgs {
     /// Only the last lines; 'all' for all
     #[arg(short = 'n', long, value_name = "LINES", allow_hyphen_values = true)]
     pub(crate) tail: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    #[command(flatten)]
+    pub(crate) span: LogSpanArgs,
     /// stdout, stderr, console, agent, hypervisor, monitor [default: stdout,stderr; console of a VM]
     #[arg(long, value_delimiter = ',')]
     pub(crate) source: Vec<zmachine_store::log::Source>,

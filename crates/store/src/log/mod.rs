@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use zmachine_spec::Kind;
 
 /// Where an entry comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,6 +63,14 @@ impl Source {
         Source::Hypervisor,
         Source::Monitor,
     ];
+
+    /// Where what a guest's programs write is: a VM writes to its console, where a container has its kernel's messages alone.
+    pub fn of_programs(kind: Kind) -> &'static [Source] {
+        match kind {
+            Kind::Container => &[Source::Stdout, Source::Stderr],
+            Kind::Vm => &[Source::Console],
+        }
+    }
 
     /// Its name in the file and in `--source`.
     pub fn name(self) -> &'static str {

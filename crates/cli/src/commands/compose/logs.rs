@@ -5,7 +5,6 @@ use std::io::IsTerminal;
 use zmachine_engine::Engine;
 use zmachine_project::logs::{Look, Request, show};
 use zmachine_spec::Failure;
-use zmachine_store::log::Source;
 
 use super::Scope;
 use super::front::Terminal;
@@ -26,14 +25,14 @@ pub(super) fn look(args: LookArgs, has_times: bool) -> Look {
 pub(super) fn logs(engine: &Engine, scope: &Scope, args: &ComposeLogsArgs) -> Result<u8, Failure> {
     // Refuses services that there are none of.
     scope.of(&args.services)?;
-    let sources = [Source::Stdout, Source::Stderr];
-    let wanted = Wanted::new(&sources, args.since.as_deref(), args.until.as_deref())?;
+    let span = &args.span;
+    let wanted = Wanted::new(&[], span)?;
     let request = Request {
-        look: look(args.look, args.timestamps),
-        follows: args.follow,
-        lines: lines(args.tail.as_deref())?,
+        look: look(args.look, span.timestamps),
+        follows: span.follow,
+        lines: lines(span.tail.as_deref())?,
         since: wanted.since,
-        wanted: &|entry| wanted.has(entry),
+        wanted: &|kind, entry| wanted.has(kind, entry),
         services: &args.services,
     };
     show(engine, &Terminal, &scope.name, &request)?;
