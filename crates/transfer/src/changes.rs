@@ -263,7 +263,11 @@ impl<'a, S: Sink> Walk<'a, S> {
         };
         let same = |a: &Metadata, b: &Metadata| (a.mode(), a.uid(), a.gid()) == (b.mode(), b.uid(), b.gid());
         let merged = self.layers.merged.join(name);
-        if !same(upper, below) || xattr::of(&merged)? != xattr::of(&self.layers.lower.join(name))? {
+        let kept = |path: &Path| {
+            let found = xattr::of_path(path).map_err(TransferError::io("read the attributes of", path));
+            found.map(|found| found.kept)
+        };
+        if !same(upper, below) || kept(&merged)? != kept(&self.layers.lower.join(name))? {
             self.tell(Change::Changed, name, upper)?;
             return self.directory(name, true);
         }
@@ -321,9 +325,7 @@ impl<'a, S: Sink> Walk<'a, S> {
 
 /// Whether a directory of the upper layer hides the one below it, or shows one that was elsewhere.
 fn is_whole(directory: &Path) -> Result<bool, TransferError> {
-    let has = |name: &str| {
-        let value = xattr::value(directory, name);
-        value.map_err(|errno| TransferError::io("read the attributes of", directory)(errno.into()))
-    };
-    Ok(has("trusted.overlay.opaque")?.is_some_and(|value| value == b"y") || has("trusted.overlay.redirect")?.is_some())
+    let says = |name| xattr::word(directory, name).map_err(TransferError::io("read the attributes of", directory));
+    Ok(says("trusted.overlay.opaque")?.is_some_and(|value| value == b"y")
+        || says("trusted.overlay.redirect")?.is_some())
 }

@@ -16,7 +16,7 @@ mod changes;
 mod members;
 mod receive;
 mod send;
-mod xattr;
+pub mod xattr;
 
 pub use archive::{from_archive, to_archive};
 pub use changes::{Change, Layers, read_list, send_changes, send_list, send_root};

@@ -158,11 +158,17 @@ impl<'a, W: Write> Entries<'a, W> {
         if !self.keeps_xattrs {
             return Ok(());
         }
-        let attributes = xattr::of(path)?;
-        let named: Vec<(String, &[u8])> = attributes
-            .iter()
-            .map(|(name, value)| (format!("SCHILY.xattr.{name}"), value.as_slice()))
-            .collect();
+        let attributes = xattr::of_path(path).map_err(TransferError::io("read the attributes of", path))?;
+        let mut named: Vec<(String, &[u8])> = Vec::new();
+        for (name, value) in &attributes.kept {
+            match std::str::from_utf8(name) {
+                Ok(name) => named.push((format!("SCHILY.xattr.{name}"), value)),
+                Err(_) => (self.warn)(format!(
+                    "an attribute of {} has no name in UTF-8, and is left out",
+                    path.display()
+                )),
+            }
+        }
         if named.is_empty() {
             return Ok(());
         }

@@ -123,6 +123,7 @@ const EDGES: &[(&str, &str)] = &[
     ("zmachine-pack", "zmachine-flist"),
     ("zmachine-pack", "zmachine-image"),
     ("zmachine-pack", "zmachine-sys"),
+    ("zmachine-pack", "zmachine-transfer"),
     ("zmachine-plan", "zmachine-agent-protocol"),
     ("zmachine-plan", "zmachine-hypervisor"),
     ("zmachine-plan", "zmachine-kernel"),
