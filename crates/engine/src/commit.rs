@@ -13,6 +13,7 @@ use zmachine_plan::Plan;
 use zmachine_spec::{Class, Failure, MachineSpec};
 use zmachine_sys::file::NewFile;
 
+use crate::image_facts::health_over;
 use crate::root::RootPart;
 use crate::{Engine, import_failure};
 
@@ -126,6 +127,7 @@ fn as_it_was_run(spec: &MachineSpec, config: &mut ImageConfig) {
     if let Some(signal) = spec.stop_signal {
         config.stop_signal = Some(signal.to_string());
     }
+    config.healthcheck = health_over(&spec.health, config.healthcheck.take());
     let labels = spec.labels.iter().map(|(name, value)| (name.clone(), value.clone()));
     config.labels.extend(labels);
 }
@@ -164,6 +166,15 @@ mod tests {
             (&["/entry".to_owned()][..], &["new".to_owned()][..])
         );
         assert_eq!(config.labels["tier"], "web");
+        spec.health.retries = Some(2);
+        config.healthcheck = Some(zmachine_flist::Healthcheck {
+            test: vec!["CMD".into(), "/check".into()],
+            retries: 5,
+            ..Default::default()
+        });
+        as_it_was_run(&spec, &mut config);
+        let check = config.healthcheck.clone().unwrap();
+        assert_eq!((check.test.len(), check.retries), (2, 2));
         // Another entrypoint does not have the arguments of the first.
         spec.entrypoint = Some(vec!["/other".into()]);
         spec.command.clear();

@@ -52,6 +52,23 @@ pub(super) fn image_facts(image: &Image, flist: &str) -> Result<ImageFacts, Fail
     })
 }
 
+/// What an image says, changed by what a user asked for; `None` when neither says anything.
+pub(super) fn health_over(request: &HealthRequest, image: Option<Healthcheck>) -> Option<Healthcheck> {
+    if request.is_default() {
+        return image;
+    }
+    let merged = request.over(&image.map(health).unwrap_or_default());
+    let nanoseconds = |ms: Option<u64>| ms.unwrap_or_default().saturating_mul(1_000_000);
+    Some(Healthcheck {
+        test: merged.test.map(Vec::from).unwrap_or_default(),
+        interval_ns: nanoseconds(merged.interval_ms),
+        timeout_ns: nanoseconds(merged.timeout_ms),
+        start_period_ns: nanoseconds(merged.start_period_ms),
+        start_interval_ns: nanoseconds(merged.start_interval_ms),
+        retries: u64::from(merged.retries.unwrap_or_default()),
+    })
+}
+
 /// A check of a kind that nobody knows is none, as with docker.
 fn health(check: Healthcheck) -> HealthRequest {
     let milliseconds = |ns: u64| Some(ns.div_ceil(1_000_000)).filter(|ms| *ms > 0);

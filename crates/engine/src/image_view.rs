@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 use zmachine_flist::{Digest, ImageConfig};
 use zmachine_image::reference::DOCKER_HUB;
 use zmachine_image::{ImageKind, ImageName, Library, Mode};
+use zmachine_pack::oci::config_json;
 use zmachine_pack::oci::pull::{CONFIGURATION, MANIFEST};
 use zmachine_spec::{Class, Failure};
 
@@ -72,19 +73,11 @@ pub fn image_view(library: &Library, digest: &Digest, text: &str) -> Result<Valu
     }))
 }
 
-/// What a flist says about running it, under the names of docker.
+/// What a flist says about running it, under the names of docker; what templates ask for most is there in any case.
 fn of_flist(tags: &std::collections::BTreeMap<String, String>) -> Result<Value, Failure> {
     let config = ImageConfig::from_tags(tags).map_err(|e| Failure::from_error(Class::Fetch, &e))?;
-    let set = |names: Vec<String>| -> Map<String, Value> { names.into_iter().map(|name| (name, json!({}))).collect() };
-    Ok(json!({
-        "Entrypoint": config.entrypoint,
-        "Cmd": config.cmd,
-        "Env": config.env,
-        "User": config.user.unwrap_or_default(),
-        "WorkingDir": config.workdir.unwrap_or_default(),
-        "StopSignal": config.stop_signal,
-        "ExposedPorts": set(config.ports),
-        "Volumes": set(config.volumes),
-        "Labels": config.labels,
-    }))
+    let always = json!({"Entrypoint": [], "Cmd": [], "Env": [], "User": "", "WorkingDir": "", "Labels": {}});
+    let mut fields: Map<String, Value> = always.as_object().cloned().unwrap_or_default();
+    fields.extend(config_json(&config));
+    Ok(Value::Object(fields))
 }

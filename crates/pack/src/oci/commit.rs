@@ -18,7 +18,7 @@ use zmachine_image::{Image, Library, Mode};
 use super::frame::replay;
 use super::keep::{Unkept, keep_layer};
 use super::layer::digest_of;
-use super::manifest::{Descriptor, json as parse};
+use super::manifest::{CONFIG_FIELDS, Descriptor, config_json, json as parse};
 use super::pull::{CONFIGURATION, MANIFEST, pull_from};
 use super::source::Source;
 use super::{ImportError, Problem};
@@ -107,7 +107,10 @@ impl Committed {
             .config
             .to_image_config();
         (commit.edit)(&mut config);
-        write_config(object(&mut document, "config"), &config);
+        // What we do not know of stays.
+        let fields = object(&mut document, "config");
+        CONFIG_FIELDS.iter().for_each(|name| drop(fields.remove(*name)));
+        fields.extend(config_json(&config));
         document.insert("created".into(), json!(commit.created));
         if let Some(author) = &commit.author {
             document.insert("author".into(), json!(author));
@@ -212,42 +215,6 @@ fn array<'a>(of: &'a mut Map<String, Value>, name: &str) -> &'a mut Vec<Value> {
     match value {
         Value::Array(list) => list,
         _ => unreachable!("it was made a list right before"),
-    }
-}
-
-/// Writes what we know of an image's configuration; what we do not know of stays.
-fn write_config(document: &mut Map<String, Value>, config: &ImageConfig) {
-    let set = |names: &[String]| {
-        names
-            .iter()
-            .map(|name| (name.clone(), json!({})))
-            .collect::<Map<_, _>>()
-    };
-    let fields = [
-        (
-            "Entrypoint",
-            (!config.entrypoint.is_empty()).then(|| json!(config.entrypoint)),
-        ),
-        ("Cmd", (!config.cmd.is_empty()).then(|| json!(config.cmd))),
-        ("Env", (!config.env.is_empty()).then(|| json!(config.env))),
-        ("User", config.user.as_ref().map(|user| json!(user))),
-        ("WorkingDir", config.workdir.as_ref().map(|dir| json!(dir))),
-        ("StopSignal", config.stop_signal.as_ref().map(|signal| json!(signal))),
-        (
-            "ExposedPorts",
-            (!config.ports.is_empty()).then(|| json!(set(&config.ports))),
-        ),
-        (
-            "Volumes",
-            (!config.volumes.is_empty()).then(|| json!(set(&config.volumes))),
-        ),
-        ("Labels", (!config.labels.is_empty()).then(|| json!(config.labels))),
-    ];
-    for (name, value) in fields {
-        match value {
-            Some(value) => drop(document.insert(name.to_owned(), value)),
-            None => drop(document.remove(name)),
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value, json};
 use zmachine_flist::{Healthcheck, ImageConfig};
 
 use super::Problem;
@@ -174,6 +175,58 @@ impl Config {
             shell: list(shell),
         }
     }
+}
+
+/// The fields that [`config_json`] may have.
+pub(super) const CONFIG_FIELDS: [&str; 11] = [
+    "Entrypoint",
+    "Cmd",
+    "Env",
+    "User",
+    "WorkingDir",
+    "StopSignal",
+    "ExposedPorts",
+    "Volumes",
+    "Labels",
+    "Shell",
+    "Healthcheck",
+];
+
+/// What an image says about running it as its configuration has it; what says nothing is not there.
+pub fn config_json(config: &ImageConfig) -> Map<String, Value> {
+    let set = |names: &[String]| -> Map<_, _> { names.iter().map(|name| (name.clone(), json!({}))).collect() };
+    let health = config.healthcheck.as_ref().map(|check| {
+        let number = |name: &str, number: u64| (number > 0).then(|| (name.to_owned(), json!(number)));
+        let numbers = [
+            number("Interval", check.interval_ns),
+            number("Timeout", check.timeout_ns),
+            number("StartPeriod", check.start_period_ns),
+            number("StartInterval", check.start_interval_ns),
+            number("Retries", check.retries),
+        ];
+        let test = (!check.test.is_empty()).then(|| ("Test".to_owned(), json!(check.test)));
+        Map::from_iter(numbers.into_iter().flatten().chain(test))
+    });
+    let fields = [
+        json!(config.entrypoint),
+        json!(config.cmd),
+        json!(config.env),
+        json!(config.user),
+        json!(config.workdir),
+        json!(config.stop_signal),
+        json!(set(&config.ports)),
+        json!(set(&config.volumes)),
+        json!(config.labels),
+        json!(config.shell),
+        json!(health),
+    ];
+    let says = |value: &Value| match value {
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        other => !other.is_null(),
+    };
+    let named = CONFIG_FIELDS.iter().map(|name| (*name).to_owned()).zip(fields);
+    named.filter(|(_, value)| says(value)).collect()
 }
 
 impl Descriptor {
@@ -437,6 +490,21 @@ mod tests {
             (config.entrypoint, config.cmd),
             (vec!["/bin/sh".to_owned()], vec!["-c".to_owned(), String::new()])
         );
+    }
+
+    #[test]
+    fn a_configuration_comes_back_from_its_json() {
+        let text = r#"{"Entrypoint":["/e"],"Cmd":["c"],"Env":["A=1"],"User":"web","WorkingDir":"/w","StopSignal":"SIGINT",
+            "ExposedPorts":{"80/tcp":{}},"Volumes":{"/v":{}},"Labels":{"a":"b"},"Shell":["/bin/ash","-c"],
+            "Healthcheck":{"Test":["NONE"],"Interval":5,"Timeout":6,"StartPeriod":7,"StartInterval":8,"Retries":9}}"#;
+        let config = serde_json::from_str::<Config>(text).unwrap().to_image_config();
+        let json = config_json(&config);
+        assert_eq!(
+            Value::Object(json.clone()),
+            serde_json::from_str::<Value>(text).unwrap()
+        );
+        assert_eq!(json.len(), CONFIG_FIELDS.len());
+        assert!(config_json(&ImageConfig::default()).is_empty());
     }
 
     #[test]

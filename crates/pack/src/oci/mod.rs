@@ -57,6 +57,7 @@ use zmachine_flist::Flist;
 
 use crate::pack::{PackError, PackOptions, PackReport, pack_layers};
 use layer::{LayerStream, Reported};
+pub use manifest::config_json;
 use manifest::{Configuration, Descriptor, Manifest};
 pub use recognize::{images_of, recognize};
 use registries::Registries;
