@@ -28,7 +28,11 @@ impl Engine {
             true => None,
             false => Some(self.held(&machine)?),
         };
-        self.change(&machine, change, lock.as_ref())
+        self.change(&machine, change, lock.as_ref())?;
+        if change.cpus.is_some() {
+            self.warn_of_cpu_time(&change.applied(&machine.spec));
+        }
+        Ok(())
     }
 
     /// Gives a machine another name. What it calls itself, its host name, stays; its networks know it by the new name at once.

@@ -81,7 +81,7 @@ impl Engine {
                 message: request.message.clone(),
                 name: request.machine,
             };
-            let image = commit(wanted, &library, Mode::Container, progress).map_err(import_failure)?;
+            let image = commit(wanted, &library, Mode::Container).map_err(import_failure)?;
             let Some(name) = request.name else { return Ok(image) };
             // What was pruned in between is made again.
             let _kept = hold_images(self.home.data())?;

@@ -142,6 +142,7 @@ impl Engine {
         image: Option<&Digest>,
     ) -> Result<Machine, Failure> {
         self.reconcile_anew()?;
+        self.warn_of_cpu_time(spec);
         self.planned(spec, options, image, |id, spec, mut plan, wanted| {
             if let Plan::Vm(plan) = &mut plan
                 && plan.install().is_some()
@@ -175,6 +176,16 @@ impl Engine {
                 state,
             })
         })
+    }
+
+    /// Says at once that a limit which was asked for will not hold here.
+    pub(super) fn warn_of_cpu_time(&self, spec: &MachineSpec) {
+        if spec.cpu_limit_milli.is_some() && !HostFacts::gather().cgroup_v2 {
+            let (name, cpus) = (&spec.name, spec.all_cpus());
+            (self.warn)(&format!(
+                "the CPU time of '{name}' is not limited to {cpus} CPUs: this host offers no cgroup v2 cpu controller"
+            ));
+        }
     }
 
     /// The plan that [`Engine::create`] would make; nothing is created.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::{Ipv4Net, Ipv6Net};
 use zmachine_engine::Engine;
 use zmachine_engine::views::NetworkView;
-use zmachine_network::{Ipv6Choice, NetworkError, NetworkSpec, Networks, can_make_networks};
+use zmachine_network::{DEFAULT_NETWORK, Ipv6Choice, NetworkError, NetworkSpec, Networks, can_make_networks};
 use zmachine_spec::{Class, Failure, NetworkRequest, check_alias};
 
 use crate::args::NetworkCommand;
@@ -130,14 +130,14 @@ fn ipv6_subnet(text: &str) -> Result<Ipv6Choice, Failure> {
     })
 }
 
-/// Removes the networks that nobody is in; the default one comes back when it is needed.
+/// Removes the networks that nobody is in, but not the default one: as with docker, what is told of its addresses stays true.
 pub(super) fn prune(engine: &Engine) -> Result<u8, Failure> {
     let networks = Networks::open(engine.home().data())?.with_jail();
     engine.reconcile()?;
     let empty = engine
         .network_list()?
         .into_iter()
-        .filter(|network| network.machines.is_empty());
+        .filter(|network| network.machines.is_empty() && network.name != DEFAULT_NETWORK);
     let names: Vec<String> = empty.map(|network| network.name).collect();
     each(&names, |name| {
         block_on(networks.remove(name))?.map_err(|error| engine.with_names(error.into()))

@@ -207,6 +207,19 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
             refused.stderr()
         );
     }
+    let half = zmachine(&home, &["create", "--name", "half", "--cpus", "0.5", &image]);
+    let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    let holds = ["cpu", "memory"]
+        .iter()
+        .all(|wanted| controllers.split_whitespace().any(|name| name == *wanted));
+    let told = half.expect_success().stderr().contains("is not limited to 0.5 CPUs");
+    assert_eq!(told, !holds, "{}", half.stderr());
+    zmachine(&home, &["rm", "half"]).expect_success();
+    zmachine(&home, &["network", "create", "left"]).expect_success();
+    assert_eq!(
+        zmachine(&home, &["network", "prune", "-f"]).expect_success().stdout(),
+        "left\n"
+    );
     let words = [
         "run",
         "-d",

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 use zmachine_flist::{Digest, ImageConfig};
 use zmachine_image::library::{NewImage, ResolveError};
-use zmachine_image::progress::Progress;
+use zmachine_image::progress::Silent;
 use zmachine_image::{Image, Library, Mode};
 
 use super::frame::replay;
@@ -51,12 +51,7 @@ pub struct Commit<'a> {
 ///
 /// # Errors
 /// [`ImportError`]; nothing is left then but blocks.
-pub fn commit(
-    commit: Commit<'_>,
-    library: &Library,
-    mode: Mode,
-    progress: &dyn Progress,
-) -> Result<Image, ImportError> {
+pub fn commit(commit: Commit<'_>, library: &Library, mode: Mode) -> Result<Image, ImportError> {
     let name = commit.name.to_owned();
     let here = |source: ResolveError| ImportError::Here {
         image: name.clone(),
@@ -64,18 +59,12 @@ pub fn commit(
     };
     let configuration = library.image_file(commit.base, CONFIGURATION).map_err(here)?;
     match configuration {
-        Some(configuration) => of_layers(commit, &configuration, library, mode, progress),
+        Some(configuration) => of_layers(commit, &configuration, library, mode),
         None => of_flist(commit, library, mode),
     }
 }
 
-fn of_layers(
-    commit: Commit<'_>,
-    configuration: &[u8],
-    library: &Library,
-    mode: Mode,
-    progress: &dyn Progress,
-) -> Result<Image, ImportError> {
+fn of_layers(commit: Commit<'_>, configuration: &[u8], library: &Library, mode: Mode) -> Result<Image, ImportError> {
     let name = commit.name.to_owned();
     let named = |problem: Problem| problem.of(&name);
     let manifest = library
@@ -86,8 +75,8 @@ fn of_layers(
         })?;
     let manifest = manifest.ok_or_else(|| named(Problem::Broken("its manifest is gone".into())))?;
     let place = Committed::new(commit, &manifest, configuration).map_err(named)?;
-    // Any level: the layers below were chosen already, and the platform stays.
-    Ok(pull_from(&place, &name, u8::MAX, (library, mode), progress)?.image)
+    // Any level: the layers below were chosen already, and the platform stays. Nothing comes from anywhere, so nothing is told.
+    Ok(pull_from(&place, &name, u8::MAX, (library, mode), &Silent)?.image)
 }
 
 /// The place where the new image is, until it is here.
