@@ -188,6 +188,14 @@ impl Engine {
         }
     }
 
+    /// Brings the image of a machine here, so that its creation needs nothing from elsewhere.
+    ///
+    /// # Errors
+    /// When it is nowhere, or cannot be had.
+    pub fn bring_image(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<(), Failure> {
+        self.found(spec, options, None).map(drop)
+    }
+
     /// The plan that [`Engine::create`] would make; nothing is created.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use zmachine_engine::{CreateOptions, Engine, ImageRequest};
 use zmachine_image::{Mode, PullPolicy};
 use zmachine_spec::{Class, Failure};
 
+use crate::end::{remove, remove_but};
 use crate::owned::{HASH, Owned, labels, owned};
 use crate::words::{Granted, Instance};
 use crate::{Front, health, of_service, resources};
@@ -258,7 +259,7 @@ impl<'a> Convergence<'a> {
             .filter(own)
             .filter(|owned| owned.number > service.scale);
         for owned in surplus {
-            self.remove(owned)?;
+            remove(self.engine, self.front, owned, self.wish.grace)?;
         }
         let first: Mutex<Option<Failure>> = Mutex::new(None);
         thread::scope(|scope| {
@@ -305,13 +306,6 @@ impl<'a> Convergence<'a> {
         self.changed.notify_all();
     }
 
-    fn remove(&self, owned: &Owned) -> Result<(), Failure> {
-        self.engine.stop(owned.name(), self.wish.grace)?;
-        self.engine.remove(owned.name(), true, true)?;
-        self.front.done(&format!("Machine {}", owned.name()), "removed");
-        Ok(())
-    }
-
     fn machine(&self, service: &Service, number: u32, there: Option<&Owned>, is_forced: bool) -> Result<(), Failure> {
         let name = name(self.project, service, number);
         let hash = resources::hash(self.project, service);
@@ -320,8 +314,6 @@ impl<'a> Convergence<'a> {
             if (is_same || self.wish.keeps_changed) && !self.wish.force && !is_forced {
                 return self.start(owned.name(), owned.is_active());
             }
-            self.remove(owned)?;
-            self.state().renewed.insert(service.name.clone());
         }
         let instance = Instance {
             project: self.project,
@@ -333,7 +325,7 @@ impl<'a> Convergence<'a> {
             publishes: true,
             once: false,
         };
-        let spec = self
+        let mut spec = self
             .front
             .spec(instance.create_words(self.front)?, &self.project.folder)?;
         let options = CreateOptions {
@@ -342,7 +334,17 @@ impl<'a> Convergence<'a> {
             installs_kernel: true,
             progress: &*self.front.progress(),
         };
-        self.engine.create(&spec, &options)?;
+        let mut own = BTreeMap::new();
+        if let Some(owned) = there {
+            // What can fail for what the files say fails while the old one is still there.
+            self.engine.bring_image(&spec, &options)?;
+            own = self.engine.own_volumes(&owned.machine)?;
+            remove_but(self.engine, self.front, owned, self.wish.grace, true)?;
+            self.state().renewed.insert(service.name.clone());
+            spec = self.engine.with_volumes_of(spec, &own);
+        }
+        let machine = self.engine.create(&spec, &options)?;
+        self.engine.take_over(&machine, &own)?;
         self.front.done(
             &format!("Machine {name}"),
             if there.is_some() { "made anew" } else { "created" },

@@ -77,12 +77,23 @@ pub fn stop(engine: &Engine, front: &dyn Front, owned: &Owned, grace: Option<Dur
     Ok(())
 }
 
-/// Stops and removes one.
+/// Stops and removes one, with its volumes that have no name.
 ///
 /// # Errors
 /// When it does not stop, or cannot be removed.
 pub fn remove(engine: &Engine, front: &dyn Front, owned: &Owned, grace: Option<Duration>) -> Result<(), Failure> {
-    match stop(engine, front, owned, grace).and_then(|()| engine.remove(owned.name(), true, true)) {
+    remove_but(engine, front, owned, grace, false)
+}
+
+/// [`remove`] that leaves its volumes to another machine when `keeps_volumes`.
+pub(crate) fn remove_but(
+    engine: &Engine,
+    front: &dyn Front,
+    owned: &Owned,
+    grace: Option<Duration>,
+    keeps_volumes: bool,
+) -> Result<(), Failure> {
+    match stop(engine, front, owned, grace).and_then(|()| engine.remove(owned.name(), true, !keeps_volumes)) {
         // Made with --rm, and gone when it stopped.
         Err(failure) if failure.class != Class::NotFound => return Err(failure),
         _ => front.done(&format!("Machine {}", owned.name()), "removed"),

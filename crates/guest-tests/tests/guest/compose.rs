@@ -19,7 +19,7 @@ services:
     scale: 2
     environment: {WORD: "${WORD:-first}", EMPTY: }
     configs: [{source: page, target: /www/index.html}]
-    volumes: ["./motd:/etc/motd:ro"]
+    volumes: ["./motd:/etc/motd:ro", "/kept"]
     networks: {default: {aliases: [www]}}
     depends_on: {db: {condition: service_healthy}, once: {condition: service_completed_successfully}}
   db:
@@ -171,16 +171,40 @@ fn a_project_comes_up_in_order_stays_as_it_is_and_leaves_nothing() {
         assert_eq!(again.expect_success().stdout(), "");
         assert_eq!(ids(&home), first);
     });
-    checks.that("only what has changed is made anew", || {
-        let words = ["compose", "up", "-d", "--scale", "web=1"];
-        let changed = home.zmachine(words).env("TOKEN", "t0ken").env("WORD", "second");
-        changed.deadline(Duration::from_secs(240)).finish().expect_success();
-        let now = ids(&home);
-        assert_eq!(now["shop-db-1"], first["shop-db-1"]);
-        assert_ne!(now["shop-web-1"], first["shop-web-1"]);
-        assert!(!now.contains_key("shop-web-2"), "{now:?}");
-        assert_eq!(exec_output(&home, "shop-web-1", "echo $WORD"), "second");
-    });
+    checks.that(
+        "only what has changed is made anew, with what is on its volumes",
+        || {
+            exec_output(&home, "shop-web-1", "echo before > /kept/word");
+            let broken = FILE.replacen("./box.fl", "./no-such.fl", 1);
+            fs::write(home.file("broken.yaml"), broken).expect("a file");
+            compose(&home, &["-f", "broken.yaml", "up", "-d"]).expect_code(3);
+            assert_eq!(ids(&home), first, "without its new image, the old machine stays");
+            let words = ["compose", "up", "-d", "--scale", "web=1"];
+            let changed = home.zmachine(words).env("TOKEN", "t0ken").env("WORD", "second");
+            changed.deadline(Duration::from_secs(240)).finish().expect_success();
+            let now = ids(&home);
+            assert_eq!(now["shop-db-1"], first["shop-db-1"]);
+            assert_ne!(now["shop-web-1"], first["shop-web-1"]);
+            assert!(!now.contains_key("shop-web-2"), "{now:?}");
+            assert_eq!(
+                exec_output(&home, "shop-web-1", "echo $WORD; cat /kept/word"),
+                "second\nbefore"
+            );
+            let again = home.zmachine([
+                "compose",
+                "up",
+                "-d",
+                "--force-recreate",
+                "--no-deps",
+                "--scale",
+                "web=1",
+                "web",
+            ]);
+            let again = again.env("TOKEN", "t0ken").env("WORD", "second");
+            again.deadline(Duration::from_secs(240)).finish().expect_success();
+            assert_eq!(exec_output(&home, "shop-web-1", "cat /kept/word"), "before");
+        },
+    );
     checks.that("a failure names the service and leaves what runs", || {
         let broken = FILE
             .replace("httpd -f", "no-such-program -f")
@@ -210,10 +234,9 @@ fn a_project_comes_up_in_order_stays_as_it_is_and_leaves_nothing() {
         fs::rename(home.file("away.yaml"), home.file("compose.yaml")).expect("a move");
         compose(&home, &["down", "-v"]).expect_success();
         home.assert_host_clean();
-        for kind in ["network", "volume"] {
-            let left = zmachine(&home, &[kind, "ls", "-q"]).stdout();
-            assert!(!left.contains("shop"), "{kind}: {left}");
-        }
+        let networks = zmachine(&home, &["network", "ls", "-q"]).stdout();
+        assert!(!networks.contains("shop"), "{networks}");
+        assert_eq!(zmachine(&home, &["volume", "ls", "-q"]).stdout(), "");
         assert!(!home.path().join("compose/shop").exists());
     });
 }

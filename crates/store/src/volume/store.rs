@@ -232,6 +232,20 @@ impl Volumes {
         Ok(())
     }
 
+    /// Makes the volume `name`, which the user gave no name, one of the machine `id` that uses it now: it goes with that from then on.
+    ///
+    /// # Errors
+    /// When it is not there, or its record cannot be written.
+    pub fn adopt(&self, name: &str, id: &str) -> Result<(), Failure> {
+        let _catalog = self.lock()?;
+        let volume = self.get(name)?;
+        let record = Record {
+            anonymous_of: Some(id.to_owned()),
+            ..volume.record
+        };
+        Ok(file::replace_json(&volume.dir.join("volume.json"), &record)?)
+    }
+
     /// Makes the disk larger; what is on it grows at the next start, or at once when its guest is told.
     ///
     /// # Errors
