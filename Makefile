@@ -51,8 +51,6 @@ test: export ZMACHINE_TEST_SKIPS := $(abspath $(TARGET_DIR))/skipped-tests
 test: build test-kernel test-tools ## every test, the ones with guests included
 	@: >$(ZMACHINE_TEST_SKIPS)
 	$(CARGO) test $(TEST_ARGS) --no-fail-fast
-	@# The same inputs for the same sources: what is new is for `make fuzz` to find.
-	FUZZ_SEED=1 fuzz/run 3
 	@echo "test: $$(wc -l <$(ZMACHINE_TEST_SKIPS)) skipped"; sort $(ZMACHINE_TEST_SKIPS)
 
 # The tests that want a guest or root say that they are skipped, and count as such.
@@ -82,7 +80,7 @@ test-tools: setup
 
 check: setup ## format, lints, dependencies, layers, documentation, scripts
 	$(CARGO) fmt --all --check
-	for script in scripts/* packaging/stage packaging/deb packaging/tarball packaging/test packaging/debian/p* examples/*/build benches/run fuzz/run fuzz/rustc-instrumented .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *python3) python3 -c "import ast, sys; ast.parse(open(sys.argv[1]).read())" "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
+	for script in scripts/* packaging/stage packaging/deb packaging/tarball packaging/test packaging/test-systemd packaging/debian/p* examples/*/build benches/run fuzz/run fuzz/rustc-instrumented .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *python3) python3 -c "import ast, sys; ast.parse(open(sys.argv[1]).read())" "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
 	$(CARGO) xtask layering
 	$(CARGO) xtask tidy
 	scripts/draw-architecture --check

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use zmachine_engine::{Engine, Programs, RegistryFiles};
+use zmachine_image::lazy::{ChunkSource, Origin};
 use zmachine_image::store::Credentials;
 use zmachine_monitor as monitor;
 use zmachine_monitor::MonitorArgs;
@@ -11,7 +13,7 @@ use zmachine_spec::{Class, Failure, Home};
 use zmachine_sys::fd;
 use zmachine_sys::jail::{self, Jail};
 
-use crate::args::{JailRole, MonitorRole, RootfsRole, ShareRole};
+use crate::args::{CompleteRole, JailRole, MonitorRole, RootfsRole, ShareRole};
 
 /// The longest a guest waits for one block, over all routes and retries, before its read fails.
 const BLOCK_DEADLINE: Duration = Duration::from_secs(60);
@@ -54,12 +56,13 @@ pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
     })?;
     let credentials = Credentials::load(&role.credentials);
     let args = RootfsArgs {
-        image_dir: role.image_dir,
+        image_dir: role.image_dir.clone(),
         blocks_dir: role.blocks_dir,
         listener: inherited(role.listener_fd)?,
         serial: role.serial,
         queues: role.queues,
         stores,
+        chunks: chunks_of(&role.image_dir)?,
         credentials: credentials.map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))?,
         block_deadline: BLOCK_DEADLINE,
         prefetch: role.prefetch,
@@ -68,6 +71,30 @@ pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
         jail: role.jail.as_deref().map(told_jail).transpose()?,
     };
     zmachine_rootfs::serve(args).map_err(|e| Failure::from_error(Class::Failed, &e))?;
+    Ok(0)
+}
+
+/// Where an image's layers are that was begun lazily.
+fn chunks_of(image: &std::path::Path) -> Result<Option<Box<dyn ChunkSource>>, Failure> {
+    let origin = Origin::read(image)?;
+    let source = origin.map(|origin| zmachine_pack::oci::lazy::chunk_source(&origin));
+    source.transpose().map_err(zmachine_engine::import_failure)
+}
+
+/// `zmachine complete`: brings the layers of an image that machines run of already.
+pub(crate) fn complete(role: CompleteRole) -> Result<u8, Failure> {
+    show_as(c"zm-complete");
+    // What machines do goes first.
+    let _ = rustix::process::nice(19);
+    let engine = Engine::new(Home::open(&role.data, &role.run)?, Programs::own());
+    let files = RegistryFiles {
+        auth: role.authfile,
+        ..engine.registry_files().clone()
+    };
+    let engine = engine.with_registry_files(files);
+    let digest = role.image.parse();
+    let digest = digest.map_err(|e: zmachine_flist::DigestError| Failure::from_error(Class::Usage, &e))?;
+    engine.complete_in_background(&digest)?;
     Ok(0)
 }
 

@@ -17,6 +17,8 @@ use super::Engine;
 use crate::attach;
 use crate::attach::{ProcessInput, ProcessOutput};
 
+const SIGKILL: i32 = 9;
+
 /// How long the end of a monitor may take after its machine ended: undoing takes a moment.
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -33,11 +35,25 @@ impl Engine {
         self.end(&self.machine(name)?, &Request::Stop { grace_ms })
     }
 
-    /// Ends a machine at once, as a power cut would, and waits until it has ended.
+    /// Ends a machine at once, whatever its processes do, and waits until it has ended. A container's guest has a moment to write what it
+    /// has in memory; a VM is cut off.
     ///
     /// # Errors
     /// [`Class::Conflict`] when it does not run.
     pub fn kill(&self, name: &str) -> Result<(), Failure> {
+        let machine = self.machine(name)?;
+        require_active(&machine)?;
+        self.let_guest_settle(&machine);
+        // It may be gone by this, with its folder when it was made with --rm.
+        match self.machine(&machine.id) {
+            Ok(machine) => self.end(&machine, &Request::Kill),
+            Err(failure) if failure.class == Class::NotFound => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The same without a moment for the guest.
+    pub(super) fn cut_off(&self, name: &str) -> Result<(), Failure> {
         let machine = self.machine(name)?;
         require_active(&machine)?;
         self.end(&machine, &Request::Kill)
@@ -109,12 +125,16 @@ impl Engine {
         self.reconcile_one(&machine.id).map(drop)
     }
 
-    /// Sends a Linux signal number to the entrypoint.
+    /// Sends a Linux signal number to the entrypoint. SIGKILL is [`Engine::kill`]: whoever sends it wants the machine to end, and not to
+    /// be started again.
     ///
     /// # Errors
     /// [`Class::Conflict`] when it does not run.
     pub fn signal(&self, name: &str, signal: i32) -> Result<(), Failure> {
-        self.command(name, &Request::Signal(signal))
+        match signal {
+            SIGKILL => self.kill(name),
+            _ => self.command(name, &Request::Signal(signal)),
+        }
     }
 
     /// Halts the virtual CPUs.

@@ -61,12 +61,16 @@ impl Engine {
             .image
             .parse()
             .map_err(|_| Failure::new(Class::Failed, "the machine's plan names no image"))?;
+        let library = Library::open(self.home.data())?;
+        if library.is_lazy(&base) {
+            let image = library.by_its_digest(&base, Mode::Container, request.machine)?;
+            self.complete_image(&library, &image, progress)?;
+        }
         let mut spooled = NewFile::create(self.home.data(), 0o600)?;
         let mut stream = root.stream(RootPart::Layer)?;
         spool(&mut stream, &mut spooled)?;
         stream.end(&mut warn)?;
         drop(root);
-        let library = Library::open(self.home.data())?;
         let edit = |config: &mut ImageConfig| {
             as_it_was_run(&machine.spec, config);
             edits.iter().for_each(|edit| edit.apply(config));

@@ -229,6 +229,8 @@ impl Engine {
             cwd: options.cwd,
             pull: options.pull,
             mode: mode_of(spec),
+            // A tree that is unpacked is read as a whole.
+            is_lazy: spec.rootfs != RootfsChoice::Virtiofs,
             stores: &spec.stores,
             progress: options.progress,
         })?;

@@ -4,6 +4,7 @@
 //! kept here; paths and URLs to flists.
 
 mod kernel;
+mod lazy;
 mod level;
 mod remove;
 
@@ -63,6 +64,8 @@ pub struct ImageRequest<'a> {
     pub pull: PullPolicy,
     /// What it is taken for.
     pub mode: Mode,
+    /// Whether it may be used before its layers are here, where its registry and its format allow that.
+    pub is_lazy: bool,
     /// Block stores in place of those of a flist.
     pub stores: &'a [String],
     /// Told about downloads.
@@ -127,6 +130,7 @@ impl Engine {
         Ok(ImportOptions {
             auth_files: self.registry_files.auth.clone(),
             registries: self.registries()?,
+            registry_files: self.registry_files.registries.clone(),
             amd64_level: guest_level(),
             temporary: self.registry_files.temporary.clone(),
             ..ImportOptions::default()
@@ -198,6 +202,7 @@ impl Engine {
             cwd: Path::new("/"),
             pull: PullPolicy::Always,
             mode: Mode::Auto,
+            is_lazy: false,
             stores: &[],
             progress,
         };
@@ -271,9 +276,14 @@ impl Asked<'_> {
 
     /// An image that is here.
     fn here(&self, digest: &Digest) -> Result<Image, Failure> {
-        Ok(self
-            .library
-            .by_its_digest(digest, self.request.mode, self.request.text)?)
+        let ImageRequest {
+            mode, text, progress, ..
+        } = *self.request;
+        let image = self.library.by_its_digest(digest, mode, text)?;
+        match self.request.is_lazy {
+            true => Ok(image),
+            false => self.engine.complete_image(self.library, &image, progress),
+        }
     }
 
     fn name(&self, name: &ImageName) -> Result<FoundImage, Failure> {
@@ -353,7 +363,10 @@ impl Asked<'_> {
 
     /// Brings it here, and gives it its name.
     fn bring(&self, source: &ImageSource, name: Option<&ImageName>) -> Result<FoundImage, Failure> {
-        let options = self.engine.import_options()?;
+        let options = ImportOptions {
+            is_lazy: self.request.is_lazy,
+            ..self.engine.import_options()?
+        };
         let ImageRequest { mode, progress, .. } = *self.request;
         for _ in 0..ROUNDS {
             let pulled = pull(source, &options, self.library, mode, progress);

@@ -15,18 +15,16 @@ use super::Engine;
 /// How long the end of a killed monitor may take.
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a guest may take to put what it wrote onto volumes that outlive it.
+/// How long a guest may take to put what it wrote onto its disks.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Engine {
-    /// What a container's processes wrote to a volume is there for the next machine that has it, as it is where they share the
-    /// kernel of the host: a guest that is cut off would lose half a minute of it. So its agent kills them and empties its caches.
-    /// Whatever goes wrong, or takes too long: the machine is killed next.
-    fn let_volumes_settle(&self, machine: &Machine) {
-        let outlives = |origin: &Origin| matches!(origin, Origin::Named(_));
-        let writes = machine.spec.volumes.iter().any(|v| !v.read_only && outlives(&v.origin));
+    /// What a container's processes wrote is there afterwards, as it is where they share the kernel of the host: a guest that is cut off
+    /// would lose half a minute of it. So its agent kills them and empties its caches. Whatever goes wrong, or takes too long: the machine
+    /// is killed next.
+    pub(super) fn let_guest_settle(&self, machine: &Machine) {
         let runs = machine.state.phase == Phase::Running;
-        if !writes || !runs || !matches!(machine.plan(), Ok(Plan::Container(_))) {
+        if !runs || !matches!(machine.plan(), Ok(Plan::Container(_))) {
             return;
         }
         if let Ok((_input, mut output)) = self.stream(machine, &Request::Stop { grace_ms: Some(0) }) {
@@ -48,8 +46,12 @@ impl Engine {
                     let message = format!("machine '{}' is {}", machine.spec.name, machine.state.phase.word());
                     return Err(Failure::new(Class::Conflict, message).hint("stop it first, or use 'rm -f'"));
                 }
-                self.let_volumes_settle(&machine);
-                match self.kill(&id) {
+                // What is in its own root goes with it.
+                let outlives = |origin: &Origin| matches!(origin, Origin::Named(_));
+                if machine.spec.volumes.iter().any(|v| !v.read_only && outlives(&v.origin)) {
+                    self.let_guest_settle(&machine);
+                }
+                match self.cut_off(&id) {
                     Err(failure) if !matches!(failure.class, Class::Conflict | Class::NotFound) => return Err(failure),
                     _ => was_killed = true,
                 }

@@ -139,6 +139,7 @@ impl Engine {
             .map_err(|e| Failure::from(e).context("cannot start the machine's monitor"))?;
         drop(writer);
         self.kill.pass("start: monitor spawned");
+        self.complete_image_of(&machine);
         Ok(Starting {
             machine,
             monitor: Monitor(Some(monitor)),
@@ -149,6 +150,18 @@ impl Engine {
 }
 
 impl Engine {
+    /// Begins to bring what is missing of the machine's image.
+    fn complete_image_of(&self, machine: &Machine) {
+        let plan = machine.plan().ok();
+        let Some(image) = plan.as_ref().and_then(Plan::image) else {
+            return;
+        };
+        let directory = self.home.data().join("images").join(image);
+        if let Err(failure) = self.complete_later(&directory) {
+            (self.warn)(&failure.message);
+        }
+    }
+
     /// Puts today's agent into a machine that was planned with an older one: an upgrade counts at the next start.
     fn renew_initramfs(&self, machine: &Machine) -> Result<(), Failure> {
         let path = machine.dir.join("plan.json");

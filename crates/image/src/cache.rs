@@ -378,12 +378,16 @@ impl BlockCache {
     /// When a directory cannot be listed.
     pub(crate) fn list(&self) -> Result<Vec<CachedBlock>, CacheError> {
         let mut blocks = Vec::new();
-        for shard in list(&self.dir)?.into_iter().filter(|shard| shard.is_dir()) {
+        let is_hidden = |path: &Path| {
+            path.file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+        };
+        // What is no shard belongs to somebody else (`lazy`).
+        let shards = list(&self.dir)?;
+        for shard in shards.into_iter().filter(|shard| shard.is_dir() && !is_hidden(shard)) {
             for path in list(&shard)? {
                 // One with a leading dot is being written right now, on a file system without unnamed files.
-                let is_block = path
-                    .file_name()
-                    .is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."));
+                let is_block = !is_hidden(&path);
                 // One without metadata was removed since the listing.
                 let Some(meta) = path.symlink_metadata().ok().filter(|_| is_block) else {
                     continue;

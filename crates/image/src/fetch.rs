@@ -31,6 +31,7 @@ use zmachine_flist::{BlockRef, Opener, RouteTable};
 use self::source::Source;
 use crate::cache::{BlockCache, CacheError, Found};
 use crate::claim::{Claims, Turn};
+use crate::lazy::{Brought, LazyBlocks};
 use crate::progress::Progress;
 use crate::store::{BlockStore, Credentials, StoreError, Timeouts, open_store, redact};
 
@@ -247,6 +248,8 @@ pub struct Fetcher {
     sources: HashMap<String, Source>,
     flights: Mutex<HashMap<BlockRef, Arc<Flight>>>,
     counters: Counters,
+    /// What is fetched out of layers instead.
+    lazy: Option<LazyBlocks>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -276,6 +279,29 @@ impl Fetcher {
             sources,
             flights: Mutex::default(),
             counters: Counters::default(),
+            lazy: None,
+        }
+    }
+
+    /// The same fetcher for an image whose layers are still in a registry.
+    #[must_use]
+    pub fn with_lazy(self, lazy: LazyBlocks) -> Fetcher {
+        Fetcher {
+            lazy: Some(lazy),
+            ..self
+        }
+    }
+
+    /// The lazy blocks that it knows, when the block is one of these.
+    fn lazy_of(&self, block: &BlockRef) -> Option<&LazyBlocks> {
+        self.lazy.as_ref().filter(|lazy| lazy.has(block))
+    }
+
+    /// The block as the cache has it; `None` for a lazy one that nobody has read.
+    fn in_cache_as(&self, block: &BlockRef) -> Option<BlockRef> {
+        match self.lazy_of(block) {
+            Some(lazy) => lazy.known(block),
+            None => Some(*block),
         }
     }
 
@@ -334,7 +360,8 @@ impl Fetcher {
     /// # Errors
     /// As [`Fetcher::fetch`].
     pub fn refetch(&self, block: &BlockRef) -> Result<Fetched, FetchError> {
-        if self.cache.evict(block).is_err() {
+        let cached = self.in_cache_as(block);
+        if cached.is_some_and(|cached| self.cache.evict(&cached).is_err()) {
             // What cannot be removed would be found again; the bytes are served from memory instead.
             self.counters.cache_failures.fetch_add(1, Relaxed);
             let deadline = Instant::now() + self.options.deadline;
@@ -384,6 +411,17 @@ impl Fetcher {
 
     /// [`Fetcher::cached`] of each, which costs less together. What the cache could not give is counted, and told once.
     pub fn cached_all(&self, blocks: &[BlockRef]) -> Vec<Option<File>> {
+        if self.lazy.is_none() {
+            return self.look_all(blocks);
+        }
+        let known: Vec<Option<BlockRef>> = blocks.iter().map(|block| self.in_cache_as(block)).collect();
+        let there: Vec<BlockRef> = known.iter().flatten().copied().collect();
+        let mut files = self.look_all(&there).into_iter();
+        let each = known.iter().map(|known| known.and_then(|_| files.next().flatten()));
+        each.collect()
+    }
+
+    fn look_all(&self, blocks: &[BlockRef]) -> Vec<Option<File>> {
         let found = self.cache.look(blocks).into_iter().zip(blocks);
         let each = found.map(|(found, block)| {
             let trouble = match found {
@@ -473,11 +511,19 @@ impl Fetcher {
 
     fn land(&self, block: &BlockRef, deadline: Instant) -> Result<Landed, FetchError> {
         // Another flight may have landed between our look into the cache and our take-off: `wait` looks.
-        let is_there = || self.cached(block).is_some();
+        let is_there = || {
+            if let Some(lazy) = self.lazy_of(block) {
+                lazy.look_again();
+            }
+            self.cached(block).is_some()
+        };
         let turn = self.claims.wait(self.cache.directory(), block, deadline, is_there);
         if matches!(turn, Turn::Arrived) {
             self.counters.cache_hits.fetch_add(1, Relaxed);
             return Ok(Landed::InCache);
+        }
+        if let Some(lazy) = self.lazy_of(block) {
+            return self.land_lazy(lazy, block, deadline);
         }
         let (_, plain) = self.download(block, deadline)?;
         match self.cache.insert_verified(block, &plain) {
@@ -488,6 +534,64 @@ impl Fetcher {
                 Ok(Landed::InMemory(plain.into()))
             }
         }
+    }
+
+    /// Fetches the chunks of a lazy block, and keeps all blocks that are in them.
+    fn land_lazy(&self, lazy: &LazyBlocks, block: &BlockRef, deadline: Instant) -> Result<Landed, FetchError> {
+        let mut landed = Landed::InCache;
+        let mut kept = Vec::new();
+        for brought in self.download_lazy(lazy, block, deadline)? {
+            match self.cache.insert_verified(&brought.block, &brought.plain) {
+                Ok(_) => kept.push((brought.lazy, brought.block)),
+                Err(error) => {
+                    self.counters.cache_failures.fetch_add(1, Relaxed);
+                    *lock(&self.trouble) = Some(error);
+                    if brought.lazy == *block {
+                        landed = Landed::InMemory(brought.plain.into());
+                    }
+                }
+            }
+        }
+        lazy.remember(&kept);
+        Ok(landed)
+    }
+
+    /// The blocks in the chunks of a lazy block, itself first.
+    fn download_lazy(
+        &self,
+        lazy: &LazyBlocks,
+        block: &BlockRef,
+        deadline: Instant,
+    ) -> Result<Vec<Brought>, FetchError> {
+        for pause in PAUSES.iter().map(Some).chain([None]) {
+            let error = match lazy.fetch(block, deadline) {
+                Ok(brought) => {
+                    let plain: usize = brought.iter().map(|brought| brought.plain.len()).sum();
+                    self.count(lazy.stored_bytes(block), plain);
+                    return Ok(brought);
+                }
+                Err(error) => error,
+            };
+            if !error.is_transient {
+                self.counters.corrupt_answers.fetch_add(1, Relaxed);
+            }
+            let out_of_time = Instant::now() + pause.copied().unwrap_or_default() >= deadline;
+            let attempt = Attempt {
+                store: lazy.describe(),
+                problem: error.what,
+                is_missing: false,
+                is_corrupt: !error.is_transient,
+                is_transient: error.is_transient,
+                hint: Some(
+                    "the image was not here as a whole yet: see that its registry can be reached, and pull it".into(),
+                ),
+            };
+            if !error.is_transient || pause.is_none() || out_of_time {
+                return Err(self.failed(block, vec![attempt], out_of_time && error.is_transient));
+            }
+            std::thread::sleep(pause.copied().unwrap_or_default());
+        }
+        Err(self.failed(block, Vec::new(), false))
     }
 
     fn wait(&self, block: &BlockRef, flight: &Flight, deadline: Instant) -> Result<Landed, FetchError> {
@@ -600,6 +704,10 @@ impl Fetcher {
     }
 
     fn download_stored(&self, block: &BlockRef, deadline: Instant) -> Result<(Vec<u8>, Vec<u8>), FetchError> {
+        if let Some(lazy) = self.lazy_of(block) {
+            let first = self.download_lazy(lazy, block, deadline)?.swap_remove(0);
+            return Ok((Vec::new(), first.plain));
+        }
         if block.is_unsealed() {
             return self.unsealed(block);
         }

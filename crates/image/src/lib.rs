@@ -6,6 +6,7 @@
 //! | [`library`] | `images/` of a home: resolving, naming, listing and removing images |
 //! | [`facts`] | what an image is: its kind, what it starts, its sizes |
 //! | [`fetch`] | blocks: cache first, then the stores of the flist's routes |
+//! | [`lazy`] | blocks that are still inside layers of a registry |
 //! | [`cache`] | `blocks/` of a home: verified plaintext blocks |
 //! | `claim` | one download of a block at a time, among all processes |
 //! | `reader` | a file of an image, read at any place |
@@ -21,6 +22,7 @@ pub mod cache;
 mod claim;
 pub mod facts;
 pub mod fetch;
+pub mod lazy;
 pub mod library;
 pub mod pace;
 pub mod progress;

@@ -361,6 +361,7 @@ impl<'a> Convergence<'a> {
             cwd: &self.project.folder,
             pull: PullPolicy::Never,
             mode: Mode::Auto,
+            is_lazy: true,
             stores: &spec.stores,
             progress: &*self.front.progress(),
         });

@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         serial: serial.clone(),
         queues: queues.parse()?,
         stores: Vec::new(),
+        chunks: None,
         credentials: Default::default(),
         block_deadline: Duration::from_millis(deadline.parse()?),
         prefetch: prefetch.parse()?,

@@ -21,7 +21,9 @@ use std::{io, thread};
 use thiserror::Error;
 use zmachine_image::cache::{BlockCache, CacheError};
 use zmachine_image::fetch::{FetchOptions, Fetcher, local_directory};
+use zmachine_image::lazy::{ChunkSource, LazyBlocks};
 use zmachine_image::store::Credentials;
+use zmachine_sys::file::FileError;
 use zmachine_sys::jail::{self, Jail, JailError, Limits};
 
 use crate::broker::{self, BrokerClient, BrokerServer};
@@ -49,7 +51,6 @@ const PROCESSES: u64 = 4096;
 const PRIVATE_BYTES: u64 = 1 << 30;
 
 /// What one root disk server needs.
-#[derive(Debug)]
 pub struct RootfsArgs {
     /// The prepared image's directory.
     pub image_dir: PathBuf,
@@ -65,6 +66,8 @@ pub struct RootfsArgs {
     pub stores: Vec<String>,
     /// Credentials for stores whose URLs have none.
     pub credentials: Credentials,
+    /// Where the layers of an image are that was begun lazily.
+    pub chunks: Option<Box<dyn ChunkSource>>,
     /// The longest a guest waits for one block.
     pub block_deadline: Duration,
     /// What is fetched without being asked for.
@@ -103,6 +106,9 @@ pub enum ServeError {
     /// The disk cannot be opened.
     #[error(transparent)]
     Disk(#[from] OpenDiskError),
+    /// A file of the image cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The block cache cannot be opened.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -133,7 +139,7 @@ pub enum ServeError {
 ///
 /// # Errors
 /// When serving cannot begin or go on.
-pub fn serve(args: RootfsArgs) -> Result<(), ServeError> {
+pub fn serve(mut args: RootfsArgs) -> Result<(), ServeError> {
     let process = |action| move |source: io::Error| ServeError::Process { action, source };
     zmachine_sys::heap::keep_small();
     let stop = zmachine_sys::signal::watch(&[libc::SIGTERM, libc::SIGINT]).map_err(process("watch signals"))?;
@@ -142,7 +148,8 @@ pub fn serve(args: RootfsArgs) -> Result<(), ServeError> {
             .map_err(process("make an eventfd"))?,
     );
     raise_descriptor_limit(&reporter);
-    let (disk, access) = open(&args)?;
+    let chunks = args.chunks.take();
+    let (disk, access) = open(&args, chunks)?;
     let list = PrefetchList::read(&args.image_dir);
     let listener = UnixListener::from(args.listener);
     listener
@@ -233,7 +240,7 @@ fn fetch(
 }
 
 /// Opens all that has a path.
-fn open(args: &RootfsArgs) -> Result<(Disk, Access), ServeError> {
+fn open(args: &RootfsArgs, chunks: Option<Box<dyn ChunkSource>>) -> Result<(Disk, Access), ServeError> {
     let serial = padded(&args.serial).ok_or_else(|| ServeError::Serial {
         serial: args.serial.clone(),
     })?;
@@ -251,7 +258,14 @@ fn open(args: &RootfsArgs) -> Result<(Disk, Access), ServeError> {
         ..FetchOptions::default()
     };
     let fetcher = Fetcher::new(BlockCache::open(&args.blocks_dir)?, image.routes(), options);
-    let access = access(args, &fetcher, &image);
+    let mut access = access(args, &fetcher, &image);
+    let fetcher = match chunks {
+        None => fetcher,
+        Some(chunks) => {
+            access.uses_network = true;
+            fetcher.with_lazy(LazyBlocks::open(&args.image_dir, &args.blocks_dir, chunks)?)
+        }
+    };
     let (metadata, map) = disk::open_files(&args.image_dir.join(EROFS_NAME), &args.image_dir.join(MAP_NAME))?;
     let disk = Disk {
         serial,

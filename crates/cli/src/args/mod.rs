@@ -25,7 +25,7 @@ pub(crate) use compose::ComposeArgs;
 pub(crate) use flist::FlistCommand;
 pub(crate) use image::{CacheCommand, ImageCommand};
 pub(crate) use resources::{NetworkCommand, VolumeCommand};
-pub(crate) use roles::{JailRole, MonitorRole, RootfsRole, ShareRole};
+pub(crate) use roles::{CompleteRole, JailRole, MonitorRole, RootfsRole, ShareRole};
 pub(crate) use run::{CreateArgs, RunArgs};
 
 /// Run Zmachines: virtual machines started from flists.
@@ -188,6 +188,9 @@ pub(crate) enum Command {
     /// The server of a machine's root disk
     #[command(hide = true)]
     Rootfs(RootfsRole),
+    /// Bring the rest of an image
+    #[command(hide = true)]
+    Complete(CompleteRole),
     /// The server of a directory for a machine
     #[command(hide = true)]
     Share(ShareRole),

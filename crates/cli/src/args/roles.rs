@@ -51,6 +51,18 @@ pub(crate) struct RootfsRole {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct CompleteRole {
+    #[arg(long)]
+    pub(crate) data: PathBuf,
+    #[arg(long)]
+    pub(crate) run: PathBuf,
+    #[arg(long)]
+    pub(crate) image: String,
+    #[arg(long)]
+    pub(crate) authfile: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ShareRole {
     #[arg(long)]
     pub(crate) listener_fd: i32,

@@ -171,3 +171,59 @@ fn what_is_no_image_of_a_registry_is_told_so() {
         "{broken}"
     );
 }
+
+#[test]
+fn a_flist_goes_to_a_registry_and_its_blocks_stay_where_they_are() {
+    let room = Room::new();
+    let server = registry(&room);
+    let name = format!("{}/team/tree:1", server.host());
+    let store = format!("dir://{}", room.path("store").display());
+    expect(
+        &room,
+        "home",
+        0,
+        &["login", "-u", "user", "-p", "secret", &server.host()],
+    );
+    expect(
+        &room,
+        "home",
+        0,
+        &["flist", "pack", "tree", "-o", "x.fl", "--store", &store],
+    );
+    expect(&room, "home", 0, &["image", "pull", "./x.fl", &name]);
+    expect(&room, "home", 0, &["push", &name]);
+    // What another tool sees of it.
+    let raw = ["inspect", "--raw", "--tls-verify=false", "--creds", "user:secret"];
+    let (code, manifest) = finish(room.command("skopeo").args(raw).arg(format!("docker://{name}")));
+    assert_eq!(code, Some(0), "{manifest}");
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    assert_eq!(manifest["artifactType"], "application/vnd.zmachine.flist.v2");
+    assert_eq!(
+        manifest["layers"][0]["size"],
+        fs::metadata(room.path("x.fl")).unwrap().len()
+    );
+
+    // In another home it is the same image, and its blocks come from its store.
+    expect(&room, "other", 0, &["pull", "--blocks", &name]);
+    let digests = |home| expect(&room, home, 0, &["images", "-q", "--no-trunc"]);
+    assert_eq!(digests("other"), digests("home"));
+    fs::rename(room.path("store"), room.path("away")).unwrap();
+    expect(&room, "third", 0, &["pull", &name]);
+    expect(&room, "third", 5, &["pull", "--blocks", &name]);
+    // One that was altered is refused.
+    let blob = manifest["layers"][0]["digest"]
+        .as_str()
+        .unwrap()
+        .trim_start_matches("sha256:")
+        .to_owned();
+    let path = room.path(&format!(
+        "registry/docker/registry/v2/blobs/sha256/{}/{blob}/data",
+        &blob[..2]
+    ));
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let altered = expect(&room, "fourth", 5, &["pull", &name]);
+    assert!(altered.contains("is broken"), "{altered}");
+}

@@ -339,7 +339,7 @@ fn cycles_leave_the_host_as_it_was() {
     cycle();
     home.assert_host_clean();
     let before = files(&home);
-    let cycles = count("ZMACHINE_TEST_CYCLES", 5);
+    let cycles = count("ZMACHINE_TEST_CYCLES", 3);
     let started = std::time::Instant::now();
     for number in 1..=cycles {
         cycle();

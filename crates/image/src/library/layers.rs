@@ -176,6 +176,11 @@ impl Library {
         }
     }
 
+    /// Whether the blocks of an image are lazy: its layers may be here or not.
+    pub fn is_lazy(&self, image: &Digest) -> bool {
+        crate::lazy::is_lazy(&self.place_of(image))
+    }
+
     /// All layers that are here.
     pub(super) fn layer_names(&self) -> Result<Vec<String>, ResolveError> {
         match names_in(&self.layers()) {

@@ -21,6 +21,8 @@ pub struct NewImage<'a> {
     pub layers: &'a [String],
     /// Files beside the flist: names and contents.
     pub files: &'a [(&'a str, &'a [u8])],
+    /// Whether its layers may be missing, since its blocks are lazy ([`crate::lazy`]).
+    pub is_lazy: bool,
 }
 
 impl Library {
@@ -54,7 +56,7 @@ impl Library {
         };
         // Nobody removes blocks between the look at them and the moment from which the image keeps them.
         let _alone = FileLock::exclusive(&self.place.lock())?;
-        for layer in new.layers {
+        for layer in new.layers.iter().filter(|_| !new.is_lazy) {
             if self.layer(layer)?.is_none() {
                 return Ok(None);
             }
@@ -85,6 +87,15 @@ impl Library {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(file::FileError::io("read", &path, e).into()),
         }
+    }
+
+    /// The flist of an image, open.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn flist_file(&self, image: &Digest) -> Result<std::fs::File, ResolveError> {
+        let path = self.place_of(image).join("image.fl");
+        Ok(file::open_regular(&path).map_err(|e| file::FileError::io("open", &path, e))?)
     }
 
     /// When an image came here.

@@ -161,6 +161,7 @@ impl Prune<'_> {
         let place = self.library.place_of(digest);
         report.bytes += bytes_below(&place);
         file::remove_dir_all(&place)?;
+        crate::lazy::forget(&place, self.library.cache.directory());
         report.images += 1;
         Ok(())
     }

@@ -15,6 +15,7 @@ use zmachine_flist::Digest;
 use super::cache_users::{Removal, unreadable};
 use super::{Library, ResolveError, open_flist};
 use crate::cache::CachedBlock;
+use crate::lazy;
 
 /// How full the cache is afterwards, in percent of its limit: room for what comes next, or every new block would
 /// have the whole cache listed again.
@@ -160,7 +161,13 @@ impl Library {
 
     /// Where the blocks of the image are or would be in the cache.
     pub(super) fn block_paths(&self, digest: &Digest) -> Result<Vec<PathBuf>, ResolveError> {
-        let path = self.place_of(digest).join("image.fl");
+        let place = self.place_of(digest);
+        if lazy::is_lazy(&place) {
+            // What has not been read is nowhere.
+            let blocks = lazy::known_blocks(&place, self.cache.directory());
+            return Ok(blocks.iter().map(|block| self.cache.path_of(block)).collect());
+        }
+        let path = place.join("image.fl");
         let flist = open_flist(&path, &path.display().to_string())?;
         let blocks = flist.tree.unique_blocks();
         Ok(blocks.iter().map(|block| self.cache.path_of(block)).collect())

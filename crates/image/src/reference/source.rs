@@ -187,6 +187,18 @@ impl ImageSource {
         ImageName::new(&format!("{path}{}{reference}", separator(reference))).ok()
     }
 
+    /// The same image by the digest of its manifest; `None` for what is in no registry.
+    pub fn with_digest(&self, digest: &str) -> Option<ImageSource> {
+        match self {
+            ImageSource::Registry { host, repository, .. } => Some(ImageSource::Registry {
+                host: host.clone(),
+                repository: repository.clone(),
+                reference: digest.to_owned(),
+            }),
+            _ => None,
+        }
+    }
+
     /// The same image by the digest of its manifest, as it is written without `docker://`; `None` for the other kinds.
     pub fn pinned(&self, digest: &str) -> Option<String> {
         match self {

@@ -255,6 +255,7 @@ fn of_flist(commit: Commit<'_>, library: &Library, mode: Mode) -> Result<Image, 
         flist: &flist,
         layers: &layers,
         files: &[],
+        is_lazy: false,
     };
     let added = library.add(new, mode, &name).map_err(here)?;
     added.ok_or_else(|| named(Problem::Broken("another command removed its blocks meanwhile".into())))

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use super::manifest::Descriptor;
 use super::registry::Registry;
-use super::source::Source;
+use super::source::{Part, Source};
 use super::{ImportOptions, Problem};
 
 pub(super) struct Mirrored {
@@ -57,5 +57,23 @@ impl Source for Mirrored {
 
     fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + '_>, Problem> {
         self.chosen().blob(descriptor)
+    }
+
+    fn part(&self, digest: &str, part: &Part) -> Result<Option<Vec<u8>>, Problem> {
+        if self.chosen.get().is_some() {
+            return self.chosen().part(digest, part);
+        }
+        // Nobody has asked for the manifest: whoever has the layer is as good as any.
+        let (last, mirrors) = self
+            .places
+            .split_last()
+            .ok_or_else(|| Problem::Broken("it has no place".into()))?;
+        for (at, mirror) in mirrors.iter().enumerate() {
+            if let Ok(Some(bytes)) = mirror.part(digest, part) {
+                let _ = self.chosen.set(at);
+                return Ok(Some(bytes));
+            }
+        }
+        last.part(digest, part)
     }
 }

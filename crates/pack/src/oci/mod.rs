@@ -19,8 +19,10 @@
 //! | `auth` | credentials of registries: the files of docker and podman, token servers |
 //! | `helper` | programs that keep credentials for these files |
 //! | `layer` | digests and compression of a layer's stream |
+//! | `artifact` | flists in registries |
 //! | [`mod@commit`] | an image of this host with one more layer |
 //! | [`mod@pull`] | an image whose layers are kept on this host |
+//! | [`mod@lazy`] | an image of a registry that is started before its layers are here |
 //! | [`mod@push`] | from here to a registry |
 //! | [`mod@save`] | from here to an archive |
 //! | [`mod@login`] | writing credentials |
@@ -29,6 +31,7 @@
 //! | [`registries`] | what is said about registries on this host |
 
 mod archive;
+mod artifact;
 mod auth;
 mod challenge;
 pub mod commit;
@@ -38,6 +41,7 @@ mod helper;
 mod keep;
 mod layer;
 mod layout;
+pub mod lazy;
 pub mod login;
 mod manifest;
 mod mirrored;
@@ -80,6 +84,10 @@ pub struct ImportOptions {
     pub plain_http: bool,
     /// Mirrors, and registries without TLS.
     pub registries: Registries,
+    /// The files that `registries` was read from.
+    pub registry_files: Vec<PathBuf>,
+    /// Whether an image of a registry may be used before its layers are here, where these allow it.
+    pub is_lazy: bool,
     /// Limits of the connections.
     pub timeouts: Timeouts,
     /// The level of the x86-64 processor that the image will run on, 1 to 4: of several variants the best for it is taken.
@@ -95,6 +103,8 @@ impl Default for ImportOptions {
             auth_files: Vec::new(),
             plain_http: false,
             registries: Registries::default(),
+            registry_files: Vec::new(),
+            is_lazy: false,
             timeouts: Timeouts::default(),
             amd64_level: 1,
             temporary: PathBuf::from("/var/tmp"),

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
@@ -19,7 +20,7 @@ use super::keep::{Unkept, keep_layer, telling};
 use super::layer::{digest_of, hex_of};
 use super::manifest::Descriptor;
 use super::source::Source;
-use super::{Documents, ImportError, ImportOptions, Problem, documents, source};
+use super::{Documents, ImportError, ImportOptions, Problem, artifact, documents, lazy, source};
 use crate::pack::{Assembly, PackError};
 
 /// Layers that come at once. Two keep two processors busy; a third one hides the answer times of registries.
@@ -62,17 +63,55 @@ pub fn pull(
 ) -> Result<Pulled, ImportError> {
     let source = source::open(image, options).map_err(|problem| problem.of(image))?;
     let level = options.amd64_level;
-    pull_from(source.as_ref(), &image.to_string(), level, (library, mode), progress)
+    let place = Place {
+        source: source.as_ref(),
+        shown: &image.to_string(),
+        lazily: options.is_lazy.then_some((image, options)),
+        temporary: &options.temporary,
+    };
+    pull_either(&place, level, (library, mode), progress)
 }
 
-/// [`pull`] from an opened place; `image` names it in errors.
+/// [`pull`] of a whole image from an opened place; `image` names it in errors.
 pub(super) fn pull_from(
     source: &dyn Source,
     image: &str,
     level: u8,
+    to: (&Library, Mode),
+    progress: &dyn Progress,
+) -> Result<Pulled, ImportError> {
+    let place = Place {
+        source,
+        shown: image,
+        lazily: None,
+        temporary: Path::new("/var/tmp"),
+    };
+    pull_either(&place, level, to, progress)
+}
+
+/// Where an image comes from.
+struct Place<'a> {
+    source: &'a dyn Source,
+    /// Its name in errors.
+    shown: &'a str,
+    /// When it may be used before its layers are here.
+    lazily: Option<(&'a ImageSource, &'a ImportOptions)>,
+    /// For files that are needed meanwhile.
+    temporary: &'a Path,
+}
+
+fn pull_either(
+    place: &Place<'_>,
+    level: u8,
     (library, mode): (&Library, Mode),
     progress: &dyn Progress,
 ) -> Result<Pulled, ImportError> {
+    let Place {
+        source,
+        shown: image,
+        lazily,
+        temporary,
+    } = *place;
     let named = |problem: Problem| problem.of(image);
     let here = |source: ResolveError| ImportError::Here {
         image: image.to_string(),
@@ -82,8 +121,9 @@ pub(super) fn pull_from(
     let digest = digest_of(&bytes);
     // By the digest of the manifest, whatever names it has and wherever it is.
     let known = library.remembered(&digest).map_err(here)?.map(|(known, _)| known);
+    // One that was begun lazily is not asked for again, when such a one is good enough.
     if let Some(known) = known
-        && is_whole(library, &known).map_err(here)?
+        && (lazily.is_some() && library.is_lazy(&known) || is_whole(library, &known).map_err(here)?)
     {
         let found = library.by_its_digest(&known, mode, image);
         return Ok(Pulled {
@@ -94,13 +134,38 @@ pub(super) fn pull_from(
             other_platform: None,
         });
     }
+    let kept = |unkept| match unkept {
+        Unkept::Problem(problem) => named(problem),
+        Unkept::Here(error) => here(error),
+    };
+    if let Some(layer) = artifact::flist_layer(&bytes) {
+        let image = artifact::fetch(source, &layer, temporary, (library, mode), progress).map_err(kept)?;
+        library.remember(&digest, &digest, &image.digest).map_err(here)?;
+        return Ok(Pulled {
+            image,
+            digest,
+            names: source.names(),
+            is_new: true,
+            other_platform: None,
+        });
+    }
     let all = documents(source, bytes, level).map_err(named)?;
+    if let Some((place, options)) = lazily
+        && let Some(place) = place.with_digest(&digest)
+        && let Some(image) = lazy::begin(source, &place, &all, options, (library, mode), progress).map_err(kept)?
+    {
+        library.remember(&digest, &digest, &image.digest).map_err(here)?;
+        return Ok(Pulled {
+            image,
+            digest,
+            names: source.names(),
+            is_new: true,
+            other_platform: all.configuration.other_platform(),
+        });
+    }
     let mut is_new = false;
     for _ in 0..ROUNDS {
-        let layers = layers(source, library, &all, progress, &mut is_new).map_err(|unkept| match unkept {
-            Unkept::Problem(problem) => named(problem),
-            Unkept::Here(error) => here(error),
-        })?;
+        let layers = layers(source, library, &all, progress, &mut is_new).map_err(kept)?;
         let flist = assemble(&all, &layers).map_err(|source| ImportError::Pack {
             image: image.to_string(),
             source,
@@ -112,6 +177,7 @@ pub(super) fn pull_from(
                 (MANIFEST, &all.manifest_bytes),
                 (CONFIGURATION, &all.configuration_bytes),
             ],
+            is_lazy: false,
         };
         if let Some(image) = library.add(new, mode, image).map_err(here)? {
             library.remember(&digest, &digest, &image.digest).map_err(here)?;
@@ -143,6 +209,9 @@ pub fn current_digest(image: &ImageSource, options: &ImportOptions) -> Result<St
 
 /// Whether all layers of an image are here with all their blocks.
 fn is_whole(library: &Library, image: &Digest) -> Result<bool, ResolveError> {
+    if library.is_lazy(image) {
+        return Ok(false);
+    }
     for layer in library.layers_of(image)? {
         if library.layer(&layer)?.is_none() {
             return Ok(false);
@@ -152,7 +221,7 @@ fn is_whole(library: &Library, image: &Digest) -> Result<bool, ResolveError> {
 }
 
 /// The names that its layers have here.
-fn names(all: &Documents) -> Result<Vec<String>, Problem> {
+pub(super) fn names(all: &Documents) -> Result<Vec<String>, Problem> {
     let ids = all.configuration.rootfs.diff_ids.iter();
     ids.map(|id| hex_of(id).map(str::to_owned)).collect()
 }
@@ -165,15 +234,32 @@ fn layers(
     progress: &dyn Progress,
     is_new: &mut bool,
 ) -> Result<Vec<Layer>, Unkept> {
+    let here = some_layers(source, library, all, progress, is_new, &|_| true)?;
+    let missing = || Problem::Broken("it has another number of layers".into());
+    let found = names(all)?
+        .into_iter()
+        .map(|name| here.get(&name).cloned().ok_or_else(|| missing().into()));
+    found.collect()
+}
+
+/// Brings those of the `wanted` layers that are not here; all of these by their names.
+pub(super) fn some_layers(
+    source: &dyn Source,
+    library: &Library,
+    all: &Documents,
+    progress: &dyn Progress,
+    is_new: &mut bool,
+    wanted: &dyn Fn(usize) -> bool,
+) -> Result<BTreeMap<String, Layer>, Unkept> {
     let names = names(all)?;
     let mut missing: Vec<(usize, &Descriptor)> = Vec::new();
-    let mut here: BTreeMap<&String, Layer> = BTreeMap::new();
+    let mut here: BTreeMap<String, Layer> = BTreeMap::new();
     for (at, (layer, name)) in all.manifest.layers.iter().zip(&names).enumerate() {
-        if names[..at].contains(name) {
+        if names[..at].contains(name) || !wanted(at) {
             continue;
         }
         match library.layer(name)? {
-            Some(layer) => drop(here.insert(name, layer)),
+            Some(layer) => drop(here.insert(name.clone(), layer)),
             None => missing.push((at, layer)),
         }
     }
@@ -191,7 +277,7 @@ fn layers(
         let name = shown(layer, &names[at]);
         progress.begin_part(at, layer.size, &name);
         if !missing.iter().any(|(part, _)| *part == at) {
-            progress.end_part(at, "is here");
+            progress.end_part(at, if wanted(at) { "is here" } else { "comes when it is read" });
         }
     }
     missing.sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size));
@@ -209,7 +295,7 @@ fn layers(
                         Ok(layer) => {
                             progress.end_part(*at, "pulled");
                             let mut here = here.lock().unwrap_or_else(PoisonError::into_inner);
-                            here.insert(&names[*at], layer);
+                            here.insert(names[*at].clone(), layer);
                         }
                         Err(error) => {
                             failed().get_or_insert(error);
@@ -222,12 +308,7 @@ fn layers(
     if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
-    let here = here.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let missing = || Problem::Broken("it has another number of layers".into());
-    let found = names
-        .iter()
-        .map(|name| here.get(name).cloned().ok_or_else(|| missing().into()));
-    found.collect()
+    Ok(here.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// How a layer is called where it is shown.

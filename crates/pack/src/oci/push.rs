@@ -21,7 +21,7 @@ use super::layer::digest_of;
 use super::manifest::{self, Document};
 use super::registry::Registry;
 use super::save::{Kept, SaveError};
-use super::{ImportError, ImportOptions, Problem};
+use super::{ImportError, ImportOptions, Problem, artifact};
 
 /// Why an image could not be pushed.
 #[derive(Debug, thiserror::Error)]
@@ -95,8 +95,17 @@ pub fn push(
             target: target.to_string(),
         });
     };
-    let kept = Kept::of(library, image, &target.to_string())?;
     let named = |problem: Problem| problem.of(target);
+    let kept = match Kept::of(library, image, &target.to_string()) {
+        Ok(kept) => kept,
+        // Blocks that are on this host alone would be of no use elsewhere.
+        Err(SaveError::NoLayers { .. }) if library.layers_of(image).is_ok_and(|layers| layers.is_empty()) => {
+            let registry = Registry::open(host, repository, reference, options).map_err(named)?;
+            let mut flist = library.flist_file(image).map_err(SaveError::from)?;
+            return Ok(artifact::push(&mut flist, &registry, progress).map_err(named)?);
+        }
+        Err(error) => return Err(error.into()),
+    };
     let registry = Registry::open(host, repository, reference, options).map_err(named)?;
     let sent = send(library, &kept, &registry, options, progress);
     Ok(sent.map_err(named)?)

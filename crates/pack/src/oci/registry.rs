@@ -5,7 +5,7 @@
 
 use std::io::{self, Read};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::{Agent, Error};
 use zmachine_image::pace::{Pace, Paced};
@@ -15,7 +15,7 @@ use super::auth;
 use super::challenge::{Challenge, challenges};
 use super::layer::hex_of;
 use super::manifest::Descriptor;
-use super::source::Source;
+use super::source::{Part, Source};
 use super::{DOCUMENT_BYTES, ImportOptions, Problem};
 
 /// What can be read, the newer forms first.
@@ -446,6 +446,27 @@ impl Read for Resuming<'_> {
     }
 }
 
+impl Registry {
+    /// Asks for a part of a blob, once.
+    fn ask_part(&self, digest: &str, part: &Part) -> Result<Response, Problem> {
+        let url = format!("{}/v2/{}/blobs/{digest}", self.server, self.repository);
+        let range = format!("bytes={}-{}", part.at, part.at + part.length - 1);
+        self.authorized(|authorization| {
+            let mut request = self.agent.get(&url).header("range", &range);
+            if let Some(authorization) = authorization {
+                request = request.header("authorization", authorization);
+            }
+            let left = part.deadline.saturating_duration_since(Instant::now());
+            let request = request
+                .config()
+                .timeout_recv_response(Some(self.timeouts.request.min(left)))
+                .timeout_global(Some(left))
+                .build();
+            request.call().map_err(|error| to_problem(&error))
+        })
+    }
+}
+
 impl Source for Registry {
     fn manifest(&self) -> Result<Vec<u8>, Problem> {
         let bytes = self.document(&self.reference)?;
@@ -458,6 +479,24 @@ impl Source for Registry {
     fn manifest_by_digest(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Problem> {
         hex_of(&descriptor.digest)?;
         self.document(&descriptor.digest)
+    }
+
+    fn part(&self, digest: &str, part: &Part) -> Result<Option<Vec<u8>>, Problem> {
+        hex_of(digest)?;
+        let response = self.ask_part(digest, part)?;
+        match response.status().as_u16() {
+            206 if begins_at(&response, part.at) => {}
+            // A server that does not know ranges would send all of it.
+            200 | 206 => return Ok(None),
+            status => return Err(Problem::Status(status)),
+        }
+        let mut bytes = Vec::new();
+        let mut body = response.into_body().into_reader().take(part.length);
+        body.read_to_end(&mut bytes)?;
+        match bytes.len() as u64 == part.length {
+            true => Ok(Some(bytes)),
+            false => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+        }
     }
 
     fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + '_>, Problem> {

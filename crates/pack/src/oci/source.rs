@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::time::Instant;
 
 use zmachine_image::reference::ImageSource;
 
@@ -27,6 +28,21 @@ pub(super) trait Source: Send + Sync {
 
     /// The bytes of a blob; not verified.
     fn blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + '_>, Problem>;
+
+    /// A part of a blob, asked for once; not verified. `None` where parts cannot be had.
+    fn part(&self, digest: &str, part: &Part) -> Result<Option<Vec<u8>>, Problem> {
+        let _ = (digest, part);
+        Ok(None)
+    }
+}
+
+/// Which part of a blob, and until when.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part {
+    pub(super) at: u64,
+    /// Bytes of it, at least one.
+    pub(super) length: u64,
+    pub(super) deadline: Instant,
 }
 
 /// Opens the place.

@@ -124,6 +124,7 @@ pub(super) fn pull(engine: &Engine, project: &Project, services: &[String]) -> R
             cwd: &project.folder,
             pull: PullPolicy::Always,
             mode: Mode::Auto,
+            is_lazy: false,
             stores: &[],
             progress: &Bars::bytes(),
         });

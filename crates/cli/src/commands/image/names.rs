@@ -52,6 +52,7 @@ fn bring(
         cwd: &std::env::current_dir()?,
         pull: PullPolicy::Always,
         mode: Mode::Auto,
+        is_lazy: false,
         stores: &[],
         progress,
     };

@@ -1,0 +1,107 @@
+//! Images that are used before they are here as a whole, and how the rest of them comes.
+//!
+//! A machine of such an image starts with what it reads; a process that outlives the command (role `complete`, with the lowest priority)
+//! brings the layers meanwhile. One that ends early, since the registry or the host went away, is started again with the next machine of
+//! the image.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use zmachine_flist::Digest;
+use zmachine_hypervisor::choice::SEARCH_PATH;
+use zmachine_image::lazy::{KNOWN_FILE, is_lazy};
+use zmachine_image::{Image, Library, Mode, Progress, Silent};
+use zmachine_pack::oci::lazy::complete;
+use zmachine_spec::Failure;
+use zmachine_sys::file::FileError;
+use zmachine_sys::lock::FileLock;
+use zmachine_sys::process::{ChildSetup, prepare_child, role_of};
+use zmachine_sys::reap::reap_later;
+
+use super::{Engine, import_failure};
+
+/// Held by who brings the layers of an image.
+const LOCK_FILE: &str = "lazy.lock";
+/// Where it says what went wrong.
+const LOG_FILE: &str = "lazy.log";
+
+/// Whether layers of an image are missing that were to come later.
+fn is_unfinished(image: &Path) -> bool {
+    is_lazy(image) && !image.join(KNOWN_FILE).exists()
+}
+
+impl Engine {
+    /// Brings the rest of an image that was begun lazily, and gives its names to the whole one. Nothing to do for any other image.
+    ///
+    /// # Errors
+    /// When the layers cannot be had.
+    pub fn complete_image(&self, library: &Library, image: &Image, progress: &dyn Progress) -> Result<Image, Failure> {
+        if !is_lazy(&image.directory) {
+            return Ok(image.clone());
+        }
+        // Of two at a time the second one finds everything here.
+        let _alone = FileLock::exclusive(&image.directory.join(LOCK_FILE))?;
+        let options = self.import_options()?;
+        let whole = complete(image, &options, library, progress).map_err(import_failure)?;
+        let listed = library.list_readable()?.0;
+        let names = listed.into_iter().find(|listed| listed.digest == image.digest);
+        for name in names.map_or_else(Vec::new, |listed| listed.names) {
+            library.set_name(&name, &whole.digest)?;
+        }
+        Ok(whole)
+    }
+
+    /// The same for the image `digest`, by a process that was started for it; nothing when another one is at it.
+    ///
+    /// # Errors
+    /// As [`Engine::complete_image`].
+    pub fn complete_in_background(&self, digest: &Digest) -> Result<(), Failure> {
+        let library = Library::open(self.home.data())?;
+        let image = library.by_its_digest(digest, Mode::Auto, &digest.to_string())?;
+        if !is_unfinished(&image.directory) || FileLock::is_held(&image.directory.join(LOCK_FILE))? {
+            return Ok(());
+        }
+        self.complete_image(&library, &image, &Silent).map(drop)
+    }
+
+    /// Starts the process that brings the rest of an image, when there is one to bring. That it cannot be started is no reason not to start a
+    /// machine: its blocks come one by one then.
+    pub(crate) fn complete_later(&self, image: &Path) -> Result<(), Failure> {
+        if !is_unfinished(image) || FileLock::is_held(&image.join(LOCK_FILE))? {
+            return Ok(());
+        }
+        let path = image.join(LOG_FILE);
+        let mut options = OpenOptions::new();
+        let log = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let log = log.map_err(|e| FileError::io("open", &path, e))?;
+        let mut command = role_of(self.programs.host(), "complete", SEARCH_PATH);
+        command
+            .arg("--data")
+            .arg(self.home.data())
+            .arg("--run")
+            .arg(self.home.run());
+        command.arg("--image").arg(image.file_name().unwrap_or_default());
+        for file in &self.registry_files.auth {
+            command.arg("--authfile").arg(file);
+        }
+        command
+            .arg0("zmachine")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let setup = ChildSetup {
+            keep: Vec::new(),
+            die_with_parent: false,
+            new_session: true,
+        };
+        prepare_child(&mut command, setup);
+        let child = command
+            .spawn()
+            .map_err(|e| Failure::from(e).context("cannot bring the rest of the image"))?;
+        reap_later(child);
+        Ok(())
+    }
+}
