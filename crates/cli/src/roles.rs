@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use zmachine_engine::{Engine, Programs, RegistryFiles};
-use zmachine_image::lazy::{ChunkSource, Origin};
 use zmachine_image::store::Credentials;
 use zmachine_monitor as monitor;
 use zmachine_monitor::MonitorArgs;
+use zmachine_pack::oci::lazy::chunk_source;
 use zmachine_rootfs::RootfsArgs;
 use zmachine_share::{ShareArgs, Tree};
 use zmachine_spec::{Class, Failure, Home};
@@ -62,7 +62,7 @@ pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
         serial: role.serial,
         queues: role.queues,
         stores,
-        chunks: chunks_of(&role.image_dir)?,
+        chunks: chunk_source(&role.image_dir).map_err(zmachine_engine::import_failure)?,
         credentials: credentials.map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))?,
         block_deadline: BLOCK_DEADLINE,
         prefetch: role.prefetch,
@@ -72,13 +72,6 @@ pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
     };
     zmachine_rootfs::serve(args).map_err(|e| Failure::from_error(Class::Failed, &e))?;
     Ok(0)
-}
-
-/// Where an image's layers are that was begun lazily.
-fn chunks_of(image: &std::path::Path) -> Result<Option<Box<dyn ChunkSource>>, Failure> {
-    let origin = Origin::read(image)?;
-    let source = origin.map(|origin| zmachine_pack::oci::lazy::chunk_source(&origin));
-    source.transpose().map_err(zmachine_engine::import_failure)
 }
 
 /// `zmachine complete`: brings the layers of an image that machines run of already.

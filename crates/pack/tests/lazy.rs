@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use sha2::{Digest as _, Sha256};
 use zmachine_flist::{BlockRef, NodeKind};
-use zmachine_image::lazy::{LazyBlocks, Origin, is_lazy};
+use zmachine_image::lazy::{LazyBlocks, is_lazy};
 use zmachine_image::{Fetcher, Image, ImageSource, Library, Mode, Silent};
 use zmachine_pack::oci::ImportOptions;
 use zmachine_pack::oci::lazy::{chunk_source, complete};
@@ -311,8 +311,7 @@ fn lazily() -> ImportOptions {
 
 /// A fetcher as a machine's block broker has it.
 fn fetcher(library: &Library, image: &Image) -> Fetcher {
-    let origin = Origin::read(&image.directory).unwrap().expect("a lazy image");
-    let chunks = chunk_source(&origin).unwrap();
+    let chunks = chunk_source(&image.directory).unwrap().expect("a lazy image");
     let blocks = library.cache().directory();
     let lazy = LazyBlocks::open(&image.directory, blocks, chunks).unwrap();
     let flist = image.open_flist().unwrap();
@@ -386,6 +385,7 @@ fn a_machine_that_began_early_needs_no_registry_when_all_is_here() {
     let image = pull(&registry.source(), &lazily(), &library, Mode::Auto, &Silent)
         .unwrap()
         .image;
+    let fetcher = fetcher(&library, &image);
     complete(&image, &ImportOptions::default(), &library, &Silent).unwrap();
     // What is removed for a limit is not what it needs.
     library.set_cache_limit(Some(1)).unwrap();
@@ -393,7 +393,6 @@ fn a_machine_that_began_early_needs_no_registry_when_all_is_here() {
         .trim_cache(|_| Ok::<_, zmachine_image::ResolveError>(Default::default()))
         .unwrap();
     let sent = registry.sent();
-    let fetcher = fetcher(&library, &image);
     for (name, bytes) in files() {
         assert!(content(&fetcher, &image, &format!("/{name}")) == bytes, "{name}");
     }

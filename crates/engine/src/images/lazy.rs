@@ -4,6 +4,7 @@
 //! brings the layers meanwhile. One that ends early, since the registry or the host went away, is started again with the next machine of
 //! the image.
 
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
@@ -16,6 +17,7 @@ use zmachine_image::lazy::{KNOWN_FILE, is_lazy};
 use zmachine_image::{Image, Library, Mode, Progress, Silent};
 use zmachine_pack::oci::lazy::complete;
 use zmachine_spec::Failure;
+use zmachine_store::cache::images_of_home;
 use zmachine_sys::file::FileError;
 use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::{ChildSetup, prepare_child, role_of};
@@ -64,7 +66,13 @@ impl Engine {
         if !is_unfinished(&image.directory) || FileLock::is_held(&image.directory.join(LOCK_FILE))? {
             return Ok(());
         }
-        self.complete_image(&library, &image, &Silent).map(drop)
+        self.complete_image(&library, &image, &Silent)?;
+        // A machine that runs of it goes on with it; else it has done its work.
+        if let Some(prune) = library.begin_prune()? {
+            let used = |home: &Path| images_of_home(&self.home, home, |_| true);
+            prune.remove_images(&HashSet::from([*digest]), used)?;
+        }
+        Ok(())
     }
 
     /// Starts the process that brings the rest of an image, when there is one to bring. That it cannot be started is no reason not to start a

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use zmachine_testkit::{Need, TestHome, debian_program, lacking, skip};
 
 use crate::rootless::User;
-use crate::support::{exec_output, home, sh, until, until_logged, zmachine};
+use crate::support::{exec_output, home, inspect, sh, until, until_logged, zmachine};
 
 /// `cap_net_raw+ep` in the format of the kernel (version 2).
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -221,6 +221,39 @@ fn an_image_runs_by_its_name_in_a_registry_and_again_when_that_is_gone() {
         .finish()
         .expect_success();
 
+    // With a table of contents in its layer it starts before that is here, and the rest comes meanwhile.
+    let lazy = format!("{}/team/lazy:1", Registry::HOST);
+    let chunked = [
+        "copy",
+        "-q",
+        "--dest-tls-verify=false",
+        "--dest-compress-format",
+        "zstd:chunked",
+    ];
+    let ends = ["oci:made:web".to_owned(), format!("docker://{lazy}")];
+    home.command(
+        Path::new("skopeo"),
+        chunked.iter().copied().chain(ends.iter().map(String::as_str)),
+    )
+    .deadline(Duration::from_secs(120))
+    .finish()
+    .expect_success();
+    zmachine(&home, &["run", "-d", "--name", "l", "--network", "none", &lazy]).expect_success();
+    until_logged(
+        &home,
+        "l",
+        "www-data in /srv/www: hello, from the image\n/usr/bin/tac cap_net_raw=ep\n",
+    );
+    let digest = inspect(&home, "l")["plan"]["image"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    let begun = home.path().join("images").join(&digest);
+    assert!(begun.join("lazy.json").is_file(), "{digest} came as a whole");
+    until("the rest of the image", Duration::from_secs(120), || {
+        begun.join("lazy.blocks").is_file().then_some(())
+    });
+
     let missing = zmachine(
         &home,
         &[
@@ -279,6 +312,15 @@ fn an_image_runs_by_its_name_in_a_registry_and_again_when_that_is_gone() {
         "{limited}"
     );
     drop(registry);
+    // All of it is here, whatever of it was read before.
+    let sums = "cat /usr/bin/* | sha256sum | cut -c1-64";
+    let sum = exec_output(&home, "l", sums);
+    zmachine(&home, &["stop", "-t", "1", "l"]).expect_success();
+    zmachine(&home, &["start", "l"]).expect_success();
+    assert_eq!(exec_output(&home, "l", sums), sum);
+    zmachine(&home, &["rm", "-f", "l"]).expect_success();
+    zmachine(&home, &["rmi", &lazy]).expect_success();
+    zmachine(&home, &["image", "prune"]).expect_success();
     let again = [
         "run",
         "--rm",

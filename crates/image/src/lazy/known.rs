@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use zmachine_flist::{BlockKey, BlockRef, Digest};
 use zmachine_sys::file::{self, FileError};
@@ -28,14 +28,16 @@ pub(super) struct Known {
     /// What block brokers found; `None` when it cannot be written, and what is found is forgotten with the process.
     found: Option<File>,
     read: u64,
+    /// Where all of them will be, as long as that has not been read: it comes when all layers are here.
+    all: Option<PathBuf>,
 }
 
 impl Known {
     pub(super) fn open(image: &Path, blocks: &Path) -> Known {
-        let mut known = Known::default();
-        if let Ok(all) = File::open(image.join(KNOWN_FILE)) {
-            known.take(&all, 0);
-        }
+        let mut known = Known {
+            all: Some(image.join(KNOWN_FILE)),
+            ..Known::default()
+        };
         let folder = found_folder(blocks);
         let path = folder.join(image.file_name().unwrap_or_default());
         known.found = file::make_dirs(&folder).ok().and_then(|()| {
@@ -51,8 +53,12 @@ impl Known {
         self.blocks.get(&lazy.key).copied()
     }
 
-    /// Reads what was appended since.
+    /// Reads what was written since.
     pub(super) fn read_on(&mut self) {
+        if let Some(all) = self.all.as_ref().and_then(|path| File::open(path).ok()) {
+            self.take(&all, 0);
+            self.all = None;
+        }
         if let Some(found) = self.found.take() {
             self.read = self.take(&found, self.read);
             self.found = Some(found);
@@ -166,8 +172,11 @@ mod tests {
         assert_eq!(Known::open(&image, blocks.path()).blocks.len(), 2);
         assert_eq!(known_blocks(&image, blocks.path()).len(), 2);
         write_known(&image, [(&block(b"3"), &block(b"three"))]).unwrap();
-        let all = Known::open(&image, blocks.path());
-        assert_eq!(all.get(&block(b"3")), Some(block(b"three")));
+        // One that is open since before knows it as well.
+        for mut known in [theirs, Known::open(&image, blocks.path())] {
+            known.read_on();
+            assert_eq!(known.get(&block(b"3")), Some(block(b"three")));
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use zmachine_sys::file::NewFile;
 
 use super::keep::Unkept;
 use super::layer::digest_of;
-use super::manifest::{Descriptor, Document, parse};
+use super::manifest::{self, Descriptor, Manifest};
 use super::registry::Registry;
 use super::source::Source;
 use super::{Problem, layer};
@@ -34,9 +34,8 @@ const LONGEST: u64 = 4 << 30;
 
 /// The layer of a manifest that is a flist.
 pub(super) fn flist_layer(manifest: &[u8]) -> Option<Descriptor> {
-    let Ok(Document::Manifest(manifest)) = parse(manifest) else {
-        return None;
-    };
+    // What else it may be is for others to say.
+    let manifest: Manifest = manifest::json(manifest, "manifest").ok()?;
     match &manifest.layers[..] {
         [layer] if layer.media_type == KIND || layer.media_type == KIND_1 => Some(layer.clone()),
         _ => None,

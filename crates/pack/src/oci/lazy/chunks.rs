@@ -1,9 +1,11 @@
 //! Chunks of layers, out of a registry.
 
 use std::io::Read;
+use std::path::Path;
 use std::time::Instant;
 
 use zmachine_image::lazy::{Chunk, ChunkCompression, ChunkError, ChunkSource, LazyLayer, MOST_STORED, Origin};
+use zmachine_image::library::ResolveError;
 
 use super::super::registries::Registries;
 use super::super::source::{self, Part, Source};
@@ -17,11 +19,21 @@ pub(super) struct Layers {
     shown: String,
 }
 
-/// Where the layers of an image are fetched from. Nothing is asked by this, and all files that are needed for it are read.
+/// Where the layers of the image in `directory` are fetched from; `None` when its blocks are not lazy. Nothing is asked by this, and all
+/// files that are needed for it are read.
 ///
 /// # Errors
 /// When the image says something that cannot be, or a file with credentials cannot be read.
-pub fn chunk_source(origin: &Origin) -> Result<Box<dyn ChunkSource>, ImportError> {
+pub fn chunk_source(directory: &Path) -> Result<Option<Box<dyn ChunkSource>>, ImportError> {
+    let unreadable = |e| ImportError::Here {
+        image: directory.display().to_string(),
+        source: Box::new(ResolveError::File(e)),
+    };
+    let origin = Origin::read(directory).map_err(unreadable)?;
+    origin.as_ref().map(layers_of).transpose()
+}
+
+fn layers_of(origin: &Origin) -> Result<Box<dyn ChunkSource>, ImportError> {
     let shown = origin.source.trim_start_matches("docker://").to_owned();
     let of = |problem: Problem| problem.of(&shown);
     let image = super::super::ImageSource::parse(&origin.source)
