@@ -10,7 +10,7 @@ use zmachine_spec::{Class, Failure, Kind};
 use zmachine_store::log::{Entry, LogReader, Source, tail};
 
 use crate::args::{LogFormat, LogSpanArgs, LogsArgs};
-use crate::time::parse_time;
+use zmachine_spec::time::parse_time;
 
 /// How often a followed log is looked at.
 const POLL: Duration = Duration::from_millis(100);

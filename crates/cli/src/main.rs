@@ -19,7 +19,6 @@ mod progress;
 mod reference;
 mod roles;
 mod terminal;
-mod time;
 mod usage;
 
 use std::process::ExitCode;

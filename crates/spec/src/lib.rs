@@ -18,6 +18,7 @@
 //! | [`control`] | what is said between a command and a machine's monitor |
 //! | [`home`] | where all of it is |
 //! | [`redact`], [`shown`] | what may be shown of it |
+//! | [`time`] | points in time |
 //! | [`versioned`] | files with a format version |
 //!
 //! # Invariants
@@ -42,6 +43,7 @@ mod setting;
 pub mod shown;
 pub mod signal;
 pub mod state;
+pub mod time;
 mod user;
 mod version1;
 pub mod versioned;

@@ -113,7 +113,7 @@ impl File<'_> {
             };
             Failure::from_error(class, &e).context(format!("cannot read -f {}", self.path.display()))
         })?;
-        text.parse::<Table>().map_err(|e| {
+        let mut table = text.parse::<Table>().map_err(|e| {
             let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
             let line = before.matches('\n').count() + 1;
             Failure::new(
@@ -121,7 +121,14 @@ impl File<'_> {
                 format!("{}, line {line}: {}", self.path.display(), e.message()),
             )
             .hint("it must be TOML, with the long flags of 'zmachine run' as keys")
-        })
+        })?;
+        // Either name is right; the older one is written.
+        if let Some(image) = table.remove("image")
+            && table.insert("flist".to_owned(), image).is_some()
+        {
+            return Err(self.refused("image", "it is the same as flist, which is there as well", ""));
+        }
+        Ok(table)
     }
 
     fn refused(&self, key: &str, why: &str, hint: impl Into<String>) -> Failure {
@@ -160,7 +167,7 @@ impl File<'_> {
                 .into_iter()
                 .find(|near| find(near).is_some())
                 .map_or_else(
-                    || "keys are flist, command, and the long flags of 'zmachine run --help'".to_owned(),
+                    || "keys are image, command, and the long flags of 'zmachine run --help'".to_owned(),
                     |near| format!("the key is '{near}', like the flag --{near}"),
                 );
             self.refused(key, "there is no such key", hint)

@@ -8,7 +8,7 @@ use zmachine_store::events::{Event, EventReader};
 
 use crate::args::{EventsArgs, Format};
 use crate::output;
-use crate::time::parse_time;
+use zmachine_spec::time::parse_time;
 
 /// How often the end of the file is looked at.
 const POLL: Duration = Duration::from_millis(200);

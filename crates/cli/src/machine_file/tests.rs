@@ -253,7 +253,7 @@ fn flags_override_the_file_and_pairs_are_merged() {
 #[test]
 fn what_is_wrong_in_a_file_is_named() {
     for (content, wanted, hint) in [
-        ("colour = 1", "colour: there is no such key", "flist, command"),
+        ("colour = 1", "colour: there is no such key", "image, command"),
         (
             "stop_timeout = 1",
             "stop_timeout: there is no such key",

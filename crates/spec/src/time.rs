@@ -1,15 +1,15 @@
 //! Points in time as people write them, in the forms that docker takes for `--since` and `--until`.
 
+use crate::{Class, Failure};
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use zmachine_spec::{Class, Failure};
 
 /// A date, a time in seconds since 1970, or an age before now. Without a zone it is this host's time.
 ///
 /// # Errors
 /// [`Class::Usage`] for anything else, naming the flag.
-pub(crate) fn parse_time(flag: &str, text: &str) -> Result<Timestamp, Failure> {
+pub fn parse_time(flag: &str, text: &str) -> Result<Timestamp, Failure> {
     let now = Timestamp::now();
     let ago = || now.checked_sub(age(text)?).ok();
     date(text).or_else(|| unix(text)).or_else(ago).ok_or_else(|| {
