@@ -97,7 +97,8 @@ check: setup ## format, lints, dependencies, layers, documentation, scripts
 
 # The symbols lie where a debugger and the program itself, for the lines of a backtrace, look for them.
 install: DEBUG := $(DESTDIR)$(PREFIX)/bin/.debug/zmachine.debug
-install: ## copy what `make build` made to $(DESTDIR)$(PREFIX), the program without its symbols and these beside it
+install: SHARE := $(DESTDIR)$(PREFIX)/share
+install: ## copy what `make build` made to $(DESTDIR)$(PREFIX), the program without its symbols and these beside it; manual pages after `make man`
 	@test -x $(RELEASE)/zmachine && test -x $(RELEASE)/zmachine-agent || { echo "install: run make build first" >&2; exit 1; }
 	install -d $(dir $(DEBUG))
 	objcopy --only-keep-debug --compress-debug-sections=zlib $(RELEASE)/zmachine $(DEBUG)
@@ -106,9 +107,15 @@ install: ## copy what `make build` made to $(DESTDIR)$(PREFIX), the program with
 	install -D -m 755 $(RELEASE)/zmachine.stripped $(DESTDIR)$(PREFIX)/bin/zmachine
 	rm -f $(RELEASE)/zmachine.stripped
 	install -D -m 755 $(RELEASE)/zmachine-agent $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-agent
+	install -d $(SHARE)/bash-completion/completions $(SHARE)/fish/vendor_completions.d $(SHARE)/zsh/site-functions $(SHARE)/man/man1
+	$(RELEASE)/zmachine completion bash >$(SHARE)/bash-completion/completions/zmachine
+	$(RELEASE)/zmachine completion fish >$(SHARE)/fish/vendor_completions.d/zmachine.fish
+	$(RELEASE)/zmachine completion zsh >$(SHARE)/zsh/site-functions/_zmachine
+	for page in $(MAN)/*.1; do [ ! -e "$$page" ] || install -m 644 "$$page" $(SHARE)/man/man1/; done
 
 uninstall: ## remove what `make install` copied; machines and images stay
 	rm -f $(DESTDIR)$(PREFIX)/bin/zmachine $(DESTDIR)$(PREFIX)/bin/.debug/zmachine.debug $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-agent
+	[ ! -d $(DESTDIR)$(PREFIX)/share ] || cd $(DESTDIR)$(PREFIX)/share && rm -f bash-completion/completions/zmachine fish/vendor_completions.d/zmachine.fish zsh/site-functions/_zmachine man/man1/zmachine.1 man/man1/zmachine-*.1
 	rmdir $(DESTDIR)$(PREFIX)/lib/zmachine $(DESTDIR)$(PREFIX)/bin/.debug 2>/dev/null || true
 
 bench: build ## measure: start-up, packing, reading

@@ -1,6 +1,6 @@
 //! Instructions of a Dockerfile that say how an image is run: `CMD ["/server", "-v"]`, `ENV A=1 B=2`, `EXPOSE 80`.
 
-use zmachine_flist::ImageConfig;
+use zmachine_flist::{Healthcheck, ImageConfig};
 use zmachine_spec::{Class, Failure};
 
 /// One change of a configuration.
@@ -10,6 +10,7 @@ pub(super) enum Edit {
     Entrypoint(Vec<String>),
     Env(Vec<(String, String)>),
     Expose(Vec<String>),
+    Healthcheck(Healthcheck),
     Label(Vec<(String, String)>),
     StopSignal(String),
     User(String),
@@ -40,6 +41,7 @@ impl Edit {
                 .iter()
                 .for_each(|(name, value)| super::set_variable(config, name, value)),
             Edit::Expose(ports) => add(&mut config.ports, ports),
+            Edit::Healthcheck(check) => config.healthcheck = Some(check.clone()),
             Edit::Label(pairs) => config.labels.extend(pairs.iter().cloned()),
             Edit::StopSignal(signal) => config.stop_signal = Some(signal.clone()),
             Edit::User(user) => config.user = Some(user.clone()),
@@ -60,7 +62,7 @@ impl Edit {
 pub(super) fn parse(text: &str) -> Result<Edit, Failure> {
     let refused = |why: &str| {
         Failure::new(Class::Usage, format!("'--change {text}': {why}")).hint(
-            "one of CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME and WORKDIR, as in \
+            "one of CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, STOPSIGNAL, USER, VOLUME and WORKDIR, as in \
              --change 'CMD [\"/server\", \"-v\"]'",
         )
     };
@@ -103,6 +105,7 @@ pub(super) fn parse(text: &str) -> Result<Edit, Failure> {
         "USER" => Edit::User(rest.to_owned()),
         "WORKDIR" => Edit::Workdir(rest.to_owned()),
         "VOLUME" => Edit::Volume(list()?),
+        "HEALTHCHECK" => Edit::Healthcheck(healthcheck(rest).map_err(|why| refused(&why))?),
         "EXPOSE" => {
             let port = |word: String| {
                 let (number, protocol) = word.split_once('/').unwrap_or((word.as_str(), "tcp"));
@@ -116,6 +119,44 @@ pub(super) fn parse(text: &str) -> Result<Edit, Failure> {
         }
         _ => return Err(refused(&format!("{word} does not say how an image is run"))),
     })
+}
+
+/// `NONE`, or options and `CMD` with a command.
+fn healthcheck(text: &str) -> Result<Healthcheck, String> {
+    let mut check = Healthcheck::default();
+    let mut rest = text;
+    while let Some((option, after)) = rest
+        .strip_prefix("--")
+        .and_then(|rest| rest.split_once(char::is_whitespace))
+    {
+        let (name, value) = option.split_once('=').ok_or(format!("--{option} has no value"))?;
+        let time = || match zmachine_spec::health::parse_time(value) {
+            Ok(ms) => Ok(ms.unwrap_or_default() * 1_000_000),
+            Err(failure) => Err(failure.message),
+        };
+        match name {
+            "interval" => check.interval_ns = time()?,
+            "timeout" => check.timeout_ns = time()?,
+            "start-period" => check.start_period_ns = time()?,
+            "start-interval" => check.start_interval_ns = time()?,
+            "retries" => check.retries = value.parse().map_err(|_| format!("{value} is no number"))?,
+            _ => return Err(format!("a health check has no --{name}")),
+        }
+        rest = after.trim_start();
+    }
+    let (word, command) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    let command = command.trim();
+    check.test = match (word.to_ascii_uppercase().as_str(), command.starts_with('[')) {
+        ("NONE", _) if command.is_empty() => vec!["NONE".to_owned()],
+        ("CMD", true) => {
+            let words: Vec<String> =
+                serde_json::from_str(command).map_err(|_| "it is no list of texts as JSON has them")?;
+            [vec!["CMD".to_owned()], words].concat()
+        }
+        ("CMD", false) if !command.is_empty() => vec!["CMD-SHELL".to_owned(), command.to_owned()],
+        _ => return Err("it is NONE, or CMD and a command behind its options".to_owned()),
+    };
+    Ok(check)
 }
 
 #[cfg(test)]
@@ -139,7 +180,23 @@ mod tests {
         assert_eq!(read("ENV A one two"), Edit::Env(pairs(&[("A", "one two")])));
         assert_eq!(read("EXPOSE 80 53/udp"), Edit::Expose(list(&["80/tcp", "53/udp"])));
         assert_eq!(read(r#"VOLUME ["/data"]"#), Edit::Volume(list(&["/data"])));
+        let check = Healthcheck {
+            test: list(&["CMD-SHELL", "curl -f http://localhost || exit 1"]),
+            interval_ns: 5_000_000_000,
+            retries: 2,
+            ..Healthcheck::default()
+        };
+        let text = "HEALTHCHECK --interval=5s --retries=2 CMD curl -f http://localhost || exit 1";
+        assert_eq!(read(text), Edit::Healthcheck(check));
+        let none = Healthcheck {
+            test: list(&["NONE"]),
+            ..Healthcheck::default()
+        };
+        assert_eq!(read("HEALTHCHECK none"), Edit::Healthcheck(none));
         for wrong in [
+            "HEALTHCHECK CMD",
+            "HEALTHCHECK --interval=soon CMD true",
+            "HEALTHCHECK --colour=1 CMD true",
             "CMD",
             "ONBUILD RUN x",
             "EXPOSE web",
