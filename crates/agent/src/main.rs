@@ -22,6 +22,7 @@ mod boot;
 mod capacity;
 mod clock;
 mod console;
+mod container;
 mod host;
 mod init;
 mod modules;

@@ -44,6 +44,8 @@ impl Follow<'_> {
             | Request::Console { .. }
             | Request::Exec(_)
             | Request::StartExec { .. }
+            | Request::StartInContainer { .. }
+            | Request::Container { .. }
             | Request::AttachExec { .. }
             | Request::WaitExec { .. }
             | Request::Execs

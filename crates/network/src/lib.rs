@@ -43,6 +43,7 @@ mod networks;
 mod nft;
 mod policy;
 mod policy_rules;
+pub mod pod;
 mod ports;
 mod publish;
 mod reconcile;

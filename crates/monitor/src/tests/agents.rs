@@ -17,6 +17,8 @@ fn is_of_the_guest(request: &Request) -> bool {
     match request {
         Request::Exec(_)
         | Request::StartExec { .. }
+        | Request::StartInContainer { .. }
+        | Request::Container { .. }
         | Request::Processes
         | Request::Transfer(_)
         | Request::Signal(_)
