@@ -120,7 +120,7 @@ pub(crate) fn capabilities(named: &oci::Capabilities) -> Result<Capabilities, Sh
             let short = name.strip_prefix("CAP_").unwrap_or(name);
             let number = CAPABILITIES.iter().position(|known| *known == short);
             let unknown = || ShimError::Invalid(format!("there is no capability '{name}'"));
-            Ok(set | 1u64 << number.ok_or_else(unknown)?)
+            Ok::<u64, ShimError>(set | 1u64 << number.ok_or_else(unknown)?)
         })
     };
     Ok(Capabilities {

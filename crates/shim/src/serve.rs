@@ -1,10 +1,12 @@
 //! `serve`: the shim of one pod, from its start to its end.
 
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_protos::ttrpc::r#async::Server;
+use containerd_shim_protos::ttrpc::r#async::transport::Listener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -80,10 +82,11 @@ async fn serve_pod(arguments: &Arguments, key: &str, pid: u32, log: &Log) -> Res
         .ok_or_else(|| ShimError::Invalid("this action is for the shim itself: containerd says start".to_owned()))?;
     let failed = |error: &dyn std::fmt::Display| ShimError::failed("cannot serve containerd", error);
     let listener = zmachine_sys::fd::take_inherited(number).map_err(|e| failed(&e))?;
+    let listener = Listener::try_from(UnixListener::from(listener)).map_err(|e| failed(&e))?;
     let mut server = Server::new()
+        .add_listener(listener)
         .register_service(service::services(&shim, &ends))
         .register_service(sandbox::service(&shim, &ends));
-    server = listen(server, listener).map_err(|e| failed(&e))?;
     server.start().await.map_err(|e| failed(&e))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| failed(&e))?;
     tokio::select! {
@@ -97,9 +100,4 @@ async fn serve_pod(arguments: &Arguments, key: &str, pid: u32, log: &Log) -> Res
     let _ = tokio::task::spawn_blocking(move || finishing.finish()).await;
     events.drained(LAST_EVENTS).await;
     Ok(())
-}
-
-fn listen(server: Server, listener: std::os::fd::OwnedFd) -> Result<Server, String> {
-    use std::os::fd::IntoRawFd;
-    server.add_listener(listener.into_raw_fd()).map_err(|e| e.to_string())
 }

@@ -9,7 +9,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc::r#async::{Service, TtrpcContext};
-use containerd_shim_protos::ttrpc::{self, Result};
+use containerd_shim_protos::ttrpc::Result;
 use containerd_shim_protos::types::task::{ProcessInfo, Status as WireStatus};
 use tokio::sync::watch;
 

@@ -26,9 +26,9 @@ const FILE_VARIABLE: &str = "ZMACHINE_KUBERNETES_CONFIG";
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
-    memory: String,
+    pub(crate) memory: String,
     pub(crate) cpus: u32,
-    overhead: String,
+    pub(crate) overhead: String,
     pub(crate) kernel: Option<String>,
     pub(crate) flists: Vec<String>,
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use containerd_shim_protos::cgroups::metrics as v1;
 use containerd_shim_protos::cgroups_v2::metrics as v2;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{Message, MessageField, MessageFull};
+use containerd_shim_protos::protobuf::{MessageField, MessageFull};
 use zmachine_agent_protocol::ContainerStats;
 
 /// Says that the host's control groups are of version 2.
@@ -151,6 +151,7 @@ fn version2(stats: &ContainerStats) -> v2::Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use containerd_shim_protos::protobuf::Message;
 
     #[test]
     fn both_versions_are_known_by_the_names_that_kubelets_expect() {
