@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message, MessageField};
@@ -20,6 +20,9 @@ use crate::share::PodFolder;
 
 /// The status of what its shim has taken with it.
 const LOST: u32 = 128 + 9;
+
+/// How long a shim that is ending may take.
+const ENDING: Duration = Duration::from_secs(20);
 
 /// Cleans up after a container, and tells containerd how it ended.
 ///
@@ -47,6 +50,12 @@ fn remove(key: &str, role: &Role, id: &str) -> Result<(), ShimError> {
     let stays = |error: io::Error| ShimError::failed(&format!("the files of {id} stay"), error);
     let socket = address::socket(key);
     let is_served = UnixStream::connect(&socket).is_ok();
+    // One that is just ending removes all of it by itself.
+    let lock = match is_served {
+        true => None,
+        false => folder.lock(ENDING).map_err(stays)?,
+    };
+    let is_served = lock.is_none();
     if !is_served {
         // It ended with its shim; this waits until nothing of it is here any more.
         let engine = pod::open_engine(&Log::default())?;

@@ -29,6 +29,9 @@ use crate::start::EVENTS_ADDRESS;
 /// How long containerd may take for the last events.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
 
+/// How long the shim of a pod of the same name may take to end.
+const PREDECESSOR: Duration = Duration::from_secs(60);
+
 /// The answer to the call that ends the shim is on its way for so long at most.
 const GOODBYE: Duration = Duration::from_millis(200);
 
@@ -45,6 +48,8 @@ pub(crate) fn serve(arguments: &Arguments) -> Result<(), ShimError> {
     let role = Role::of(&spec.annotations);
     let key = address::key(&arguments.address, &arguments.namespace, role.group(&arguments.id));
     let folder = PodFolder::of(&pod::state_dirs()?.1, &key);
+    let taken = folder.lock(PREDECESSOR).map_err(|e| ShimError::failed("cannot lock the pod's folder", e))?;
+    let _lock = taken.ok_or_else(|| ShimError::State("the pod of the same name before this one does not end".to_owned()))?;
     folder.make().map_err(|e| ShimError::failed("cannot make the pod's folder", e))?;
     let log = Log::open(&folder.log(), &bundle);
     log.take_panics();

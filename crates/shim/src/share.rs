@@ -1,6 +1,7 @@
 //! The folder of a pod on this host, and what of it the guest sees.
 //!
 //! ```text
+//! <run>/pods/<key>.lock          held by the pod's shim
 //! <run>/pods/<key>/              of the pod
 //!   shim.log                     what its shim has to say
 //!   share/                       a mount with shared propagation: what is mounted below, the guest sees
@@ -9,10 +10,14 @@
 //! ```
 //! It is outside of containerd's bundle: containerd removes a bundle with everything in it, and what is mounted here is not its own.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_remount,
     unmount,
@@ -28,10 +33,27 @@ const DIGITS: usize = 16;
 /// The most that the kernel takes as the data of one mount(2), in bytes.
 const DATA_LIMIT: usize = 4095;
 
+/// How often one who waits for a pod's folder looks whether it is free.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// A pod's folder.
 #[derive(Debug, Clone)]
 pub(crate) struct PodFolder {
     path: PathBuf,
+}
+
+/// The right to have a pod's folder, which its shim holds for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct PodLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Drop for PodLock {
+    fn drop(&mut self) {
+        // Before it is free: whoever waits for it looks whether the file is still the one at the path.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 /// A mount that a snapshotter describes.
@@ -56,6 +78,39 @@ impl PodFolder {
     /// When it cannot be made.
     pub(crate) fn make(&self) -> io::Result<()> {
         zmachine_sys::file::make_dirs(&self.path).map_err(io::Error::other)
+    }
+
+    /// Takes the right to it, once a shim that is ending has given it back; `None`: not within `patience`.
+    ///
+    /// # Errors
+    /// When there can be no lock.
+    pub(crate) fn lock(&self, patience: Duration) -> io::Result<Option<PodLock>> {
+        let path = self.path.with_extension("lock");
+        if let Some(folder) = path.parent() {
+            zmachine_sys::file::make_dirs(folder).map_err(io::Error::other)?;
+        }
+        let deadline = Instant::now() + patience;
+        loop {
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    let (own, there) = (file.metadata()?, fs::metadata(&path));
+                    if there.is_ok_and(|there| (there.ino(), there.dev()) == (own.ino(), own.dev())) {
+                        return Ok(Some(PodLock { path, _file: file }));
+                    }
+                }
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Where the shim writes what it has to say.
@@ -259,6 +314,18 @@ mod tests {
         assert_eq!(folder, Path::new("/s"));
         assert_eq!(short, "index=off,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=8/fs:71/fs");
         assert_eq!(shortened("upperdir=/a"), None);
+    }
+
+    #[test]
+    fn a_pod_of_the_same_name_waits_until_the_one_before_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let pod = PodFolder::of(folder.path(), &"0123456789abcdef".repeat(4));
+        let held = pod.lock(Duration::ZERO).unwrap().unwrap();
+        assert!(pod.lock(Duration::from_millis(120)).unwrap().is_none());
+        drop(held);
+        let again = pod.lock(Duration::ZERO).unwrap().unwrap();
+        drop(again);
+        assert_eq!(fs::read_dir(folder.path().join("pods")).unwrap().count(), 0);
     }
 
     #[test]

@@ -39,7 +39,7 @@ use self::cgroup::Cgroup;
 pub(crate) use self::error::ContainerError;
 use self::error::{errno, step};
 use self::spawn::Place;
-use crate::process::{AgentSide, Started, open_stdio};
+use crate::process::{AgentSide, Started, open_stdio, pidfd};
 use crate::reaper::Reaper;
 use crate::setup::Layers;
 use crate::users::Identity;
@@ -152,7 +152,8 @@ impl Containers {
         });
         match found {
             Some((true, pid, own_pids, cgroup)) => {
-                start(&Place::Beside { pid, own_pids }, process, &cgroup, host).await
+                let first = pidfd(pid).map_err(step("find the container"))?;
+                start(&Place::Beside { first, own_pids }, process, &cgroup, host).await
             }
             Some(_) => Err(ContainerError::Unusable {
                 what: format!("the container {id:?}, which does not run,"),

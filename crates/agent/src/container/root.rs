@@ -169,10 +169,10 @@ fn bind(
     let is_directory = fs::metadata(source)
         .map_err(|error| super::error::errno(&error))?
         .is_dir();
-    let at = path_of(&target(root, &wanted.target, is_directory)?);
+    let place = target(root, &wanted.target, is_directory)?;
     match recursive {
-        true => mount_bind_recursive(source, &at)?,
-        false => mount_bind(source, &at)?,
+        true => mount_bind_recursive(source, path_of(&place))?,
+        false => mount_bind(source, path_of(&place))?,
     }
     if flags.is_empty() {
         return Ok(());

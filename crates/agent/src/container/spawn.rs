@@ -23,8 +23,8 @@ use super::error::{ContainerError, errno, step};
 use super::root;
 use crate::pollable::Pollable;
 use crate::process::{
-    ChildSide, DEFAULT_PATH, Started, Step, candidates, check, connect_stdio, execute, fork, pidfd, pointers,
-    reset_signals, set_namespace, take_terminal,
+    ChildSide, DEFAULT_PATH, Started, Step, candidates, check, connect_stdio, execute, fork, pointers, reset_signals,
+    set_namespace, take_terminal,
 };
 use crate::reaper::Reaper;
 use crate::setup::Layers;
@@ -52,8 +52,8 @@ pub(super) enum Place<'a> {
         folder: &'a Path,
         layers: Option<&'a Layers>,
     },
-    /// Beside this process, the first one of its container.
-    Beside { pid: i32, own_pids: bool },
+    /// Beside this process, the first one of its container. A descriptor: numbers are others inside.
+    Beside { first: OwnedFd, own_pids: bool },
 }
 
 /// Starts `process` at `place`, as a member of `cgroup`.
@@ -104,10 +104,9 @@ fn fork_at(place: &Place<'_>, proc: &OwnedFd, child: impl FnOnce()) -> Result<i3
         }
         Place::Beside { own_pids: false, .. } => fork(0, child),
         // The agent's next children are sent there, for the moment of the fork.
-        Place::Beside { pid, own_pids: true } => {
-            let target = pidfd(*pid)?;
+        Place::Beside { first, own_pids: true } => {
             let own = rustix::fs::openat(proc, "self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-            set_namespace(target.as_fd(), libc::CLONE_NEWPID)?;
+            set_namespace(first.as_fd(), libc::CLONE_NEWPID)?;
             let forked = fork(0, child);
             set_namespace(own.as_fd(), libc::CLONE_NEWPID)?;
             forked
@@ -160,8 +159,7 @@ fn become_program(
             }
             root::enter(container, folder, *layers, stdio.terminal())?;
         }
-        Place::Beside { pid, .. } => {
-            let first = pidfd(*pid).map_err(step("find the container"))?;
+        Place::Beside { first, .. } => {
             let namespaces = libc::CLONE_NEWCGROUP | libc::CLONE_NEWUTS | libc::CLONE_NEWNS;
             set_namespace(first.as_fd(), namespaces).map_err(step("enter the container"))?;
         }
