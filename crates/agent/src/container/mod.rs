@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use tokio::time::{Instant, timeout_at};
-use zmachine_agent_protocol::{Container, ContainerProcess, ContainerReply, ContainerRequest};
+use zmachine_agent_protocol::{Container, ContainerProcess, ContainerReply, ContainerRequest, ContainerRoot};
 
 use self::cgroup::Cgroup;
 pub(crate) use self::error::ContainerError;
@@ -128,10 +128,13 @@ impl Containers {
         memory::make_all(&container.mounts)?;
         let folder = folder_of(id).join("root");
         fs::create_dir_all(&folder).map_err(|error| step("make the root's folder")(errno(&error)))?;
+        let _image = match container.root {
+            ContainerRoot::Image => Some(root::Image::mount(id, &folder, host.layers)?),
+            ContainerRoot::Directory { .. } => None,
+        };
         let place = Place::New {
             container,
             folder: &folder,
-            layers: host.layers,
         };
         start(&place, process, cgroup, host).await
     }

@@ -43,19 +43,24 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// Puts the root of `container` together at `place`, an empty directory, and makes it the root of this process.
+/// Puts the root of `container` together at `place`, an empty directory or [`Image`], and makes it the root of this process.
 ///
 /// # Errors
 /// [`ContainerError`] naming the mount.
 pub(super) fn enter(
     container: &Container,
     place: &Path,
-    layers: Option<&Layers>,
     terminal: Option<BorrowedFd<'_>>,
 ) -> Result<(), ContainerError> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(step("make mounts private"))?;
-    put_root(container, place, layers)?;
+    if let ContainerRoot::Directory { path } = &container.root {
+        mount_bind_recursive(path.as_str(), place).map_err(|source| ContainerError::Mount {
+            what: path.clone(),
+            target: place.display().to_string(),
+            source,
+        })?;
+    }
     let root = open_directory(place).map_err(step("open the root"))?;
     for mount in &container.mounts {
         put(root.as_fd(), mount)?;
@@ -75,26 +80,40 @@ pub(super) fn enter(
     Ok(())
 }
 
-fn put_root(container: &Container, place: &Path, layers: Option<&Layers>) -> Result<(), ContainerError> {
-    let failed = |what: &str| {
-        let (what, target) = (what.to_owned(), place.display().to_string());
-        move |source| ContainerError::Mount { what, target, source }
-    };
-    match &container.root {
-        ContainerRoot::Directory { path } => mount_bind_recursive(path.as_str(), place).map_err(failed(path)),
-        ContainerRoot::Image => {
-            let no_image = || ContainerError::Unusable {
-                what: "the machine's image, which it has not,".to_owned(),
-            };
-            let layers = layers.ok_or_else(no_image)?;
-            overlay(layers, place).map_err(failed("the machine's image"))
-        }
+/// The machine's image, mounted for a container that is about to start: the child gets a copy of the mount with all others. It is
+/// mounted by the agent, because the kernel makes an overlay only of mounts of the caller's own namespace.
+#[derive(Debug)]
+pub(super) struct Image<'a> {
+    place: &'a Path,
+}
+
+impl Drop for Image<'_> {
+    fn drop(&mut self) {
+        let _ = unmount(self.place, UnmountFlags::DETACH);
+    }
+}
+
+impl Image<'_> {
+    /// Mounts it at `place`, with the layer of the container `id` above it.
+    ///
+    /// # Errors
+    /// [`ContainerError`]
+    pub(super) fn mount<'a>(id: &str, place: &'a Path, layers: Option<&Layers>) -> Result<Image<'a>, ContainerError> {
+        let no_image = || ContainerError::Unusable {
+            what: "the machine's image, which it has not,".to_owned(),
+        };
+        let mounted = overlay(layers.ok_or_else(no_image)?, id, place);
+        mounted.map_err(|source| ContainerError::Mount {
+            what: "the machine's image".to_owned(),
+            target: place.display().to_string(),
+            source,
+        })?;
+        Ok(Image { place })
     }
 }
 
 /// The machine's image below, and above it a layer that is this container's: on the machine's writable disk, or in memory.
-fn overlay(layers: &Layers, place: &Path) -> Result<(), Errno> {
-    let name = place.parent().and_then(Path::file_name).unwrap_or_default().to_owned();
+fn overlay(layers: &Layers, id: &str, place: &Path) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let above = rustix::fs::openat(&layers.upper, "..", flags, Mode::empty())?;
     let mode = Mode::from_raw_mode(0o755);
@@ -103,7 +122,7 @@ fn overlay(layers: &Layers, place: &Path) -> Result<(), Errno> {
         Err(errno) => Err(errno),
     };
     let containers = make(&above, Path::new("containers"))?;
-    let own = make(&containers, Path::new(&name))?;
+    let own = make(&containers, Path::new(id))?;
     let (upper, work) = (make(&own, Path::new("upper"))?, make(&own, Path::new("work"))?);
     let by_number = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let options = format!(

@@ -27,7 +27,6 @@ use crate::process::{
     set_namespace, take_terminal,
 };
 use crate::reaper::Reaper;
-use crate::setup::Layers;
 use crate::users;
 
 /// The longest reason of a child, in bytes.
@@ -48,9 +47,8 @@ pub(super) enum Place<'a> {
     /// In a container that is made for it.
     New {
         container: &'a Container,
-        /// An empty directory.
+        /// An empty directory, or where the machine's image is mounted.
         folder: &'a Path,
-        layers: Option<&'a Layers>,
     },
     /// Beside this process, the first one of its container. A descriptor: numbers are others inside.
     Beside { first: OwnedFd, own_pids: bool },
@@ -142,11 +140,7 @@ fn become_program(
     adjust_score(process.oom_score_adj.unwrap_or(0));
     fs::write(cgroup.members(), "0").map_err(|error| step("join the control group")(errno(&error)))?;
     match place {
-        Place::New {
-            container,
-            folder,
-            layers,
-        } => {
+        Place::New { container, folder } => {
             // After it joined: its group is the root of what it sees.
             // SAFETY: unshare takes a number.
             check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }).map_err(step("make a control group namespace"))?;
@@ -157,7 +151,7 @@ fn become_program(
                 let written = fs::write(format!("/proc/sys/{name}"), value);
                 written.map_err(|error| step(format!("set {}", name.replace('/', ".")))(errno(&error)))?;
             }
-            root::enter(container, folder, *layers, stdio.terminal())?;
+            root::enter(container, folder, stdio.terminal())?;
         }
         Place::Beside { first, .. } => {
             let namespaces = libc::CLONE_NEWCGROUP | libc::CLONE_NEWUTS | libc::CLONE_NEWNS;

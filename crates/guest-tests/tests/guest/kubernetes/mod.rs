@@ -58,6 +58,8 @@ impl<'a> Pod<'a> {
         let mut config = json!({
             "metadata": {"name": name}, "image": {"image": IMAGE}, "command": ["sh", "-c", script],
             "log_path": format!("{name}.log"),
+            // As the kubelet says it of pods that do not share their processes.
+            "linux": {"security_context": {"namespace_options": {"pid": 1}}},
         });
         merge(&mut config, more);
         let request = json!({"pod_sandbox_id": self.id, "config": config, "sandbox_config": self.config});
@@ -174,7 +176,13 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
     });
     checks.that("containers have roots and processes of their own, and one network", || {
         assert_eq!(output(node, &web, "touch /mine; cat /proc/1/comm"), "sh");
-        assert_eq!(output(node, &restricted, "ls /mine 2>/dev/null; ps | grep -c httpd | head -1; true"), "1");
+        assert_eq!(output(node, &restricted, "ls /mine 2>/dev/null; ps | grep -c [h]ttpd; true"), "0");
+        // shareProcessNamespace: true
+        let shared = json!({"linux": {"security_context": {"namespace_options": {"pid": 0}}}});
+        let id = pod.start("shared", "sleep 1000", shared);
+        assert_eq!(output(node, &id, "ps | grep -c [h]ttpd"), "1");
+        node.cri("StopContainer", &json!({"container_id": id, "timeout": 5}));
+        node.cri("RemoveContainer", &json!({"container_id": id}));
         let fetch = "wget -q -O - http://127.0.0.1/";
         assert_eq!(output(node, &restricted, fetch), "hello");
     });
@@ -218,6 +226,34 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
         assert!(stats["cpu"]["usage_core_nano_seconds"]["value"].as_i64() > Some(0), "{stats}");
         let memory = stats["memory"]["working_set_bytes"]["value"].as_i64();
         assert!(memory > Some(10_000) && memory < Some(67_108_864), "{stats}");
+    });
+    checks.that("memory of a pod is the guest's, and its containers share it", || {
+        let memory = node.home.file("kubernetes.io~empty-dir/m").display().to_string();
+        node.inside(&["mkdir", "-p", &memory]).expect_success();
+        let mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", &memory];
+        node.inside(&mount).expect_success();
+        let mounts = json!({"mounts": [{"container_path": "/m", "host_path": memory}]});
+        let writes = pod.start("writes", "echo shared > /m/x; echo s > /dev/shm/y; sleep 1000", mounts.clone());
+        let reads = pod.start("reads", "sleep 1000", mounts);
+        until("the other one has written", SOON, || {
+            (exec(node, &reads, "cat /m/x /dev/shm/y").1 == "shared\ns").then_some(())
+        });
+        let kind = output(node, &reads, "grep ' /m ' /proc/mounts");
+        assert!(kind.starts_with("tmpfs") && kind.contains("size=8192k"), "{kind}");
+        assert_eq!(node.inside(&["ls", &memory]).stdout(), "", "nothing of it is on the host");
+        for id in [writes, reads] {
+            node.cri("StopContainer", &json!({"container_id": id, "timeout": 0}));
+            node.cri("RemoveContainer", &json!({"container_id": id}));
+        }
+        node.inside(&["umount", &memory]).expect_success();
+    });
+    checks.that("a container that wants more memory than it may have is told so", || {
+        let limit = json!({"linux": {"resources": {"memory_limit_in_bytes": 33_554_432}}});
+        let id = pod.start("greedy", "tail /dev/zero", limit);
+        assert_eq!(ended(node, &id), 137);
+        let status = node.cri("ContainerStatus", &json!({"container_id": id}))["status"].clone();
+        assert_eq!(status["reason"], "OOMKilled", "{status}");
+        assert_eq!(output(node, &web, "echo unharmed"), "unharmed");
     });
     checks.that("a program that is not there is told so, and the container is over", || {
         let id = pod.create("missing", "true", json!({"command": ["/no/such/program"]}));
@@ -264,6 +300,38 @@ fn whatever_is_killed_the_pod_is_reported_and_nothing_stays() {
         pod.stop_and_remove();
         node.assert_no_pods();
     }
+}
+
+#[test]
+fn containerd_is_killed_under_a_pod_and_finds_it_again() {
+    let Some(mut node) = Node::start() else { return };
+    let (pod_id, config, id) = {
+        let pod = Pod::run(&node, "r", Value::Null);
+        let script = "i=0; while true; do i=$((i + 1)); echo line $i; sleep 0.3; done";
+        let id = pod.start("c", script, Value::Null);
+        until("output", SOON, || pod.log("c").contains("line 2").then_some(()));
+        (pod.id.clone(), pod.config.clone(), id)
+    };
+    node.restart_containerd();
+    let node = &node;
+    let pod = Pod {
+        node,
+        id: pod_id,
+        config,
+    };
+    assert_eq!(pod.status()["state"].as_i64().unwrap_or(0), 0);
+    assert_eq!(output(node, &id, "echo here"), "here");
+    let lines = pod.log("c").lines().count();
+    until("more output", SOON, || (pod.log("c").lines().count() > lines + 3).then_some(()));
+    let log = pod.log("c");
+    let numbers = log.lines().filter_map(|line| line.strip_prefix("line ")?.parse::<usize>().ok());
+    let numbers: Vec<usize> = numbers.collect();
+    let is_whole = numbers.windows(2).all(|pair| pair[1] <= pair[0] + 1);
+    assert!(is_whole, "lines are lost: {numbers:?}");
+    node.cri("StopContainer", &json!({"container_id": id, "timeout": 1}));
+    assert_eq!(container_state(node, &id), (EXITED, 137));
+    pod.stop_and_remove();
+    node.assert_no_pods();
 }
 
 /// The shims themselves, without the processes that stand for pods.

@@ -43,7 +43,7 @@ impl Node {
         let home = home()?;
         let mut node = Node { home, containerd: None };
         node.write_files();
-        node.start_containerd();
+        node.start_containerd(None);
         let archive = node.image();
         node.ctr(&["images", "import", &archive]).expect_success();
         Some(node)
@@ -100,18 +100,28 @@ state = "{state}"
         fs::write(self.home.file("kubernetes.toml"), settings).unwrap();
     }
 
-    fn start_containerd(&mut self) {
+    /// `beside`: a process in whose mount namespace it is to be, in place of one of its own.
+    fn start_containerd(&mut self, beside: Option<i32>) {
         // The sockets of shims are at a place of the host's, which is this containerd's alone here.
+        let prepare = match beside {
+            Some(_) => "true",
+            None => "mkdir -p /run/containerd && mount -t tmpfs tmpfs /run/containerd",
+        };
         let script = format!(
-            "mkdir -p /run/containerd && mount -t tmpfs tmpfs /run/containerd && echo $$ > {pid} && exec containerd -c {config} 2> {log}",
+            "{prepare} && echo $$ > {pid} && exec containerd -c {config} 2>> {log}",
             pid = self.file("containerd.pid"),
             config = self.file("config.toml"),
             log = self.file("containerd.log"),
         );
         let programs = self.home.zmachine_path().parent().unwrap_or(Path::new("/")).to_owned();
         let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
-        let words = ["--mount", "--propagation", "private", "sh", "-c", &script];
-        let command = self.home.command(Path::new("/usr/bin/unshare"), words);
+        let beside = beside.map(|pid| pid.to_string());
+        let (program, words) = match &beside {
+            Some(pid) => ("/usr/bin/nsenter", vec!["--mount", "-t", pid, "--"]),
+            None => ("/usr/bin/unshare", vec!["--mount", "--propagation", "private"]),
+        };
+        let words = [words, vec!["sh", "-c", &script]].concat();
+        let command = self.home.command(Path::new(program), words);
         let settings = self.file("kubernetes.toml");
         self.containerd = Some(
             command
@@ -125,11 +135,13 @@ state = "{state}"
         });
     }
 
-    /// The containerd process is killed, and started again.
+    /// containerd is killed, and started again.
     pub(super) fn restart_containerd(&mut self) {
+        // The mounts of pods are in its namespace, which lives on with their shims.
+        let shim = self.processes(&["-listener-fd", "serve"]).first().copied();
         self.end_containerd();
-        // The mount namespace went with it: what is mounted for pods belongs to it, so it is entered again instead.
-        self.start_containerd();
+        fs::remove_file(self.home.file("containerd.pid")).unwrap();
+        self.start_containerd(shim);
     }
 
     fn end_containerd(&mut self) {
