@@ -53,11 +53,17 @@ pub(crate) fn serve(arguments: &Arguments) -> Result<(), ShimError> {
     folder.make().map_err(|e| ShimError::failed("cannot make the pod's folder", e))?;
     let log = Log::open(&folder.log(), &bundle);
     log.take_panics();
-    let served = serve_logged(arguments, &spec, &key, &log);
+    let served = serve_logged(arguments, &spec, &key, &folder, &log);
     served.inspect_err(|error| log.line(&error.to_string()))
 }
 
-fn serve_logged(arguments: &Arguments, spec: &Spec, key: &str, log: &Log) -> Result<(), ShimError> {
+fn serve_logged(
+    arguments: &Arguments,
+    spec: &Spec,
+    key: &str,
+    folder: &PodFolder,
+    log: &Log,
+) -> Result<(), ShimError> {
     let namespace = match spec.namespace("network") {
         Place::At(path) => Some(path),
         Place::Own | Place::Host => None,
@@ -68,7 +74,7 @@ fn serve_logged(arguments: &Arguments, spec: &Spec, key: &str, log: &Log) -> Res
         .enable_all()
         .build()
         .map_err(|e| ShimError::failed("cannot start the runtime", e))?;
-    let result = runtime.block_on(serve_pod(arguments, key, holder.id(), log));
+    let result = runtime.block_on(serve_pod(arguments, (key, folder), holder.id(), log));
     // Threads that wait for a machine which is gone are not waited for.
     runtime.shutdown_background();
     let _ = holder.kill();
@@ -76,7 +82,12 @@ fn serve_logged(arguments: &Arguments, spec: &Spec, key: &str, log: &Log) -> Res
     result
 }
 
-async fn serve_pod(arguments: &Arguments, key: &str, pid: u32, log: &Log) -> Result<(), ShimError> {
+async fn serve_pod(
+    arguments: &Arguments,
+    (key, folder): (&str, &PodFolder),
+    pid: u32,
+    log: &Log,
+) -> Result<(), ShimError> {
     let containerd = std::env::var(EVENTS_ADDRESS).ok().filter(|address| !address.is_empty());
     let containerd = containerd.unwrap_or_else(|| format!("{}.ttrpc", arguments.address));
     let events = Events::open(containerd, arguments.namespace.clone(), log.clone());
@@ -101,8 +112,8 @@ async fn serve_pod(arguments: &Arguments, key: &str, pid: u32, log: &Log) -> Res
     tokio::time::sleep(GOODBYE).await;
     // Nobody is served by it any more, and a new pod of the same name has another one.
     let _ = remove_file(Path::new(&address::socket(key)));
-    let finishing = Arc::clone(&shim);
-    let _ = tokio::task::spawn_blocking(move || finishing.finish()).await;
+    let (finishing, folder) = (Arc::clone(&shim), folder.clone());
+    let _ = tokio::task::spawn_blocking(move || finishing.finish(&folder)).await;
     events.drained(LAST_EVENTS).await;
     Ok(())
 }

@@ -27,7 +27,7 @@ use crate::oci::{self, Spec};
 use crate::pod::{Pod, ThisHost};
 use crate::role::Role;
 use crate::settings::Settings;
-use crate::share::SnapshotMount;
+use crate::share::{PodFolder, SnapshotMount};
 use crate::stats;
 use crate::streams::{self, Files, Flag, Outputs};
 use crate::table::{Process, Status, Table};
@@ -552,12 +552,10 @@ impl Shim {
     }
 
     /// Ends the pod: nothing of it is on this host afterwards.
-    pub(crate) fn finish(&self) {
+    pub(crate) fn finish(&self, folder: &PodFolder) {
         self.end_machine();
-        let pod = lock(&self.pod).take();
-        if let Some(pod) = pod
-            && let Err(error) = pod.folder.remove()
-        {
+        drop(lock(&self.pod).take());
+        if let Err(error) = folder.remove() {
             self.log.line(&format!("the pod's folder stays: {error}"));
         }
     }

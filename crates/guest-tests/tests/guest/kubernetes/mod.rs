@@ -175,7 +175,7 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
         });
     });
     checks.that("containers have roots and processes of their own, and one network", || {
-        assert_eq!(output(node, &web, "touch /mine; cat /proc/1/comm"), "sh");
+        assert_eq!(output(node, &web, "touch /mine; readlink /proc/1/exe"), "/bin/busybox");
         assert_eq!(output(node, &restricted, "ls /mine 2>/dev/null; ps | grep -c [h]ttpd; true"), "0");
         // shareProcessNamespace: true
         let shared = json!({"linux": {"security_context": {"namespace_options": {"pid": 0}}}});
