@@ -216,7 +216,7 @@ pub enum ContainerReply {
     /// It is carried out.
     Done,
     /// What it uses.
-    Stats(ContainerStats),
+    Stats(Box<ContainerStats>),
     /// Process ids in the guest.
     Pids(Vec<u32>),
 }

@@ -475,7 +475,9 @@ impl Agent {
             Ok(started) => {
                 let id = Some(id.clone());
                 self.sessions.started(&id, started.0.pid);
-                let watched = new.is_some().then(|| Rc::clone(&self).follow_first(container, started.0.pid));
+                let watched = new
+                    .is_some()
+                    .then(|| Rc::clone(&self).follow_first(container, started.0.pid));
                 watched.map(spawn_local);
                 self.session(started, false, Some(next), stream, decoder).await
             }

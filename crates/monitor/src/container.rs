@@ -26,7 +26,9 @@ impl Monitor {
         let mut attached = self.attach(&plan.attachments).await.map_err(at("network"))?;
         if let Some(network) = &plan.pod_network {
             let taps = zmachine_network::pod::open_taps(&network.namespace, &pod_links(network)).await;
-            attached.taps.extend(taps.map_err(Failure::from).map_err(at("network"))?);
+            attached
+                .taps
+                .extend(taps.map_err(Failure::from).map_err(at("network"))?);
         }
         self.phase("network");
         plan.boot.first_start = joined(disk).await.map_err(at("writable disk"))?;

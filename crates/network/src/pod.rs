@@ -22,7 +22,9 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use thiserror::Error;
@@ -285,9 +287,8 @@ fn understood(
     }
     // A link without an address is nothing that a guest could use.
     found_links.retain(|link| !link.addresses.is_empty());
-    found_routes.retain(|route| {
-        is_routed(&route.destination) && found_links.iter().any(|link| link.name == route.link)
-    });
+    found_routes
+        .retain(|route| is_routed(&route.destination) && found_links.iter().any(|link| link.name == route.link));
     // A gateway has to be reached first.
     found_routes.sort_by_key(|route| (route.gateway.is_some(), route.destination.prefix_len() == 0));
     (found_links, found_routes)
@@ -317,9 +318,7 @@ fn is_of(route: &RouteMessage, link: u32) -> bool {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
     });
-    output == Some(link)
-        && route.header.table == RouteHeader::RT_TABLE_MAIN
-        && route.header.kind == RouteType::Unicast
+    output == Some(link) && route.header.table == RouteHeader::RT_TABLE_MAIN && route.header.kind == RouteType::Unicast
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

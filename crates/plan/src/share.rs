@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use zmachine_hypervisor::Share;
-use zmachine_spec::{Home, PodSettings};
 use zmachine_spec::volume::SharedDirectory;
+use zmachine_spec::{Home, PodSettings};
 
 use super::common::{Inputs, share_tag};
 use super::error::PlanError;

@@ -142,12 +142,22 @@ mod tests {
         assert_eq!(answer(Form::Address, "unix:///a"), b"unix:///a");
         let json: serde_json::Value = serde_json::from_slice(&answer(Form::Json, "unix:///a")).unwrap();
         assert_eq!((&json["version"], &json["protocol"]), (&3.into(), &"ttrpc".into()));
-        assert_eq!(answer(Form::Message, "unix:///a"), b"\x08\x03\x12\x09unix:///a\x1a\x05ttrpc");
+        assert_eq!(
+            answer(Form::Message, "unix:///a"),
+            b"\x08\x03\x12\x09unix:///a\x1a\x05ttrpc"
+        );
     }
 
     #[test]
     fn a_message_is_told_from_options_of_a_runtime() {
-        let all = message(&[(1, "abc"), (2, "k8s.io"), (4, "v2.3.0"), (5, "/t"), (6, "/g"), (8, "ext")]);
+        let all = message(&[
+            (1, "abc"),
+            (2, "k8s.io"),
+            (4, "v2.3.0"),
+            (5, "/t"),
+            (6, "/g"),
+            (8, "ext"),
+        ]);
         let read = params(&all).unwrap();
         assert_eq!((read.id.as_str(), read.events_address.as_str()), ("abc", "/t"));
         let mut arguments = Arguments {

@@ -111,4 +111,3 @@ pub(crate) fn timestamp(at: SystemTime) -> Timestamp {
         ..Timestamp::default()
     }
 }
-

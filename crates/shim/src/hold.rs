@@ -38,7 +38,10 @@ pub(crate) fn start(namespace: Option<&Path>) -> Result<Child, ShimError> {
     if let Some(path) = namespace {
         command.arg(path);
     }
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
     let setup = ChildSetup {
         keep: Vec::new(),
         die_with_parent: true,
@@ -54,7 +57,9 @@ pub(crate) fn start(namespace: Option<&Path>) -> Result<Child, ShimError> {
             let _ = child.kill();
             let _ = child.wait();
             let named = namespace.map(|path| path.display().to_string()).unwrap_or_default();
-            Err(ShimError::Failed(format!("the pod's network namespace {named} cannot be entered")))
+            Err(ShimError::Failed(format!(
+                "the pod's network namespace {named} cannot be entered"
+            )))
         }
     }
 }

@@ -187,7 +187,11 @@ mod tests {
     #[test]
     fn names_have_the_numbers_of_the_kernel() {
         let named = oci::Capabilities {
-            bounding: vec!["CAP_CHOWN".into(), "CAP_NET_RAW".into(), "CAP_CHECKPOINT_RESTORE".into()],
+            bounding: vec![
+                "CAP_CHOWN".into(),
+                "CAP_NET_RAW".into(),
+                "CAP_CHECKPOINT_RESTORE".into(),
+            ],
             ..oci::Capabilities::default()
         };
         assert_eq!(capabilities(&named).unwrap().bounding, 1 | 1 << 13 | 1 << 40);

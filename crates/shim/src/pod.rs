@@ -75,7 +75,9 @@ pub(crate) fn state_dirs() -> Result<(PathBuf, PathBuf), ShimError> {
 
 /// The `zmachine` beside this program, or that on the path.
 fn programs() -> Result<Programs, Failure> {
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("zmachine")));
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join("zmachine")));
     match beside.filter(|program| program.is_file()) {
         Some(program) => Ok(Programs::at(&program)),
         None => Programs::find(),
@@ -286,7 +288,8 @@ fn sized(spec: &Spec, settings: &Settings) -> (u32, u64) {
 fn empty_image(data: &Path) -> Result<String, ShimError> {
     let path = data.join(EMPTY);
     if !path.is_file() {
-        let failed = |error: &dyn std::fmt::Display| ShimError::failed(&format!("cannot write {}", path.display()), error);
+        let failed =
+            |error: &dyn std::fmt::Display| ShimError::failed(&format!("cannot write {}", path.display()), error);
         let root = Metadata {
             mode: 0o755,
             ..Metadata::default()
@@ -335,8 +338,16 @@ mod tests {
         };
         let one = annotations(&[(FLIST, "/srv/a.fl"), ("zmachine.io/flist.web", "/srv/a.fl")]);
         assert_eq!(flist(&one, &settings).unwrap().as_deref(), Some("/srv/a.fl"));
-        assert!(flist(&one, &Settings::default()).unwrap_err().to_string().contains("flists"));
-        let several = annotations(&[("zmachine.io/flist.a", "/srv/a.fl"), ("zmachine.io/flist.b", "/srv/b.fl")]);
+        assert!(
+            flist(&one, &Settings::default())
+                .unwrap_err()
+                .to_string()
+                .contains("flists")
+        );
+        let several = annotations(&[
+            ("zmachine.io/flist.a", "/srv/a.fl"),
+            ("zmachine.io/flist.b", "/srv/b.fl"),
+        ]);
         assert!(flist(&several, &settings).is_err());
         let none = annotations(&[("zmachine.io/flists", "/srv/a.fl")]);
         assert_eq!(flist(&none, &settings).unwrap(), None);
@@ -358,7 +369,10 @@ mod tests {
     #[test]
     fn the_hosts_network_is_refused_with_a_way_out() {
         let refused = network(&Spec::default(), None).unwrap_err().to_string();
-        assert!(refused.contains("hostNetwork") && refused.contains("runtime class"), "{refused}");
+        assert!(
+            refused.contains("hostNetwork") && refused.contains("runtime class"),
+            "{refused}"
+        );
     }
 
     #[test]
@@ -366,6 +380,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = empty_image(folder.path()).unwrap();
         assert_eq!(empty_image(folder.path()).unwrap(), path);
-        assert_eq!(Flist::open(Path::new(&path)).unwrap().tree.counts(), Flist::open(Path::new(&path)).unwrap().tree.counts());
+        assert_eq!(
+            Flist::open(Path::new(&path)).unwrap().tree.counts(),
+            Flist::open(Path::new(&path)).unwrap().tree.counts()
+        );
     }
 }

@@ -102,7 +102,11 @@ impl Sandbox for SandboxService {
         })
     }
 
-    async fn stop_sandbox(&self, _: &TtrpcContext, request: api::StopSandboxRequest) -> Result<api::StopSandboxResponse> {
+    async fn stop_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: api::StopSandboxRequest,
+    ) -> Result<api::StopSandboxResponse> {
         let id = request.sandbox_id;
         let stopped = blocking(&self.shim, move |shim| match shim.kill(&id, "", KILL, true) {
             // It has stopped already.
@@ -113,7 +117,11 @@ impl Sandbox for SandboxService {
         Ok(api::StopSandboxResponse::default())
     }
 
-    async fn wait_sandbox(&self, _: &TtrpcContext, request: api::WaitSandboxRequest) -> Result<api::WaitSandboxResponse> {
+    async fn wait_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: api::WaitSandboxRequest,
+    ) -> Result<api::WaitSandboxResponse> {
         let (code, at) = self.shim.process(&request.sandbox_id, "")?.wait().await;
         Ok(api::WaitSandboxResponse {
             exit_status: code,

@@ -48,22 +48,21 @@ pub(crate) fn serve(arguments: &Arguments) -> Result<(), ShimError> {
     let role = Role::of(&spec.annotations);
     let key = address::key(&arguments.address, &arguments.namespace, role.group(&arguments.id));
     let folder = PodFolder::of(&pod::state_dirs()?.1, &key);
-    let taken = folder.lock(PREDECESSOR).map_err(|e| ShimError::failed("cannot lock the pod's folder", e))?;
-    let _lock = taken.ok_or_else(|| ShimError::State("the pod of the same name before this one does not end".to_owned()))?;
-    folder.make().map_err(|e| ShimError::failed("cannot make the pod's folder", e))?;
+    let taken = folder
+        .lock(PREDECESSOR)
+        .map_err(|e| ShimError::failed("cannot lock the pod's folder", e))?;
+    let _lock =
+        taken.ok_or_else(|| ShimError::State("the pod of the same name before this one does not end".to_owned()))?;
+    folder
+        .make()
+        .map_err(|e| ShimError::failed("cannot make the pod's folder", e))?;
     let log = Log::open(&folder.log(), &bundle);
     log.take_panics();
     let served = serve_logged(arguments, &spec, &key, &folder, &log);
     served.inspect_err(|error| log.line(&error.to_string()))
 }
 
-fn serve_logged(
-    arguments: &Arguments,
-    spec: &Spec,
-    key: &str,
-    folder: &PodFolder,
-    log: &Log,
-) -> Result<(), ShimError> {
+fn serve_logged(arguments: &Arguments, spec: &Spec, key: &str, folder: &PodFolder, log: &Log) -> Result<(), ShimError> {
     let namespace = match spec.namespace("network") {
         Place::At(path) => Some(path),
         Place::Own | Place::Host => None,

@@ -8,8 +8,8 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
 use containerd_shim_protos::shim_async::{Task, create_task};
-use containerd_shim_protos::ttrpc::r#async::{Service, TtrpcContext};
 use containerd_shim_protos::ttrpc::Result;
+use containerd_shim_protos::ttrpc::r#async::{Service, TtrpcContext};
 use containerd_shim_protos::types::task::{ProcessInfo, Status as WireStatus};
 use tokio::sync::watch;
 
@@ -40,7 +40,11 @@ pub(crate) fn services(shim: &Arc<Shim>, ends: &watch::Sender<bool>) -> HashMap<
         })
     };
     let mut all = create_task(service());
-    all.extend(create_task(service()).into_values().map(|service| (VERSION3.to_owned(), service)));
+    all.extend(
+        create_task(service())
+            .into_values()
+            .map(|service| (VERSION3.to_owned(), service)),
+    );
     all
 }
 
@@ -94,7 +98,9 @@ impl Task for TaskService {
 
     async fn create(&self, _: &TtrpcContext, request: api::CreateTaskRequest) -> Result<api::CreateTaskResponse> {
         if !request.checkpoint.is_empty() {
-            return Err(ShimError::Unsupported("a machine cannot go on from a checkpoint of a process".to_owned()).into());
+            return Err(
+                ShimError::Unsupported("a machine cannot go on from a checkpoint of a process".to_owned()).into(),
+            );
         }
         let mount = |mount: containerd_shim_protos::types::mount::Mount| SnapshotMount {
             kind: mount.type_,
@@ -125,8 +131,10 @@ impl Task for TaskService {
 
     async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> Result<api::StartResponse> {
         let pid = blocking(&self.shim, move |shim| {
-            shim.start(&request.id, &request.exec_id)
-                .inspect_err(|error| shim.log.line(&format!("start {} {}: {error}", request.id, request.exec_id)))
+            shim.start(&request.id, &request.exec_id).inspect_err(|error| {
+                shim.log
+                    .line(&format!("start {} {}: {error}", request.id, request.exec_id))
+            })
         });
         Ok(api::StartResponse {
             pid: pid.await?,
@@ -253,4 +261,3 @@ impl TaskService {
         }
     }
 }
-

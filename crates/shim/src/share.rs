@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_remount,
-    unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
+    mount_remount, unmount,
 };
 
 use crate::error::ShimError;
@@ -166,8 +166,9 @@ impl PodFolder {
         make(&folder)?;
         for bind in binds {
             let target = folder.join(&bind.name);
-            bind_one(bind, &target)
-                .map_err(|error| ShimError::failed(&format!("cannot bring {} to the pod", bind.source.display()), error))?;
+            bind_one(bind, &target).map_err(|error| {
+                ShimError::failed(&format!("cannot bring {} to the pod", bind.source.display()), error)
+            })?;
         }
         Ok(())
     }
@@ -208,7 +209,10 @@ fn bind_one(bind: &HostBind, target: &Path) -> io::Result<()> {
 fn mount_snapshot(wanted: &SnapshotMount, target: &Path) -> Result<(), ShimError> {
     let options = mount_options(&wanted.options);
     let failed = |error: io::Error| {
-        let what = format!("cannot mount the root of a container ({} {})", wanted.kind, wanted.source);
+        let what = format!(
+            "cannot mount the root of a container ({} {})",
+            wanted.kind, wanted.source
+        );
         ShimError::failed(&what, error)
     };
     let flags = MountFlags::from_bits_retain(options.flags as u32);
@@ -235,10 +239,11 @@ fn mount_new(wanted: &SnapshotMount, options: &MountOptions, flags: MountFlags, 
         .filter(|(_, data)| data.len() <= DATA_LIMIT)
         .ok_or_else(|| io::Error::other("it has more layers than one mount takes"))?;
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            zmachine_sys::mount::in_folder(&folder, || mount_at(&wanted.source, target, &data))
-        });
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread ended early")))
+        let thread =
+            scope.spawn(|| zmachine_sys::mount::in_folder(&folder, || mount_at(&wanted.source, target, &data)));
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a thread ended early")))
     })
 }
 
@@ -286,14 +291,12 @@ fn clear(path: &Path) -> io::Result<()> {
 
 /// The paths of a table of mounts, in its order.
 fn mount_points(text: &str) -> impl Iterator<Item = PathBuf> {
-    text.lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|field| {
-            let plain = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-                .into_iter()
-                .fold(field.to_owned(), |text, (escape, plain)| text.replace(escape, plain));
-            PathBuf::from(plain)
-        })
+    text.lines().filter_map(|line| line.split(' ').nth(4)).map(|field| {
+        let plain = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+            .into_iter()
+            .fold(field.to_owned(), |text, (escape, plain)| text.replace(escape, plain));
+        PathBuf::from(plain)
+    })
 }
 
 #[cfg(test)]
@@ -312,7 +315,10 @@ mod tests {
         let data = "index=off,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/s/8/fs:/s/71/fs";
         let (folder, short) = shortened(data).unwrap();
         assert_eq!(folder, Path::new("/s"));
-        assert_eq!(short, "index=off,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=8/fs:71/fs");
+        assert_eq!(
+            short,
+            "index=off,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=8/fs:71/fs"
+        );
         assert_eq!(shortened("upperdir=/a"), None);
     }
 

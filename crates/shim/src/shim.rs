@@ -122,7 +122,9 @@ impl Shim {
             shim.log.line(&reason);
             shim.machine_ended();
         });
-        watched.map(drop).map_err(|e| ShimError::failed("cannot watch the machine", e))
+        watched
+            .map(drop)
+            .map_err(|e| ShimError::failed("cannot watch the machine", e))
     }
 
     /// Everything in the machine is over.
@@ -141,7 +143,8 @@ impl Shim {
     /// # Errors
     /// [`ShimError::Exists`]
     pub(crate) fn add_sandbox(&self, id: &str, bundle: &str) -> Result<(), ShimError> {
-        self.table.add(None, Process::new(id, "", bundle, Files::default(), None))
+        self.table
+            .add(None, Process::new(id, "", bundle, Files::default(), None))
     }
 
     /// Makes a task.
@@ -198,7 +201,8 @@ impl Shim {
         let brought = (|| {
             if !is_image {
                 let root = spec.root.as_ref().map(|root| root.path.clone()).unwrap_or_default();
-                pod.folder.mount_root(id, &creation.rootfs, &creation.bundle.join(root))?;
+                pod.folder
+                    .mount_root(id, &creation.rootfs, &creation.bundle.join(root))?;
             }
             pod.folder.bind_all(id, &binds)?;
             let first = Process::new(id, "", bundle, files.clone(), Some(process));
@@ -237,7 +241,10 @@ impl Shim {
         let known = self.table.container(id)?;
         let process = self.process(id, exec)?;
         if process.status() != Status::Created {
-            return Err(ShimError::State(format!("the process {} was started already", process.name())));
+            return Err(ShimError::State(format!(
+                "the process {} was started already",
+                process.name()
+            )));
         }
         if known.is_sandbox && exec.is_empty() {
             process.started(None, None);
@@ -283,7 +290,10 @@ impl Shim {
             if is_first {
                 shim.tell_shortage(&carried.container);
             }
-            shim.ended(&carried, status.map_or(LOST, |status| u32::from(ExitStatus::shell_code(status))));
+            shim.ended(
+                &carried,
+                status.map_or(LOST, |status| u32::from(ExitStatus::shell_code(status))),
+            );
         });
         thread.map_err(|e| ShimError::failed("cannot follow the process", e))?;
         Ok(self.pid)
@@ -297,7 +307,8 @@ impl Shim {
             AtomicBool::store(&has_ended, true, Ordering::Relaxed);
         });
         if let Err(error) = watched {
-            self.log.line(&format!("cannot watch for the end of a process: {error}"));
+            self.log
+                .line(&format!("cannot watch for the end of a process: {error}"));
         }
     }
 
@@ -457,7 +468,9 @@ impl Shim {
     pub(crate) fn freeze(&self, id: &str, is_paused: bool) -> Result<(), ShimError> {
         let known = self.table.container(id)?;
         if known.is_sandbox {
-            return Err(ShimError::Unsupported("a sandbox cannot be paused: pause its containers".to_owned()));
+            return Err(ShimError::Unsupported(
+                "a sandbox cannot be paused: pause its containers".to_owned(),
+            ));
         }
         self.ask(id, ContainerRequest::Freeze(is_paused))?;
         *lock(&known.is_paused) = is_paused;
@@ -496,15 +509,19 @@ impl Shim {
         }
         match self.ask(id, ContainerRequest::Pids)? {
             ContainerReply::Pids(pids) => Ok(pids),
-            _ => Err(ShimError::Failed("the guest's agent gave an answer that does not fit".to_owned())),
+            _ => Err(ShimError::Failed(
+                "the guest's agent gave an answer that does not fit".to_owned(),
+            )),
         }
     }
 
     fn container_stats(&self, id: &str) -> Result<ContainerStats, ShimError> {
         let pod = self.pod()?;
         match pod.engine.container(&pod.machine, id, ContainerRequest::Stats)? {
-            ContainerReply::Stats(stats) => Ok(stats),
-            _ => Err(ShimError::Failed("the guest's agent gave an answer that does not fit".to_owned())),
+            ContainerReply::Stats(stats) => Ok(*stats),
+            _ => Err(ShimError::Failed(
+                "the guest's agent gave an answer that does not fit".to_owned(),
+            )),
         }
     }
 
@@ -535,7 +552,8 @@ impl Shim {
         if self.table.container(id)?.is_sandbox {
             return Ok(());
         }
-        self.ask(id, ContainerRequest::Update(translate::limits(Some(&resources)))).map(drop)
+        self.ask(id, ContainerRequest::Update(translate::limits(Some(&resources))))
+            .map(drop)
     }
 
     /// Gives a terminal another size.

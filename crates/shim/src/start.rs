@@ -36,7 +36,9 @@ pub(crate) fn start(mut arguments: Arguments) -> Result<(), ShimError> {
     }
     let form = bootstrap::form(params.as_ref(), std::env::var(MAX_VERSION).ok().as_deref());
     if arguments.id.is_empty() || arguments.namespace.is_empty() {
-        return Err(ShimError::Invalid("containerd has not said which container it is".to_owned()));
+        return Err(ShimError::Invalid(
+            "containerd has not said which container it is".to_owned(),
+        ));
     }
     let bundle = Path::new(".");
     let spec = match bundle.join("config.json").is_file() {
@@ -53,7 +55,9 @@ pub(crate) fn start(mut arguments: Arguments) -> Result<(), ShimError> {
                 "the shim of the pod {sandbox} is gone, and its machine with it"
             )));
         }
-        let events = params.map(|params| params.events_address).filter(|address| !address.is_empty());
+        let events = params
+            .map(|params| params.events_address)
+            .filter(|address| !address.is_empty());
         spawn(&arguments, &socket, events.as_deref())?;
     }
     let address = address::to_text(&socket);

@@ -61,7 +61,8 @@ impl Outputs {
     /// Naming the file.
     pub(crate) fn open(files: &Files) -> Result<Outputs, ShimError> {
         let open = |name: &str| {
-            path_of(name)?.map(|path| open_output(&path).map_err(|e| ShimError::failed(&format!("cannot open {name}"), e)))
+            path_of(name)?
+                .map(|path| open_output(&path).map_err(|e| ShimError::failed(&format!("cannot open {name}"), e)))
                 .transpose()
         };
         Ok(Outputs {
@@ -75,7 +76,11 @@ fn open_output(path: &Path) -> io::Result<File> {
     let no_wait = OFlags::NONBLOCK.bits().cast_signed();
     let is_fifo = path.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo());
     match is_fifo {
-        true => OpenOptions::new().read(true).write(true).custom_flags(no_wait).open(path),
+        true => OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(no_wait)
+            .open(path),
         false => OpenOptions::new().append(true).create(true).mode(0o640).open(path),
     }
 }
@@ -114,14 +119,9 @@ fn write_all(file: &mut File, mut bytes: &[u8], has_ended: &AtomicBool) -> io::R
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let second = Timespec {
-                    tv_sec: 1,
-                    tv_nsec: 0,
-                };
+                let second = Timespec { tv_sec: 1, tv_nsec: 0 };
                 let _ = poll(&mut [PollFd::new(file, PollFlags::OUT)], Some(&second));
-                if has_ended.load(Ordering::Relaxed)
-                    && stalled.get_or_insert_with(Instant::now).elapsed() > STALL
-                {
+                if has_ended.load(Ordering::Relaxed) && stalled.get_or_insert_with(Instant::now).elapsed() > STALL {
                     return Err(io::ErrorKind::TimedOut.into());
                 }
             }
@@ -147,7 +147,11 @@ pub(crate) fn start_input(files: &Files, to: ProcessInput) -> Result<Option<Inpu
     };
     let no_wait = OFlags::NONBLOCK.bits().cast_signed();
     let is_fifo = path.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo());
-    let opened = OpenOptions::new().read(true).write(is_fifo).custom_flags(no_wait).open(&path);
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(is_fifo)
+        .custom_flags(no_wait)
+        .open(&path);
     let failed = |error: io::Error| ShimError::failed(&format!("cannot open {}", files.stdin), error);
     let file = opened.map_err(failed)?;
     let (end, writer) =
@@ -163,10 +167,7 @@ fn carry_input(mut file: File, end: OwnedFd, mut to: ProcessInput) {
     let mut buffer = vec![0; PIECE];
     loop {
         let is_over = {
-            let mut watched = [
-                PollFd::new(&file, PollFlags::IN),
-                PollFd::new(&end, PollFlags::IN),
-            ];
+            let mut watched = [PollFd::new(&file, PollFlags::IN), PollFd::new(&end, PollFlags::IN)];
             if poll(&mut watched, None).is_err() {
                 continue;
             }
@@ -204,7 +205,12 @@ mod tests {
         assert_eq!(path_of("").unwrap(), None);
         assert_eq!(path_of("/run/f").unwrap(), Some("/run/f".into()));
         assert_eq!(path_of("file:///var/log/x?a=b").unwrap(), Some("/var/log/x".into()));
-        assert!(path_of("binary:///usr/bin/logger").unwrap_err().to_string().contains("binary"));
+        assert!(
+            path_of("binary:///usr/bin/logger")
+                .unwrap_err()
+                .to_string()
+                .contains("binary")
+        );
     }
 
     #[test]

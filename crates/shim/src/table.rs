@@ -203,7 +203,10 @@ impl Table {
         let known = self.container(&process.container)?;
         let mut all = lock(&known.processes);
         if all.contains_key(&process.exec) {
-            return Err(ShimError::Exists(format!("there is a process {} already", process.name())));
+            return Err(ShimError::Exists(format!(
+                "there is a process {} already",
+                process.name()
+            )));
         }
         all.insert(process.exec.clone(), process);
         Ok(())
@@ -230,7 +233,12 @@ impl Table {
         for known in all.values() {
             let processes = lock(&known.processes);
             // Those that were executed before the container itself.
-            found.extend(processes.values().rev().map(|process| (known.is_sandbox, Arc::clone(process))));
+            found.extend(
+                processes
+                    .values()
+                    .rev()
+                    .map(|process| (known.is_sandbox, Arc::clone(process))),
+            );
         }
         found.sort_by_key(|(is_sandbox, _)| *is_sandbox);
         found.into_iter().map(|(_, process)| process).collect()
@@ -283,8 +291,14 @@ mod tests {
     fn what_is_there_is_not_added_twice_and_what_is_not_is_told() {
         let table = Table::default();
         table.add(container(), process("b", "")).unwrap();
-        assert!(matches!(table.add(container(), process("b", "")), Err(ShimError::Exists(_))));
-        assert!(matches!(table.add_process(process("c", "x")), Err(ShimError::NotFound(_))));
+        assert!(matches!(
+            table.add(container(), process("b", "")),
+            Err(ShimError::Exists(_))
+        ));
+        assert!(matches!(
+            table.add_process(process("c", "x")),
+            Err(ShimError::NotFound(_))
+        ));
         assert!(matches!(table.process("b", "x"), Err(ShimError::NotFound(_))));
         let dead = table.process("b", "").unwrap();
         assert!(matches!(dead.tell(&Input::Signal(9)), Err(ShimError::NotFound(_))));

@@ -190,11 +190,7 @@ fn weight(shares: u64) -> u64 {
 ///
 /// # Errors
 /// For names that are none.
-pub(crate) fn process(
-    process: &oci::Process,
-    terminal: bool,
-    stdin: bool,
-) -> Result<ContainerProcess, ShimError> {
+pub(crate) fn process(process: &oci::Process, terminal: bool, stdin: bool) -> Result<ContainerProcess, ShimError> {
     let size = |value: u32, default: u16| match value {
         0 => default,
         value => value.min(u32::from(u16::MAX)) as u16,
@@ -270,7 +266,12 @@ mod tests {
         assert_eq!(sources[1], &bind("/run/zmachine/pod/c/mounts/0", true));
         assert_eq!(sources[2], &bind("/dev/shm", false));
         assert!(matches!(sources[3], MountSource::Memory { size_bytes: Some(size), .. } if *size == 1 << 20));
-        assert_eq!(sources[4], &MountSource::New { fstype: "cgroup2".into() });
+        assert_eq!(
+            sources[4],
+            &MountSource::New {
+                fstype: "cgroup2".into()
+            }
+        );
         assert_eq!(container.mounts[1].flags, 1);
         let expected = HostBind {
             source: "/var/hosts".into(),
@@ -294,7 +295,9 @@ mod tests {
     #[test]
     fn what_cannot_be_mounted_is_named() {
         let spec = spec(serde_json::json!({"mounts": [{"destination": "/x", "type": "nfs", "source": "h:/"}]}));
-        let refused = container("c", &spec, root_in_guest("c"), &Paths).unwrap_err().to_string();
+        let refused = container("c", &spec, root_in_guest("c"), &Paths)
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("nfs") && refused.contains("/x"), "{refused}");
     }
 

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::{
-    Capacity, Container, ContainerProcess, ContainerReply, ContainerRequest, ExitStatus, Process, ProcessState, Transfer,
+    Capacity, Container, ContainerProcess, ContainerReply, ContainerRequest, ExitStatus, Process, ProcessState,
+    Transfer,
 };
 use zmachine_network::Attachment;
 use zmachine_network::user::Traffic;

@@ -139,6 +139,8 @@ fn filter(instructions: &[u64]) -> Result<(), ContainerError> {
         filter: program.as_mut_ptr(),
     };
     // SAFETY: the structure and the instructions behind its pointer live for the call, which copies and checks them.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) as libc::c_int })
-        .map_err(step("set the system call filter"))
+    check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) as libc::c_int
+    })
+    .map_err(step("set the system call filter"))
 }

@@ -203,7 +203,7 @@ impl Containers {
             }
             ContainerRequest::Update(limits) => cgroup.limit(limits).map_err(failed)?,
             ContainerRequest::Freeze(frozen) => cgroup.freeze(*frozen).map_err(failed)?,
-            ContainerRequest::Stats => return Ok(ContainerReply::Stats(cgroup.stats())),
+            ContainerRequest::Stats => return Ok(ContainerReply::Stats(Box::new(cgroup.stats()))),
             ContainerRequest::Pids => return Ok(ContainerReply::Pids(cgroup.pids())),
             ContainerRequest::Remove => {}
         }

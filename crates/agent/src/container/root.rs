@@ -240,7 +240,9 @@ fn make_devices(
     for (name, major, minor) in DEVICES {
         match rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor)) {
             // The mask of the agent is in the way of the mode.
-            Ok(()) => rustix::fs::chmodat(&dev, name, mode, AtFlags::empty()).map_err(step(format!("make /dev/{name}")))?,
+            Ok(()) => {
+                rustix::fs::chmodat(&dev, name, mode, AtFlags::empty()).map_err(step(format!("make /dev/{name}")))?
+            }
             Err(Errno::EXIST) => {}
             // A tree of the host's that takes no devices: the guest's own.
             Err(_) => {

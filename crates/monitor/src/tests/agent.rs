@@ -136,9 +136,7 @@ async fn answer(
             | Request::ContainerSession { .. }
             | Request::Transfer(_)
             | Request::Run(_),
-        ) => {
-            Reply::Done
-        }
+        ) => Reply::Done,
         (Agent::Lying, _) => Reply::Started { pid: 9 },
         _ => honest(&request),
     };
@@ -208,9 +206,7 @@ fn honest(request: &Request) -> Reply {
         | Request::Exec(_)
         | Request::ExecSession { .. }
         | Request::ContainerSession { .. }
-        | Request::Transfer(_) => {
-            Reply::Started { pid: 2 }
-        }
+        | Request::Transfer(_) => Reply::Started { pid: 2 },
         Request::Resume { .. } => Reply::Resumed { pid: 2, lost: 0 },
         Request::WaitSession { .. } => Reply::Exited(ExitStatus::Code(0)),
         Request::Sessions => Reply::Sessions(Vec::new()),

@@ -33,7 +33,10 @@ impl<'a> Pod<'a> {
             "linux": {"security_context": {"namespace_options": {"pid": 1}}},
         });
         merge(&mut config, more);
-        let answer = node.cri("RunPodSandbox", &json!({"config": config, "runtime_handler": "zmachine"}));
+        let answer = node.cri(
+            "RunPodSandbox",
+            &json!({"config": config, "runtime_handler": "zmachine"}),
+        );
         let id = answer["pod_sandbox_id"].as_str().unwrap_or_default().to_owned();
         Pod { node, id, config }
     }
@@ -116,7 +119,11 @@ fn exec(node: &Node, id: &str, script: &str) -> (i64, String, String) {
     let request = json!({"container_id": id, "cmd": ["sh", "-c", script], "timeout": 120});
     let answer = node.cri("ExecSync", &request);
     let text = |name: &str| answer[name].as_str().unwrap_or_default().trim_end().to_owned();
-    (answer["exit_code"].as_i64().unwrap_or(0), text("stdout"), text("stderr"))
+    (
+        answer["exit_code"].as_i64().unwrap_or(0),
+        text("stdout"),
+        text("stderr"),
+    )
 }
 
 fn output(node: &Node, id: &str, script: &str) -> String {
@@ -174,26 +181,42 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
             (log.contains("up") && log.contains("bad")).then_some(())
         });
     });
-    checks.that("containers have roots and processes of their own, and one network", || {
-        assert_eq!(output(node, &web, "touch /mine; readlink /proc/1/exe"), "/bin/busybox");
-        assert_eq!(output(node, &restricted, "ls /mine 2>/dev/null; ps | grep -c [h]ttpd; true"), "0");
-        // shareProcessNamespace: true
-        let shared = json!({"linux": {"security_context": {"namespace_options": {"pid": 0}}}});
-        let id = pod.start("shared", "sleep 1000", shared);
-        assert_eq!(output(node, &id, "ps | grep -c [h]ttpd"), "1");
-        node.cri("StopContainer", &json!({"container_id": id, "timeout": 5}));
-        node.cri("RemoveContainer", &json!({"container_id": id}));
-        let fetch = "wget -q -O - http://127.0.0.1/";
-        assert_eq!(output(node, &restricted, fetch), "hello");
-    });
-    checks.that("users, capabilities, read-only roots and hidden paths are as asked for", || {
-        assert_eq!(output(node, &restricted, "id -u; id -g"), "1000\n1000");
-        let capabilities = output(node, &restricted, "grep -E 'Cap(Eff|Bnd)|NoNewPrivs' /proc/self/status | tr -d '\\t'");
-        assert_eq!(capabilities, "CapEff:0000000000000000\nCapBnd:0000000000000000\nNoNewPrivs:1");
-        let (code, _, why) = exec(node, &restricted, "touch /x");
-        assert!(code != 0 && why.contains("Read-only"), "{why}");
-        assert_eq!(output(node, &restricted, "wc -c < /proc/kcore"), "0");
-    });
+    checks.that(
+        "containers have roots and processes of their own, and one network",
+        || {
+            assert_eq!(output(node, &web, "touch /mine; readlink /proc/1/exe"), "/bin/busybox");
+            assert_eq!(
+                output(node, &restricted, "ls /mine 2>/dev/null; ps | grep -c [h]ttpd; true"),
+                "0"
+            );
+            // shareProcessNamespace: true
+            let shared = json!({"linux": {"security_context": {"namespace_options": {"pid": 0}}}});
+            let id = pod.start("shared", "sleep 1000", shared);
+            assert_eq!(output(node, &id, "ps | grep -c [h]ttpd"), "1");
+            node.cri("StopContainer", &json!({"container_id": id, "timeout": 5}));
+            node.cri("RemoveContainer", &json!({"container_id": id}));
+            let fetch = "wget -q -O - http://127.0.0.1/";
+            assert_eq!(output(node, &restricted, fetch), "hello");
+        },
+    );
+    checks.that(
+        "users, capabilities, read-only roots and hidden paths are as asked for",
+        || {
+            assert_eq!(output(node, &restricted, "id -u; id -g"), "1000\n1000");
+            let capabilities = output(
+                node,
+                &restricted,
+                "grep -E 'Cap(Eff|Bnd)|NoNewPrivs' /proc/self/status | tr -d '\\t'",
+            );
+            assert_eq!(
+                capabilities,
+                "CapEff:0000000000000000\nCapBnd:0000000000000000\nNoNewPrivs:1"
+            );
+            let (code, _, why) = exec(node, &restricted, "touch /x");
+            assert!(code != 0 && why.contains("Read-only"), "{why}");
+            assert_eq!(output(node, &restricted, "wc -c < /proc/kcore"), "0");
+        },
+    );
     checks.that("limits are the guest's control groups'", || {
         let limits = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
         assert_eq!(output(node, &web, limits), "67108864\n50000 100000");
@@ -223,7 +246,10 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
     });
     checks.that("what containers use is told", || {
         let stats = node.cri("ContainerStats", &json!({"container_id": web}))["stats"].clone();
-        assert!(stats["cpu"]["usage_core_nano_seconds"]["value"].as_i64() > Some(0), "{stats}");
+        assert!(
+            stats["cpu"]["usage_core_nano_seconds"]["value"].as_i64() > Some(0),
+            "{stats}"
+        );
         let memory = stats["memory"]["working_set_bytes"]["value"].as_i64();
         assert!(memory > Some(10_000) && memory < Some(67_108_864), "{stats}");
     });
@@ -233,14 +259,22 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
         let mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", &memory];
         node.inside(&mount).expect_success();
         let mounts = json!({"mounts": [{"container_path": "/m", "host_path": memory}]});
-        let writes = pod.start("writes", "echo shared > /m/x; echo s > /dev/shm/y; sleep 1000", mounts.clone());
+        let writes = pod.start(
+            "writes",
+            "echo shared > /m/x; echo s > /dev/shm/y; sleep 1000",
+            mounts.clone(),
+        );
         let reads = pod.start("reads", "sleep 1000", mounts);
         until("the other one has written", SOON, || {
             (exec(node, &reads, "cat /m/x /dev/shm/y").1 == "shared\ns").then_some(())
         });
         let kind = output(node, &reads, "grep ' /m ' /proc/mounts");
         assert!(kind.starts_with("tmpfs") && kind.contains("size=8192k"), "{kind}");
-        assert_eq!(node.inside(&["ls", &memory]).stdout(), "", "nothing of it is on the host");
+        assert_eq!(
+            node.inside(&["ls", &memory]).stdout(),
+            "",
+            "nothing of it is on the host"
+        );
         for id in [writes, reads] {
             node.cri("StopContainer", &json!({"container_id": id, "timeout": 0}));
             node.cri("RemoveContainer", &json!({"container_id": id}));
@@ -255,24 +289,37 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
         assert_eq!(status["reason"], "OOMKilled", "{status}");
         assert_eq!(output(node, &web, "echo unharmed"), "unharmed");
     });
-    checks.that("a program that is not there is told so, and the container is over", || {
-        let id = pod.create("missing", "true", json!({"command": ["/no/such/program"]}));
-        let failed = node.try_cri("StartContainer", &json!({"container_id": id}));
-        assert!(failed.stderr().contains("/no/such/program"), "{failed}");
-        node.cri("RemoveContainer", &json!({"container_id": id}));
-    });
+    checks.that(
+        "a program that is not there is told so, and the container is over",
+        || {
+            let id = pod.create("missing", "true", json!({"command": ["/no/such/program"]}));
+            let failed = node.try_cri("StartContainer", &json!({"container_id": id}));
+            assert!(failed.stderr().contains("/no/such/program"), "{failed}");
+            node.cri("RemoveContainer", &json!({"container_id": id}));
+        },
+    );
     checks.that("one container stops, and is made again, without the others", || {
         node.cri("StopContainer", &json!({"container_id": restricted, "timeout": 1}));
         assert_eq!(container_state(node, &restricted), (EXITED, 137));
         node.cri("RemoveContainer", &json!({"container_id": restricted}));
-        let again = pod.start("restricted", "echo again; sleep 1000", json!({"metadata": {"attempt": 1}}));
+        let again = pod.start(
+            "restricted",
+            "echo again; sleep 1000",
+            json!({"metadata": {"attempt": 1}}),
+        );
         assert_eq!(output(node, &again, "echo here"), "here");
         assert_eq!(output(node, &web, "echo still"), "still");
     });
     checks.that("operators see the pod", || {
-        let listed = node.home.zmachine(["ps", "--format", "{{.Names}} {{.Labels}}"]).finish();
+        let listed = node
+            .home
+            .zmachine(["ps", "--format", "{{.Names}} {{.Labels}}"])
+            .finish();
         let line = listed.expect_success().stdout();
-        assert!(line.starts_with("pod-") && line.contains("io.kubernetes.pod.name=p"), "{line}");
+        assert!(
+            line.starts_with("pod-") && line.contains("io.kubernetes.pod.name=p"),
+            "{line}"
+        );
     });
     pod.stop_and_remove();
     node.assert_no_pods();
@@ -296,7 +343,9 @@ fn whatever_is_killed_the_pod_is_reported_and_nothing_stays() {
         }
         let code = ended(node, &id);
         assert!(code == 137 || code == 255, "{victim}: {code}");
-        until("the pod is not ready", SOON, || (pod.status()["state"] == 1).then_some(()));
+        until("the pod is not ready", SOON, || {
+            (pod.status()["state"] == 1).then_some(())
+        });
         pod.stop_and_remove();
         node.assert_no_pods();
     }
@@ -322,9 +371,13 @@ fn containerd_is_killed_under_a_pod_and_finds_it_again() {
     assert_eq!(pod.status()["state"].as_i64().unwrap_or(0), 0);
     assert_eq!(output(node, &id, "echo here"), "here");
     let lines = pod.log("c").lines().count();
-    until("more output", SOON, || (pod.log("c").lines().count() > lines + 3).then_some(()));
+    until("more output", SOON, || {
+        (pod.log("c").lines().count() > lines + 3).then_some(())
+    });
     let log = pod.log("c");
-    let numbers = log.lines().filter_map(|line| line.strip_prefix("line ")?.parse::<usize>().ok());
+    let numbers = log
+        .lines()
+        .filter_map(|line| line.strip_prefix("line ")?.parse::<usize>().ok());
     let numbers: Vec<usize> = numbers.collect();
     let is_whole = numbers.windows(2).all(|pair| pair[1] <= pair[0] + 1);
     assert!(is_whole, "lines are lost: {numbers:?}");
@@ -350,9 +403,21 @@ fn a_container_by_itself_and_a_pod_from_a_flist() {
         assert_eq!((ran.code, ran.stdout().as_str()), (3, "out\n1\nLinux\n"), "{ran}");
     });
     checks.that("a network of the host is refused with the way out", || {
-        let run = ["run", "--rm", "--net-host", "--runtime", "io.containerd.zmachine.v2", IMAGE, "two", "true"];
+        let run = [
+            "run",
+            "--rm",
+            "--net-host",
+            "--runtime",
+            "io.containerd.zmachine.v2",
+            IMAGE,
+            "two",
+            "true",
+        ];
         let refused = node.ctr(&run);
-        assert!(refused.code != 0 && refused.stderr().contains("hostNetwork"), "{refused}");
+        assert!(
+            refused.code != 0 && refused.stderr().contains("hostNetwork"),
+            "{refused}"
+        );
     });
     checks.that("a flist is a container's root where the node allows it", || {
         let tree = zmachine_testkit::Tree::empty(&node.home, "flist-tree")
@@ -368,7 +433,10 @@ fn a_container_by_itself_and_a_pod_from_a_flist() {
         let config = json!({
             "metadata": {"name": "r", "uid": "r", "namespace": "default"}, "annotations": refused["annotations"],
         });
-        let failed = node.try_cri("RunPodSandbox", &json!({"config": config, "runtime_handler": "zmachine"}));
+        let failed = node.try_cri(
+            "RunPodSandbox",
+            &json!({"config": config, "runtime_handler": "zmachine"}),
+        );
         assert!(failed.stderr().contains("does not let pods name"), "{failed}");
     });
     node.assert_no_pods();

@@ -96,7 +96,10 @@ state = "{state}"
         fs::write(self.home.file("cni").join("10-pods.conflist"), network.to_string()).unwrap();
         fs::write(self.home.file("config.toml"), config).unwrap();
         fs::write(self.home.file("cri.py"), CRI).unwrap();
-        let settings = format!("flists = [\"{}/\"]\n", self.home.file("").display().to_string().trim_end_matches('/'));
+        let settings = format!(
+            "flists = [\"{}/\"]\n",
+            self.home.file("").display().to_string().trim_end_matches('/')
+        );
         fs::write(self.home.file("kubernetes.toml"), settings).unwrap();
     }
 
@@ -215,7 +218,12 @@ tar -C {folder} -cf {archive} manifest.json config.json layer.tar"#,
     /// Folders of pods.
     pub(super) fn pods(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.home.path().join("run/pods"));
-        entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+        entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect()
     }
 
     /// That nothing of a pod is on this host.
@@ -238,6 +246,9 @@ impl Drop for Node {
             }
         }
         self.end_containerd();
-        let _ = self.home.command(Path::new("/bin/sh"), ["-c", "ip link delete cni0"]).finish();
+        let _ = self
+            .home
+            .command(Path::new("/bin/sh"), ["-c", "ip link delete cni0"])
+            .finish();
     }
 }
