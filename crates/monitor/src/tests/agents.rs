@@ -44,7 +44,7 @@ fn is_good(frame: &Frame) -> bool {
     matches!(
         (frame.parse::<Reply>(), frame.parse::<AgentReply>()),
         (
-            Ok(Reply::Done | Reply::Capacity(_) | Reply::Execs(_) | Reply::Processes(_)),
+            Ok(Reply::Done | Reply::Capacity(_) | Reply::Execs(_) | Reply::Processes(_) | Reply::Container(_)),
             _
         ) | (_, Ok(AgentReply::Started { .. }))
     )
