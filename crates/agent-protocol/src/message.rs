@@ -37,6 +37,12 @@ pub enum Request {
         /// The process.
         process: Box<ContainerProcess>,
     },
+    /// Connect to a TCP port of the guest's loopback. Answer: [`Reply::Done`]; then the stream carries `Stdin` and `StdinEof` to the
+    /// program that listens, and `Stdout` from it.
+    Dial {
+        /// The port.
+        port: u16,
+    },
     /// Do something to a container. Answer: [`Reply::Container`].
     Container {
         /// Its id.

@@ -23,6 +23,7 @@ mod capacity;
 mod clock;
 mod console;
 mod container;
+mod dial;
 mod host;
 mod init;
 mod modules;

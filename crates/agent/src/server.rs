@@ -33,7 +33,7 @@ use crate::reaper::Reaper;
 use crate::sessions::Sessions;
 use crate::setup::{self, Layers, Outcome, Writable};
 use crate::shutdown::{self, Stop, Stoppable};
-use crate::{capacity, clock, console, host, power, processes, users};
+use crate::{capacity, clock, console, dial, host, power, processes, users};
 
 /// Streams open at once; yamux gives up the connection beyond it.
 const STREAMS: usize = 4096;
@@ -223,6 +223,10 @@ impl Agent {
                 let place = (container, new);
                 self.container_session(id, place, *process, stream, decoder).await;
             }
+            Request::Dial { port } => match dial::connect(port).await {
+                Ok(connection) => dial::carry(stream, decoder, connection).await,
+                Err(error) => answer(stream, failure(ErrorKind::Internal, error)).await,
+            },
             Request::Container { id, request } => {
                 let reply = self.container(&id, &request).await;
                 answer(stream, reply).await;

@@ -7,6 +7,7 @@ use zmachine_spec::control::{ExecRecord, Reply, Request};
 use zmachine_spec::{Class, Failure};
 
 use super::Engine;
+use crate::attach::{ProcessInput, ProcessOutput};
 use crate::client::require_awake;
 use crate::execs::unexpected;
 
@@ -32,6 +33,16 @@ impl Engine {
             process: Box::new(process),
         };
         self.one(machine, &request)
+    }
+
+    /// Connects to a TCP port of a guest's loopback. The stream begins with the agent's `Done`, or why nobody accepts.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when the machine does not run.
+    pub fn dial(&self, machine: &str, port: u16) -> Result<(ProcessInput, ProcessOutput), Failure> {
+        let machine = self.machine(machine)?;
+        require_awake(&machine)?;
+        self.stream(&machine, &Request::Dial { port })
     }
 
     /// Does something to a container of a machine.

@@ -46,6 +46,7 @@ impl Follow<'_> {
             | Request::StartExec { .. }
             | Request::StartInContainer { .. }
             | Request::Container { .. }
+            | Request::Dial { .. }
             | Request::AttachExec { .. }
             | Request::WaitExec { .. }
             | Request::Execs

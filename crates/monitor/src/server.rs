@@ -100,6 +100,7 @@ async fn connection(stream: UnixStream, shared: Shared) {
             let reply = Reply::Execs(shared.execs.all());
             let _ = writer.send(&Frame::message(&reply)).await;
         }
+        Request::Dial { port } => pass(reader, writer, shared, protocol::Request::Dial { port }).await,
         Request::Transfer(transfer) => pass(reader, writer, shared, protocol::Request::Transfer(transfer)).await,
         Request::Traffic => {
             let reply = Reply::Traffic(shared.relays.traffic());

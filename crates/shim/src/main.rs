@@ -14,7 +14,7 @@
 //! | `shim`, `table` | tasks, and what is asked of them |
 //! | `pod`, `share` | the pod's machine, and what of this host its guest sees |
 //! | `oci`, `role`, `names`, `translate` | from OCI specifications to containers of the agent; pure |
-//! | `streams`, `events`, `stats`, `log` | output, events, figures |
+//! | `streams`, `events`, `stats`, `forward`, `log` | output, events, figures, forwarded ports |
 //!
 //! # Invariants
 //! Whatever is asked in whatever order is answered; a machine that ends, ends all tasks of its pod. Nothing of a pod is on this host after
@@ -26,6 +26,7 @@ mod bootstrap;
 mod cleanup;
 mod error;
 mod events;
+mod forward;
 mod hold;
 mod log;
 mod names;

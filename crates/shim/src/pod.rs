@@ -42,6 +42,8 @@ pub(crate) struct Pod {
     /// The machine's name.
     pub(crate) machine: String,
     pub(crate) folder: PodFolder,
+    /// The network namespace that its guest took over.
+    pub(crate) namespace: Option<PathBuf>,
     /// The image that its containers may have as their root.
     flist: Option<String>,
     /// The machine ends when this is dropped, or this process ends.
@@ -100,6 +102,7 @@ impl Pod {
         let folder = PodFolder::of(engine.home().run(), key);
         let flist = flist(&spec.annotations, settings)?;
         let network = network(spec, netns)?;
+        let namespace = network.as_ref().map(|network| network.namespace.clone());
         folder.make_share()?;
         let machine_spec = machine(key, spec, settings, flist.as_deref(), network, &folder, &engine)?;
         let name = machine_spec.name.clone();
@@ -115,6 +118,7 @@ impl Pod {
             engine,
             machine: name,
             folder,
+            namespace,
             flist,
             starting: Mutex::new(Some(starting)),
         })

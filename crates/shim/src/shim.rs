@@ -22,6 +22,7 @@ use zmachine_spec::Failure;
 
 use crate::error::ShimError;
 use crate::events::{Events, timestamp};
+use crate::forward;
 use crate::log::Log;
 use crate::oci::{self, Spec};
 use crate::pod::{Pod, ThisHost};
@@ -116,6 +117,11 @@ impl Shim {
         }
         let pod = Arc::new(Pod::boot(&self.key, spec, netns, &settings, &self.log)?);
         *held = Some(Arc::clone(&pod));
+        if let Some(namespace) = &pod.namespace
+            && let Err(error) = forward::start(namespace, &pod, &self.log)
+        {
+            self.log.line(&error.to_string());
+        }
         let shim = Arc::clone(self);
         let watched = std::thread::Builder::new().name("machine".to_owned()).spawn(move || {
             let reason = pod.wait();

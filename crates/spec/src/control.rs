@@ -1,7 +1,7 @@
 //! The monitor's control socket (`ctl.sock`): what a command asks a running machine.
 //!
 //! The bytes are the frames of `zmachine-agent-protocol`. The first frame of a connection is a [`Request`] in JSON. It is
-//! answered with one [`Reply`], after which the connection ends; or, for `attach`, `exec`, `attach_exec` and transfers, it becomes a process stream,
+//! answered with one [`Reply`], after which the connection ends; or, for `attach`, `exec`, `attach_exec`, `dial` and transfers, it becomes a process stream,
 //! exactly as between host and agent.
 
 use std::collections::BTreeMap;
@@ -59,6 +59,12 @@ pub enum Request {
         new: Option<Box<Container>>,
         /// The process.
         process: Box<ContainerProcess>,
+    },
+    /// Connect to a TCP port of the guest's loopback. The stream begins with the agent's `Done`, and carries `Stdin`, `StdinEof` and
+    /// `Stdout`.
+    Dial {
+        /// The port.
+        port: u16,
     },
     /// Do something to a container of the machine; answered with [`Reply::Container`].
     Container {

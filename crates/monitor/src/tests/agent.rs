@@ -134,6 +134,7 @@ async fn answer(
             Request::Exec(_)
             | Request::ExecSession { .. }
             | Request::ContainerSession { .. }
+            | Request::Dial { .. }
             | Request::Transfer(_)
             | Request::Run(_),
         ) => Reply::Done,
@@ -220,6 +221,7 @@ fn honest(request: &Request) -> Reply {
             cpus: 1,
         }),
         Request::Signal { .. }
+        | Request::Dial { .. }
         | Request::Shutdown { .. }
         | Request::Grow { .. }
         | Request::Connect(_)

@@ -19,6 +19,7 @@ fn is_of_the_guest(request: &Request) -> bool {
         | Request::StartExec { .. }
         | Request::StartInContainer { .. }
         | Request::Container { .. }
+        | Request::Dial { .. }
         | Request::Processes
         | Request::Transfer(_)
         | Request::Signal(_)
@@ -77,7 +78,7 @@ fn whatever_the_guest_is_like_every_command_is_answered_and_a_kill_ends_it() {
                     // What a stream carries is for the client to judge.
                     let is_stream = kind == Kind::Container
                         && agent == Agent::Lying
-                        && matches!(request, Request::Exec(_) | Request::Transfer(_));
+                        && matches!(request, Request::Exec(_) | Request::Transfer(_) | Request::Dial { .. });
                     assert_eq!(is_good(&frame), needs_no_agent || is_stream, "{what}: {frame:?}");
                     rig.does(&Request::Pause).await;
                     rig.does(&Request::Resume).await;

@@ -54,6 +54,9 @@ fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
         (Request::Console { .. }, Kind::Vm) => [Waits, Stream, Stream, Stream, LetGo],
         (Request::Exec(_) | Request::Transfer(_), Kind::Container) => [NOT_YET, Stream, PAUSED, Stream, NOT_YET],
         (Request::Exec(_) | Request::Transfer(_), Kind::Vm) => [NO_AGENT, Stream, PAUSED, Stream, NOT_YET],
+        // It begins with the same word.
+        (Request::Dial { .. }, Kind::Container) => [NOT_YET, Done, PAUSED, Done, NOT_YET],
+        (Request::Dial { .. }, Kind::Vm) => [NO_AGENT, Done, PAUSED, Done, NOT_YET],
         (Request::StartExec { .. }, Kind::Container) => [NOT_YET, Execs, PAUSED, Execs, NOT_YET],
         (Request::StartExec { .. }, Kind::Vm) => [NO_AGENT, Execs, PAUSED, Execs, NOT_YET],
         (Request::StartInContainer { .. }, Kind::Container) => [NOT_YET, Execs, PAUSED, Execs, NOT_YET],
@@ -109,7 +112,8 @@ fn next_command(before: Option<&Request>) -> Option<Request> {
             id: "app".into(),
             request: ContainerRequest::Pids,
         },
-        Request::Container { .. } => Request::AttachExec {
+        Request::Container { .. } => Request::Dial { port: 80 },
+        Request::Dial { .. } => Request::AttachExec {
             id: "nobody".into(),
             received: 0,
         },

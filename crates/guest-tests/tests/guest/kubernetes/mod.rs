@@ -232,6 +232,15 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
         assert!(addresses.contains(&ip) && addresses.contains("fd88::"), "{addresses}");
         output(node, &web, "ping -c 1 -W 20 10.88.0.1");
     });
+    checks.that("a port of the guest's loopback is forwarded", || {
+        output(node, &web, "httpd -p 127.0.0.1:8081 -h /tmp/w");
+        // As the runtime does it: from the pod's network namespace.
+        let pid = node.processes(&["hold"]).first().copied().unwrap_or_default();
+        let network = format!("--net=/proc/{pid}/ns/net");
+        let fetch = |url: &str| node.inside(&["nsenter", &network, "busybox", "wget", "-q", "-O", "-", url]);
+        assert_eq!(fetch("http://127.0.0.1:8081/").expect_success().stdout(), "hello\n");
+        assert_ne!(fetch("http://127.0.0.1:8082/").code, 0, "nobody listens there");
+    });
     checks.that("a volume that changes on the host changes in the pod", || {
         assert_eq!(output(node, &web, "cat /config/key"), "one");
         fs::create_dir(volume.join("..2")).unwrap();
