@@ -76,7 +76,7 @@ fn listen(namespace: &Path) -> io::Result<Vec<TcpListener>> {
 /// The table goes with the namespace.
 fn rule(family: &str, loopback: &str, port: u16) -> String {
     format!(
-        "table {family} zmachine-forward {{ chain out {{ type nat hook output priority -100; {family} daddr {loopback} tcp dport != {port} redirect to :{port}; }} }}\n"
+        "table {family} zmachine-forward {{\n chain out {{\n  type nat hook output priority -100;\n  {family} daddr {loopback} tcp dport != {port} redirect to :{port}\n }}\n}}\n"
     )
 }
 

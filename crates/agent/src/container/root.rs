@@ -259,7 +259,10 @@ fn make_devices(
         make_device(root, device).map_err(step(format!("make {}", device.path)))?;
     }
     if let Some(terminal) = terminal {
-        let bound = target(root, "/dev/console", false).and_then(|at| mount_bind(path_of(&terminal), path_of(&at)));
+        // By its path: the descriptor is of a mount of the agent's own namespace.
+        let bound = fs::read_link(path_of(&terminal))
+            .map_err(|error| super::error::errno(&error))
+            .and_then(|path| mount_bind(path, path_of(&target(root, "/dev/console", false)?)));
         bound.map_err(step("make /dev/console"))?;
     }
     Ok(())

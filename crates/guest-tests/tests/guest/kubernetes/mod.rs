@@ -338,7 +338,13 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
 fn whatever_is_killed_the_pod_is_reported_and_nothing_stays() {
     let Some(node) = Node::start() else { return };
     let node = &node;
-    for victim in ["containerd-shim-zmachine", "qemu-system", "virtiofsd"] {
+    // The last one is what only a monitor is started with.
+    for victim in [
+        "containerd-shim-zmachine",
+        "qemu-system",
+        "virtiofsd",
+        "--ends-with-client",
+    ] {
         let pod = Pod::run(node, "k", Value::Null);
         let id = pod.start("c", "sleep 1000", Value::Null);
         let pids = match victim {
@@ -410,6 +416,30 @@ fn a_container_by_itself_and_a_pod_from_a_flist() {
         let run = ["run", "--rm", "--runtime", "io.containerd.zmachine.v2", IMAGE, "one"];
         let ran = node.ctr(&[&run[..], &["sh", "-c", "echo out; echo $$; uname -s; exit 3"]].concat());
         assert_eq!((ran.code, ran.stdout().as_str()), (3, "out\n1\nLinux\n"), "{ran}");
+    });
+    checks.that("input is whole, and so is a lot of output", || {
+        let run = ["run", "--rm", "--runtime", "io.containerd.zmachine.v2", IMAGE, "input"];
+        let script = "wc -c; head -c 5000000 /dev/zero";
+        let ran = node.ctr_with_input(&[&run[..], &["sh", "-c", script]].concat(), &vec![b'x'; 3_000_000]);
+        assert_eq!(
+            ran.stdout_bytes.len(),
+            "3000000\n".len() + 5_000_000,
+            "{}",
+            ran.stderr()
+        );
+    });
+    checks.that("a container at a terminal has one", || {
+        let run = [
+            "run",
+            "--rm",
+            "-t",
+            "--runtime",
+            "io.containerd.zmachine.v2",
+            IMAGE,
+            "terminal",
+        ];
+        let script = "test -t 0 && test -t 1 && stty size > /tmp/x && ls -l /dev/console && exit 9";
+        assert_eq!(node.ctr_at_terminal(&[&run[..], &["sh", "-c", script]].concat()), 9);
     });
     checks.that("a network of the host is refused with the way out", || {
         let run = [

@@ -7,7 +7,7 @@ use std::process::Child;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use zmachine_testkit::{Finished, Need, TestHome, Tree, lacking, skip};
+use zmachine_testkit::{Finished, Invocation, Need, TestHome, Tree, lacking, skip};
 
 use crate::support::{home, until};
 
@@ -156,19 +156,37 @@ state = "{state}"
 
     /// A program where containerd is.
     pub(super) fn inside(&self, words: &[&str]) -> Finished {
+        self.invocation(words).finish()
+    }
+
+    fn invocation(&self, words: &[&str]) -> Invocation {
         let pid = fs::read_to_string(self.home.file("containerd.pid")).unwrap_or_default();
         let mut all = vec!["--mount", "-t", pid.trim(), "--"];
         all.extend(words);
         let command = self.home.command(Path::new("/usr/bin/nsenter"), all);
-        command.deadline(Duration::from_secs(300)).finish()
+        command.deadline(Duration::from_secs(300))
     }
 
     /// containerd's own client, in the namespace of Kubernetes.
     pub(super) fn ctr(&self, words: &[&str]) -> Finished {
+        self.ctr_with_input(words, b"")
+    }
+
+    /// The same, with input.
+    pub(super) fn ctr_with_input(&self, words: &[&str], input: &[u8]) -> Finished {
+        self.ctr_invocation(words).input(input).finish()
+    }
+
+    /// The same at a terminal; its status.
+    pub(super) fn ctr_at_terminal(&self, words: &[&str]) -> i32 {
+        self.ctr_invocation(words).on_terminal().finish().0
+    }
+
+    fn ctr_invocation(&self, words: &[&str]) -> Invocation {
         let socket = self.socket();
         let mut all = vec!["ctr", "-a", &socket, "-n", "k8s.io"];
         all.extend(words);
-        self.inside(&all)
+        self.invocation(&all)
     }
 
     /// A call as the kubelet makes it.
