@@ -41,7 +41,8 @@ pub enum Tree {
         /// Nothing in it can be changed.
         read_only: bool,
     },
-    /// A directory of the host that is a mount point with shared propagation, with all that is mounted in it, now and later.
+    /// A directory of the host that is a mount point with shared propagation, with all that is mounted in it, now and later. Nothing
+    /// but what is mounted in it can be changed.
     Following {
         /// Absolute path without links.
         path: PathBuf,
@@ -138,7 +139,9 @@ fn prepare(args: &ShareArgs) -> Result<Command, ShareError> {
         }
         Tree::Following { path } => {
             let source = directory(path, ResolveFlags::NO_SYMLINKS)?;
-            let tree = mount::copy_tree(source, false).map_err(|source| ShareError::Source {
+            // Itself it is read-only, so that a guest has nothing there to put in the way of who mounts on this host; what is mounted
+            // in it is as its own mount says.
+            let tree = mount::copy_tree(source, true).map_err(|source| ShareError::Source {
                 path: path.clone(),
                 source,
             })?;

@@ -13,7 +13,7 @@ pub const SHARE_TARGET: &str = "/run/zmachine/pod";
 #[serde(deny_unknown_fields)]
 pub struct PodSettings {
     /// A directory of this host that the guest has at [`SHARE_TARGET`]: what is mounted in it while the machine runs, the guest
-    /// sees as well. It is a mount point, with shared propagation.
+    /// sees as well. It is a mount point, with shared propagation; the guest can only change what is mounted in it.
     pub share: PathBuf,
     /// Its network; `None`: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

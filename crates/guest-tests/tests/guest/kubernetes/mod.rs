@@ -319,6 +319,18 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
         assert_eq!(output(node, &again, "echo here"), "here");
         assert_eq!(output(node, &web, "echo still"), "still");
     });
+    checks.that("a guest changes nothing in the share but what is mounted there", || {
+        let servers = node.processes(&["virtiofsd"]);
+        assert!(!servers.is_empty());
+        for pid in servers {
+            let Ok(table) = fs::read_to_string(format!("/proc/{pid}/mountinfo")) else { continue };
+            let root = table.lines().find(|line| line.split(' ').nth(4) == Some("/"));
+            let options = root.and_then(|line| line.split(' ').nth(5)).unwrap_or_default();
+            assert!(options.starts_with("ro,"), "{table}");
+        }
+        let (code, ..) = exec(node, &web, "echo x > /root-is-writable");
+        assert_eq!(code, 0);
+    });
     checks.that("operators see the pod", || {
         let listed = node
             .home
