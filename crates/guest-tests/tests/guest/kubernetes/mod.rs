@@ -440,6 +440,21 @@ fn a_container_by_itself_and_a_pod_from_a_flist() {
             ran.stderr()
         );
     });
+    checks.that("a container is paused, and goes on", || {
+        let run = ["run", "-d", "--runtime", "io.containerd.zmachine.v2", IMAGE, "paused", "sleep", "1000"];
+        node.ctr(&run).expect_success();
+        let state = || node.ctr(&["task", "ls"]).expect_success().stdout();
+        node.ctr(&["task", "pause", "paused"]).expect_success();
+        assert!(state().contains("PAUSED"), "{}", state());
+        node.ctr(&["task", "resume", "paused"]).expect_success();
+        assert!(state().contains("RUNNING"), "{}", state());
+        let ran = node.ctr(&["task", "exec", "--exec-id", "e", "paused", "sh", "-c", "exit 4"]);
+        assert_eq!(ran.code, 4, "{ran}");
+        node.ctr(&["task", "kill", "-s", "9", "paused"]).expect_success();
+        until("the task ends", SOON, || state().contains("STOPPED").then_some(()));
+        node.ctr(&["task", "rm", "paused"]);
+        node.ctr(&["container", "rm", "paused"]).expect_success();
+    });
     checks.that("a container at a terminal has one", || {
         let run = [
             "run",
