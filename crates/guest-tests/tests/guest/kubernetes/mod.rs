@@ -323,7 +323,9 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
         let servers = node.processes(&["virtiofsd"]);
         assert!(!servers.is_empty());
         for pid in servers {
-            let Ok(table) = fs::read_to_string(format!("/proc/{pid}/mountinfo")) else { continue };
+            let Ok(table) = fs::read_to_string(format!("/proc/{pid}/mountinfo")) else {
+                continue;
+            };
             let root = table.lines().find(|line| line.split(' ').nth(4) == Some("/"));
             let options = root.and_then(|line| line.split(' ').nth(5)).unwrap_or_default();
             assert!(options.starts_with("ro,"), "{table}");
@@ -441,7 +443,16 @@ fn a_container_by_itself_and_a_pod_from_a_flist() {
         );
     });
     checks.that("a container is paused, and goes on", || {
-        let run = ["run", "-d", "--runtime", "io.containerd.zmachine.v2", IMAGE, "paused", "sleep", "1000"];
+        let run = [
+            "run",
+            "-d",
+            "--runtime",
+            "io.containerd.zmachine.v2",
+            IMAGE,
+            "paused",
+            "sleep",
+            "1000",
+        ];
         node.ctr(&run).expect_success();
         let state = || node.ctr(&["task", "ls"]).expect_success().stdout();
         node.ctr(&["task", "pause", "paused"]).expect_success();
