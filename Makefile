@@ -14,7 +14,7 @@ RELEASE := $(TARGET_DIR)/release
 # All members at once: tests of one crate alone may ask a dependency for other features, and build it again.
 TEST_ARGS := --release --workspace
 
-.PHONY: help setup build man agent-package deb tarball demo test test-fast test-long test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
+.PHONY: help setup build shim man agent-package deb tarball demo test test-fast test-long test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ setup: ## install what is missing on this host (Debian packages), and say what
 
 build: setup ## the host binary and the guest agent, in $(TARGET_DIR)/release
 	@$(CARGO) build --release --package zmachine --package zmachine-agent
+
+shim: setup ## the shim for Kubernetes (docs/kubernetes.md), in $(TARGET_DIR)/release
+	@$(CARGO) build --release --package zmachine-shim
 
 VERSION = $(shell sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 MAN := $(TARGET_DIR)/man
@@ -48,7 +51,7 @@ demo: build ## pack two file trees, run a container from each
 
 test: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
 test: export ZMACHINE_TEST_SKIPS := $(abspath $(TARGET_DIR))/skipped-tests
-test: build test-kernel test-tools ## every test, the ones with guests included
+test: build shim test-kernel test-tools ## every test, the ones with guests included
 	@: >$(ZMACHINE_TEST_SKIPS)
 	$(CARGO) test $(TEST_ARGS) --no-fail-fast
 	@echo "test: $$(wc -l <$(ZMACHINE_TEST_SKIPS)) skipped"; sort $(ZMACHINE_TEST_SKIPS)

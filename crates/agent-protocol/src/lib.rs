@@ -13,7 +13,7 @@
 //! `Message(Reply::Error)` from it. With a terminal, all output is `Stdout`. `Exited` is always the last frame:
 //! everything the process wrote comes before it.
 //!
-//! The entrypoint and what `ExecSession` starts outlive their streams and the connection: a host that takes the machine over
+//! The entrypoint and what `ExecSession` and `ContainerSession` start outlive their streams and the connection: a host that takes the machine over
 //! connects, greets the agent ([`greeting`]), and then goes on with `Resume`. The greeting is needed because the channel may
 //! still hold, in both directions, pieces of what was on its way when the host before it went (QEMU writes the rest of a
 //! buffer that its last client did not take to its next one), and because an agent that has not noticed yet takes the first
@@ -34,10 +34,15 @@
 //! Everything here is a value or a pure function: no I/O. Either side refuses a frame longer than
 //! [`MAX_PAYLOAD`] before it allocates for it. An unknown request is answered with [`Reply::Error`].
 
+mod container;
 mod frame;
 pub mod greeting;
 mod message;
 
+pub use container::{
+    Capabilities, Container, ContainerLimits, ContainerMount, ContainerProcess, ContainerReply, ContainerRequest,
+    ContainerRoot, ContainerStats, DeviceNode, MountSource,
+};
 pub use frame::{Frame, FrameDecoder, FrameError, HEADER_LEN, MAX_DATA, MAX_PAYLOAD};
 pub use message::{
     AgentError, BootConfig, Capacity, Connection, ErrorKind, ExitStatus, HostEntry, Input, Interface, Mount, Phase,

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::{Container, ContainerProcess, ContainerReply, ContainerRequest};
+
 /// What the host asks; the first frame of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -23,6 +25,30 @@ pub enum Request {
         id: String,
         /// The process.
         process: Process,
+    },
+    /// As `ExecSession`, for a process of a container.
+    ContainerSession {
+        /// As that of `ExecSession`.
+        id: String,
+        /// The container's id: 1 to 255 of `a-z A-Z 0-9 _ . -`, not a dot first.
+        container: String,
+        /// Makes the container, whose first process this is; `None`: one that is there gets one more process.
+        new: Option<Box<Container>>,
+        /// The process.
+        process: Box<ContainerProcess>,
+    },
+    /// Connect to a TCP port of the guest's loopback. Answer: [`Reply::Done`]; then the stream carries `Stdin` and `StdinEof` to the
+    /// program that listens, and `Stdout` from it.
+    Dial {
+        /// The port.
+        port: u16,
+    },
+    /// Do something to a container. Answer: [`Reply::Container`].
+    Container {
+        /// Its id.
+        id: String,
+        /// What.
+        request: ContainerRequest,
     },
     /// Take the stream of a session over, from whoever had it. Answer: [`Reply::Resumed`], then its process stream: what it
     /// wrote after `received`, and all that comes, also when it has ended meanwhile.
@@ -122,6 +148,8 @@ pub enum Reply {
     Capacity(Capacity),
     /// Answer to [`Request::Processes`], by their ids.
     Processes(Vec<ProcessState>),
+    /// Answer to [`Request::Container`].
+    Container(ContainerReply),
     /// The request failed.
     Error(AgentError),
 }

@@ -22,6 +22,8 @@ mod boot;
 mod capacity;
 mod clock;
 mod console;
+mod container;
+mod dial;
 mod host;
 mod init;
 mod modules;

@@ -18,10 +18,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{LocalSet, spawn_local};
 use yamux::{Config, Connection, Mode};
 use zmachine_agent_protocol::{
-    AgentError, BootConfig, ErrorKind, Frame, FrameDecoder, PROTOCOL_VERSION, Process, Reply, Request, Transfer,
+    AgentError, BootConfig, Container, ContainerProcess, ContainerRequest, ErrorKind, Frame, FrameDecoder,
+    PROTOCOL_VERSION, Process, Reply, Request, Transfer,
 };
 
 use crate::boot::{Booted, Phases};
+use crate::container::{Containers, Host};
 use crate::pollable::Pollable;
 use crate::port::Port;
 use crate::process::{
@@ -31,7 +33,7 @@ use crate::reaper::Reaper;
 use crate::sessions::Sessions;
 use crate::setup::{self, Layers, Outcome, Writable};
 use crate::shutdown::{self, Stop, Stoppable};
-use crate::{capacity, clock, console, host, power, processes, users};
+use crate::{capacity, clock, console, dial, host, power, processes, users};
 
 /// Streams open at once; yamux gives up the connection beyond it.
 const STREAMS: usize = 4096;
@@ -44,6 +46,9 @@ const REQUEST: Duration = Duration::from_secs(60);
 
 /// Why a guest that is not ours is not set up by us.
 const HAS_INIT: &str = "the guest has an init of its own";
+
+/// Why a guest with an entrypoint, or that is not ours, has no containers.
+const NOT_FOR_CONTAINERS: &str = "only a machine that is set up and has no entrypoint has containers";
 
 /// Where the machine is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +87,7 @@ struct Agent {
     configured: Notify,
     /// What outlives its stream.
     sessions: Sessions,
+    containers: Containers,
 }
 
 /// Serves the host until the machine has stopped; the power-off is the caller's.
@@ -170,6 +176,7 @@ impl Agent {
             served: Notify::new(),
             configured: Notify::new(),
             sessions: Sessions::default(),
+            containers: Containers::default(),
         }
     }
 
@@ -207,6 +214,23 @@ impl Agent {
             Request::Run(process) => self.run(process, stream, decoder).await,
             Request::Exec(process) => self.exec(process, None, stream, decoder).await,
             Request::ExecSession { id, process } => self.exec(process, Some(id), stream, decoder).await,
+            Request::ContainerSession {
+                id,
+                container,
+                new,
+                process,
+            } => {
+                let place = (container, new);
+                self.container_session(id, place, *process, stream, decoder).await;
+            }
+            Request::Dial { port } => match dial::connect(port).await {
+                Ok(connection) => dial::carry(stream, decoder, connection).await,
+                Err(error) => answer(stream, failure(ErrorKind::Internal, error)).await,
+            },
+            Request::Container { id, request } => {
+                let reply = self.container(&id, &request).await;
+                answer(stream, reply).await;
+            }
             Request::Resume { id, received } => {
                 if let Err(stream) = self.sessions.resume(&id, stream, decoder, received).await {
                     let message = match id {
@@ -412,6 +436,77 @@ impl Agent {
         if id.is_some() {
             self.sessions.end(id, ended);
         }
+    }
+
+    /// Starts a process of a container, the first one of a new container among them.
+    async fn container_session(
+        self: Rc<Self>,
+        id: String,
+        (container, new): (String, Option<Box<Container>>),
+        process: ContainerProcess,
+        stream: yamux::Stream,
+        decoder: FrameDecoder,
+    ) {
+        if self.state.get() != State::Configured {
+            return answer(stream, bad_request(NOT_FOR_CONTAINERS)).await;
+        }
+        let next = match self.sessions.begin(Some(id.clone())) {
+            Ok(next) => next,
+            Err(error) => return answer(stream, bad_request(&error)).await,
+        };
+        let started = {
+            let layers = self.layers.borrow();
+            let layers = layers.as_ref().map(Layers::try_clone).transpose();
+            layers.map_err(|error| failure(ErrorKind::Internal, error))
+        };
+        let layers = match started {
+            Ok(layers) => layers,
+            Err(reply) => {
+                self.sessions.end(Some(id), None);
+                return answer(stream, reply).await;
+            }
+        };
+        let host = Host {
+            proc: &self.proc,
+            reaper: &self.reaper,
+            layers: layers.as_ref(),
+        };
+        let started = match &new {
+            Some(new) => self.containers.make(&container, new, &process, &host).await,
+            None => self.containers.add(&container, &process, &host).await,
+        };
+        let ended = match started {
+            Ok(started) => {
+                let id = Some(id.clone());
+                self.sessions.started(&id, started.0.pid);
+                let watched = new
+                    .is_some()
+                    .then(|| Rc::clone(&self).follow_first(container, started.0.pid));
+                watched.map(spawn_local);
+                self.session(started, false, Some(next), stream, decoder).await
+            }
+            Err(error) => {
+                answer(stream, failure(error.kind(), error)).await;
+                None
+            }
+        };
+        self.sessions.end(Some(id), ended);
+    }
+
+    /// Ends a container with its first process.
+    async fn follow_first(self: Rc<Self>, container: String, pid: i32) {
+        while self.reaper.is_alive(pid) {
+            self.reaper.reaped().await;
+        }
+        self.containers.ended(&container);
+    }
+
+    async fn container(&self, id: &str, request: &ContainerRequest) -> Reply {
+        if self.state.get() != State::Configured {
+            return bad_request(NOT_FOR_CONTAINERS);
+        }
+        let done = self.containers.request(id, request, &self.reaper).await;
+        done.map_or_else(|error| failure(error.kind(), error), Reply::Container)
     }
 
     async fn transfer(self: Rc<Self>, transfer: Transfer, stream: yamux::Stream, decoder: FrameDecoder) {

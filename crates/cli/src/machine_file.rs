@@ -68,6 +68,8 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         log_to,
         network_aliases,
         health,
+        // Such a machine is its shim's, and nobody's to make again.
+        pod: _,
     } = spec;
     let default = MachineSpec::new(name, flist);
     // The same image, whatever the name leads to by then.

@@ -102,6 +102,7 @@ pub(crate) fn share(role: ShareRole) -> Result<u8, Failure> {
             image,
             layer: role.layer,
         },
+        (Some(path), None) if role.following => Tree::Following { path },
         (path, None) => Tree::Directory {
             path: path.unwrap_or_default(),
             read_only: role.read_only,

@@ -293,6 +293,7 @@ impl Engine {
             | Reply::Capacity(_)
             | Reply::Traffic(_)
             | Reply::Execs(_)
+            | Reply::Container(_)
             | Reply::Processes(_) => Ok(()),
             Reply::Failed(failure) => Err(failure),
         }
@@ -323,6 +324,7 @@ pub(super) fn patience_for(request: &Request, machine: &Machine) -> Duration {
         Request::GrowVolume { .. } => Duration::from_secs(900),
         // Whoever renames a machine has the catalog's lock meanwhile, and so must not wait for a monitor that wants it.
         Request::Change(_) => Duration::from_secs(20),
+        Request::Container { .. } => Duration::from_secs(40),
         Request::Capacity | Request::Execs | Request::Processes | Request::Traffic => Duration::from_secs(10),
         _ => for_guest,
     }

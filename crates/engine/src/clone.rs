@@ -84,6 +84,7 @@ impl Engine {
             networks: machine.spec.networks.iter().map(network).collect(),
             publish: machine.spec.publish.iter().map(publish).collect(),
             volumes,
+            pod: None,
             ..machine.spec.clone()
         })
     }

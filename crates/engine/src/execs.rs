@@ -76,7 +76,7 @@ impl Engine {
         }
     }
 
-    fn one(&self, name: &str, request: &Request) -> Result<ExecRecord, Failure> {
+    pub(crate) fn one(&self, name: &str, request: &Request) -> Result<ExecRecord, Failure> {
         let records = self.records(name, request)?;
         records.into_iter().next().ok_or_else(|| unexpected(name))
     }
@@ -98,7 +98,7 @@ impl Engine {
     }
 }
 
-fn unexpected(name: &str) -> Failure {
+pub(crate) fn unexpected(name: &str) -> Failure {
     Failure::new(
         Class::Failed,
         format!("the monitor of machine '{name}' gave an answer that does not fit"),

@@ -13,6 +13,7 @@ mod change;
 mod client;
 mod clone;
 mod commit;
+mod containers;
 mod create;
 pub mod docker_fields;
 mod execs;

@@ -158,6 +158,7 @@ fn helper_spec(spec: &MachineSpec) -> MachineSpec {
         terminal: false,
         stdin: false,
         log_to: None,
+        pod: None,
         guest: GuestSettings::default(),
         ..spec.clone()
     }

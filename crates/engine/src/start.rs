@@ -88,7 +88,10 @@ impl Engine {
     }
 
     /// A start whose machine ends when [`Starting`] is dropped, or this process is gone.
-    pub(super) fn start_for_now(&self, name: &str) -> Result<Starting, Failure> {
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub fn start_for_now(&self, name: &str) -> Result<Starting, Failure> {
         self.start_with(name, Some("--ends-with-client"))
     }
 

@@ -44,6 +44,9 @@ impl Follow<'_> {
             | Request::Console { .. }
             | Request::Exec(_)
             | Request::StartExec { .. }
+            | Request::StartInContainer { .. }
+            | Request::Container { .. }
+            | Request::Dial { .. }
             | Request::AttachExec { .. }
             | Request::WaitExec { .. }
             | Request::Execs

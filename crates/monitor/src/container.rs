@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use zmachine_image::library::blocks_directory;
 use zmachine_image::store::CREDENTIALS_FILE;
 use zmachine_plan::ContainerPlan;
-use zmachine_spec::{Class, Failure};
+use zmachine_spec::{Class, Failure, PodLink, PodNetwork};
 
 use super::context::{Monitor, at};
 use super::launch::{Backed, Working, in_thread, joined};
@@ -23,7 +23,13 @@ impl Monitor {
         let rootfs = self.start_rootfs(plan).map_err(at("rootfs server"))?;
         let shares = self.start_shares(&plan.shares).map_err(at("rootfs server"))?;
         self.phase("rootfs server");
-        let attached = self.attach(&plan.attachments).await.map_err(at("network"))?;
+        let mut attached = self.attach(&plan.attachments).await.map_err(at("network"))?;
+        if let Some(network) = &plan.pod_network {
+            let taps = zmachine_network::pod::open_taps(&network.namespace, &pod_links(network)).await;
+            attached
+                .taps
+                .extend(taps.map_err(Failure::from).map_err(at("network"))?);
+        }
         self.phase("network");
         plan.boot.first_start = joined(disk).await.map_err(at("writable disk"))?;
         self.phase("writable disk");
@@ -69,6 +75,12 @@ impl Monitor {
         self.claim_rootfs(server.id())?;
         Ok(Some(server))
     }
+}
+
+/// Name in the namespace, and in the guest, of each link.
+fn pod_links(network: &PodNetwork) -> Vec<(String, String)> {
+    let names = |link: &PodLink| (link.link.clone(), link.interface.name.clone());
+    network.links.iter().map(names).collect()
 }
 
 /// Removes what a power cut left of a disk that was being made. Nobody else makes this machine's: its lock is ours.

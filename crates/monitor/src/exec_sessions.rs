@@ -2,10 +2,13 @@
 
 use jiff::Timestamp;
 use tokio::sync::watch;
-use zmachine_agent_protocol::{self as protocol, AgentError, ErrorKind, ExitStatus, Frame, Process};
+use zmachine_agent_protocol::{
+    self as protocol, AgentError, Container, ContainerProcess, ErrorKind, ExitStatus, Frame, Process,
+};
 use zmachine_spec::control::{ExecEnd, ExecRecord, Reply};
 use zmachine_spec::{Class, Failure};
 
+use super::execs::Reserved;
 use super::session::{AgentStream, Session};
 use super::streams::{Reader, Shared, Writer, begin, relay};
 
@@ -20,6 +23,38 @@ pub(super) async fn start(shared: &Shared, id: Option<String>, process: Process,
         id: reserved.id.clone(),
         process,
     };
+    begin_session(shared, reserved, args, request, discard).await
+}
+
+/// Starts a process of a container, which has an id as well.
+pub(super) async fn start_in_container(
+    shared: &Shared,
+    id: String,
+    container: String,
+    new: Option<Box<Container>>,
+    process: Box<ContainerProcess>,
+) -> Reply {
+    let reserved = match shared.execs.reserve(Some(id)) {
+        Ok(reserved) => reserved,
+        Err(failure) => return Reply::Failed(failure),
+    };
+    let args = process.args.clone();
+    let request = protocol::Request::ContainerSession {
+        id: reserved.id.clone(),
+        container,
+        new,
+        process,
+    };
+    begin_session(shared, reserved, args, request, false).await
+}
+
+async fn begin_session(
+    shared: &Shared,
+    reserved: Reserved,
+    args: Vec<String>,
+    request: protocol::Request,
+    discard: bool,
+) -> Reply {
     let refused = |kind, message| Reply::Failed(AgentError { kind, message }.into());
     let (stream, first) = match begin(shared, &request).await {
         Ok(begun) => begun,

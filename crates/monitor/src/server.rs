@@ -20,6 +20,9 @@ use super::streams::{Attachable, Reader, Shared, Writer, in_machine, pass};
 /// How long the agent may take to tell of its guest.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long it may take for something to be done to a container: what is left of one is killed first.
+const CONTAINER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Accepts connections until the task is aborted.
 pub(super) async fn serve(listener: UnixListener, shared: Shared) {
     loop {
@@ -69,6 +72,24 @@ async fn connection(stream: UnixStream, shared: Shared) {
             let reply = exec_sessions::start(&shared, id, process, discard).await;
             let _ = writer.send(&Frame::message(&reply)).await;
         }
+        Request::StartInContainer {
+            id,
+            container,
+            new,
+            process,
+        } => {
+            let reply = exec_sessions::start_in_container(&shared, id, container, new, process).await;
+            let _ = writer.send(&Frame::message(&reply)).await;
+        }
+        Request::Container { id, request } => {
+            let asked = protocol::Request::Container { id, request };
+            let reply = match ask_within(&shared, &asked, CONTAINER_TIMEOUT).await {
+                Ok(protocol::Reply::Container(reply)) => Reply::Container(reply),
+                Ok(_) => Reply::Failed(unfitting()),
+                Err(failure) => Reply::Failed(failure),
+            };
+            let _ = writer.send(&Frame::message(&reply)).await;
+        }
         Request::AttachExec { id, received } => exec_sessions::attach(reader, writer, shared, id, received).await,
         Request::WaitExec { id } => {
             let record = shared.execs.wait(&id).await;
@@ -79,6 +100,7 @@ async fn connection(stream: UnixStream, shared: Shared) {
             let reply = Reply::Execs(shared.execs.all());
             let _ = writer.send(&Frame::message(&reply)).await;
         }
+        Request::Dial { port } => pass(reader, writer, shared, protocol::Request::Dial { port }).await,
         Request::Transfer(transfer) => pass(reader, writer, shared, protocol::Request::Transfer(transfer)).await,
         Request::Traffic => {
             let reply = Reply::Traffic(shared.relays.traffic());
@@ -114,12 +136,20 @@ async fn connection(stream: UnixStream, shared: Shared) {
 
 /// Asks the agent. One that is busy is not waited for.
 async fn ask(shared: &Shared, request: &protocol::Request) -> Result<protocol::Reply, Failure> {
+    ask_within(shared, request, ASK_TIMEOUT).await
+}
+
+async fn ask_within(
+    shared: &Shared,
+    request: &protocol::Request,
+    patience: Duration,
+) -> Result<protocol::Reply, Failure> {
     let session = shared.session.borrow().clone();
     let session = session.ok_or_else(|| Failure::new(Class::Conflict, "the machine is not running yet"))?;
     if *shared.paused.borrow() {
         return Err(Failure::new(Class::Conflict, "the machine is paused"));
     }
-    match tokio::time::timeout(ASK_TIMEOUT, session.ask(request)).await {
+    match tokio::time::timeout(patience, session.ask(request)).await {
         Ok(answer) => Ok(answer?),
         Err(_) => Err(Failure::new(Class::Failed, "the agent did not answer in time")),
     }

@@ -165,8 +165,15 @@ impl Monitor {
 
 fn tree_arguments(command: &mut std::process::Command, tree: &SharedTree) {
     match tree {
-        SharedTree::Directory { path, read_only } => {
+        SharedTree::Directory {
+            path,
+            read_only,
+            follows_mounts,
+        } => {
             command.arg("--directory").arg(path);
+            if *follows_mounts {
+                command.arg("--following");
+            }
             if *read_only {
                 command.arg("--read-only");
             }

@@ -41,6 +41,7 @@ mod name;
 mod network;
 mod networks;
 mod nft;
+pub mod pod;
 mod policy;
 mod policy_rules;
 mod ports;

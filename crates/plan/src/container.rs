@@ -16,7 +16,7 @@ use zmachine_network::Attachment;
 use zmachine_rootfs::Prefetch;
 use zmachine_spec as spec;
 use zmachine_spec::volume::ResolvedVolume;
-use zmachine_spec::{HealthCheck, MachineSpec, Setting, Signal, User};
+use zmachine_spec::{HealthCheck, MachineSpec, PodNetwork, Setting, Signal, User};
 
 use super::common::{
     ImageFacts, Inputs, KernelChoice, PLAN_VERSION, ROOT_TAG, Start, VolumeUse, arguments, dns, first_used, grace_ms,
@@ -24,6 +24,7 @@ use super::common::{
     warnings,
 };
 use super::error::PlanError;
+use super::pod;
 use super::share::{self, ShareUse, SharedTree};
 
 /// virtio serial of the EROFS disk.
@@ -75,6 +76,9 @@ pub struct ContainerPlan {
     pub process: Process,
     /// Its networks.
     pub attachments: Vec<Attachment>,
+    /// The network of the pod that it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_network: Option<PodNetwork>,
     /// Its volumes, in the order of their disks and mounts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeUse>,
@@ -140,6 +144,9 @@ impl ContainerPlan {
             share::require_server(&inputs)?;
             shares.insert(0, root_share(tree));
         }
+        if let Some(pod) = &spec.pod {
+            shares.push(share::of_pod(pod, &inputs)?);
+        }
         let upper_bytes = (!spec.read_only).then(|| root_size(spec.cpus, spec.memory_bytes, spec.size_bytes));
         let (health, lacking) = health(spec, image);
         // Nothing runs that could be healthy.
@@ -155,6 +162,7 @@ impl ContainerPlan {
             kernel: kernel.clone(),
             hypervisor: inputs.hypervisor.clone(),
             vm: vm(spec, kernel, volumes, &inputs, disks, &shares),
+            pod_network: spec.pod.as_ref().and_then(|pod| pod.network.clone()),
             upper_bytes,
             boot: boot(spec, image, volumes, &inputs, disks)?,
             process,
@@ -351,7 +359,13 @@ fn vm(
         shares: share::devices(shares, inputs.home, inputs.id),
         platform: Platform::Lean,
     };
-    vm_spec(spec, inputs, start)
+    let mut vm = vm_spec(spec, inputs, start);
+    vm.nics.extend(pod_network(spec).map(pod::nics).unwrap_or_default());
+    vm
+}
+
+fn pod_network(spec: &MachineSpec) -> Option<&PodNetwork> {
+    spec.pod.as_ref()?.network.as_ref()
 }
 
 fn boot(
@@ -363,6 +377,7 @@ fn boot(
 ) -> Result<BootConfig, PlanError> {
     let hostname = hostname(spec);
     let (nameservers, search) = dns(spec, inputs);
+    let network = pod_network(spec);
     let mut hosts = hosts(&inputs.attachments, &hostname);
     let gateway = inputs.attachments.first().map(|a| IpAddr::from(a.gateway4));
     for host in &spec.guest.hosts {
@@ -393,11 +408,24 @@ fn boot(
                 false => Upper::ReadOnly,
             },
         },
-        interfaces: inputs.attachments.iter().map(interface).collect(),
-        routes: routes(&inputs.attachments),
+        interfaces: inputs
+            .attachments
+            .iter()
+            .map(interface)
+            .chain(network.map(pod::interfaces).unwrap_or_default())
+            .collect(),
+        routes: [
+            routes(&inputs.attachments),
+            network.map(|network| network.routes.clone()).unwrap_or_default(),
+        ]
+        .concat(),
         nameservers,
         search,
-        mounts: mounts(volumes, inputs.shares),
+        mounts: [
+            mounts(volumes, inputs.shares),
+            spec.pod.iter().map(pod::mount).collect(),
+        ]
+        .concat(),
         directories: image.volumes.clone(),
         ssh_keys: ssh_keys(spec),
         first_start: true,

@@ -10,6 +10,7 @@
 //! | [`tree`] | the plan of a container with a kernel of its own, which lives like a VM |
 //! | `change` | a machine that is something else by now |
 //! | `networks` | a machine that joins or leaves a network |
+//! | `pod` | a machine that containers are brought into |
 //! | [`share`] | what is served to either over virtio-fs |
 //! | [`error`] | every refusal |
 //!
@@ -24,6 +25,7 @@ pub mod error;
 #[cfg(test)]
 mod fixture;
 mod networks;
+mod pod;
 pub mod share;
 pub mod tree;
 pub mod vm;

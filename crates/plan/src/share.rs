@@ -4,11 +4,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use zmachine_hypervisor::Share;
-use zmachine_spec::Home;
 use zmachine_spec::volume::SharedDirectory;
+use zmachine_spec::{Home, PodSettings};
 
 use super::common::{Inputs, share_tag};
 use super::error::PlanError;
+
+/// Tag of the share of a pod.
+pub(super) const POD_TAG: &str = "pod";
 
 /// A tree of this host that is served to a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +34,9 @@ pub enum SharedTree {
         path: PathBuf,
         /// The guest can only read it.
         read_only: bool,
+        /// The guest sees what is mounted in it later, too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        follows_mounts: bool,
     },
     /// An unpacked image, with the machine's own layer above it.
     Image {
@@ -55,9 +61,27 @@ pub(super) fn directories(inputs: &Inputs<'_>) -> Result<Vec<ShareUse>, PlanErro
         tree: SharedTree::Directory {
             path: shared.path.clone(),
             read_only: shared.read_only,
+            follows_mounts: false,
         },
     };
     Ok(inputs.shares.iter().enumerate().map(share).collect())
+}
+
+/// What a pod's containers are made of.
+///
+/// # Errors
+/// When this host cannot share it.
+pub(super) fn of_pod(pod: &PodSettings, inputs: &Inputs<'_>) -> Result<ShareUse, PlanError> {
+    require_server(inputs)?;
+    Ok(ShareUse {
+        id: POD_TAG.to_owned(),
+        tag: POD_TAG.to_owned(),
+        tree: SharedTree::Directory {
+            path: pod.share.clone(),
+            read_only: false,
+            follows_mounts: true,
+        },
+    })
 }
 
 /// That this host can serve trees.

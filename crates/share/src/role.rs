@@ -9,7 +9,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -40,6 +40,12 @@ pub enum Tree {
         path: PathBuf,
         /// Nothing in it can be changed.
         read_only: bool,
+    },
+    /// A directory of the host that is a mount point with shared propagation, with all that is mounted in it, now and later. Nothing
+    /// but what is mounted in it can be changed.
+    Following {
+        /// Absolute path without links.
+        path: PathBuf,
     },
     /// An unpacked image.
     Image {
@@ -119,11 +125,31 @@ fn prepare(args: &ShareArgs) -> Result<Command, ShareError> {
     // Whoever started this one first writes down that it did: everything from here on belongs to its machine.
     let _ = io::stdin().read_to_end(&mut Vec::new());
     let server = Server::find()?;
-    mount::make_private().map_err(failed("get a mount namespace of its own (this needs root)"))?;
+    let own_mounts = match &args.tree {
+        Tree::Following { .. } => mount::make_following(),
+        Tree::Directory { .. } | Tree::Image { .. } => mount::make_private(),
+    };
+    own_mounts.map_err(failed("get a mount namespace of its own (this needs root)"))?;
+    let mut following = None;
     let is_root = match &args.tree {
         Tree::Directory { path, read_only } => {
             // It had no links when it was written down: one that appeared since leads where nobody agreed to.
             bind(path, ResolveFlags::NO_SYMLINKS, &args.mount_point, *read_only)?;
+            false
+        }
+        Tree::Following { path } => {
+            let source = directory(path, ResolveFlags::NO_SYMLINKS)?;
+            // Itself it is read-only, so that a guest has nothing there to put in the way of who mounts on this host; what is mounted
+            // in it is as its own mount says.
+            let tree = mount::copy_tree(source, true).map_err(|source| ShareError::Source {
+                path: path.clone(),
+                source,
+            })?;
+            match args.jail {
+                // There it goes in at the end: on the way in, every mount that is at a path gets lost to the host.
+                Some(_) => following = Some(tree),
+                None => mount::attach(tree, &args.mount_point).map_err(failed("put the tree together"))?,
+            }
             false
         }
         Tree::Image { image, layer: None } => {
@@ -140,7 +166,10 @@ fn prepare(args: &ShareArgs) -> Result<Command, ShareError> {
     };
     fd::set_inheritable(args.listener.as_fd(), true).map_err(failed("pass the socket on"))?;
     if let Some(base) = &args.jail {
-        jail::enter(&locked_in(base, server.program(), &args.mount_point))?;
+        let tree = following.as_ref().map(AsRawFd::as_raw_fd);
+        jail::enter(&locked_in(base, server.program(), &args.mount_point, tree))?;
+        // The jail has taken it.
+        std::mem::forget(following.take());
     }
     let mut command = Command::new(server.program());
     command.arg0("virtiofsd");
@@ -169,7 +198,7 @@ const OF_FILES: [u32; 8] = [
 const TO_START: [u32; 2] = [8, 18];
 
 /// virtiofsd's jail. It is root, because files of all users are behind it; all it can see is the tree.
-fn locked_in(base: &Jail, program: &Path, tree: &Path) -> Jail {
+fn locked_in(base: &Jail, program: &Path, tree: &Path, mount: Option<RawFd>) -> Jail {
     let mut jail = Jail {
         user: None,
         capabilities: OF_FILES.iter().chain(&TO_START).copied().collect(),
@@ -184,7 +213,10 @@ fn locked_in(base: &Jail, program: &Path, tree: &Path) -> Jail {
         ..base.clone()
     };
     jail = jail.see_program(program);
-    jail.see(tree, Access::Write)
+    match mount {
+        Some(mount) => jail.see_mount(tree, Access::Write, mount),
+        None => jail.see(tree, Access::Write),
+    }
 }
 
 fn directory(path: &Path, resolve: ResolveFlags) -> Result<OwnedFd, ShareError> {

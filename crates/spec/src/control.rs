@@ -1,14 +1,17 @@
 //! The monitor's control socket (`ctl.sock`): what a command asks a running machine.
 //!
 //! The bytes are the frames of `zmachine-agent-protocol`. The first frame of a connection is a [`Request`] in JSON. It is
-//! answered with one [`Reply`], after which the connection ends; or, for `attach`, `exec`, `attach_exec` and transfers, it becomes a process stream,
+//! answered with one [`Reply`], after which the connection ends; or, for `attach`, `exec`, `attach_exec`, `dial` and transfers, it becomes a process stream,
 //! exactly as between host and agent.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use zmachine_agent_protocol::{Capacity, ExitStatus, Process, ProcessState, Transfer};
+use zmachine_agent_protocol::{
+    Capacity, Container, ContainerProcess, ContainerReply, ContainerRequest, ExitStatus, Process, ProcessState,
+    Transfer,
+};
 use zmachine_network::Attachment;
 use zmachine_network::user::Traffic;
 
@@ -45,6 +48,30 @@ pub enum Request {
         process: Process,
         /// What it writes is for nobody, until somebody attaches; else it waits when its pipes are full.
         discard: bool,
+    },
+    /// Start a process of a container of the machine, as `StartExec` does, with output that waits for who attaches.
+    StartInContainer {
+        /// As that of `StartExec`.
+        id: String,
+        /// The container's id.
+        container: String,
+        /// Makes the container, whose first process this is; `None`: it is there.
+        new: Option<Box<Container>>,
+        /// The process.
+        process: Box<ContainerProcess>,
+    },
+    /// Connect to a TCP port of the guest's loopback. The stream begins with the agent's `Done`, and carries `Stdin`, `StdinEof` and
+    /// `Stdout`.
+    Dial {
+        /// The port.
+        port: u16,
+    },
+    /// Do something to a container of the machine; answered with [`Reply::Container`].
+    Container {
+        /// The container's id.
+        id: String,
+        /// What.
+        request: ContainerRequest,
     },
     /// Follow a process by its id, in the place of whoever does so far. The stream begins with the agent's `Resumed`, goes on
     /// with the output after `received` bytes, and ends with `Exited`.
@@ -137,6 +164,8 @@ pub enum Reply {
     Processes(Vec<ProcessState>),
     /// Totals by interface, as the guest names it.
     Traffic(BTreeMap<String, Traffic>),
+    /// What the agent says of a container.
+    Container(ContainerReply),
     /// Processes with an id.
     Execs(Vec<ExecRecord>),
     /// It is not.

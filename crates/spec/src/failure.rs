@@ -145,6 +145,12 @@ impl From<zmachine_network::NetworkError> for Failure {
     }
 }
 
+impl From<zmachine_network::pod::PodNetworkError> for Failure {
+    fn from(error: zmachine_network::pod::PodNetworkError) -> Failure {
+        Failure::from_error(Class::Failed, &error)
+    }
+}
+
 impl From<zmachine_hypervisor::ControlError> for Failure {
     fn from(error: zmachine_hypervisor::ControlError) -> Failure {
         Failure::from_error(Class::Failed, &error)

@@ -36,6 +36,7 @@ mod log_limits;
 mod log_target;
 mod machine;
 mod network_request;
+pub mod pod;
 pub mod redact;
 pub mod restart;
 pub mod secret;
@@ -63,6 +64,7 @@ pub use machine::{
     ModeChoice, RootfsChoice, SPEC_VERSION, check_name, user_data_text,
 };
 pub use network_request::{NetworkRequest, check_alias};
+pub use pod::{PodLink, PodNetwork, PodSettings};
 pub use restart::RestartPolicy;
 pub use setting::Setting;
 pub use signal::Signal;

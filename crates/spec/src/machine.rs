@@ -20,6 +20,7 @@ use crate::health::HealthRequest;
 use crate::log_limits::LogLimits;
 use crate::log_target::LogTarget;
 use crate::network_request::NetworkRequest;
+use crate::pod::PodSettings;
 use crate::restart::RestartPolicy;
 use crate::signal::Signal;
 use crate::user::User;
@@ -166,6 +167,9 @@ pub struct MachineSpec {
     /// How it is told whether it does its work, over what its image says.
     #[serde(default, skip_serializing_if = "HealthRequest::is_default")]
     pub health: HealthRequest,
+    /// It is the machine of a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodSettings>,
 }
 
 /// Whether the machine's processes are locked in.
@@ -275,6 +279,7 @@ impl MachineSpec {
             jail: JailChoice::Auto,
             guest: GuestSettings::default(),
             health: HealthRequest::default(),
+            pod: None,
         }
     }
 

@@ -26,6 +26,18 @@ pub fn make_private() -> io::Result<()> {
     Ok(mount_change("/", flags)?)
 }
 
+/// Gives the calling thread mounts of its own that follow those of the host: what is mounted and unmounted outside is so here, and
+/// nothing that is mounted here is seen outside.
+///
+/// # Errors
+/// When the caller is not privileged.
+pub fn make_following() -> io::Result<()> {
+    // SAFETY: descriptors stay shared with the other threads, as CLONE_FILES is not asked for.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    Ok(mount_change("/", flags)?)
+}
+
 /// Mounts the directory behind `source`, with all that is mounted below it, on `target`: without devices and setuid, and
 /// not writable by any way through `target` when `read_only`.
 ///
@@ -40,13 +52,27 @@ pub fn bind_tree(source: impl AsFd, target: &Path, read_only: bool) -> io::Resul
 /// # Errors
 /// The kernel's reason.
 pub fn bind_restricted(source: impl AsFd, target: &Path, read_only: bool, executable: bool) -> io::Result<()> {
+    let tree = copied(source, read_only, executable)?;
+    attach(tree, target)
+}
+
+/// The directory behind `source`, with all that is mounted below it, as a mount that is nowhere yet: without devices and setuid.
+/// What it follows of the host, it goes on to follow.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn copy_tree(source: impl AsFd, read_only: bool) -> io::Result<OwnedFd> {
+    copied(source, read_only, true)
+}
+
+fn copied(source: impl AsFd, read_only: bool, executable: bool) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(source.as_fd(), "", flags)?;
     restrict(&tree, read_only, executable, None)?;
-    attach(tree, target)
+    Ok(tree)
 }
 
 /// Puts a mount that is nowhere yet on `target`.
@@ -159,4 +185,15 @@ fn restrict(tree: &OwnedFd, read_only: bool, executable: bool, mapping: Option<&
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Does `work` in the calling thread, with `folder` as its working directory and none that it shares with other threads from then on.
+///
+/// # Errors
+/// When the directory cannot be entered, and those of `work`.
+pub fn in_folder<T>(folder: &Path, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    // SAFETY: descriptors stay shared with the other threads, as CLONE_FILES is not asked for.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+    rustix::process::chdir(folder)?;
+    work()
 }

@@ -38,7 +38,12 @@ impl Tree {
         Tree { root }
     }
 
-    fn with_busybox(self) -> Tree {
+    /// With what [`Tree::busybox`] has.
+    ///
+    /// # Panics
+    /// When this host has no static busybox.
+    #[must_use]
+    pub fn with_busybox(self) -> Tree {
         let busybox = command_path("busybox").filter(|file| is_static(file));
         let busybox = busybox.expect("needs a static busybox: run scripts/setup");
         let folders = [

@@ -35,6 +35,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("zmachine-zos", 7),
     ("zmachine-project", 8),
     ("zmachine", 9),
+    ("zmachine-shim", 9),
     // The guest: PID 1 of container machines. It shares nothing with the host but the protocol.
     ("zmachine-agent", 1),
     // Development: nothing is above them, so nothing can import them but a test.
@@ -143,6 +144,13 @@ const EDGES: &[(&str, &str)] = &[
     ("zmachine-rootfs", "zmachine-image"),
     ("zmachine-rootfs", "zmachine-sys"),
     ("zmachine-share", "zmachine-sys"),
+    ("zmachine-shim", "zmachine-agent-protocol"),
+    ("zmachine-shim", "zmachine-engine"),
+    ("zmachine-shim", "zmachine-flist"),
+    ("zmachine-shim", "zmachine-image"),
+    ("zmachine-shim", "zmachine-network"),
+    ("zmachine-shim", "zmachine-spec"),
+    ("zmachine-shim", "zmachine-sys"),
     ("zmachine-spec", "zmachine-agent-protocol"),
     ("zmachine-spec", "zmachine-disk"),
     ("zmachine-spec", "zmachine-hypervisor"),

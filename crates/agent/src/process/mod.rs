@@ -26,8 +26,11 @@ use crate::users::UserError;
 pub(crate) use plan::{DEFAULT_PATH, Plan, candidates};
 pub(crate) use pump::Session;
 pub(crate) use resume::{Ended, Handle, NextStreams, handle};
-pub(crate) use spawn::{Namespaces, REPORT, Started, execute, pointers, report, start, work};
-pub(crate) use stdio::{AgentSide, open as open_stdio};
+pub(crate) use spawn::{
+    Namespaces, REPORT, Started, Step, check, connect_stdio, execute, fork, pidfd, pointers, report, reset_signals,
+    set_namespace, start, take_terminal, work,
+};
+pub(crate) use stdio::{AgentSide, ChildSide, open as open_stdio};
 
 /// Why a process does not run.
 #[derive(Debug, Error)]

@@ -123,7 +123,11 @@ pub(crate) async fn start(
     }
 }
 
-fn pidfd(pid: i32) -> Result<OwnedFd, Errno> {
+/// Takes hold of a process, for its namespaces.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn pidfd(pid: i32) -> Result<OwnedFd, Errno> {
     let pid = rustix::process::Pid::from_raw(pid).ok_or(Errno::SRCH)?;
     rustix::process::pidfd_open(pid, PidfdFlags::empty())
 }
@@ -188,13 +192,20 @@ fn fork_into(child: &Child<'_>, namespaces: &Namespaces, proc: &OwnedFd) -> Resu
     forked
 }
 
-fn set_namespace(of: BorrowedFd<'_>, kind: libc::c_int) -> Result<(), Errno> {
+/// Enters namespaces of the process or namespace `of`.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn set_namespace(of: BorrowedFd<'_>, kind: libc::c_int) -> Result<(), Errno> {
     // SAFETY: setns takes a descriptor and a number; no memory is involved.
     check(unsafe { libc::setns(of.as_raw_fd(), kind) })
 }
 
-/// Forks a child that runs `child`, which does not return.
-fn fork<T>(flags: libc::c_int, child: impl FnOnce() -> T) -> Result<i32, Errno> {
+/// Forks a child, in new namespaces as `flags` say, that runs `child` and ends.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn fork<T>(flags: libc::c_int, child: impl FnOnce() -> T) -> Result<i32, Errno> {
     let flags = (flags | libc::SIGCHLD) as libc::c_long;
     // SAFETY: without CLONE_VM and with no stack this is fork: the child continues on a copy of everything, and as the
     // agent has one thread, no lock in that copy is held. The child never gets beyond `_exit`.
@@ -289,10 +300,9 @@ impl Child<'_> {
         self.reset_limits();
         self.set_limits().map_err(|errno| (Step::Limits, errno))?;
         self.enter_namespaces().map_err(|errno| (Step::Namespace, errno))?;
-        self.connect_stdio().map_err(|errno| (Step::Stdio, errno))?;
+        connect_stdio(self.stdio).map_err(|errno| (Step::Stdio, errno))?;
         if self.stdio.terminal {
-            // SAFETY: TIOCSCTTY takes an integer argument.
-            check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }).map_err(|errno| (Step::Terminal, errno))?;
+            take_terminal().map_err(|errno| (Step::Terminal, errno))?;
         }
         if self.plan.make_directory {
             make_all(&self.plan.directory);
@@ -434,16 +444,6 @@ impl Child<'_> {
         Ok(())
     }
 
-    fn connect_stdio(&self) -> Result<(), Errno> {
-        // The agent's descriptors 0 to 2 are open, so none of ours is one of them and the order does not matter.
-        let sides = [&self.stdio.stdin, &self.stdio.stdout, &self.stdio.stderr];
-        for (target, source) in sides.iter().enumerate() {
-            // SAFETY: dup2 takes two numbers; both are valid descriptors of the child.
-            check(unsafe { libc::dup2(source.as_raw_fd(), target as RawFd) })?;
-        }
-        Ok(())
-    }
-
     fn drop_privileges(&self) -> Result<(), (Step, Errno)> {
         let identity = &self.plan.identity;
         // SAFETY: the pointer and length are of a live vector; the raw calls change this process only, which has one
@@ -457,6 +457,29 @@ impl Child<'_> {
                 .map_err(|errno| (Step::User, errno))
         }
     }
+}
+
+/// Makes `stdio` the standard streams of this child.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn connect_stdio(stdio: &ChildSide) -> Result<(), Errno> {
+    // The agent's descriptors 0 to 2 are open, so none of ours is one of them and the order does not matter.
+    let sides = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
+    for (target, source) in sides.iter().enumerate() {
+        // SAFETY: dup2 takes two numbers; both are valid descriptors of the child.
+        check(unsafe { libc::dup2(source.as_raw_fd(), target as RawFd) })?;
+    }
+    Ok(())
+}
+
+/// Makes standard input the controlling terminal of this session.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn take_terminal() -> Result<(), Errno> {
+    // SAFETY: TIOCSCTTY takes an integer argument.
+    check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })
 }
 
 /// Tells the agent on the descriptor `pipe` why no program runs, and ends this process.
@@ -516,7 +539,7 @@ fn make_all(path: &CStr) {
 }
 
 /// Default dispositions and an empty mask: ignored and blocked signals would be inherited through exec.
-fn reset_signals() {
+pub(crate) fn reset_signals() {
     // SAFETY: SIG_DFL is valid for every signal; numbers that cannot be changed are refused by the kernel without
     // effect. `set` is initialised by sigemptyset before it is read.
     unsafe {
@@ -529,7 +552,11 @@ fn reset_signals() {
     }
 }
 
-fn check(result: libc::c_int) -> Result<(), Errno> {
+/// The error of a system call that gave -1.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn check(result: libc::c_int) -> Result<(), Errno> {
     if result < 0 { Err(last_errno()) } else { Ok(()) }
 }
 

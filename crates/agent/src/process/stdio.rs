@@ -1,6 +1,6 @@
 //! The standard streams of a process: pipes, or a pseudo terminal.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -23,6 +23,13 @@ pub(crate) struct ChildSide {
     pub(super) stderr: OwnedFd,
     /// Descriptor 0 is a terminal to be taken as the controlling one.
     pub(super) terminal: bool,
+}
+
+impl ChildSide {
+    /// The terminal, where there is one.
+    pub(crate) fn terminal(&self) -> Option<BorrowedFd<'_>> {
+        self.terminal.then(|| self.stdin.as_fd())
+    }
 }
 
 /// The agent's side.

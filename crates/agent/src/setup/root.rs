@@ -74,6 +74,17 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
+    /// The same, held once more.
+    ///
+    /// # Errors
+    /// When no descriptors are left.
+    pub(crate) fn try_clone(&self) -> std::io::Result<Layers> {
+        Ok(Layers {
+            upper: self.upper.try_clone()?,
+            lower: self.lower.try_clone()?,
+        })
+    }
+
     fn hold() -> Result<Layers, SetupError> {
         let open = |path: &str| {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

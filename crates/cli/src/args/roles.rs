@@ -72,6 +72,8 @@ pub(crate) struct ShareRole {
     pub(crate) directory: Option<PathBuf>,
     #[arg(long)]
     pub(crate) read_only: bool,
+    #[arg(long, requires = "directory")]
+    pub(crate) following: bool,
     #[arg(long)]
     pub(crate) image: Option<PathBuf>,
     #[arg(long)]

@@ -19,6 +19,7 @@ mod hypervisors;
 mod jail;
 mod jail_of_cloud_hypervisor;
 mod killpoints;
+mod kubernetes;
 mod layers;
 mod life;
 mod lifecycle;

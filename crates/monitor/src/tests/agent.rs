@@ -9,7 +9,9 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::compat::{FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
-use zmachine_agent_protocol::{AgentError, Capacity, ErrorKind, ExitStatus, Frame, Input, Reply, Request};
+use zmachine_agent_protocol::{
+    AgentError, Capacity, ContainerReply, ErrorKind, ExitStatus, Frame, Input, Reply, Request,
+};
 use zmachine_hypervisor::{ExitReason, VmEvent};
 
 use crate::session::{ByteStream, FrameReader, FrameWriter, SessionError};
@@ -127,9 +129,15 @@ async fn answer(
     }
     let reply = match (agent, &request) {
         // Nobody asks a process for a process, and nothing else for one.
-        (Agent::Lying, Request::Exec(_) | Request::ExecSession { .. } | Request::Transfer(_) | Request::Run(_)) => {
-            Reply::Done
-        }
+        (
+            Agent::Lying,
+            Request::Exec(_)
+            | Request::ExecSession { .. }
+            | Request::ContainerSession { .. }
+            | Request::Dial { .. }
+            | Request::Transfer(_)
+            | Request::Run(_),
+        ) => Reply::Done,
         (Agent::Lying, _) => Reply::Started { pid: 9 },
         _ => honest(&request),
     };
@@ -195,13 +203,16 @@ fn honest(request: &Request) -> Reply {
             phases: Vec::new(),
             warnings: Vec::new(),
         },
-        Request::Run(_) | Request::Exec(_) | Request::ExecSession { .. } | Request::Transfer(_) => {
-            Reply::Started { pid: 2 }
-        }
+        Request::Run(_)
+        | Request::Exec(_)
+        | Request::ExecSession { .. }
+        | Request::ContainerSession { .. }
+        | Request::Transfer(_) => Reply::Started { pid: 2 },
         Request::Resume { .. } => Reply::Resumed { pid: 2, lost: 0 },
         Request::WaitSession { .. } => Reply::Exited(ExitStatus::Code(0)),
         Request::Sessions => Reply::Sessions(Vec::new()),
         Request::Processes => Reply::Processes(Vec::new()),
+        Request::Container { .. } => Reply::Container(ContainerReply::Done),
         Request::Capacity => Reply::Capacity(Capacity {
             memory_total_bytes: 1,
             memory_available_bytes: 1,
@@ -210,6 +221,7 @@ fn honest(request: &Request) -> Reply {
             cpus: 1,
         }),
         Request::Signal { .. }
+        | Request::Dial { .. }
         | Request::Shutdown { .. }
         | Request::Grow { .. }
         | Request::Connect(_)

@@ -17,6 +17,9 @@ fn is_of_the_guest(request: &Request) -> bool {
     match request {
         Request::Exec(_)
         | Request::StartExec { .. }
+        | Request::StartInContainer { .. }
+        | Request::Container { .. }
+        | Request::Dial { .. }
         | Request::Processes
         | Request::Transfer(_)
         | Request::Signal(_)
@@ -42,7 +45,7 @@ fn is_good(frame: &Frame) -> bool {
     matches!(
         (frame.parse::<Reply>(), frame.parse::<AgentReply>()),
         (
-            Ok(Reply::Done | Reply::Capacity(_) | Reply::Execs(_) | Reply::Processes(_)),
+            Ok(Reply::Done | Reply::Capacity(_) | Reply::Execs(_) | Reply::Processes(_) | Reply::Container(_)),
             _
         ) | (_, Ok(AgentReply::Started { .. }))
     )
@@ -75,7 +78,7 @@ fn whatever_the_guest_is_like_every_command_is_answered_and_a_kill_ends_it() {
                     // What a stream carries is for the client to judge.
                     let is_stream = kind == Kind::Container
                         && agent == Agent::Lying
-                        && matches!(request, Request::Exec(_) | Request::Transfer(_));
+                        && matches!(request, Request::Exec(_) | Request::Transfer(_) | Request::Dial { .. });
                     assert_eq!(is_good(&frame), needs_no_agent || is_stream, "{what}: {frame:?}");
                     rig.does(&Request::Pause).await;
                     rig.does(&Request::Resume).await;

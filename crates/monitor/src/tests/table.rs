@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
-use zmachine_agent_protocol::{Frame, Reply as AgentReply, Transfer};
+use zmachine_agent_protocol::{ContainerRequest, Frame, Reply as AgentReply, Transfer};
 use zmachine_hypervisor::ExitReason;
 use zmachine_spec::control::{Reconnect, Reply, Request};
 use zmachine_spec::restart::RestartPolicy;
@@ -27,6 +27,7 @@ enum Answer {
     Traffic,
     Execs,
     Processes,
+    Container,
     /// There is no such process.
     Unknown,
     /// Refused at once, in words with these in them.
@@ -40,7 +41,7 @@ enum Answer {
 /// The answers to `request` in the phases starting, running, paused, stopping, restarting. A container that starts boots its
 /// guest; the hypervisor of a VM that starts does not come up yet, and what needs a guest waits for it.
 fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
-    use Answer::{Capacity, Done, Ends, Execs, LetGo, Processes, Refused, Stream, Traffic, Unknown, Waits};
+    use Answer::{Capacity, Container, Done, Ends, Execs, LetGo, Processes, Refused, Stream, Traffic, Unknown, Waits};
     const STARTING: Answer = Refused("still starting");
     const PAUSED: Answer = Refused("paused");
     const RESTARTING: Answer = Refused("waits to be started again");
@@ -53,8 +54,14 @@ fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
         (Request::Console { .. }, Kind::Vm) => [Waits, Stream, Stream, Stream, LetGo],
         (Request::Exec(_) | Request::Transfer(_), Kind::Container) => [NOT_YET, Stream, PAUSED, Stream, NOT_YET],
         (Request::Exec(_) | Request::Transfer(_), Kind::Vm) => [NO_AGENT, Stream, PAUSED, Stream, NOT_YET],
+        // It begins with the same word.
+        (Request::Dial { .. }, Kind::Container) => [NOT_YET, Done, PAUSED, Done, NOT_YET],
+        (Request::Dial { .. }, Kind::Vm) => [NO_AGENT, Done, PAUSED, Done, NOT_YET],
         (Request::StartExec { .. }, Kind::Container) => [NOT_YET, Execs, PAUSED, Execs, NOT_YET],
         (Request::StartExec { .. }, Kind::Vm) => [NO_AGENT, Execs, PAUSED, Execs, NOT_YET],
+        (Request::StartInContainer { .. }, Kind::Container) => [NOT_YET, Execs, PAUSED, Execs, NOT_YET],
+        (Request::StartInContainer { .. }, Kind::Vm) => [NO_AGENT, Execs, PAUSED, Execs, NOT_YET],
+        (Request::Container { .. }, _) => [NOT_YET, Container, PAUSED, Container, NOT_YET],
         (Request::AttachExec { .. } | Request::WaitExec { .. }, _) => [Unknown; 5],
         (Request::Execs, _) => [Execs; 5],
         (Request::Processes, _) => [NOT_YET, Processes, PAUSED, Processes, NOT_YET],
@@ -95,7 +102,18 @@ fn next_command(before: Option<&Request>) -> Option<Request> {
             process: process(),
             discard: true,
         },
-        Request::StartExec { .. } => Request::AttachExec {
+        Request::StartExec { .. } => Request::StartInContainer {
+            id: "first".into(),
+            container: "app".into(),
+            new: None,
+            process: Box::default(),
+        },
+        Request::StartInContainer { .. } => Request::Container {
+            id: "app".into(),
+            request: ContainerRequest::Pids,
+        },
+        Request::Container { .. } => Request::Dial { port: 80 },
+        Request::Dial { .. } => Request::AttachExec {
             id: "nobody".into(),
             received: 0,
         },
@@ -191,6 +209,7 @@ fn fits(answer: Answer, frame: Option<&Frame>) -> bool {
         Answer::Capacity => matches!(reply, Some(Reply::Capacity(_))),
         Answer::Traffic => matches!(reply, Some(Reply::Traffic(_))),
         Answer::Execs => matches!(reply, Some(Reply::Execs(_))),
+        Answer::Container => matches!(reply, Some(Reply::Container(_))),
         Answer::Processes => matches!(reply, Some(Reply::Processes(_))),
         Answer::Unknown => matches!(reply, Some(Reply::Failed(failure)) if failure.class == Class::NotFound),
         Answer::Ends => matches!(reply, Some(Reply::Ended(Ok(_)))),

@@ -1,0 +1,71 @@
+//! Containers in a machine that is made for several of them: one without an entrypoint (`idle` in its spec).
+//!
+//! A process of a container is one with an id: [`Engine::attach_exec`] and [`Engine::wait_exec`] reach it.
+
+use zmachine_agent_protocol::{Container, ContainerProcess, ContainerReply, ContainerRequest};
+use zmachine_spec::control::{ExecRecord, Reply, Request};
+use zmachine_spec::{Class, Failure};
+
+use super::Engine;
+use crate::attach::{ProcessInput, ProcessOutput};
+use crate::client::require_awake;
+use crate::execs::unexpected;
+
+impl Engine {
+    /// Starts a process of a container of a machine, known by `id` in the machine. With `new`, it is the first one of a container that
+    /// is made for it, and ends with it. What it writes waits until somebody attaches.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when the machine does not run or the id is in use; the guest's reason when it does not start.
+    pub fn start_in_container(
+        &self,
+        machine: &str,
+        id: &str,
+        container: &str,
+        new: Option<Container>,
+        process: ContainerProcess,
+    ) -> Result<ExecRecord, Failure> {
+        require_awake(&self.machine(machine)?)?;
+        let request = Request::StartInContainer {
+            id: id.to_owned(),
+            container: container.to_owned(),
+            new: new.map(Box::new),
+            process: Box::new(process),
+        };
+        self.one(machine, &request)
+    }
+
+    /// Connects to a TCP port of a guest's loopback. The stream begins with the agent's `Done`, or why nobody accepts.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when the machine does not run.
+    pub fn dial(&self, machine: &str, port: u16) -> Result<(ProcessInput, ProcessOutput), Failure> {
+        let machine = self.machine(machine)?;
+        require_awake(&machine)?;
+        self.stream(&machine, &Request::Dial { port })
+    }
+
+    /// Does something to a container of a machine.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when the machine does not run; the guest's reason.
+    pub fn container(
+        &self,
+        machine: &str,
+        container: &str,
+        request: ContainerRequest,
+    ) -> Result<ContainerReply, Failure> {
+        let found = self.machine(machine)?;
+        require_awake(&found)?;
+        let request = Request::Container {
+            id: container.to_owned(),
+            request,
+        };
+        match self.reply(&found, &request)? {
+            Some(Reply::Container(reply)) => Ok(reply),
+            Some(Reply::Failed(failure)) => Err(failure),
+            None => Err(Failure::new(Class::Conflict, format!("machine '{machine}' has ended"))),
+            Some(_) => Err(unexpected(machine)),
+        }
+    }
+}

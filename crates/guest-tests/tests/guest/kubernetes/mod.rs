@@ -1,0 +1,520 @@
+//! Pods as a kubelet makes them, on a containerd of Debian's with the built shim: see `docs/kubernetes.md`.
+
+mod node;
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use self::node::{IMAGE, Node};
+use crate::support::{Checks, until};
+
+/// States of a container in the runtime interface.
+const EXITED: i64 = 2;
+
+/// How long a guest's container may take for what it does at once.
+const SOON: Duration = Duration::from_secs(60);
+
+/// A pod of the node.
+struct Pod<'a> {
+    node: &'a Node,
+    id: String,
+    config: Value,
+}
+
+impl<'a> Pod<'a> {
+    fn run(node: &'a Node, name: &str, more: Value) -> Pod<'a> {
+        let logs = node.home.file(&format!("logs-{name}"));
+        fs::create_dir_all(&logs).unwrap();
+        let mut config = json!({
+            "metadata": {"name": name, "uid": format!("uid-{name}"), "namespace": "default"},
+            "hostname": name, "log_directory": logs.display().to_string(),
+            "linux": {"security_context": {"namespace_options": {"pid": 1}}},
+        });
+        merge(&mut config, more);
+        let answer = node.cri(
+            "RunPodSandbox",
+            &json!({"config": config, "runtime_handler": "zmachine"}),
+        );
+        let id = answer["pod_sandbox_id"].as_str().unwrap_or_default().to_owned();
+        Pod { node, id, config }
+    }
+
+    fn status(&self) -> Value {
+        let answer = self.node.cri("PodSandboxStatus", &json!({"pod_sandbox_id": self.id}));
+        answer["status"].clone()
+    }
+
+    fn ip(&self) -> String {
+        self.status()["network"]["ip"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Makes and starts a container that runs a shell script.
+    fn start(&self, name: &str, script: &str, more: Value) -> String {
+        let id = self.create(name, script, more);
+        self.node.cri("StartContainer", &json!({"container_id": id}));
+        id
+    }
+
+    fn create(&self, name: &str, script: &str, more: Value) -> String {
+        let mut config = json!({
+            "metadata": {"name": name}, "image": {"image": IMAGE}, "command": ["sh", "-c", script],
+            "log_path": format!("{name}.log"),
+            // As the kubelet says it of pods that do not share their processes.
+            "linux": {"security_context": {"namespace_options": {"pid": 1}}},
+        });
+        merge(&mut config, more);
+        let request = json!({"pod_sandbox_id": self.id, "config": config, "sandbox_config": self.config});
+        let answer = self.node.cri("CreateContainer", &request);
+        answer["container_id"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// What a container has written, as the kubelet shows it.
+    fn log(&self, name: &str) -> String {
+        let folder = self.config["log_directory"].as_str().unwrap_or_default();
+        let text = fs::read_to_string(format!("{folder}/{name}.log")).unwrap_or_default();
+        let line = |line: &str| line.splitn(4, ' ').nth(3).unwrap_or_default().to_owned();
+        text.lines().map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    fn stop_and_remove(&self) {
+        self.node.cri("StopPodSandbox", &json!({"pod_sandbox_id": self.id}));
+        self.node.cri("RemovePodSandbox", &json!({"pod_sandbox_id": self.id}));
+    }
+}
+
+/// Puts `more` over `value`.
+fn merge(value: &mut Value, more: Value) {
+    match (value, more) {
+        (Value::Object(object), Value::Object(more)) => {
+            for (key, more) in more {
+                merge(object.entry(key).or_insert(Value::Null), more);
+            }
+        }
+        (_, Value::Null) => {}
+        (value, more) => *value = more,
+    }
+}
+
+fn container_state(node: &Node, id: &str) -> (i64, i64) {
+    let status = node.cri("ContainerStatus", &json!({"container_id": id}))["status"].clone();
+    (
+        status["state"].as_i64().unwrap_or_default(),
+        status["exit_code"].as_i64().unwrap_or_default(),
+    )
+}
+
+/// The status of a container, once it has ended.
+#[track_caller]
+fn ended(node: &Node, id: &str) -> i64 {
+    until("the container ends", SOON, || {
+        let (state, code) = container_state(node, id);
+        (state == EXITED).then_some(code)
+    })
+}
+
+/// Status, output and errors of a command in a container.
+fn exec(node: &Node, id: &str, script: &str) -> (i64, String, String) {
+    let request = json!({"container_id": id, "cmd": ["sh", "-c", script], "timeout": 120});
+    let answer = node.cri("ExecSync", &request);
+    let text = |name: &str| answer[name].as_str().unwrap_or_default().trim_end().to_owned();
+    (
+        answer["exit_code"].as_i64().unwrap_or(0),
+        text("stdout"),
+        text("stderr"),
+    )
+}
+
+fn output(node: &Node, id: &str, script: &str) -> String {
+    let (code, stdout, stderr) = exec(node, id, script);
+    assert_eq!(code, 0, "{script}: {stdout} {stderr}");
+    stdout
+}
+
+#[test]
+fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
+    let Some(node) = Node::start() else { return };
+    let node = &node;
+    let volume = node.home.file("volume");
+    fs::create_dir_all(volume.join("..1")).unwrap();
+    fs::write(volume.join("..1/key"), "one\n").unwrap();
+    std::os::unix::fs::symlink("..1", volume.join("..data")).unwrap();
+    std::os::unix::fs::symlink("..data/key", volume.join("key")).unwrap();
+
+    let pod = Pod::run(node, "p", Value::Null);
+    let web = pod.start(
+        "web",
+        "echo up; echo bad >&2; mkdir /tmp/w; echo hello > /tmp/w/index.html; httpd -p 80 -h /tmp/w; sleep 1000",
+        json!({
+            "mounts": [{"container_path": "/config", "host_path": volume.display().to_string(), "readonly": 1}],
+            "linux": {"resources": {"memory_limit_in_bytes": 67_108_864, "cpu_quota": 50_000, "cpu_period": 100_000}},
+        }),
+    );
+    let restricted = pod.start(
+        "restricted",
+        "sleep 1000",
+        json!({"linux": {"security_context": {
+            "run_as_user": {"value": 1000}, "run_as_group": {"value": 1000}, "readonly_rootfs": 1, "no_new_privs": 1,
+            "capabilities": {"drop": ["ALL"]}, "masked_paths": ["/proc/kcore"], "readonly_paths": ["/proc/sys"],
+        }}}),
+    );
+    let brief = pod.start("brief", "echo done; exit 7", Value::Null);
+
+    let mut checks = Checks::default();
+    checks.that("a container that ends has its status, and its output is whole", || {
+        assert_eq!(ended(node, &brief), 7);
+        assert_eq!(pod.log("brief"), "done");
+    });
+    checks.that("the pod runs in a virtual machine of its own", || {
+        let own = rustix::system::uname().release().to_string_lossy().into_owned();
+        assert_ne!(output(node, &web, "uname -r"), own);
+        assert_eq!(output(node, &restricted, "hostname"), "p");
+    });
+    checks.that("executions have their status and both streams", || {
+        let ran = exec(node, &web, "echo out; echo err >&2; exit 5");
+        assert_eq!(ran, (5, "out".into(), "err".into()));
+    });
+    checks.that("output goes to the log", || {
+        until("both lines", SOON, || {
+            let log = pod.log("web");
+            (log.contains("up") && log.contains("bad")).then_some(())
+        });
+    });
+    checks.that(
+        "containers have roots and processes of their own, and one network",
+        || {
+            assert_eq!(output(node, &web, "touch /mine; readlink /proc/1/exe"), "/bin/busybox");
+            assert_eq!(
+                output(node, &restricted, "ls /mine 2>/dev/null; ps | grep -c [h]ttpd; true"),
+                "0"
+            );
+            // shareProcessNamespace: true
+            let shared = json!({"linux": {"security_context": {"namespace_options": {"pid": 0}}}});
+            let id = pod.start("shared", "sleep 1000", shared);
+            assert_eq!(output(node, &id, "ps | grep -c [h]ttpd"), "1");
+            node.cri("StopContainer", &json!({"container_id": id, "timeout": 5}));
+            node.cri("RemoveContainer", &json!({"container_id": id}));
+            let fetch = "wget -q -O - http://127.0.0.1/";
+            assert_eq!(output(node, &restricted, fetch), "hello");
+        },
+    );
+    checks.that(
+        "users, capabilities, read-only roots and hidden paths are as asked for",
+        || {
+            assert_eq!(output(node, &restricted, "id -u; id -g"), "1000\n1000");
+            let capabilities = output(
+                node,
+                &restricted,
+                "grep -E 'Cap(Eff|Bnd)|NoNewPrivs' /proc/self/status | tr -d '\\t'",
+            );
+            assert_eq!(
+                capabilities,
+                "CapEff:0000000000000000\nCapBnd:0000000000000000\nNoNewPrivs:1"
+            );
+            let (code, _, why) = exec(node, &restricted, "touch /x");
+            assert!(code != 0 && why.contains("Read-only"), "{why}");
+            assert_eq!(output(node, &restricted, "wc -c < /proc/kcore"), "0");
+        },
+    );
+    checks.that("limits are the guest's control groups'", || {
+        let limits = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
+        assert_eq!(output(node, &web, limits), "67108864\n50000 100000");
+        let wanted = json!({"container_id": web, "linux": {"memory_limit_in_bytes": 83_886_080}});
+        node.cri("UpdateContainerResources", &wanted);
+        assert_eq!(output(node, &web, "cat /sys/fs/cgroup/memory.max"), "83886080");
+    });
+    checks.that("the pod is at its address, in IPv4 and IPv6", || {
+        let ip = pod.ip();
+        let fetched = node.inside(&["wget", "-q", "-O", "-", &format!("http://{ip}/")]);
+        assert_eq!(fetched.expect_success().stdout(), "hello\n");
+        let addresses = output(node, &web, "ip addr show eth0");
+        assert!(addresses.contains(&ip) && addresses.contains("fd88::"), "{addresses}");
+        output(node, &web, "ping -c 1 -W 20 10.88.0.1");
+    });
+    checks.that("a port of the guest's loopback is forwarded", || {
+        output(node, &web, "httpd -p 127.0.0.1:8081 -h /tmp/w");
+        // As the runtime does it: from the pod's network namespace.
+        let pid = node.processes(&["hold"]).first().copied().unwrap_or_default();
+        let network = format!("--net=/proc/{pid}/ns/net");
+        let fetch = |url: &str| node.inside(&["nsenter", &network, "busybox", "wget", "-q", "-O", "-", url]);
+        assert_eq!(fetch("http://127.0.0.1:8081/").expect_success().stdout(), "hello\n");
+        assert_ne!(fetch("http://127.0.0.1:8082/").code, 0, "nobody listens there");
+    });
+    checks.that("a volume that changes on the host changes in the pod", || {
+        assert_eq!(output(node, &web, "cat /config/key"), "one");
+        fs::create_dir(volume.join("..2")).unwrap();
+        fs::write(volume.join("..2/key"), "two\n").unwrap();
+        std::os::unix::fs::symlink("..2", volume.join("..new")).unwrap();
+        fs::rename(volume.join("..new"), volume.join("..data")).unwrap();
+        until("the new value", Duration::from_secs(20), || {
+            (output(node, &web, "cat /config/key") == "two").then_some(())
+        });
+        let (code, ..) = exec(node, &web, "echo x > /config/y");
+        assert_ne!(code, 0);
+    });
+    checks.that("what containers use is told", || {
+        let stats = node.cri("ContainerStats", &json!({"container_id": web}))["stats"].clone();
+        assert!(
+            stats["cpu"]["usage_core_nano_seconds"]["value"].as_i64() > Some(0),
+            "{stats}"
+        );
+        let memory = stats["memory"]["working_set_bytes"]["value"].as_i64();
+        assert!(memory > Some(10_000) && memory < Some(67_108_864), "{stats}");
+    });
+    checks.that("memory of a pod is the guest's, and its containers share it", || {
+        let memory = node.home.file("kubernetes.io~empty-dir/m").display().to_string();
+        node.inside(&["mkdir", "-p", &memory]).expect_success();
+        let mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", &memory];
+        node.inside(&mount).expect_success();
+        let mounts = json!({"mounts": [{"container_path": "/m", "host_path": memory}]});
+        let writes = pod.start(
+            "writes",
+            "echo shared > /m/x; echo s > /dev/shm/y; sleep 1000",
+            mounts.clone(),
+        );
+        let reads = pod.start("reads", "sleep 1000", mounts);
+        until("the other one has written", SOON, || {
+            (exec(node, &reads, "cat /m/x /dev/shm/y").1 == "shared\ns").then_some(())
+        });
+        let kind = output(node, &reads, "grep ' /m ' /proc/mounts");
+        assert!(kind.starts_with("tmpfs") && kind.contains("size=8192k"), "{kind}");
+        assert_eq!(
+            node.inside(&["ls", &memory]).stdout(),
+            "",
+            "nothing of it is on the host"
+        );
+        for id in [writes, reads] {
+            node.cri("StopContainer", &json!({"container_id": id, "timeout": 0}));
+            node.cri("RemoveContainer", &json!({"container_id": id}));
+        }
+        node.inside(&["umount", &memory]).expect_success();
+    });
+    checks.that("a container that wants more memory than it may have is told so", || {
+        let limit = json!({"linux": {"resources": {"memory_limit_in_bytes": 33_554_432}}});
+        let id = pod.start("greedy", "tail /dev/zero", limit);
+        assert_eq!(ended(node, &id), 137);
+        let status = node.cri("ContainerStatus", &json!({"container_id": id}))["status"].clone();
+        assert_eq!(status["reason"], "OOMKilled", "{status}");
+        assert_eq!(output(node, &web, "echo unharmed"), "unharmed");
+    });
+    checks.that(
+        "a program that is not there is told so, and the container is over",
+        || {
+            let id = pod.create("missing", "true", json!({"command": ["/no/such/program"]}));
+            let failed = node.try_cri("StartContainer", &json!({"container_id": id}));
+            assert!(failed.stderr().contains("/no/such/program"), "{failed}");
+            node.cri("RemoveContainer", &json!({"container_id": id}));
+        },
+    );
+    checks.that("one container stops, and is made again, without the others", || {
+        node.cri("StopContainer", &json!({"container_id": restricted, "timeout": 1}));
+        assert_eq!(container_state(node, &restricted), (EXITED, 137));
+        node.cri("RemoveContainer", &json!({"container_id": restricted}));
+        let again = pod.start(
+            "restricted",
+            "echo again; sleep 1000",
+            json!({"metadata": {"attempt": 1}}),
+        );
+        assert_eq!(output(node, &again, "echo here"), "here");
+        assert_eq!(output(node, &web, "echo still"), "still");
+    });
+    checks.that("a guest changes nothing in the share but what is mounted there", || {
+        let servers = node.processes(&["virtiofsd"]);
+        assert!(!servers.is_empty());
+        for pid in servers {
+            let Ok(table) = fs::read_to_string(format!("/proc/{pid}/mountinfo")) else {
+                continue;
+            };
+            let root = table.lines().find(|line| line.split(' ').nth(4) == Some("/"));
+            let options = root.and_then(|line| line.split(' ').nth(5)).unwrap_or_default();
+            assert!(options.starts_with("ro,"), "{table}");
+        }
+        let (code, ..) = exec(node, &web, "echo x > /root-is-writable");
+        assert_eq!(code, 0);
+    });
+    checks.that("operators see the pod", || {
+        let listed = node
+            .home
+            .zmachine(["ps", "--format", "{{.Names}} {{.Labels}}"])
+            .finish();
+        let line = listed.expect_success().stdout();
+        assert!(
+            line.starts_with("pod-") && line.contains("io.kubernetes.pod.name=p"),
+            "{line}"
+        );
+    });
+    pod.stop_and_remove();
+    node.assert_no_pods();
+}
+
+#[test]
+fn whatever_is_killed_the_pod_is_reported_and_nothing_stays() {
+    let Some(node) = Node::start() else { return };
+    let node = &node;
+    // The last one is what only a monitor is started with.
+    for victim in [
+        "containerd-shim-zmachine",
+        "qemu-system",
+        "virtiofsd",
+        "--ends-with-client",
+    ] {
+        let pod = Pod::run(node, "k", Value::Null);
+        let id = pod.start("c", "sleep 1000", Value::Null);
+        let pids = match victim {
+            "containerd-shim-zmachine" => shim_of(node),
+            other => node.processes(&[other]),
+        };
+        assert!(!pids.is_empty(), "no {victim}");
+        for pid in pids {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        let code = ended(node, &id);
+        assert!(code == 137 || code == 255, "{victim}: {code}");
+        until("the pod is not ready", SOON, || {
+            (pod.status()["state"] == 1).then_some(())
+        });
+        pod.stop_and_remove();
+        node.assert_no_pods();
+    }
+}
+
+#[test]
+fn containerd_is_killed_under_a_pod_and_finds_it_again() {
+    let Some(mut node) = Node::start() else { return };
+    let (pod_id, config, id) = {
+        let pod = Pod::run(&node, "r", Value::Null);
+        let script = "i=0; while true; do i=$((i + 1)); echo line $i; sleep 0.3; done";
+        let id = pod.start("c", script, Value::Null);
+        until("output", SOON, || pod.log("c").contains("line 2").then_some(()));
+        (pod.id.clone(), pod.config.clone(), id)
+    };
+    node.restart_containerd();
+    let node = &node;
+    let pod = Pod {
+        node,
+        id: pod_id,
+        config,
+    };
+    assert_eq!(pod.status()["state"].as_i64().unwrap_or(0), 0);
+    assert_eq!(output(node, &id, "echo here"), "here");
+    let lines = pod.log("c").lines().count();
+    until("more output", SOON, || {
+        (pod.log("c").lines().count() > lines + 3).then_some(())
+    });
+    let log = pod.log("c");
+    let numbers = log
+        .lines()
+        .filter_map(|line| line.strip_prefix("line ")?.parse::<usize>().ok());
+    let numbers: Vec<usize> = numbers.collect();
+    let is_whole = numbers.windows(2).all(|pair| pair[1] <= pair[0] + 1);
+    assert!(is_whole, "lines are lost: {numbers:?}");
+    node.cri("StopContainer", &json!({"container_id": id, "timeout": 1}));
+    assert_eq!(container_state(node, &id), (EXITED, 137));
+    pod.stop_and_remove();
+    node.assert_no_pods();
+}
+
+/// The shims themselves, without the processes that stand for pods.
+fn shim_of(node: &Node) -> Vec<i32> {
+    node.processes(&["-listener-fd", "serve"])
+}
+
+#[test]
+fn a_container_by_itself_and_a_pod_from_a_flist() {
+    let Some(node) = Node::start() else { return };
+    let node = &node;
+    let mut checks = Checks::default();
+    checks.that("ctr runs a container, and its status is exact", || {
+        let run = ["run", "--rm", "--runtime", "io.containerd.zmachine.v2", IMAGE, "one"];
+        let ran = node.ctr(&[&run[..], &["sh", "-c", "echo out; echo $$; uname -s; exit 3"]].concat());
+        assert_eq!((ran.code, ran.stdout().as_str()), (3, "out\n1\nLinux\n"), "{ran}");
+    });
+    checks.that("input is whole, and so is a lot of output", || {
+        let run = ["run", "--rm", "--runtime", "io.containerd.zmachine.v2", IMAGE, "input"];
+        let script = "wc -c; head -c 5000000 /dev/zero";
+        let ran = node.ctr_with_input(&[&run[..], &["sh", "-c", script]].concat(), &vec![b'x'; 3_000_000]);
+        assert_eq!(
+            ran.stdout_bytes.len(),
+            "3000000\n".len() + 5_000_000,
+            "{}",
+            ran.stderr()
+        );
+    });
+    checks.that("a container is paused, and goes on", || {
+        let run = [
+            "run",
+            "-d",
+            "--runtime",
+            "io.containerd.zmachine.v2",
+            IMAGE,
+            "paused",
+            "sleep",
+            "1000",
+        ];
+        node.ctr(&run).expect_success();
+        let state = || node.ctr(&["task", "ls"]).expect_success().stdout();
+        node.ctr(&["task", "pause", "paused"]).expect_success();
+        assert!(state().contains("PAUSED"), "{}", state());
+        node.ctr(&["task", "resume", "paused"]).expect_success();
+        assert!(state().contains("RUNNING"), "{}", state());
+        let ran = node.ctr(&["task", "exec", "--exec-id", "e", "paused", "sh", "-c", "exit 4"]);
+        assert_eq!(ran.code, 4, "{ran}");
+        node.ctr(&["task", "kill", "-s", "9", "paused"]).expect_success();
+        until("the task ends", SOON, || state().contains("STOPPED").then_some(()));
+        node.ctr(&["task", "rm", "paused"]);
+        node.ctr(&["container", "rm", "paused"]).expect_success();
+    });
+    checks.that("a container at a terminal has one", || {
+        let run = [
+            "run",
+            "--rm",
+            "-t",
+            "--runtime",
+            "io.containerd.zmachine.v2",
+            IMAGE,
+            "terminal",
+        ];
+        let script = "test -t 0 && test -t 1 && stty size > /tmp/x && ls -l /dev/console && exit 9";
+        assert_eq!(node.ctr_at_terminal(&[&run[..], &["sh", "-c", script]].concat()), 9);
+    });
+    checks.that("a network of the host is refused with the way out", || {
+        let run = [
+            "run",
+            "--rm",
+            "--net-host",
+            "--runtime",
+            "io.containerd.zmachine.v2",
+            IMAGE,
+            "two",
+            "true",
+        ];
+        let refused = node.ctr(&run);
+        assert!(
+            refused.code != 0 && refused.stderr().contains("hostNetwork"),
+            "{refused}"
+        );
+    });
+    checks.that("a flist is a container's root where the node allows it", || {
+        let tree = zmachine_testkit::Tree::empty(&node.home, "flist-tree")
+            .with_busybox()
+            .file("from", "a flist\n");
+        let flist = tree.pack(&node.home, "root");
+        let annotations = json!({"annotations": {"zmachine.io/flist": flist}});
+        let pod = Pod::run(node, "f", annotations.clone());
+        let id = pod.start("c", "cat /from; sleep 1000", annotations);
+        assert_eq!(output(node, &id, "cat /from; echo x > /y; cat /y"), "a flist\nx");
+        pod.stop_and_remove();
+        let refused = json!({"annotations": {"zmachine.io/flist": "/etc/passwd"}});
+        let config = json!({
+            "metadata": {"name": "r", "uid": "r", "namespace": "default"}, "annotations": refused["annotations"],
+        });
+        let failed = node.try_cri(
+            "RunPodSandbox",
+            &json!({"config": config, "runtime_handler": "zmachine"}),
+        );
+        assert!(failed.stderr().contains("does not let pods name"), "{failed}");
+    });
+    node.assert_no_pods();
+}

@@ -1,0 +1,272 @@
+//! A containerd of the test's own, as a node of a cluster has one: its folders are the test's, it has a mount namespace of its own, and
+//! it is in the network namespace of the test's home.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use zmachine_testkit::{Finished, Invocation, Need, TestHome, Tree, lacking, skip};
+
+use crate::support::{home, until};
+
+/// The image of every pod and container: busybox.
+pub(super) const IMAGE: &str = "docker.io/library/box:1";
+
+/// A client of the container runtime interface.
+const CRI: &str = include_str!("cri.py");
+
+/// Debian's, which has `python3-grpcio`.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// The node.
+pub(super) struct Node {
+    pub(super) home: TestHome,
+    containerd: Option<Child>,
+}
+
+impl Node {
+    /// Starts it; `None`, with the reason printed, on a host that has not what it needs.
+    pub(super) fn start() -> Option<Node> {
+        let needs = [
+            Need::Guest,
+            Need::Command("containerd"),
+            Need::Command("ctr"),
+            Need::File("/usr/lib/cni/bridge"),
+            Need::File("/usr/lib/python3/dist-packages/grpc/__init__.py"),
+        ];
+        if let Some(reason) = lacking(&needs) {
+            skip(&reason);
+            return None;
+        }
+        let home = home()?;
+        let mut node = Node { home, containerd: None };
+        node.write_files();
+        node.start_containerd(None);
+        let archive = node.image();
+        node.ctr(&["images", "import", &archive]).expect_success();
+        Some(node)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.home.file(name).display().to_string()
+    }
+
+    fn socket(&self) -> String {
+        self.file("containerd.sock")
+    }
+
+    fn write_files(&self) {
+        let config = format!(
+            r#"version = 2
+root = "{root}"
+state = "{state}"
+[grpc]
+  address = "{socket}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{IMAGE}"
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+  stream_server_address = "127.0.0.1"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "zmachine"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.zmachine]
+      runtime_type = "io.containerd.zmachine.v2"
+      pod_annotations = ["zmachine.io/*"]
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{cni}"
+"#,
+            root = self.file("root"),
+            state = self.file("state"),
+            socket = self.socket(),
+            cni = self.file("cni"),
+        );
+        let network = json!({
+            "cniVersion": "0.4.0", "name": "pods", "plugins": [
+                {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": {
+                    "type": "host-local", "dataDir": self.file("addresses"),
+                    "ranges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd88::/64"}]],
+                    "routes": [{"dst": "0.0.0.0/0"}],
+                }},
+            ],
+        });
+        fs::create_dir(self.home.file("cni")).unwrap();
+        fs::write(self.home.file("cni").join("10-pods.conflist"), network.to_string()).unwrap();
+        fs::write(self.home.file("config.toml"), config).unwrap();
+        fs::write(self.home.file("cri.py"), CRI).unwrap();
+        let settings = format!(
+            "flists = [\"{}/\"]\n",
+            self.home.file("").display().to_string().trim_end_matches('/')
+        );
+        fs::write(self.home.file("kubernetes.toml"), settings).unwrap();
+    }
+
+    /// `beside`: a process in whose mount namespace it is to be, in place of one of its own.
+    fn start_containerd(&mut self, beside: Option<i32>) {
+        // The sockets of shims are at a place of the host's, which is this containerd's alone here.
+        let prepare = match beside {
+            Some(_) => "true",
+            None => "mkdir -p /run/containerd && mount -t tmpfs tmpfs /run/containerd",
+        };
+        let script = format!(
+            "{prepare} && echo $$ > {pid} && exec containerd -c {config} 2>> {log}",
+            pid = self.file("containerd.pid"),
+            config = self.file("config.toml"),
+            log = self.file("containerd.log"),
+        );
+        let programs = self.home.zmachine_path().parent().unwrap_or(Path::new("/")).to_owned();
+        let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
+        let beside = beside.map(|pid| pid.to_string());
+        let (program, words) = match &beside {
+            Some(pid) => ("/usr/bin/nsenter", vec!["--mount", "-t", pid, "--"]),
+            None => ("/usr/bin/unshare", vec!["--mount", "--propagation", "private"]),
+        };
+        let words = [words, vec!["sh", "-c", &script]].concat();
+        let command = self.home.command(Path::new(program), words);
+        let settings = self.file("kubernetes.toml");
+        self.containerd = Some(
+            command
+                .env("PATH", path)
+                .env("ZMACHINE_KUBERNETES_CONFIG", settings)
+                .start(),
+        );
+        until("containerd answers", Duration::from_secs(60), || {
+            fs::metadata(self.home.file("containerd.pid")).ok()?;
+            (self.ctr(&["version"]).code == 0).then_some(())
+        });
+    }
+
+    /// containerd is killed, and started again.
+    pub(super) fn restart_containerd(&mut self) {
+        // The mounts of pods are in its namespace, which lives on with their shims.
+        let shim = self.processes(&["-listener-fd", "serve"]).first().copied();
+        self.end_containerd();
+        fs::remove_file(self.home.file("containerd.pid")).unwrap();
+        self.start_containerd(shim);
+    }
+
+    fn end_containerd(&mut self) {
+        if let Some(mut child) = self.containerd.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// A program where containerd is.
+    pub(super) fn inside(&self, words: &[&str]) -> Finished {
+        self.invocation(words).finish()
+    }
+
+    fn invocation(&self, words: &[&str]) -> Invocation {
+        let pid = fs::read_to_string(self.home.file("containerd.pid")).unwrap_or_default();
+        let mut all = vec!["--mount", "-t", pid.trim(), "--"];
+        all.extend(words);
+        let command = self.home.command(Path::new("/usr/bin/nsenter"), all);
+        command.deadline(Duration::from_secs(300))
+    }
+
+    /// containerd's own client, in the namespace of Kubernetes.
+    pub(super) fn ctr(&self, words: &[&str]) -> Finished {
+        self.ctr_with_input(words, b"")
+    }
+
+    /// The same, with input.
+    pub(super) fn ctr_with_input(&self, words: &[&str], input: &[u8]) -> Finished {
+        self.ctr_invocation(words).input(input).finish()
+    }
+
+    /// The same at a terminal; its status.
+    pub(super) fn ctr_at_terminal(&self, words: &[&str]) -> i32 {
+        self.ctr_invocation(words).on_terminal().finish().0
+    }
+
+    fn ctr_invocation(&self, words: &[&str]) -> Invocation {
+        let socket = self.socket();
+        let mut all = vec!["ctr", "-a", &socket, "-n", "k8s.io"];
+        all.extend(words);
+        self.invocation(&all)
+    }
+
+    /// A call as the kubelet makes it.
+    #[track_caller]
+    pub(super) fn cri(&self, method: &str, request: &Value) -> Value {
+        let called = self.try_cri(method, request);
+        serde_json::from_str(&called.expect_success().stdout()).expect("JSON")
+    }
+
+    pub(super) fn try_cri(&self, method: &str, request: &Value) -> Finished {
+        let client = self.file("cri.py");
+        self.inside(&[PYTHON, &client, &self.socket(), method, &request.to_string()])
+    }
+
+    /// An image of busybox, as docker saves it.
+    fn image(&self) -> String {
+        let tree = Tree::busybox(&self.home);
+        let (folder, archive) = (self.file("image"), self.file("image.tar"));
+        let script = format!(
+            r#"set -e; mkdir {folder}; tar -C {tree} -cf {folder}/layer.tar .
+digest=$(sha256sum {folder}/layer.tar | cut -d' ' -f1)
+echo '{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/bin"],"Cmd":["sh"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:'$digest'"]}}}}' > {folder}/config.json
+echo '[{{"Config":"config.json","RepoTags":["{IMAGE}"],"Layers":["layer.tar"]}}]' > {folder}/manifest.json
+tar -C {folder} -cf {archive} manifest.json config.json layer.tar"#,
+            tree = tree.root().display(),
+        );
+        let made = self.home.command(Path::new("/bin/sh"), ["-c", &script]);
+        made.finish().expect_success();
+        archive
+    }
+
+    /// Processes of this host whose command line has all of `words`.
+    pub(super) fn processes(&self, words: &[&str]) -> Vec<i32> {
+        let folder = self.home.path().display().to_string();
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is_one = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let all = format!("{line} {}", String::from_utf8_lossy(&environment));
+            all.contains(&folder) && words.iter().all(|word| line.contains(word))
+        };
+        numbers.filter(is_one).collect()
+    }
+
+    /// Folders of pods.
+    pub(super) fn pods(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.home.path().join("run/pods"));
+        entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect()
+    }
+
+    /// That nothing of a pod is on this host.
+    #[track_caller]
+    pub(super) fn assert_no_pods(&self) {
+        until("nothing of the pods is left", Duration::from_secs(30), || {
+            let machines = self.home.zmachine(["ps", "-a", "-q"]).finish().stdout();
+            let shims = self.processes(&["containerd-shim-zmachine"]);
+            let held = self.processes(&["hold"]);
+            (self.pods().is_empty() && machines.trim().is_empty() && shims.is_empty() && held.is_empty()).then_some(())
+        });
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for pid in self.processes(&["containerd-shim-zmachine"]) {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        self.end_containerd();
+        let _ = self
+            .home
+            .command(Path::new("/bin/sh"), ["-c", "ip link delete cni0"])
+            .finish();
+    }
+}

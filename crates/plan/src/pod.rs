@@ -1,0 +1,35 @@
+//! The parts of a plan that make a machine the host of a pod.
+
+use zmachine_agent_protocol::{Interface, Mount};
+use zmachine_hypervisor::{Nic, NicKind};
+use zmachine_spec::pod::SHARE_TARGET;
+use zmachine_spec::{PodNetwork, PodSettings};
+
+use super::share::POD_TAG;
+
+/// One for each link, which the guest knows by the link's own address.
+pub(super) fn nics(network: &PodNetwork) -> Vec<Nic> {
+    let nic = |interface: Interface| Nic {
+        id: interface.name,
+        mac: interface.mac,
+        mtu: interface.mtu,
+        kind: NicKind::Tap,
+    };
+    interfaces(network).into_iter().map(nic).collect()
+}
+
+/// What the guest's agent is told of the links.
+pub(super) fn interfaces(network: &PodNetwork) -> Vec<Interface> {
+    network.links.iter().map(|link| link.interface.clone()).collect()
+}
+
+/// Where the guest finds what is shared with it.
+pub(super) fn mount(_: &PodSettings) -> Mount {
+    Mount {
+        serial: POD_TAG.to_owned(),
+        fstype: "virtiofs".to_owned(),
+        target: SHARE_TARGET.to_owned(),
+        read_only: false,
+        populate: false,
+    }
+}

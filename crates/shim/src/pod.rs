@@ -1,0 +1,392 @@
+//! The machine of a pod: made, started, and ended with its shim.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::StatFs;
+use zmachine_agent_protocol::{Interface, Route};
+use zmachine_engine::{AbortAt, CreateOptions, Engine, Programs, Starting};
+use zmachine_flist::{Flist, Metadata, RouteTable, TreeBuilder};
+use zmachine_image::Silent;
+use zmachine_network::pod as namespace;
+use zmachine_spec::{Class, Failure, Home, MachineSpec, PodLink, PodNetwork, PodSettings, RestartPolicy};
+
+use crate::error::ShimError;
+use crate::log::Log;
+use crate::oci::{Place, Spec};
+use crate::role::{self, Size};
+use crate::settings::Settings;
+use crate::share::PodFolder;
+use crate::translate::HostPaths;
+
+/// A pod's image, in place of an empty one.
+const FLIST: &str = "zmachine.io/flist";
+
+/// The file of the empty image, in the state's folder.
+const EMPTY: &str = "pod.fl";
+
+/// How long a pod's guest has for its end.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Of `/var/lib/kubelet/pods/<uid>/volumes/kubernetes.io~empty-dir/<name>`.
+const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+
+/// The size of a file system in memory.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+/// The machine of a pod that runs.
+pub(crate) struct Pod {
+    pub(crate) engine: Arc<Engine>,
+    /// The machine's name.
+    pub(crate) machine: String,
+    pub(crate) folder: PodFolder,
+    /// The network namespace that its guest took over.
+    pub(crate) namespace: Option<PathBuf>,
+    /// The image that its containers may have as their root.
+    flist: Option<String>,
+    /// The machine ends when this is dropped, or this process ends.
+    starting: Mutex<Option<Starting>>,
+}
+
+/// Opens the state, in which machines of this host are.
+///
+/// # Errors
+/// When it is not there, or the program `zmachine` is not.
+pub(crate) fn open_engine(log: &Log) -> Result<Engine, ShimError> {
+    let (data, run) = state_dirs()?;
+    let home = Home::open(&data, &run)?;
+    let warn = log.clone();
+    Ok(Engine::open(home, programs()?, AbortAt::default(), move |line| {
+        warn.line(line);
+    })?)
+}
+
+/// The folders of the state, which the command line has as well.
+pub(crate) fn state_dirs() -> Result<(PathBuf, PathBuf), ShimError> {
+    match std::env::var_os("ZMACHINE_HOME").filter(|home| !home.is_empty()) {
+        Some(home) => {
+            let home = std::path::absolute(home).map_err(|e| ShimError::failed("ZMACHINE_HOME", e))?;
+            let run = home.join("run");
+            Ok((home, run))
+        }
+        None => Ok(("/var/lib/zmachine".into(), "/run/zmachine".into())),
+    }
+}
+
+/// The `zmachine` beside this program, or that on the path.
+fn programs() -> Result<Programs, Failure> {
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join("zmachine")));
+    match beside.filter(|program| program.is_file()) {
+        Some(program) => Ok(Programs::at(&program)),
+        None => Programs::find(),
+    }
+}
+
+impl Pod {
+    /// Makes the machine of the pod `key`, whose sandbox `spec` describes, and boots it.
+    ///
+    /// # Errors
+    /// When no such machine can be had; nothing is left then.
+    pub(crate) fn boot(
+        key: &str,
+        spec: &Spec,
+        netns: Option<&Path>,
+        settings: &Settings,
+        log: &Log,
+    ) -> Result<Pod, ShimError> {
+        let engine = Arc::new(open_engine(log)?);
+        let folder = PodFolder::of(engine.home().run(), key);
+        let flist = flist(&spec.annotations, settings)?;
+        let network = network(spec, netns)?;
+        let namespace = network.as_ref().map(|network| network.namespace.clone());
+        folder.make_share()?;
+        let machine_spec = machine(key, spec, settings, flist.as_deref(), network, &folder, &engine)?;
+        let name = machine_spec.name.clone();
+        // Of a shim that was killed while it did this.
+        remove_machine(&engine, &name)?;
+        engine.create(&machine_spec, &CreateOptions::quiet(Path::new("/")))?;
+        let started = engine.start_for_now(&name).and_then(|mut starting| {
+            starting.wait_ready(&Silent)?;
+            Ok(starting)
+        });
+        let starting = started.inspect_err(|_| drop(remove_machine(&engine, &name)))?;
+        Ok(Pod {
+            engine,
+            machine: name,
+            folder,
+            namespace,
+            flist,
+            starting: Mutex::new(Some(starting)),
+        })
+    }
+
+    /// Whether a container with these annotations has the machine's image as its root.
+    ///
+    /// # Errors
+    /// When it names another one.
+    pub(crate) fn is_root_of(&self, annotations: &BTreeMap<String, String>) -> Result<bool, ShimError> {
+        let own = role::container_name(annotations).and_then(|name| annotations.get(&format!("{FLIST}.{name}")));
+        match (own.or_else(|| annotations.get(FLIST)), &self.flist) {
+            (None, _) => Ok(false),
+            (Some(named), Some(flist)) if named == flist => Ok(true),
+            (Some(named), _) => Err(ShimError::Unsupported(format!(
+                "the container's root cannot be {named}: a pod has one flist, which its sandbox is told of"
+            ))),
+        }
+    }
+
+    /// Waits until the machine has ended; why.
+    pub(crate) fn wait(&self) -> String {
+        match self.engine.wait(&self.machine) {
+            Ok(Some(exit)) => format!("the machine has ended: {exit:?}"),
+            Ok(None) => "the machine has ended".to_owned(),
+            // It removes itself at its end.
+            Err(failure) if failure.class == Class::NotFound => "the machine has ended".to_owned(),
+            Err(failure) => format!("the machine has failed: {failure}"),
+        }
+    }
+
+    /// Ends the machine; what it had on this host is gone then.
+    pub(crate) fn end(&self) {
+        let starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut starting) = starting else { return };
+        if self.engine.stop(&self.machine, Some(GRACE)).is_err() {
+            let _ = self.engine.kill(&self.machine);
+        }
+        starting.wait_gone();
+        let _ = remove_machine(&self.engine, &self.machine);
+    }
+}
+
+/// Removes a machine, however it is; one that is not there is fine.
+pub(crate) fn remove_machine(engine: &Engine, name: &str) -> Result<(), Failure> {
+    match engine.remove(name, true, true) {
+        Err(failure) if failure.class == Class::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The name of the machine of the pod `key`.
+pub(crate) fn machine_name(key: &str) -> String {
+    format!("pod-{:.12}", key)
+}
+
+fn flist(annotations: &BTreeMap<String, String>, settings: &Settings) -> Result<Option<String>, ShimError> {
+    let is_one = |name: &str| name == FLIST || name.strip_prefix(FLIST).is_some_and(|rest| rest.starts_with('.'));
+    let mut named: Vec<&String> = annotations
+        .iter()
+        .filter(|(name, _)| is_one(name))
+        .map(|(_, value)| value)
+        .collect();
+    named.dedup();
+    let flist = match named.as_slice() {
+        [] => return Ok(None),
+        [flist] => (*flist).clone(),
+        _ => {
+            return Err(ShimError::Unsupported(
+                "a pod has one flist, and its annotations name several".to_owned(),
+            ));
+        }
+    };
+    match settings.allows_flist(&flist) {
+        true => Ok(Some(flist)),
+        false => Err(ShimError::Invalid(format!(
+            "this node does not let pods name the flist {flist}: its beginning is not among 'flists' in /etc/zmachine/kubernetes.toml"
+        ))),
+    }
+}
+
+fn network(spec: &Spec, netns: Option<&Path>) -> Result<Option<PodNetwork>, ShimError> {
+    let path = match (netns, spec.namespace("network")) {
+        (Some(path), _) | (None, Place::At(path)) => path,
+        (None, Place::Own) => return Ok(None),
+        (None, Place::Host) => {
+            return Err(ShimError::Unsupported(
+                "a pod that is a virtual machine cannot have the host's network (hostNetwork): use a hostPort, or another runtime class"
+                    .to_owned(),
+            ));
+        }
+    };
+    let (links, routes) = namespace::read(path).map_err(Failure::from)?;
+    let link = |link: namespace::FoundLink| PodLink {
+        interface: Interface {
+            name: link.name.clone(),
+            mac: link.mac,
+            addresses: link.addresses.iter().map(ToString::to_string).collect(),
+            mtu: link.mtu,
+        },
+        link: link.name,
+    };
+    let route = |route: namespace::FoundRoute| Route {
+        destination: route.destination.to_string(),
+        gateway: route.gateway,
+        interface: route.link,
+    };
+    Ok(Some(PodNetwork {
+        namespace: path.to_owned(),
+        links: links.into_iter().map(link).collect(),
+        routes: routes.into_iter().map(route).collect(),
+    }))
+}
+
+fn machine(
+    key: &str,
+    spec: &Spec,
+    settings: &Settings,
+    flist: Option<&str>,
+    network: Option<PodNetwork>,
+    folder: &PodFolder,
+    engine: &Engine,
+) -> Result<MachineSpec, ShimError> {
+    let image = match flist {
+        Some(flist) => flist.to_owned(),
+        None => empty_image(engine.home().data())?,
+    };
+    let mut machine = MachineSpec::new(machine_name(key), image);
+    let (cpus, memory_bytes) = sized(spec, settings);
+    machine.cpus = cpus;
+    machine.memory_bytes = memory_bytes;
+    machine.idle = true;
+    machine.auto_remove = true;
+    // What containers write to a flist as their root goes to its disk; else there is nothing to write to.
+    machine.read_only = flist.is_none();
+    machine.restart = RestartPolicy::No;
+    machine.networks.clear();
+    machine.hostname = Some(spec.hostname.clone()).filter(|hostname| !hostname.is_empty());
+    machine.kernel.clone_from(&settings.kernel);
+    machine.labels = role::labels(&spec.annotations);
+    machine.guest.sysctls = spec.linux.sysctl.clone();
+    machine.pod = Some(PodSettings {
+        share: folder.share(),
+        network,
+    });
+    Ok(machine)
+}
+
+/// CPUs and memory of a pod: what its containers may use, and what the guest needs beside them.
+fn sized(spec: &Spec, settings: &Settings) -> (u32, u64) {
+    let of_pod = role::size(&spec.annotations);
+    let of_container = crate::translate::limits(spec.linux.resources.as_ref());
+    let own = Size {
+        cpu_milli: of_container
+            .cpu_quota_us
+            .map(|quota| quota.saturating_mul(1000) / of_container.cpu_period_us.unwrap_or(100_000).max(1)),
+        memory_bytes: of_container.memory_bytes,
+    };
+    let host = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64);
+    let cpu_milli = of_pod.cpu_milli.or(own.cpu_milli);
+    let cpus = cpu_milli.map_or(u64::from(settings.cpus), |milli| milli.div_ceil(1000));
+    let memory = of_pod.memory_bytes.or(own.memory_bytes);
+    let memory = memory.map_or_else(
+        || settings.memory_bytes(),
+        |bytes| bytes.saturating_add(settings.overhead_bytes()),
+    );
+    (cpus.clamp(1, host) as u32, memory.max(zmachine_spec::pod::LEAST_MEMORY))
+}
+
+/// The image of a machine whose containers bring all that they need: one empty directory.
+fn empty_image(data: &Path) -> Result<String, ShimError> {
+    let path = data.join(EMPTY);
+    if !path.is_file() {
+        let failed =
+            |error: &dyn std::fmt::Display| ShimError::failed(&format!("cannot write {}", path.display()), error);
+        let root = Metadata {
+            mode: 0o755,
+            ..Metadata::default()
+        };
+        let flist = Flist {
+            tree: TreeBuilder::new(root).finish().map_err(|e| failed(&e))?,
+            routes: RouteTable::default(),
+            tags: BTreeMap::new(),
+        };
+        // Two shims may do this at once: each has a file of its own until it is whole.
+        let unfinished = data.join(format!("{EMPTY}.new-{}", std::process::id()));
+        flist.write(&unfinished).map_err(|e| failed(&e))?;
+        std::fs::rename(&unfinished, &path).map_err(|e| failed(&e))?;
+    }
+    Ok(path.display().to_string())
+}
+
+/// The paths of this host.
+#[derive(Debug)]
+pub(crate) struct ThisHost;
+
+impl HostPaths for ThisHost {
+    fn memory_volume(&self, path: &Path) -> Option<u64> {
+        let is_volume = path.components().any(|part| part.as_os_str() == EMPTY_DIR);
+        let system: StatFs = rustix::fs::statfs(path).ok().filter(|_| is_volume)?;
+        (system.f_type == TMPFS_MAGIC).then(|| system.f_blocks.saturating_mul(system.f_bsize.cast_unsigned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn the_host_decides_which_flists_a_pod_may_name() {
+        let settings = Settings {
+            flists: vec!["/srv/".into()],
+            ..Settings::default()
+        };
+        let one = annotations(&[(FLIST, "/srv/a.fl"), ("zmachine.io/flist.web", "/srv/a.fl")]);
+        assert_eq!(flist(&one, &settings).unwrap().as_deref(), Some("/srv/a.fl"));
+        assert!(
+            flist(&one, &Settings::default())
+                .unwrap_err()
+                .to_string()
+                .contains("flists")
+        );
+        let several = annotations(&[
+            ("zmachine.io/flist.a", "/srv/a.fl"),
+            ("zmachine.io/flist.b", "/srv/b.fl"),
+        ]);
+        assert!(flist(&several, &settings).is_err());
+        let none = annotations(&[("zmachine.io/flists", "/srv/a.fl")]);
+        assert_eq!(flist(&none, &settings).unwrap(), None);
+    }
+
+    #[test]
+    fn a_pod_is_as_large_as_its_limits_and_what_the_guest_needs() {
+        let settings = Settings::default();
+        let mut spec = Spec::default();
+        assert_eq!(sized(&spec, &settings), (1, 512 << 20));
+        spec.annotations = annotations(&[
+            ("io.kubernetes.cri.sandbox-memory", "268435456"),
+            ("io.kubernetes.cri.sandbox-cpu-quota", "10000"),
+            ("io.kubernetes.cri.sandbox-cpu-period", "100000"),
+        ]);
+        assert_eq!(sized(&spec, &settings), (1, (256 + 128) << 20));
+    }
+
+    #[test]
+    fn the_hosts_network_is_refused_with_a_way_out() {
+        let refused = network(&Spec::default(), None).unwrap_err().to_string();
+        assert!(
+            refused.contains("hostNetwork") && refused.contains("runtime class"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn the_empty_image_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = empty_image(folder.path()).unwrap();
+        assert_eq!(empty_image(folder.path()).unwrap(), path);
+        assert_eq!(
+            Flist::open(Path::new(&path)).unwrap().tree.counts(),
+            Flist::open(Path::new(&path)).unwrap().tree.counts()
+        );
+    }
+}

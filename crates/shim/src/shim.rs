@@ -1,0 +1,586 @@
+//! The shim itself: what containerd asks of the tasks of one pod. Everything here blocks; `service` calls it in threads.
+//!
+//! | task | in the machine |
+//! |---|---|
+//! | sandbox, or a container by itself: Create | the machine is made and boots |
+//! | container: Create | its root and volumes are brought into the pod's share |
+//! | container: Start | the agent makes it and starts its process |
+//! | sandbox: Kill | the machine ends |
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use containerd_shim_protos::events::task as events;
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::topics;
+use zmachine_agent_protocol::{
+    ContainerReply, ContainerRequest, ContainerRoot, ContainerStats, ExitStatus, Input, WindowSize,
+};
+use zmachine_spec::Failure;
+
+use crate::error::ShimError;
+use crate::events::{Events, timestamp};
+use crate::forward;
+use crate::log::Log;
+use crate::oci::{self, Spec};
+use crate::pod::{Pod, ThisHost};
+use crate::role::Role;
+use crate::settings::Settings;
+use crate::share::{PodFolder, SnapshotMount};
+use crate::stats;
+use crate::streams::{self, Files, Flag, Outputs};
+use crate::table::{Process, Status, Table};
+use crate::translate;
+
+/// The status of a process that went with its machine: as one that was killed.
+const LOST: u32 = 128 + 9;
+
+/// The shim of one pod.
+pub(crate) struct Shim {
+    /// Tells the pod from others.
+    key: String,
+    /// A process in the pod's network namespace, which stands for all of the pod's: their own numbers mean nothing here.
+    pid: u32,
+    pub(crate) log: Log,
+    pub(crate) events: Events,
+    table: Table,
+    pod: Mutex<Option<Arc<Pod>>>,
+    /// Numbers the processes of the machine.
+    sessions: Mutex<u64>,
+}
+
+/// What a task is made from.
+#[derive(Debug)]
+pub(crate) struct Creation {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: Vec<SnapshotMount>,
+    pub(crate) files: Files,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shim {
+    /// The shim of the pod `key`, for which the process `pid` stands.
+    pub(crate) fn new(key: String, pid: u32, log: Log, events: Events) -> Shim {
+        Shim {
+            key,
+            pid,
+            log,
+            events,
+            table: Table::default(),
+            pod: Mutex::default(),
+            sessions: Mutex::default(),
+        }
+    }
+
+    /// The process that stands for the pod's.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// A process.
+    ///
+    /// # Errors
+    /// [`ShimError::NotFound`]
+    pub(crate) fn process(&self, id: &str, exec: &str) -> Result<Arc<Process>, ShimError> {
+        self.table.process(id, exec)
+    }
+
+    /// Whether nothing of the pod is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    pub(crate) fn pod(&self) -> Result<Arc<Pod>, ShimError> {
+        let pod = lock(&self.pod).clone();
+        pod.ok_or_else(|| ShimError::State("the pod's machine does not run".to_owned()))
+    }
+
+    /// Boots the pod's machine, unless it runs.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub(crate) fn boot(self: &Arc<Shim>, spec: &Spec, netns: Option<&Path>) -> Result<(), ShimError> {
+        let mut held = lock(&self.pod);
+        if held.is_some() {
+            return Ok(());
+        }
+        let settings = Settings::read()?;
+        if spec.linux.seccomp.is_some() {
+            self.log
+                .line("system call filters of pods are not applied in the guest: docs/kubernetes.md says what stands in their place");
+        }
+        let pod = Arc::new(Pod::boot(&self.key, spec, netns, &settings, &self.log)?);
+        *held = Some(Arc::clone(&pod));
+        if let Some(namespace) = &pod.namespace
+            && let Err(error) = forward::start(namespace, &pod, &self.log)
+        {
+            self.log.line(&error.to_string());
+        }
+        let shim = Arc::clone(self);
+        let watched = std::thread::Builder::new().name("machine".to_owned()).spawn(move || {
+            let reason = pod.wait();
+            shim.log.line(&reason);
+            shim.machine_ended();
+        });
+        watched
+            .map(drop)
+            .map_err(|e| ShimError::failed("cannot watch the machine", e))
+    }
+
+    /// Everything in the machine is over.
+    fn machine_ended(&self) {
+        // What the processes wrote last is on its way to its readers, and their end with it.
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        for process in self.table.processes() {
+            if process.status() != Status::Created {
+                self.ended(&process, LOST);
+            }
+        }
+    }
+
+    /// Adds a sandbox that is not a container.
+    ///
+    /// # Errors
+    /// [`ShimError::Exists`]
+    pub(crate) fn add_sandbox(&self, id: &str, bundle: &str) -> Result<(), ShimError> {
+        self.table
+            .add(None, Process::new(id, "", bundle, Files::default(), None))
+    }
+
+    /// Makes a task.
+    ///
+    /// # Errors
+    /// Why there is none; nothing is left then.
+    pub(crate) fn create(self: &Arc<Shim>, creation: &Creation) -> Result<u32, ShimError> {
+        let spec = Spec::read(&creation.bundle)?;
+        let role = Role::of(&spec.annotations);
+        if self.table.container(&creation.id).is_ok() {
+            return Err(ShimError::Exists(format!("there is a task {} already", creation.id)));
+        }
+        if !matches!(role, Role::Member { .. }) {
+            self.boot(&spec, None)?;
+        }
+        let bundle = creation.bundle.display().to_string();
+        if role == Role::Sandbox {
+            let first = Process::new(&creation.id, "", &bundle, creation.files.clone(), None);
+            self.table.add(None, first)?;
+        } else {
+            self.create_container(creation, &spec, &bundle)?;
+        }
+        self.events.send(
+            topics::TASK_CREATE_EVENT_TOPIC,
+            &events::TaskCreate {
+                container_id: creation.id.clone(),
+                bundle,
+                pid: self.pid,
+                io: MessageField::some(events::TaskIO {
+                    stdin: creation.files.stdin.clone(),
+                    stdout: creation.files.stdout.clone(),
+                    stderr: creation.files.stderr.clone(),
+                    terminal: creation.files.terminal,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            },
+        );
+        Ok(self.pid)
+    }
+
+    fn create_container(&self, creation: &Creation, spec: &Spec, bundle: &str) -> Result<(), ShimError> {
+        let pod = self.pod()?;
+        let Creation { id, files, .. } = creation;
+        let described = spec.process.as_ref();
+        let described = described.ok_or_else(|| ShimError::Invalid(format!("{bundle}: nothing is to run")))?;
+        let process = translate::process(described, files.terminal, !files.stdin.is_empty())?;
+        let is_image = pod.is_root_of(&spec.annotations)?;
+        let root = match is_image {
+            true => ContainerRoot::Image,
+            false => translate::root_in_guest(id),
+        };
+        let (container, binds) = translate::container(id, spec, root, &ThisHost)?;
+        let brought = (|| {
+            if !is_image {
+                let root = spec.root.as_ref().map(|root| root.path.clone()).unwrap_or_default();
+                pod.folder
+                    .mount_root(id, &creation.rootfs, &creation.bundle.join(root))?;
+            }
+            pod.folder.bind_all(id, &binds)?;
+            let first = Process::new(id, "", bundle, files.clone(), Some(process));
+            self.table.add(Some(container), first)
+        })();
+        brought.inspect_err(|_| drop(pod.folder.remove_container(id)))
+    }
+
+    /// Describes one more process of a container.
+    ///
+    /// # Errors
+    /// When there is no such container, or the process is there already.
+    pub(crate) fn exec(&self, id: &str, exec: &str, described: &[u8], files: Files) -> Result<(), ShimError> {
+        let spec: oci::Process = serde_json::from_slice(described)
+            .map_err(|error| ShimError::Invalid(format!("the process {exec} cannot be read: {error}")))?;
+        let spec = translate::process(&spec, files.terminal, !files.stdin.is_empty())?;
+        let first = self.process(id, "")?;
+        self.table
+            .add_process(Process::new(id, exec, &first.bundle, files, Some(spec)))?;
+        self.events.send(
+            topics::TASK_EXEC_ADDED_EVENT_TOPIC,
+            &events::TaskExecAdded {
+                container_id: id.to_owned(),
+                exec_id: exec.to_owned(),
+                ..Default::default()
+            },
+        );
+        Ok(())
+    }
+
+    /// Starts a process.
+    ///
+    /// # Errors
+    /// When it is not to be started any more, or the guest cannot.
+    pub(crate) fn start(self: &Arc<Shim>, id: &str, exec: &str) -> Result<u32, ShimError> {
+        let known = self.table.container(id)?;
+        let process = self.process(id, exec)?;
+        if process.status() != Status::Created {
+            return Err(ShimError::State(format!(
+                "the process {} was started already",
+                process.name()
+            )));
+        }
+        if known.is_sandbox && exec.is_empty() {
+            process.started(None, None);
+            self.tell_start(&process);
+            return Ok(self.pid);
+        }
+        let pod = self.pod()?;
+        let spec = lock(&process.spec).take();
+        let spec = spec.ok_or_else(|| ShimError::State(format!("the process {} is being started", process.name())))?;
+        let new = match exec {
+            "" => lock(&known.container).take(),
+            _ => None,
+        };
+        let session = self.next_session();
+        let is_first = new.is_some();
+        let started = (|| {
+            let outputs = Outputs::open(&process.files)?;
+            pod.engine.start_in_container(&pod.machine, &session, id, new, spec)?;
+            let (input, output) = pod.engine.attach_exec(&pod.machine, &session, 0)?;
+            let typed = input.try_clone().map_err(Failure::from)?;
+            let end = streams::start_input(&process.files, typed)?;
+            Ok::<_, ShimError>((outputs, input, output, end))
+        })();
+        let (outputs, input, output, end) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                if is_first {
+                    let _ = pod.engine.container(&pod.machine, id, ContainerRequest::Remove);
+                }
+                // It has never run; who waits for it is not left waiting.
+                process.ended(127, SystemTime::now());
+                return Err(error);
+            }
+        };
+        process.started(Some(input), end);
+        self.tell_start(&process);
+        let has_ended = Flag::default();
+        self.watch_end(&pod, &session, &has_ended);
+        let shim = Arc::clone(self);
+        let carried = Arc::clone(&process);
+        let thread = std::thread::Builder::new().name("output".to_owned()).spawn(move || {
+            let status = streams::carry_output(output, outputs, &has_ended);
+            if is_first {
+                shim.tell_shortage(&carried.container);
+            }
+            shim.ended(
+                &carried,
+                status.map_or(LOST, |status| u32::from(ExitStatus::shell_code(status))),
+            );
+        });
+        thread.map_err(|e| ShimError::failed("cannot follow the process", e))?;
+        Ok(self.pid)
+    }
+
+    /// Notes when a process has ended, in case nobody reads what it wrote before.
+    fn watch_end(&self, pod: &Arc<Pod>, session: &str, has_ended: &Flag) {
+        let (pod, session, has_ended) = (Arc::clone(pod), session.to_owned(), Arc::clone(has_ended));
+        let watched = std::thread::Builder::new().name("end".to_owned()).spawn(move || {
+            let _ = pod.engine.wait_exec(&pod.machine, &session);
+            AtomicBool::store(&has_ended, true, Ordering::Relaxed);
+        });
+        if let Err(error) = watched {
+            self.log
+                .line(&format!("cannot watch for the end of a process: {error}"));
+        }
+    }
+
+    fn next_session(&self) -> String {
+        let mut sessions = lock(&self.sessions);
+        *sessions += 1;
+        format!("pod-{}", *sessions)
+    }
+
+    fn tell_start(&self, process: &Process) {
+        let container_id = process.container.clone();
+        match process.exec.as_str() {
+            "" => self.events.send(
+                topics::TASK_START_EVENT_TOPIC,
+                &events::TaskStart {
+                    container_id,
+                    pid: self.pid,
+                    ..Default::default()
+                },
+            ),
+            exec => self.events.send(
+                topics::TASK_EXEC_STARTED_EVENT_TOPIC,
+                &events::TaskExecStarted {
+                    container_id,
+                    exec_id: exec.to_owned(),
+                    pid: self.pid,
+                    ..Default::default()
+                },
+            ),
+        }
+    }
+
+    /// Says that the kernel killed a process of a container for want of memory.
+    fn tell_shortage(&self, id: &str) {
+        if self.container_stats(id).is_ok_and(|stats| stats.oom_kills > 0) {
+            self.events.send(
+                topics::TASK_OOM_EVENT_TOPIC,
+                &events::TaskOOM {
+                    container_id: id.to_owned(),
+                    ..Default::default()
+                },
+            );
+        }
+    }
+
+    /// A process has ended: notes it, and says so, once.
+    fn ended(&self, process: &Process, code: u32) {
+        let at = SystemTime::now();
+        if !process.ended(code, at) {
+            return;
+        }
+        let id = match process.exec.as_str() {
+            "" => &process.container,
+            exec => exec,
+        };
+        self.events.send(
+            topics::TASK_EXIT_EVENT_TOPIC,
+            &events::TaskExit {
+                container_id: process.container.clone(),
+                id: id.to_owned(),
+                pid: self.pid,
+                exit_status: code,
+                exited_at: MessageField::some(timestamp(at)),
+                ..Default::default()
+            },
+        );
+    }
+
+    /// Sends a signal to a process, or to all of a container. A sandbox ends by any that would end a program.
+    ///
+    /// # Errors
+    /// [`ShimError::NotFound`] also for a process that has ended.
+    pub(crate) fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<(), ShimError> {
+        let known = self.table.container(id)?;
+        let process = self.process(id, exec)?;
+        let signal = i32::try_from(signal).map_err(|_| ShimError::Invalid(format!("there is no signal {signal}")))?;
+        match process.status() {
+            Status::Stopped(..) => {
+                return Err(ShimError::NotFound(format!("the process {} has ended", process.name())));
+            }
+            Status::Created => {
+                self.ended(&process, 128 + signal.unsigned_abs());
+                return Ok(());
+            }
+            Status::Running => {}
+        }
+        if known.is_sandbox {
+            self.end_machine();
+            self.ended(&process, 128 + signal.unsigned_abs());
+            return Ok(());
+        }
+        if all && exec.is_empty() {
+            self.ask(id, ContainerRequest::KillAll { signal })?;
+            return Ok(());
+        }
+        process.tell(&Input::Signal(signal))
+    }
+
+    /// Ends the machine, if there is one.
+    pub(crate) fn end_machine(&self) {
+        let pod = lock(&self.pod).clone();
+        if let Some(pod) = pod {
+            pod.end();
+        }
+    }
+
+    /// Forgets a process that has ended, with all that it has on this host. Its status, and when it ended.
+    ///
+    /// # Errors
+    /// [`ShimError::State`] while it runs.
+    pub(crate) fn delete(&self, id: &str, exec: &str) -> Result<(u32, SystemTime), ShimError> {
+        let process = self.process(id, exec)?;
+        let (code, at) = match process.status() {
+            Status::Running => {
+                return Err(ShimError::State(format!("the process {} still runs", process.name())));
+            }
+            Status::Created => (0, SystemTime::now()),
+            Status::Stopped(code, at) => (code, at),
+        };
+        if exec.is_empty() {
+            let is_sandbox = self.table.container(id)?.is_sandbox;
+            if let (false, Ok(pod)) = (is_sandbox, self.pod()) {
+                // The guest first: what it has open is in use here. A machine that is gone has nothing.
+                let _ = pod.engine.container(&pod.machine, id, ContainerRequest::Remove);
+                let removed = pod.folder.remove_container(id);
+                removed.map_err(|e| ShimError::failed(&format!("the files of {id} stay"), e))?;
+            }
+            self.events.send(
+                topics::TASK_DELETE_EVENT_TOPIC,
+                &events::TaskDelete {
+                    container_id: id.to_owned(),
+                    pid: self.pid,
+                    exit_status: code,
+                    exited_at: MessageField::some(timestamp(at)),
+                    ..Default::default()
+                },
+            );
+        }
+        self.table.remove(id, exec);
+        Ok((code, at))
+    }
+
+    fn ask(&self, id: &str, request: ContainerRequest) -> Result<ContainerReply, ShimError> {
+        let known = self.table.container(id)?;
+        let runs = known.first().is_some_and(|first| first.status() == Status::Running);
+        if !runs {
+            return Err(ShimError::NotFound(format!("the container {id} does not run")));
+        }
+        let pod = self.pod()?;
+        Ok(pod.engine.container(&pod.machine, id, request)?)
+    }
+
+    /// Stops the processes of a container, or lets them go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub(crate) fn freeze(&self, id: &str, is_paused: bool) -> Result<(), ShimError> {
+        let known = self.table.container(id)?;
+        if known.is_sandbox {
+            return Err(ShimError::Unsupported(
+                "a sandbox cannot be paused: pause its containers".to_owned(),
+            ));
+        }
+        self.ask(id, ContainerRequest::Freeze(is_paused))?;
+        *lock(&known.is_paused) = is_paused;
+        let container_id = id.to_owned();
+        match is_paused {
+            true => self.events.send(
+                topics::TASK_PAUSED_EVENT_TOPIC,
+                &events::TaskPaused {
+                    container_id,
+                    ..Default::default()
+                },
+            ),
+            false => self.events.send(
+                topics::TASK_RESUMED_EVENT_TOPIC,
+                &events::TaskResumed {
+                    container_id,
+                    ..Default::default()
+                },
+            ),
+        }
+        Ok(())
+    }
+
+    /// Whether a container stands still.
+    pub(crate) fn is_paused(&self, id: &str) -> bool {
+        self.table.container(id).is_ok_and(|known| *lock(&known.is_paused))
+    }
+
+    /// Processes of a container, as its machine numbers them; of a sandbox the one that stands for it.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub(crate) fn pids(&self, id: &str) -> Result<Vec<u32>, ShimError> {
+        if self.table.container(id)?.is_sandbox {
+            return Ok(vec![self.pid]);
+        }
+        match self.ask(id, ContainerRequest::Pids)? {
+            ContainerReply::Pids(pids) => Ok(pids),
+            _ => Err(ShimError::Failed(
+                "the guest's agent gave an answer that does not fit".to_owned(),
+            )),
+        }
+    }
+
+    fn container_stats(&self, id: &str) -> Result<ContainerStats, ShimError> {
+        let pod = self.pod()?;
+        match pod.engine.container(&pod.machine, id, ContainerRequest::Stats)? {
+            ContainerReply::Stats(stats) => Ok(*stats),
+            _ => Err(ShimError::Failed(
+                "the guest's agent gave an answer that does not fit".to_owned(),
+            )),
+        }
+    }
+
+    /// What a container uses; for a sandbox, all of its pod.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub(crate) fn stats(&self, id: &str) -> Result<ContainerStats, ShimError> {
+        if !self.table.container(id)?.is_sandbox {
+            self.ask(id, ContainerRequest::Pids)?;
+            return self.container_stats(id);
+        }
+        let containers = self.table.containers();
+        let all: Vec<ContainerStats> = containers
+            .iter()
+            .filter_map(|id| self.container_stats(id).ok())
+            .collect();
+        Ok(stats::sum(&all))
+    }
+
+    /// Changes what a container may use. That of a sandbox is its machine's size, which stays.
+    ///
+    /// # Errors
+    /// When it does not run, or the guest refuses.
+    pub(crate) fn update(&self, id: &str, described: &[u8]) -> Result<(), ShimError> {
+        let resources: oci::Resources = serde_json::from_slice(described)
+            .map_err(|error| ShimError::Invalid(format!("the resources of {id} cannot be read: {error}")))?;
+        if self.table.container(id)?.is_sandbox {
+            return Ok(());
+        }
+        self.ask(id, ContainerRequest::Update(translate::limits(Some(&resources))))
+            .map(drop)
+    }
+
+    /// Gives a terminal another size.
+    ///
+    /// # Errors
+    /// When the process does not run.
+    pub(crate) fn resize(&self, id: &str, exec: &str, columns: u32, rows: u32) -> Result<(), ShimError> {
+        let side = |value: u32| value.min(u32::from(u16::MAX)) as u16;
+        let size = WindowSize {
+            rows: side(rows),
+            columns: side(columns),
+        };
+        self.process(id, exec)?.tell(&Input::Resize(size))
+    }
+
+    /// Ends the pod: nothing of it is on this host afterwards.
+    pub(crate) fn finish(&self, folder: &PodFolder) {
+        self.end_machine();
+        drop(lock(&self.pod).take());
+        if let Err(error) = folder.remove() {
+            self.log.line(&format!("the pod's folder stays: {error}"));
+        }
+    }
+}
