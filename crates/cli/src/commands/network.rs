@@ -39,6 +39,7 @@ pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
                 internal,
                 mtu,
                 dns,
+                labels: Default::default(),
             };
             let made = block_on(networks.create(&spec))??;
             output::print(&format!("{}\n", made.name()))?;

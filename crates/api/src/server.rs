@@ -1,0 +1,58 @@
+//! Connections: accepted, served, and limited in number.
+
+use std::convert::Infallible;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::sync::Semaphore;
+use zmachine_spec::Failure;
+
+use crate::app::App;
+use crate::docker;
+
+/// Connections at a time. A client that follows something has one for each thing; those that are too many wait to be
+/// accepted.
+const CONNECTIONS: usize = 1024;
+
+/// The most that is read ahead of a request, in bytes: its head with all headers.
+const HEAD_BYTES: usize = 64 << 10;
+
+/// Serves Docker's API on a socket, until the task is dropped.
+///
+/// # Errors
+/// When the socket cannot be used.
+pub async fn serve(app: Arc<App>, listener: UnixListener) -> Result<(), Failure> {
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return Ok(());
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Out of descriptors, most likely: give those that are in use time to end.
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let app = Arc::clone(&app);
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let app = Arc::clone(&app);
+                async move { Ok::<_, Infallible>(docker::answer(&app, request).await) }
+            });
+            // What a client does to its connection is nobody else's matter.
+            let _ = http1::Builder::new()
+                .max_buf_size(HEAD_BYTES)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades()
+                .await;
+            drop(place);
+        });
+    }
+}
