@@ -27,7 +27,16 @@ pub struct App {
     pub execs: Mutex<Execs>,
     /// The path of the socket that clients use; they may want it in a container.
     pub socket: Option<PathBuf>,
-    attachers: Mutex<HashMap<String, Vec<oneshot::Sender<ToMonitor>>>>,
+    attachers: Mutex<HashMap<String, Vec<Attacher>>>,
+}
+
+/// A client that waits for the start of a machine.
+#[derive(Debug)]
+pub struct Attacher {
+    /// Its input goes to the entrypoint.
+    pub stdin: bool,
+    /// Takes its stream.
+    pub stream: oneshot::Sender<ToMonitor>,
 }
 
 impl App {
@@ -49,23 +58,23 @@ impl App {
     ///
     /// # Errors
     /// When too many wait already.
-    pub fn wait_for_start(&self, id: &str) -> Result<oneshot::Receiver<ToMonitor>, Refusal> {
+    pub fn wait_for_start(&self, id: &str, stdin: bool) -> Result<oneshot::Receiver<ToMonitor>, Refusal> {
         let mut attachers = locked(&self.attachers);
         let waiting = attachers.entry(id.to_owned()).or_default();
-        waiting.retain(|sender| !sender.is_closed());
+        waiting.retain(|attacher| !attacher.stream.is_closed());
         if waiting.len() >= MOST_WAITING {
             let message = format!("{MOST_WAITING} clients wait for the start of container {id} already");
             return Err(Refusal::conflict(message));
         }
-        let (sender, receiver) = oneshot::channel();
-        waiting.push(sender);
+        let (stream, receiver) = oneshot::channel();
+        waiting.push(Attacher { stdin, stream });
         Ok(receiver)
     }
 
     /// Those who wait for the start of a machine, and are still there.
-    pub fn take_attachers(&self, id: &str) -> Vec<oneshot::Sender<ToMonitor>> {
+    pub fn take_attachers(&self, id: &str) -> Vec<Attacher> {
         let mut waiting = locked(&self.attachers).remove(id).unwrap_or_default();
-        waiting.retain(|sender| !sender.is_closed());
+        waiting.retain(|attacher| !attacher.stream.is_closed());
         waiting
     }
 }

@@ -1,6 +1,5 @@
 //! Bodies and answers of HTTP, and what goes wrong with a request.
 
-use std::convert::Infallible;
 use std::io::{self, Read, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -30,7 +29,8 @@ pub const STREAM_CHUNKS: usize = 4;
 pub enum Body {
     /// All of it.
     Whole(Option<Bytes>),
-    /// What somebody writes as time goes by; at its end when the sender is dropped.
+    /// What somebody writes as time goes by; at its end when the sender is dropped. An empty chunk breaks the connection off, so
+    /// that the client does not take what it has for the whole.
     Stream(mpsc::Receiver<Bytes>),
 }
 
@@ -49,17 +49,19 @@ impl Body {
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let frame = match self.get_mut() {
             Body::Whole(bytes) => Poll::Ready(bytes.take()),
             Body::Stream(receiver) => receiver.poll_recv(context),
         };
-        frame.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+        frame.map(|bytes| {
+            bytes.map(|bytes| match bytes.is_empty() {
+                true => Err(io::Error::other("what was to be sent cannot be had")),
+                false => Ok(Frame::data(bytes)),
+            })
+        })
     }
 
     fn is_end_stream(&self) -> bool {
@@ -193,8 +195,18 @@ pub async fn whole(body: Incoming) -> Result<Bytes, Refusal> {
 #[derive(Debug)]
 pub struct ChunkWriter(pub mpsc::Sender<Bytes>);
 
+impl ChunkWriter {
+    /// Breaks the stream off.
+    pub fn abort(&self) {
+        let _ = self.0.blocking_send(Bytes::new());
+    }
+}
+
 impl Write for ChunkWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
         let sent = self.0.blocking_send(Bytes::copy_from_slice(bytes));
         sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
         Ok(bytes.len())

@@ -17,6 +17,8 @@
 //! One thread runs all connections; calls of the engine, which block, go to threads of a pool. A stream to a client holds at
 //! most a few chunks: whoever does not read stops whoever writes for it, and nobody else.
 
+#![recursion_limit = "256"]
+
 pub mod app;
 pub mod docker;
 pub mod http;

@@ -62,22 +62,23 @@ fn run(args: &Args) -> Result<(), Failure> {
         auth: auth_files(),
         ..engine.registry_files().clone()
     };
-    let listeners = match inherited.is_empty() {
-        true => vec![listen::bind(&path, args.group.as_deref())?],
-        false => inherited,
+    let (listeners, socket) = match inherited.first() {
+        None => (vec![listen::bind(&path, args.group.as_deref())?], Some(path)),
+        Some(first) => {
+            let socket = first.local_addr().ok();
+            let socket = socket.and_then(|address| address.as_pathname().map(Path::to_owned));
+            (inherited, socket)
+        }
     };
-    let socket = listeners
-        .first()
-        .and_then(|listener| listener.local_addr().ok()?.as_pathname().map(Path::to_owned));
-    let app = Arc::new(App::new(engine.with_registry_files(files), socket.clone())?);
+    if let Some(socket) = &socket {
+        eprintln!("listening on unix://{}", socket.display());
+    }
+    let app = Arc::new(App::new(engine.with_registry_files(files), socket)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(THREADS)
         .thread_stack_size(512 << 10)
         .build()?;
-    if let Some(socket) = &socket {
-        eprintln!("listening on unix://{}", path_of(socket, &path).display());
-    }
     runtime.block_on(async {
         let mut ends = [
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?,
@@ -97,14 +98,6 @@ fn run(args: &Args) -> Result<(), Failure> {
     // Clients see the end of their streams; threads that wait for machines are not waited for.
     runtime.shutdown_background();
     std::process::exit(0)
-}
-
-/// A socket that was bound under another name does not know the one that it has now.
-fn path_of<'a>(bound: &'a Path, wanted: &'a Path) -> &'a Path {
-    match bound.exists() {
-        true => bound,
-        false => wanted,
-    }
 }
 
 /// The `zmachine` that belongs to this program.

@@ -38,6 +38,14 @@ impl Engine {
         removed.map_err(|error| self.with_names(error.into()))
     }
 
+    /// The id of a network, which no other one has or had.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`].
+    pub fn network_id(&self, name: &str) -> Result<String, Failure> {
+        Ok(self.networks()?.get(name)?.id())
+    }
+
     /// Makes the default network where no machine has used it yet.
     ///
     /// # Errors
