@@ -262,7 +262,7 @@ fn guest(app: &App, spec: &mut MachineSpec, host: &HostConfig, warnings: &mut Ve
         spec.dns.push(address);
     }
     for (name, value) in &host.sysctls {
-        spec.guest.sysctls.push(parse_sysctl(&format!("{name}={value}"))?);
+        spec.guest.sysctls.extend([parse_sysctl(&format!("{name}={value}"))?]);
     }
     for limit in &host.ulimits {
         let text = format!("{}={}:{}", limit.name, limit.soft, limit.hard);

@@ -174,6 +174,8 @@ pub(crate) enum Command {
     Kernel(KernelCommand),
     /// Write systemd units that start machines at boot
     InstallUnits(InstallUnitsArgs),
+    /// Serve the machines of this home to programs that speak Docker's API, until it is stopped
+    Serve(ServeArgs),
     /// Check what this host offers to machines
     Doctor(DoctorArgs),
     /// Print what a shell needs to complete command lines: 'zmachine completion bash'
@@ -675,6 +677,16 @@ pub(crate) enum CompletionShell {
     Bash,
     Zsh,
     Fish,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Where the socket is made; by default docker.sock in the folder of this home's sockets. One that systemd hands over is used instead
+    #[arg(long, value_name = "PATH")]
+    pub(crate) docker: Option<PathBuf>,
+    /// A group of this host whose members may use the socket, and by that do everything that its owner can
+    #[arg(long, value_name = "NAME|GID")]
+    pub(crate) group: Option<String>,
 }
 
 #[derive(Debug, Args)]
