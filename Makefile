@@ -14,7 +14,7 @@ RELEASE := $(TARGET_DIR)/release
 # All members at once: tests of one crate alone may ask a dependency for other features, and build it again.
 TEST_ARGS := --release --workspace
 
-.PHONY: help setup build man agent-package deb tarball demo test test-fast test-long test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
+.PHONY: help setup build build-api man agent-package deb tarball demo test test-fast test-long test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ setup: ## install what is missing on this host (Debian packages), and say what
 
 build: setup ## the host binary and the guest agent, in $(TARGET_DIR)/release
 	@$(CARGO) build --release --package zmachine --package zmachine-agent
+
+build-api: setup ## the server of 'zmachine serve', in $(TARGET_DIR)/release
+	@$(CARGO) build --release --package zmachine-api
 
 VERSION = $(shell sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 MAN := $(TARGET_DIR)/man
@@ -37,10 +40,10 @@ man: setup ## manual pages of all commands, in $(TARGET_DIR)/man
 agent-package: build ## the guest agent as a Debian package for VMs, in $(TARGET_DIR)/release
 	@packaging/deb $(RELEASE) $(MAN) $(VERSION) $(RELEASE) zmachine-agent
 
-deb: build man ## Debian packages of the host program and of the guest agent, in $(TARGET_DIR)/packages
+deb: build build-api man ## Debian packages of the host program and of the guest agent, in $(TARGET_DIR)/packages
 	@packaging/deb $(RELEASE) $(MAN) $(VERSION) $(TARGET_DIR)/packages
 
-tarball: build man ## a tree that runs where it is unpacked, in $(TARGET_DIR)/packages
+tarball: build build-api man ## a tree that runs where it is unpacked, in $(TARGET_DIR)/packages
 	@packaging/tarball $(RELEASE) $(MAN) $(VERSION) $(TARGET_DIR)/packages
 
 demo: build ## pack two file trees, run a container from each
@@ -108,9 +111,11 @@ install: ## copy what `make build` made to $(DESTDIR)$(PREFIX), the program with
 	install -D -m 755 $(RELEASE)/zmachine.stripped $(DESTDIR)$(PREFIX)/bin/zmachine
 	rm -f $(RELEASE)/zmachine.stripped
 	install -D -m 755 $(RELEASE)/zmachine-agent $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-agent
+	@# For 'zmachine serve', when 'make build-api' was run as well.
+	if test -x $(RELEASE)/zmachine-api; then install -D -s -m 755 $(RELEASE)/zmachine-api $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-api; fi
 
 uninstall: ## remove what `make install` copied; machines and images stay
-	rm -f $(DESTDIR)$(PREFIX)/bin/zmachine $(DESTDIR)$(PREFIX)/bin/.debug/zmachine.debug $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-agent
+	rm -f $(DESTDIR)$(PREFIX)/bin/zmachine $(DESTDIR)$(PREFIX)/bin/.debug/zmachine.debug $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-agent $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-api
 	rmdir $(DESTDIR)$(PREFIX)/lib/zmachine $(DESTDIR)$(PREFIX)/bin/.debug 2>/dev/null || true
 
 bench: build ## measure: start-up, packing, reading

@@ -1,0 +1,239 @@
+//! Requests as no client should send them, and those that need no machine: each has its answer, and the server goes on.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A server over a home with nothing in it.
+struct Server {
+    child: Child,
+    socket: PathBuf,
+    _home: tempfile::TempDir,
+}
+
+/// An answer.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    /// The reason of a refusal.
+    fn message(&self) -> String {
+        let body: Value = serde_json::from_str(&self.body).unwrap_or_default();
+        body["message"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl Server {
+    fn start() -> Server {
+        let home = tempfile::tempdir_in("/tmp").expect("a folder");
+        let socket = home.path().join("docker.sock");
+        let child = Command::new(env!("CARGO_BIN_EXE_zmachine-api"))
+            .args(["--program", "/bin/true", "--docker"])
+            .arg(&socket)
+            .env("ZMACHINE_HOME", home.path().join("home"))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while UnixStream::connect(&socket).is_err() {
+            assert!(Instant::now() < deadline, "no server");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Server {
+            child,
+            socket,
+            _home: home,
+        }
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.socket).expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
+        stream
+    }
+
+    /// Sends bytes, and reads to the end.
+    fn raw(&self, bytes: &[u8]) -> Answer {
+        let mut stream = self.connect();
+        // The server may have enough before it has all.
+        let _ = stream.write_all(bytes);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        Answer {
+            status,
+            head: head.to_owned(),
+            body: body.to_owned(),
+        }
+    }
+
+    fn ask(&self, line: &str, body: &str) -> Answer {
+        let length = body.len();
+        self.raw(format!("{line} HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_client_finds_out_which_version_it_may_speak() {
+    let server = Server::start();
+    for line in ["GET /_ping", "HEAD /_ping", "GET /v1.24/_ping", "GET /v1.45/_ping"] {
+        let answer = server.ask(line, "");
+        assert!(answer.status == 200 && answer.head.contains("api-version: 1.45"), "{answer:?}");
+    }
+    let new = server.ask("GET /v1.99/info", "");
+    assert_eq!((new.status, new.message().contains("is too new. Maximum supported API version is 1.45")), (400, true));
+    let old = server.ask("GET /v1.12/info", "");
+    assert_eq!((old.status, old.message().contains("is too old. Minimum supported API version is 1.24")), (400, true));
+    let version = server.ask("GET /version", "");
+    let version: Value = serde_json::from_str(&version.body).expect("JSON");
+    assert_eq!((&version["ApiVersion"], &version["MinAPIVersion"]), (&"1.45".into(), &"1.24".into()));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_with_its_reason() {
+    let server = Server::start();
+    let long = "x".repeat(5000);
+    let deep = format!("{{\"HostConfig\":{}{}}}", "[".repeat(2000), "]".repeat(2000));
+    let filters = |text: &str| -> String { text.bytes().map(|byte| format!("%{byte:02x}")).collect() };
+    let bogus = format!("GET /containers/json?filters={}", filters(r#"{"bogus":["x"]}"#));
+    let broken = format!("POST /volumes/prune?filters={}", filters("{"));
+    for (line, body, status, why) in [
+        ("GET /no/such/path", "", 404, "page not found"),
+        ("PATCH /containers/x/json", "", 404, "page not found"),
+        ("GET /containers/x/json", "", 404, "No such container: x"),
+        ("GET /containers/%2e%2e%2f%2e%2e%2fetc/json", "", 404, "No such container"),
+        ("POST /containers/x/start", "", 404, "No such container: x"),
+        ("POST /containers/x/stop?t=x", "", 400, "t: 'x' is no number"),
+        ("POST /containers/x/kill?signal=NOPE", "", 400, "Invalid signal: NOPE"),
+        ("POST /containers/x/wait?condition=tomorrow", "", 400, "invalid condition"),
+        ("POST /containers/x/resize?h=-1&w=1", "", 400, "h: -1"),
+        ("DELETE /containers/x", "", 404, "No such container: x"),
+        ("GET /containers/x/archive", "", 400, "missing parameter: path"),
+        ("GET /containers/x/archive?path=%00", "", 400, "no NUL"),
+        ("PUT /containers/x/archive?path=../../..", "", 404, "No such container: x"),
+        ("GET /containers/x/logs", "", 404, "No such container: x"),
+        ("POST /containers/x/exec", "{}", 400, "No exec command specified"),
+        ("POST /exec/0123/start", "{}", 404, "No such exec instance: 0123"),
+        ("GET /exec/0123456789abcdef/json", "", 404, "No such exec instance"),
+        ("POST /containers/create", "", 400, "No image specified"),
+        ("POST /containers/create", "{", 400, "invalid JSON"),
+        ("POST /containers/create", "[1]", 400, "invalid JSON"),
+        ("POST /containers/create", r#"{"Image":1}"#, 400, "invalid JSON"),
+        ("POST /containers/create", deep.as_str(), 400, "invalid JSON"),
+        ("POST /containers/create", r#"{"Image":"no-such"}"#, 404, "No such image: no-such:latest"),
+        ("POST /containers/create", r#"{"Image":"../../etc/passwd"}"#, 400, "invalid reference format"),
+        ("POST /containers/create", r#"{"Image":"/bin/sh"}"#, 400, "invalid reference format"),
+        ("POST /containers/create?platform=linux/arm64", r#"{"Image":"x"}"#, 400, "linux/amd64"),
+        ("GET /images/no/such:1/json", "", 404, "No such image: no/such:1"),
+        ("DELETE /images/no-such", "", 404, "No such image: no-such:latest"),
+        ("POST /images/create?fromImage=BAD%20NAME", "", 400, "invalid reference format"),
+        ("POST /images/x/tag?repo=%2f%2f", "", 404, "No such image"),
+        ("POST /build", "", 501, "docker buildx"),
+        ("POST /session", "", 501, "docker buildx"),
+        ("GET /networks/no-such", "", 404, "network no-such not found"),
+        ("POST /networks/create", r#"{"Name":"x","Driver":"overlay"}"#, 400, "driver"),
+        ("DELETE /networks/bridge", "", 403, "pre-defined"),
+        ("GET /volumes/no-such", "", 404, "get no-such: no such volume"),
+        ("GET /volumes/..", "", 404, "no such volume"),
+        ("POST /volumes/create", r#"{"Name":"../x"}"#, 400, "cannot be a volume's name"),
+        ("DELETE /volumes/no-such", "", 404, "no such volume"),
+        ("GET /events?since=soon", "", 400, "since: 'soon' is no time"),
+        ("GET /services", "", 503, "not a swarm manager"),
+        ("GET /plugins/x/json", "", 404, "plugin"),
+        (bogus.as_str(), "", 400, "invalid filter 'bogus'"),
+        (broken.as_str(), "", 400, "invalid filter"),
+        ("POST /commit?container=x", "", 404, "No such container: x"),
+        (&format!("GET /containers/{long}/json"), "", 404, "No such container"),
+    ] {
+        let answer = server.ask(line, body);
+        assert_eq!(answer.status, status, "{line:.80}: {answer:?}");
+        assert!(answer.message().contains(why), "{line:.80}: {answer:?}");
+    }
+    // What leaves nothing to say, to a method that has no body.
+    assert_eq!(server.ask("HEAD /containers/x/archive?path=/", "").status, 404);
+}
+
+#[test]
+fn bodies_and_heads_have_limits() {
+    let server = Server::start();
+    let large = server.ask("POST /containers/create", &format!("{{\"Image\":\"{}\"}}", "x".repeat(5 << 20)));
+    assert_eq!(large.status, 413, "{:?}", large.head);
+    let mut chunks = b"POST /volumes/create HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    for _ in 0..600 {
+        chunks.extend_from_slice(b"2000\r\n");
+        chunks.extend_from_slice(&[b' '; 0x2000]);
+        chunks.extend_from_slice(b"\r\n");
+    }
+    assert_eq!(server.raw(&chunks).status, 413);
+    let head = format!("GET /_ping HTTP/1.1\r\nHost: d\r\nX: {}\r\n\r\n", "x".repeat(200 << 10));
+    assert_eq!(server.raw(head.as_bytes()).status, 431);
+    for bytes in [&b"\0\0\0\0\r\n\r\n"[..], b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /auth HTTP/1.1\r\nContent-Length: x\r\n\r\n"] {
+        assert!(matches!(server.raw(bytes).status, 0 | 400), "{bytes:?}");
+    }
+    // A body that breaks off.
+    let mut stream = server.connect();
+    stream
+        .write_all(b"POST /volumes/create HTTP/1.1\r\nHost: d\r\nContent-Length: 100\r\n\r\n{")
+        .expect("sent");
+    stream.shutdown(Shutdown::Both).expect("closed");
+    assert_eq!(server.ask("GET /_ping", "").status, 200);
+}
+
+#[test]
+fn clients_that_say_nothing_are_in_nobodys_way() {
+    let server = Server::start();
+    let mut silent: Vec<UnixStream> = (0..200).map(|_| server.connect()).collect();
+    for stream in &mut silent {
+        stream.write_all(b"GET /events HTTP/1.1\r\nHost: d\r\n\r\n").expect("sent");
+    }
+    // Each has the head of its answer before anything has happened.
+    let mut start = [0; 15];
+    silent[0].read_exact(&mut start).expect("the head");
+    assert_eq!(&start, b"HTTP/1.1 200 OK");
+    let asked = Instant::now();
+    assert_eq!(server.ask("GET /containers/json?all=1", "").body.trim(), "[]");
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).expect("its status");
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    let kib: u64 = resident.split_whitespace().next().expect("a number").parse().expect("a number");
+    assert!(kib < 60 << 10, "{kib} KiB for 200 clients");
+}
+
+#[test]
+fn listings_of_nothing_are_empty_and_not_null() {
+    let server = Server::start();
+    for (line, body) in [
+        ("GET /containers/json", "[]"),
+        ("GET /images/json", "[]"),
+        ("GET /volumes", r#"{"Volumes":[],"Warnings":null}"#),
+        ("POST /containers/prune", r#"{"ContainersDeleted":[],"SpaceReclaimed":0}"#),
+        ("POST /build/prune", r#"{"CachesDeleted":[],"SpaceReclaimed":0}"#),
+        ("POST /volumes/prune", r#"{"SpaceReclaimed":0,"VolumesDeleted":[]}"#),
+    ] {
+        let answer = server.ask(line, "");
+        assert_eq!((answer.status, answer.body.trim()), (200, body), "{line}");
+    }
+    let made = server.ask("POST /volumes/create", r#"{"Name":"v1","Driver":"","DriverOpts":null,"Labels":{"a":"b"}}"#);
+    assert_eq!(made.status, 201, "{made:?}");
+    let volume: Value = serde_json::from_str(&server.ask("GET /volumes/v1", "").body).expect("JSON");
+    assert_eq!((&volume["Labels"]["a"], &volume["Scope"]), (&"b".into(), &"local".into()));
+    assert_eq!(server.ask("DELETE /volumes/v1", "").status, 204);
+}
