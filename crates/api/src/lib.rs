@@ -1,4 +1,4 @@
-//! The engine over HTTP, for programs that speak Docker's API.
+//! The engine over HTTP: Docker's API for the tools that people have, and a REST API of its own.
 //!
 //! | module | owns |
 //! |---|---|
@@ -8,6 +8,7 @@
 //! | [`app`] | what requests share |
 //! | [`hub`] | when something has happened to a machine |
 //! | [`docker`] | Docker's API |
+//! | [`native`] | the REST API `/v1` |
 //!
 //! # Invariants
 //! The server is parent of nothing that matters: monitors have sessions of their own, and all state is in files, so it may be
@@ -24,4 +25,5 @@ pub mod docker;
 pub mod http;
 pub mod hub;
 pub mod listen;
+pub mod native;
 pub mod server;

@@ -15,18 +15,20 @@ const FIRST: RawFd = 3;
 /// The members of the group, and no others, may do what the owner may.
 const MODE: u32 = 0o660;
 
-/// The sockets that systemd hands over; none when it started us without any. `pid` and `count` are `LISTEN_PID` and
-/// `LISTEN_FDS`.
+/// The sockets that systemd hands over, with the names that its units give them (`FileDescriptorName=`); none when it started us
+/// without any. `variable` gives `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES`.
 ///
 /// # Errors
 /// When one of them is no descriptor.
-pub fn inherited(pid: Option<&str>, count: Option<&str>) -> Result<Vec<UnixListener>, Failure> {
-    let is_ours = pid.and_then(|pid| pid.parse().ok()) == Some(std::process::id());
-    let count: RawFd = count.and_then(|count| count.parse().ok()).unwrap_or(0);
+pub fn inherited(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<(String, UnixListener)>, Failure> {
+    let is_ours = variable("LISTEN_PID").and_then(|pid| pid.parse().ok()) == Some(std::process::id());
+    let count: RawFd = variable("LISTEN_FDS").and_then(|count| count.parse().ok()).unwrap_or(0);
     if !is_ours {
         return Ok(Vec::new());
     }
-    let taken = |number| {
+    let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':').map(str::to_owned);
+    let mut taken = |number| {
         let descriptor = fd::take_inherited(number).map_err(|e| {
             Failure::from_error(Class::Usage, &e)
                 .context(format!("the descriptor {number} of LISTEN_FDS cannot be used"))
@@ -34,9 +36,9 @@ pub fn inherited(pid: Option<&str>, count: Option<&str>) -> Result<Vec<UnixListe
         })?;
         let listener = UnixListener::from(descriptor);
         listener.set_nonblocking(true)?;
-        Ok(listener)
+        Ok((names.next().unwrap_or_default(), listener))
     };
-    (FIRST..FIRST.saturating_add(count)).map(taken).collect()
+    (FIRST..FIRST.saturating_add(count)).map(&mut taken).collect()
 }
 
 /// Makes the socket at `path`, in the place of one that nobody listens on any more.
@@ -133,7 +135,11 @@ mod tests {
 
     #[test]
     fn sockets_of_another_process_are_not_taken() {
-        assert!(inherited(Some("1"), Some("3")).unwrap().is_empty());
-        assert!(inherited(None, Some("3")).unwrap().is_empty());
+        let variable = |pid: Option<&'static str>| move |name: &str| match name {
+            "LISTEN_PID" => pid.map(str::to_owned),
+            _ => Some("3".to_owned()),
+        };
+        assert!(inherited(variable(Some("1"))).unwrap().is_empty());
+        assert!(inherited(variable(None)).unwrap().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! `zmachine serve`: the server of Docker's API, as a program of its own.
+//! `zmachine serve`: the server of the APIs, as a program of its own.
 //!
 //! `zmachine serve` becomes this program, which is beside it or in `lib/zmachine`.
 
@@ -8,21 +8,25 @@ use std::sync::Arc;
 
 use clap::Parser;
 use zmachine_api::app::App;
-use zmachine_api::{listen, server};
+use zmachine_api::listen;
+use zmachine_api::server::{self, Speaks};
 use zmachine_engine::{AbortAt, Engine, Programs, RegistryFiles};
 use zmachine_spec::{Class, Failure, Home};
 
 /// Threads for calls that block; each waits for a machine or a client.
 const THREADS: usize = 512;
 
-/// Serve the machines of this home to programs that speak Docker's API
+/// Serve the machines of this home to other programs: by Docker's API on one socket, by a REST API of our own on another
 #[derive(Debug, Parser)]
 #[command(name = "zmachine serve", version, max_term_width = 100)]
 struct Args {
-    /// Where the socket is made; systemd may hand one over instead. Default: docker.sock in the folder of sockets of this home
+    /// Where the socket of Docker's API is made; by default docker.sock in the folder of this home's sockets
     #[arg(long, value_name = "PATH")]
     docker: Option<PathBuf>,
-    /// The group of this host whose members may use the socket. They can do everything that its owner can on this host
+    /// Where the socket of the REST API is made; by default api.sock there
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// The group of this host whose members may use the sockets. They can do everything that its owner can on this host
     #[arg(long, value_name = "NAME|GID")]
     group: Option<String>,
     /// The zmachine whose roles the processes of machines have
@@ -50,29 +54,40 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Failure> {
-    let variable = |name: &str| std::env::var(name).ok();
-    let inherited = listen::inherited(variable("LISTEN_PID").as_deref(), variable("LISTEN_FDS").as_deref())?;
+    let inherited = listen::inherited(|name| std::env::var(name).ok())?;
     let (data, run) = state_dirs()?;
     let home = Home::open(&data, &run)?;
-    let path = args.docker.clone().unwrap_or_else(|| run.join("docker.sock"));
-    let path = std::path::absolute(path)?;
+    let (docker, native) = (place(&args.docker, &run, "docker.sock")?, place(&args.socket, &run, "api.sock")?);
     let programs = Programs::at(&program(args)?);
     let engine = Engine::open(home, programs, AbortAt::default(), |line| eprintln!("warning: {line}"))?;
     let files = RegistryFiles {
         auth: auth_files(),
         ..engine.registry_files().clone()
     };
-    let (listeners, socket) = match inherited.first() {
-        None => (vec![listen::bind(&path, args.group.as_deref())?], Some(path)),
-        Some(first) => {
-            let socket = first.local_addr().ok();
-            let socket = socket.and_then(|address| address.as_pathname().map(Path::to_owned));
-            (inherited, socket)
+    let group = args.group.as_deref();
+    let (listeners, socket) = match inherited.is_empty() {
+        true => {
+            let listeners = vec![
+                (Speaks::Docker, listen::bind(&docker, group)?),
+                (Speaks::Native, listen::bind(&native, group)?),
+            ];
+            eprintln!("Docker's API: unix://{}", docker.display());
+            eprintln!("REST API:     unix://{}", native.display());
+            (listeners, Some(docker))
+        }
+        // One without a name is Docker's, as is that of the unit that comes with the package.
+        false => {
+            let speaks = |name: &str| if name == "api" { Speaks::Native } else { Speaks::Docker };
+            let listeners: Vec<_> = inherited
+                .into_iter()
+                .map(|(name, listener)| (speaks(&name), listener))
+                .collect();
+            let first = listeners.iter().find(|(speaks, _)| *speaks == Speaks::Docker);
+            let address = first.and_then(|(_, listener)| listener.local_addr().ok());
+            let socket = address.and_then(|address| address.as_pathname().map(Path::to_owned));
+            (listeners, socket)
         }
     };
-    if let Some(socket) = &socket {
-        eprintln!("listening on unix://{}", socket.display());
-    }
     let app = Arc::new(App::new(engine.with_registry_files(files), socket)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -85,8 +100,8 @@ fn run(args: &Args) -> Result<(), Failure> {
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?,
         ];
         let mut servers = tokio::task::JoinSet::new();
-        for listener in listeners {
-            servers.spawn(server::serve(Arc::clone(&app), listener));
+        for (speaks, listener) in listeners {
+            servers.spawn(server::serve(Arc::clone(&app), listener, speaks));
         }
         let [terminate, interrupt] = &mut ends;
         tokio::select! {
@@ -98,6 +113,12 @@ fn run(args: &Args) -> Result<(), Failure> {
     // Clients see the end of their streams; threads that wait for machines are not waited for.
     runtime.shutdown_background();
     std::process::exit(0)
+}
+
+/// The path of a socket: as it was said, or by its name in the folder of sockets.
+fn place(said: &Option<PathBuf>, folder: &Path, name: &str) -> Result<PathBuf, Failure> {
+    let path = said.clone().unwrap_or_else(|| folder.join(name));
+    Ok(std::path::absolute(path)?)
 }
 
 /// The `zmachine` that belongs to this program.

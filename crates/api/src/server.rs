@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use zmachine_spec::Failure;
 
 use crate::app::App;
-use crate::docker;
+use crate::{docker, native};
 
 /// Connections at a time. A client that follows something has one for each thing; those that are too many wait to be
 /// accepted.
@@ -21,11 +21,20 @@ const CONNECTIONS: usize = 1024;
 /// The most that is read ahead of a request, in bytes: its head with all headers.
 const HEAD_BYTES: usize = 64 << 10;
 
-/// Serves Docker's API on a socket, until the task is dropped.
+/// Which API is spoken on a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// Docker's.
+    Docker,
+    /// The REST API of our own.
+    Native,
+}
+
+/// Serves an API on a socket, until the task is dropped.
 ///
 /// # Errors
 /// When the socket cannot be used.
-pub async fn serve(app: Arc<App>, listener: UnixListener) -> Result<(), Failure> {
+pub async fn serve(app: Arc<App>, listener: UnixListener, speaks: Speaks) -> Result<(), Failure> {
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -44,7 +53,12 @@ pub async fn serve(app: Arc<App>, listener: UnixListener) -> Result<(), Failure>
         tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let app = Arc::clone(&app);
-                async move { Ok::<_, Infallible>(docker::answer(&app, request).await) }
+                async move {
+                    Ok::<_, Infallible>(match speaks {
+                        Speaks::Docker => docker::answer(&app, request).await,
+                        Speaks::Native => native::answer(&app, request).await,
+                    })
+                }
             });
             // What a client does to its connection is nobody else's matter.
             let _ = http1::Builder::new()

@@ -11,8 +11,10 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<u8, Failure> {
     let program = Programs::own_server();
     let mut command = std::process::Command::new(&program);
     command.arg("--program").arg(std::env::current_exe()?);
-    if let Some(path) = &args.docker {
-        command.arg("--docker").arg(path);
+    for (option, path) in [("--docker", &args.docker), ("--socket", &args.socket)] {
+        if let Some(path) = path {
+            command.arg(option).arg(path);
+        }
     }
     if let Some(group) = &args.group {
         command.arg("--group").arg(group);
