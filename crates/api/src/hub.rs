@@ -29,7 +29,9 @@ impl Hub {
         let path = home.data().join("events.jsonl");
         let sender = changed.clone();
         let builder = std::thread::Builder::new().name("events".into());
-        builder.stack_size(128 << 10).spawn(move || watch_file(&path, &sender))?;
+        builder
+            .stack_size(128 << 10)
+            .spawn(move || watch_file(&path, &sender))?;
         Ok(Hub { changed })
     }
 

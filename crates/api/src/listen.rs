@@ -65,6 +65,9 @@ pub fn bind(path: &Path, group: Option<&str>) -> Result<UnixListener, Failure> {
             }
         }
     }
+    if group.is_some() {
+        require_way(path)?;
+    }
     // Bound under another name, and there only with its mode and group: nobody gets in before.
     let new = hidden(path);
     let _ = std::fs::remove_file(&new);
@@ -81,6 +84,24 @@ pub fn bind(path: &Path, group: Option<&str>) -> Result<UnixListener, Failure> {
     }
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// That others than the owner can get to a socket at all.
+fn require_way(path: &Path) -> Result<(), Failure> {
+    let folders = path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty());
+    for folder in folders {
+        let mode = folder.metadata().map_or(0, |folder| folder.permissions().mode());
+        if mode & 0o011 == 0 {
+            let message = format!(
+                "the members of a group cannot get to {}: {} is for its owner alone",
+                path.display(),
+                folder.display()
+            );
+            return Err(Failure::new(Class::Usage, message)
+                .hint("choose a path in another folder, as /run/zmachine-docker.sock"));
+        }
+    }
+    Ok(())
 }
 
 fn hidden(path: &Path) -> PathBuf {
@@ -131,13 +152,19 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
         let failure = bind(&folder.path().join("s"), Some("no-such-group")).unwrap_err();
         assert!(failure.to_string().contains("no-such-group"), "{failure}");
+        // A folder of tempfile's is its owner's alone.
+        let own = rustix::process::getgid().as_raw().to_string();
+        let failure = bind(&folder.path().join("s"), Some(&own)).unwrap_err();
+        assert!(failure.to_string().contains("cannot get to"), "{failure}");
     }
 
     #[test]
     fn sockets_of_another_process_are_not_taken() {
-        let variable = |pid: Option<&'static str>| move |name: &str| match name {
-            "LISTEN_PID" => pid.map(str::to_owned),
-            _ => Some("3".to_owned()),
+        let variable = |pid: Option<&'static str>| {
+            move |name: &str| match name {
+                "LISTEN_PID" => pid.map(str::to_owned),
+                _ => Some("3".to_owned()),
+            }
         };
         assert!(inherited(variable(Some("1"))).unwrap().is_empty());
         assert!(inherited(variable(None)).unwrap().is_empty());

@@ -57,7 +57,10 @@ fn run(args: &Args) -> Result<(), Failure> {
     let inherited = listen::inherited(|name| std::env::var(name).ok())?;
     let (data, run) = state_dirs()?;
     let home = Home::open(&data, &run)?;
-    let (docker, native) = (place(&args.docker, &run, "docker.sock")?, place(&args.socket, &run, "api.sock")?);
+    let (docker, native) = (
+        place(&args.docker, &run, "docker.sock")?,
+        place(&args.socket, &run, "api.sock")?,
+    );
     let programs = Programs::at(&program(args)?);
     let engine = Engine::open(home, programs, AbortAt::default(), |line| eprintln!("warning: {line}"))?;
     let files = RegistryFiles {
@@ -145,7 +148,11 @@ fn state_dirs() -> Result<(PathBuf, PathBuf), Failure> {
     if rustix::process::geteuid().is_root() {
         return Ok(("/var/lib/zmachine".into(), "/run/zmachine".into()));
     }
-    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folder = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let data = folder("XDG_DATA_HOME").or_else(|| Some(folder("HOME")?.join(".local/share")));
     match (data, folder("XDG_RUNTIME_DIR")) {
         (Some(data), Some(run)) => Ok((data.join("zmachine"), run.join("zmachine"))),

@@ -31,7 +31,10 @@ use crate::http::{Answer, Body, ChunkWriter, Refusal, empty, reader, typed};
 const STAT: &str = "x-docker-container-path-stat";
 
 fn path_of(call: &Call) -> Result<String, Refusal> {
-    let path = call.query.get("path").ok_or_else(|| Refusal::bad("missing parameter: path"))?;
+    let path = call
+        .query
+        .get("path")
+        .ok_or_else(|| Refusal::bad("missing parameter: path"))?;
     if path.contains('\0') {
         return Err(Refusal::bad("a path has no NUL"));
     }
@@ -74,12 +77,17 @@ fn stat_of(stream: &mut FromGuest, path: &str) -> Result<Value, Refusal> {
         archive_start.extend_from_slice(&first);
         let header = tar::Header::from_byte_slice(&first);
         let kind = header.entry_type();
-        if !matches!(kind, EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader) {
+        if !matches!(
+            kind,
+            EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader
+        ) {
             let mut archive = Archive::new(archive_start.as_slice());
             let entry = archive.entries().ok().and_then(|mut entries| entries.next()?.ok());
             let link = entry.and_then(|entry| Some(entry.link_name().ok()??.to_string_lossy().into_owned()));
             let mtime = header.mtime().unwrap_or(0);
-            let at = i64::try_from(mtime).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+            let at = i64::try_from(mtime)
+                .ok()
+                .and_then(|seconds| Timestamp::from_second(seconds).ok());
             return Ok(json!({
                 "name": base_name(path),
                 "size": header.size().unwrap_or(0),
@@ -96,7 +104,10 @@ fn stat_of(stream: &mut FromGuest, path: &str) -> Result<Value, Refusal> {
         reader.read_exact(&mut rest).map_err(|_| Refusal::bad("end"))?;
         archive_start.extend_from_slice(&rest);
     }
-    Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the stream of files cannot be read"))
+    Err(Refusal::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "the stream of files cannot be read",
+    ))
 }
 
 /// A container whose files can be read, be it running or not.
@@ -151,7 +162,9 @@ pub async fn stat(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
     let path = path_of(call)?;
     let stat = blocking(app, move |app| Source::open(app, &name)?.stat(&name, &path)).await?;
     let mut answer = empty(StatusCode::OK);
-    answer.headers_mut().extend(stat_header(&stat).map(|(name, value)| (Some(name), value)));
+    answer
+        .headers_mut()
+        .extend(stat_header(&stat).map(|(name, value)| (Some(name), value)));
     Ok(answer)
 }
 
@@ -186,11 +199,16 @@ pub async fn get(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, Re
             out.get_ref().abort();
         }
     });
-    let stat = stat
-        .await
-        .unwrap_or_else(|_| Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the request ended early")))?;
+    let stat = stat.await.unwrap_or_else(|_| {
+        Err(Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the request ended early",
+        ))
+    })?;
     let mut answer = typed(StatusCode::OK, "application/x-tar", body);
-    answer.headers_mut().extend(stat_header(&stat).map(|(name, value)| (Some(name), value)));
+    answer
+        .headers_mut()
+        .extend(stat_header(&stat).map(|(name, value)| (Some(name), value)));
     Ok(answer)
 }
 
@@ -260,9 +278,9 @@ fn received(
     match (sent, reported) {
         (Ok(()) | Err(TransferError::Stream(_)), Ok(())) => Ok(()),
         (Err(error), _) if !matches!(error, TransferError::Stream(_)) => Err(Refusal::bad(error.to_string())),
-        (_, Err(failure)) if failure.class == Class::NotFound => {
-            Err(Refusal::not_found(format!("Could not find the file {path} in container {name}")))
-        }
+        (_, Err(failure)) if failure.class == Class::NotFound => Err(Refusal::not_found(format!(
+            "Could not find the file {path} in container {name}"
+        ))),
         (_, Err(failure)) => Err(failure.into()),
         (Err(error), Ok(())) => Err(Refusal::bad(error.to_string())),
     }
@@ -278,9 +296,9 @@ fn require_directory(app: &App, machine: &str, name: &str, path: &str) -> Result
         Ok(stat) if stat["mode"].as_u64().unwrap_or(0) & (1 << 27) != 0 => Ok(()),
         Ok(_) => Err(Refusal::bad("extraction point is not a directory")),
         Err(refusal) => match stream.end(|_| ()) {
-            Err(failure) if failure.class == Class::NotFound => {
-                Err(Refusal::not_found(format!("Could not find the file {path} in container {name}")))
-            }
+            Err(failure) if failure.class == Class::NotFound => Err(Refusal::not_found(format!(
+                "Could not find the file {path} in container {name}"
+            ))),
             Err(failure) => Err(failure.into()),
             Ok(()) => Err(refusal),
         },
@@ -311,9 +329,12 @@ pub async fn export(app: &Arc<App>, name: String) -> Result<Answer, Refusal> {
             out.get_ref().abort();
         }
     });
-    begun
-        .await
-        .unwrap_or_else(|_| Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the request ended early")))?;
+    begun.await.unwrap_or_else(|_| {
+        Err(Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the request ended early",
+        ))
+    })?;
     Ok(typed(StatusCode::OK, "application/octet-stream", body))
 }
 
@@ -331,7 +352,13 @@ mod tests {
 
     #[test]
     fn names_are_the_last_parts_of_paths() {
-        for (path, name) in [("/etc/hosts", "hosts"), ("/etc/", "etc"), ("/", "/"), ("/a/.", "a"), ("/a/..", "/")] {
+        for (path, name) in [
+            ("/etc/hosts", "hosts"),
+            ("/etc/", "etc"),
+            ("/", "/"),
+            ("/a/.", "a"),
+            ("/a/..", "/"),
+        ] {
             assert_eq!(base_name(path), name, "{path}");
         }
     }

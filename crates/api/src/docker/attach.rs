@@ -59,8 +59,12 @@ pub async fn attach(app: &Arc<App>, name: String, call: Call) -> Result<Answer, 
             if !streams {
                 return;
             }
-            let Some(monitor) = ready(monitor, waits).await else { return };
-            let Ok((mut reader, _writer)) = monitor.split() else { return };
+            let Some(monitor) = ready(monitor, waits).await else {
+                return;
+            };
+            let Ok((mut reader, _writer)) = monitor.split() else {
+                return;
+            };
             while let Some(frame) = reader.next().await {
                 if super::stream::end_of(&frame).is_some() {
                     return;
@@ -82,7 +86,9 @@ pub async fn attach(app: &Arc<App>, name: String, call: Call) -> Result<Answer, 
             return;
         }
         // What the client sends meanwhile stays in its socket.
-        let Some(monitor) = ready(monitor, waits).await else { return };
+        let Some(monitor) = ready(monitor, waits).await else {
+            return;
+        };
         let (_nobody, control) = mpsc::channel(1);
         pump(client, monitor, shown, input, control, false).await;
     });

@@ -366,6 +366,9 @@ mod tests {
         let text = r#"{"HostConfig":{"PortBindings":{"80/tcp":null,"81/tcp":[{"HostIp":"","HostPort":"8081"}]}}}"#;
         let create: Create = serde_json::from_str(text).unwrap();
         assert!(create.host_config.port_bindings["80/tcp"].is_none());
-        assert_eq!(create.host_config.port_bindings["81/tcp"].as_ref().unwrap()[0].host_port, "8081");
+        assert_eq!(
+            create.host_config.port_bindings["81/tcp"].as_ref().unwrap()[0].host_port,
+            "8081"
+        );
     }
 }

@@ -78,7 +78,10 @@ fn begin(app: &App, machine: &Machine) -> Result<(), Failure> {
 
 /// Why it did not start; one that was to be removed at its end is.
 fn start_refused(app: &App, machine: &Machine, failure: &Failure) -> Refusal {
-    let program = machine.plan().ok().and_then(|plan| inspect::args(&plan).first().cloned());
+    let program = machine
+        .plan()
+        .ok()
+        .and_then(|plan| inspect::args(&plan).first().cloned());
     if machine.spec.auto_remove
         && let Ok(now) = app.engine.machine(&machine.id)
         && !now.state.phase.is_active()
@@ -131,15 +134,13 @@ pub async fn stop(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
 }
 
 /// Asks a container to end, by another signal than its own where one is named.
-fn end(
-    engine: &Engine,
-    machine: &Machine,
-    grace: Option<Duration>,
-    signal: Option<Signal>,
-) -> Result<(), Refusal> {
+fn end(engine: &Engine, machine: &Machine, grace: Option<Duration>, signal: Option<Signal>) -> Result<(), Refusal> {
     if let Some(signal) = signal {
         let _ = engine.signal(&machine.id, signal.number());
-        let default = machine.spec.stop_timeout_s.map_or(Duration::from_secs(10), Duration::from_secs);
+        let default = machine
+            .spec
+            .stop_timeout_s
+            .map_or(Duration::from_secs(10), Duration::from_secs);
         if has_ended(engine, &machine.id, grace.unwrap_or(default)) {
             return Ok(());
         }
@@ -180,7 +181,10 @@ pub async fn restart(app: &Arc<App>, name: String, call: &Call) -> Result<Answer
 }
 
 fn signal_of(call: &Call) -> Result<Option<Signal>, Refusal> {
-    let parse = |text: &str| text.parse().map_err(|_| Refusal::bad(format!("Invalid signal: {text}")));
+    let parse = |text: &str| {
+        text.parse()
+            .map_err(|_| Refusal::bad(format!("Invalid signal: {text}")))
+    };
     call.query.get("signal").map(parse).transpose()
 }
 
@@ -198,7 +202,9 @@ pub async fn kill(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
             // What a terminal says about its size while the container starts is no reason to fail.
             Phase::Starting if signal != KILL => return Ok(()),
             ref phase if !phase.is_active() => {
-                return Err(Refusal::conflict(format!("cannot kill container: {name}: container {id} is not running")));
+                return Err(Refusal::conflict(format!(
+                    "cannot kill container: {name}: container {id} is not running"
+                )));
             }
             _ => {}
         }
@@ -249,7 +255,10 @@ pub async fn unpause(app: &Arc<App>, name: String) -> Result<Answer, Refusal> {
         let machine = ids::machine(&app.engine, &name)?;
         match machine.state.phase {
             Phase::Paused => Ok(app.engine.resume(&machine.id)?),
-            _ => Err(Refusal::conflict(format!("Container {} is not paused", ids::container(&machine.id)))),
+            _ => Err(Refusal::conflict(format!(
+                "Container {} is not paused",
+                ids::container(&machine.id)
+            ))),
         }
     })
     .await?;
@@ -261,7 +270,12 @@ pub async fn unpause(app: &Arc<App>, name: String) -> Result<Answer, Refusal> {
 /// # Errors
 /// 404; 409 for a name that is taken.
 pub async fn rename(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, Refusal> {
-    let new = call.query.get("name").unwrap_or_default().trim_start_matches('/').to_owned();
+    let new = call
+        .query
+        .get("name")
+        .unwrap_or_default()
+        .trim_start_matches('/')
+        .to_owned();
     if new.is_empty() {
         return Err(Refusal::bad("Neither old nor new names may be empty"));
     }
@@ -335,7 +349,11 @@ pub async fn remove(app: &Arc<App>, name: String, call: &Call) -> Result<Answer,
 pub async fn prune(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
     let filters = call.query.filters(&["label", "label!", "until"])?;
     let (deleted, bytes) = blocking(app, move |app| {
-        let until: Option<Timestamp> = filters.values("until").first().map(|text| images::until(text)).transpose()?;
+        let until: Option<Timestamp> = filters
+            .values("until")
+            .first()
+            .map(|text| images::until(text))
+            .transpose()?;
         let (mut deleted, mut bytes) = (Vec::new(), 0);
         for machine in list::chosen(&app.engine, &filters, true)? {
             let is_young = until.is_some_and(|until| machine.state.created_at > until);

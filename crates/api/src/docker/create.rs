@@ -31,7 +31,10 @@ use crate::http::{Answer, Refusal, json};
 /// # Errors
 /// 404 for a missing image, 409 for a name that is taken, 400 for everything else that is wrong with the request.
 pub async fn create(app: &Arc<App>, call: Call) -> Result<Answer, Refusal> {
-    let name = call.query.get("name").map(|name| name.trim_start_matches('/').to_owned());
+    let name = call
+        .query
+        .get("name")
+        .map(|name| name.trim_start_matches('/').to_owned());
     let platform = call.query.get("platform").map(str::to_owned);
     let (wanted, document): (Create, Value) = body::read_both(call.request.into_body()).await?;
     let (id, warnings) = blocking(app, move |app| {
@@ -56,12 +59,7 @@ pub fn is_own_platform(platform: &str) -> bool {
     )
 }
 
-fn made(
-    app: &App,
-    name: Option<String>,
-    wanted: &Create,
-    document: &Value,
-) -> Result<(String, Vec<String>), Refusal> {
+fn made(app: &App, name: Option<String>, wanted: &Create, document: &Value) -> Result<(String, Vec<String>), Refusal> {
     let engine = &app.engine;
     if wanted.image.is_empty() {
         return Err(Refusal::bad("No image specified"));
@@ -128,7 +126,9 @@ fn apply(app: &App, spec: &mut MachineSpec, wanted: &Create, warnings: &mut Vec<
     spec.stdin = wanted.open_stdin;
     spec.labels = wanted.labels.clone();
     spec.stop_signal = text(&wanted.stop_signal).map(|signal| signal.parse()).transpose()?;
-    spec.stop_timeout_s = wanted.stop_timeout.map(|seconds| u64::try_from(seconds).unwrap_or(u64::MAX >> 32));
+    spec.stop_timeout_s = wanted
+        .stop_timeout
+        .map(|seconds| u64::try_from(seconds).unwrap_or(u64::MAX >> 32));
     spec.auto_remove = host.auto_remove;
     spec.restart = restart(host)?;
     if spec.auto_remove && spec.restart != RestartPolicy::No {
@@ -174,7 +174,9 @@ fn refuse(host: &HostConfig) -> Result<(), Refusal> {
         _ => {}
     }
     if !host.devices.is_empty() || !host.device_requests.is_empty() {
-        return Err(Refusal::bad("devices of this host cannot be given to a container that is a virtual machine"));
+        return Err(Refusal::bad(
+            "devices of this host cannot be given to a container that is a virtual machine",
+        ));
     }
     Ok(())
 }
@@ -196,7 +198,12 @@ fn health(wanted: &Create) -> Result<HealthRequest, Refusal> {
         [] => None,
         words => Some(HealthTest::try_from(words.to_vec())?),
     };
-    let ms = |ns: i64| u64::try_from(ns).ok().filter(|ns| *ns > 0).map(|ns| (ns / 1_000_000).max(1));
+    let ms = |ns: i64| {
+        u64::try_from(ns)
+            .ok()
+            .filter(|ns| *ns > 0)
+            .map(|ns| (ns / 1_000_000).max(1))
+    };
     Ok(HealthRequest {
         test,
         interval_ms: ms(check.interval),
@@ -256,9 +263,16 @@ fn guest(app: &App, spec: &mut MachineSpec, host: &HostConfig, warnings: &mut Ve
         spec.guest.hosts.push(linked(&app.engine, link)?);
     }
     spec.guest.shm_bytes = u64::try_from(host.shm_size).ok().filter(|bytes| *bytes > 0);
-    spec.guest.dns_search = host.dns_search.iter().filter(|name| !name.is_empty()).cloned().collect();
+    spec.guest.dns_search = host
+        .dns_search
+        .iter()
+        .filter(|name| !name.is_empty())
+        .cloned()
+        .collect();
     for text in host.dns.iter().filter(|text| !text.is_empty()) {
-        let address = text.parse().map_err(|_| Refusal::bad(format!("Dns: '{text}' is no address")))?;
+        let address = text
+            .parse()
+            .map_err(|_| Refusal::bad(format!("Dns: '{text}' is no address")))?;
         spec.dns.push(address);
     }
     for (name, value) in &host.sysctls {
@@ -269,12 +283,18 @@ fn guest(app: &App, spec: &mut MachineSpec, host: &HostConfig, warnings: &mut Ve
         spec.guest.ulimits.push(text.parse()?);
     }
     spec.guest.groups = host.group_add.clone();
-    spec.guest.cap_drop = host.cap_drop.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
-    spec.guest.cap_add = host.cap_add.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
-    spec.guest.no_new_privileges = host
-        .security_opt
+    spec.guest.cap_drop = host
+        .cap_drop
         .iter()
-        .any(|option| matches!(option.as_str(), "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges:true"));
+        .map(|text| text.parse())
+        .collect::<Result<_, _>>()?;
+    spec.guest.cap_add = host.cap_add.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    spec.guest.no_new_privileges = host.security_opt.iter().any(|option| {
+        matches!(
+            option.as_str(),
+            "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges:true"
+        )
+    });
     if host.privileged {
         warnings.push("Privileged changes nothing: the container has all capabilities in a virtual machine of its own, and nothing of this host".to_owned());
     }
@@ -288,7 +308,8 @@ fn guest(app: &App, spec: &mut MachineSpec, host: &HostConfig, warnings: &mut Ve
 fn linked(engine: &Engine, link: &str) -> Result<zmachine_spec::guest::Host, Refusal> {
     let (other, alias) = link.split_once(':').unwrap_or((link, link));
     let alias = alias.rsplit('/').next().unwrap_or(alias);
-    let machine = ids::machine(engine, other).map_err(|refusal| Refusal::bad(format!("link {link}: {}", refusal.message)))?;
+    let machine =
+        ids::machine(engine, other).map_err(|refusal| Refusal::bad(format!("link {link}: {}", refusal.message)))?;
     let address = machine.state.addresses.iter().find(|address| address.is_ipv4());
     let address = address.ok_or_else(|| Refusal::bad(format!("link {link}: {other} has no address")))?;
     Ok(zmachine_spec::guest::Host {
@@ -315,7 +336,10 @@ fn publish(spec: &mut MachineSpec, wanted: &Create) -> Result<(), Refusal> {
         for binding in bindings {
             let address = match binding.host_ip.as_str() {
                 "" => None,
-                ip => Some(ip.parse().map_err(|_| Refusal::bad(format!("HostIp: '{ip}' is no address")))?),
+                ip => Some(
+                    ip.parse()
+                        .map_err(|_| Refusal::bad(format!("HostIp: '{ip}' is no address")))?,
+                ),
             };
             let wrong = || Refusal::bad(format!("HostPort: '{}' is no port", binding.host_port));
             let host = match binding.host_port.as_str() {
@@ -486,13 +510,18 @@ impl Places<'_> {
 
     fn mount(&mut self, mount: &Mount) -> Result<(), Refusal> {
         if !mount.target.starts_with('/') {
-            return Err(Refusal::bad(format!("invalid mount target, must be an absolute path in the container: {:?}", mount.target)));
+            return Err(Refusal::bad(format!(
+                "invalid mount target, must be an absolute path in the container: {:?}",
+                mount.target
+            )));
         }
         let origin = match mount.r#type.as_str() {
             "tmpfs" => {
                 let mut tmpfs = Tmpfs::new(mount.target.trim_end_matches('/'));
                 tmpfs.read_only = mount.read_only;
-                tmpfs.size_bytes = u64::try_from(mount.tmpfs_options.size_bytes).ok().filter(|bytes| *bytes > 0);
+                tmpfs.size_bytes = u64::try_from(mount.tmpfs_options.size_bytes)
+                    .ok()
+                    .filter(|bytes| *bytes > 0);
                 tmpfs.mode = Some(mount.tmpfs_options.mode).filter(|mode| *mode > 0);
                 self.spec.guest.tmpfs.push(tmpfs);
                 return Ok(());
@@ -531,7 +560,9 @@ impl Places<'_> {
 fn log(spec: &mut MachineSpec, host: &HostConfig, warnings: &mut Vec<String>) {
     let config = &host.log_config;
     for (option, own) in [("max-size", "max-size"), ("max-file", "max-files")] {
-        let Some(value) = config.config.get(option) else { continue };
+        let Some(value) = config.config.get(option) else {
+            continue;
+        };
         if let Err(failure) = spec.log_limits.set(&format!("{own}={value}")) {
             warnings.push(format!("{option}={value}: {failure}"));
         }
@@ -576,7 +607,10 @@ mod tests {
         ] {
             let host: HostConfig = serde_json::from_str(text).unwrap();
             let refusal = refuse(&host).unwrap_err();
-            assert!(refusal.status == 400 && refusal.message.contains(word), "{text}: {refusal:?}");
+            assert!(
+                refusal.status == 400 && refusal.message.contains(word),
+                "{text}: {refusal:?}"
+            );
         }
         let host: HostConfig = serde_json::from_str(r#"{"IpcMode":"private","Privileged":true}"#).unwrap();
         refuse(&host).unwrap();
@@ -584,7 +618,8 @@ mod tests {
 
     #[test]
     fn restart_policies_and_ports_are_read() {
-        let policy = |text: &str| restart(&serde_json::from_str::<HostConfig>(text).unwrap()).map(|policy| policy.to_string());
+        let policy =
+            |text: &str| restart(&serde_json::from_str::<HostConfig>(text).unwrap()).map(|policy| policy.to_string());
         assert_eq!(policy("{}").unwrap(), "no");
         assert_eq!(
             policy(r#"{"RestartPolicy":{"Name":"on-failure","MaximumRetryCount":3}}"#).unwrap(),

@@ -26,7 +26,14 @@ const BATCH: usize = 256;
 const LOOK: Duration = Duration::from_secs(2);
 
 const FILTERS: [&str; 8] = [
-    "type", "label", "event", "container", "image", "scope", "network", "volume",
+    "type",
+    "label",
+    "event",
+    "container",
+    "image",
+    "scope",
+    "network",
+    "volume",
 ];
 
 /// What is known of a machine that something happened to.
@@ -118,7 +125,10 @@ impl Reading {
             return Vec::new();
         }
         let before = self.known.get(&event.id).map(|about| about.last.clone());
-        let about = self.known.entry(event.id.clone()).or_insert_with(|| about(engine, &event.id));
+        let about = self
+            .known
+            .entry(event.id.clone())
+            .or_insert_with(|| about(engine, &event.id));
         about.last.clone_from(&event.event);
         let about = about.clone();
         if event.event == "removed" {
@@ -199,7 +209,9 @@ fn document(event: &Event, about: &About, action: &str) -> Value {
     attributes.insert("image".to_owned(), about.image.clone());
     attributes.insert("name".to_owned(), event.name.clone());
     if action == "die" {
-        let code = event.exit_code.map_or_else(|| "128".to_owned(), |code| code.to_string());
+        let code = event
+            .exit_code
+            .map_or_else(|| "128".to_owned(), |code| code.to_string());
         attributes.insert("exitCode".to_owned(), code);
     }
     if action == "rename"

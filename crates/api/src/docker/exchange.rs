@@ -96,7 +96,11 @@ impl Progress for Lines {
                 ..Part::default()
             };
         });
-        let status = if self.verb == "Pushing" { "Preparing" } else { "Pulling fs layer" };
+        let status = if self.verb == "Pushing" {
+            "Preparing"
+        } else {
+            "Pulling fs layer"
+        };
         self.say(json!({"status": status, "progressDetail": {}, "id": name}));
     }
 
@@ -162,7 +166,12 @@ async fn exchanging(
     let first = match heard.recv().await {
         Some(Said::Failed(refusal)) => return Err(refusal),
         Some(Said::Line(value)) => value,
-        None => return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the request ended early")),
+        None => {
+            return Err(Refusal::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the request ended early",
+            ));
+        }
     };
     let (sender, body) = Body::stream();
     tokio::spawn(async move {
@@ -207,7 +216,10 @@ fn credentials(call: &Call) -> Result<Option<Auth>, Refusal> {
     };
     let wrong = || Refusal::bad("X-Registry-Auth is not JSON in base64");
     let text = header.to_str().map_err(|_| wrong())?.trim();
-    let bytes = URL_SAFE.decode(text).or_else(|_| STANDARD.decode(text)).map_err(|_| wrong())?;
+    let bytes = URL_SAFE
+        .decode(text)
+        .or_else(|_| STANDARD.decode(text))
+        .map_err(|_| wrong())?;
     let auth: Auth = serde_json::from_slice(&bytes).map_err(|_| wrong())?;
     let is_any = !auth.username.is_empty() || !auth.auth.is_empty() || !auth.identitytoken.is_empty();
     Ok(is_any.then_some(auth))
@@ -259,7 +271,9 @@ fn host_of(text: &str) -> String {
 /// 404 for one that is not there, 500 for a registry that does not answer; what fails later is told in the stream.
 pub async fn pull(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
     if call.query.get("fromSrc").is_some() {
-        return Err(unsupported("images are not made of plain archives of files: 'zmachine flist pack' makes a flist of a directory"));
+        return Err(unsupported(
+            "images are not made of plain archives of files: 'zmachine flist pack' makes a flist of a directory",
+        ));
     }
     let from = call.query.get("fromImage").unwrap_or_default();
     let text = match call.query.get("tag") {
@@ -268,13 +282,16 @@ pub async fn pull(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
         None => from.to_owned(),
     };
     if let Some(platform) = call.query.get("platform").filter(|platform| !is_own_platform(platform)) {
-        let message = format!("no matching manifest for {platform}: machines of this host run programs for linux/amd64");
+        let message =
+            format!("no matching manifest for {platform}: machines of this host run programs for linux/amd64");
         return Err(Refusal::not_found(message));
     }
     let name = images::new_name(&text)?;
     let auth = credentials(call)?;
     exchanging(app, "Downloading", move |app, lines| {
-        let own = auth.map(|auth| with_credentials(app, &auth, &host_of(&text))).transpose()?;
+        let own = auth
+            .map(|auth| with_credentials(app, &auth, &host_of(&text)))
+            .transpose()?;
         let engine = own.as_ref().map_or(&app.engine, |own| &own.engine);
         let library = Library::open(engine.home().data())?;
         let before = library.find(&name)?;
@@ -308,7 +325,9 @@ pub async fn pull(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
 fn missing(failure: Failure, text: &str) -> Refusal {
     let whole = failure.to_string();
     let is_missing = failure.class == Class::NotFound
-        || ["404", "not found", "has no ", "unknown"].iter().any(|word| whole.contains(word));
+        || ["404", "not found", "has no ", "unknown"]
+            .iter()
+            .any(|word| whole.contains(word));
     match failure.class {
         Class::Fetch | Class::NotFound if is_missing => {
             Refusal::not_found(format!("manifest for {text} not found: {whole}"))
@@ -331,7 +350,9 @@ pub async fn push(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
         let found = images::find(&app.engine, &text)?;
         let target = ImageSource::named(&text, zmachine_image::reference::DOCKER_HUB)
             .ok_or_else(|| Refusal::bad(format!("invalid reference format: {text:?}")))?;
-        let own = auth.map(|auth| with_credentials(app, &auth, &host_of(&text))).transpose()?;
+        let own = auth
+            .map(|auth| with_credentials(app, &auth, &host_of(&text)))
+            .transpose()?;
         let engine = own.as_ref().map_or(&app.engine, |own| &own.engine);
         let library = Library::open(engine.home().data())?;
         lines.say(json!({"status": format!("The push refers to repository [{}]", text.trim_end_matches(":latest"))}));
@@ -362,10 +383,13 @@ pub async fn load(app: &Arc<App>, call: Call) -> Result<Answer, Refusal> {
         let spooled = NewFile::create(folder, 0o600).map_err(Failure::from)?;
         std::io::copy(&mut archive, &mut spooled.file())?;
         let path = format!("/proc/self/fd/{}", spooled.file().as_raw_fd());
-        let loaded = app.engine.load(path.as_ref(), lines).map_err(|failure| match failure.class {
-            Class::Unsupported => Refusal::bad(crate::http::text_of(&failure)),
-            _ => failure.into(),
-        })?;
+        let loaded = app
+            .engine
+            .load(path.as_ref(), lines)
+            .map_err(|failure| match failure.class {
+                Class::Unsupported => Refusal::bad(crate::http::text_of(&failure)),
+                _ => failure.into(),
+            })?;
         let library = Library::open(app.engine.home().data())?;
         let said = |(name, digest): (String, Digest)| match name.as_str() {
             "-" => json!({"stream": format!("Loaded image ID: {}\n", images::id(&library, &digest))}),
@@ -397,7 +421,9 @@ pub async fn save(app: &Arc<App>, names: Vec<String>) -> Result<Answer, Refusal>
     let (sender, body) = Body::stream();
     let app = Arc::clone(app);
     tokio::task::spawn_blocking(move || {
-        let Ok(library) = Library::open(app.engine.home().data()) else { return };
+        let Ok(library) = Library::open(app.engine.home().data()) else {
+            return;
+        };
         let mut out = BufWriter::with_capacity(256 << 10, ChunkWriter(sender));
         match save_images(&library, &wanted, Form::Docker, &mut out) {
             Ok(()) => drop(out.flush()),

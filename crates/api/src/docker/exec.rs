@@ -136,7 +136,9 @@ pub async fn create(app: &Arc<App>, name: String, call: Call) -> Result<Answer, 
     let mut execs = locked(&app.execs);
     execs.tidy();
     if execs.0.len() >= MOST {
-        return Err(Refusal::conflict(format!("{MOST} commands are known already: wait until some have ended")));
+        return Err(Refusal::conflict(format!(
+            "{MOST} commands are known already: wait until some have ended"
+        )));
     }
     execs.0.insert(id.clone(), known);
     Ok(json(StatusCode::CREATED, &json!({"Id": id})))
@@ -220,7 +222,9 @@ pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refus
     let Some(upgrade) = upgrade else {
         let (sender, body) = Body::stream();
         tokio::spawn(async move {
-            let Ok((mut reader, _writer)) = monitor.split() else { return };
+            let Ok((mut reader, _writer)) = monitor.split() else {
+                return;
+            };
             let mut code = GONE;
             while let Some(frame) = reader.next().await {
                 if let Some(end) = end_of(&frame) {
@@ -313,12 +317,18 @@ pub async fn inspect(app: &Arc<App>, id: &str) -> Result<Answer, Refusal> {
             _ => failure.into(),
         })?;
         let records = app.engine.execs(&machine.id).map_err(|_| gone())?;
-        let record = records.into_iter().find(|record| record.id == wanted).ok_or_else(gone)?;
+        let record = records
+            .into_iter()
+            .find(|record| record.id == wanted)
+            .ok_or_else(gone)?;
         let code = record
             .ended
             .as_ref()
             .map(|end| end.status.map_or(GONE, |status| status.shell_code().into()));
-        let (program, arguments) = record.args.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
+        let (program, arguments) = record
+            .args
+            .split_first()
+            .map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
         Ok::<_, Refusal>(document_of(
             &wanted,
             &machine.id,

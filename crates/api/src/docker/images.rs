@@ -256,11 +256,16 @@ pub async fn list(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
             let known = rows.iter().find(|row| row.id == wanted);
             Ok(known.map_or(Timestamp::UNIX_EPOCH, |row| row.created))
         };
-        let before = filters.values("before").iter().map(age).collect::<Result<Vec<_>, _>>()?;
+        let before = filters
+            .values("before")
+            .iter()
+            .map(age)
+            .collect::<Result<Vec<_>, _>>()?;
         let since = filters.values("since").iter().map(age).collect::<Result<Vec<_>, _>>()?;
         rows.retain(|row| {
-            filters.allow("reference", |pattern| row.names.iter().any(|name| is_named(name, pattern)))
-                && dangling.is_none_or(|dangling| dangling == row.names.is_empty())
+            filters.allow("reference", |pattern| {
+                row.names.iter().any(|name| is_named(name, pattern))
+            }) && dangling.is_none_or(|dangling| dangling == row.names.is_empty())
                 && before.iter().all(|at| row.created < *at)
                 && since.iter().all(|at| row.created > *at)
                 && filters.allow_labels(&row.labels)
@@ -286,7 +291,11 @@ pub async fn inspect(app: &Arc<App>, name: String) -> Result<Answer, Refusal> {
             Some(text) if !text.is_empty() => text.to_owned(),
             _ => default.to_owned(),
         };
-        let (os, architecture, author) = (words("Os", "linux"), words("Architecture", "amd64"), words("Author", ""));
+        let (os, architecture, author) = (
+            words("Os", "linux"),
+            words("Architecture", "amd64"),
+            words("Author", ""),
+        );
         view["Id"] = json!(id(&library, &found.digest));
         view["Created"] = json!(made.to_string());
         view["Os"] = json!(os);
@@ -403,7 +412,11 @@ pub async fn remove(app: &Arc<App>, name: String, call: &Call) -> Result<Answer,
             .find(|image| image.digest == found.digest)
             .map_or_else(Vec::new, |image| image.names);
         let goes = found.name.is_none() || names.len() <= 1;
-        let short = own.trim_start_matches("sha256:").get(..12).unwrap_or_default().to_owned();
+        let short = own
+            .trim_start_matches("sha256:")
+            .get(..12)
+            .unwrap_or_default()
+            .to_owned();
         if goes && !force {
             refuse_used(&app.engine, &found.digest, &name, &short)?;
         }
@@ -414,9 +427,15 @@ pub async fn remove(app: &Arc<App>, name: String, call: &Call) -> Result<Answer,
         }
         let removed = match &found.name {
             Some(name) => app.engine.remove_image(name)?,
-            None => app.engine.remove_image(&ImageName::new(&found.digest.to_string()).map_err(|e| Refusal::bad(e.to_string()))?)?,
+            None => app
+                .engine
+                .remove_image(&ImageName::new(&found.digest.to_string()).map_err(|e| Refusal::bad(e.to_string()))?)?,
         };
-        let mut lines: Vec<Value> = removed.names.iter().map(|name| json!({"Untagged": name.to_string()})).collect();
+        let mut lines: Vec<Value> = removed
+            .names
+            .iter()
+            .map(|name| json!({"Untagged": name.to_string()}))
+            .collect();
         if removed.image.is_some_and(|report| report.images > 0) {
             lines.push(json!({"Deleted": own}));
         }

@@ -162,7 +162,10 @@ pub fn args(plan: &Plan) -> &[String] {
 fn state(machine: &Machine) -> Value {
     let state = &machine.state;
     let phase = &state.phase;
-    let runs = matches!(phase, Phase::Running | Phase::Paused | Phase::Stopping | Phase::Restarting { .. });
+    let runs = matches!(
+        phase,
+        Phase::Running | Phase::Paused | Phase::Stopping | Phase::Restarting { .. }
+    );
     let error = match phase {
         Phase::Failed { failure, .. } => crate::http::text_of(failure),
         _ => String::new(),
@@ -555,7 +558,10 @@ mod tests {
     #[test]
     fn restart_policies_are_told_in_two_parts() {
         let policy: RestartPolicy = "on-failure:3".parse().unwrap();
-        assert_eq!(restart_policy(policy), json!({"Name": "on-failure", "MaximumRetryCount": 3}));
+        assert_eq!(
+            restart_policy(policy),
+            json!({"Name": "on-failure", "MaximumRetryCount": 3})
+        );
         assert_eq!(restart_policy(RestartPolicy::No)["Name"], "no");
     }
 }

@@ -17,8 +17,8 @@ use crate::app::{App, blocking};
 use crate::http::{Answer, Refusal, json};
 
 const FILTERS: [&str; 14] = [
-    "ancestor", "before", "exited", "expose", "health", "id", "is-task", "label", "name", "network", "publish", "since",
-    "status", "volume",
+    "ancestor", "before", "exited", "expose", "health", "id", "is-task", "label", "name", "network", "publish",
+    "since", "status", "volume",
 ];
 
 /// Lists containers: those that run, unless all or some state are asked for; the newest first.
@@ -34,7 +34,9 @@ pub async fn list(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
     let rows = blocking(app, move |app| {
         let machines = chosen(&app.engine, &filters, all)?;
         let library = Library::open(app.engine.home().data())?;
-        let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+        let limit = limit
+            .and_then(|limit| usize::try_from(limit).ok())
+            .unwrap_or(usize::MAX);
         let shown = machines.iter().take(limit);
         Ok::<_, Refusal>(
             shown
@@ -56,7 +58,11 @@ pub fn chosen(engine: &Engine, filters: &Filters, all: bool) -> Result<Vec<Machi
     machines.retain(|machine| machine.state.kind == Kind::Container);
     machines.reverse();
     let age = |name: &String| ids::machine(engine, name).map(|machine| machine.state.created_at);
-    let before = filters.values("before").iter().map(age).collect::<Result<Vec<_>, _>>()?;
+    let before = filters
+        .values("before")
+        .iter()
+        .map(age)
+        .collect::<Result<Vec<_>, _>>()?;
     let since = filters.values("since").iter().map(age).collect::<Result<Vec<_>, _>>()?;
     let ancestors: Vec<String> = filters
         .values("ancestor")
@@ -94,7 +100,10 @@ fn fits_plan(engine: &Engine, machine: &Machine, filters: &Filters, ancestors: &
         zmachine_plan::Plan::Vm(_) => machine.spec.labels.clone(),
     };
     let is_of = |wanted: &str| {
-        summary.flist == wanted || plan.image().is_some_and(|image| ancestors.iter().any(|known| known == image))
+        summary.flist == wanted
+            || plan
+                .image()
+                .is_some_and(|image| ancestors.iter().any(|known| known == image))
     };
     let has_port = |wanted: &str| {
         let bare = wanted.split('/').next().unwrap_or(wanted);

@@ -74,9 +74,7 @@ impl Wanted {
             Source::Stderr => self.shown.stderr,
             _ => false,
         };
-        is_shown
-            && self.since.is_none_or(|since| entry.at >= since)
-            && self.until.is_none_or(|until| entry.at <= until)
+        is_shown && self.since.is_none_or(|since| entry.at >= since) && self.until.is_none_or(|until| entry.at <= until)
     }
 }
 
@@ -157,7 +155,14 @@ impl Reading {
             (None, Some(since)) => LogReader::open_since(&machine.dir, since),
             (None, None) => LogReader::open(&machine.dir),
         };
-        Ok((Reading { reader, printer, wanted }, bytes))
+        Ok((
+            Reading {
+                reader,
+                printer,
+                wanted,
+            },
+            bytes,
+        ))
     }
 
     /// The next bytes; none at the end for now.
@@ -242,9 +247,7 @@ pub async fn logs(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
 /// A container that has ended writes no more; one that is removed neither. One that starts again does.
 fn is_over(app: &App, id: &str) -> bool {
     match app.engine.machine(id) {
-        Ok(machine) => {
-            !machine.state.phase.is_active() && !FileLock::is_held(&machine.lock_path()).unwrap_or(false)
-        }
+        Ok(machine) => !machine.state.phase.is_active() && !FileLock::is_held(&machine.lock_path()).unwrap_or(false),
         Err(failure) => failure.class == Class::NotFound,
     }
 }

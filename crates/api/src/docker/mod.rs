@@ -117,9 +117,8 @@ fn call(request: Request<Incoming>) -> Result<Call, Refusal> {
         path.remove(0);
         if spoken > VERSION {
             let (major, minor) = spoken;
-            let message = format!(
-                "client version {major}.{minor} is too new. Maximum supported API version is {VERSION_TEXT}"
-            );
+            let message =
+                format!("client version {major}.{minor} is too new. Maximum supported API version is {VERSION_TEXT}");
             return Err(Refusal::bad(message));
         }
         if spoken < LEAST {
@@ -247,10 +246,7 @@ async fn images_route(app: &Arc<App>, call: Call) -> Result<Answer, Refusal> {
     let name = |parts: &[&str]| parts.join("/");
     match (call.method.as_str(), path.as_slice()) {
         ("POST", ["build"]) => Err(unsupported(images::NO_BUILD)),
-        ("POST", ["build", "prune"]) => Ok(json(
-            StatusCode::OK,
-            &json!({"CachesDeleted": [], "SpaceReclaimed": 0}),
-        )),
+        ("POST", ["build", "prune"]) => Ok(json(StatusCode::OK, &json!({"CachesDeleted": [], "SpaceReclaimed": 0}))),
         ("GET", ["images", "json"]) => images::list(app, &call).await,
         ("GET", ["images", "search"]) => Err(unsupported("registries are not searched: name the image")),
         ("GET", ["images", "get"]) => {

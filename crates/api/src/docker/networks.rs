@@ -31,7 +31,9 @@ pub fn shown_name(name: &str) -> String {
 
 /// The id of a network: of one that is gone, or is nobody's, one that follows from its name.
 pub fn id(engine: &Engine, name: &str) -> String {
-    engine.network_id(name).unwrap_or_else(|_| ids::of(&format!("network {name}")))
+    engine
+        .network_id(name)
+        .unwrap_or_else(|_| ids::of(&format!("network {name}")))
 }
 
 /// The own name of a network that a client means by a name, an id or the beginning of an id.
@@ -118,9 +120,8 @@ pub async fn list(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
         // Docker's own is always there.
         let _ = app.engine.ensure_default_network();
         let mut views = app.engine.network_list()?;
-        views.retain(|view| {
-            has(&filters, view) && dangling.is_none_or(|dangling| dangling == view.machines.is_empty())
-        });
+        views
+            .retain(|view| has(&filters, view) && dangling.is_none_or(|dangling| dangling == view.machines.is_empty()));
         Ok::<_, Failure>(views.iter().map(document).collect::<Vec<_>>())
     })
     .await?;
@@ -159,12 +160,15 @@ pub async fn create(app: &Arc<App>, call: Call) -> Result<Answer, Refusal> {
             let message = format!("operation is not permitted on predefined {} network", wanted.name);
             return Err(Refusal::new(StatusCode::FORBIDDEN, message));
         }
-        let made = app.engine.create_network(&spec).map_err(|failure| match failure.class {
-            Class::Conflict if app.engine.network(&spec.name).is_ok() => {
-                Refusal::conflict(format!("network with name {} already exists", spec.name))
-            }
-            _ => failure.into(),
-        })?;
+        let made = app
+            .engine
+            .create_network(&spec)
+            .map_err(|failure| match failure.class {
+                Class::Conflict if app.engine.network(&spec.name).is_ok() => {
+                    Refusal::conflict(format!("network with name {} already exists", spec.name))
+                }
+                _ => failure.into(),
+            })?;
         Ok(made.id())
     })
     .await?;
@@ -189,11 +193,18 @@ fn spec(wanted: &body::NetworkCreate) -> Result<NetworkSpec, Refusal> {
         match (pool.subnet.parse(), pool.subnet.parse()) {
             (Ok(subnet), _) => spec.ipv4 = Some(subnet),
             (_, Ok(subnet)) => spec.ipv6 = Ipv6Choice::Subnet(subnet),
-            _ => return Err(Refusal::bad(format!("invalid subnet {}: it is no CIDR block", pool.subnet))),
+            _ => {
+                return Err(Refusal::bad(format!(
+                    "invalid subnet {}: it is no CIDR block",
+                    pool.subnet
+                )));
+            }
         }
     }
     if let Some(mtu) = wanted.options.get("com.docker.network.driver.mtu") {
-        let parsed = mtu.parse().map_err(|_| Refusal::bad(format!("the MTU {mtu:?} is no number")))?;
+        let parsed = mtu
+            .parse()
+            .map_err(|_| Refusal::bad(format!("the MTU {mtu:?} is no number")))?;
         spec.mtu = Some(parsed);
     }
     Ok(spec)
@@ -213,7 +224,10 @@ pub async fn remove(app: &Arc<App>, name: String) -> Result<Answer, Refusal> {
         app.engine.remove_network(&own).map_err(|failure| match failure.class {
             Class::Conflict => Refusal::new(
                 StatusCode::FORBIDDEN,
-                format!("error while removing network: network {name} has active endpoints: {}", failure.message),
+                format!(
+                    "error while removing network: network {name} has active endpoints: {}",
+                    failure.message
+                ),
             ),
             _ => failure.into(),
         })
@@ -275,7 +289,11 @@ pub async fn prune(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
     let filters = call.query.filters(&["label", "label!", "until"])?;
     let deleted = blocking(app, move |app| {
         app.engine.reconcile()?;
-        let until = filters.values("until").first().map(|text| images::until(text)).transpose()?;
+        let until = filters
+            .values("until")
+            .first()
+            .map(|text| images::until(text))
+            .transpose()?;
         // A network of VMs is somebody's, too.
         let used: Vec<String> = app
             .engine
@@ -315,7 +333,10 @@ mod tests {
         let spec = |text: &str| spec(&serde_json::from_str(text).unwrap());
         let made = spec(r#"{"Name":"n","Driver":"","IPAM":{"Config":[{"Subnet":"10.9.0.0/24"}]},"Labels":{"a":"b"}}"#);
         let made = made.unwrap();
-        assert_eq!((made.ipv4.unwrap().to_string().as_str(), made.labels.len()), ("10.9.0.0/24", 1));
+        assert_eq!(
+            (made.ipv4.unwrap().to_string().as_str(), made.labels.len()),
+            ("10.9.0.0/24", 1)
+        );
         assert!(spec(r#"{"Name":"n","IPAM":null,"Labels":null}"#).is_ok());
         for text in [
             r#"{"Name":"n","Driver":"overlay"}"#,

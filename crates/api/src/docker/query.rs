@@ -26,7 +26,11 @@ impl Query {
     /// Reads what follows the question mark.
     pub fn parse(text: &str) -> Query {
         let pairs = form_urlencoded::parse(text.as_bytes());
-        Query(pairs.map(|(name, value)| (name.into_owned(), value.into_owned())).collect())
+        Query(
+            pairs
+                .map(|(name, value)| (name.into_owned(), value.into_owned()))
+                .collect(),
+        )
     }
 
     /// A parameter that is not empty; the first of several.

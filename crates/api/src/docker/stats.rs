@@ -115,7 +115,10 @@ fn document(id: &str, now: &Taken, before: Option<&Taken>) -> Value {
     }
     let blocks = now.sample.as_ref().map_or_else(Vec::new, |sample| {
         let entry = |op: &str, value: u64| json!({"major": 0, "minor": 0, "op": op, "value": value});
-        vec![entry("read", sample.block_read_bytes), entry("write", sample.block_written_bytes)]
+        vec![
+            entry("read", sample.block_read_bytes),
+            entry("write", sample.block_written_bytes),
+        ]
     });
     json!({
         "id": ids::container(id),

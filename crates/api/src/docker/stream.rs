@@ -280,16 +280,13 @@ mod tests {
 
     #[test]
     fn output_is_framed_unless_it_is_a_terminals() {
-        assert_eq!(BOTH.bytes(Frame::Stderr(b"no".to_vec())).unwrap(), b"\x02\0\0\0\0\0\0\x02no");
-        let terminal = Shown {
-            terminal: true,
-            ..BOTH
-        };
+        assert_eq!(
+            BOTH.bytes(Frame::Stderr(b"no".to_vec())).unwrap(),
+            b"\x02\0\0\0\0\0\0\x02no"
+        );
+        let terminal = Shown { terminal: true, ..BOTH };
         assert_eq!(terminal.bytes(Frame::Stdout(b"ab".to_vec())).unwrap(), b"ab");
-        let quiet = Shown {
-            stderr: false,
-            ..BOTH
-        };
+        let quiet = Shown { stderr: false, ..BOTH };
         assert_eq!(quiet.bytes(Frame::Stderr(b"no".to_vec())), None);
     }
 

@@ -57,7 +57,11 @@ pub async fn list(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
         Ok::<_, Refusal>((shown, warnings))
     })
     .await?;
-    let warnings = if warnings.is_empty() { Value::Null } else { json!(warnings) };
+    let warnings = if warnings.is_empty() {
+        Value::Null
+    } else {
+        json!(warnings)
+    };
     Ok(json(StatusCode::OK, &json!({"Volumes": shown, "Warnings": warnings})))
 }
 
@@ -98,7 +102,10 @@ pub async fn create(app: &Arc<App>, call: Call) -> Result<Answer, Refusal> {
 
 fn new_volume(wanted: body::VolumeCreate) -> Result<NewVolume, Refusal> {
     if !matches!(wanted.driver.as_str(), "" | "local") {
-        let message = format!("volume driver {:?} is not supported: volumes are disks of this host", wanted.driver);
+        let message = format!(
+            "volume driver {:?} is not supported: volumes are disks of this host",
+            wanted.driver
+        );
         return Err(Refusal::bad(message));
     }
     let (mut size_bytes, mut fs) = (DEFAULT_SIZE, Fs::default());
@@ -194,7 +201,11 @@ mod tests {
         let made = |text: &str| new_volume(serde_json::from_str(text).unwrap());
         let volume = made(r#"{"Name":"","Driver":"local","DriverOpts":{"size":"1G"}}"#).unwrap();
         assert!(volume.name.len() == NAME && volume.size_bytes == 1 << 30);
-        for text in [r#"{"Driver":"nfs"}"#, r#"{"DriverOpts":{"type":"nfs"}}"#, r#"{"DriverOpts":{"size":"x"}}"#] {
+        for text in [
+            r#"{"Driver":"nfs"}"#,
+            r#"{"DriverOpts":{"type":"nfs"}}"#,
+            r#"{"DriverOpts":{"size":"x"}}"#,
+        ] {
             assert!(made(text).is_err(), "{text}");
         }
     }

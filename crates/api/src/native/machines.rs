@@ -57,7 +57,9 @@ fn tag(machine: &Machine) -> String {
 
 /// That the caller knows the spec as it is, when it says which one it knows.
 fn require_match(machine: &Machine, headers: &HeaderMap) -> Result<(), Problem> {
-    let Some(known) = headers.get(IF_MATCH) else { return Ok(()) };
+    let Some(known) = headers.get(IF_MATCH) else {
+        return Ok(());
+    };
     let known = known.to_str().unwrap_or_default();
     let own = tag(machine);
     if known.split(',').any(|one| one.trim() == "*" || one.trim() == own) {
@@ -170,7 +172,8 @@ pub async fn list(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
 
 /// A spec from a body: what is not there is the default.
 fn spec_of(engine: &Engine, wanted: Value) -> Result<MachineSpec, Failure> {
-    let wrong = |message: String| Failure::new(Class::Usage, message).hint("'zmachine inspect' shows the 'spec' of a machine");
+    let wrong =
+        |message: String| Failure::new(Class::Usage, message).hint("'zmachine inspect' shows the 'spec' of a machine");
     let Value::Object(wanted) = wanted else {
         return Err(wrong("the body is no object".to_owned()));
     };
@@ -186,7 +189,9 @@ fn spec_of(engine: &Engine, wanted: Value) -> Result<MachineSpec, Failure> {
     }
     let spec: MachineSpec = serde_json::from_value(whole).map_err(|e| wrong(format!("the spec: {e}")))?;
     if spec.auto_remove && spec.restart != RestartPolicy::No {
-        return Err(Failure::new(Class::Usage, "'auto_remove' and 'restart' contradict each other").hint("use one of them"));
+        return Err(
+            Failure::new(Class::Usage, "'auto_remove' and 'restart' contradict each other").hint("use one of them"),
+        );
     }
     Ok(spec)
 }
@@ -271,11 +276,21 @@ pub async fn get(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
 pub async fn change(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
     let (name, headers) = (call.place("name"), call.headers.clone());
     let change: Value = read(call).await?;
-    const KNOWN: [&str; 7] = ["name", "restart", "labels", "labels_removed", "cpus", "cpuset", "memory_bytes"];
+    const KNOWN: [&str; 7] = [
+        "name",
+        "restart",
+        "labels",
+        "labels_removed",
+        "cpus",
+        "cpuset",
+        "memory_bytes",
+    ];
     let fields = change.as_object().cloned().unwrap_or_default();
     if let Some(unknown) = fields.keys().find(|field| !KNOWN.contains(&field.as_str())) {
         let message = format!("'{unknown}' of a machine cannot be changed");
-        return Err(Failure::new(Class::Usage, message).hint(format!("what can be is {}", KNOWN.join(", "))).into());
+        return Err(Failure::new(Class::Usage, message)
+            .hint(format!("what can be is {}", KNOWN.join(", ")))
+            .into());
     }
     let wrong = |e: serde_json::Error| Failure::new(Class::Usage, format!("the change: {e}"));
     let change: Change = serde_json::from_value(change).map_err(wrong)?;

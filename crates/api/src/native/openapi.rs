@@ -27,7 +27,10 @@ pub fn document() -> Value {
 }
 
 fn operation(route: &Route) -> Value {
-    let places = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let places = route
+        .path
+        .split('/')
+        .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
     let mut parameters: Vec<Value> = places
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
         .collect();
@@ -92,7 +95,10 @@ mod tests {
             assert!(known.contains_key(name), "{name}");
         }
         for name in known.keys() {
-            assert!(text.contains(&format!("#/components/schemas/{name}\"")), "{name} is used by nothing");
+            assert!(
+                text.contains(&format!("#/components/schemas/{name}\"")),
+                "{name} is used by nothing"
+            );
         }
     }
 }

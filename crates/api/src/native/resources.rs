@@ -65,7 +65,8 @@ pub async fn images(app: &Arc<App>) -> Result<Answer, Problem> {
 pub async fn remove_image(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
     let name = call.place("name");
     let removed = failing(app, move |app| {
-        let name = ImageName::new(&name).map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))?;
+        let name = ImageName::new(&name)
+            .map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))?;
         let removed = app.engine.remove_image(&name)?;
         Ok(json!({
             "names": removed.names.iter().map(ToString::to_string).collect::<Vec<_>>(),

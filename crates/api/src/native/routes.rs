@@ -99,9 +99,17 @@ const fn parameter(name: &'static str, kind: Kind, about: &'static str) -> Param
 
 const NONE: &[Parameter] = &[];
 const LIST: &[Parameter] = &[
-    parameter("limit", Kind::Number, "how many at most, from 1 to 1000; 100 when it is not given"),
+    parameter(
+        "limit",
+        Kind::Number,
+        "how many at most, from 1 to 1000; 100 when it is not given",
+    ),
     parameter("after", Kind::Text, "where the page before ended: its 'next'"),
-    parameter("label", Kind::Text, "KEY or KEY=VALUE; may be given several times, and all must hold"),
+    parameter(
+        "label",
+        Kind::Text,
+        "KEY or KEY=VALUE; may be given several times, and all must hold",
+    ),
     parameter("state", Kind::Text, "the phase in a word"),
     parameter("kind", Kind::Text, "container or vm"),
 ];
@@ -115,7 +123,11 @@ const SPAN: &[Parameter] = &[
     parameter("tail", Kind::Number, "the last lines alone"),
     parameter("since", Kind::Text, "a time of RFC 3339, or seconds since 1970"),
     parameter("until", Kind::Text, "the same"),
-    parameter("source", Kind::Text, "stdout, stderr, console, agent, hypervisor or monitor; may be given several times"),
+    parameter(
+        "source",
+        Kind::Text,
+        "stdout, stderr, console, agent, hypervisor or monitor; may be given several times",
+    ),
 ];
 
 const fn route(
@@ -217,11 +229,19 @@ mod tests {
     #[test]
     fn every_operation_has_one_path_and_every_path_its_places() {
         for (index, route) in ROUTES.iter().enumerate() {
-            let is_again = |other: &&Route| other.operation == route.operation || (other.method, other.path) == (route.method, route.path);
+            let is_again = |other: &&Route| {
+                other.operation == route.operation || (other.method, other.path) == (route.method, route.path)
+            };
             assert!(!ROUTES[..index].iter().any(|other| is_again(&other)), "{}", route.path);
         }
         let path: Vec<String> = ["v1", "machines", "web", "start"].map(str::to_owned).into();
-        let found: Vec<_> = ROUTES.iter().filter_map(|route| Some((route.operation, route.places(&path)?))).collect();
-        assert_eq!(found, [(Operation::StartMachine, BTreeMap::from([("name", "web".to_owned())]))]);
+        let found: Vec<_> = ROUTES
+            .iter()
+            .filter_map(|route| Some((route.operation, route.places(&path)?)))
+            .collect();
+        assert_eq!(
+            found,
+            [(Operation::StartMachine, BTreeMap::from([("name", "web".to_owned())]))]
+        );
     }
 }

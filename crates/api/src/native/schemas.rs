@@ -195,6 +195,9 @@ pub fn check(name: &str, document: &Value) -> Result<(), String> {
         return Err(format!("{name} has '{unknown}', which its schema does not name"));
     }
     let required = schema["required"].as_array().cloned().unwrap_or_default();
-    let missing = required.iter().filter_map(Value::as_str).find(|member| !found.contains_key(*member));
+    let missing = required
+        .iter()
+        .filter_map(Value::as_str)
+        .find(|member| !found.contains_key(*member));
     missing.map_or(Ok(()), |missing| Err(format!("{name} lacks '{missing}'")))
 }

@@ -9,7 +9,11 @@ use crate::support::{Served, until};
 fn the_docker_command_runs_a_container_to_its_end_as_at_home() {
     let Some(served) = Served::new() else { return };
     let run = served.docker(&["run", "--rm", "bb", "sh", "-c", "echo out; echo err >&2; exit 7"]);
-    assert_eq!((run.code, run.stdout(), run.stderr()), (7, "out\n".into(), "err\n".into()), "{run}");
+    assert_eq!(
+        (run.code, run.stdout(), run.stderr()),
+        (7, "out\n".into(), "err\n".into()),
+        "{run}"
+    );
     assert_eq!(served.output(&["ps", "-aq"]), "");
     let piped = served.command(&["run", "--rm", "-i", "bb", "sh", "-c", "cat; echo end"]);
     let piped = piped.input(&b"words\n".repeat(20_000)).finish();
@@ -19,7 +23,10 @@ fn the_docker_command_runs_a_container_to_its_end_as_at_home() {
     assert_eq!(wrong.code, 127, "{wrong}");
     let missing = served.docker(&["run", "--rm", "--pull", "never", "no-such-image", "true"]);
     assert_eq!(missing.code, 125, "{missing}");
-    assert!(missing.stderr().contains("No such image: no-such-image:latest"), "{missing}");
+    assert!(
+        missing.stderr().contains("No such image: no-such-image:latest"),
+        "{missing}"
+    );
     let mut terminal = served
         .command(&["run", "--rm", "-it", "-e", "PS1=ready> ", "bb", "sh"])
         .on_terminal();
@@ -31,7 +38,10 @@ fn the_docker_command_runs_a_container_to_its_end_as_at_home() {
         (&["--pid", "host"][..], "PidMode host"),
         (&["--network", "host"], "publish the ports"),
         (&["--device", "/dev/null"], "devices"),
-        (&["-v", "/run/no-such/x.sock:/x", "--network", "no-such"], "network no-such not found"),
+        (
+            &["-v", "/run/no-such/x.sock:/x", "--network", "no-such"],
+            "network no-such not found",
+        ),
     ] {
         let refused = served.docker(&[&["create"], words, &["bb", "true"]].concat());
         assert!(refused.code != 0 && refused.stderr().contains(why), "{refused}");
@@ -60,12 +70,25 @@ fn the_docker_command_does_its_everyday_work_on_a_service() {
 }
 
 fn listed_and_inspected(served: &Served, id: &str) {
-    let row = served.output(&["ps", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.Image}} {{.Ports}}", "--filter", "label=tier=front"]);
-    assert!(row.starts_with(&format!("{id} web bb ")) && row.contains("0.0.0.0:8099->80/tcp"), "{row}");
+    let row = served.output(&[
+        "ps",
+        "--no-trunc",
+        "--format",
+        "{{.ID}} {{.Names}} {{.Image}} {{.Ports}}",
+        "--filter",
+        "label=tier=front",
+    ]);
+    assert!(
+        row.starts_with(&format!("{id} web bb ")) && row.contains("0.0.0.0:8099->80/tcp"),
+        "{row}"
+    );
     assert_eq!(served.output(&["ps", "-q", "--filter", "label=tier=back"]), "");
     let address = served.output(&["inspect", "-f", "{{.NetworkSettings.Networks.back.IPAddress}}", "web"]);
     assert!(address.parse::<std::net::Ipv4Addr>().is_ok(), "{address}");
-    assert_eq!(served.output(&["port", "web", "80"]).lines().next(), Some("0.0.0.0:8099"));
+    assert_eq!(
+        served.output(&["port", "web", "80"]).lines().next(),
+        Some("0.0.0.0:8099")
+    );
     until("its health", || {
         let health = served.output(&["inspect", "-f", "{{.State.Health.Status}}", "web"]);
         (health == "healthy").then_some(())
@@ -89,13 +112,32 @@ fn listed_and_inspected(served: &Served, id: &str) {
 }
 
 fn commands_in_it(served: &Served) {
-    let run = served.docker(&["exec", "-e", "X=1", "-w", "/tmp", "web", "sh", "-c", "echo $X $WORD $(pwd); echo err >&2; exit 6"]);
-    assert_eq!((run.code, run.stdout(), run.stderr()), (6, "1 hello /tmp\n".into(), "err\n".into()), "{run}");
-    let piped = served.command(&["exec", "-i", "web", "wc", "-c"]).input(&[7; 100_000]).finish();
+    let run = served.docker(&[
+        "exec",
+        "-e",
+        "X=1",
+        "-w",
+        "/tmp",
+        "web",
+        "sh",
+        "-c",
+        "echo $X $WORD $(pwd); echo err >&2; exit 6",
+    ]);
+    assert_eq!(
+        (run.code, run.stdout(), run.stderr()),
+        (6, "1 hello /tmp\n".into(), "err\n".into()),
+        "{run}"
+    );
+    let piped = served
+        .command(&["exec", "-i", "web", "wc", "-c"])
+        .input(&[7; 100_000])
+        .finish();
     assert_eq!(piped.stdout().trim(), "100000", "{piped}");
     let wrong = served.docker(&["exec", "web", "no-such-command"]);
     assert!(wrong.code == 126 || wrong.code == 127, "{wrong}");
-    let mut terminal = served.command(&["exec", "-it", "-e", "PS1=ready> ", "web", "sh"]).on_terminal();
+    let mut terminal = served
+        .command(&["exec", "-it", "-e", "PS1=ready> ", "web", "sh"])
+        .on_terminal();
     terminal.expect("ready> ");
     terminal.resize(33, 99);
     terminal.type_in("while ! stty size | grep '33 99'; do sleep 0.1; done; exit 4\r");
@@ -121,7 +163,10 @@ fn files_in_and_out(served: &Served) {
     served.output(&["cp", "web:/srv", &path("back")]);
     assert_eq!(fs::read_to_string(home.file("back/a")).expect("the copy"), "one\n");
     let missing = served.docker(&["cp", &path("tree/a"), "web:/no/such/folder/x"]);
-    assert!(missing.code != 0 && missing.stderr().contains("Could not find the file"), "{missing}");
+    assert!(
+        missing.code != 0 && missing.stderr().contains("Could not find the file"),
+        "{missing}"
+    );
     let outside = served.docker(&["cp", "web:/no-such-file", &path("x")]);
     assert!(outside.code != 0, "{outside}");
     let diff = served.output(&["diff", "web"]);
@@ -130,17 +175,37 @@ fn files_in_and_out(served: &Served) {
 
 fn told_as_time_goes_by(served: &Served, began: &str) {
     let logs = served.docker(&["logs", "web"]);
-    assert_eq!((logs.stdout(), logs.stderr()), ("begun\n".into(), "oops\n".into()), "{logs}");
-    assert!(served.output(&["logs", "-t", "--tail", "1", "web"]).ends_with("Z begun"));
+    assert_eq!(
+        (logs.stdout(), logs.stderr()),
+        ("begun\n".into(), "oops\n".into()),
+        "{logs}"
+    );
+    assert!(
+        served
+            .output(&["logs", "-t", "--tail", "1", "web"])
+            .ends_with("Z begun")
+    );
     let stats = served.output(&["stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}", "web"]);
     assert!(stats.starts_with("web ") && stats.contains("MiB"), "{stats}");
     served.output(&["pause", "web"]);
     assert!(served.output(&["ps", "--format", "{{.Status}}"]).ends_with("(Paused)"));
     served.output(&["unpause", "web"]);
     let now = served.output(&["info", "-f", "{{.SystemTime}}"]);
-    let events = served.output(&["events", "--since", began, "--until", &now, "--format", "{{.Action}} {{.Actor.Attributes.tier}}"]);
+    let events = served.output(&[
+        "events",
+        "--since",
+        began,
+        "--until",
+        &now,
+        "--format",
+        "{{.Action}} {{.Actor.Attributes.tier}}",
+    ]);
     let told: Vec<&str> = events.lines().filter(|line| !line.starts_with("health")).collect();
-    assert_eq!(told, ["create front", "start front", "pause front", "unpause front"], "{events}");
+    assert_eq!(
+        told,
+        ["create front", "start front", "pause front", "unpause front"],
+        "{events}"
+    );
 }
 
 /// A server that is killed under its clients: they see an end, the container nothing, and the next server goes on.
@@ -154,7 +219,10 @@ fn survives_its_server(served: &mut Served) {
     output.read_to_end(&mut Vec::new()).expect("the end");
     follower.wait().expect("its end");
     served.start();
-    assert_eq!(served.output(&["inspect", "-f", "{{.State.StartedAt}}", "web"]), started);
+    assert_eq!(
+        served.output(&["inspect", "-f", "{{.State.StartedAt}}", "web"]),
+        started
+    );
     assert_eq!(served.output(&["exec", "web", "cat", "/tmp/kept"]), "kept");
 }
 
@@ -169,7 +237,10 @@ fn changed_and_ended(served: &Served) {
     let file = served.home.file("tree/a").display().to_string();
     served.output(&["cp", &file, "www:/late"]);
     served.output(&["start", "www"]);
-    assert_eq!(served.output(&["exec", "www", "cat", "/late", "/data/up", "/srv/a"]), "one\none");
+    assert_eq!(
+        served.output(&["exec", "www", "cat", "/late", "/data/up", "/srv/a"]),
+        "one\none"
+    );
     served.output(&["kill", "www"]);
     assert_eq!(served.output(&["wait", "www"]), "137");
     served.output(&["rm", "-v", "www"]);

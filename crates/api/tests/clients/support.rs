@@ -22,7 +22,16 @@ pub(crate) struct Served {
 impl Served {
     /// `None` (with the reason printed) on a host that cannot have guests, or no client.
     pub(crate) fn new() -> Option<Served> {
-        let commands = ["qemu-system-x86_64", "mkfs.ext4", "busybox", "ip", "nft", "dnsmasq", "apt-get", "dpkg-deb"];
+        let commands = [
+            "qemu-system-x86_64",
+            "mkfs.ext4",
+            "busybox",
+            "ip",
+            "nft",
+            "dnsmasq",
+            "apt-get",
+            "dpkg-deb",
+        ];
         let needs: Vec<Need<'_>> = [Need::Root, Need::Guest]
             .into_iter()
             .chain(commands.map(Need::Command))
