@@ -40,11 +40,12 @@ pub async fn start(app: &Arc<App>, name: String) -> Result<Answer, Refusal> {
         if machine.state.phase.is_active() {
             return Ok(false);
         }
+        let program = program_of(&machine);
         match begin(app, &machine) {
             Ok(()) => Ok(true),
             // Somebody else has.
             Err(failure) if failure.class == Class::Conflict && is_active(&app.engine, &machine.id) => Ok(false),
-            Err(failure) => Err(start_refused(app, &machine, &failure)),
+            Err(failure) => Err(start_refused(app, &machine, &failure, program.as_deref())),
         }
     })
     .await?;
@@ -76,6 +77,11 @@ fn begin(app: &App, machine: &Machine) -> Result<(), Failure> {
     starting.wait_ready(&Silent)
 }
 
+/// What a container runs. Asked before its start: one that removes itself at its end is gone when that fails.
+fn program_of(machine: &Machine) -> Option<String> {
+    inspect::args(&machine.plan().ok()?).first().cloned()
+}
+
 /// Why it did not start; one that was to be removed at its end is.
 fn start_refused(app: &App, machine: &Machine, failure: &Failure) -> Refusal {
     let program = machine
@@ -89,7 +95,7 @@ fn start_refused(app: &App, machine: &Machine, failure: &Failure) -> Refusal {
         let _ = app.engine.remove(&machine.id, false, true);
     }
     let status = Refusal::from(failure.clone()).status;
-    let message = text::start_failure(failure, program.as_deref());
+    let message = text::start_failure(failure, program);
     // A port that is taken is nothing that the request could say better.
     let is_port = failure.to_string().contains("port");
     match failure.class {
@@ -174,7 +180,8 @@ pub async fn restart(app: &Arc<App>, name: String, call: &Call) -> Result<Answer
         if machine.state.phase.is_active() {
             end(&app.engine, &machine, grace, signal)?;
         }
-        begin(app, &machine).map_err(|failure| start_refused(app, &machine, &failure))
+        let program = program_of(&machine);
+        begin(app, &machine).map_err(|failure| start_refused(app, &machine, &failure, program.as_deref()))
     })
     .await?;
     Ok(done())

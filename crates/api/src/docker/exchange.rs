@@ -125,6 +125,9 @@ impl Progress for Lines {
 
     fn end_part(&self, part: usize, how: &str) {
         let name = self.part(part, |known| known.name.clone());
+        if self.verb == "Loading layer" {
+            return;
+        }
         let status = match how {
             "pulled" => "Pull complete",
             "is here" => "Already exists",
@@ -378,7 +381,7 @@ pub async fn push(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
 /// 400 when it is none.
 pub async fn load(app: &Arc<App>, call: Call) -> Result<Answer, Refusal> {
     let mut archive = reader(call.request.into_body());
-    exchanging(app, "Loading", move |app, lines| {
+    exchanging(app, "Loading layer", move |app, lines| {
         let folder = &app.engine.registry_files().temporary;
         let spooled = NewFile::create(folder, 0o600).map_err(Failure::from)?;
         std::io::copy(&mut archive, &mut spooled.file())?;

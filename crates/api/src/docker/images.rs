@@ -84,14 +84,16 @@ pub fn find(engine: &Engine, text: &str) -> Result<Found, Refusal> {
             name: Some(name),
         });
     }
-    // One that somebody named otherwise than registries do.
-    if let Ok(name) = ImageName::new(text)
-        && let Ok(digest) = library.digest_of(&name)
-    {
-        return Ok(Found {
-            digest,
-            name: Some(name),
-        });
+    // One that somebody named otherwise than registries do, or without a tag, which stands for the usual one.
+    for text in [Some(text), shown.strip_suffix(":latest")].into_iter().flatten() {
+        if let Ok(name) = ImageName::new(text)
+            && let Ok(digest) = library.digest_of(&name)
+        {
+            return Ok(Found {
+                digest,
+                name: Some(name),
+            });
+        }
     }
     let all = library.list_readable()?.0;
     if is_id(bare) {
@@ -156,6 +158,14 @@ fn pinned(library: &Library, names: &[ImageName], digest: &Digest) -> Vec<String
     pinned
 }
 
+/// The names of an image, each with a tag, as clients expect it.
+fn tags(names: &[ImageName]) -> Vec<String> {
+    let tagged = |name: &ImageName| completed(name.as_str()).unwrap_or_else(|| name.clone()).to_string();
+    let mut tags: Vec<String> = names.iter().map(tagged).filter(|name| !name.contains('@')).collect();
+    tags.dedup();
+    tags
+}
+
 /// When an image was made; when it came here, where it does not say.
 fn created(library: &Library, digest: &Digest, configuration: &Value) -> Timestamp {
     let said = configuration.get("created").and_then(Value::as_str);
@@ -181,12 +191,7 @@ struct Row {
 
 fn row(library: &Library, image: &ListedImage, containers: &BTreeMap<String, usize>) -> Row {
     let configuration = document(library, &image.digest, CONFIGURATION).unwrap_or_default();
-    let names: Vec<String> = image
-        .names
-        .iter()
-        .map(ToString::to_string)
-        .filter(|name| !name.contains('@'))
-        .collect();
+    let names = tags(&image.names);
     let (created, labels) = (created(library, &image.digest, &configuration), labels(&configuration));
     let id = id(library, &image.digest);
     Row {
@@ -270,6 +275,14 @@ pub async fn list(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
                 && since.iter().all(|at| row.created > *at)
                 && filters.allow_labels(&row.labels)
         });
+        // Of an image that was asked for by a name, the others are not shown.
+        if filters.has("reference") {
+            for row in &mut rows {
+                row.names
+                    .retain(|name| filters.allow("reference", |pattern| is_named(name, pattern)));
+                row.document["RepoTags"] = json!(row.names);
+            }
+        }
         Ok::<_, Refusal>(rows.into_iter().map(|row| row.document).collect::<Vec<_>>())
     })
     .await?;
@@ -296,6 +309,9 @@ pub async fn inspect(app: &Arc<App>, name: String) -> Result<Answer, Refusal> {
             words("Architecture", "amd64"),
             words("Author", ""),
         );
+        let listed = library.list_readable()?.0;
+        let names = listed.iter().find(|image| image.digest == found.digest);
+        view["RepoTags"] = json!(names.map_or_else(Vec::new, |image| tags(&image.names)));
         view["Id"] = json!(id(&library, &found.digest));
         view["Created"] = json!(made.to_string());
         view["Os"] = json!(os);
@@ -305,7 +321,8 @@ pub async fn inspect(app: &Arc<App>, name: String) -> Result<Answer, Refusal> {
         view["Comment"] = json!("");
         view["DockerVersion"] = json!("");
         view["GraphDriver"] = json!({"Name": "zmachine", "Data": {}});
-        view["Metadata"] = json!({"LastTagTime": super::text::NEVER});
+        let came = library.image_time(&found.digest).and_then(|at| Timestamp::try_from(at).ok());
+        view["Metadata"] = json!({"LastTagTime": super::text::time(came.or(Some(made)))});
         if let Some(fields) = view.as_object_mut() {
             fields.remove("History");
         }

@@ -105,13 +105,9 @@ fn code(code: i64) -> Value {
     json!({"StatusCode": code})
 }
 
-/// How the last run ended.
+/// How the last run ended. Why one failed, its start has told already.
 fn answer(state: &State, dir: &std::path::Path) -> Value {
     match &state.phase {
-        Phase::Failed { failure, .. } => json!({
-            "StatusCode": text::failed_code(failure),
-            "Error": {"Message": crate::http::text_of(failure)},
-        }),
         Phase::Restarting { .. } => {
             let last = Attempt::all(dir).into_iter().rev().find_map(|attempt| attempt.outcome);
             code(match last {
