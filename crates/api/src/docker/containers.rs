@@ -83,11 +83,7 @@ fn program_of(machine: &Machine) -> Option<String> {
 }
 
 /// Why it did not start; one that was to be removed at its end is.
-fn start_refused(app: &App, machine: &Machine, failure: &Failure) -> Refusal {
-    let program = machine
-        .plan()
-        .ok()
-        .and_then(|plan| inspect::args(&plan).first().cloned());
+fn start_refused(app: &App, machine: &Machine, failure: &Failure, program: Option<&str>) -> Refusal {
     if machine.spec.auto_remove
         && let Ok(now) = app.engine.machine(&machine.id)
         && !now.state.phase.is_active()

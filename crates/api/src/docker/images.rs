@@ -321,7 +321,9 @@ pub async fn inspect(app: &Arc<App>, name: String) -> Result<Answer, Refusal> {
         view["Comment"] = json!("");
         view["DockerVersion"] = json!("");
         view["GraphDriver"] = json!({"Name": "zmachine", "Data": {}});
-        let came = library.image_time(&found.digest).and_then(|at| Timestamp::try_from(at).ok());
+        let came = library
+            .image_time(&found.digest)
+            .and_then(|at| Timestamp::try_from(at).ok());
         view["Metadata"] = json!({"LastTagTime": super::text::time(came.or(Some(made)))});
         if let Some(fields) = view.as_object_mut() {
             fields.remove("History");

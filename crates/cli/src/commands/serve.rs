@@ -21,5 +21,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<u8, Failure> {
     }
     let failure = Failure::from_error(Class::Unsupported, &command.exec());
     let message = format!("the server {} cannot be started", program.display());
-    Err(failure.context(message).hint("it comes with the package; from the sources, 'make build-api' makes it"))
+    Err(failure
+        .context(message)
+        .hint("it comes with the package; from the sources, 'make build-api' makes it"))
 }
