@@ -139,7 +139,7 @@ mod tests {
         let failure = bind(&path, None).unwrap_err();
         assert!(failure.to_string().contains("listens"), "{failure}");
         drop(listener);
-        bind(&path, None).unwrap();
+        let _next = bind(&path, None).unwrap();
         assert!(UnixStream::connect(&path).is_ok());
     }
 
@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"mine");
         let failure = bind(&folder.path().join("s"), Some("no-such-group")).unwrap_err();
         assert!(failure.to_string().contains("no-such-group"), "{failure}");
-        // A folder of tempfile's is its owner's alone.
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let own = rustix::process::getgid().as_raw().to_string();
         let failure = bind(&folder.path().join("s"), Some(&own)).unwrap_err();
         assert!(failure.to_string().contains("cannot get to"), "{failure}");

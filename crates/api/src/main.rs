@@ -68,12 +68,14 @@ fn run(args: &Args) -> Result<(), Failure> {
         ..engine.registry_files().clone()
     };
     let group = args.group.as_deref();
+    let mut own = Vec::new();
     let (listeners, socket) = match inherited.is_empty() {
         true => {
             let listeners = vec![
                 (Speaks::Docker, listen::bind(&docker, group)?),
                 (Speaks::Native, listen::bind(&native, group)?),
             ];
+            own = vec![docker.clone(), native.clone()];
             eprintln!("Docker's API: unix://{}", docker.display());
             eprintln!("REST API:     unix://{}", native.display());
             (listeners, Some(docker))
@@ -113,6 +115,9 @@ fn run(args: &Args) -> Result<(), Failure> {
             Some(ended) = servers.join_next() => ended.unwrap_or(Ok(())),
         }
     })?;
+    for socket in own {
+        let _ = std::fs::remove_file(socket);
+    }
     // Clients see the end of their streams; threads that wait for machines are not waited for.
     runtime.shutdown_background();
     std::process::exit(0)

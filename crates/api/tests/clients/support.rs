@@ -131,7 +131,10 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.kill();
+        let Some(mut server) = self.server.take() else { return };
+        let pid = rustix::process::Pid::from_child(&server);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = server.wait();
     }
 }
 
