@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use zmachine_engine::Engine;
 use zmachine_spec::{Class, Phase, State};
 use zmachine_store::attempt::{Attempt, Outcome};
+use zmachine_store::catalog::Machine;
 
 use super::{Call, ids, text};
 use crate::app::{App, blocking};
@@ -26,12 +27,12 @@ enum Condition {
     Removed,
 }
 
-/// What is known of a machine at the beginning.
+/// What is known of a machine: from the beginning, and the last that was seen of it.
 #[derive(Debug, Clone)]
-struct Begun {
-    id: String,
+struct Known {
     starts: u64,
     was_active: bool,
+    last: Machine,
 }
 
 /// Waits for a container.
@@ -48,18 +49,23 @@ pub async fn wait(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
     // From before the first look on.
     let mut events = app.hub.subscribe();
     let machine = blocking(app, move |app| ids::machine(&app.engine, &name)).await?;
-    let begun = Begun {
-        id: machine.id,
+    let mut known = Known {
         starts: machine.state.starts,
         was_active: machine.state.phase.is_active(),
+        last: machine,
     };
     let (sender, body) = Body::stream();
     let app = Arc::clone(app);
     tokio::spawn(async move {
         loop {
-            let of = begun.clone();
-            let looked = blocking(&app, move |app| Ok::<_, Refusal>(look(&app.engine, &of, condition))).await;
-            if let Ok(Some(answer)) = looked {
+            let looked = blocking(&app, move |app| {
+                let found = look(&app.engine, &mut known, condition);
+                Ok::<_, Refusal>((known, found))
+            })
+            .await;
+            let Ok((seen, found)) = looked else { return };
+            known = seen;
+            if let Some(answer) = found {
                 let mut bytes = serde_json::to_vec(&answer).unwrap_or_default();
                 bytes.push(b'\n');
                 let _ = sender.send(bytes.into()).await;
@@ -75,27 +81,24 @@ pub async fn wait(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
 }
 
 /// The answer, once there is one.
-fn look(engine: &Engine, begun: &Begun, condition: Condition) -> Option<Value> {
-    match engine.machine(&begun.id) {
+fn look(engine: &Engine, known: &mut Known, condition: Condition) -> Option<Value> {
+    match engine.machine(&known.last.id) {
         Ok(machine) => {
             let is_over = !machine.state.phase.is_active();
-            let has_run = begun.was_active || machine.state.starts > begun.starts;
+            let has_run = known.was_active || machine.state.starts > known.starts;
             let is_again = matches!(machine.state.phase, Phase::Restarting { .. });
+            known.last = machine;
             let is_done = match condition {
                 Condition::NotRunning => is_over,
                 Condition::NextExit => has_run && (is_over || is_again),
                 Condition::Removed => false,
             };
-            is_done.then(|| answer(&machine.state, &machine.dir))
+            is_done.then(|| answer(&known.last.state, &known.last.dir))
         }
-        Err(failure) if failure.class == Class::NotFound => Some(match engine.history(&begun.id) {
-            Ok(history) => match &history.state {
-                Some(state) => answer(state, &history.dir),
-                None => code(0),
-            },
-            // It never ran.
-            Err(_) => code(0),
-        }),
+        Err(failure) if failure.class == Class::NotFound => {
+            let state = engine.last_state(&known.last);
+            Some(answer(&state, &known.last.dir))
+        }
         // It cannot be read now; perhaps later.
         Err(_) => None,
     }
