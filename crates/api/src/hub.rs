@@ -4,7 +4,7 @@
 //! grown, for as long as somebody waits. Whoever is told looks for itself what it was.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -52,7 +52,7 @@ impl Subscription {
     }
 }
 
-fn watch_file(path: &PathBuf, changed: &watch::Sender<u64>) {
+fn watch_file(path: &Path, changed: &watch::Sender<u64>) {
     let mark = || path.metadata().map_or((0, 0), |file| (file.ino(), file.len()));
     let mut last = mark();
     loop {

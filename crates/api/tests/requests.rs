@@ -498,3 +498,61 @@ fn the_rest_api_makes_shows_and_removes_and_tells_why_it_does_not() {
     assert_eq!(server.rest("POST /v1/machines", &long, r#"{"flist":"x"}"#).status, 400);
     assert_eq!(server.rest("DELETE /v1/volumes/v1", "", "").status, 204);
 }
+
+#[test]
+fn a_socket_of_systemd_is_served_in_place_of_its_own() {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixListener;
+    let home = tempfile::tempdir_in("/tmp").expect("a folder");
+    let socket = home.path().join("given.sock");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    // As systemd does: the socket is descriptor 3, and the variables say whose.
+    let script = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=docker exec \"$0\" --program /bin/true 3<&0";
+    let mut child = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_zmachine-api")])
+        .env("ZMACHINE_HOME", home.path().join("home"))
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the server");
+    let stream = UnixStream::connect(&socket).expect("a connection");
+    let answer = exchange(stream, b"GET /_ping HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n");
+    assert_eq!((answer.status, answer.body.as_str()), (200, "OK"));
+    assert!(!home.path().join("home/run/docker.sock").exists());
+    child.kill().expect("kill");
+    child.wait().expect("wait");
+}
+
+#[test]
+fn a_server_that_is_killed_leaves_its_place_to_the_next() {
+    let mut server = Server::start();
+    let mut followers: Vec<UnixStream> = (0..50).map(|_| server.connect()).collect();
+    for stream in &mut followers {
+        stream
+            .write_all(b"GET /events HTTP/1.1\r\nHost: d\r\n\r\n")
+            .expect("sent");
+        stream.read_exact(&mut [0; 12]).expect("the head");
+    }
+    server.child.kill().expect("kill");
+    server.child.wait().expect("wait");
+    for mut stream in followers {
+        // An end, however it is told, and no waiting.
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    let home = server._home.path().join("home");
+    server.child = Command::new(env!("CARGO_BIN_EXE_zmachine-api"))
+        .args(["--program", "/bin/true", "--docker"])
+        .arg(&server.socket)
+        .arg("--socket")
+        .arg(&server.native)
+        .env("ZMACHINE_HOME", home)
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the server");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while UnixStream::connect(&server.socket).is_err() {
+        assert!(Instant::now() < deadline, "no server");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(server.ask("GET /_ping", "").status, 200);
+}

@@ -12,7 +12,8 @@ use hyper::StatusCode;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use zmachine_agent_protocol::{ExitStatus, Frame, Input as Said, Process, Restrictions, WindowSize};
+use zmachine_agent_protocol::{ExitStatus, Frame, Input as Said, Process, Reply, Restrictions, WindowSize};
+use zmachine_engine::Engine;
 use zmachine_spec::{Class, Failure, Phase};
 
 use super::attach::size;
@@ -189,7 +190,7 @@ pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refus
             .start_exec(&machine, Some(session.clone()), process, wanted.detach)?;
         let followed = match wanted.detach {
             true => None,
-            false => Some(ToMonitor::new(app.engine.attach_exec(&machine, &session, 0)?.1)),
+            false => Some(followed(&app.engine, &machine, &session)?),
         };
         Ok::<_, Failure>((record.pid, followed))
     })
@@ -249,6 +250,23 @@ pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refus
         locked(&app.execs).end(&id, ended.as_ref().map_or(GONE, code_of));
     });
     Ok(upgraded(kind))
+}
+
+/// How often a command is asked for again whose agent lets go of it.
+const TRIES: usize = 5;
+
+/// The stream of a command that has just been started. When it ends at the same moment, the agent may take the stream and let it fall;
+/// what the command wrote is kept, and asked for again.
+fn followed(engine: &Engine, machine: &str, id: &str) -> Result<ToMonitor, Failure> {
+    for _ in 1..TRIES {
+        let (_input, mut output) = engine.attach_exec(machine, id, 0)?;
+        let first = output.next_frame()?;
+        if first.is_some_and(|frame| matches!(frame.parse::<Reply>(), Ok(Reply::Resumed { .. }))) {
+            return Ok(ToMonitor::new(output));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(ToMonitor::new(engine.attach_exec(machine, id, 0)?.1))
 }
 
 /// The code of a command whose machine ended before it.

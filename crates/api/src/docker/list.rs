@@ -8,11 +8,11 @@ use serde_json::{Map, Value, json};
 use zmachine_engine::Engine;
 use zmachine_engine::views::MachineSummary;
 use zmachine_image::Library;
-use zmachine_spec::Kind;
+use zmachine_spec::{Kind, Phase};
 use zmachine_store::catalog::Machine;
 
 use super::query::{Filters, name_fits};
-use super::{Call, ids, images, inspect, networks, text};
+use super::{Call, ids, images, inspect, networks, text, wait};
 use crate::app::{App, blocking};
 use crate::http::{Answer, Refusal, json};
 
@@ -131,6 +131,10 @@ fn fits_plan(engine: &Engine, machine: &Machine, filters: &Filters, ancestors: &
 pub fn row(engine: &Engine, library: &Library, machine: &Machine, with_size: bool) -> Value {
     let summary = MachineSummary::new(machine);
     let now = Timestamp::now();
+    let last = match machine.state.phase {
+        Phase::Restarting { .. } => wait::last_code(&machine.dir),
+        _ => 0,
+    };
     let plan = machine.plan().ok();
     let digest = plan.as_ref().and_then(|plan| plan.image()?.parse().ok());
     let create = inspect::remembered(machine);
@@ -157,7 +161,7 @@ pub fn row(engine: &Engine, library: &Library, machine: &Machine, with_size: boo
         "Ports": ports,
         "Labels": labels,
         "State": text::state(&machine.state.phase),
-        "Status": text::status(&summary, &machine.state.phase, now),
+        "Status": text::status(&summary, &machine.state.phase, last, now),
         "HostConfig": {"NetworkMode": inspect::mode_of(&machine.spec)},
         "NetworkSettings": {
             "Networks": plan.as_ref().map_or_else(Map::new, |plan| inspect::endpoints(engine, machine, plan)),

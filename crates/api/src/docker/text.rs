@@ -63,8 +63,8 @@ pub fn failed_code(failure: &Failure) -> i64 {
     }
 }
 
-/// The state of a machine as a listing has it.
-pub fn status(machine: &MachineSummary, phase: &Phase, now: Timestamp) -> String {
+/// The state of a machine as a listing has it; `last` is how the run before ended, of one that starts again.
+pub fn status(machine: &MachineSummary, phase: &Phase, last: i64, now: Timestamp) -> String {
     let since = |at: Option<Timestamp>| at.map_or_else(|| "Less than a second".to_owned(), |at| age(at, now));
     let up = since(machine.started_at);
     match phase {
@@ -75,7 +75,7 @@ pub fn status(machine: &MachineSummary, phase: &Phase, now: Timestamp) -> String
             Some(health) => format!("Up {up} ({health})"),
         },
         Phase::Paused => format!("Up {up} (Paused)"),
-        Phase::Restarting { .. } => format!("Restarting ({}) {} ago", 1, since(machine.finished_at)),
+        Phase::Restarting { .. } => format!("Restarting ({last}) {} ago", since(machine.finished_at)),
         Phase::Stopped { .. } | Phase::Failed { .. } => {
             format!("Exited ({}) {} ago", exit_code(phase), since(machine.finished_at))
         }

@@ -108,17 +108,20 @@ fn code(code: i64) -> Value {
     json!({"StatusCode": code})
 }
 
+/// How the last run of a machine ended that starts again, from the records in its folder.
+pub fn last_code(dir: &std::path::Path) -> i64 {
+    let last = Attempt::all(dir).into_iter().rev().find_map(|attempt| attempt.outcome);
+    match last {
+        Some(Outcome::Stopped { exit, .. }) => exit.shell_code().into(),
+        Some(Outcome::Failed { failure, .. }) => text::failed_code(&failure),
+        None => 0,
+    }
+}
+
 /// How the last run ended. Why one failed, its start has told already.
 fn answer(state: &State, dir: &std::path::Path) -> Value {
     match &state.phase {
-        Phase::Restarting { .. } => {
-            let last = Attempt::all(dir).into_iter().rev().find_map(|attempt| attempt.outcome);
-            code(match last {
-                Some(Outcome::Stopped { exit, .. }) => exit.shell_code().into(),
-                Some(Outcome::Failed { failure, .. }) => text::failed_code(&failure),
-                None => 0,
-            })
-        }
+        Phase::Restarting { .. } => code(last_code(dir)),
         phase => code(text::exit_code(phase)),
     }
 }
