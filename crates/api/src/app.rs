@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use zmachine_engine::Engine;
 use zmachine_spec::Failure;
 
@@ -12,6 +12,9 @@ use crate::docker::exec::Execs;
 use crate::docker::stream::ToMonitor;
 use crate::http::Refusal;
 use crate::hub::Hub;
+
+/// Logs that are read at the same moment.
+const READERS: usize = 4;
 
 /// Clients that may wait for the start of one machine.
 const MOST_WAITING: usize = 16;
@@ -27,6 +30,8 @@ pub struct App {
     pub execs: Mutex<Execs>,
     /// The path of the socket that clients use; they may want it in a container.
     pub socket: Option<PathBuf>,
+    /// Places for those who read logs: so many threads at a time, however many followers there are.
+    pub readers: Semaphore,
     attachers: Mutex<HashMap<String, Vec<Attacher>>>,
 }
 
@@ -50,6 +55,7 @@ impl App {
             engine,
             execs: Mutex::default(),
             socket,
+            readers: Semaphore::new(READERS),
             attachers: Mutex::default(),
         })
     }
@@ -82,6 +88,23 @@ impl App {
 /// What a lock guards, whatever became of a thread that had it: every value here is whole at any time.
 pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// [`blocking`] for a short reading of files, of which many clients may want one again and again.
+///
+/// # Errors
+/// Those of the call.
+pub async fn reading<T, E>(
+    app: &Arc<App>,
+    call: impl FnOnce(&App) -> Result<T, E> + Send + 'static,
+) -> Result<T, Refusal>
+where
+    T: Send + 'static,
+    E: Into<Refusal> + Send + 'static,
+{
+    // It is never closed.
+    let _place = app.readers.acquire().await;
+    blocking(app, call).await
 }
 
 /// Carries out a call that blocks in a thread of its own.

@@ -35,6 +35,8 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    // Many threads come and go: each with memory of its own would keep what it once had.
+    zmachine_sys::heap::keep_small();
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

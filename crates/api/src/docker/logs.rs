@@ -17,17 +17,20 @@ use zmachine_sys::lock::FileLock;
 use super::query::Query;
 use super::stream::{Shown, header};
 use super::{Call, ids};
-use crate::app::{App, blocking};
+use crate::app::{App, blocking, reading as reading_files};
 use crate::http::{Answer, Body, Refusal, typed};
 
 /// Bytes that are read at once.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 16 << 10;
 
 /// How often a follower looks for more.
 const POLL: Duration = Duration::from_millis(50);
 
-/// After so many looks for nothing, a follower asks whether the container still runs.
-const LOOKS: u32 = 5;
+/// After so many looks for nothing a follower asks whether the container still runs, also when nothing is heard of its end.
+const LOOKS: u32 = 40;
+
+/// So often it asks when something has happened: a container takes a moment to end.
+const LAST_LOOKS: u32 = 10;
 
 /// What is wanted of a log.
 #[derive(Debug, Clone)]
@@ -206,6 +209,7 @@ pub async fn logs(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
     let kind = wanted.shown.content_type(call.version);
     let (sender, body) = Body::stream();
     let app = Arc::clone(app);
+    let mut events = app.hub.subscribe();
     tokio::spawn(async move {
         let id = machine.id.clone();
         let begun = blocking(&app, move |_| Reading::begin(&machine, wanted)).await;
@@ -214,12 +218,14 @@ pub async fn logs(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
             return;
         }
         let mut looks = 0;
+        let mut told = 0;
         loop {
             // Asked before reading: whatever was written before the end is read after this.
-            let asks = !reading.wanted.follows || looks >= LOOKS;
+            let asks = !reading.wanted.follows || told > 0 || looks >= LOOKS;
+            told = u32::saturating_sub(told, 1);
             let until = reading.wanted.until;
             let of = id.clone();
-            let stepped = blocking(&app, move |app| {
+            let stepped = reading_files(&app, move |app| {
                 let is_over = asks && (!reading.wanted.follows || is_over(app, &of));
                 let is_over = is_over || until.is_some_and(|until| Timestamp::now() > until);
                 reading.step().map(|bytes| (reading, bytes, is_over))
@@ -232,9 +238,14 @@ pub async fn logs(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
                     return;
                 }
                 looks = if asks { 0 } else { looks + 1 };
+                let began = tokio::time::Instant::now();
                 tokio::select! {
-                    () = tokio::time::sleep(POLL) => {}
+                    () = events.next(POLL) => {}
                     () = sender.closed() => return,
+                }
+                // Something has happened to some machine; this one may be on its last way.
+                if began.elapsed() < POLL {
+                    told = LAST_LOOKS;
                 }
             } else if sender.send(Bytes::from(bytes)).await.is_err() {
                 return;

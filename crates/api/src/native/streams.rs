@@ -20,7 +20,7 @@ use crate::docker::logs::time;
 use crate::http::{Answer, Body, typed};
 
 /// Bytes that are read at once.
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 16 << 10;
 
 /// How often a follower looks for more.
 const POLL: Duration = Duration::from_millis(100);
