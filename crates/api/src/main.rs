@@ -16,6 +16,9 @@ use zmachine_spec::{Class, Failure, Home};
 /// Threads for calls that block; each waits for a machine or a client.
 const THREADS: usize = 512;
 
+/// Descriptors at most.
+const FILES: u64 = 65_536;
+
 /// Serve the machines of this home to other programs: by Docker's API on one socket, by a REST API of our own on another
 #[derive(Debug, Parser)]
 #[command(name = "zmachine serve", version, max_term_width = 100)]
@@ -37,6 +40,7 @@ struct Args {
 fn main() -> ExitCode {
     // Many threads come and go: each with memory of its own would keep what it once had.
     zmachine_sys::heap::keep_small();
+    raise_files();
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -123,6 +127,14 @@ fn run(args: &Args) -> Result<(), Failure> {
     // Clients see the end of their streams; threads that wait for machines are not waited for.
     runtime.shutdown_background();
     std::process::exit(0)
+}
+
+/// Each client has a few descriptors: as many as may be had are.
+fn raise_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(limit.maximum.unwrap_or(FILES).min(FILES)).max(limit.current);
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// The path of a socket: as it was said, or by its name in the folder of sockets.

@@ -1,6 +1,7 @@
 //! `attach`: a client that follows the entrypoint of a container, also of one that is started next.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper_util::rt::TokioIo;
@@ -49,6 +50,7 @@ pub async fn attach(app: &Arc<App>, name: String, call: Call) -> Result<Answer, 
         false => Vec::new(),
     };
     let streams = call.query.flag("stream") || call.upgrades;
+    let (app, id) = (Arc::clone(app), machine.id);
     let mut request = call.request;
     if !call.upgrades {
         let (sender, body) = Body::stream();
@@ -59,7 +61,7 @@ pub async fn attach(app: &Arc<App>, name: String, call: Call) -> Result<Answer, 
             if !streams {
                 return;
             }
-            let Some(monitor) = ready(monitor, waits).await else {
+            let Some(monitor) = ready(&app, &id, monitor, waits).await else {
                 return;
             };
             let Ok((mut reader, _writer)) = monitor.split() else {
@@ -86,7 +88,7 @@ pub async fn attach(app: &Arc<App>, name: String, call: Call) -> Result<Answer, 
             return;
         }
         // What the client sends meanwhile stays in its socket.
-        let Some(monitor) = ready(monitor, waits).await else {
+        let Some(monitor) = ready(&app, &id, monitor, waits).await else {
             return;
         };
         let (_nobody, control) = mpsc::channel(1);
@@ -95,15 +97,28 @@ pub async fn attach(app: &Arc<App>, name: String, call: Call) -> Result<Answer, 
     Ok(upgraded(kind))
 }
 
-/// The stream, as soon as there is one; `None` when the start came to nothing.
+/// How often who waits for a start looks whether there is anything to wait for.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// The stream, as soon as there is one; `None` when the start came to nothing, or the container is removed.
 async fn ready(
+    app: &Arc<App>,
+    id: &str,
     monitor: Option<ToMonitor>,
     waits: Option<tokio::sync::oneshot::Receiver<ToMonitor>>,
 ) -> Option<ToMonitor> {
-    match (monitor, waits) {
-        (Some(monitor), _) => Some(monitor),
-        (None, Some(waits)) => waits.await.ok(),
-        (None, None) => None,
+    if monitor.is_some() {
+        return monitor;
+    }
+    let mut waits = waits?;
+    loop {
+        match tokio::time::timeout(LOOK, &mut waits).await {
+            Ok(stream) => return stream.ok(),
+            Err(_) => {
+                let id = id.to_owned();
+                blocking(app, move |app| app.engine.machine(&id)).await.ok()?;
+            }
+        }
     }
 }
 

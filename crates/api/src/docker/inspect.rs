@@ -463,8 +463,8 @@ pub fn open_ports(machine: &Machine, plan: &Plan) -> Vec<(String, u16, u16, Stri
     ports
 }
 
-/// A machine in one of its networks.
-pub fn endpoint(engine: &Engine, attachment: &Attachment, machine: &Machine) -> Value {
+/// A machine in one of its networks, whose ids `id_of` tells.
+pub fn endpoint(id_of: &dyn Fn(&str) -> String, attachment: &Attachment, machine: &Machine) -> Value {
     let v4 = attachment.addresses.iter().find(|net| net.addr().is_ipv4());
     let v6 = attachment.addresses.iter().find(|net| net.addr().is_ipv6());
     let text = |net: Option<&ipnet::IpNet>| net.map_or_else(String::new, |net| net.addr().to_string());
@@ -475,7 +475,7 @@ pub fn endpoint(engine: &Engine, attachment: &Attachment, machine: &Machine) -> 
         "Links": null,
         "Aliases": names,
         "MacAddress": attachment.mac.to_string(),
-        "NetworkID": networks::id(engine, &attachment.network),
+        "NetworkID": id_of(&attachment.network),
         "EndpointID": ids::container(&machine.id),
         "Gateway": attachment.gateway4.to_string(),
         "IPAddress": text(v4),
@@ -489,17 +489,17 @@ pub fn endpoint(engine: &Engine, attachment: &Attachment, machine: &Machine) -> 
 }
 
 /// The networks of a machine, by docker's names.
-pub fn endpoints(engine: &Engine, machine: &Machine, plan: &Plan) -> Map<String, Value> {
+pub fn endpoints(id_of: &dyn Fn(&str) -> String, machine: &Machine, plan: &Plan) -> Map<String, Value> {
     let mut all = Map::new();
     for attachment in plan.attachments() {
         let name = networks::shown_name(&attachment.network);
-        all.insert(name, endpoint(engine, attachment, machine));
+        all.insert(name, endpoint(id_of, attachment, machine));
     }
     all
 }
 
 fn network_settings(engine: &Engine, machine: &Machine, plan: &Plan, create: &Value) -> Value {
-    let networks = endpoints(engine, machine, plan);
+    let networks = endpoints(&|name| networks::id(engine, name), machine, plan);
     let mut ports: Map<String, Value> = Map::new();
     if machine.state.phase.is_active() {
         for (port, _) in exposed(plan, create) {

@@ -1,5 +1,7 @@
 //! `containers/json`: all containers, or some.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hyper::StatusCode;
@@ -7,6 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use zmachine_engine::Engine;
 use zmachine_engine::views::MachineSummary;
+use zmachine_flist::Digest;
 use zmachine_image::Library;
 use zmachine_spec::{Kind, Phase};
 use zmachine_store::catalog::Machine;
@@ -38,11 +41,8 @@ pub async fn list(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
             .and_then(|limit| usize::try_from(limit).ok())
             .unwrap_or(usize::MAX);
         let shown = machines.iter().take(limit);
-        Ok::<_, Refusal>(
-            shown
-                .map(|machine| row(&app.engine, &library, machine, with_size))
-                .collect::<Vec<_>>(),
-        )
+        let known = Known::new(&app.engine, &library);
+        Ok::<_, Refusal>(shown.map(|machine| row(&known, machine, with_size)).collect::<Vec<_>>())
     })
     .await?;
     Ok(json(StatusCode::OK, &rows))
@@ -89,6 +89,10 @@ pub fn chosen(engine: &Engine, filters: &Filters, all: bool) -> Result<Vec<Machi
 
 /// What of a filter needs the plan of a machine.
 fn fits_plan(engine: &Engine, machine: &Machine, filters: &Filters, ancestors: &[String]) -> bool {
+    const OF_PLAN: [&str; 7] = ["label", "health", "ancestor", "publish", "expose", "volume", "network"];
+    if !OF_PLAN.iter().any(|name| filters.has(name)) {
+        return true;
+    }
     let summary = MachineSummary::new(machine);
     let Ok(plan) = machine.plan() else { return false };
     let labels = match &plan {
@@ -127,8 +131,45 @@ fn fits_plan(engine: &Engine, machine: &Machine, filters: &Filters, ancestors: &
         })
 }
 
+/// Ids of images and networks, each looked up once for a whole listing.
+pub struct Known<'a> {
+    engine: &'a Engine,
+    library: &'a Library,
+    images: RefCell<BTreeMap<String, String>>,
+    networks: RefCell<BTreeMap<String, String>>,
+}
+
+impl<'a> Known<'a> {
+    /// Nothing is known yet.
+    pub fn new(engine: &'a Engine, library: &'a Library) -> Known<'a> {
+        Known {
+            engine,
+            library,
+            images: RefCell::default(),
+            networks: RefCell::default(),
+        }
+    }
+
+    fn image(&self, digest: &Digest) -> String {
+        let mut images = self.images.borrow_mut();
+        let id = images
+            .entry(digest.to_string())
+            .or_insert_with(|| images::id(self.library, digest));
+        id.clone()
+    }
+
+    /// The id of a network.
+    pub fn network(&self, name: &str) -> String {
+        let mut networks = self.networks.borrow_mut();
+        let id = networks
+            .entry(name.to_owned())
+            .or_insert_with(|| networks::id(self.engine, name));
+        id.clone()
+    }
+}
+
 /// One container of a listing.
-pub fn row(engine: &Engine, library: &Library, machine: &Machine, with_size: bool) -> Value {
+pub fn row(known: &Known<'_>, machine: &Machine, with_size: bool) -> Value {
     let summary = MachineSummary::new(machine);
     let now = Timestamp::now();
     let last = match machine.state.phase {
@@ -136,7 +177,7 @@ pub fn row(engine: &Engine, library: &Library, machine: &Machine, with_size: boo
         _ => 0,
     };
     let plan = machine.plan().ok();
-    let digest = plan.as_ref().and_then(|plan| plan.image()?.parse().ok());
+    let digest: Option<Digest> = plan.as_ref().and_then(|plan| plan.image()?.parse().ok());
     let create = inspect::remembered(machine);
     let image = create.get("Image").and_then(Value::as_str).unwrap_or(&summary.flist);
     let ports: Vec<Value> = plan
@@ -155,7 +196,7 @@ pub fn row(engine: &Engine, library: &Library, machine: &Machine, with_size: boo
         "Id": ids::container(&machine.id),
         "Names": [format!("/{}", machine.spec.name)],
         "Image": image,
-        "ImageID": digest.map_or_else(String::new, |digest| images::id(library, &digest)),
+        "ImageID": digest.map_or_else(String::new, |digest| known.image(&digest)),
         "Command": summary.command.join(" "),
         "Created": machine.state.created_at.as_second(),
         "Ports": ports,
@@ -164,7 +205,7 @@ pub fn row(engine: &Engine, library: &Library, machine: &Machine, with_size: boo
         "Status": text::status(&summary, &machine.state.phase, last, now),
         "HostConfig": {"NetworkMode": inspect::mode_of(&machine.spec)},
         "NetworkSettings": {
-            "Networks": plan.as_ref().map_or_else(Map::new, |plan| inspect::endpoints(engine, machine, plan)),
+            "Networks": plan.as_ref().map_or_else(Map::new, |plan| inspect::endpoints(&|name| known.network(name), machine, plan)),
         },
         "Mounts": inspect::mounts(machine),
     });

@@ -142,9 +142,10 @@ pub async fn usage(app: &Arc<App>) -> Result<Answer, Refusal> {
         let engine = &app.engine;
         let library = Library::open(engine.home().data())?;
         let images = images::documents(engine)?;
+        let known = list::Known::new(engine, &library);
         let containers: Vec<Value> = list::chosen(engine, &Default::default(), true)?
             .iter()
-            .map(|machine| list::row(engine, &library, machine, true))
+            .map(|machine| list::row(&known, machine, true))
             .collect();
         let (views, _) = engine.volume_list()?;
         let volumes: Vec<Value> = views

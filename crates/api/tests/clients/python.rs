@@ -54,7 +54,7 @@ fn docker_py_runs_looks_copies_and_removes() {
         return skip(&reason);
     }
     let Some(served) = Served::new() else { return };
-    let python = served.python("docker");
+    let Some(python) = served.python("docker") else { return };
     let run = served.with(&python, &["-c", SCRIPT]).finish();
     assert_eq!((run.code, run.stdout()), (0, "all is well\n".into()), "{run}");
 }

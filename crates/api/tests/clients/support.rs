@@ -110,22 +110,27 @@ impl Served {
         run.stdout().trim_end().to_owned()
     }
 
-    /// A Python with `package` of PyPI.
-    pub(crate) fn python(&self, package: &str) -> PathBuf {
+    /// A Python with `package` of PyPI; `None` (with the reason printed) where that cannot be had.
+    pub(crate) fn python(&self, package: &str) -> Option<PathBuf> {
         let folder = self.home.cache().join(format!("python-{package}"));
         let python = folder.join("bin/python");
         if !folder.join("done").exists() {
+            fs::create_dir_all(self.home.cache()).expect("a folder");
             let _ = fs::remove_dir_all(&folder);
-            let run = |program: &Path, args: &[&str]| {
-                let done = Command::new(program).args(args).output().expect("python3");
-                assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-            };
             let at = folder.display().to_string();
-            run(Path::new("python3"), &["-m", "venv", &at]);
-            run(&python, &["-m", "pip", "-q", "install", package]);
+            let runs = |program: &Path, args: &[&str]| {
+                let done = Command::new(program).args(args).output();
+                done.is_ok_and(|done| done.status.success())
+            };
+            let is_there = runs(Path::new("python3"), &["-m", "venv", &at])
+                && runs(&python, &["-m", "pip", "-q", "install", package]);
+            if !is_there {
+                skip(format!("needs python3 with venv, and {package} of PyPI").as_str());
+                return None;
+            }
             fs::write(folder.join("done"), "").expect("a file");
         }
-        python
+        Some(python)
     }
 }
 
