@@ -96,10 +96,10 @@ impl Progress for Lines {
                 ..Part::default()
             };
         });
-        let status = if self.verb == "Pushing" {
-            "Preparing"
-        } else {
-            "Pulling fs layer"
+        let status = match self.verb {
+            "Pushing" => "Preparing",
+            "Downloading" => "Pulling fs layer",
+            _ => return,
         };
         self.say(json!({"status": status, "progressDetail": {}, "id": name}));
     }
@@ -358,7 +358,7 @@ pub async fn push(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
             .transpose()?;
         let engine = own.as_ref().map_or(&app.engine, |own| &own.engine);
         let library = Library::open(engine.home().data())?;
-        lines.say(json!({"status": format!("The push refers to repository [{}]", text.trim_end_matches(":latest"))}));
+        lines.say(json!({"status": format!("The push refers to repository [{}]", zmachine_image::reference::parts(Some(&text)).0)}));
         let pushed = push_image(&library, &found.digest, &target, &engine.import_options()?, lines);
         let digest = pushed.map_err(|error| {
             Refusal::from(match error {

@@ -4,5 +4,6 @@
 
 mod command;
 mod compose;
+mod images;
 mod python;
 mod support;
