@@ -5,10 +5,12 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zmachine_spec::Failure;
 
 use crate::app::App;
@@ -20,6 +22,10 @@ const CONNECTIONS: usize = 1024;
 
 /// The most that is read ahead of a request, in bytes: its head with all headers.
 const HEAD_BYTES: usize = 64 << 10;
+
+/// A connection's place among all. It goes with a request, for whoever takes the connection over: it counts until that has ended.
+#[derive(Debug, Clone)]
+pub struct Place(#[allow(dead_code)] Arc<OwnedSemaphorePermit>);
 
 /// Which API is spoken on a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +57,10 @@ pub async fn serve(app: Arc<App>, listener: UnixListener, speaks: Speaks) -> Res
         };
         let app = Arc::clone(&app);
         tokio::spawn(async move {
-            let service = service_fn(move |request| {
+            let place = Place(Arc::new(place));
+            let service = service_fn(move |mut request: Request<Incoming>| {
                 let app = Arc::clone(&app);
+                request.extensions_mut().insert(place.clone());
                 async move {
                     Ok::<_, Infallible>(match speaks {
                         Speaks::Docker => docker::answer(&app, request).await,
@@ -66,7 +74,6 @@ pub async fn serve(app: Arc<App>, listener: UnixListener, speaks: Speaks) -> Res
                 .serve_connection(TokioIo::new(stream), service)
                 .with_upgrades()
                 .await;
-            drop(place);
         });
     }
 }

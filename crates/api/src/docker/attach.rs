@@ -12,6 +12,7 @@ use super::stream::{Input, Shown, ToMonitor, pump, tell, upgraded};
 use super::{Call, ids, inspect};
 use crate::app::{App, blocking};
 use crate::http::{Answer, Body, Refusal, empty, typed};
+use crate::server::Place;
 
 /// Follows the entrypoint. One that has not been started is followed from its start on.
 ///
@@ -80,8 +81,10 @@ pub async fn attach(app: &Arc<App>, name: String, call: Call) -> Result<Answer, 
         });
         return Ok(typed(StatusCode::OK, kind, body));
     }
+    let place = request.extensions().get::<Place>().cloned();
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
+        let _place = place;
         let Ok(client) = upgrade.await else { return };
         let mut client = TokioIo::new(client);
         if !past.is_empty() && tokio::io::AsyncWriteExt::write_all(&mut client, &past).await.is_err() {

@@ -22,6 +22,7 @@ use super::stream::{Input, Shown, ToMonitor, end_of, pump, upgraded};
 use super::{Call, body, ids};
 use crate::app::{App, blocking, locked};
 use crate::http::{Answer, Body, Refusal, empty, json, typed};
+use crate::server::Place;
 
 /// How long a command is known that has ended, or was not started.
 const KEPT: Duration = Duration::from_secs(300);
@@ -163,6 +164,7 @@ fn missing(id: &str) -> Refusal {
 /// 404; 409 when it has been started.
 pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refusal> {
     let mut request = call.request;
+    let place = request.extensions().get::<Place>().cloned();
     let upgrade = call.upgrades.then(|| hyper::upgrade::on(&mut request));
     let wanted: body::ExecStart = body::read(request.into_body()).await?;
     let (control, said) = mpsc::channel(4);
@@ -243,6 +245,7 @@ pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refus
         return Ok(typed(StatusCode::OK, kind, body));
     };
     tokio::spawn(async move {
+        let _place = place;
         let ended = match upgrade.await {
             Ok(client) => pump(TokioIo::new(client), monitor, shown, input, said, true).await,
             Err(_) => None,

@@ -56,6 +56,13 @@ fn a_project_comes_up_stays_as_it_is_and_goes() {
     address.expect_success();
     let logs = compose(&["logs", "db"]);
     assert!(logs.stdout().contains("db up"), "{logs}");
+    // What has changed is made anew, and nothing else.
+    let web = compose(&["ps", "-q", "web"]).stdout();
+    fs::write(&file, FILE.replace("echo db up", "echo db again")).expect("a file");
+    compose(&["up", "-d", "--wait"]).expect_success();
+    assert_eq!(compose(&["ps", "-q", "web"]).stdout(), web);
+    assert!(!ids.contains(compose(&["ps", "-q", "db"]).stdout().trim()));
+    assert!(compose(&["logs", "db"]).stdout().contains("db again"));
     compose(&["restart", "-t", "1", "web"]).expect_success();
     compose(&["down", "-v"]).expect_success();
     assert_eq!(served.output(&["ps", "-aq"]), "");
