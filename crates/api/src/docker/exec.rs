@@ -1,8 +1,9 @@
 //! `exec`: one more command in a container.
 //!
-//! A command goes on when its client leaves, and when the server is killed: it is one of the machine's sessions, with the id that the
-//! client has. That id begins with the machine's, so it is found by a server that was started anew, too. What was asked for is
-//! kept in memory from the request that makes it to its start, and for a while after its end.
+//! A command goes on when its client leaves; what it writes is read for nobody then. One that nobody follows from the start (`-d`) outlives
+//! the server too: it is one of the machine's sessions, with an id that begins with the machine's, by which the next server finds it. The
+//! others end with the server, as their clients do. What was asked for is kept in memory from the request that makes a command to its
+//! start, and for a while after its end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -187,14 +188,12 @@ pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refus
     };
     let session = id.to_owned();
     let begun = blocking(app, move |app| {
-        let record = app
-            .engine
-            .start_exec(&machine, Some(session.clone()), process, wanted.detach)?;
-        let followed = match wanted.detach {
-            true => None,
-            false => Some(followed(&app.engine, &machine, &session)?),
-        };
-        Ok::<_, Failure>((record.pid, followed))
+        if wanted.detach {
+            let record = app.engine.start_exec(&machine, Some(session), process, true)?;
+            return Ok((record.pid, None));
+        }
+        let (pid, monitor) = followed(&app.engine, &machine, process)?;
+        Ok::<_, Failure>((pid, Some(monitor)))
     })
     .await;
     let kind = shown.content_type(call.version);
@@ -255,21 +254,22 @@ pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refus
     Ok(upgraded(kind))
 }
 
-/// How often a command is asked for again whose agent lets go of it.
-const TRIES: usize = 5;
+/// How long a guest may take to start a command.
+const BEGIN: Duration = Duration::from_secs(90);
 
-/// The stream of a command that has just been started. When it ends at the same moment, the agent may take the stream and let it fall;
-/// what the command wrote is kept, and asked for again.
-fn followed(engine: &Engine, machine: &str, id: &str) -> Result<ToMonitor, Failure> {
-    for _ in 1..TRIES {
-        let (_input, mut output) = engine.attach_exec(machine, id, 0)?;
-        let first = output.next_frame()?;
-        if first.is_some_and(|frame| matches!(frame.parse::<Reply>(), Ok(Reply::Resumed { .. }))) {
-            return Ok(ToMonitor::new(output));
-        }
-        std::thread::sleep(Duration::from_millis(20));
+/// Starts a command, and gives its number in the guest and its stream.
+fn followed(engine: &Engine, machine: &str, process: Process) -> Result<(u32, ToMonitor), Failure> {
+    let (_input, mut output) = engine.exec(machine, process)?;
+    let ended = || Failure::new(Class::Conflict, "the container ended before the command ran");
+    let first = output.next_frame_within(BEGIN)?.ok_or_else(ended)?;
+    match first.parse::<Reply>() {
+        Ok(Reply::Started { pid }) => Ok((pid, ToMonitor::new(output))),
+        Ok(Reply::Error(error)) => Err(error.into()),
+        _ => match end_of(&first) {
+            Some(Err(reason)) => Err(Failure::new(Class::Failed, reason)),
+            _ => Err(ended()),
+        },
     }
-    Ok(ToMonitor::new(engine.attach_exec(machine, id, 0)?.1))
 }
 
 /// The code of a command whose machine ended before it.
