@@ -14,7 +14,7 @@ RELEASE := $(TARGET_DIR)/release
 # All members at once: tests of one crate alone may ask a dependency for other features, and build it again.
 TEST_ARGS := --release --workspace
 
-.PHONY: help setup build shim man agent-package deb tarball demo test test-fast test-long test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
+.PHONY: help setup build shim build-api man agent-package deb tarball demo test test-fast test-long test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ build: setup ## the host binary and the guest agent, in $(TARGET_DIR)/release
 shim: setup ## the shim for Kubernetes (docs/kubernetes.md), in $(TARGET_DIR)/release
 	@$(CARGO) build --release --package zmachine-shim
 
+build-api: setup ## the server of 'zmachine serve', in $(TARGET_DIR)/release
+	@$(CARGO) build --release --package zmachine-api
+
 VERSION = $(shell sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 MAN := $(TARGET_DIR)/man
 
@@ -40,10 +43,10 @@ man: setup ## manual pages of all commands, in $(TARGET_DIR)/man
 agent-package: build ## the guest agent as a Debian package for VMs, in $(TARGET_DIR)/release
 	@packaging/deb $(RELEASE) $(MAN) $(VERSION) $(RELEASE) zmachine-agent
 
-deb: build man ## Debian packages of the host program and of the guest agent, in $(TARGET_DIR)/packages
+deb: build build-api man ## Debian packages of the host program and of the guest agent, in $(TARGET_DIR)/packages
 	@packaging/deb $(RELEASE) $(MAN) $(VERSION) $(TARGET_DIR)/packages
 
-tarball: build man ## a tree that runs where it is unpacked, in $(TARGET_DIR)/packages
+tarball: build build-api man ## a tree that runs where it is unpacked, in $(TARGET_DIR)/packages
 	@packaging/tarball $(RELEASE) $(MAN) $(VERSION) $(TARGET_DIR)/packages
 
 demo: build ## pack two file trees, run a container from each
@@ -115,9 +118,11 @@ install: ## copy what `make build` made to $(DESTDIR)$(PREFIX), the program with
 	$(RELEASE)/zmachine completion fish >$(SHARE)/fish/vendor_completions.d/zmachine.fish
 	$(RELEASE)/zmachine completion zsh >$(SHARE)/zsh/site-functions/_zmachine
 	for page in $(MAN)/*.1; do [ ! -e "$$page" ] || install -m 644 "$$page" $(SHARE)/man/man1/; done
+	@# For 'zmachine serve', when 'make build-api' was run as well.
+	if test -x $(RELEASE)/zmachine-api; then install -D -s -m 755 $(RELEASE)/zmachine-api $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-api; fi
 
 uninstall: ## remove what `make install` copied; machines and images stay
-	rm -f $(DESTDIR)$(PREFIX)/bin/zmachine $(DESTDIR)$(PREFIX)/bin/.debug/zmachine.debug $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-agent
+	rm -f $(DESTDIR)$(PREFIX)/bin/zmachine $(DESTDIR)$(PREFIX)/bin/.debug/zmachine.debug $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-agent $(DESTDIR)$(PREFIX)/lib/zmachine/zmachine-api
 	[ ! -d $(DESTDIR)$(PREFIX)/share ] || cd $(DESTDIR)$(PREFIX)/share && rm -f bash-completion/completions/zmachine fish/vendor_completions.d/zmachine.fish zsh/site-functions/_zmachine man/man1/zmachine.1 man/man1/zmachine-*.1
 	rmdir $(DESTDIR)$(PREFIX)/lib/zmachine $(DESTDIR)$(PREFIX)/bin/.debug 2>/dev/null || true
 

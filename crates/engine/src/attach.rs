@@ -70,6 +70,13 @@ impl ProcessOutput {
 }
 
 impl ProcessOutput {
+    /// The stream itself, for who waits for many of them at once, and what has been read of it and was not taken yet.
+    pub fn into_parts(self) -> (UnixStream, FrameDecoder) {
+        (self.stream, self.decoder)
+    }
+}
+
+impl ProcessOutput {
     /// [`ProcessOutput::next_frame`], for at most `patience`.
     ///
     /// # Errors

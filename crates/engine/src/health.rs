@@ -4,10 +4,13 @@
 
 use std::time::{Duration, Instant};
 
-use zmachine_spec::{Class, Exit, Failure, HealthStatus, Phase};
+use zmachine_spec::{Class, Exit, Failure, HealthStatus, Phase, State};
 use zmachine_store::catalog::Machine;
 
 use super::Engine;
+
+/// How long the records of a machine that is removed may be in no folder.
+const BURIAL: Duration = Duration::from_secs(2);
 
 /// How often is looked.
 const POLL: Duration = Duration::from_millis(100);
@@ -92,10 +95,26 @@ impl Engine {
 
     /// How the last run of a machine ended that is gone. One made with `--rm` goes before its last state can be seen.
     fn last_exit(&self, last: &Machine) -> Option<Exit> {
-        let state = self.history(&last.id).ok().and_then(|history| history.state);
-        match state.unwrap_or_else(|| last.state.clone()).phase {
+        match self.last_state(last).phase {
             Phase::Stopped { exit } => Some(exit),
             _ => None,
+        }
+    }
+
+    /// The last state of a machine that is gone; the one that was seen of it where nothing is left, as of one that was never started.
+    pub fn last_state(&self, last: &Machine) -> State {
+        // One that was never seen to start most likely never did, and then there are none.
+        let was_seen = last.state.starts > 0 || last.state.phase != Phase::Created;
+        let deadline = Instant::now() + if was_seen { BURIAL } else { BURIAL / 8 };
+        loop {
+            if let Some(state) = self.history(&last.id).ok().and_then(|history| history.state) {
+                return state;
+            }
+            // Its records are on their way from one folder to the other.
+            if Instant::now() >= deadline {
+                return last.state.clone();
+            }
+            std::thread::sleep(POLL);
         }
     }
 }

@@ -133,6 +133,11 @@ impl Engine {
         &self.home
     }
 
+    /// The programs that its machines are made of.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
     /// One machine, by name, id or unique prefix of its id.
     ///
     /// # Errors

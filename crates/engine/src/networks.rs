@@ -2,7 +2,7 @@
 
 use zmachine_network::user::USER_NETWORK;
 use zmachine_network::{
-    Attachment, AttachmentRequest, DEFAULT_NETWORK, Network, NetworkError, Networks, can_make_networks,
+    Attachment, AttachmentRequest, DEFAULT_NETWORK, Network, NetworkError, NetworkSpec, Networks, can_make_networks,
 };
 use zmachine_plan::check_step;
 use zmachine_spec::control::{Reconnect, Request};
@@ -14,6 +14,47 @@ use super::Engine;
 use super::create::membership;
 
 impl Engine {
+    /// Makes a network.
+    ///
+    /// # Errors
+    /// [`Class::Unsupported`] for a user who may make none; as [`Networks::create`].
+    pub fn create_network(&self, spec: &NetworkSpec) -> Result<Network, Failure> {
+        // It would be made, and no machine could ever join it.
+        if !can_make_networks() {
+            let action = format!("the network '{}'", spec.name);
+            return Err(NetworkError::NeedsRoot { action }.into());
+        }
+        Ok(self.block_on(self.networks()?.create(spec))??)
+    }
+
+    /// Removes a network that no machine is in.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`]; [`Class::Conflict`] that names the machines.
+    pub fn remove_network(&self, name: &str) -> Result<(), Failure> {
+        // Sweeps addresses of machines that are gone.
+        self.reconcile()?;
+        let removed = self.block_on(self.networks()?.remove(name))?;
+        removed.map_err(|error| self.with_names(error.into()))
+    }
+
+    /// The id of a network, which no other one has or had.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`].
+    pub fn network_id(&self, name: &str) -> Result<String, Failure> {
+        Ok(self.networks()?.get(name)?.id())
+    }
+
+    /// Makes the default network where no machine has used it yet.
+    ///
+    /// # Errors
+    /// As [`Networks::default_network`].
+    pub fn ensure_default_network(&self) -> Result<(), Failure> {
+        self.block_on(self.networks()?.default_network())??;
+        Ok(())
+    }
+
     /// Has a machine join a network. A running one gets an interface at once: its agent sets it up; a VM sees it come.
     ///
     /// # Errors

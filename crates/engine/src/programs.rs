@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use zmachine_spec::{Class, Failure};
 
 const AGENT: &str = "zmachine-agent";
+const SERVER: &str = "zmachine-api";
 
 /// The host program in whose roles a machine's processes run, and the guest's agent. Both are of one build.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,15 +21,20 @@ impl Programs {
         let exe = env::current_exe().unwrap_or_default();
         Programs {
             host: "/proc/self/exe".into(),
-            agent: agent_beside(&exe),
+            agent: beside(&exe, AGENT),
         }
+    }
+
+    /// The server of the API that belongs to the calling program, which is `zmachine` itself.
+    pub fn own_server() -> PathBuf {
+        beside(&env::current_exe().unwrap_or_default(), SERVER)
     }
 
     /// Those of the `zmachine` at `program`.
     pub fn at(program: &Path) -> Programs {
         Programs {
             host: program.to_owned(),
-            agent: agent_beside(&program.canonicalize().unwrap_or_else(|_| program.to_owned())),
+            agent: beside(&program.canonicalize().unwrap_or_else(|_| program.to_owned()), AGENT),
         }
     }
 
@@ -60,10 +66,10 @@ impl Programs {
 }
 
 /// Beside the program, or where `make install` puts it.
-fn agent_beside(program: &Path) -> PathBuf {
+fn beside(program: &Path, name: &str) -> PathBuf {
     let dir = program.parent().unwrap_or(Path::new("/"));
-    let installed = dir.join("../lib/zmachine").join(AGENT);
-    [dir.join(AGENT), installed.clone()]
+    let installed = dir.join("../lib/zmachine").join(name);
+    [dir.join(name), installed.clone()]
         .into_iter()
         .find(|path| path.is_file())
         .unwrap_or(installed)

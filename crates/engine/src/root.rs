@@ -100,7 +100,7 @@ impl Engine {
             "'{}' does not run: its disk is read in a machine of its own",
             machine.spec.name
         ));
-        let helper = self.help(&machine, &image, progress)?;
+        let helper = self.help(&machine, &image, progress, false)?;
         Ok(OpenRoot {
             engine: self,
             name: helper.name.clone(),
@@ -108,21 +108,79 @@ impl Engine {
         })
     }
 
-    fn help(&self, machine: &Machine, image: &Digest, progress: &dyn Progress) -> Result<Helper<'_>, Failure> {
+    /// Has `write` change the root of a container that does not run, in a machine of its own whose name it is told. What it wrote is
+    /// the container's when it succeeds, all of it or nothing.
+    ///
+    /// # Errors
+    /// Those of `write`; as [`Engine::open_root`]; [`Class::Unsupported`] for a root that cannot be written; [`Class::Conflict`] for a
+    /// container that runs, or is started meanwhile.
+    pub fn write_root(
+        &self,
+        name: &str,
+        progress: &dyn Progress,
+        write: impl FnOnce(&str) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let machine = self.machine(name)?;
+        let Plan::Container(plan) = machine.plan()? else {
+            let message = format!("'{}' is a VM: its disk is its own", machine.spec.name);
+            return Err(Failure::new(Class::Unsupported, message).hint("start it, and copy with 'zmachine cp'"));
+        };
+        if machine.spec.read_only {
+            let message = format!("the root of '{}' cannot be written", machine.spec.name);
+            return Err(Failure::new(Class::Unsupported, message).hint("make it without --read-only"));
+        }
+        let image: Digest = plan
+            .image
+            .parse()
+            .map_err(|_| Failure::new(Class::Failed, format!("the plan of '{name}' names no image")))?;
+        // Nobody starts it until what was written is in its place.
+        let _lock = self.held(&machine)?;
+        let mut helper = self.help(&machine, &image, progress, true)?;
+        write(&helper.name)?;
+        let kept = self.keep_disk(&mut helper, &machine);
+        kept.map_err(|failure| failure.context(format!("what was written cannot be kept for '{}'", machine.spec.name)))
+    }
+
+    /// Ends the helper in an orderly way, and puts its disk in the place of the machine's.
+    fn keep_disk(&self, helper: &mut Helper<'_>, machine: &Machine) -> Result<(), Failure> {
+        let written = self.machine(&helper.name)?;
+        self.stop(&written.id, None)?;
+        if let Some(mut starting) = helper.starting.take() {
+            starting.wait_gone();
+        }
+        let (from, to) = (written.dir.join(DISK), machine.dir.join(DISK));
+        std::fs::rename(&from, &to).map_err(|e| FileError::io("replace", &to, e))?;
+        Ok(zmachine_sys::file::sync_dir(&machine.dir)?)
+    }
+
+    /// With `keeps`, its disk is there when it has ended; the caller has the lock of `machine` then.
+    fn help(
+        &self,
+        machine: &Machine,
+        image: &Digest,
+        progress: &dyn Progress,
+        keeps: bool,
+    ) -> Result<Helper<'_>, Failure> {
         let options = CreateOptions {
             cwd: Path::new("/"),
             pull: PullPolicy::Never,
             installs_kernel: false,
             progress,
         };
-        let spec = helper_spec(&machine.spec);
+        let spec = MachineSpec {
+            auto_remove: !keeps,
+            ..helper_spec(&machine.spec)
+        };
         let created = self.create_from(&spec, &options, Some(image))?;
         let mut helper = Helper {
             engine: self,
             name: created.spec.name.clone(),
             starting: None,
         };
-        copy_disk(machine, &created)?;
+        match keeps {
+            true => copy_file(&machine.dir.join(DISK), &created.dir.join(DISK))?,
+            false => copy_disk(machine, &created)?,
+        }
         let mut starting = self.start_for_now(&created.id)?;
         starting.wait_ready(progress)?;
         helper.starting = Some(starting);
@@ -191,6 +249,11 @@ pub(super) fn copy_file(source: &Path, target: &Path) -> Result<(), Failure> {
 }
 
 impl OpenRoot<'_> {
+    /// The machine that shows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The stream of a part.
     ///
     /// # Errors

@@ -196,6 +196,9 @@ pub struct VolumeView {
     pub machines: Option<Vec<String>>,
     /// It was made for a machine without a name.
     pub anonymous: bool,
+    /// The user's own words.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Its file.
     pub path: String,
 }
@@ -217,6 +220,7 @@ impl VolumeView {
             created_at: volume.record.created_at.to_string(),
             machines,
             anonymous: volume.record.anonymous_of.is_some(),
+            labels: volume.record.labels.clone(),
             path: volume.data().display().to_string(),
         }
     }
@@ -243,6 +247,14 @@ pub struct NetworkView {
     pub dns: Vec<IpAddr>,
     /// Its bridge, and its tables of nftables.
     pub bridge: String,
+    /// 64 hex digits that no other network has or had.
+    pub id: String,
+    /// When it was made, where that was written down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Timestamp>,
+    /// The user's own words.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Who has an address in it.
     pub machines: Vec<NetworkMember>,
 }
@@ -377,6 +389,11 @@ impl Engine {
             mtu: network.mtu(),
             dns: network.dns().to_vec(),
             bridge: network.bridge().to_owned(),
+            id: network.id(),
+            created_at: Some(network.created_ns())
+                .filter(|ns| *ns > 0)
+                .and_then(|ns| Timestamp::from_nanosecond(i128::from(ns)).ok()),
+            labels: network.labels().clone(),
             machines,
         })
     }

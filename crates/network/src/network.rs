@@ -1,5 +1,6 @@
 //! One network: what is on disk of it, and what follows from that. Pure.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -29,6 +30,16 @@ pub(crate) struct NetworkRecord {
     /// Name servers for what the network does not know itself; those of the host when there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) dns: Vec<IpAddr>,
+    /// The user's own words.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) labels: BTreeMap<String, String>,
+    /// When it was made, in nanoseconds since 1970; 0 for one of an earlier version, which did not write it down.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) created_ns: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// A network: what is on disk of it, with the names derived from its home.
@@ -60,6 +71,8 @@ impl Network {
             chosen: true,
             internal: false,
             dns: Vec::new(),
+            labels: BTreeMap::new(),
+            created_ns: 0,
         };
         Network::new(record, "home")
     }
@@ -107,6 +120,25 @@ impl Network {
             Some(ipv6) => format!("{} and {ipv6}", self.ipv4()),
             None => self.ipv4().to_string(),
         }
+    }
+
+    /// The user's own words about it.
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.record.labels
+    }
+
+    /// When it was made, in nanoseconds since 1970; 0 when an earlier version made it.
+    pub fn created_ns(&self) -> u64 {
+        self.record.created_ns
+    }
+
+    /// 64 hex digits that no other network has, one of the same name that was there before or is in another home included.
+    pub fn id(&self) -> String {
+        let (home, name, created) = (&self.home, &self.record.name, self.record.created_ns);
+        let hash = blake2b_simd::Params::new()
+            .hash_length(32)
+            .hash(format!("network {home} {name} {created}").as_bytes());
+        hash.to_hex().to_string()
     }
 
     /// The name of its bridge, which is also that of its nftables table.

@@ -1,5 +1,6 @@
 //! What can be done with the networks of a home: making, finding addresses, removing.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -32,6 +33,8 @@ pub struct NetworkSpec {
     pub mtu: Option<u32>,
     /// Name servers for what the network does not know itself; empty means those of the host.
     pub dns: Vec<IpAddr>,
+    /// The user's own words.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// The IPv6 of a new network.
@@ -155,6 +158,10 @@ impl Networks {
             chosen: spec.ipv4.is_none(),
             internal: spec.internal,
             dns: spec.dns.clone(),
+            labels: spec.labels.clone(),
+            created_ns: std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |since| since.as_nanos() as u64),
         })
     }
 

@@ -101,6 +101,7 @@ fn spec(name: String, network: &Network) -> Result<NetworkSpec, Failure> {
         internal: network.internal,
         mtu: network.mtu,
         dns: Vec::new(),
+        labels: Default::default(),
     })
 }
 

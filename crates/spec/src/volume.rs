@@ -1,5 +1,6 @@
 //! Volumes as values: what one is asked to be, what one is, and how guests find it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -165,6 +166,8 @@ pub struct NewVolume {
     pub fs: Fs,
     /// Id of the machine it belongs to, when it has no name of the user's.
     pub anonymous_of: Option<String>,
+    /// The user's own words.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A volume that a machine is to use: one that is there, or one to make with it.

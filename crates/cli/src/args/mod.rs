@@ -174,6 +174,8 @@ pub(crate) enum Command {
     Kernel(KernelCommand),
     /// Write systemd units that start machines at boot
     InstallUnits(InstallUnitsArgs),
+    /// Serve the machines of this home to other programs until it is stopped: by Docker's API, and by a REST API of our own
+    Serve(ServeArgs),
     /// Check what this host offers to machines
     Doctor(DoctorArgs),
     /// Print what a shell needs to complete command lines: 'zmachine completion bash'
@@ -678,6 +680,19 @@ pub(crate) enum CompletionShell {
     Bash,
     Zsh,
     Fish,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Where the socket of Docker's API is made; by default docker.sock in the folder of this home's sockets
+    #[arg(long, value_name = "PATH")]
+    pub(crate) docker: Option<PathBuf>,
+    /// Where the socket of the REST API is made; by default api.sock there
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// A group of this host whose members may use the sockets, and by that do everything that their owner can
+    #[arg(long, value_name = "NAME|GID")]
+    pub(crate) group: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::{Ipv4Net, Ipv6Net};
 use zmachine_engine::Engine;
 use zmachine_engine::views::NetworkView;
-use zmachine_network::{DEFAULT_NETWORK, Ipv6Choice, NetworkError, NetworkSpec, Networks, can_make_networks};
+use zmachine_network::{DEFAULT_NETWORK, Ipv6Choice, NetworkSpec};
 use zmachine_spec::{Class, Failure, NetworkRequest, check_alias};
 
 use crate::args::NetworkCommand;
@@ -16,7 +16,6 @@ use crate::{context, output};
 /// Makes, lists, shows and removes networks.
 pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
     let engine = context::engine()?;
-    let networks = Networks::open(context::home()?.data())?.with_jail();
     match command {
         NetworkCommand::Create {
             name,
@@ -27,11 +26,6 @@ pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
             mtu,
             dns,
         } => {
-            // It would be made, and no machine could ever join it.
-            if !can_make_networks() {
-                let action = format!("the network '{name}'");
-                return Err(NetworkError::NeedsRoot { action }.into());
-            }
             let spec = NetworkSpec {
                 name,
                 ipv4: subnet.as_deref().map(ipv4_subnet).transpose()?,
@@ -39,8 +33,9 @@ pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
                 internal,
                 mtu,
                 dns,
+                labels: Default::default(),
             };
-            let made = block_on(networks.create(&spec))??;
+            let made = engine.create_network(&spec)?;
             output::print(&format!("{}\n", made.name()))?;
             Ok(0)
         }
@@ -75,11 +70,7 @@ pub(crate) fn network(command: NetworkCommand) -> Result<u8, Failure> {
             engine.disconnect_network(&machine, &network)?;
             Ok(0)
         }
-        NetworkCommand::Rm { names } => each(&names, |name| {
-            // Sweeps addresses of machines that are gone.
-            engine.reconcile()?;
-            block_on(networks.remove(name))?.map_err(|error| engine.with_names(error.into()))
-        }),
+        NetworkCommand::Rm { names } => each(&names, |name| engine.remove_network(name)),
     }
 }
 
@@ -106,13 +97,6 @@ fn request(network: String, ip: &[IpAddr], aliases: &[String]) -> Result<Network
     Ok(request)
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
-    Ok(tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(future))
-}
-
 fn ipv4_subnet(text: &str) -> Result<Ipv4Net, Failure> {
     text.parse().map_err(|_| {
         Failure::new(Class::Usage, format!("--subnet {text}: not an IPv4 subnet"))
@@ -132,16 +116,13 @@ fn ipv6_subnet(text: &str) -> Result<Ipv6Choice, Failure> {
 
 /// Removes the networks that nobody is in, but not the default one: as with docker, what is told of its addresses stays true.
 pub(super) fn prune(engine: &Engine) -> Result<u8, Failure> {
-    let networks = Networks::open(engine.home().data())?.with_jail();
     engine.reconcile()?;
     let empty = engine
         .network_list()?
         .into_iter()
         .filter(|network| network.machines.is_empty() && network.name != DEFAULT_NETWORK);
     let names: Vec<String> = empty.map(|network| network.name).collect();
-    each(&names, |name| {
-        block_on(networks.remove(name))?.map_err(|error| engine.with_names(error.into()))
-    })
+    each(&names, |name| engine.remove_network(name))
 }
 
 fn list(engine: &Engine, args: &ListingArgs) -> Result<u8, Failure> {

@@ -21,6 +21,7 @@ pub(crate) fn volume(command: VolumeCommand) -> Result<u8, Failure> {
                 size_bytes: size.as_deref().map_or(Ok(DEFAULT_SIZE), parse_size)?,
                 fs,
                 anonymous_of: None,
+                labels: Default::default(),
             })?;
             output::print(&format!("{}\n", volume.name))?;
             Ok(0)

@@ -435,6 +435,7 @@ fn volume(home: &Home, name: &str, content: Content) {
         size_bytes: 64 << 20,
         fs: Fs::Ext4,
         anonymous_of: None,
+        labels: std::collections::BTreeMap::new(),
     };
     let volumes = Volumes::new(home);
     volumes.create(&new).unwrap();

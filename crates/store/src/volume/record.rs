@@ -1,5 +1,7 @@
 //! `volume.json`: what a volume is for, and what is on it.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zmachine_spec::volume::{Content, Fs};
@@ -17,6 +19,9 @@ pub struct Record {
     /// Id of the machine it was made for without a name; removed by `rm -v` of that machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anonymous_of: Option<String>,
+    /// The user's own words.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// When it was made.
     pub created_at: Timestamp,
     /// What it holds.
@@ -33,6 +38,7 @@ mod tests {
             version: RECORD_VERSION,
             fs: Fs::Btrfs,
             anonymous_of: None,
+            labels: BTreeMap::new(),
             created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
             content: Content::Installed { digest: "ab".into() },
         };

@@ -118,6 +118,7 @@ impl Volumes {
             version: RECORD_VERSION,
             fs: new.fs,
             anonymous_of: new.anonymous_of.clone(),
+            labels: new.labels.clone(),
             created_at: Timestamp::now(),
             content: Content::Empty,
         };
@@ -557,6 +558,7 @@ mod tests {
             size_bytes,
             fs,
             anonymous_of: None,
+            labels: std::collections::BTreeMap::new(),
         }
     }
 

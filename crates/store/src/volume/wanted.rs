@@ -57,6 +57,7 @@ impl Volumes {
                 size_bytes: request.size_bytes.unwrap_or(DEFAULT_SIZE),
                 fs: request.fs.unwrap_or_default(),
                 anonymous_of,
+                labels: std::collections::BTreeMap::new(),
             }),
         };
         if let Some(new) = &new {

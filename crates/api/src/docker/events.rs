@@ -1,0 +1,257 @@
+//! `events`: what happened to containers, and what happens.
+//!
+//! The events of the home in docker's words. What docker tells of images, networks, volumes and commands is not written down here,
+//! so there are events of containers alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use zmachine_engine::Engine;
+use zmachine_spec::Kind;
+use zmachine_store::events::{Event, EventReader};
+
+use super::query::{Filters, name_fits};
+use super::{Call, ids, logs};
+use crate::app::{App, blocking};
+use crate::http::{Answer, Body, Refusal, typed};
+
+/// Events that are read at once.
+const BATCH: usize = 256;
+
+/// How long nothing may be heard before it is looked all the same.
+const LOOK: Duration = Duration::from_secs(2);
+
+const FILTERS: [&str; 8] = [
+    "type",
+    "label",
+    "event",
+    "container",
+    "image",
+    "scope",
+    "network",
+    "volume",
+];
+
+/// What is known of a machine that something happened to.
+#[derive(Debug, Clone)]
+struct About {
+    kind: Kind,
+    image: String,
+    labels: BTreeMap<String, String>,
+    /// Events before this one belong to a run of the machine that has begun before.
+    last: String,
+}
+
+struct Reading {
+    reader: EventReader,
+    known: BTreeMap<String, About>,
+    filters: Filters,
+    since: Timestamp,
+    until: Option<Timestamp>,
+}
+
+/// Shows events, from now or from some time on, until some time or for ever.
+///
+/// # Errors
+/// 400 for filters and times that make no sense.
+pub async fn events(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
+    let mut notices = app.hub.subscribe();
+    let until = logs::time(&call.query, "until")?;
+    let mut reading = Reading {
+        reader: EventReader::open(app.engine.home()),
+        known: BTreeMap::new(),
+        filters: call.query.filters(&FILTERS)?,
+        since: logs::time(&call.query, "since")?.unwrap_or_else(Timestamp::now),
+        until,
+    };
+    let (sender, body) = Body::stream();
+    let app = Arc::clone(app);
+    tokio::spawn(async move {
+        loop {
+            let stepped = blocking(&app, move |app| {
+                let stepped = reading.step(&app.engine);
+                stepped.map(|(lines, more)| (reading, lines, more))
+            })
+            .await;
+            let Ok((read, lines, more)) = stepped else { return };
+            reading = read;
+            if !lines.is_empty() && sender.send(lines.into()).await.is_err() {
+                return;
+            }
+            if more {
+                continue;
+            }
+            if reading.until.is_some_and(|until| Timestamp::now() > until) {
+                return;
+            }
+            // Not to miss the end.
+            let most = match reading.until {
+                Some(_) => Duration::from_millis(200),
+                None => LOOK,
+            };
+            tokio::select! {
+                () = notices.next(most) => {}
+                () = sender.closed() => return,
+            }
+        }
+    });
+    Ok(typed(StatusCode::OK, "application/json", body))
+}
+
+impl Reading {
+    /// The lines of the next events, and whether there are more.
+    fn step(&mut self, engine: &Engine) -> std::io::Result<(Vec<u8>, bool)> {
+        let mut lines = Vec::new();
+        for _ in 0..BATCH {
+            let Some(event) = self.reader.next_event()? else {
+                return Ok((lines, false));
+            };
+            let shown = self.shown(engine, &event);
+            for document in shown {
+                serde_json::to_writer(&mut lines, &document)?;
+                lines.push(b'\n');
+            }
+        }
+        Ok((lines, true))
+    }
+
+    fn shown(&mut self, engine: &Engine, event: &Event) -> Vec<Value> {
+        let is_wanted = event.time >= self.since && self.until.is_none_or(|until| event.time <= until);
+        if !is_wanted {
+            return Vec::new();
+        }
+        let before = self.known.get(&event.id).map(|about| about.last.clone());
+        let about = self
+            .known
+            .entry(event.id.clone())
+            .or_insert_with(|| about(engine, &event.id));
+        about.last.clone_from(&event.event);
+        let about = about.clone();
+        if event.event == "removed" {
+            self.known.remove(&event.id);
+        }
+        if about.kind != Kind::Container {
+            return Vec::new();
+        }
+        let asked = event.event == "stopped" && was_stopped_by_user(engine, &event.id);
+        actions(event, before.as_deref(), asked)
+            .into_iter()
+            .filter(|action| self.has(event, &about, action))
+            .map(|action| document(event, &about, &action))
+            .collect()
+    }
+
+    fn has(&self, event: &Event, about: &About, action: &str) -> bool {
+        let filters = &self.filters;
+        let id = ids::container(&event.id);
+        let word = action.split(':').next().unwrap_or(action);
+        !filters.has("network")
+            && !filters.has("volume")
+            && filters.allow("type", |kind| kind == "container")
+            && filters.allow("scope", |scope| scope == "local")
+            && filters.allow("event", |wanted| wanted == word || wanted == action)
+            && filters.allow("container", |wanted| {
+                event.name == wanted.trim_start_matches('/') || (!wanted.is_empty() && id.starts_with(wanted))
+            })
+            && filters.allow("image", |wanted| name_fits(&about.image, wanted))
+            && filters.allow_labels(&about.labels)
+    }
+}
+
+fn about(engine: &Engine, id: &str) -> About {
+    let history = engine.history(id).ok();
+    let (kind, spec) = match history {
+        Some(history) => (history.state.map(|state| state.kind), Some(history.spec)),
+        None => (None, None),
+    };
+    About {
+        kind: kind.unwrap_or_default(),
+        image: spec.as_ref().map_or_else(String::new, |spec| spec.flist.clone()),
+        labels: spec.map_or_else(BTreeMap::new, |spec| spec.labels),
+        last: String::new(),
+    }
+}
+
+/// Whether the last run of a machine ended because somebody wanted that.
+fn was_stopped_by_user(engine: &Engine, id: &str) -> bool {
+    let state = engine.history(id).ok().and_then(|history| history.state);
+    state.is_some_and(|state| state.stopped_by_user)
+}
+
+/// What docker calls an event; some are nothing to it, and some two. `asked`: a user wanted the end of the run.
+fn actions(event: &Event, before: Option<&str>, asked: bool) -> Vec<String> {
+    let words: &[&str] = match event.event.as_str() {
+        "created" => &["create"],
+        "running" if before == Some("paused") => &["unpause"],
+        "running" => &["start"],
+        "paused" => &["pause"],
+        "stopping" => &[],
+        "stopped" if asked => &["die", "stop"],
+        "stopped" | "failed" | "restarting" => &["die"],
+        "removed" => &["destroy"],
+        "renamed" => &["rename"],
+        "health_status" => {
+            let status = event.detail.clone().unwrap_or_default();
+            return vec![format!("health_status: {status}")];
+        }
+        _ => &[],
+    };
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn document(event: &Event, about: &About, action: &str) -> Value {
+    let id = ids::container(&event.id);
+    let mut attributes: BTreeMap<String, String> = about.labels.clone();
+    attributes.insert("image".to_owned(), about.image.clone());
+    attributes.insert("name".to_owned(), event.name.clone());
+    if action == "die" {
+        let code = event
+            .exit_code
+            .map_or_else(|| "128".to_owned(), |code| code.to_string());
+        attributes.insert("exitCode".to_owned(), code);
+    }
+    if action == "rename"
+        && let Some(old) = event.detail.as_deref().and_then(|detail| detail.split('\'').nth(1))
+    {
+        attributes.insert("oldName".to_owned(), format!("/{old}"));
+    }
+    json!({
+        "status": action,
+        "id": id,
+        "from": about.image,
+        "Type": "container",
+        "Action": action,
+        "Actor": {"ID": id, "Attributes": attributes},
+        "scope": "local",
+        "time": event.time.as_second(),
+        "timeNano": i64::try_from(event.time.as_nanosecond()).unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_are_told_in_dockers_words() {
+        let event = |word: &str| Event::new("0123456789ab", "web", word);
+        for (word, before, asked, told) in [
+            ("created", None, false, &["create"][..]),
+            ("starting", Some("created"), false, &[]),
+            ("running", Some("starting"), false, &["start"]),
+            ("running", Some("paused"), false, &["unpause"]),
+            ("stopped", Some("running"), false, &["die"]),
+            ("stopped", Some("stopping"), true, &["die", "stop"]),
+            ("removed", Some("stopped"), false, &["destroy"]),
+        ] {
+            assert_eq!(actions(&event(word), before, asked), told, "{word}");
+        }
+        let mut healthy = event("health_status");
+        healthy.detail = Some("healthy".into());
+        assert_eq!(actions(&healthy, None, false), ["health_status: healthy"]);
+    }
+}

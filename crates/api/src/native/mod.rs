@@ -1,0 +1,128 @@
+//! The REST API `/v1`: machines, images, volumes and networks in this project's own words, as the command line has them.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`routes`] | every operation: path, parameters, body, answer |
+//! | [`openapi`] | the description of the API, made of the operations |
+//! | [`schemas`] | the shapes of what goes to and fro |
+//! | [`problem`] | failures, as RFC 9457 has them |
+//! | [`machines`], [`resources`], [`streams`] | the operations |
+//!
+//! # Invariants
+//! What an operation is called, takes and gives is in [`routes`] alone; a request for which no line is there is not answered, and what is
+//! there is in the description.
+
+pub mod machines;
+pub mod openapi;
+pub mod problem;
+pub mod resources;
+pub mod routes;
+pub mod schemas;
+pub mod streams;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::HeaderMap;
+use hyper::{Request, StatusCode};
+use zmachine_spec::{Class, Failure};
+
+use self::problem::Problem;
+use self::routes::{Operation, ROUTES};
+use crate::app::App;
+use crate::docker::query::{Query, decoded};
+use crate::http::{Answer, json};
+
+/// One request, taken apart.
+#[derive(Debug)]
+pub struct Call {
+    /// What stands in the places of the path.
+    pub places: BTreeMap<&'static str, String>,
+    /// The parameters.
+    pub query: Query,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Incoming,
+}
+
+impl Call {
+    /// What stands in a place of the path.
+    pub fn place(&self, name: &str) -> String {
+        self.places.get(name).cloned().unwrap_or_default()
+    }
+}
+
+/// Carries out a request.
+pub async fn answer(app: &Arc<App>, request: Request<Incoming>) -> Answer {
+    let (parts, body) = request.into_parts();
+    let path: Vec<String> = parts
+        .uri
+        .path()
+        .split('/')
+        .filter(|part| !part.is_empty())
+        .map(decoded)
+        .collect();
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let mut is_known = false;
+    for route in ROUTES {
+        let Some(places) = route.places(&path) else { continue };
+        is_known = true;
+        if route.method != parts.method.as_str() {
+            continue;
+        }
+        let call = Call {
+            places,
+            query,
+            headers: parts.headers,
+            body,
+        };
+        return match perform(app, route.operation, call).await {
+            Ok(answer) => answer,
+            Err(problem) => problem.answer(),
+        };
+    }
+    let (status, message) = match is_known {
+        true => (StatusCode::METHOD_NOT_ALLOWED, "this path does not have this method"),
+        false => (StatusCode::NOT_FOUND, "there is no such path"),
+    };
+    let failure = Failure::new(Class::NotFound, message).hint("GET /v1/openapi.json tells what there is");
+    Problem::with_status(failure, status).answer()
+}
+
+async fn perform(app: &Arc<App>, operation: Operation, call: Call) -> Result<Answer, Problem> {
+    match operation {
+        Operation::OpenApi => Ok(json(StatusCode::OK, &openapi::document())),
+        Operation::Version => Ok(resources::version()),
+        Operation::ListMachines => machines::list(app, &call).await,
+        Operation::CreateMachine => machines::create(app, call).await,
+        Operation::PlanMachine => machines::plan(app, call).await,
+        Operation::GetMachine => machines::get(app, &call).await,
+        Operation::ChangeMachine => machines::change(app, call).await,
+        Operation::RemoveMachine => machines::remove(app, &call).await,
+        Operation::StartMachine => machines::start(app, &call).await,
+        Operation::StopMachine => machines::stop(app, &call).await,
+        Operation::RestartMachine => machines::restart(app, &call).await,
+        Operation::KillMachine => machines::kill(app, &call).await,
+        Operation::PauseMachine => machines::pause(app, &call).await,
+        Operation::ResumeMachine => machines::resume(app, &call).await,
+        Operation::WaitMachine => machines::wait(app, &call).await,
+        Operation::WhyMachine => machines::why(app, &call).await,
+        Operation::MachineStats => machines::stats(app, &call).await,
+        Operation::MachineProcesses => machines::processes(app, &call).await,
+        Operation::MachineLogs => streams::logs(app, &call).await,
+        Operation::Events => streams::events(app, &call).await,
+        Operation::ListImages => resources::images(app).await,
+        Operation::RemoveImage => resources::remove_image(app, &call).await,
+        Operation::ListVolumes => resources::volumes(app).await,
+        Operation::CreateVolume => resources::create_volume(app, call).await,
+        Operation::GetVolume => resources::volume(app, &call).await,
+        Operation::RemoveVolume => resources::remove_volume(app, &call).await,
+        Operation::ListNetworks => resources::networks(app).await,
+        Operation::CreateNetwork => resources::create_network(app, call).await,
+        Operation::GetNetwork => resources::network(app, &call).await,
+        Operation::RemoveNetwork => resources::remove_network(app, &call).await,
+        Operation::Metrics => resources::metrics(app).await,
+    }
+}

@@ -1,0 +1,247 @@
+//! Every operation of the API.
+
+use std::collections::BTreeMap;
+
+/// An operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Operation {
+    OpenApi,
+    Version,
+    ListMachines,
+    CreateMachine,
+    PlanMachine,
+    GetMachine,
+    ChangeMachine,
+    RemoveMachine,
+    StartMachine,
+    StopMachine,
+    RestartMachine,
+    KillMachine,
+    PauseMachine,
+    ResumeMachine,
+    WaitMachine,
+    WhyMachine,
+    MachineStats,
+    MachineProcesses,
+    MachineLogs,
+    Events,
+    ListImages,
+    RemoveImage,
+    ListVolumes,
+    CreateVolume,
+    GetVolume,
+    RemoveVolume,
+    ListNetworks,
+    CreateNetwork,
+    GetNetwork,
+    RemoveNetwork,
+    Metrics,
+}
+
+/// The kind of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Words.
+    Text,
+    /// A whole number.
+    Number,
+    /// Yes or no.
+    Flag,
+}
+
+/// A parameter of the query.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameter {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// What it means.
+    pub about: &'static str,
+}
+
+/// What comes of an operation.
+#[derive(Debug, Clone, Copy)]
+pub enum Gives {
+    /// Nothing.
+    Nothing,
+    /// A document of this schema.
+    Document(&'static str),
+    /// A stream of this type.
+    Stream(&'static str),
+}
+
+/// One operation.
+#[derive(Debug, Clone, Copy)]
+pub struct Route {
+    /// The method.
+    pub method: &'static str,
+    /// The path; what stands in braces is a place.
+    pub path: &'static str,
+    /// Which operation.
+    pub operation: Operation,
+    /// What it does.
+    pub about: &'static str,
+    /// Its parameters.
+    pub query: &'static [Parameter],
+    /// The schema of its body.
+    pub takes: Option<&'static str>,
+    /// The status when all went well.
+    pub status: u16,
+    /// What comes of it.
+    pub gives: Gives,
+}
+
+const fn parameter(name: &'static str, kind: Kind, about: &'static str) -> Parameter {
+    Parameter { name, kind, about }
+}
+
+const NONE: &[Parameter] = &[];
+const LIST: &[Parameter] = &[
+    parameter(
+        "limit",
+        Kind::Number,
+        "how many at most, from 1 to 1000; 100 when it is not given",
+    ),
+    parameter("after", Kind::Text, "where the page before ended: its 'next'"),
+    parameter(
+        "label",
+        Kind::Text,
+        "KEY or KEY=VALUE; may be given several times, and all must hold",
+    ),
+    parameter("state", Kind::Text, "the phase in a word"),
+    parameter("kind", Kind::Text, "container or vm"),
+];
+const GRACE: &[Parameter] = &[parameter(
+    "time",
+    Kind::Number,
+    "seconds between the stop signal and the end by force; the machine's own when it is not given",
+)];
+const SPAN: &[Parameter] = &[
+    parameter("follow", Kind::Flag, "go on until the machine ends"),
+    parameter("tail", Kind::Number, "the last lines alone"),
+    parameter("since", Kind::Text, "a time of RFC 3339, or seconds since 1970"),
+    parameter("until", Kind::Text, "the same"),
+    parameter(
+        "source",
+        Kind::Text,
+        "stdout, stderr, console, agent, hypervisor or monitor; may be given several times",
+    ),
+];
+
+const fn route(
+    method: &'static str,
+    path: &'static str,
+    operation: Operation,
+    about: &'static str,
+    status: u16,
+    gives: Gives,
+) -> Route {
+    Route {
+        method,
+        path,
+        operation,
+        about,
+        query: NONE,
+        takes: None,
+        status,
+        gives,
+    }
+}
+
+impl Route {
+    const fn with(self, query: &'static [Parameter]) -> Route {
+        Route { query, ..self }
+    }
+
+    const fn taking(self, schema: &'static str) -> Route {
+        Route {
+            takes: Some(schema),
+            ..self
+        }
+    }
+
+    /// What stands in the places of a path, when it is one of this operation.
+    pub fn places(&self, path: &[String]) -> Option<BTreeMap<&'static str, String>> {
+        let parts: Vec<&str> = self.path.split('/').filter(|part| !part.is_empty()).collect();
+        if parts.len() != path.len() {
+            return None;
+        }
+        let mut places = BTreeMap::new();
+        for (part, found) in parts.into_iter().zip(path) {
+            match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
+                Some(place) => drop(places.insert(place, found.clone())),
+                None if part == found => {}
+                None => return None,
+            }
+        }
+        Some(places)
+    }
+}
+
+use Gives::{Document, Nothing, Stream};
+use Operation as O;
+
+/// All of them.
+#[rustfmt::skip]
+pub const ROUTES: &[Route] = &[
+    route("GET", "/v1/openapi.json", O::OpenApi, "This description", 200, Document("OpenApi")),
+    route("GET", "/v1/version", O::Version, "Versions of the server and of the API", 200, Document("Version")),
+    route("GET", "/v1/machines", O::ListMachines, "List machines, oldest first", 200, Document("MachinePage")).with(LIST),
+    route("POST", "/v1/machines", O::CreateMachine, "Create a machine; it is not started. With the header Idempotency-Key, a second request with the same key gives the machine of the first", 201, Document("Machine")).taking("MachineSpec"),
+    route("POST", "/v1/plans", O::PlanMachine, "Tell what would be made of a spec, and create nothing", 200, Document("Plan")).taking("MachineSpec"),
+    route("GET", "/v1/machines/{name}", O::GetMachine, "Everything about a machine, without its secrets; the header ETag changes with its spec", 200, Document("Machine")),
+    route("PATCH", "/v1/machines/{name}", O::ChangeMachine, "Change a machine: its name, policy, labels, CPUs or memory. With the header If-Match, only while its spec is the one that the caller knows", 200, Document("Machine")).taking("Change"),
+    route("DELETE", "/v1/machines/{name}", O::RemoveMachine, "Remove a machine with its disk and logs. The header If-Match is heeded", 204, Nothing)
+        .with(&[parameter("force", Kind::Flag, "also one that runs, which is killed"), parameter("volumes", Kind::Flag, "with the volumes that were made for it without a name; yes when it is not given")]),
+    route("POST", "/v1/machines/{name}/start", O::StartMachine, "Start a machine, and wait until its entrypoint runs", 200, Document("Machine")),
+    route("POST", "/v1/machines/{name}/stop", O::StopMachine, "Stop a machine in an orderly way, and wait until it has ended", 200, Document("Machine")).with(GRACE),
+    route("POST", "/v1/machines/{name}/restart", O::RestartMachine, "Stop a machine and start it", 200, Document("Machine")).with(GRACE),
+    route("POST", "/v1/machines/{name}/kill", O::KillMachine, "End a machine at once, or send a signal to its entrypoint", 204, Nothing)
+        .with(&[parameter("signal", Kind::Text, "the signal: SIGHUP, or a number")]),
+    route("POST", "/v1/machines/{name}/pause", O::PauseMachine, "Halt the virtual CPUs of a machine", 204, Nothing),
+    route("POST", "/v1/machines/{name}/resume", O::ResumeMachine, "Let the virtual CPUs of a machine run again", 204, Nothing),
+    route("POST", "/v1/machines/{name}/wait", O::WaitMachine, "Wait until a machine has ended", 200, Document("Exit")),
+    route("GET", "/v1/machines/{name}/why", O::WhyMachine, "Tell why a machine ended as it did, also one removed in the last seven days", 200, Document("Why")),
+    route("GET", "/v1/machines/{name}/stats", O::MachineStats, "What a running machine uses", 200, Document("Sample")),
+    route("GET", "/v1/machines/{name}/processes", O::MachineProcesses, "The processes in a running machine", 200, Document("Processes")),
+    route("GET", "/v1/machines/{name}/logs", O::MachineLogs, "What a machine wrote, one JSON object a line", 200, Stream("application/x-ndjson")).with(SPAN),
+    route("GET", "/v1/events", O::Events, "What happens to all machines, as server-sent events", 200, Stream("text/event-stream"))
+        .with(&[parameter("since", Kind::Text, "a time of RFC 3339, or seconds since 1970; now when it is not given")]),
+    route("GET", "/v1/images", O::ListImages, "List images", 200, Document("Images")),
+    route("DELETE", "/v1/images/{name}", O::RemoveImage, "Take a name away, and the image with its last one. The slashes of the name are written %2F", 200, Document("RemovedImage")),
+    route("GET", "/v1/volumes", O::ListVolumes, "List volumes", 200, Document("Volumes")),
+    route("POST", "/v1/volumes", O::CreateVolume, "Create a volume", 201, Document("Volume")).taking("NewVolume"),
+    route("GET", "/v1/volumes/{name}", O::GetVolume, "Show a volume", 200, Document("Volume")),
+    route("DELETE", "/v1/volumes/{name}", O::RemoveVolume, "Remove a volume with its data", 204, Nothing),
+    route("GET", "/v1/networks", O::ListNetworks, "List networks", 200, Document("Networks")),
+    route("POST", "/v1/networks", O::CreateNetwork, "Create a network", 201, Document("Network")).taking("NewNetwork"),
+    route("GET", "/v1/networks/{name}", O::GetNetwork, "Show a network", 200, Document("Network")),
+    route("DELETE", "/v1/networks/{name}", O::RemoveNetwork, "Remove a network that no machine is in", 204, Nothing),
+    route("GET", "/v1/metrics", O::Metrics, "Figures of all machines, for Prometheus", 200, Stream("text/plain; version=0.0.4")),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_has_one_path_and_every_path_its_places() {
+        for (index, route) in ROUTES.iter().enumerate() {
+            let is_again = |other: &&Route| {
+                other.operation == route.operation || (other.method, other.path) == (route.method, route.path)
+            };
+            assert!(!ROUTES[..index].iter().any(|other| is_again(&other)), "{}", route.path);
+        }
+        let path: Vec<String> = ["v1", "machines", "web", "start"].map(str::to_owned).into();
+        let found: Vec<_> = ROUTES
+            .iter()
+            .filter_map(|route| Some((route.operation, route.places(&path)?)))
+            .collect();
+        assert_eq!(
+            found,
+            [(Operation::StartMachine, BTreeMap::from([("name", "web".to_owned())]))]
+        );
+    }
+}

@@ -1,0 +1,203 @@
+//! The shapes of what goes to and fro. Tests hold them against what is really sent.
+
+use serde_json::{Map, Value, json};
+
+fn text() -> Value {
+    json!({"type": "string"})
+}
+
+fn number() -> Value {
+    json!({"type": "integer"})
+}
+
+fn flag() -> Value {
+    json!({"type": "boolean"})
+}
+
+fn or_null(kind: &str) -> Value {
+    json!({"type": [kind, "null"]})
+}
+
+fn list(of: &Value) -> Value {
+    json!({"type": "array", "items": of})
+}
+
+fn refer(name: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{name}")})
+}
+
+fn map() -> Value {
+    json!({"type": "object", "additionalProperties": {"type": "string"}})
+}
+
+fn any() -> Value {
+    json!({"type": "object", "additionalProperties": true})
+}
+
+/// An object of which all members are there, but for those in `optional`.
+fn object(about: &str, members: Value, optional: &[&str]) -> Value {
+    let required: Vec<&String> = members
+        .as_object()
+        .into_iter()
+        .flat_map(Map::keys)
+        .filter(|name| !optional.contains(&name.as_str()))
+        .collect();
+    json!({"type": "object", "description": about, "properties": members, "required": required})
+}
+
+/// An object that is sent to the server: what is not named is refused, what is not there is the default.
+fn request(about: &str, members: Value, required: &[&str]) -> Value {
+    json!({
+        "type": "object", "description": about, "properties": members, "required": required, "additionalProperties": false,
+    })
+}
+
+/// All of them, by name.
+pub fn schemas() -> Value {
+    let machine_summary = object(
+        "A machine in a listing",
+        json!({
+            "id": text(), "name": text(), "kind": text(), "state": text(), "booting": flag(), "health": or_null("string"),
+            "exit_code": or_null("integer"), "restarts": number(), "restart_at": or_null("string"), "flist": text(),
+            "cpus": number(), "cpu_limit": or_null("number"), "memory_bytes": number(), "addresses": list(&text()),
+            "ports": list(&text()), "command": list(&text()), "labels": map(), "networks": list(&text()),
+            "volumes": list(&text()), "created_at": text(), "started_at": or_null("string"), "finished_at": or_null("string"),
+        }),
+        &[],
+    );
+    let volume = object(
+        "A volume",
+        json!({
+            "name": text(), "state": text(), "fs": text(), "size_bytes": number(), "used_bytes": number(),
+            "image": or_null("string"), "created_at": text(), "machines": {"type": ["array", "null"], "items": text()},
+            "anonymous": flag(), "labels": map(), "path": text(),
+        }),
+        &["labels"],
+    );
+    let member = object(
+        "A machine in a network",
+        json!({
+            "id": text(), "name": text(), "addresses": list(&text()), "mac": text(), "tap": text(), "attached": flag(),
+            "names": list(&text()), "published": list(&text()),
+        }),
+        &[],
+    );
+    let network = object(
+        "A network",
+        json!({
+            "name": text(), "subnet": text(), "gateway": text(), "ipv6_subnet": or_null("string"),
+            "ipv6_gateway": or_null("string"), "internal": flag(), "mtu": number(), "dns": list(&text()), "bridge": text(),
+            "id": text(), "created_at": text(), "labels": map(), "machines": list(&refer("NetworkMember")),
+        }),
+        &["created_at", "labels"],
+    );
+    json!({
+        "OpenApi": any(),
+        "Version": object("Versions", json!({"version": text(), "api": text()}), &[]),
+        "Problem": object(
+            "Why something failed",
+            json!({
+                "type": text(), "title": text(), "status": number(), "detail": text(),
+                "class": {"type": "string", "enum": ["failed", "usage", "not_found", "conflict", "fetch", "unsupported", "command_not_executable", "command_not_found"]},
+                "causes": list(&text()), "hint": text(), "settings": list(&text()),
+                "text": {"type": "string", "description": "as the command line prints it"},
+            }),
+            &["hint", "settings"],
+        ),
+        "MachineSummary": machine_summary,
+        "MachinePage": object(
+            "Some machines",
+            json!({
+                "machines": list(&refer("MachineSummary")),
+                "next": {"type": ["string", "null"], "description": "the 'after' of the next page"},
+                "unreadable": list(&json!({"type": "object", "properties": {"id": text(), "detail": text()}})),
+            }),
+            &[],
+        ),
+        "Machine": {
+            "type": "object",
+            "description": "Everything about a machine, as 'zmachine inspect' shows it",
+            "properties": {
+                "id": text(), "name": text(), "kind": text(), "directory": text(), "log": text(), "block_cache": or_null("string"),
+                "sandbox": map(), "state": any(), "spec": any(), "plan": any(),
+            },
+            "required": ["id", "name", "kind", "state", "spec", "plan"],
+        },
+        "MachineSpec": {
+            "type": "object",
+            "description": "A machine as it is wanted: the members of 'spec' that 'zmachine inspect' shows; what is not there is the default",
+            "properties": {
+                "flist": {"type": "string", "description": "the image: a name, or the path or URL of a flist"},
+                "name": text(), "cpus": number(), "memory_bytes": number(), "command": list(&text()), "entrypoint": list(&text()),
+                "env": list(&list(&text())), "workdir": text(), "labels": map(), "auto_remove": flag(), "restart": {},
+                "networks": list(&any()), "publish": list(&any()), "volumes": list(&any()),
+            },
+            "required": ["flist"],
+            "additionalProperties": true,
+        },
+        "Plan": any(),
+        "Change": request(
+            "What of a machine is to be something else",
+            json!({
+                "name": text(), "restart": {}, "labels": map(), "labels_removed": list(&text()), "cpus": any(), "cpuset": text(),
+                "memory_bytes": number(),
+            }),
+            &[],
+        ),
+        "Exit": object("How a machine ended", json!({"exit": {}, "code": or_null("integer")}), &[]),
+        "Why": object(
+            "What is known of the starts of a machine",
+            json!({
+                "id": text(), "name": text(), "removed_at": or_null("string"), "state": {},
+                "attempts": list(&any()),
+            }),
+            &[],
+        ),
+        "Sample": any(),
+        "Processes": object("Processes of a machine", json!({"processes": list(&any())}), &[]),
+        "Images": object("Images", json!({"images": list(&any()), "unreadable": list(&text())}), &[]),
+        "RemovedImage": object(
+            "What became of an image",
+            json!({"names": list(&text()), "removed": flag(), "machines": list(&text())}),
+            &[],
+        ),
+        "Volume": volume,
+        "Volumes": object("Volumes", json!({"volumes": list(&refer("Volume")), "unreadable": list(&text())}), &[]),
+        "NewVolume": request(
+            "A wanted volume",
+            json!({"name": text(), "size_bytes": number(), "fs": {"type": "string", "enum": ["ext4", "btrfs", "xfs", "none"]}, "labels": map()}),
+            &["name"],
+        ),
+        "NetworkMember": member,
+        "Network": network,
+        "Networks": object("Networks", json!({"networks": list(&refer("Network"))}), &[]),
+        "NewNetwork": request(
+            "A wanted network",
+            json!({
+                "name": text(), "subnet": text(), "ipv6_subnet": {"type": "string", "description": "a subnet, or 'none'"},
+                "internal": flag(), "mtu": number(), "dns": list(&text()), "labels": map(),
+            }),
+            &["name"],
+        ),
+    })
+}
+
+/// Members that a document has and its schema does not, and those it must have and has not.
+///
+/// # Errors
+/// Their names.
+pub fn check(name: &str, document: &Value) -> Result<(), String> {
+    let schemas = schemas();
+    let schema = schemas.get(name).ok_or_else(|| format!("there is no schema {name}"))?;
+    let known = schema["properties"].as_object().cloned().unwrap_or_default();
+    let found = document.as_object().ok_or_else(|| format!("{name}: no object"))?;
+    if let Some(unknown) = found.keys().find(|member| !known.contains_key(*member)) {
+        return Err(format!("{name} has '{unknown}', which its schema does not name"));
+    }
+    let required = schema["required"].as_array().cloned().unwrap_or_default();
+    let missing = required
+        .iter()
+        .filter_map(Value::as_str)
+        .find(|member| !found.contains_key(*member));
+    missing.map_or(Ok(()), |missing| Err(format!("{name} lacks '{missing}'")))
+}
