@@ -303,6 +303,7 @@ pub async fn pull(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
             cwd: &engine.home().machines(),
             pull: PullPolicy::Always,
             mode: Mode::Auto,
+            is_lazy: false,
             stores: &[],
             progress: lines,
         };
