@@ -3,6 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use zmachine_kernel::KernelSource;
 use zmachine_spec::{Class, Failure};
 
 const AGENT: &str = "zmachine-agent";
@@ -57,6 +58,16 @@ impl Programs {
     /// Whose roles `monitor`, `rootfs`, `share` and `jail` are the processes of a machine.
     pub fn host(&self) -> &Path {
         &self.host
+    }
+
+    /// Where a guest kernel comes from when nobody says: the one that was installed with the programs (package `zmachine-kernel`), else
+    /// Debian's.
+    pub fn kernel_source(&self) -> KernelSource {
+        let folder = self.agent.with_file_name("kernel");
+        match folder.join("kernel.json").is_file() {
+            true => KernelSource::Prepared(folder),
+            false => KernelSource::Debian,
+        }
     }
 
     /// The static guest agent.

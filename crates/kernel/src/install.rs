@@ -23,6 +23,8 @@ pub enum KernelSource {
     Debian,
     /// A kernel's package file.
     Deb(PathBuf),
+    /// The folder of a kernel that was prepared already, as a library has it.
+    Prepared(PathBuf),
     /// A bare kernel.
     Files {
         /// A bzImage, or an uncompressed ELF.
@@ -98,6 +100,14 @@ impl KernelLibrary {
         name: Option<&str>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Kernel, KernelError> {
+        if let KernelSource::Prepared(folder) = source {
+            progress(Progress::Reading { path: folder.clone() });
+            let (new, prepared) = (work.join("kernel"), Kernel::read(folder)?);
+            let name = name.unwrap_or(&prepared.description.name);
+            self.check_free(name)?;
+            let description = copy_prepared(&prepared, &new, name)?;
+            return self.publish(work, &new, description);
+        }
         let (mut files, origin) = gather(source, work, progress)?;
         if files.release.is_empty() {
             files.release = image::release(&image::vmlinux(&files.kernel, &origin)?).unwrap_or_default();
@@ -109,8 +119,14 @@ impl KernelLibrary {
         self.check_free(&name)?;
         let new = work.join("kernel");
         let description = write_treated(&new, &files, &origin, &name)?;
+        self.publish(work, &new, description)
+    }
+
+    /// Gives the kernel in the folder `new` its place.
+    fn publish(&self, work: &Path, new: &Path, description: Description) -> Result<Kernel, KernelError> {
+        let name = description.name.clone();
         let dir = self.dir().join(&name);
-        fs::rename(&new, &dir).at("rename", &dir)?;
+        fs::rename(new, &dir).at("rename", &dir)?;
         file::sync_dir(self.dir())?;
         let _ = fs::remove_dir_all(work);
         let link = self.dir().join(DEFAULT_LINK);
@@ -138,6 +154,7 @@ fn gather(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(KernelFiles, String), KernelError> {
     match source {
+        KernelSource::Prepared(_) => unreachable!("it is copied as it is"),
         KernelSource::Debian => {
             let package = apt::newest_kernel_package()?;
             progress(Progress::Downloading {
@@ -167,6 +184,29 @@ fn gather(
             Ok((files, kernel.display().to_string()))
         }
     }
+}
+
+/// Copies a prepared kernel, each file held against its digest.
+fn copy_prepared(from: &Kernel, to: &Path, name: &str) -> Result<Description, KernelError> {
+    let modules = to.join("modules");
+    fs::create_dir_all(&modules).at("create", &modules)?;
+    for (file, digest) in &from.description.files {
+        let path = from.dir.join(file);
+        let content = fs::read(&path).at("read", &path)?;
+        if hex(&Sha256::digest(&content)) != *digest {
+            let damaged = std::io::Error::new(std::io::ErrorKind::InvalidData, "it is damaged");
+            return Err(damaged).at("read", &path);
+        }
+        write_synced(&to.join(file), &content)?;
+    }
+    let description = Description {
+        name: name.to_owned(),
+        ..from.description.clone()
+    };
+    file::replace_json(&to.join("kernel.json"), &description)?;
+    file::sync_dir(&modules)?;
+    file::sync_dir(to)?;
+    Ok(description)
 }
 
 fn read_modules_below(dir: &Path, files: &mut KernelFiles, depth: usize) -> Result<(), KernelError> {

@@ -33,7 +33,7 @@ pub(crate) fn kernel(command: KernelCommand) -> Result<u8, Failure> {
             let source = match (deb, vmlinux) {
                 (Some(deb), _) => KernelSource::Deb(deb),
                 (None, Some(kernel)) => KernelSource::Files { kernel, modules },
-                (None, None) => KernelSource::Debian,
+                (None, None) => Programs::own().kernel_source(),
             };
             let kernel = library.install(&source, name.as_deref(), &mut tell)?;
             // Made here, so that the first machine need not wait for it; a missing agent is what `doctor` reports.

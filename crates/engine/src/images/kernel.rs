@@ -15,12 +15,16 @@ impl Engine {
         let library = KernelLibrary::open(self.home.data())?;
         match library.default() {
             Err(KernelError::NoDefault { .. }) if installs => {
-                progress.message("no guest kernel is installed yet: installing Debian's cloud kernel");
-                library
-                    .install(&KernelSource::Debian, None, &mut |_| ())
-                    .map_err(|error| {
-                        Failure::from(error).context("there is no guest kernel, and Debian's could not be installed")
-                    })?;
+                let source = self.programs.kernel_source();
+                let (which, whose) = match source {
+                    KernelSource::Debian => ("Debian's cloud kernel", "Debian's"),
+                    _ => ("that of this host's packages", "that of this host's packages"),
+                };
+                progress.message(&format!("no guest kernel is installed yet: installing {which}"));
+                library.install(&source, None, &mut |_| ()).map_err(|error| {
+                    Failure::from(error)
+                        .context(format!("there is no guest kernel, and {whose} could not be installed"))
+                })?;
                 Ok(())
             }
             Err(error @ KernelError::NoDefault { .. }) => {
