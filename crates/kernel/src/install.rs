@@ -191,6 +191,13 @@ fn copy_prepared(from: &Kernel, to: &Path, name: &str) -> Result<Description, Ke
     let modules = to.join("modules");
     fs::create_dir_all(&modules).at("create", &modules)?;
     for (file, digest) in &from.description.files {
+        let is_module = |name: &str| !matches!(name, "" | "." | "..") && !name.contains('/');
+        if file != "vmlinux" && !file.strip_prefix("modules/").is_some_and(is_module) {
+            return Err(KernelError::BadDescription {
+                path: from.dir.join("kernel.json"),
+                reason: format!("a kernel has no file {file:?}"),
+            });
+        }
         let path = from.dir.join(file);
         let content = fs::read(&path).at("read", &path)?;
         if hex(&Sha256::digest(&content)) != *digest {

@@ -87,3 +87,51 @@ fn a_source_that_is_missing_is_named() {
     let error = library.install(&source, None, &mut |_| {}).unwrap_err();
     assert_eq!(error.to_string(), "cannot read nowhere/linux.deb");
 }
+
+#[test]
+fn a_prepared_kernel_is_copied_and_held_against_its_digests() {
+    use sha2::Digest as _;
+    let folder = tempfile::tempdir().unwrap();
+    let hex = |bytes: &[u8]| -> String {
+        sha2::Sha256::digest(bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    };
+    std::fs::create_dir(folder.path().join("modules")).unwrap();
+    std::fs::write(folder.path().join("vmlinux"), "the kernel").unwrap();
+    std::fs::write(folder.path().join("modules/a.ko"), "a module").unwrap();
+    let description = format!(
+        r#"{{"version": 1, "name": "debian-6.12.1", "release": "6.12.1-cloud-amd64", "source": "linux-image",
+        "package": null, "created_unix": 1, "files": {{"vmlinux": "{}", "modules/a.ko": "{}"}},
+        "modules": [{{"file": "a.ko", "needs": [], "boot": true}}]}}"#,
+        hex(b"the kernel"),
+        hex(b"a module")
+    );
+    std::fs::write(folder.path().join("kernel.json"), description).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let library = KernelLibrary::open(home.path()).unwrap();
+    let source = KernelSource::Prepared(folder.path().to_owned());
+    let kernel = library.install(&source, None, &mut |_| {}).unwrap();
+    assert_eq!(
+        (kernel.name(), library.default().unwrap()),
+        ("debian-6.12.1", kernel.clone())
+    );
+    assert_eq!(std::fs::read(kernel.dir.join("modules/a.ko")).unwrap(), b"a module");
+    let other = library.install(&source, Some("other"), &mut |_| {}).unwrap();
+    assert_eq!((other.name(), library.get("other").unwrap()), ("other", other.clone()));
+    assert!(matches!(
+        library.install(&source, None, &mut |_| {}),
+        Err(KernelError::Exists { .. })
+    ));
+
+    std::fs::write(folder.path().join("vmlinux"), "another one").unwrap();
+    let damaged = library.install(&source, Some("third"), &mut |_| {}).unwrap_err();
+    assert!(format!("{damaged:?}").contains("damaged"), "{damaged:?}");
+    assert!(library.get("third").is_err());
+    let path = folder.path().join("kernel.json");
+    let leads_out = std::fs::read_to_string(&path).unwrap().replace("modules/a.ko", "modules/../../a");
+    std::fs::write(path, leads_out).unwrap();
+    let refused = library.install(&source, Some("third"), &mut |_| {}).unwrap_err();
+    assert!(matches!(refused, KernelError::BadDescription { .. }), "{refused:?}");
+}
