@@ -130,7 +130,9 @@ fn a_prepared_kernel_is_copied_and_held_against_its_digests() {
     assert!(format!("{damaged:?}").contains("damaged"), "{damaged:?}");
     assert!(library.get("third").is_err());
     let path = folder.path().join("kernel.json");
-    let leads_out = std::fs::read_to_string(&path).unwrap().replace("modules/a.ko", "modules/../../a");
+    let leads_out = std::fs::read_to_string(&path)
+        .unwrap()
+        .replace("modules/a.ko", "modules/../../a");
     std::fs::write(path, leads_out).unwrap();
     let refused = library.install(&source, Some("third"), &mut |_| {}).unwrap_err();
     assert!(matches!(refused, KernelError::BadDescription { .. }), "{refused:?}");

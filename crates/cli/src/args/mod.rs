@@ -116,7 +116,7 @@ pub(crate) enum Command {
     Logs(LogsArgs),
     /// Run a command in a running machine; exits with its status
     Exec(ExecArgs),
-    /// Copy files and directories to or from a running machine
+    /// Copy files and directories to or from a machine
     Cp(CpArgs),
     /// List what a container has other than its image
     Diff(DiffArgs),

@@ -10,6 +10,7 @@ use std::thread;
 use zmachine_agent_protocol::{Frame, MAX_DATA, Transfer};
 use zmachine_engine::Engine;
 use zmachine_engine::transfer::{FromGuest, ToGuest};
+use zmachine_image::Silent;
 use zmachine_spec::{Class, Failure};
 use zmachine_transfer::{Keep, TransferError};
 
@@ -30,10 +31,18 @@ enum Side {
 /// Copies one way or the other.
 pub(crate) fn cp(engine: &Engine, args: &CpArgs) -> Result<u8, Failure> {
     match (side(&args.source), side(&args.target)) {
-        (Side::Machine { name, path }, Side::Host(target)) => from_machine(engine, &name, path, &target, args.archive)?,
-        (Side::Host(source), Side::Machine { name, path }) => to_machine(engine, &source, &name, path, args.archive)?,
-        (Side::Machine { name, path }, Side::Stream) => to_stdout(engine, &name, path)?,
-        (Side::Stream, Side::Machine { name, path }) => from_stdin(engine, &name, path, args.archive)?,
+        (Side::Machine { name, path }, Side::Host(target)) => {
+            reading(engine, &name, |at| {
+                from_machine(engine, at, path, &target, args.archive)
+            })?;
+        }
+        (Side::Host(source), Side::Machine { name, path }) => {
+            writing(engine, &name, |at| to_machine(engine, &source, at, path, args.archive))?;
+        }
+        (Side::Machine { name, path }, Side::Stream) => reading(engine, &name, |at| to_stdout(engine, at, path))?,
+        (Side::Stream, Side::Machine { name, path }) => {
+            writing(engine, &name, |at| from_stdin(engine, at, path, args.archive))?;
+        }
         _ => {
             return Err(
                 Failure::new(Class::Usage, "exactly one side of a copy is in a machine").hint(
@@ -43,6 +52,22 @@ pub(crate) fn cp(engine: &Engine, args: &CpArgs) -> Result<u8, Failure> {
         }
     }
     Ok(0)
+}
+
+/// Has `copy` read from a machine, or from one with a copy of its disk when it does not run.
+fn reading(engine: &Engine, name: &str, copy: impl FnOnce(&str) -> Result<(), Failure>) -> Result<(), Failure> {
+    match engine.machine(name)?.state.phase.is_active() {
+        true => copy(name),
+        false => copy(engine.open_root(name, &Silent)?.name()),
+    }
+}
+
+/// The same for what is written: all of it or nothing is kept of a machine that does not run.
+fn writing(engine: &Engine, name: &str, copy: impl FnOnce(&str) -> Result<(), Failure>) -> Result<(), Failure> {
+    match engine.machine(name)?.state.phase.is_active() {
+        true => copy(name),
+        false => engine.write_root(name, &Silent, copy),
+    }
 }
 
 fn side(text: &str) -> Side {

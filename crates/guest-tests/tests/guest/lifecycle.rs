@@ -228,6 +228,15 @@ fn copies_and_many_commands() {
             assert_eq!(run.expect_code(n as i32).stdout(), format!("{n}\n"));
         }
     });
+    checks.that("cp: into and out of a machine that does not run", || {
+        zmachine(&home, &["stop", "-t", "0", "m"]).expect_success();
+        let (one, out) = (home.file("one").display().to_string(), home.file("out"));
+        zmachine(&home, &["cp", &one, "m:/late"]).expect_success();
+        zmachine(&home, &["cp", "m:/late", &out.display().to_string()]).expect_success();
+        assert_eq!(std::fs::read_to_string(out).expect("a file"), "one");
+        zmachine(&home, &["cp", &one, "m:/no/where"]).expect_code(3);
+        assert_eq!(zmachine(&home, &["ps", "-a", "-q"]).stdout(), "m\n");
+    });
     checks.that("of several starts at once one wins, the others are conflicts", || {
         zmachine(&home, &["stop", "-t", "0", "m"]).expect_success();
         let starts: Vec<_> = (0..4).map(|_| in_background(home.zmachine(["start", "m"]))).collect();
@@ -237,6 +246,7 @@ fn copies_and_many_commands() {
             .collect();
         assert_eq!(codes.iter().filter(|code| **code == 0).count(), 1, "{codes:?}");
         assert_eq!(codes.iter().filter(|code| **code == 4).count(), 3, "{codes:?}");
+        assert_eq!(exec_output(&home, "m", "cat /late"), "one");
     });
     zmachine(&home, &["rm", "-f", "m"]).expect_success();
 }
