@@ -26,9 +26,7 @@ use crate::boot::{Booted, Phases};
 use crate::container::{Containers, Host};
 use crate::pollable::Pollable;
 use crate::port::Port;
-use crate::process::{
-    AgentSide, Ended, Namespaces, NextStreams, Plan, Session, StartError, Started, open_stdio, start, work,
-};
+use crate::process::{AgentSide, Namespaces, NextStreams, Plan, Session, StartError, Started, open_stdio, start, work};
 use crate::reaper::Reaper;
 use crate::sessions::Sessions;
 use crate::setup::{self, Layers, Outcome, Writable};
@@ -396,8 +394,7 @@ impl Agent {
                     self.state.set(State::Running(started.0.pid));
                 }
                 self.sessions.started(&None, started.0.pid);
-                let ended = self.session(started, true, Some(next), stream, decoder).await;
-                self.sessions.end(None, ended);
+                self.session(started, true, Some((None, next)), stream, decoder).await;
                 true
             }
             Err(error) => {
@@ -423,18 +420,18 @@ impl Agent {
             Ok(next) => next,
             Err(error) => return answer(stream, bad_request(&error)).await,
         };
-        let ended = match self.start(&process, &namespaces, false).await {
+        match self.start(&process, &namespaces, false).await {
             Ok(started) => {
                 self.sessions.started(&id, started.0.pid);
-                self.session(started, false, next, stream, decoder).await
+                let next = next.map(|next| (id, next));
+                self.session(started, false, next, stream, decoder).await;
             }
             Err(error) => {
+                if id.is_some() {
+                    self.sessions.end(id, None);
+                }
                 answer(stream, failure(error.kind(), error)).await;
-                None
             }
-        };
-        if id.is_some() {
-            self.sessions.end(id, ended);
         }
     }
 
@@ -475,22 +472,21 @@ impl Agent {
             Some(new) => self.containers.make(&container, new, &process, &host).await,
             None => self.containers.add(&container, &process, &host).await,
         };
-        let ended = match started {
+        match started {
             Ok(started) => {
-                let id = Some(id.clone());
+                let id = Some(id);
                 self.sessions.started(&id, started.0.pid);
                 let watched = new
                     .is_some()
                     .then(|| Rc::clone(&self).follow_first(container, started.0.pid));
                 watched.map(spawn_local);
-                self.session(started, false, Some(next), stream, decoder).await
+                self.session(started, false, Some((id, next)), stream, decoder).await;
             }
             Err(error) => {
+                self.sessions.end(Some(id), None);
                 answer(stream, failure(error.kind(), error)).await;
-                None
             }
-        };
-        self.sessions.end(Some(id), ended);
+        }
     }
 
     /// Ends a container with its first process.
@@ -527,7 +523,7 @@ impl Agent {
             Ok::<_, StartError>((start(&plan, child, &namespaces, &self.proc, &self.reaper).await?, side))
         };
         match started.await {
-            Ok(started) => drop(self.session(started, false, None, stream, decoder).await),
+            Ok(started) => self.session(started, false, None, stream, decoder).await,
             Err(error) => answer(stream, failure(error.kind(), error)).await,
         }
     }
@@ -565,10 +561,10 @@ impl Agent {
         &self,
         (started, side): (Started, AgentSide),
         is_entrypoint: bool,
-        next: Option<NextStreams>,
+        next: Option<(Option<String>, NextStreams)>,
         mut stream: yamux::Stream,
         decoder: FrameDecoder,
-    ) -> Option<Ended> {
+    ) {
         let pid = started.pid;
         let reply = Frame::message(&Reply::Started { pid: pid as u32 });
         // A host that is gone already is noticed by the session.
@@ -577,7 +573,13 @@ impl Agent {
         if terminal {
             self.terminals.borrow_mut().push(pid);
         }
-        let ended = Session {
+        let (id, next) = next.unzip();
+        let over = |ended| {
+            if let Some(id) = id {
+                self.sessions.end(id, ended);
+            }
+        };
+        Session {
             stream,
             decoder,
             process: started,
@@ -586,12 +588,11 @@ impl Agent {
             is_entrypoint,
             next,
         }
-        .run()
+        .run(over)
         .await;
         if terminal {
             self.terminals.borrow_mut().retain(|other| *other != pid);
         }
-        ended
     }
 }
 

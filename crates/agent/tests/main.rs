@@ -574,6 +574,22 @@ fn a_host_that_takes_over_finds_entrypoint_and_sessions_and_misses_nothing() {
         assert!(matches!(unread.reply().await, Reply::Started { .. }));
         drop(unread);
         assert_eq!(machine.ask(wait("unread")).await, Reply::Exited(ExitStatus::Code(5)));
+        // Whoever comes after the end of a process that nobody followed, however soon, gets all of it.
+        for number in 0..5 {
+            let id = format!("brief-{number}");
+            let mut brief = machine.open(&session(&id, "echo brief; exit 6")).await;
+            assert!(matches!(brief.reply().await, Reply::Started { .. }));
+            drop(brief);
+            tokio::time::sleep(Duration::from_millis(number * 60)).await;
+            let mut brief = machine.open(&resume(Some(&id), 0)).await;
+            assert!(matches!(brief.reply().await, Reply::Resumed { lost: 0, .. }));
+            let brief = brief.finish().await;
+            assert_eq!(
+                (brief.stdout.as_slice(), brief.end),
+                (&b"brief\n"[..], Ok(ExitStatus::Code(6))),
+                "{number}"
+            );
+        }
         let unknown = machine.ask(resume(Some("nobody"), 0)).await;
         assert!(matches!(unknown, Reply::Error(_)), "{unknown:?}");
 

@@ -66,9 +66,9 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Runs until the process is gone, `Exited` is sent, and the host has closed the stream or 5 s have passed. What a host may
-    /// still ask of a process that outlives its streams.
-    pub(crate) async fn run(self) -> Option<Ended> {
+    /// Runs until the process is gone, `Exited` is sent, and the host has closed the stream or 5 s have passed. `over` gets what a host may
+    /// still ask of a process that outlives its streams, at the moment from which it takes no other stream.
+    pub(crate) async fn run(self, over: impl FnOnce(Option<Ended>)) {
         let Session {
             stream,
             decoder,
@@ -87,7 +87,7 @@ impl Session {
         let Ok((sources, feed)) = split(side) else {
             // No descriptors left for the runtime: the process loses its streams, and the host is told the end.
             finish(write, exited.await).await;
-            return None;
+            return over(None);
         };
         let typed = Typed {
             stream: read,
@@ -122,10 +122,10 @@ impl Session {
         );
         match select(output, input).await {
             Either::Left((ended, input)) => {
+                over(ended);
                 let _ = timeout(GOODBYE, input).await;
-                ended
             }
-            Either::Right(((), output)) => output.await,
+            Either::Right(((), output)) => over(output.await),
         }
     }
 }
@@ -287,16 +287,30 @@ impl Output<'_> {
         };
         self.is_over.set(true);
         let exited = Frame::message(&Reply::Exited(status)).to_bytes();
-        let mut is_told = match &mut self.stream {
-            Some(stream) => stream.write_all(&exited).await.is_ok() && stream.close().await.is_ok(),
-            None => false,
-        };
-        // An execution's end can be asked for later. The machine ends with its entrypoint, so there somebody is waited for.
-        while self.is_entrypoint && !is_told {
-            let Some((mut stream, received)) = kept.streams.recv().await else {
-                break;
+        let (mut is_told, mut next) = (false, None);
+        if let Some(mut stream) = self.stream.take() {
+            let told = pin!(async { stream.write_all(&exited).await.is_ok() && stream.close().await.is_ok() });
+            match select(told, pin!(kept.streams.recv())).await {
+                Either::Left((told, _)) => is_told = told,
+                // As long as the process ran: whoever comes takes the place of whoever does not read.
+                Either::Right((come, _)) => next = come,
+            }
+        }
+        // Hosts that came meanwhile. From the last look on, the end is in the caller's hands, without a pause in which one could come.
+        // The end of an execution can be asked for later; the machine ends with its entrypoint, so there somebody is waited for.
+        loop {
+            let come = match next.take() {
+                Some(come) => Some(come),
+                None => match kept.streams.try_recv() {
+                    Ok(come) => Some(come),
+                    Err(_) if self.is_entrypoint && !is_told => kept.streams.recv().await,
+                    Err(_) => None,
+                },
             };
-            is_told = stream.write_all(&ended.resumed(received)).await.is_ok() && stream.close().await.is_ok();
+            let Some((mut stream, received)) = come else { break };
+            let bytes = ended.resumed(received);
+            let tell = async { stream.write_all(&bytes).await.is_ok() && stream.close().await.is_ok() };
+            is_told |= timeout(STALL, tell).await.unwrap_or(false);
         }
         Some(ended)
     }

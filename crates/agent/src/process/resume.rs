@@ -8,11 +8,11 @@ use std::collections::VecDeque;
 
 use futures::io::{AsyncReadExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use zmachine_agent_protocol::{ExitStatus, Frame, FrameDecoder, HEADER_LEN, Reply};
+use zmachine_agent_protocol::{ExitStatus, Frame, FrameDecoder, HEADER_LEN, MAX_DATA, Reply};
 
 /// Output of one session that is kept after it was sent, in bytes: yamux's window, which is as much as can be on its way to
-/// a host that has read none of it.
-const KEPT: usize = 256 * 1024;
+/// a host that has read none of it, and the frame that waits for room in it.
+const KEPT: usize = 256 * 1024 + MAX_DATA;
 
 /// The last output of a session.
 #[derive(Debug, Default)]
@@ -159,6 +159,15 @@ mod tests {
             assert_eq!((frames(&bytes), lost), (all[received as usize..].to_vec(), 0));
         }
         assert_eq!(replay.after(u64::MAX), (Vec::new(), 0));
+    }
+
+    #[test]
+    fn a_window_and_the_frame_behind_it_are_kept() {
+        let mut replay = Replay::default();
+        for _ in 0..256 * 1024 / MAX_DATA + 1 {
+            replay.push(&Frame::Stdout(vec![1; MAX_DATA]).to_bytes());
+        }
+        assert_eq!(replay.after(0).1, 0);
     }
 
     #[test]
