@@ -152,7 +152,7 @@ fn every_kind_of_failure_is_told_in_words_with_what_to_do() {
         zmachine(&home, &["start", "asked"]).expect_success();
         zmachine(&home, &["kill", "asked"]).expect_success();
         assert!(
-            why(&home, "asked").contains("killed, as asked"),
+            why(&home, "asked").contains("asked to stop, and ended by SIGKILL"),
             "{}",
             why(&home, "asked")
         );
