@@ -392,6 +392,13 @@ fn a_machine_that_began_early_needs_no_registry_when_all_is_here() {
     library
         .trim_cache(|_| Ok::<_, zmachine_image::ResolveError>(Default::default()))
         .unwrap();
+    let asked = registry.log.lock().unwrap().len();
+    complete(&image, &ImportOptions::default(), &library, &Silent).unwrap();
+    assert_eq!(
+        registry.log.lock().unwrap().len(),
+        asked,
+        "what is here is not asked for"
+    );
     let sent = registry.sent();
     for (name, bytes) in files() {
         assert!(content(&fetcher, &image, &format!("/{name}")) == bytes, "{name}");

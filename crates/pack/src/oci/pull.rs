@@ -208,7 +208,7 @@ pub fn current_digest(image: &ImageSource, options: &ImportOptions) -> Result<St
 }
 
 /// Whether all layers of an image are here with all their blocks.
-fn is_whole(library: &Library, image: &Digest) -> Result<bool, ResolveError> {
+pub(super) fn is_whole(library: &Library, image: &Digest) -> Result<bool, ResolveError> {
     if library.is_lazy(image) {
         return Ok(false);
     }

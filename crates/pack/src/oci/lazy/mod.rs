@@ -12,7 +12,7 @@ use std::fs::File;
 use std::time::Duration;
 
 use zmachine_flist::{Flist, NodeId, NodeKind, RouteTable, Tree};
-use zmachine_image::lazy::{INDEX_FILE, LazyIndex, LazyLayer, ORIGIN_FILE, Origin, write_known};
+use zmachine_image::lazy::{INDEX_FILE, KNOWN_FILE, LazyIndex, LazyLayer, ORIGIN_FILE, Origin, write_known};
 use zmachine_image::library::{Layer, NewImage, ResolveError};
 use zmachine_image::progress::Progress;
 use zmachine_image::reference::ImageSource;
@@ -23,7 +23,7 @@ use self::toc::Listed;
 use super::frame::replay;
 use super::keep::Unkept;
 use super::manifest::Descriptor;
-use super::pull::{CONFIGURATION, MANIFEST, Pulled, names, pull, some_layers};
+use super::pull::{CONFIGURATION, MANIFEST, Pulled, is_whole, names, pull, some_layers};
 use super::source::Source;
 use super::{Documents, ImportError, ImportOptions, Problem};
 use crate::pack::Assembly;
@@ -163,6 +163,14 @@ pub fn complete(
     let Some(source) = source else {
         return Ok(image.clone());
     };
+    // What is here already needs no registry, which may be gone.
+    if let ImageSource::Registry { reference, .. } = &source
+        && image.directory.join(KNOWN_FILE).exists()
+        && let Some((digest, _)) = library.remembered(reference).map_err(here)?
+        && is_whole(library, &digest).map_err(here)?
+    {
+        return library.by_its_digest(&digest, Mode::Auto, &shown).map_err(here);
+    }
     let options = ImportOptions {
         is_lazy: false,
         ..options.clone()
