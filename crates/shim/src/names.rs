@@ -1,74 +1,10 @@
 //! Names of Linux in OCI specifications, and their numbers.
 
 use zmachine_agent_protocol::Capabilities;
+use zmachine_spec::guest::{CAPABILITIES, RESOURCES};
 
 use crate::error::ShimError;
 use crate::oci;
-
-/// By number, from linux/capability.h.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
-/// By number, from asm-generic/resource.h.
-const LIMITS: [&str; 16] = [
-    "CPU",
-    "FSIZE",
-    "DATA",
-    "STACK",
-    "CORE",
-    "RSS",
-    "NPROC",
-    "NOFILE",
-    "MEMLOCK",
-    "AS",
-    "LOCKS",
-    "SIGPENDING",
-    "MSGQUEUE",
-    "NICE",
-    "RTPRIO",
-    "RTTIME",
-];
 
 /// Options of mounts, the flag of mount(2), and whether it is set or taken back.
 const FLAGS: [(&str, u64, bool); 22] = [
@@ -137,8 +73,8 @@ pub(crate) fn capabilities(named: &oci::Capabilities) -> Result<Capabilities, Sh
 /// # Errors
 /// For a name that is none.
 pub(crate) fn limit(name: &str) -> Result<u8, ShimError> {
-    let short = name.strip_prefix("RLIMIT_").unwrap_or(name);
-    let number = LIMITS.iter().position(|known| *known == short);
+    let short = name.strip_prefix("RLIMIT_").unwrap_or(name).to_ascii_lowercase();
+    let number = RESOURCES.iter().position(|known| *known == short);
     let unknown = || ShimError::Invalid(format!("there is no resource limit '{name}'"));
     number.map(|number| number as u8).ok_or_else(unknown)
 }

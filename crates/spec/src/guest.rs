@@ -231,7 +231,7 @@ impl fmt::Display for Host {
 }
 
 /// The resources that Linux limits, by their numbers, as docker names them.
-const RESOURCES: [&str; 16] = [
+pub const RESOURCES: [&str; 16] = [
     "cpu",
     "fsize",
     "data",
@@ -310,7 +310,7 @@ impl fmt::Display for Ulimit {
 }
 
 /// The capabilities of Linux, by their numbers.
-const CAPABILITIES: [&str; 41] = [
+pub const CAPABILITIES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",
