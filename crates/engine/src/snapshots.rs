@@ -9,9 +9,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use zmachine_hypervisor::{Accel, qemu};
 use zmachine_image::{Progress, PullPolicy};
 use zmachine_plan::Plan;
 use zmachine_spec::control::{Reply, Request};
+use zmachine_spec::saved::HostMark;
 use zmachine_spec::{Class, Failure, MachineSpec, check_name};
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::snapshot::{
@@ -179,6 +181,7 @@ impl Engine {
         }
         let folder = self.snapshots().folder(&snapshot);
         self.require_fit(&machine, &snapshot, &folder)?;
+        require_version(&snapshot)?;
         let memory = load(&snapshot, &folder, false)?;
         {
             let _held = self.held(&machine)?;
@@ -292,6 +295,17 @@ impl Engine {
             );
             return Err(Failure::new(Class::Unsupported, message).hint("start the machine without it"));
         }
+        let (kept, wanted) = (snapshot.saved.memory.bytes, plan.vm.memory_bytes);
+        if kept != wanted {
+            let message = format!("the snapshot '{name}' has {kept} bytes of memory, and the machine has {wanted}");
+            return Err(Failure::new(Class::Unsupported, message).hint("start the machine without it"));
+        }
+        if let Some(why) = HostMark::of_this_host(plan.vm.accel == Accel::Kvm).differs_from(&snapshot.saved.host) {
+            let message = format!("the snapshot '{name}' does not fit this host: {why}");
+            return Err(
+                Failure::new(Class::Unsupported, message).hint("go on where it was saved, or start the machine anew")
+            );
+        }
         let damaged = |what: String| {
             Failure::new(Class::Failed, format!("the snapshot '{name}' is damaged: {what}"))
                 .hint(format!("remove it: zmachine snapshot rm {name}"))
@@ -378,6 +392,19 @@ impl Engine {
 fn open(folder: &Path, name: &str) -> Result<File, FileError> {
     let path = folder.join(name);
     File::open(&path).map_err(|e| FileError::io("open", &path, e))
+}
+
+/// That the hypervisor is the one that saved it, before anything of the machine is changed. One that differs in less is found out when it
+/// is started.
+fn require_version(snapshot: &Snapshot) -> Result<(), Failure> {
+    let found = qemu::probe(None).map_err(|e| Failure::from_error(Class::Unsupported, &e).hint(e.hint()))?;
+    let (major, minor) = found.version;
+    if snapshot.saved.hypervisor.starts_with(&format!("qemu {major}.{minor}.")) {
+        return Ok(());
+    }
+    let (name, by) = (snapshot.name(), &snapshot.saved.hypervisor);
+    let message = format!("the snapshot '{name}' was saved by {by}, and this host has qemu {major}.{minor}");
+    Err(Failure::new(Class::Unsupported, message).hint("start the machine anew, or go on where it was saved"))
 }
 
 /// The snapshot's memory, held against what was saved.

@@ -142,6 +142,7 @@ impl Bench {
             nics: Vec::new(),
             agent: true,
             platform: Platform::Lean,
+            is_saveable: false,
         }
     }
 

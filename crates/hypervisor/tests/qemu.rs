@@ -75,6 +75,7 @@ impl Bench {
             nics: Vec::new(),
             agent: true,
             platform: zmachine_hypervisor::Platform::Lean,
+            is_saveable: false,
         }
     }
 

@@ -118,8 +118,12 @@ pub(crate) fn fork(engine: &Engine, args: &ForkArgs) -> Result<u8, Failure> {
         started.push(engine.fork(&source, &name, &progress)?);
     }
     for (machine, mut starting) in started {
-        starting.wait_ready(&progress)?;
-        output::print(&format!("{}\n", machine.spec.name))?;
+        let name = &machine.spec.name;
+        starting.wait_ready(&progress).inspect_err(|_| {
+            starting.wait_gone();
+            super::run::remove_if_it_never_ran(engine, name);
+        })?;
+        output::print(&format!("{name}\n"))?;
     }
     Ok(0)
 }

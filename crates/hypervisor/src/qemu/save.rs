@@ -59,7 +59,7 @@ pub(super) async fn restore(qmp: &mut Qmp, state: OwnedFd, version: &str) -> Res
         });
     }
     set_up(qmp).await?;
-    // The guest says its addresses itself once it has its own.
+    // Nor does QEMU itself: the guest says its addresses once it has its own.
     qmp.execute("migrate-set-parameters", json!({ "announce-rounds": 0 }))
         .await?;
     qmp.pass_descriptor(STATE, state).await?;
