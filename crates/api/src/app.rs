@@ -8,6 +8,8 @@ use tokio::sync::{Semaphore, oneshot};
 use zmachine_engine::Engine;
 use zmachine_spec::Failure;
 
+use crate::access::audit::Audit;
+use crate::access::guard::Guard;
 use crate::docker::exec::Execs;
 use crate::docker::stream::ToMonitor;
 use crate::http::Refusal;
@@ -26,6 +28,10 @@ pub struct App {
     pub engine: Engine,
     /// When something has happened.
     pub hub: Hub,
+    /// Who may do what.
+    pub guard: Guard,
+    /// Who did what.
+    pub audit: Audit,
     /// Commands in machines.
     pub execs: Mutex<Execs>,
     /// The path of the socket that clients use; they may want it in a container.
@@ -52,6 +58,8 @@ impl App {
     pub fn new(engine: Engine, socket: Option<PathBuf>) -> Result<App, Failure> {
         Ok(App {
             hub: Hub::start(engine.home())?,
+            guard: Guard::of(engine.home().data()),
+            audit: Audit::of(engine.home().data()),
             engine,
             execs: Mutex::default(),
             socket,

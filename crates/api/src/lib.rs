@@ -3,6 +3,8 @@
 //! | module | owns |
 //! |---|---|
 //! | [`listen`] | the sockets: made, with mode and group, or taken over from systemd |
+//! | [`access`] | roles, tokens, checks of every request, the record of changes |
+//! | [`tls`] | the certificate |
 //! | [`server`] | connections and their limit |
 //! | [`http`] | bodies, answers, errors of requests |
 //! | [`app`] | what requests share |
@@ -20,6 +22,7 @@
 
 #![recursion_limit = "256"]
 
+pub mod access;
 pub mod app;
 pub mod docker;
 pub mod http;
@@ -27,3 +30,4 @@ pub mod hub;
 pub mod listen;
 pub mod native;
 pub mod server;
+pub mod tls;

@@ -39,7 +39,7 @@ impl Server {
         let home = tempfile::tempdir_in("/tmp").expect("a folder");
         let (socket, native) = (home.path().join("docker.sock"), home.path().join("api.sock"));
         let child = Command::new(env!("CARGO_BIN_EXE_zmachine-api"))
-            .args(["--program", "/bin/true", "--docker"])
+            .args(["--program", "/bin/true", "serve", "--docker"])
             .arg(&socket)
             .arg("--socket")
             .arg(&native)
@@ -507,7 +507,7 @@ fn a_socket_of_systemd_is_served_in_place_of_its_own() {
     let socket = home.path().join("given.sock");
     let listener = UnixListener::bind(&socket).expect("a socket");
     // As systemd does: the socket is descriptor 3, and the variables say whose.
-    let script = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=docker exec \"$0\" --program /bin/true 3<&0";
+    let script = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=docker exec \"$0\" --program /bin/true serve 3<&0";
     let mut child = Command::new("sh")
         .args(["-c", script, env!("CARGO_BIN_EXE_zmachine-api")])
         .env("ZMACHINE_HOME", home.path().join("home"))
@@ -541,7 +541,7 @@ fn a_server_that_is_killed_leaves_its_place_to_the_next() {
     }
     let home = server._home.path().join("home");
     server.child = Command::new(env!("CARGO_BIN_EXE_zmachine-api"))
-        .args(["--program", "/bin/true", "--docker"])
+        .args(["--program", "/bin/true", "serve", "--docker"])
         .arg(&server.socket)
         .arg("--socket")
         .arg(&server.native)

@@ -30,6 +30,7 @@ use zmachine_spec::{Class, Failure};
 
 use self::problem::Problem;
 use self::routes::{Operation, ROUTES};
+use crate::access::Role;
 use crate::app::App;
 use crate::docker::query::{Query, decoded};
 use crate::http::{Answer, json};
@@ -54,16 +55,31 @@ impl Call {
     }
 }
 
+/// The parts of a path, decoded.
+fn parts_of(path: &str) -> Vec<String> {
+    path.split('/').filter(|part| !part.is_empty()).map(decoded).collect()
+}
+
+/// The role that a request needs. What is not there may be asked for by everybody.
+pub fn role(method: &str, path: &str) -> Role {
+    let path = parts_of(path);
+    let asked = |route: &&routes::Route| route.method == method && route.places(&path).is_some();
+    ROUTES.iter().find(asked).map_or(Role::Viewer, |route| route.role)
+}
+
+/// Whether a request changes something, or lets somebody into a machine. Others are not recorded.
+pub fn is_change(method: &str, path: &str) -> bool {
+    let asks = ["/wait", "/plans"];
+    match method {
+        "GET" | "HEAD" => role(method, path) > Role::Viewer,
+        _ => !asks.iter().any(|end| path.ends_with(end)),
+    }
+}
+
 /// Carries out a request.
 pub async fn answer(app: &Arc<App>, request: Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
-    let path: Vec<String> = parts
-        .uri
-        .path()
-        .split('/')
-        .filter(|part| !part.is_empty())
-        .map(decoded)
-        .collect();
+    let path = parts_of(parts.uri.path());
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let mut is_known = false;
     for route in ROUTES {

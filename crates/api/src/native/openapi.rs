@@ -22,7 +22,13 @@ pub fn document() -> Value {
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": schemas()},
+        "components": {
+            "schemas": schemas(),
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "A token of 'zmachine token create'; over a Unix socket none is needed"},
+            },
+        },
+        "security": [{"token": []}, {}],
     })
 }
 
@@ -57,6 +63,7 @@ fn operation(route: &Route) -> Value {
     let mut operation = json!({
         "operationId": name[..1].to_lowercase() + &name[1..],
         "summary": route.about,
+        "x-role": route.role,
         "parameters": parameters,
         "responses": {route.status.to_string(): answer, "default": failed},
     });

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::access::Role;
+
 /// An operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -83,6 +85,8 @@ pub struct Route {
     pub operation: Operation,
     /// What it does.
     pub about: &'static str,
+    /// Who may ask for it.
+    pub role: Role,
     /// Its parameters.
     pub query: &'static [Parameter],
     /// The schema of its body.
@@ -143,6 +147,12 @@ const fn route(
         path,
         operation,
         about,
+        // Who looks changes nothing; whatever else is meant for others than admins says so.
+        role: if matches!(method.as_bytes(), b"GET") {
+            Role::Viewer
+        } else {
+            Role::Admin
+        },
         query: NONE,
         takes: None,
         status,
@@ -151,6 +161,10 @@ const fn route(
 }
 
 impl Route {
+    const fn by(self, role: Role) -> Route {
+        Route { role, ..self }
+    }
+
     const fn with(self, query: &'static [Parameter]) -> Route {
         Route { query, ..self }
     }
@@ -195,14 +209,14 @@ pub const ROUTES: &[Route] = &[
     route("PATCH", "/v1/machines/{name}", O::ChangeMachine, "Change a machine: its name, policy, labels, CPUs or memory. With the header If-Match, only while its spec is the one that the caller knows", 200, Document("Machine")).taking("Change"),
     route("DELETE", "/v1/machines/{name}", O::RemoveMachine, "Remove a machine with its disk and logs. The header If-Match is heeded", 204, Nothing)
         .with(&[parameter("force", Kind::Flag, "also one that runs, which is killed"), parameter("volumes", Kind::Flag, "with the volumes that were made for it without a name; yes when it is not given")]),
-    route("POST", "/v1/machines/{name}/start", O::StartMachine, "Start a machine, and wait until its entrypoint runs", 200, Document("Machine")),
-    route("POST", "/v1/machines/{name}/stop", O::StopMachine, "Stop a machine in an orderly way, and wait until it has ended", 200, Document("Machine")).with(GRACE),
-    route("POST", "/v1/machines/{name}/restart", O::RestartMachine, "Stop a machine and start it", 200, Document("Machine")).with(GRACE),
-    route("POST", "/v1/machines/{name}/kill", O::KillMachine, "End a machine at once, or send a signal to its entrypoint", 204, Nothing)
+    route("POST", "/v1/machines/{name}/start", O::StartMachine, "Start a machine, and wait until its entrypoint runs", 200, Document("Machine")).by(Role::Operator),
+    route("POST", "/v1/machines/{name}/stop", O::StopMachine, "Stop a machine in an orderly way, and wait until it has ended", 200, Document("Machine")).with(GRACE).by(Role::Operator),
+    route("POST", "/v1/machines/{name}/restart", O::RestartMachine, "Stop a machine and start it", 200, Document("Machine")).with(GRACE).by(Role::Operator),
+    route("POST", "/v1/machines/{name}/kill", O::KillMachine, "End a machine at once, or send a signal to its entrypoint", 204, Nothing).by(Role::Operator)
         .with(&[parameter("signal", Kind::Text, "the signal: SIGHUP, or a number")]),
-    route("POST", "/v1/machines/{name}/pause", O::PauseMachine, "Halt the virtual CPUs of a machine", 204, Nothing),
-    route("POST", "/v1/machines/{name}/resume", O::ResumeMachine, "Let the virtual CPUs of a machine run again", 204, Nothing),
-    route("POST", "/v1/machines/{name}/wait", O::WaitMachine, "Wait until a machine has ended", 200, Document("Exit")),
+    route("POST", "/v1/machines/{name}/pause", O::PauseMachine, "Halt the virtual CPUs of a machine", 204, Nothing).by(Role::Operator),
+    route("POST", "/v1/machines/{name}/resume", O::ResumeMachine, "Let the virtual CPUs of a machine run again", 204, Nothing).by(Role::Operator),
+    route("POST", "/v1/machines/{name}/wait", O::WaitMachine, "Wait until a machine has ended", 200, Document("Exit")).by(Role::Viewer),
     route("GET", "/v1/machines/{name}/why", O::WhyMachine, "Tell why a machine ended as it did, also one removed in the last seven days", 200, Document("Why")),
     route("GET", "/v1/machines/{name}/stats", O::MachineStats, "What a running machine uses", 200, Document("Sample")),
     route("GET", "/v1/machines/{name}/processes", O::MachineProcesses, "The processes in a running machine", 200, Document("Processes")),

@@ -66,7 +66,7 @@ impl Served {
     /// Starts a server.
     pub(crate) fn start(&mut self) {
         let program = Path::new(env!("CARGO_BIN_EXE_zmachine-api"));
-        let args = ["--docker", &self.socket.display().to_string()].map(str::to_owned);
+        let args = ["serve", "--docker", &self.socket.display().to_string()].map(str::to_owned);
         self.server = Some(self.home.command(program, args).start());
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.docker(&["version"]).code != 0 {

@@ -176,6 +176,9 @@ pub(crate) enum Command {
     InstallUnits(InstallUnitsArgs),
     /// Serve the machines of this home to other programs until it is stopped: by Docker's API, and by a REST API of our own
     Serve(ServeArgs),
+    /// Make, list and remove the tokens by which others may use that server
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Check what this host offers to machines
     Doctor(DoctorArgs),
     /// Print what a shell needs to complete command lines: 'zmachine completion bash'
@@ -693,6 +696,42 @@ pub(crate) struct ServeArgs {
     /// A group of this host whose members may use the sockets, and by that do everything that their owner can
     #[arg(long, value_name = "NAME|GID")]
     pub(crate) group: Option<String>,
+    /// Serve both APIs here as well, by HTTPS, to those who have a token ('zmachine token create')
+    #[arg(long, value_name = "IP:PORT", requires = "tls_cert")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Its certificate and those above it, in PEM; read again when they are renewed
+    #[arg(long, value_name = "PATH", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key of the certificate, in PEM, which others on this host must not be able to read
+    #[arg(long, value_name = "PATH", requires = "listen")]
+    pub(crate) tls_key: Option<PathBuf>,
+}
+
+/// Read again by the program that carries them out.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token, and print it: this once
+    Create {
+        /// Who or what will use it
+        name: String,
+        /// viewer (looks), operator (also starts, stops and enters machines) or admin (everything; that is root on this host)
+        #[arg(long)]
+        role: String,
+        /// How long it is valid: 30d, 12h
+        #[arg(long, value_name = "TIME", default_value = "30d")]
+        expires: String,
+    },
+    /// List tokens: what for, and until when
+    Ls {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove tokens: connections that they have open end as well
+    Rm {
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -90,7 +90,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Network(command) => network::network(command),
         Command::Version => info::version(),
         Command::Info(args) => info::info(&context::engine()?, &args),
-        Command::Serve(args) => serve::serve(&args),
+        Command::Serve(_) | Command::Token(_) => serve::become_server(),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completion(args) => completion::completion(args.shell),
         Command::Monitor(role) => roles::monitor(role),
