@@ -70,6 +70,8 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         health,
         // Such a machine is its shim's, and nobody's to make again.
         pod: _,
+        // Docker's API alone makes such.
+        sockets: _,
     } = spec;
     let default = MachineSpec::new(name, flist);
     // The same image, whatever the name leads to by then.

@@ -16,6 +16,7 @@ use super::rootfs_child;
 use super::rootfs_child::RootfsEvent;
 use super::running::Running;
 use super::session::{Session, SessionError};
+use super::sockets;
 
 /// How long the owner may take to attach. It does so at once, or it is gone.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -108,6 +109,7 @@ impl Monitor {
         self.machine.state.guest_kernel = Some(kernel);
         warnings.into_iter().for_each(|w| self.machine.state.warn(w));
         self.kill.pass("start: guest configured");
+        sockets::forward(session, &self.machine.spec.sockets);
         let Some(mut run) = run else { return Ok(None) };
         let started = async {
             match run.reader.reply().await? {

@@ -56,6 +56,7 @@ mod sandbox;
 mod server;
 mod session;
 mod share;
+mod sockets;
 mod streams;
 #[cfg(test)]
 mod tests;

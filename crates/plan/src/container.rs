@@ -433,6 +433,7 @@ fn boot(
         read_ahead_kib: 512,
         // Read at each start, and never written to a file.
         secrets: Vec::new(),
+        sockets: spec.sockets.iter().map(|(path, _)| path.clone()).collect(),
         tmpfs: spec.guest.tmpfs.iter().map(tmpfs).collect(),
         shm_bytes: spec.guest.shm_bytes,
         sysctls: spec

@@ -339,7 +339,14 @@ pub async fn remove(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
 /// # Errors
 /// 404; 409 for one that runs; why it did not start.
 pub async fn start(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
-    machine_after(app, call, |engine, id| engine.start(id, false)?.wait_ready(&Silent)).await
+    let name = call.place("name");
+    let found = failing(app, move |app| {
+        let machine = app.engine.machine(&name)?;
+        crate::docker::containers::begin(app, &machine)?;
+        shown(&app.engine, &machine.id)
+    })
+    .await?;
+    Ok(tagged(StatusCode::OK, found))
 }
 
 fn grace(call: &Call) -> Result<Option<Duration>, Problem> {

@@ -6,4 +6,6 @@ mod command;
 mod compose;
 mod images;
 mod python;
+mod rest;
 mod support;
+mod testcontainers;
