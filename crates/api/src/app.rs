@@ -8,12 +8,12 @@ use tokio::sync::{Semaphore, oneshot};
 use zmachine_engine::Engine;
 use zmachine_spec::Failure;
 
-use crate::access::audit::Audit;
-use crate::access::guard::Guard;
 use crate::docker::exec::Execs;
 use crate::docker::stream::ToMonitor;
+use crate::guard::Guard;
 use crate::http::Refusal;
 use crate::hub::Hub;
+use zmachine_access::audit::Audit;
 
 /// Logs that are read at the same moment.
 const READERS: usize = 4;

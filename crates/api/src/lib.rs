@@ -3,8 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`listen`] | the sockets: made, with mode and group, or taken over from systemd |
-//! | [`access`] | roles, tokens, checks of every request, the record of changes |
-//! | [`tls`] | the certificate |
+//! | [`guard`] | checks of every request: origin, host, credentials, rate |
 //! | [`server`] | connections and their limit |
 //! | [`http`] | bodies, answers, errors of requests |
 //! | [`app`] | what requests share |
@@ -22,12 +21,11 @@
 
 #![recursion_limit = "256"]
 
-pub mod access;
 pub mod app;
 pub mod docker;
+pub mod guard;
 pub mod http;
 pub mod hub;
 pub mod listen;
 pub mod native;
 pub mod server;
-pub mod tls;

@@ -23,7 +23,13 @@ fn main() -> ExitCode {
     if let Some(hint) = &failure.hint {
         eprintln!("hint: {hint}");
     }
+    // As for every other command of zmachine: where its exit code is otherwise that of a program in the guest, ours are others.
+    let words: Vec<String> = std::env::args().skip(1).take(2).collect();
+    let covers_guest = matches!(words.as_slice(), [client, command] if client == "client" && ["run", "exec"].contains(&command.as_str()));
     ExitCode::from(match failure.class {
+        Class::CommandNotFound => 127,
+        Class::CommandNotExecutable => 126,
+        _ if covers_guest => 125,
         Class::Usage => 2,
         Class::NotFound => 3,
         Class::Conflict => 4,

@@ -18,16 +18,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use zmachine_spec::Failure;
 
-use crate::access::audit::Deed;
-use crate::access::cut::Cut;
-use crate::access::guard::{Denial, require};
-use crate::access::tokens::Token;
-use crate::access::{Caller, Door};
 use crate::app::{App, locked};
+use crate::guard::{Denial, require};
 use crate::http::Answer;
 use crate::native::problem::Problem;
-use crate::tls::Identity;
 use crate::{docker, native};
+use zmachine_access::audit::Deed;
+use zmachine_access::cut::Cut;
+use zmachine_access::tls::Identity;
+use zmachine_access::tokens::Token;
+use zmachine_access::{Caller, Door};
 
 /// Connections of a Unix socket at a time. A client that follows something has one for each thing; those that are too many wait to be
 /// accepted.

@@ -37,7 +37,7 @@ print("all is well")
 
 const TYPESCRIPT: &str = r#"
 import createClient from "openapi-fetch";
-import type { paths } from "./schema";
+import type { paths } from "./schema.js";
 
 const [, , address, token] = process.argv;
 const client = createClient<paths>({ baseUrl: address, headers: { Authorization: `Bearer ${token}` } });

@@ -16,6 +16,7 @@ mod commit;
 mod containers;
 mod create;
 pub mod docker_fields;
+pub mod elsewhere;
 mod execs;
 mod health;
 mod history;

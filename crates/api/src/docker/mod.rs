@@ -48,9 +48,9 @@ use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 
 use self::query::Query;
-use crate::access::Role;
 use crate::app::App;
 use crate::http::{Answer, Refusal, empty, json};
+use zmachine_access::Role;
 
 /// The version of the API that is promised: everything was compared with it.
 pub const VERSION: (u32, u32) = (1, 45);

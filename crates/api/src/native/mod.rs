@@ -35,11 +35,11 @@ use zmachine_spec::{Class, Failure};
 
 use self::problem::Problem;
 use self::routes::{Operation, ROUTES};
-use crate::access::Role;
 use crate::app::App;
 use crate::docker::query::{Query, decoded};
 use crate::http::{Answer, json};
 use crate::server::Place;
+use zmachine_access::Role;
 
 /// One request, taken apart.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::access::Role;
+use zmachine_access::Role;
 
 /// An operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,11 +256,11 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/machines/{name}/processes", O::MachineProcesses, "The processes in a running machine", 200, Document("Processes")),
     route("GET", "/v1/machines/{name}/logs", O::MachineLogs, "What a machine wrote, one JSON object a line", 200, Stream("application/x-ndjson")).with(SPAN),
     route("POST", "/v1/machines/{name}/exec", O::RunInMachine, "Run a command in a running machine to its end, and tell what it wrote: up to 1 MiB of each stream", 200, Document("Output")).taking("Command").by(Role::Operator),
-    route("GET", "/v1/machines/{name}/exec", O::EnterMachine, "Run a command in a running machine, over a WebSocket. It ends with the connection", 101, Socket).with(COMMAND).by(Role::Operator),
+    route("GET", "/v1/machines/{name}/exec", O::EnterMachine, "Run a command in a running machine, over a WebSocket. With the connection its terminal hangs up, or its input and output end", 101, Socket).with(COMMAND).by(Role::Operator),
     route("GET", "/v1/machines/{name}/attach", O::AttachMachine, "Follow the entrypoint of a machine from now on, over a WebSocket; that of one that does not run, from its next start on", 101, Socket).with(STDIN).by(Role::Operator),
     route("GET", "/v1/machines/{name}/console", O::MachineConsole, "The serial console of a running machine, over a WebSocket", 101, Socket).with(STDIN).by(Role::Operator),
     route("GET", "/v1/events", O::Events, "What happens to all machines, as server-sent events", 200, Stream("text/event-stream"))
-        .with(&[parameter("since", Kind::Text, "a time of RFC 3339, or seconds since 1970; now when it is not given")]),
+        .with(&[parameter("since", Kind::Text, "a time of RFC 3339, or seconds since 1970; now when it is not given"), parameter("follow", Kind::Flag, "go on with what comes; yes when it is not given")]),
     route("GET", "/v1/images", O::ListImages, "List images", 200, Document("Images")),
     route("POST", "/v1/images", O::PullImage, "Bring an image here, and give it a name", 201, Document("PulledImage")).taking("ImagePull"),
     route("DELETE", "/v1/images/{name}", O::RemoveImage, "Take a name away, and the image with its last one. The slashes of the name are written %2F", 200, Document("RemovedImage")),

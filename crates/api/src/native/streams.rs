@@ -152,7 +152,12 @@ fn is_over(engine: &Engine, id: &str) -> bool {
 pub async fn events(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
     let last = call.headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let last: Option<Timestamp> = last.and_then(|id| id.parse().ok());
-    let since = time(&call.query, "since")?.or(last).unwrap_or_else(Timestamp::now);
+    let since = match call.query.get("since") {
+        // 0 is no time for docker, but all that there is.
+        Some(_) => time(&call.query, "since")?.unwrap_or(Timestamp::UNIX_EPOCH),
+        None => last.unwrap_or_else(Timestamp::now),
+    };
+    let follows = call.query.get("follow").is_none() || call.query.flag("follow");
     let mut notices = app.hub.subscribe();
     let mut reader = EventReader::open(app.engine.home());
     let (sender, body) = Body::stream();
@@ -178,6 +183,9 @@ pub async fn events(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
                     return;
                 }
                 continue;
+            }
+            if !follows {
+                return;
             }
             let before = tokio::time::Instant::now();
             tokio::select! {

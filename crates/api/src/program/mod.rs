@@ -26,6 +26,19 @@ enum Command {
     /// Make, list and remove the tokens by which others may use the server
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Give other hosts names, and use one
+    #[command(disable_help_flag = true)]
+    Context(Words),
+    /// Machines of another host
+    #[command(hide = true, disable_help_flag = true)]
+    Client(Words),
+}
+
+/// Read by who carries them out.
+#[derive(Debug, clap::Args)]
+struct Words {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<std::ffi::OsString>,
 }
 
 /// Does what a command line says, and gives the exit code.
@@ -33,6 +46,10 @@ pub(crate) fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Command::Serve(args) => serve::serve(&args, cli.program.as_deref()),
         Command::Token(command) => token::token(&command),
+        Command::Context(words) => {
+            zmachine_remote::commands::context::run(words.words, |name| std::env::var(name).ok())
+        }
+        Command::Client(words) => zmachine_remote::commands::run(words.words, |name| std::env::var(name).ok()),
     }
 }
 

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
+use zmachine_access::tls::Identity;
 use zmachine_api::app::App;
 use zmachine_api::listen;
 use zmachine_api::server::{self, Speaks};
-use zmachine_api::tls::Identity;
 use zmachine_engine::{AbortAt, Engine, Programs, RegistryFiles};
 use zmachine_spec::{Class, Failure, Home};
 

@@ -5,8 +5,8 @@ use std::io::Write;
 use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
-use zmachine_api::access::Role;
-use zmachine_api::access::tokens::{Token, Tokens, lifetime};
+use zmachine_access::Role;
+use zmachine_access::tokens::{Token, Tokens, lifetime};
 use zmachine_spec::Failure;
 
 use super::state_dirs;

@@ -156,8 +156,8 @@ fn machines_are_entered_followed_and_watched_by_the_rest_api() {
         426
     );
 
-    // A command ends with its client.
-    let mut left = Client::open(&served, "/v1/machines/box/exec?command=sleep&command=4321");
+    // With its client, a command's terminal hangs up.
+    let mut left = Client::open(&served, "/v1/machines/box/exec?command=sleep&command=4321&tty=1");
     left.until(|told| !told.words.is_empty());
     drop(left);
     let deadline = Instant::now() + Duration::from_secs(60);

@@ -28,9 +28,11 @@ pub(crate) use resources::{NetworkCommand, VolumeCommand};
 pub(crate) use roles::{CompleteRole, JailRole, MonitorRole, RootfsRole, ShareRole};
 pub(crate) use run::{CreateArgs, RunArgs};
 
+const ELSEWHERE: &str = "On another host: zmachine --host URL [--token-file PATH] [--ca-file PATH] COMMAND, or --context NAME (docs/api.md)";
+
 /// Run Zmachines: virtual machines started from flists.
 #[derive(Debug, Parser)]
-#[command(name = "zmachine", version, max_term_width = 100)]
+#[command(name = "zmachine", version, max_term_width = 100, after_help = ELSEWHERE)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -176,9 +178,12 @@ pub(crate) enum Command {
     InstallUnits(InstallUnitsArgs),
     /// Serve the machines of this home to other programs until it is stopped: by Docker's API, and by a REST API of our own
     Serve(ServeArgs),
-    /// Make, list and remove the tokens by which others may use that server
-    #[command(subcommand)]
-    Token(TokenCommand),
+    /// Make, list and remove the tokens by which others may use that server (create, ls, rm; --help tells more)
+    #[command(disable_help_flag = true)]
+    Token(PassedArgs),
+    /// Give other hosts names, and use one: 'zmachine --host URL ...' without the URL (create, ls, use, rm; --help tells more)
+    #[command(disable_help_flag = true)]
+    Context(PassedArgs),
     /// Check what this host offers to machines
     Doctor(DoctorArgs),
     /// Print what a shell needs to complete command lines: 'zmachine completion bash'
@@ -707,31 +712,11 @@ pub(crate) struct ServeArgs {
     pub(crate) tls_key: Option<PathBuf>,
 }
 
-/// Read again by the program that carries them out.
-#[derive(Debug, Subcommand)]
-pub(crate) enum TokenCommand {
-    /// Make a token, and print it: this once
-    Create {
-        /// Who or what will use it
-        name: String,
-        /// viewer (looks), operator (also starts, stops and enters machines) or admin (everything; that is root on this host)
-        #[arg(long)]
-        role: String,
-        /// How long it is valid: 30d, 12h
-        #[arg(long, value_name = "TIME", default_value = "30d")]
-        expires: String,
-    },
-    /// List tokens: what for, and until when
-    Ls {
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Remove tokens: connections that they have open end as well
-    Rm {
-        #[arg(value_name = "NAME", required = true)]
-        names: Vec<String>,
-    },
+/// Read by the program that carries them out.
+#[derive(Debug, Args)]
+pub(crate) struct PassedArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    words: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 use zmachine_spec::{Class, Failure};
 
-use crate::app::locked;
+use crate::locked;
 
 /// How often is looked whether the certificate has been renewed.
 const LOOK: Duration = Duration::from_secs(5);

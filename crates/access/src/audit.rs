@@ -14,8 +14,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Caller, Door, Role};
-use crate::app::locked;
+use crate::{Caller, Door, Role, locked};
 
 /// The size at which a new file is begun, in bytes.
 const LARGEST: u64 = 16 << 20;

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN};
 use hyper::{StatusCode, Uri};
 
-use super::rate::{Buckets, Pace};
-use super::tokens::{Tokens, Wrong};
-use super::{Caller, Door, Role};
+use zmachine_access::rate::{Buckets, Pace};
+use zmachine_access::tokens::{Tokens, Wrong};
+use zmachine_access::{Caller, Door, Role};
+
 use crate::app::locked;
 use crate::http::Refusal;
 

@@ -20,7 +20,7 @@ use subtle::ConstantTimeEq;
 use zmachine_spec::{Class, Failure};
 use zmachine_sys::file;
 
-use super::Role;
+use crate::Role;
 
 /// What every token begins with, by which programs that look for leaked secrets find one.
 const PREFIX: &str = "zmt_";
@@ -231,7 +231,10 @@ fn is_name(name: &str) -> bool {
 }
 
 fn hash(secret: &[u8]) -> String {
-    crate::docker::ids::hex(&Sha256::digest(secret))
+    Sha256::digest(secret)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// A time as users write it: `30d`, `12h`, `45m`, `90s`.

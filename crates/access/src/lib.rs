@@ -1,27 +1,27 @@
-//! Who may do what: roles, tokens, and what is refused before a request is looked at.
+//! Who may do what on the server: roles, tokens, TLS, and the record of changes.
 //!
 //! | module | owns |
 //! |---|---|
 //! | [`tokens`] | the tokens of a home: made, listed, removed, recognised |
-//! | [`guard`] | the checks of every request: origin, host, credentials, rate |
 //! | [`rate`] | how often somebody may ask |
 //! | [`audit`] | the record of changes |
+//! | [`tls`] | the certificate and its key |
 //! | [`cut`] | connections that end when their token does |
 //!
 //! # Invariants
 //! What comes by TCP has a token, or is not answered. What comes by a Unix socket is its owner's, whom the mode of the socket lets in, unless
-//! it brings a token: then it has the token's role and no more. Every way in goes through [`guard::Guard::caller`], and every operation says
-//! which role it wants; one that says nothing wants [`Role::Admin`].
+//! it brings a token: then it has the token's role and no more. No secret is kept, shown twice, or written to a log.
 
 pub mod audit;
 pub mod cut;
-pub mod guard;
 pub mod rate;
+pub mod tls;
 pub mod tokens;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -91,4 +91,9 @@ pub struct Caller {
     pub uid: Option<u32>,
     /// What may be done.
     pub role: Role,
+}
+
+/// What a lock guards, whatever became of a thread that had it: every value here is whole at any time.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
