@@ -13,6 +13,7 @@ use crate::docker::stream::ToMonitor;
 use crate::guard::Guard;
 use crate::http::Refusal;
 use crate::hub::Hub;
+use crate::listing::Listing;
 use zmachine_access::audit::Audit;
 
 /// Logs that are read at the same moment.
@@ -32,6 +33,8 @@ pub struct App {
     pub guard: Guard,
     /// Who did what.
     pub audit: Audit,
+    /// What listings show.
+    pub listing: Listing,
     /// Commands in machines.
     pub execs: Mutex<Execs>,
     /// The path of the socket that clients use; they may want it in a container.
@@ -61,6 +64,7 @@ impl App {
             guard: Guard::of(engine.home().data()),
             audit: Audit::of(engine.home().data()),
             engine,
+            listing: Listing::default(),
             execs: Mutex::default(),
             socket,
             readers: Semaphore::new(READERS),

@@ -7,6 +7,7 @@
 //! | [`server`] | connections and their limit |
 //! | [`http`] | bodies, answers, errors of requests |
 //! | [`app`] | what requests share |
+//! | [`listing`] | what listings show of machines |
 //! | [`hub`] | when something has happened to a machine |
 //! | [`docker`] | Docker's API |
 //! | [`native`] | the REST API `/v1` |
@@ -27,5 +28,6 @@ pub mod guard;
 pub mod http;
 pub mod hub;
 pub mod listen;
+pub mod listing;
 pub mod native;
 pub mod server;

@@ -147,6 +147,14 @@ impl Engine {
         self.current(&catalog::find(&self.home, name)?)
     }
 
+    /// One machine by its whole id, which is no name's to find.
+    ///
+    /// # Errors
+    /// As [`Engine::machine`].
+    pub fn machine_by_id(&self, id: &str) -> Result<Machine, Failure> {
+        self.current(id)
+    }
+
     /// A machine as it is, after what it left is put right in case it crashed.
     fn current(&self, id: &str) -> Result<Machine, Failure> {
         let machine = Machine::load(&self.home, id)?;

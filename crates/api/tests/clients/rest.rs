@@ -55,7 +55,7 @@ impl Client {
         told
     }
 
-    fn to_the_end(&mut self) -> Told {
+    fn rest(&mut self) -> Told {
         self.until(|_| false)
     }
 }
@@ -104,7 +104,7 @@ fn machines_are_entered_followed_and_watched_by_the_rest_api() {
     command.input("one ");
     command.input("two\n");
     command.say(&json!({"end": "stdin"}));
-    let told = command.to_the_end();
+    let told = command.rest();
     assert_eq!(told.streams, ["one two\n", "err\n"], "{told:?}");
     assert_eq!(told.words.last(), Some(&json!({"exited": {"code": 7}})), "{told:?}");
 
@@ -114,7 +114,7 @@ fn machines_are_entered_followed_and_watched_by_the_rest_api() {
     );
     terminal.say(&json!({"resize": {"rows": 31, "columns": 91}}));
     terminal.input("stty size; exit 3\n");
-    let told = terminal.to_the_end();
+    let told = terminal.rest();
     assert!(
         told.streams[0].contains("31 91") && told.streams[1].is_empty(),
         "{told:?}"
@@ -192,7 +192,7 @@ fn machines_are_entered_followed_and_watched_by_the_rest_api() {
     let (status, sample) = ask(&served, "GET", "/v1/machines/box/stats", &Value::Null);
     assert!(status == 200 && sample["resident_bytes"].as_u64() > Some(0), "{sample}");
     assert_eq!(ask(&served, "DELETE", "/v1/machines/box?force=1", &Value::Null).0, 204);
-    let told = entrypoint.to_the_end();
+    let told = entrypoint.rest();
     assert!(told.words.iter().all(|word| word.get("failed").is_none()), "{told:?}");
     let (_, why) = ask(&served, "GET", "/v1/machines/box/why", &Value::Null);
     assert!(why["removed_at"].is_string(), "{why}");
