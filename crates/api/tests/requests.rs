@@ -359,6 +359,22 @@ fn listings_of_nothing_are_empty_and_not_null() {
         (&"b".into(), &"local".into())
     );
     assert_eq!(server.ask("DELETE /volumes/v1", "").status, 204);
+    let told = |filters: &str| {
+        let until = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .expect("a time")
+            .as_secs()
+            + 1;
+        let body = server
+            .ask(&format!("GET /events?since=1&until={until}&filters={filters}"), "")
+            .body;
+        let events = body.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let shown = events.map(|event| format!("{} {} {}", event["Type"], event["Action"], event["Actor"]["ID"]));
+        shown.collect::<Vec<_>>().join(", ").replace('"', "")
+    };
+    assert_eq!(told(""), "volume create v1, volume destroy v1");
+    assert_eq!(told("%7B%22event%22:%5B%22destroy%22%5D%7D"), "volume destroy v1");
+    assert_eq!(told("%7B%22type%22:%5B%22container%22%5D%7D"), "");
 }
 
 /// What clients send to make things, as seeds.

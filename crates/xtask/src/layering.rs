@@ -114,10 +114,13 @@ const EDGES: &[(&str, &str)] = &[
     ("zmachine-engine", "zmachine-store"),
     ("zmachine-engine", "zmachine-sys"),
     ("zmachine-engine", "zmachine-transfer"),
+    ("zmachine-fuzz", "zmachine-api"),
+    ("zmachine-fuzz", "zmachine-engine"),
     ("zmachine-fuzz", "zmachine-flist"),
     ("zmachine-fuzz", "zmachine-image"),
     ("zmachine-fuzz", "zmachine-pack"),
     ("zmachine-fuzz", "zmachine-rootfs"),
+    ("zmachine-fuzz", "zmachine-spec"),
     // Its program: an example of the engine in another program.
     ("zmachine-guest-tests", "zmachine-agent-protocol"),
     ("zmachine-guest-tests", "zmachine-engine"),

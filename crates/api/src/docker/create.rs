@@ -74,9 +74,7 @@ fn made(app: &App, name: Option<String>, wanted: &Create, document: &Value) -> R
         )));
     }
     let image = images::find(engine, &wanted.image)?;
-    let mut spec = MachineSpec::new(name, image.reference());
-    let mut warnings = Vec::new();
-    apply(app, &mut spec, wanted, &mut warnings)?;
+    let (spec, warnings) = spec_of(app, MachineSpec::new(name, image.reference()), wanted)?;
     let options = CreateOptions {
         // No file is meant by the name of an image.
         cwd: &engine.home().machines(),
@@ -87,6 +85,16 @@ fn made(app: &App, name: Option<String>, wanted: &Create, document: &Value) -> R
     let machine = engine.create(&spec, &options).map_err(not_as_missing)?;
     inspect::remember(&machine, document)?;
     Ok((machine.id, warnings))
+}
+
+/// A machine as a body asks for it, and what is taken and means nothing here.
+///
+/// # Errors
+/// Whatever is asked for and cannot be had.
+pub fn spec_of(app: &App, mut spec: MachineSpec, wanted: &Create) -> Result<(MachineSpec, Vec<String>), Refusal> {
+    let mut warnings = Vec::new();
+    apply(app, &mut spec, wanted, &mut warnings)?;
+    Ok((spec, warnings))
 }
 
 /// Of what is missing beside the image, nobody is to think that pulling helps.
