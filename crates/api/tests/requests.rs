@@ -368,7 +368,9 @@ fn listings_of_nothing_are_empty_and_not_null() {
         let body = server
             .ask(&format!("GET /events?since=1&until={until}&filters={filters}"), "")
             .body;
-        let events = body.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        // Sizes of chunks are numbers.
+        let lines = body.lines().filter(|line| line.starts_with('{'));
+        let events = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let shown = events.map(|event| format!("{} {} {}", event["Type"], event["Action"], event["Actor"]["ID"]));
         shown.collect::<Vec<_>>().join(", ").replace('"', "")
     };
