@@ -205,7 +205,12 @@ fn examples(served: &Served) {
     let socket = served.native.display().to_string();
     let mut script = String::from("set -e\n");
     let mut count = 0;
-    for line in text.lines().filter_map(|line| line.strip_prefix("$ z")) {
+    let is_asked = |line: &&str| line.starts_with(" ") || line.starts_with("()");
+    for line in text
+        .lines()
+        .filter_map(|line| line.strip_prefix("$ z"))
+        .filter(is_asked)
+    {
         let (line, _comment) = line.split_once("  # ").unwrap_or((line, ""));
         let line = format!("z{}", line.trim_end().replace("/run/zmachine/api.sock", &socket));
         // Those that would go on are ended, and had to begin.
