@@ -38,6 +38,7 @@ mod container;
 mod frame;
 pub mod greeting;
 mod message;
+mod thaw;
 
 pub use container::{
     Capabilities, Container, ContainerLimits, ContainerMount, ContainerProcess, ContainerReply, ContainerRequest,
@@ -49,6 +50,7 @@ pub use message::{
     Process, ProcessState, Reply, Request, ResourceLimit, Restrictions, Root, Route, Secret, SessionState, Tmpfs,
     Transfer, Upper, WindowSize,
 };
+pub use thaw::{Identity, Renewed, Thaw};
 
 /// Version of the messages. Host and agent come from one build, so a difference is a broken installation.
 pub const PROTOCOL_VERSION: u32 = 1;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Thaw;
 use crate::container::{Container, ContainerProcess, ContainerReply, ContainerRequest};
 
 /// What the host asks; the first frame of a stream.
@@ -109,6 +110,11 @@ pub enum Request {
         /// Time of the host, in nanoseconds since the epoch.
         unix_nanos: u64,
     },
+    /// Stop all processes and write what they have to the disks, so that the machine can be saved: it can be copied from then on until
+    /// [`Request::Thaw`]. Answer: [`Reply::Done`]. Until then nothing but that, `Ping` and `Shutdown` is carried out.
+    Freeze,
+    /// Let a frozen guest go on. Answer: [`Reply::Done`], or an error after which the guest powers off.
+    Thaw(Box<Thaw>),
     /// Is the agent alive? Answer: [`Reply::Done`].
     Ping,
     /// Memory and load of the guest. Answer: [`Reply::Capacity`].

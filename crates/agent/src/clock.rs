@@ -18,6 +18,14 @@ pub(crate) fn set(host: Duration) -> Result<(), Errno> {
     if host.abs_diff(own) <= TOLERANCE {
         return Ok(());
     }
+    set_exactly(host)
+}
+
+/// Sets `CLOCK_REALTIME` to the host's, however little they differ: of a guest whose programs have not seen its own yet.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn set_exactly(host: Duration) -> Result<(), Errno> {
     let time = Timespec {
         tv_sec: host.as_secs().try_into().map_err(|_| Errno::INVAL)?,
         tv_nsec: host.subsec_nanos().into(),

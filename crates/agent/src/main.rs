@@ -24,6 +24,7 @@ mod clock;
 mod console;
 mod container;
 mod dial;
+mod freeze;
 mod host;
 mod init;
 mod modules;

@@ -4,11 +4,13 @@
 //! reads as "at its end" and polls as hung up, so [`wait_for_host`] comes before the runtime sees the port; from
 //! then on an end means that the host is gone for good.
 
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -19,6 +21,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 use zmachine_agent_protocol::PORT_NAME;
+use zmachine_agent_protocol::greeting::Finder;
 
 use crate::pollable::Pollable;
 
@@ -117,19 +120,46 @@ pub(crate) fn has_host(port: &OwnedFd) -> bool {
     !fds[0].revents().contains(PollFlags::HUP)
 }
 
-/// The open port as a byte stream.
+/// The open port as a byte stream. It is at its end when a host greets a frozen guest: that is the host of a copy of it, which knows
+/// nothing of what the one before it has begun.
 #[derive(Debug)]
-pub(crate) struct Port(pub(crate) Pollable);
+pub(crate) struct Port {
+    port: Pollable,
+    is_frozen: Rc<Cell<bool>>,
+    greetings: Finder,
+}
+
+impl Port {
+    /// `is_frozen`: whether the guest is.
+    pub(crate) fn new(port: Pollable, is_frozen: Rc<Cell<bool>>) -> Port {
+        Port {
+            port,
+            is_frozen,
+            greetings: Finder::default(),
+        }
+    }
+}
 
 impl AsyncRead for Port {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        self.0.poll_read_with(cx, |fd| Ok(rustix::io::read(fd, &mut *buffer)?))
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let read = self
+            .port
+            .poll_read_with(cx, |fd| Ok(rustix::io::read(fd, &mut *buffer)?));
+        if let Poll::Ready(Ok(count)) = &read
+            && self.is_frozen.get()
+        {
+            self.greetings.push(&buffer[..*count]);
+            if self.greetings.next_greeting().is_some() {
+                return Poll::Ready(Ok(0));
+            }
+        }
+        read
     }
 }
 
 impl AsyncWrite for Port {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, bytes)
+        self.port.poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

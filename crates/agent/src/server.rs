@@ -20,13 +20,14 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{LocalSet, spawn_local};
 use yamux::{Config, Connection, Mode};
 use zmachine_agent_protocol::{
-    AgentError, BootConfig, Container, ContainerProcess, ContainerRequest, ErrorKind, Frame, FrameDecoder,
-    PROTOCOL_VERSION, Process, Reply, Request, Transfer,
+    AgentError, BootConfig, Container, ContainerProcess, ContainerRequest, ErrorKind, ExitStatus, Frame, FrameDecoder,
+    PROTOCOL_VERSION, Process, Reply, Request, Thaw, Transfer,
 };
 
 use crate::boot::{Booted, Phases};
 use crate::container::{Containers, Host};
 use crate::dial::ProgramEnds;
+use crate::freeze::{self, Freezer};
 use crate::pollable::Pollable;
 use crate::port::Port;
 use crate::process::{AgentSide, Namespaces, NextStreams, Plan, Session, StartError, Started, open_stdio, start, work};
@@ -70,6 +71,12 @@ const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a machine waits for a host that takes over from one that is gone, before it stops.
 const TAKEOVER: Duration = Duration::from_secs(5);
 
+/// The same for a machine that was frozen: whoever copies it may be busy.
+const FROZEN_TAKEOVER: Duration = Duration::from_secs(120);
+
+/// What a frozen guest says to everything else.
+const FROZEN: &str = "the guest is frozen";
+
 /// What all streams share.
 struct Agent {
     reaper: Rc<Reaper>,
@@ -91,6 +98,9 @@ struct Agent {
     containers: Containers,
     /// Sockets that lead to the host, by their paths.
     sockets: RefCell<HashMap<String, Rc<UnixListener>>>,
+    /// Whether its processes stand still, for the port too.
+    is_frozen: Rc<Cell<bool>>,
+    freezer: Freezer,
 }
 
 /// Serves the host until the machine has stopped; the power-off is the caller's.
@@ -107,10 +117,11 @@ pub(crate) fn serve(booted: Booted) {
             Ok(port) => {
                 let agent = Rc::clone(&agent);
                 spawn_local(async move {
-                    connection(Port(port), &agent).await;
-                    while let Ok(Ok(port)) = tokio::time::timeout(TAKEOVER, host::next_that_takes_over()).await {
+                    connection(agent.port(port), &agent).await;
+                    while let Ok(Ok(port)) = tokio::time::timeout(agent.takeover(), host::next_that_takes_over()).await
+                    {
                         console::info("another host takes over");
-                        connection(Port(port), &agent).await;
+                        connection(agent.port(port), &agent).await;
                     }
                     agent.request_stop(Stop::HostGone);
                 });
@@ -138,7 +149,7 @@ where
         agent.reap();
         loop {
             let port = Pollable::new(next().await?)?;
-            connection(Port(port), &agent).await;
+            connection(agent.port(port), &agent).await;
         }
     })
 }
@@ -181,6 +192,21 @@ impl Agent {
             sessions: Sessions::default(),
             containers: Containers::default(),
             sockets: RefCell::default(),
+            is_frozen: Rc::default(),
+            freezer: Freezer::default(),
+        }
+    }
+
+    fn port(&self, port: Pollable) -> Port {
+        Port::new(port, Rc::clone(&self.is_frozen))
+    }
+
+    /// How long the next host may take when this one is gone.
+    fn takeover(&self) -> Duration {
+        if self.is_frozen.get() {
+            FROZEN_TAKEOVER
+        } else {
+            TAKEOVER
         }
     }
 
@@ -210,7 +236,19 @@ impl Agent {
             Ok(request) => request,
             Err(error) => return answer(stream, failure(ErrorKind::BadRequest, error)).await,
         };
+        let may_be_frozen = matches!(
+            request,
+            Request::Freeze | Request::Thaw(_) | Request::Ping | Request::Shutdown { .. }
+        );
+        if self.is_frozen.get() && !may_be_frozen {
+            return answer(stream, bad_request(FROZEN)).await;
+        }
         match request {
+            Request::Freeze => {
+                let reply = self.freeze().await;
+                answer(stream, reply).await;
+            }
+            Request::Thaw(thaw) => self.thaw(&thaw, stream).await,
             Request::Configure(config) => {
                 let reply = self.configure(&config);
                 answer(stream, reply).await;
@@ -259,6 +297,7 @@ impl Agent {
                 answer(stream, reply).await;
             }
             Request::Shutdown { signal, grace_ms } => {
+                self.release();
                 answer(stream, Reply::Done).await;
                 self.request_stop(Stop::Requested {
                     signal,
@@ -380,6 +419,97 @@ impl Agent {
                 failure(ErrorKind::Setup, error)
             }
         }
+    }
+
+    /// Stops all processes, so that the machine can be saved.
+    async fn freeze(&self) -> Reply {
+        match self.state.get() {
+            State::Configured | State::Running(_) => {}
+            State::Guest => return bad_request(HAS_INIT),
+            State::Fresh | State::Broken => return bad_request("the machine is not configured"),
+            State::Stopping => return bad_request("the machine is stopping"),
+        }
+        if self.is_frozen.get() {
+            return bad_request(FROZEN);
+        }
+        if let Err(error) = self.hooks(freeze::BEFORE, false).await {
+            return failure(ErrorKind::Setup, error);
+        }
+        self.is_frozen.set(true);
+        match self.freezer.freeze(&self.proc).await {
+            Ok(()) => {
+                rustix::fs::sync();
+                Reply::Done
+            }
+            Err(error) => {
+                self.release();
+                failure(ErrorKind::Internal, format!("stop all processes: {error}"))
+            }
+        }
+    }
+
+    /// Lets them go on, once everything is as it is to be. A copy that cannot be made another machine never runs.
+    async fn thaw(&self, thaw: &Thaw, stream: yamux::Stream) {
+        if !self.is_frozen.get() {
+            return answer(stream, bad_request("the guest is not frozen")).await;
+        }
+        let is_copy = thaw.identity.is_some();
+        let renewed = match freeze::renew(thaw) {
+            Ok(()) => self.hooks(freeze::AFTER, is_copy).await,
+            Err(error) => Err(error.to_string()),
+        };
+        // What the machine that was saved has to undo must not end it.
+        let renewed = renewed.or_else(|error| match is_copy {
+            true => Err(error),
+            false => {
+                console::error(&error);
+                Ok(())
+            }
+        });
+        match renewed {
+            Ok(()) => {
+                self.release();
+                answer(stream, Reply::Done).await;
+            }
+            Err(error) => {
+                console::error(&format!("go on as another machine: {error}"));
+                answer(stream, failure(ErrorKind::Setup, error)).await;
+                // What is on its way reaches the host first.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                power::power_off();
+            }
+        }
+    }
+
+    /// Runs the image's programs in `folder`, in the order of their names, in the container: while nothing is frozen yet, or all else is.
+    async fn hooks(&self, folder: &str, is_copy: bool) -> Result<(), String> {
+        for program in freeze::hooks(folder) {
+            let namespaces = self
+                .namespaces()
+                .map_err(|_| format!("{program}: the machine is not configured"))?;
+            let mut process = Process::new([program.as_str()]);
+            if is_copy {
+                process.env.push(("ZMACHINE_COPY".to_owned(), "1".to_owned()));
+            }
+            let started = self.start(&process, &namespaces, false).await;
+            let (started, side) = started.map_err(|error| error.to_string())?;
+            let ended = tokio::time::timeout(freeze::HOOK, started.exited).await;
+            drop(side);
+            match ended {
+                Ok(Ok(ExitStatus::Code(0))) => {}
+                Ok(Ok(status)) => return Err(format!("{program} ended with {}", status.shell_code())),
+                Ok(Err(_)) | Err(_) => {
+                    let _ = self.reaper.signal(started.pid, libc::SIGKILL);
+                    return Err(format!("{program} did not end within {} s", freeze::HOOK.as_secs()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&self) {
+        self.freezer.thaw();
+        self.is_frozen.set(false);
     }
 
     fn signal(&self, signal: i32) -> Reply {

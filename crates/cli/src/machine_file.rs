@@ -72,6 +72,8 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         pod: _,
         // Docker's API alone makes such.
         sockets: _,
+        snapshots,
+        warm,
     } = spec;
     let default = MachineSpec::new(name, flist);
     // The same image, whatever the name leads to by then.
@@ -144,6 +146,8 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     file.text("user-data", user_data.as_ref());
     file.flag("reinstall", *reinstall);
     file.flag("legacy-cmdline", *legacy_cmdline);
+    file.flag("snapshots", *snapshots);
+    file.flag("warm", *warm);
     file.word("rootfs", ROOTFS, rootfs, &default.rootfs);
     file.word("prefetch", PREFETCH, prefetch, &default.prefetch);
     file.text(

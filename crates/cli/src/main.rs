@@ -13,15 +13,14 @@ mod from_docker;
 mod listing;
 mod logs;
 mod machine_file;
-mod output;
-mod progress;
 #[cfg(test)]
 mod reference;
 mod roles;
-mod terminal;
 mod usage;
 
 use std::process::ExitCode;
+
+pub(crate) use zmachine_term::{output, progress, terminal};
 
 use crate::args::{Command, Refused};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use zmachine_engine::{Engine, Programs, RegistryFiles};
 use zmachine_image::store::Credentials;
 use zmachine_monitor as monitor;
-use zmachine_monitor::MonitorArgs;
+use zmachine_monitor::{MonitorArgs, Restore};
 use zmachine_pack::oci::lazy::chunk_source;
 use zmachine_rootfs::RootfsArgs;
 use zmachine_share::{ShareArgs, Tree};
@@ -30,12 +30,23 @@ pub(crate) fn monitor(role: MonitorRole) -> Result<u8, Failure> {
     let report = fd::take_inherited(role.report_fd)
         .map_err(|e| Failure::from_error(Class::Usage, &e).context("this role is started by 'zmachine start' alone"))?;
     let home = Home::open(&role.data, &role.run)?;
+    let restore = match (role.restore, role.memory_fd) {
+        (Some(folder), Some(memory)) => Some(Restore {
+            folder,
+            memory: fd::take_inherited(memory).map_err(|e| Failure::from_error(Class::Usage, &e))?,
+            is_shared: role.shared_memory,
+            is_fork: role.fork,
+        }),
+        _ => None,
+    };
     monitor::run(MonitorArgs {
         home,
         id: role.id,
         report,
         wait_for_owner: role.wait_for_owner,
         ends_with_client: role.ends_with_client,
+        restore,
+        template: role.template,
         abort_at: role.abort_at,
     })?;
     Ok(0)
@@ -61,6 +72,7 @@ pub(crate) fn rootfs(role: RootfsRole) -> Result<u8, Failure> {
         listener: inherited(role.listener_fd)?,
         serial: role.serial,
         queues: role.queues,
+        is_nbd: role.nbd,
         stores,
         chunks: chunk_source(&role.image_dir).map_err(zmachine_engine::import_failure)?,
         credentials: credentials.map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint()))?,

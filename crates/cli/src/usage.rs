@@ -9,7 +9,7 @@ use clap::{CommandFactory, builder::StyledStr};
 use crate::args::Cli;
 
 /// Commands of docker, podman, incus and virsh, and what does the same here.
-pub(crate) const COMMANDS: [(&str, &str); 16] = [
+pub(crate) const COMMANDS: [(&str, &str); 15] = [
     (
         "attach-device",
         "'zmachine network connect' adds interfaces; other devices need a new machine",
@@ -42,7 +42,6 @@ pub(crate) const COMMANDS: [(&str, &str); 16] = [
     ("shell", "'zmachine exec -it NAME sh' runs a shell in a machine"),
     ("show", "'zmachine inspect' shows everything about a machine"),
     ("shutdown", "'zmachine stop' asks a machine to stop"),
-    ("snapshot", "there are no snapshots of machines yet"),
     ("suspend", "'zmachine pause' halts the virtual CPUs"),
 ];
 

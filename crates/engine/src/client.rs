@@ -294,6 +294,7 @@ impl Engine {
             | Reply::Traffic(_)
             | Reply::Execs(_)
             | Reply::Container(_)
+            | Reply::Saved(_)
             | Reply::Processes(_) => Ok(()),
             Reply::Failed(failure) => Err(failure),
         }

@@ -32,7 +32,7 @@ impl Engine {
             return Err(Failure::new(Class::Conflict, message).hint(format!("stop it first: zmachine stop {name}")));
         }
         let _held = self.held(&machine)?;
-        let spec = self.cloned(&machine, new)?;
+        let spec = self.spec_of_copy(&machine.spec, new)?;
         let options = CreateOptions {
             cwd: Path::new("/"),
             pull: PullPolicy::Never,
@@ -40,8 +40,11 @@ impl Engine {
             progress,
         };
         let image = image_of(&machine.plan()?);
-        let created = self.create_from(&spec, &options, image.as_ref())?;
-        let copied = self.copy_written(&machine, &created);
+        let created = self.create_from(&spec, &options, image.as_ref(), |new| {
+            let copy = |file: &&str| copy_file(&machine.dir.join(file), &new.join(file));
+            WRITTEN.iter().try_for_each(copy)
+        })?;
+        let copied = self.copy_volumes(&machine, &created);
         if let Err(failure) = copied {
             let _ = self.remove(&created.id, true, true);
             return Err(failure);
@@ -50,9 +53,9 @@ impl Engine {
     }
 
     /// What the copy is made by.
-    fn cloned(&self, machine: &Machine, new: &str) -> Result<MachineSpec, Failure> {
+    pub(super) fn spec_of_copy(&self, of: &MachineSpec, new: &str) -> Result<MachineSpec, Failure> {
         let mut volumes = Vec::new();
-        for request in &machine.spec.volumes {
+        for request in &of.volumes {
             volumes.push(match &request.origin {
                 Origin::Named(name) if !request.read_only => {
                     let volume = self.volumes().get(name)?;
@@ -76,23 +79,20 @@ impl Engine {
             ..request.clone()
         };
         // A project of compose would take the copy for its own, and remove it.
-        let labels = machine.spec.labels.clone().into_iter();
+        let labels = of.labels.clone().into_iter();
         let labels = labels.filter(|(name, _)| !name.starts_with("com.docker.compose."));
         Ok(MachineSpec {
             name: new.to_owned(),
             labels: labels.collect(),
-            networks: machine.spec.networks.iter().map(network).collect(),
-            publish: machine.spec.publish.iter().map(publish).collect(),
+            networks: of.networks.iter().map(network).collect(),
+            publish: of.publish.iter().map(publish).collect(),
             volumes,
             pod: None,
-            ..machine.spec.clone()
+            ..of.clone()
         })
     }
 
-    fn copy_written(&self, from: &Machine, to: &Machine) -> Result<(), Failure> {
-        for file in WRITTEN {
-            copy_file(&from.dir.join(file), &to.dir.join(file))?;
-        }
+    fn copy_volumes(&self, from: &Machine, to: &Machine) -> Result<(), Failure> {
         let volumes = self.volumes();
         let of = |machine: &Machine| volumes.wanted(&machine.spec.volumes, &machine.id);
         for (source, target) in of(from)?.iter().zip(&of(to)?) {

@@ -131,15 +131,17 @@ impl Engine {
     /// # Errors
     /// Whatever is wrong with the request, the image or the host; nothing is left then.
     pub fn create(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Machine, Failure> {
-        self.create_from(spec, options, None)
+        self.create_from(spec, options, None, |_| Ok(()))
     }
 
-    /// [`Engine::create`] from the image with this digest, whatever the spec's name leads to by now.
+    /// [`Engine::create`] from the image with this digest, whatever the spec's name leads to by now. `fill` puts more into the
+    /// machine's folder before that has its name.
     pub(super) fn create_from(
         &self,
         spec: &MachineSpec,
         options: &CreateOptions<'_>,
         image: Option<&Digest>,
+        fill: impl FnOnce(&Path) -> Result<(), Failure>,
     ) -> Result<Machine, Failure> {
         self.reconcile_anew()?;
         self.warn_of_cpu_time(spec);
@@ -165,7 +167,7 @@ impl Engine {
             let volumes = self.volumes();
             let made = volumes.make(wanted)?;
             self.kill.pass("create: volumes made");
-            if let Err(failure) = catalog::add(&self.home, id, spec, &plan, &state, &self.kill) {
+            if let Err(failure) = catalog::add(&self.home, id, spec, &plan, &state, &self.kill, fill) {
                 volumes.unmake(&made);
                 return Err(failure);
             }

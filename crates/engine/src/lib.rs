@@ -32,6 +32,8 @@ mod published;
 mod reconcile;
 mod remove;
 mod root;
+mod snapshots;
+mod snapshots_exchange;
 mod ssh;
 mod start;
 pub mod stats;
@@ -40,6 +42,7 @@ mod tree;
 pub mod views;
 mod vm;
 mod volumes;
+mod warm;
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -58,6 +61,7 @@ pub use self::images::{FoundImage, ImageRequest, RegistryFiles, Removed, guest_l
 pub use self::programs::Programs;
 pub use self::prune::Shared;
 pub use self::root::{OpenRoot, RootPart};
+pub use self::snapshots::ForkSource;
 pub use self::ssh::SshTarget;
 pub use self::start::Starting;
 pub use self::volumes::PrunedVolumes;
@@ -117,6 +121,8 @@ impl Engine {
 
     /// An engine over `home` as it is, for who looks at what is wrong with it: it puts nothing right and warns of nothing.
     pub fn new(home: Home, programs: Programs) -> Engine {
+        // A start may want to know the speed of this host's counter.
+        zmachine_sys::clock::begin();
         Engine {
             registry_files: RegistryFiles::of(&home),
             home,

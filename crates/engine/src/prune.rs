@@ -8,6 +8,7 @@ use zmachine_image::library::{PruneReport, ShareChange, TrimReport};
 use zmachine_spec::{Class, Failure};
 use zmachine_store::cache::{images_of_home, trim_cache};
 use zmachine_store::catalog::{self, Machine};
+use zmachine_store::template::Templates;
 
 use super::Engine;
 
@@ -23,7 +24,11 @@ impl Engine {
             let busy = "a machine is being created, an image pulled, or another command removes blocks";
             return Err(Failure::new(Class::Conflict, busy).hint("try again when that is done"));
         };
-        prune.run(|home| images_of_home(&self.home, home, |_| true))
+        let report = prune.run(|home| images_of_home(&self.home, home, |_| true))?;
+        // A start from a template reads the image, too.
+        let images = self.home.data().join("images");
+        Templates::of(&self.home).prune(|template| images.join(&template.plan.image).is_dir())?;
+        Ok(report)
     }
 
     /// Removes the least recently used blocks when the cache is over its limit, but none that an active machine may read,

@@ -40,6 +40,7 @@ impl Engine {
             }
         }
         self.sweep()?;
+        self.snapshots().sweep()?;
         let repair = |line| format!("{line}; 'zmachine doctor --repair' gives it back");
         lines.extend(self.name_findings()?.into_iter().map(repair));
         lines.iter().for_each(|line| (self.warn)(line));

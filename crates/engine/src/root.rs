@@ -171,7 +171,7 @@ impl Engine {
             auto_remove: !keeps,
             ..helper_spec(&machine.spec)
         };
-        let created = self.create_from(&spec, &options, Some(image))?;
+        let created = self.create_from(&spec, &options, Some(image), |_| Ok(()))?;
         let mut helper = Helper {
             engine: self,
             name: created.spec.name.clone(),

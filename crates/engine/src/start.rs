@@ -22,6 +22,8 @@ use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child, role_of};
 use zmachine_sys::reap::reap_later;
 
 use super::Engine;
+use super::snapshots::From;
+use super::warm::Warm;
 
 /// A start in progress.
 #[derive(Debug)]
@@ -84,7 +86,7 @@ impl Engine {
     /// # Errors
     /// [`Class::NotFound`], or [`Class::Conflict`] when it runs already.
     pub fn start(&self, name: &str, wait_for_owner: bool) -> Result<Starting, Failure> {
-        self.start_with(name, wait_for_owner.then_some("--wait-for-owner"))
+        self.start_with(name, wait_for_owner.then_some("--wait-for-owner"), None)
     }
 
     /// A start whose machine ends when [`Starting`] is dropped, or this process is gone.
@@ -92,10 +94,15 @@ impl Engine {
     /// # Errors
     /// As [`Engine::start`].
     pub fn start_for_now(&self, name: &str) -> Result<Starting, Failure> {
-        self.start_with(name, Some("--ends-with-client"))
+        self.start_with(name, Some("--ends-with-client"), None)
     }
 
-    fn start_with(&self, name: &str, option: Option<&str>) -> Result<Starting, Failure> {
+    /// A start from what was saved.
+    pub(super) fn start_from(&self, name: &str, from: Option<&From<'_>>) -> Result<Starting, Failure> {
+        self.start_with(name, None, from)
+    }
+
+    fn start_with(&self, name: &str, option: Option<&str>, from: Option<&From<'_>>) -> Result<Starting, Failure> {
         let machine = self.machine(name)?;
         if machine.state.phase.is_active() || FileLock::is_held(&machine.lock_path())? {
             let message = format!(
@@ -108,6 +115,13 @@ impl Engine {
         require_files()?;
         self.renew_initramfs(&machine)
             .inspect_err(|failure| self.record_failed_start(&machine, failure))?;
+        let (template, warm) = match from {
+            Some(_) => (None, None),
+            None => self.template_of(&machine).unzip(),
+        };
+        let warm = warm.flatten();
+        let warm = warm.as_ref().map(Warm::from);
+        let from = from.or(warm.as_ref());
         self.kill.pass("start: before the monitor");
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
@@ -123,6 +137,11 @@ impl Engine {
             .arg("--report-fd")
             .arg(writer.as_raw_fd().to_string());
         command.args(option);
+        if let Some(from) = from {
+            command.args(from.arguments());
+        } else if let Some(key) = &template {
+            command.arg("--template").arg(key);
+        }
         if let Some(n) = self.monitor_abort_at {
             command.arg("--abort-at").arg(n.to_string());
         }
@@ -132,7 +151,10 @@ impl Engine {
             .stdout(Stdio::null())
             .stderr(stderr_file(&machine)?);
         let setup = ChildSetup {
-            keep: vec![writer.as_raw_fd()],
+            keep: [Some(writer.as_raw_fd()), from.map(|from| from.memory.as_raw_fd())]
+                .into_iter()
+                .flatten()
+                .collect(),
             die_with_parent: false,
             new_session: true,
         };

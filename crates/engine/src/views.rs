@@ -175,6 +175,33 @@ pub struct StateView {
     pub health: Option<Health>,
 }
 
+/// One snapshot.
+#[derive(Debug, Serialize)]
+pub struct SnapshotView {
+    /// `MACHINE@TAG`.
+    pub name: String,
+    /// The machine it was made of.
+    pub machine: String,
+    /// Its id.
+    pub machine_id: String,
+    /// Its tag.
+    pub tag: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Digest of the image that the guest reads on from.
+    pub image: String,
+    /// Memory of the guest in bytes.
+    pub memory_bytes: u64,
+    /// Room that all of it takes on the host, in bytes; blocks that a disk shares with others are counted.
+    pub used_bytes: u64,
+    /// How long the machine stood still for it, in microseconds.
+    pub paused_us: u64,
+    /// What it was saved by, and can be restored by alone.
+    pub hypervisor: String,
+    /// Its folder.
+    pub path: String,
+}
+
 /// One volume.
 #[derive(Debug, Serialize)]
 pub struct VolumeView {

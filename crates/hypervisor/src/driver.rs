@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,6 +55,32 @@ pub trait Vm: Send {
 
     /// Lets the virtual CPUs run on. [`VmEvent::Resumed`] follows.
     async fn resume(&mut self) -> Result<(), ControlError>;
+
+    /// Stops the virtual CPUs and writes the state of all devices to `state`, a regular file. The memory is in the file that
+    /// [`Vm::memory`] gives, and nothing changes in it or on a disk until [`Vm::go_on`]. No event follows.
+    ///
+    /// # Errors
+    /// When the hypervisor cannot; the machine stands still or runs then, and [`Vm::go_on`] lets it run.
+    async fn save(&mut self, state: OwnedFd) -> Result<(), ControlError> {
+        drop(state);
+        Err(ControlError::Refused {
+            command: "save".to_owned(),
+            reason: "this hypervisor cannot save a machine that runs".to_owned(),
+        })
+    }
+
+    /// Lets the virtual CPUs run on after [`Vm::save`]. No event follows.
+    ///
+    /// # Errors
+    /// When the hypervisor cannot.
+    async fn go_on(&mut self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    /// The file that is the guest's memory, of a machine that can be saved.
+    fn memory(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Tells the guest that the file behind the disk `id` has become `bytes` long.
     async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), ControlError>;
@@ -140,6 +166,21 @@ pub struct Resources {
     /// What the hypervisor is locked into: user and folder; the driver adds what it must see. `None`: it runs as its
     /// starter, with nothing but its own sandbox. With a jail the calling program has the role [`zmachine_sys::jail::ROLE`].
     pub jail: Option<Jail>,
+    /// What the machine goes on from, instead of booting. Only for one that [`VmSpec::is_saveable`].
+    pub saved: Option<Saved>,
+}
+
+/// A machine as [`Vm::save`] left it.
+#[derive(Debug)]
+pub struct Saved {
+    /// The state of its devices, open for reading at its beginning.
+    pub state: OwnedFd,
+    /// Its memory, as long as the guest's.
+    pub memory: OwnedFd,
+    /// Name and version of the hypervisor that wrote the state, as [`Vm::version`] gives them.
+    pub version: String,
+    /// The file is not written to: what the guest writes is the hypervisor's own. Such a machine cannot be saved.
+    pub is_private: bool,
 }
 
 /// A folder only for this run of the machine.
@@ -403,7 +444,7 @@ pub(crate) fn check_devices(vm: &VmSpec, most_cpus: u32) -> Result<(), String> {
         }
     }
     for disk in &vm.disks {
-        if let Disk::File { id, serial, .. } = disk
+        if let Disk::File { id, serial, .. } | Disk::Nbd { id, serial, .. } = disk
             && serial.len() > 20
         {
             return Err(format!("the serial number of disk '{id}' is longer than 20 bytes"));

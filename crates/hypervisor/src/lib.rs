@@ -29,6 +29,7 @@ mod spec;
 
 pub use cmdline::kernel_cmdline;
 pub use driver::{
-    AgentStream, ControlError, Driver, ExitReason, LaunchError, LogLines, Resources, RunDir, Unsupported, Vm, VmEvent,
+    AgentStream, ControlError, Driver, ExitReason, LaunchError, LogLines, Resources, RunDir, Saved, Unsupported, Vm,
+    VmEvent,
 };
 pub use spec::{Accel, Boot, Disk, Nic, NicKind, Platform, Share, VmSpec};

@@ -1,6 +1,6 @@
 //! What a virtual machine is made of. Plain values, part of a machine's `plan.json`, the same for every driver.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,9 @@ pub struct VmSpec {
     /// What hardware it is built like.
     #[serde(default, skip_serializing_if = "Platform::is_lean")]
     pub platform: Platform,
+    /// It can be saved while it runs, and restored: its memory is a file that its launcher has too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_saveable: bool,
 }
 
 /// What hardware a machine is built like.
@@ -124,13 +127,32 @@ pub enum Disk {
         /// Request queues, at least 1.
         queues: u16,
     },
+    /// A read-only disk served by another process over NBD, which sees nothing of the guest's memory.
+    Nbd {
+        /// The disk's id.
+        id: String,
+        /// The socket the other process listens on.
+        socket: PathBuf,
+        /// The serial number the guest sees, at most 20 bytes.
+        serial: String,
+        /// Request queues, at least 1.
+        queues: u16,
+    },
 }
 
 impl Disk {
     /// The disk's id.
     pub fn id(&self) -> &str {
         match self {
-            Self::File { id, .. } | Self::VhostUser { id, .. } => id,
+            Self::File { id, .. } | Self::VhostUser { id, .. } | Self::Nbd { id, .. } => id,
+        }
+    }
+
+    /// The socket of the process that serves it, where one does.
+    pub fn socket(&self) -> Option<&Path> {
+        match self {
+            Self::File { .. } => None,
+            Self::VhostUser { socket, .. } | Self::Nbd { socket, .. } => Some(socket),
         }
     }
 }

@@ -11,7 +11,7 @@ use zmachine_store::log::Source;
 
 use super::context::{Monitor, Started, at, describe};
 use super::entry::{self, Entry};
-use super::inbox::Inbox;
+use super::inbox::{Cut, Inbox};
 use super::rootfs_child;
 use super::rootfs_child::RootfsEvent;
 use super::running::Running;
@@ -19,14 +19,14 @@ use super::session::{Session, SessionError};
 use super::sockets;
 
 /// How long the owner may take to attach. It does so at once, or it is gone.
-const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the end of a hypervisor may come after the end of its channels.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the end of the rootfs server means for a step of the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RootfsEnd {
+pub(super) enum RootfsEnd {
     /// The guest may not use the disk yet, and then QEMU 7.2 does not notice that its device is gone (it forgets to
     /// reconnect one that was never started; mended in QEMU 8.2): the guest would wait for its root for ever.
     IsFatal,
@@ -35,7 +35,7 @@ enum RootfsEnd {
 }
 
 /// What interrupted a step of the start.
-enum Interrupt {
+pub(super) enum Interrupt {
     Timeout(Duration),
     VmEnded(ExitReason),
     Killed,
@@ -69,7 +69,10 @@ impl Monitor {
         let mut boot = plan.boot.clone();
         boot.secrets = zmachine_store::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;
         let boot = AgentRequest::Configure(Box::new(boot));
+        let template = self.begin_template(plan);
         let run = (!plan.is_idle()).then(|| AgentRequest::Run(plan.process.clone()));
+        // Of one whose entrypoint runs no template can be made.
+        let (run, later) = if template.is_some() { (None, run) } else { (run, None) };
         // Both at once, which saves a round trip through the guest: the agent runs nothing before it is configured.
         let asked = async {
             let mut boot = session.open(&boot).await?;
@@ -109,6 +112,18 @@ impl Monitor {
         self.machine.state.guest_kernel = Some(kernel);
         warnings.into_iter().for_each(|w| self.machine.state.warn(w));
         self.kill.pass("start: guest configured");
+        if let Some(draft) = template {
+            let made = self.make_template(draft, plan, running, session);
+            match inbox.unless_stopped(made).await {
+                Err(Cut) => return Ok(Some(self.cut_short(inbox).await)),
+                Ok(made) => made.map_err(at("template"))?,
+            }
+            self.phase("template");
+        }
+        let run = match later {
+            Some(later) => Some(session.open(&later).await.map_err(at("entrypoint"))?),
+            None => run,
+        };
         sockets::forward(session, &self.machine.spec.sockets);
         let Some(mut run) = run else { return Ok(None) };
         let started = async {
@@ -128,7 +143,7 @@ impl Monitor {
     }
 
     /// Runs `step` within the start's time limit, while the rest of the machine is watched.
-    async fn during<T>(
+    pub(super) async fn during<T>(
         &mut self,
         running: &mut Running,
         inbox: &mut Inbox,
@@ -164,7 +179,7 @@ impl Monitor {
     }
 
     /// A failed step. When the hypervisor is gone, that is the reason, though the end of its channel was seen first.
-    async fn cut_off(&self, running: &mut Running, error: SessionError, step: &str) -> (String, Failure) {
+    pub(super) async fn cut_off(&self, running: &mut Running, error: SessionError, step: &str) -> (String, Failure) {
         if !matches!(error, SessionError::Agent(_)) {
             let ended = async {
                 loop {
@@ -182,7 +197,7 @@ impl Monitor {
         at(step)(error)
     }
 
-    fn interrupted(&self, interrupt: Interrupt, step: &str) -> Started {
+    pub(super) fn interrupted(&self, interrupt: Interrupt, step: &str) -> Started {
         let name = &self.machine.spec.name;
         let console = format!("'zmachine logs --source console,hypervisor {name}' shows how far it came");
         let failure = match interrupt {

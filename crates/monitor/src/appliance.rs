@@ -45,7 +45,7 @@ impl Monitor {
     ) -> Result<(), Failure> {
         let serial = zmachine_spec::volume::serial(&volume.name);
         let spec = spec(&self.machine.id, on.1, kernel, volume, &serial);
-        let started = self.start_hypervisor(on.0, &spec, HashMap::new()).await;
+        let started = self.start_hypervisor(on.0, &spec, HashMap::new(), None).await;
         let mut vm = started.map_err(|e| not_launched(on.0, &e))?;
         self.claim_hypervisor(vm.pid())?;
         self.kill.pass("grow: appliance started");
@@ -126,5 +126,6 @@ fn spec(id: &str, accel: Accel, kernel: &KernelChoice, volume: &Volume, serial: 
         nics: Vec::new(),
         agent: true,
         platform: Platform::Lean,
+        is_saveable: false,
     }
 }

@@ -35,6 +35,7 @@ impl Follow<'_> {
                 self.ending.kill(&mut *self.running.vm);
             }
             Request::Signal(signal) => self.signal(signal, answer),
+            Request::Save { folder } => self.save(folder, answer),
             Request::Pause => self.pause(answer).await,
             Request::Resume => self.resume(answer).await,
             Request::GrowVolume { name, size_bytes } => self.grow_volume(&name, size_bytes, answer).await,

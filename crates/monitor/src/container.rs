@@ -37,6 +37,7 @@ impl Monitor {
         self.phase("volumes");
         self.kill.pass("start: volumes ready");
         Ok(Backed {
+            saved: None,
             rootfs,
             shares,
             attached,
@@ -68,6 +69,7 @@ impl Monitor {
             credentials: self.home.data().join(CREDENTIALS_FILE),
             stores: plan.stores.clone(),
             queues,
+            is_nbd: plan.is_image_by_nbd(),
             prefetch: plan.prefetch,
         };
         let server = RootfsServer::start(&socket, settings, self.sandbox.as_ref())?;

@@ -25,6 +25,7 @@ use zmachine_sys::process::ProcessId;
 use zmachine_sys::{affinity, file};
 
 use super::backoff::{Backoff, StopReason};
+use super::frozen::Restore;
 use super::guest;
 use super::inbox::{Event, Inbox};
 use super::output::{ReportPipe, SharedLog};
@@ -67,6 +68,10 @@ pub(super) struct Monitor {
     pub(super) host_cpus: Vec<u32>,
     /// What the health checks say, where there are any.
     pub(super) health: Option<Health>,
+    /// What the next run goes on from.
+    pub(super) restore: Option<Restore>,
+    /// The key of the template that the next run makes.
+    pub(super) template: Option<String>,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -103,6 +108,8 @@ impl Monitor {
             sandbox: None,
             host_cpus: affinity::allowed(),
             health: None,
+            restore: None,
+            template: None,
             waiters: Vec::new(),
         }
     }
@@ -234,7 +241,8 @@ impl Monitor {
                 let _ = answer.send(Reply::Failed(failure));
             }
             // Of a run before this one.
-            Event::EntryEnded(_) | Event::NetworkAnswered(_) | Event::Probed(_) | Event::GuestUp => {}
+            Event::EntryEnded(_) | Event::NetworkAnswered(_) | Event::Probed(_) | Event::GuestUp | Event::Frozen(_) => {
+            }
         }
         ControlFlow::Continue(())
     }

@@ -45,6 +45,8 @@ pub(super) struct Follow<'a> {
     /// A change of its networks that waits for the guest.
     pub(super) changing: Option<Change>,
     pub(super) enospc: Enospc,
+    /// Its guest is being made to stand still, so that it can be saved.
+    pub(super) is_saving: bool,
     /// When its guest last restarted.
     rebooted: Option<Instant>,
 }
@@ -68,6 +70,7 @@ impl<'a> Follow<'a> {
             ending: Ending::default(),
             changing: None,
             enospc: Enospc::default(),
+            is_saving: false,
             rebooted: None,
         }
     }
@@ -110,6 +113,7 @@ impl<'a> Follow<'a> {
                 self.ask_to_stop(self.plan.stop_grace_ms()).await;
             }
             Event::NetworkAnswered(answered) => self.go_on_changing(answered).await,
+            Event::Frozen(frozen) => self.frozen(*frozen).await,
             Event::GuestUp => self.monitor.guest_is_up(true),
             Event::Probed(health) => self.monitor.probed(*health),
             Event::EntryEnded(Ok(status)) => {

@@ -15,6 +15,7 @@ use zmachine_spec::control::{Reply, Request};
 use zmachine_spec::{Class, Failure, Health};
 
 use super::change::Answered;
+use super::frozen::Frozen;
 use super::session::SessionError;
 
 /// Commands that may wait while something else is under way; those beyond are refused.
@@ -35,6 +36,8 @@ pub(super) enum Event {
     Probed(Box<Health>),
     /// The guest's agent has set an interface up or given it up, or has not.
     NetworkAnswered(Answered),
+    /// The guest stands still, so that the machine can be saved, or does not.
+    Frozen(Box<Frozen>),
 }
 
 impl Event {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use tokio::task::JoinHandle;
 use zmachine_hypervisor::choice::Hypervisor;
-use zmachine_hypervisor::{LaunchError, LogLines, Resources, RunDir, Vm, VmSpec, cloud_hypervisor, qemu};
+use zmachine_hypervisor::{LaunchError, LogLines, Resources, RunDir, Saved, Vm, VmSpec, cloud_hypervisor, qemu};
 use zmachine_plan::VolumeUse;
 use zmachine_spec::control::Report;
 use zmachine_spec::{Class, Failure};
@@ -22,6 +22,8 @@ use super::share::Shares;
 
 /// Everything that the hypervisor needs is there.
 pub(super) struct Backed {
+    /// What the guest goes on from, instead of booting.
+    pub(super) saved: Option<Saved>,
     pub(super) rootfs: Option<RootfsServer>,
     pub(super) shares: Shares,
     pub(super) attached: Attached,
@@ -38,13 +40,14 @@ impl Monitor {
         wait_for_owner: bool,
     ) -> Result<Running, Failure> {
         let Backed {
+            saved,
             rootfs,
             mut shares,
             attached: Attached { taps, hold, failures },
         } = backed;
         shares.also(failures);
         self.kill.pass("start: before the hypervisor");
-        let mut vm = match self.start_hypervisor(on, spec, taps).await {
+        let mut vm = match self.start_hypervisor(on, spec, taps, saved).await {
             Ok(vm) => vm,
             Err(error) => return Err(shares.reason().await.unwrap_or_else(|| not_launched(on, &error))),
         };
@@ -81,11 +84,12 @@ impl Monitor {
         on: Hypervisor,
         spec: &VmSpec,
         taps: HashMap<String, OwnedFd>,
+        saved: Option<Saved>,
     ) -> Result<Box<dyn Vm>, LaunchError> {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
         let jail = self.jail();
         let driver = (self.drivers)(on);
-        driver.launch(spec, Resources { taps, jail }, &run).await
+        driver.launch(spec, Resources { taps, jail, saved }, &run).await
     }
 
     /// Logs what a hypervisor itself says.

@@ -34,6 +34,7 @@ mod exec_sessions;
 mod execs;
 mod follow;
 mod forwarding;
+mod frozen;
 mod grow;
 mod guest;
 mod health;
@@ -47,21 +48,26 @@ mod passt;
 mod reconnect;
 mod relays;
 mod restart;
+mod restored;
 mod rootfs_child;
 mod rootfs_memory;
 mod rootfs_watch;
 mod run;
 mod running;
 mod sandbox;
+mod saving;
 mod server;
 mod session;
 mod share;
 mod sockets;
 mod streams;
+mod takeover;
+mod template;
 #[cfg(test)]
 mod tests;
 mod vm;
 
+pub use frozen::Restore;
 pub use run::MonitorArgs;
 
 /// Runs one machine from start to end.

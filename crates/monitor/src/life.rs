@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
 use zmachine_agent_protocol::Process;
+use zmachine_hypervisor::Saved as SavedVm;
 use zmachine_plan::container::DEFAULT_PATH;
 use zmachine_plan::{Plan, VmPlan};
 use zmachine_spec::control::Report;
@@ -19,10 +20,12 @@ use super::context::{AbortOnDrop, Monitor, Outcome, Started, at};
 use super::execs::Execs;
 use super::follow::Follow;
 use super::inbox::{Cut, Inbox};
+use super::restored::Restoring;
 use super::running::Running;
 use super::server;
 use super::session::Session;
 use super::streams::{Attachable, Shared};
+use super::takeover::take_over;
 use super::{clock, console, entry};
 
 impl Monitor {
@@ -56,7 +59,8 @@ impl Monitor {
         {
             return Ok(exit);
         }
-        let mut running = match inbox.unless_stopped(self.launch(plan, console_waiting)).await {
+        let (restoring, saved) = self.take_restore(plan).map_err(at("snapshot"))?.unzip();
+        let mut running = match inbox.unless_stopped(self.launch(plan, console_waiting, saved)).await {
             Ok(launched) => launched?,
             Err(Cut) => return Ok(self.cut_short(inbox).await),
         };
@@ -69,7 +73,8 @@ impl Monitor {
         );
         let _hub = AbortOnDrop(tokio::spawn(hub));
         let entry = EntryStart { entry, stream };
-        let outcome = match self.start_guest(plan, &mut running, &agent, entry, inbox).await {
+        let started = self.start_guest(plan, restoring.as_ref(), &mut running, &agent, entry, inbox);
+        let outcome = match started.await {
             Ok(None) => Follow::new(self, plan, &mut running, inbox, agent).follow().await,
             Ok(Some(exit)) => Ok(exit),
             Err(failure) => Err(failure),
@@ -80,13 +85,28 @@ impl Monitor {
         outcome
     }
 
+    /// What this run goes on from, if it does; the next one boots.
+    fn take_restore(&mut self, plan: &Plan) -> Result<Option<(Restoring, SavedVm)>, Failure> {
+        match (self.restore.take(), plan) {
+            (None, _) => Ok(None),
+            (Some(restore), Plan::Container(plan)) => self.restoring(restore, plan).map(Some),
+            (Some(_), Plan::Vm(_)) => Err(Failure::new(Class::Unsupported, "a VM does not go on from a snapshot")),
+        }
+    }
+
     /// From what its plan says to a guest that boots.
-    async fn launch(&mut self, plan: &mut Plan, console: console::Waiting) -> Result<Running, (String, Failure)> {
-        let (backed, wait_for_owner) = match plan {
+    async fn launch(
+        &mut self,
+        plan: &mut Plan,
+        console: console::Waiting,
+        saved: Option<SavedVm>,
+    ) -> Result<Running, (String, Failure)> {
+        let (mut backed, wait_for_owner) = match plan {
             // The entrypoint waits for the owner, not the boot.
             Plan::Container(plan) => (self.back_container(plan).await?, false),
             Plan::Vm(plan) => (self.back_vm(plan).await?, self.wait_for_owner),
         };
+        backed.saved = saved;
         let on = plan.hypervisor().driver;
         let booted = self.boot(on, plan.vm(), backed, console, wait_for_owner).await;
         booted.map_err(at("hypervisor"))
@@ -97,6 +117,7 @@ impl Monitor {
     async fn start_guest(
         &mut self,
         plan: &Plan,
+        restoring: Option<&Restoring>,
         running: &mut Running,
         agent: &watch::Sender<Option<Session>>,
         entry: EntryStart,
@@ -105,8 +126,18 @@ impl Monitor {
         let Plan::Container(plan) = plan else { return Ok(None) };
         let no_agent = || Failure::new(Class::Failed, "the hypervisor gave no channel to the agent");
         let stream = running.vm.take_agent().ok_or_else(no_agent).map_err(at("hypervisor"))?;
-        let session = Session::start(stream.connected());
-        let started = self.start_entrypoint(plan, running, &session, entry, inbox).await?;
+        let (session, started) = match restoring {
+            None => {
+                let session = Session::start(stream.connected());
+                let started = self.start_entrypoint(plan, running, &session, entry, inbox).await?;
+                (session, started)
+            }
+            Some(restoring) => {
+                let session = Session::start(async { take_over(stream.connected().await?).await });
+                let started = self.go_on(restoring, plan, running, &session, entry, inbox).await?;
+                (session, started)
+            }
+        };
         if started.is_none() {
             agent.send_replace(Some(session));
         }

@@ -42,6 +42,8 @@ pub(super) struct Settings {
     pub(super) stores: Vec<String>,
     /// Queues of the disk.
     pub(super) queues: u16,
+    /// It is served over NBD.
+    pub(super) is_nbd: bool,
     /// How much is fetched before it is read.
     pub(super) prefetch: Prefetch,
     /// It tells what is read first.
@@ -155,6 +157,9 @@ fn spawn(listener: &UnixListener, settings: &Settings, jail: Option<&Jail>) -> i
     command.arg("--blocks-dir").arg(&settings.blocks);
     command.args(["--serial", ROOT_SERIAL, "--queues", &settings.queues.to_string()]);
     command.args(["--prefetch", settings.prefetch.name()]);
+    if settings.is_nbd {
+        command.arg("--nbd");
+    }
     if settings.record {
         command.arg("--record");
     }

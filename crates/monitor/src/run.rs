@@ -21,6 +21,7 @@ use zmachine_sys::lock::FileLock;
 
 use super::backoff::StopReason;
 use super::context::{Monitor, Outcome};
+use super::frozen::Restore;
 use super::inbox::{Event, Inbox};
 use super::output::{ReportPipe, SharedLog};
 
@@ -37,6 +38,10 @@ pub struct MonitorArgs {
     pub wait_for_owner: bool,
     /// The machine is ended when whoever reads the report is gone.
     pub ends_with_client: bool,
+    /// What the first run goes on from, instead of booting.
+    pub restore: Option<Restore>,
+    /// The key of the template that the first run makes.
+    pub template: Option<String>,
     /// See [`zmachine_store::killpoint`].
     pub abort_at: Option<u32>,
 }
@@ -72,6 +77,8 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     monitor.kill = kill;
     monitor.wait_for_owner = args.wait_for_owner;
     monitor.forwarder = forwarder;
+    monitor.restore = args.restore;
+    monitor.template = args.template;
     monitor.runs(lock, plan, &mut inbox).await
 }
 

@@ -45,7 +45,7 @@ impl Plan {
                     *cmdline = kernel_cmdline(accel, after.cpus);
                 }
                 for disk in &mut plan.vm.disks {
-                    if let Disk::VhostUser { queues, .. } = disk {
+                    if let Disk::VhostUser { queues, .. } | Disk::Nbd { queues, .. } = disk {
                         *queues = root_queues(after.cpus);
                     }
                 }

@@ -340,6 +340,7 @@ pub(super) struct Start {
     pub(super) disks: Vec<Disk>,
     pub(super) shares: Vec<Share>,
     pub(super) platform: Platform,
+    pub(super) is_saveable: bool,
 }
 
 /// The virtual machine of a plan.
@@ -357,6 +358,7 @@ pub(super) fn vm_spec(spec: &MachineSpec, inputs: &Inputs<'_>, start: Start) -> 
         nics: nics(&inputs.attachments),
         agent: true,
         platform: start.platform,
+        is_saveable: start.is_saveable,
     }
 }
 

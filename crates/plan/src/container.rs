@@ -16,7 +16,7 @@ use zmachine_network::Attachment;
 use zmachine_rootfs::Prefetch;
 use zmachine_spec as spec;
 use zmachine_spec::volume::ResolvedVolume;
-use zmachine_spec::{HealthCheck, MachineSpec, PodNetwork, Setting, Signal, User};
+use zmachine_spec::{HealthCheck, MachineSpec, PodNetwork, RootfsChoice, Setting, Signal, User};
 
 use super::common::{
     ImageFacts, Inputs, KernelChoice, PLAN_VERSION, ROOT_TAG, Start, VolumeUse, arguments, dns, first_used, grace_ms,
@@ -137,6 +137,7 @@ impl ContainerPlan {
         inputs: Inputs<'_>,
     ) -> Result<ContainerPlan, PlanError> {
         refuse_vm_settings(spec)?;
+        let is_saveable = is_saveable(spec, volumes, &inputs)?;
         let process = process(spec, image)?;
         let stop_signal = stop_signal(spec, image)?;
         let mut shares = share::directories(&inputs)?;
@@ -154,6 +155,7 @@ impl ContainerPlan {
         let disks = Disks {
             has_image: image.tree.is_none(),
             has_upper: upper_bytes.is_some(),
+            is_saveable,
         };
         Ok(ContainerPlan {
             version: PLAN_VERSION,
@@ -201,9 +203,14 @@ impl ContainerPlan {
     /// The queues of its image's disk; `None` when its image is no disk that somebody must serve.
     pub fn image_queues(&self) -> Option<u16> {
         self.vm.disks.iter().find_map(|disk| match disk {
-            Disk::VhostUser { queues, .. } => Some(*queues),
-            _ => None,
+            Disk::VhostUser { queues, .. } | Disk::Nbd { queues, .. } => Some(*queues),
+            Disk::File { .. } => None,
         })
+    }
+
+    /// Whether that is served over NBD.
+    pub fn is_image_by_nbd(&self) -> bool {
+        self.vm.disks.iter().any(|disk| matches!(disk, Disk::Nbd { .. }))
     }
 
     /// Boots `kernel` from now on, whose initramfs has the agent of this program.
@@ -235,6 +242,27 @@ fn refuse_vm_settings(spec: &MachineSpec) -> Result<(), PlanError> {
     match first_used(used) {
         Some(setting) => Err(PlanError::OnlyForVms { setting }),
         None => Ok(()),
+    }
+}
+
+/// Whether it is built so that it can be saved: a copy of a machine has its own root, and everything else of it only where that can be
+/// copied too. What need not be copied is only not warm then.
+fn is_saveable(spec: &MachineSpec, volumes: &[ResolvedVolume], inputs: &Inputs<'_>) -> Result<bool, PlanError> {
+    let has = [
+        ("a volume", !volumes.is_empty()),
+        ("a directory of this host", !inputs.shares.is_empty()),
+        ("a socket of this host", !spec.sockets.is_empty()),
+        ("a root that is only read", spec.read_only),
+        ("an unpacked root", spec.rootfs == RootfsChoice::Virtiofs),
+        ("a pod's network", spec.pod.is_some()),
+        (
+            "Cloud Hypervisor",
+            inputs.hypervisor.driver == Hypervisor::CloudHypervisor,
+        ),
+    ];
+    match has.into_iter().find(|(_, has)| *has) {
+        Some((what, _)) if spec.snapshots => Err(PlanError::NotSaveable { what: what.to_owned() }),
+        obstacle => Ok(spec.snapshots || (spec.warm && obstacle.is_none())),
     }
 }
 
@@ -309,6 +337,7 @@ fn environment(spec: &MachineSpec, image: &ImageFacts) -> Result<Vec<(String, St
 struct Disks {
     has_image: bool,
     has_upper: bool,
+    is_saveable: bool,
 }
 
 /// The unpacked image below the writable disk. It is only read, so all machines of the image share the host's memory of it.
@@ -333,10 +362,17 @@ fn vm(
 ) -> VmSpec {
     let mut disks = Vec::new();
     if has.has_image {
-        disks.push(Disk::VhostUser {
-            id: "root".to_owned(),
-            socket: inputs.home.run_dir(inputs.id).join("rootfs.sock"),
-            queues: root_queues(spec.cpus),
+        let (id, queues) = ("root".to_owned(), root_queues(spec.cpus));
+        let socket = inputs.home.run_dir(inputs.id).join("rootfs.sock");
+        disks.push(match has.is_saveable {
+            false => Disk::VhostUser { id, socket, queues },
+            // Whoever serves it has nothing of the guest's memory, which is each copy's own.
+            true => Disk::Nbd {
+                id,
+                socket,
+                serial: ROOT_SERIAL.to_owned(),
+                queues,
+            },
         });
     }
     if has.has_upper {
@@ -358,6 +394,7 @@ fn vm(
         disks,
         shares: share::devices(shares, inputs.home, inputs.id),
         platform: Platform::Lean,
+        is_saveable: has.is_saveable,
     };
     let mut vm = vm_spec(spec, inputs, start);
     vm.nics.extend(pod_network(spec).map(pod::nics).unwrap_or_default());

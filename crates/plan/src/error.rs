@@ -66,6 +66,8 @@ pub enum PlanError {
     NoShareServer,
     #[error("only root can serve directories of this host to guests")]
     SharesNeedRoot,
+    #[error("a machine with {what} cannot be saved while it runs")]
+    NotSaveable { what: String },
     #[error("ports are published, but the machine is on no network")]
     PublishWithoutNetwork,
 }
@@ -118,6 +120,7 @@ impl PlanError {
             PlanError::TooManyInterfaces { .. } => "leave out a network",
             PlanError::NoShareServer => zmachine_share::MissingServer.hint(),
             PlanError::SharesNeedRoot => "run zmachine as root, or use a volume",
+            PlanError::NotSaveable { .. } => "leave it out, or run the machine without snapshots",
             PlanError::PublishWithoutNetwork => "publish nothing, or join the network 'default'",
         }
     }
@@ -150,6 +153,7 @@ impl PlanError {
             | PlanError::EnvNotOnCommandLine { .. }
             | PlanError::CommandLineTooLong { .. } => vec![Setting::Env, Setting::UserData],
             PlanError::TooManyInterfaces { .. } => vec![Setting::Networks],
+            PlanError::NotSaveable { .. } => vec![Setting::Snapshots],
             PlanError::PublishWithoutNetwork => vec![Setting::Publish, Setting::Networks],
             PlanError::EmptyImage | PlanError::Unbootable { .. } | PlanError::NoFirmware | PlanError::NoShareServer => {
                 Vec::new()

@@ -21,6 +21,7 @@ mod change;
 mod cmdline;
 pub mod common;
 pub mod container;
+mod copied;
 pub mod error;
 #[cfg(test)]
 mod fixture;

@@ -229,6 +229,7 @@ impl VmPlan {
             disks: disks(own.volumes, &own.seed),
             shares: share::devices(&own.shares, inputs.home, inputs.id),
             platform: Platform::Pc,
+            is_saveable: false,
         };
         VmPlan {
             version: PLAN_VERSION,
@@ -344,6 +345,7 @@ fn refuse_container_settings(spec: &MachineSpec) -> Result<(), PlanError> {
         (Setting::Rootfs, spec.rootfs != RootfsChoice::Auto),
         (Setting::Secrets, !spec.secrets.is_empty()),
         (Setting::Volumes, !spec.sockets.is_empty()),
+        (Setting::Snapshots, spec.snapshots),
     ];
     match first_used(used).or(spec.guest.used()) {
         Some(setting) => Err(PlanError::NotForVms { setting }),

@@ -7,6 +7,7 @@
 //!                                      prefetch.json  what starts read                        ([prefetch_list])
 //!
 //! guest ──virtio-blk──> hypervisor ──vhost-user──> [server] ──> [disk] ──> root.erofs | [block broker] ──> block cache | stores
+//!                                 ──NBD─────────> [nbd] ─────┘
 //! ```
 //! The right half are processes of their own, the role [`role::serve`]: a hostile guest talks to the server, so it locks itself in
 //! ([`sandbox`]) before it reads the first byte; in a jail the block broker fetches for it, which no guest talks to. The writable layer on
@@ -23,6 +24,7 @@ pub mod erofs;
 pub mod files;
 mod first_reads;
 pub mod map;
+pub mod nbd;
 mod open_blocks;
 pub mod prefetch;
 pub mod prefetch_list;
@@ -32,6 +34,8 @@ pub mod role;
 pub mod sandbox;
 pub mod server;
 mod slices;
+#[cfg(test)]
+mod test_device;
 pub mod upper;
 pub mod write_back;
 

@@ -29,6 +29,7 @@ use zmachine_sys::jail::{self, Jail, JailError, Limits};
 use crate::broker::{self, BrokerClient, BrokerServer};
 use crate::disk::{self, LazyDisk, OpenDiskError};
 use crate::map::ExtentMap;
+use crate::nbd;
 use crate::prefetch::{self, Prefetch};
 use crate::prefetch_list::PrefetchList;
 use crate::prepare::{EROFS_NAME, MAP_NAME, PrepareError, RootDescription};
@@ -62,6 +63,8 @@ pub struct RootfsArgs {
     pub serial: String,
     /// Number of queues, 1 to 64; the hypervisor may use fewer.
     pub queues: u16,
+    /// The disk is served by the NBD protocol (see [`crate::nbd`]) instead of vhost-user; the queues are the hypervisor's then.
+    pub is_nbd: bool,
     /// Store URLs that replace the image's own routes; none: the image's routes.
     pub stores: Vec<String>,
     /// Credentials for stores whose URLs have none.
@@ -181,9 +184,11 @@ pub fn serve(mut args: RootfsArgs) -> Result<(), ServeError> {
     report_in_background(&device, &reporter, stop).map_err(process("start a thread"))?;
     reporter.ready();
     prefetch::start(&device, &reporter, args.prefetch, list.blocks().to_vec()).map_err(process("start a thread"))?;
-    server::serve(listener, args.queues, &device, &reporter).map_err(|error| ServeError::Server {
-        reason: error.to_string(),
-    })
+    let reason = match args.is_nbd {
+        true => nbd::serve(&listener, &device, &reporter).map_err(|error| error.to_string()),
+        false => server::serve(listener, args.queues, &device, &reporter).map_err(|error| error.to_string()),
+    };
+    reason.map_err(|reason| ServeError::Server { reason })
 }
 
 /// The disk before it is decided who fetches its blocks: all that has a path is open.

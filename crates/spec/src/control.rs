@@ -5,6 +5,7 @@
 //! exactly as between host and agent.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use zmachine_network::Attachment;
 use zmachine_network::user::Traffic;
 
 use crate::failure::{Class, Failure};
+use crate::saved::Saved;
 use crate::state::Exit;
 use crate::{Change, NetworkRequest};
 
@@ -107,6 +109,11 @@ pub enum Request {
     Processes,
     /// What went through its interfaces that have no link on the host; answered with [`Reply::Traffic`].
     Traffic,
+    /// Save the machine as it is, into a folder that has nothing in it yet, and let it go on; answered with [`Reply::Saved`].
+    Save {
+        /// The folder, in which `state`, `memory` and `root.img` are made.
+        folder: PathBuf,
+    },
     /// Halt the virtual CPUs.
     Pause,
     /// Let them run again.
@@ -168,6 +175,8 @@ pub enum Reply {
     Container(ContainerReply),
     /// Processes with an id.
     Execs(Vec<ExecRecord>),
+    /// It was saved.
+    Saved(Box<Saved>),
     /// It is not.
     Failed(Failure),
 }

@@ -18,6 +18,7 @@
 //! | [`control`] | what is said between a command and a machine's monitor |
 //! | [`home`] | where all of it is |
 //! | [`redact`], [`shown`] | what may be shown of it |
+//! | [`saved`] | what is saved of a machine that runs |
 //! | [`time`] | points in time |
 //! | [`versioned`] | files with a format version |
 //!
@@ -39,6 +40,7 @@ mod network_request;
 pub mod pod;
 pub mod redact;
 pub mod restart;
+pub mod saved;
 pub mod secret;
 mod setting;
 pub mod shown;

@@ -174,6 +174,12 @@ pub struct MachineSpec {
     /// It is the machine of a pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodSettings>,
+    /// It is built so that it can be saved while it runs, and copied.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub snapshots: bool,
+    /// Its first start begins from the template of an earlier one like it, where there is one, and makes one otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warm: bool,
 }
 
 /// Whether the machine's processes are locked in.
@@ -285,6 +291,8 @@ impl MachineSpec {
             guest: GuestSettings::default(),
             health: HealthRequest::default(),
             pod: None,
+            snapshots: false,
+            warm: false,
         }
     }
 

@@ -47,11 +47,12 @@ pub enum Setting {
     Capabilities,
     Health,
     CpuSet,
+    Snapshots,
 }
 
 impl Setting {
     /// All there are.
-    pub const ALL: [Setting; 38] = [
+    pub const ALL: [Setting; 39] = [
         Setting::Name,
         Setting::Flist,
         Setting::Cpus,
@@ -90,6 +91,7 @@ impl Setting {
         Setting::Capabilities,
         Setting::Health,
         Setting::CpuSet,
+        Setting::Snapshots,
     ];
 }
 
@@ -135,6 +137,7 @@ impl fmt::Display for Setting {
             Setting::Capabilities => "capability",
             Setting::Health => "health check",
             Setting::CpuSet => "choice of CPUs",
+            Setting::Snapshots => "snapshots",
         })
     }
 }

@@ -10,6 +10,7 @@ use zmachine_spec::{Class, Failure, Home};
 
 use crate::catalog;
 use crate::catalog::Machine;
+use crate::snapshot::Snapshots;
 
 /// Where the blocks of `home` are and who shares them, in one line.
 ///
@@ -64,9 +65,32 @@ pub fn images_of_home(
     })
 }
 
-/// The images of the machines that `is_meant`.
-fn images_of(home: &Home, is_meant: impl Fn(&Machine) -> bool) -> Result<HashSet<Digest>, Failure> {
+/// The images of snapshots: a machine that goes on from one reads what the guest has not read yet.
+fn images_of_snapshots(home: &Home) -> Result<HashSet<Digest>, Failure> {
     let mut images = HashSet::new();
+    for listed in Snapshots::of(home).list()? {
+        let unknown = |name: &str, failure: Failure| {
+            failure
+                .context(format!("it cannot be told which image the snapshot {name} needs"))
+                .hint(format!("remove it with 'zmachine snapshot rm {name}', then try again"))
+        };
+        let snapshot = listed.map_err(|(name, failure)| unknown(&name, failure))?;
+        let image = &snapshot.plan.image;
+        let digest = image.parse();
+        let no_digest = |_| {
+            unknown(
+                &snapshot.name(),
+                Failure::new(Class::Failed, format!("'{image}' is no digest")),
+            )
+        };
+        images.insert(digest.map_err(no_digest)?);
+    }
+    Ok(images)
+}
+
+/// The images of the machines that `is_meant`, and of all snapshots.
+fn images_of(home: &Home, is_meant: impl Fn(&Machine) -> bool) -> Result<HashSet<Digest>, Failure> {
+    let mut images = images_of_snapshots(home)?;
     for id in catalog::ids(home)? {
         let unknown = |failure: Failure| {
             failure

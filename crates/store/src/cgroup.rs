@@ -257,6 +257,7 @@ mod tests {
             nics: Vec::new(),
             agent: true,
             platform: Default::default(),
+            is_saveable: false,
         }
     }
 

@@ -7,6 +7,8 @@
 //! | [`journal`], [`leftovers`] | what a run has on the host, by its journal and by its places |
 //! | [`cgroup`], [`user`] | two of those: control groups, and users of the host |
 //! | [`attempt`], [`events`], [`log`] | what happened, and what was written |
+//! | [`snapshot`] | machines as they were while they ran |
+//! | [`template`] | guests that are set up, for starts that do not boot |
 //! | [`volume`] | volumes: making, finding, growing, removing, locking |
 //! | [`cache`], [`disk_source`] | what of the image library machines need |
 //! | [`firmware`], [`secret`] | files of the host that machines are given |
@@ -29,6 +31,8 @@ pub mod killpoint;
 pub mod leftovers;
 pub mod log;
 pub mod secret;
+pub mod snapshot;
+pub mod template;
 pub mod tombstones;
 pub mod user;
 pub mod volume;

@@ -401,6 +401,22 @@ pub fn random_u64() -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
+/// Fills `bytes` with random ones of the kernel's.
+///
+/// # Errors
+/// When the kernel gives none.
+pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match rustix::rand::getrandom(&mut *rest, rustix::rand::GetRandomFlags::empty()) {
+            Ok(count) => rest = &mut rest[count..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -53,6 +53,27 @@ pub fn boot_id() -> String {
         .to_owned()
 }
 
+/// Model and features of the first CPU in one line: guests that have the host's CPUs cannot go on where these are others.
+pub fn cpu_mark() -> String {
+    cpu_mark_of(&file::read_text(Path::new("/proc/cpuinfo"), 64 << 20).unwrap_or_default())
+}
+
+fn cpu_mark_of(cpuinfo: &str) -> String {
+    let first = cpuinfo.split("\n\n").next().unwrap_or_default();
+    let of = |wanted: &str| {
+        let lines = first.lines().filter_map(|line| line.split_once(':'));
+        let mut found = lines.filter(|(key, _)| key.trim() == wanted);
+        found.next().map(|(_, value)| value.trim()).unwrap_or_default()
+    };
+    let mut flags: Vec<&str> = of("flags").split(' ').collect();
+    flags.sort_unstable();
+    // FNV-1a: only told apart, never trusted.
+    let digest = flags.join(" ").bytes().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
+        (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{} (features {digest:016x})", of("model name"))
+}
+
 fn cgroup_v2_controllers() -> bool {
     let controllers = file::read_text(Path::new("/sys/fs/cgroup/cgroup.controllers"), 4096).unwrap_or_default();
     ["cpu", "memory"]

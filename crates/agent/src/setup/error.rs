@@ -40,6 +40,9 @@ pub(crate) enum SetupError {
     /// An address or destination is no CIDR.
     #[error("{of}: {text:?} is no address with a prefix length")]
     Cidr { of: String, text: String },
+    /// A MAC is none.
+    #[error("{text:?} is no MAC address")]
+    Mac { text: String },
     /// The kernel refused a route.
     #[error("route {destination} by {interface}{}: {source}", via(gateway))]
     Route {

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use zmachine_agent_protocol::{BootConfig, HostEntry};
+use zmachine_agent_protocol::HostEntry;
 
 use super::error::SetupError;
 
@@ -23,18 +23,34 @@ const LIMIT: u64 = 1024 * 1024;
 ///
 /// # Errors
 /// [`SetupError`] naming the file.
-pub(super) fn write_names(config: &BootConfig) -> Result<(), SetupError> {
-    rustix::system::sethostname(config.hostname.as_bytes()).map_err(|source| SetupError::Hostname {
-        name: config.hostname.clone(),
+pub(super) fn write_names(
+    hostname: &str,
+    entries: &[HostEntry],
+    (nameservers, search): (&[IpAddr], &[String]),
+) -> Result<(), SetupError> {
+    rustix::system::sethostname(hostname.as_bytes()).map_err(|source| SetupError::Hostname {
+        name: hostname.to_owned(),
         source,
     })?;
     fs::create_dir_all("/etc").map_err(|source| SetupError::File {
         path: "/etc".into(),
         source,
     })?;
-    write("/etc/hostname", format!("{}\n", config.hostname), 0o644)?;
-    write("/etc/hosts", hosts(&config.hostname, &config.hosts), 0o644)?;
-    write_resolvers(&config.nameservers, &config.search)
+    write("/etc/hostname", format!("{hostname}\n"), 0o644)?;
+    write("/etc/hosts", hosts(hostname, entries), 0o644)?;
+    write_resolvers(nameservers, search)
+}
+
+/// Gives the machine another id in `/etc/machine-id`, where there is one: an empty one says that the first boot makes it.
+///
+/// # Errors
+/// [`SetupError`] naming the file.
+pub(super) fn write_machine_id(id: &str) -> Result<(), SetupError> {
+    const FILE: &str = "/etc/machine-id";
+    match fs::symlink_metadata(FILE) {
+        Ok(there) if there.is_file() && there.len() > 0 => write(FILE, format!("{id}\n"), 0o444),
+        _ => Ok(()),
+    }
 }
 
 /// Writes `/etc/resolv.conf`, when there are name servers.

@@ -20,7 +20,7 @@ mod volumes;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use zmachine_agent_protocol::{BootConfig, Connection, Upper};
+use zmachine_agent_protocol::{BootConfig, Connection, Identity, Upper};
 
 use crate::boot::Phases;
 use crate::modules;
@@ -60,6 +60,22 @@ pub(crate) fn disconnect(connection: &Connection) -> Result<(), SetupError> {
     etc::write_resolvers(&connection.nameservers, &connection.search)
 }
 
+/// Makes another machine of a guest that is a copy: names, network, secrets.
+///
+/// # Errors
+/// The first [`SetupError`]; the guest is not to run then.
+pub(crate) fn renew(identity: &Identity) -> Result<(), SetupError> {
+    etc::write_machine_id(&identity.machine_id)?;
+    etc::write_names(
+        &identity.hostname,
+        &identity.hosts,
+        (&identity.nameservers, &identity.search),
+    )?;
+    secrets::write_all(&identity.secrets)?;
+    secrets::place_all(&identity.secrets)?;
+    network::renew(&identity.interfaces, &identity.routes)
+}
+
 /// Sets the guest up as `config` says. What is mounted when a step fails is in `outcome` all the same.
 ///
 /// # Errors
@@ -89,7 +105,8 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
     let read_only = config.root.upper == Upper::ReadOnly;
     special::mount_all(read_only, config.shm_bytes, &mut outcome.warnings)?;
     phases.end("special");
-    etc::write_names(config)?;
+    let resolvers = (&*config.nameservers, &*config.search);
+    etc::write_names(&config.hostname, &config.hosts, resolvers)?;
     if config.first_start {
         etc::remove_host_keys(&mut outcome.warnings);
     }

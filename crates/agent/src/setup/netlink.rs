@@ -1,6 +1,6 @@
-//! Just enough of rtnetlink: four messages, each acknowledged by the kernel.
+//! Just enough of rtnetlink: a few messages, each acknowledged by the kernel.
 //!
-//! Written by hand because the agent needs four fixed messages and no parser, and the general crates would be the
+//! Written by hand because the agent needs a few fixed messages and no parser, and the general crates would be the
 //! larger part of a program that sits in every machine's memory. Layouts: rtnetlink(7), netlink(7).
 
 use std::net::IpAddr;
@@ -12,12 +12,14 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 const NLMSG_ERROR: u16 = 2;
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 /// NLM_F_REQUEST | NLM_F_ACK.
 const REQUEST: u16 = 0x1 | 0x4;
 /// NLM_F_CREATE | NLM_F_REPLACE: a setting made twice is no error.
 const CREATE: u16 = 0x400 | 0x100;
 const IFF_UP: u32 = 1;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
@@ -72,6 +74,22 @@ impl Netlink {
     /// Takes interface `index` down.
     pub(super) fn set_down(&self, index: u32) -> Result<(), Errno> {
         self.request(Message::link(index, 0, IFF_UP))
+    }
+
+    /// Gives interface `index` another MAC; it must be down.
+    pub(super) fn set_mac(&self, index: u32, mac: [u8; 6]) -> Result<(), Errno> {
+        self.request(Message::link(index, 0, 0).attribute(IFLA_ADDRESS, &mac))
+    }
+
+    /// Takes an address away; one that is not there is fine.
+    pub(super) fn remove_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<(), Errno> {
+        let mut header = vec![family(address), prefix, 0, RT_SCOPE_UNIVERSE];
+        header.extend(index.to_ne_bytes());
+        let message = Message::new(RTM_DELADDR, 0, &header).attribute(IFA_LOCAL, &octets(address));
+        match self.request(message) {
+            Err(Errno::ADDRNOTAVAIL) => Ok(()),
+            other => other,
+        }
     }
 
     /// Adds an address, usable at once: no duplicate detection.

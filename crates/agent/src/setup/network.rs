@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use zmachine_agent_protocol::{Interface, Route};
+use zmachine_agent_protocol::{Interface, Renewed, Route};
 
 use super::error::SetupError;
 use super::netlink::Netlink;
@@ -53,6 +53,42 @@ pub(super) fn disconnect(name: &str, routes: &[Route]) -> Result<(), SetupError>
         netlink.set_down(index_of(name)?).map_err(refused(name, "take down"))?;
     }
     routes.iter().try_for_each(|route| add_route(&netlink, route))
+}
+
+/// Makes other interfaces of those there are, and of the routes those of the new ones. Nothing is sent before all is done.
+///
+/// # Errors
+/// As [`set_up`].
+pub(super) fn renew(interfaces: &[Renewed], routes: &[Route]) -> Result<(), SetupError> {
+    let netlink = Netlink::open().map_err(|source| SetupError::Netlink { source })?;
+    for Renewed { was, is } in interfaces {
+        let link = wait_for(was)?;
+        let name = &was.name;
+        // Its routes go with it.
+        netlink.set_down(link.index).map_err(refused(name, "take down"))?;
+        for text in &was.addresses {
+            if let Some((address, prefix)) = cidr(text) {
+                netlink
+                    .remove_address(link.index, address, prefix)
+                    .map_err(refused(name, &format!("remove address {text}")))?;
+            }
+        }
+        let mac = mac(&is.mac).ok_or_else(|| SetupError::Mac { text: is.mac.clone() })?;
+        netlink
+            .set_mac(link.index, mac)
+            .map_err(refused(name, &format!("MAC {}", is.mac)))?;
+    }
+    let renewed: Vec<Interface> = interfaces.iter().map(|renewed| renewed.is.clone()).collect();
+    set_up(&renewed, routes)
+}
+
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let mut bytes = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut bytes {
+        *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
+    }
+    parts.next().is_none().then_some(bytes)
 }
 
 struct Link {
@@ -192,6 +228,14 @@ mod tests {
             "10.0.0.0/-1",
         ] {
             assert_eq!(cidr(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_mac_has_six_bytes() {
+        assert_eq!(mac("02:00:0a:ff:00:01"), Some([2, 0, 10, 255, 0, 1]));
+        for wrong in ["", "02:00:0a:ff:00", "02:00:0a:ff:00:01:02", "02:00:0a:ff:00:xx"] {
+            assert_eq!(mac(wrong), None, "{wrong}");
         }
     }
 

@@ -10,6 +10,7 @@ mod image_ends;
 pub(crate) mod resources;
 pub(crate) mod roles;
 pub(crate) mod run;
+pub(crate) mod snapshot;
 pub(crate) mod spelling;
 pub(crate) mod words;
 
@@ -27,6 +28,7 @@ pub(crate) use image::{CacheCommand, ImageCommand};
 pub(crate) use resources::{NetworkCommand, VolumeCommand};
 pub(crate) use roles::{CompleteRole, JailRole, MonitorRole, RootfsRole, ShareRole};
 pub(crate) use run::{CreateArgs, RunArgs};
+pub(crate) use snapshot::{ForkArgs, RestoreArgs, SnapshotCommand};
 
 const ELSEWHERE: &str = "On another host: zmachine --host URL [--token-file PATH] [--ca-file PATH] COMMAND, or --context NAME (docs/api.md)";
 
@@ -95,6 +97,13 @@ pub(crate) enum Command {
     /// Copy a machine that does not run, with its disk and the volumes it writes to
     #[command(alias = "copy")]
     Clone(RenameArgs),
+    /// Save machines as they are while they run, and show and remove what was saved
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Let a machine that does not run go on from a snapshot of it
+    Restore(RestoreArgs),
+    /// Make machines that go on from where another one is, or was
+    Fork(ForkArgs),
     /// Wait until machines have ended and print their exit statuses, or for something else to hold of them
     Wait(WaitArgs),
     /// Remove machines with their writable roots and logs

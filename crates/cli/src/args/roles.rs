@@ -20,6 +20,17 @@ pub(crate) struct MonitorRole {
     pub(crate) wait_for_owner: bool,
     #[arg(long)]
     pub(crate) ends_with_client: bool,
+    /// The folder of a snapshot that it goes on from
+    #[arg(long, requires = "memory_fd")]
+    pub(crate) restore: Option<PathBuf>,
+    #[arg(long, requires = "restore")]
+    pub(crate) memory_fd: Option<i32>,
+    #[arg(long)]
+    pub(crate) shared_memory: bool,
+    #[arg(long)]
+    pub(crate) fork: bool,
+    #[arg(long, conflicts_with = "restore")]
+    pub(crate) template: Option<String>,
     #[arg(long)]
     pub(crate) abort_at: Option<u32>,
 }
@@ -38,6 +49,8 @@ pub(crate) struct RootfsRole {
     pub(crate) serial: String,
     #[arg(long, default_value_t = 1)]
     pub(crate) queues: u16,
+    #[arg(long)]
+    pub(crate) nbd: bool,
     /// What it locks itself into, as JSON
     #[arg(long)]
     pub(crate) jail: Option<String>,

@@ -190,6 +190,12 @@ pub(crate) struct CreateArgs {
     /// for nothing, everything
     #[arg(long, value_name = "none|hints|all", default_value = "hints", value_parser = words::parser(PREFETCH))]
     prefetch: Prefetch,
+    /// Build it so that it can be saved and forked while it runs
+    #[arg(long)]
+    snapshots: bool,
+    /// Begin from the guest of an earlier machine like it instead of booting one, where there is one; make one otherwise
+    #[arg(long)]
+    warm: bool,
     /// Tell a container's own kernel of network and environment on its command line, as Zero-OS did
     #[arg(long)]
     legacy_cmdline: bool,
@@ -231,7 +237,7 @@ impl CreateArgs {
         spec.memory_bytes = size("--memory", &self.memory)?;
         spec.size_bytes = self.size.as_deref().map_or(Ok(0), |text| size("--size", text))?;
         let preferred = environment("ZMACHINE_HYPERVISOR");
-        spec.env = variables(&self.env_file, &self.env, environment)?;
+        spec.env = variables(&self.env_file, &self.env, &environment)?;
         spec.entrypoint = self.entrypoint.as_deref().map(split).transpose()?;
         spec.command = texts(&self.command)?;
         spec.workdir = self.workdir.clone();
@@ -286,6 +292,8 @@ impl CreateArgs {
         spec.rootfs = self.rootfs;
         spec.prefetch = self.prefetch;
         spec.legacy_cmdline = self.legacy_cmdline;
+        spec.snapshots = self.snapshots;
+        spec.warm = self.warm || environment("ZMACHINE_WARM").is_some_and(|value| value == "1");
         let secret = |text: &String| zmachine_spec::secret::parse(text, cwd);
         spec.secrets = self.secret.iter().map(secret).collect::<Result<_, Failure>>()?;
         spec.jail = self.jail;

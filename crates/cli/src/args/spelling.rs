@@ -43,6 +43,7 @@ pub(crate) fn flag(setting: Setting) -> &'static str {
         Setting::Capabilities => "--cap-drop",
         Setting::Health => "--health-cmd",
         Setting::CpuSet => "--cpuset-cpus",
+        Setting::Snapshots => "--snapshots",
     }
 }
 

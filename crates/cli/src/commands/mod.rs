@@ -21,6 +21,7 @@ mod network;
 mod root;
 mod run;
 mod serve;
+mod snapshot;
 mod ssh;
 mod stats;
 mod system;
@@ -53,6 +54,9 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Update(args) => update::update(&context::engine()?, &args),
         Command::Clone(args) => update::clone(&context::engine()?, &args),
         Command::Rename(args) => update::rename(&context::engine()?, &args),
+        Command::Snapshot(command) => snapshot::snapshot(&context::engine()?, command),
+        Command::Restore(args) => snapshot::restore(&context::engine()?, &args),
+        Command::Fork(args) => snapshot::fork(&context::engine()?, &args),
         Command::Wait(args) => machines::wait(&context::engine()?, &args),
         Command::Rm(args) => machines::rm(&context::engine()?, &args),
         Command::Ps(args) => list::ps(&context::engine()?, &args),

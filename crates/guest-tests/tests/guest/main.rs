@@ -36,6 +36,7 @@ mod safety;
 mod settings;
 mod shared_cache;
 mod shares;
+mod snapshots;
 mod streams;
 mod support;
 mod terminal;

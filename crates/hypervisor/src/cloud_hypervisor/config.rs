@@ -236,7 +236,7 @@ impl VmConfig {
 fn disk_config(disk: &Disk) -> DiskConfig {
     let (served, queues, socket) = match disk {
         Disk::VhostUser { socket, queues, .. } => (Some(true), *queues, Some(socket.clone())),
-        Disk::File { .. } => (None, 1, None),
+        Disk::File { .. } | Disk::Nbd { .. } => (None, 1, None),
     };
     let mut config = DiskConfig {
         id: disk.id().to_owned(),

@@ -85,7 +85,7 @@ fn paths(vm: &VmSpec) -> Vec<(PathBuf, Access)> {
             let access = if *read_only { Access::Read } else { Access::Write };
             Some((path.clone(), access))
         }
-        Disk::VhostUser { .. } => None,
+        Disk::VhostUser { .. } | Disk::Nbd { .. } => None,
     };
     let mut paths: Vec<_> = vm.disks.iter().filter_map(disk).collect();
     if let Boot::Firmware { code, .. } = &vm.boot {
@@ -98,7 +98,7 @@ fn paths(vm: &VmSpec) -> Vec<(PathBuf, Access)> {
 fn served(vm: &VmSpec) -> impl Iterator<Item = &Path> {
     let disks = vm.disks.iter().filter_map(|disk| match disk {
         Disk::VhostUser { socket, .. } => Some(socket.as_path()),
-        Disk::File { .. } => None,
+        Disk::File { .. } | Disk::Nbd { .. } => None,
     });
     disks.chain(vm.shares.iter().map(|share| share.socket.as_path()))
 }

@@ -207,7 +207,7 @@ fn check_firmware(vm: &VmSpec) -> Result<(), LaunchError> {
 async fn require_served(vm: &VmSpec) -> Result<(), LaunchError> {
     let disks = vm.disks.iter().filter_map(|disk| match disk {
         Disk::VhostUser { socket, .. } => Some((socket, true)),
-        Disk::File { .. } => None,
+        Disk::File { .. } | Disk::Nbd { .. } => None,
     });
     // A server of a directory ends with its first connection, so a trial would be its end.
     let shares = vm.shares.iter().map(|share| (&share.socket, false));

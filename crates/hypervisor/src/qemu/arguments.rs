@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -36,8 +37,21 @@ pub struct Channels {
     pub taps: HashMap<String, RawFd>,
     /// `/dev/vhost-net`, opened once for every interface, by its id; none: packets go through QEMU.
     pub vhost: HashMap<String, RawFd>,
+    /// The file that is the guest's memory, of a machine that can be saved.
+    pub memory: Option<Memory>,
+    /// It begins with a state that is given on the control channel, and not with firmware and kernel.
+    pub is_restored: bool,
     /// The open files of disks by the disks' ids, and those of [`FIRMWARE_CODE`] and [`FIRMWARE_VARIABLES`].
     pub files: BTreeMap<String, RawFd>,
+}
+
+/// The file that is the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Its descriptor.
+    pub fd: RawFd,
+    /// What the guest writes stays in its process: the file is that of many.
+    pub is_private: bool,
 }
 
 /// The firmware's code in [`Channels::files`].
@@ -60,7 +74,7 @@ impl Channels {
 /// The arguments for `vm`, without the program's name.
 pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
     let mut args = Args::default();
-    machine(&mut args, vm);
+    machine(&mut args, vm, channels);
     control(&mut args, vm, channels);
     for (index, fd) in channels.files.values().enumerate() {
         args.add("-add-fd", format!("fd={fd},set={}", index + 1));
@@ -98,7 +112,7 @@ pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
     args.0
 }
 
-fn machine(args: &mut Args, vm: &VmSpec) {
+fn machine(args: &mut Args, vm: &VmSpec, channels: &Channels) {
     args.add("-name", format!("guest={},debug-threads=on", escape(&vm.name)));
     args.add("-uuid", vm.uuid.clone());
     // Nothing that was not asked for: no default devices, no configuration files, no window.
@@ -126,10 +140,19 @@ fn machine(args: &mut Args, vm: &VmSpec) {
     args.add("-smp", format!("cpus={0},sockets=1,cores={0},threads=1", vm.cpus));
     args.add("-m", format!("size={}M", vm.memory_bytes >> 20));
     // Shared, because a vhost-user process reads the guest's memory; by descriptor, because /dev/shm may be small.
-    args.add(
-        "-object",
-        format!("memory-backend-memfd,id=mem0,size={}M,share=on", vm.memory_bytes >> 20),
-    );
+    let size = vm.memory_bytes >> 20;
+    let memory = match channels.memory {
+        None => format!("memory-backend-memfd,id=mem0,size={size}M,share=on"),
+        // By a name: from QEMU 8.1 on, saving leaves out no other memory.
+        Some(Memory { fd, is_private }) => format!(
+            "memory-backend-file,id=mem0,size={size}M,mem-path=/proc/self/fd/{fd},share={}",
+            on_off(!is_private)
+        ),
+    };
+    args.add("-object", memory);
+    if channels.is_restored {
+        args.add("-incoming", "defer");
+    }
     // The process stays when the guest ends, so that the reason can be read and is not lost with it.
     args.flag("-no-shutdown");
     if vm.platform == Platform::Lean {
@@ -176,6 +199,10 @@ fn boot(args: &mut Args, vm: &VmSpec, channels: &Channels) {
             if vm.platform == Platform::Lean {
                 // A minimal firmware that enters the kernel through PVH: 0.04 s less than the default one.
                 args.add("-bios", super::QBOOT);
+            }
+            // All of it is in the restored memory.
+            if channels.is_restored {
+                return;
             }
             args.add("-kernel", kernel.display().to_string());
             if let Some(initrd) = initrd {
@@ -249,6 +276,18 @@ impl Args {
                     on_off(*discard)
                 ));
             }
+            Disk::Nbd {
+                id,
+                socket,
+                serial,
+                queues,
+            } => {
+                self.add("-blockdev", nbd_node(id, socket).to_string());
+                self.device(format!(
+                    "virtio-blk-pci-non-transitional,id=dev-{id},drive={id},serial={},num-queues={queues}{order}",
+                    escape(serial)
+                ));
+            }
             Disk::VhostUser { id, socket, queues } => {
                 // QEMU connects again when the serving process was restarted.
                 let path = escape(&socket.display().to_string());
@@ -297,6 +336,20 @@ fn file_node(disk: &Disk, host: &Qemu, channels: &Channels) -> serde_json::Value
     })
 }
 
+/// Seconds for which requests wait for a server that is started again.
+const NBD_RECONNECT_S: u32 = 60;
+
+/// The block node of a disk that is served over NBD.
+fn nbd_node(id: &str, socket: &Path) -> serde_json::Value {
+    serde_json::json!({
+        "driver": "nbd",
+        "node-name": id,
+        "read-only": true,
+        "reconnect-delay": NBD_RECONNECT_S,
+        "server": { "type": "unix", "path": socket },
+    })
+}
+
 fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
@@ -328,6 +381,11 @@ mod tests {
             agent_listener: Some(8),
             taps,
             vhost: HashMap::new(),
+            memory: vm.is_saveable.then_some(Memory {
+                fd: 30,
+                is_private: false,
+            }),
+            is_restored: false,
             files,
         };
         arguments(vm, &Qemu::assumed("qemu-system-x86_64"), &channels).join(" ")
@@ -363,6 +421,51 @@ mod tests {
         }];
         let line = line(&VmSpec { shares, ..vm() });
         assert!(line.contains("-chardev socket,id=chr-share0,path=/run/a,,b/share0.sock -device vhost-user-fs-pci,id=dev-share0,chardev=chr-share0,tag=zm-share0,queue-size=1024"), "{line}");
+    }
+
+    #[test]
+    fn a_machine_that_can_be_saved_has_memory_with_a_name_and_a_disk_that_does_not_see_it() {
+        let mut vm = VmSpec {
+            is_saveable: true,
+            ..vm()
+        };
+        vm.disks[0] = Disk::Nbd {
+            id: "root".into(),
+            socket: "/run/a,b/rootfs.sock".into(),
+            serial: "zm-root".into(),
+            queues: 2,
+        };
+        let line = line(&vm);
+        assert!(
+            line.contains("memory-backend-file,id=mem0,size=512M,mem-path=/proc/self/fd/30,share=on"),
+            "{line}"
+        );
+        assert!(
+            line.contains(r#""server":{"path":"/run/a,b/rootfs.sock","type":"unix"}"#),
+            "{line}"
+        );
+        assert!(
+            line.contains("virtio-blk-pci-non-transitional,id=dev-root,drive=root,serial=zm-root,num-queues=2"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_restored_machine_has_no_kernel_to_start() {
+        let channels = Channels {
+            memory: Some(Memory {
+                fd: 30,
+                is_private: true,
+            }),
+            is_restored: true,
+            ..Channels::default()
+        };
+        let line = arguments(&vm(), &Qemu::assumed("qemu-system-x86_64"), &channels).join(" ");
+        assert!(
+            line.contains("share=off") && line.contains("-incoming defer") && line.contains("-bios qboot.rom"),
+            "{line}"
+        );
+        assert!(!line.contains("-kernel") && !line.contains("-append"), "{line}");
     }
 
     #[test]

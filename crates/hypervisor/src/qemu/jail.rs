@@ -4,7 +4,7 @@ use std::path::Path;
 
 use zmachine_sys::jail::{Access, Device, Jail};
 
-use crate::{Accel, Boot, Disk, VmSpec};
+use crate::{Accel, Boot, VmSpec};
 
 /// Firmware and option ROMs, by distribution.
 const DATA: [&str; 6] = [
@@ -24,7 +24,8 @@ const PRIVATE: u64 = 2 << 30;
 const PRIVATE_PER_CPU: u64 = 80 << 20;
 
 /// The jail of the QEMU at `program` for `vm`, whose largest file has `largest` bytes. `base` has user and folder.
-pub(super) fn of(base: &Jail, program: &Path, vm: &VmSpec, largest: u64) -> Jail {
+/// `has_private_memory`: what the guest writes to its memory is its process's own.
+pub(super) fn of(base: &Jail, program: &Path, vm: &VmSpec, largest: u64, has_private_memory: bool) -> Jail {
     let mut jail = base.clone().see_program(program);
     for folder in DATA {
         jail = jail.see(folder, Access::Read);
@@ -36,7 +37,7 @@ pub(super) fn of(base: &Jail, program: &Path, vm: &VmSpec, largest: u64) -> Jail
         }
     }
     for disk in &vm.disks {
-        if let Disk::VhostUser { socket, .. } = disk {
+        if let Some(socket) = disk.socket() {
             jail = jail.see(socket, Access::Read);
         }
     }
@@ -46,7 +47,8 @@ pub(super) fn of(base: &Jail, program: &Path, vm: &VmSpec, largest: u64) -> Jail
     if vm.accel == Accel::Kvm {
         jail.devices.push(Device::Kvm);
     }
-    let private = PRIVATE + PRIVATE_PER_CPU * u64::from(vm.cpus);
+    let of_guest = if has_private_memory { vm.memory_bytes } else { 0 };
+    let private = PRIVATE + PRIVATE_PER_CPU * u64::from(vm.cpus) + of_guest;
     jail.limits = crate::jail::limits(vm, largest, private);
     jail
 }
@@ -54,6 +56,7 @@ pub(super) fn of(base: &Jail, program: &Path, vm: &VmSpec, largest: u64) -> Jail
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Disk;
 
     #[test]
     fn qemu_sees_what_it_boots_and_connects_to_and_no_disk() {
@@ -63,13 +66,16 @@ mod tests {
             Path::new("/usr/bin/qemu"),
             &vm,
             1 << 40,
+            false,
         );
         let sees = |path: &str| jail.view.iter().any(|view| Path::new(path).starts_with(&view.path));
         assert!(sees("/usr/bin/qemu") && sees("/k/vmlinux") && sees("/usr/share/seabios/bios.bin"));
         for disk in &vm.disks {
             match disk {
                 Disk::File { path, .. } => assert!(!sees(path.to_str().unwrap())),
-                Disk::VhostUser { socket, .. } => assert!(sees(socket.to_str().unwrap())),
+                Disk::VhostUser { socket, .. } | Disk::Nbd { socket, .. } => {
+                    assert!(sees(socket.to_str().unwrap()));
+                }
             }
         }
         assert!(!sees("/usr/bin/sh") && !sees("/etc/passwd") && !sees("/usr/share/doc"));

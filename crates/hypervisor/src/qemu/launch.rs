@@ -15,11 +15,11 @@ use tokio::process::Child;
 use zmachine_sys::jail::{self, Jail, Jailed, SEARCH_PATH};
 use zmachine_sys::process::ChildSetup;
 
-use crate::driver::check_files;
+use crate::driver::{Saved, check_files};
 use crate::process_log::Log;
 use crate::{Accel, Boot, ControlError, Disk, LaunchError, NicKind, Platform, Resources, RunDir, VmSpec};
 
-use super::arguments::{AGENT_SOCKET, Channels, FIRMWARE_CODE, FIRMWARE_VARIABLES, arguments};
+use super::arguments::{AGENT_SOCKET, Channels, FIRMWARE_CODE, FIRMWARE_VARIABLES, Memory, arguments};
 use super::qmp::Qmp;
 use super::vm::QemuVm;
 use super::{BINARY, Qemu};
@@ -41,19 +41,37 @@ struct Opened {
     agent_listener: Option<UnixListener>,
     vhost: HashMap<String, File>,
     files: BTreeMap<String, File>,
+    memory: Option<OwnedFd>,
 }
 
 pub(super) async fn launch(
     qemu: &Qemu,
     vm: &VmSpec,
-    resources: Resources,
+    mut resources: Resources,
     run: &RunDir,
 ) -> Result<QemuVm, LaunchError> {
     zmachine_sys::clock::begin();
-    check_files(vm)?;
+    let (saved_memory, saved_state) = match resources.saved.take() {
+        None => (None, None),
+        Some(Saved {
+            state,
+            memory,
+            version,
+            is_private,
+        }) => (Some((memory, is_private)), Some((state, version))),
+    };
+    if saved_state.is_none() {
+        check_files(vm)?;
+    }
     check_sockets(vm)?;
     let vm = &with_counter(vm);
-    let opened = open(qemu, vm, run)?;
+    let is_private = saved_memory.as_ref().is_some_and(|(_, is_private)| *is_private);
+    let memory = match saved_memory {
+        Some((memory, _)) => Some(memory),
+        None if vm.is_saveable => Some(new_memory(vm)?),
+        None => None,
+    };
+    let mut opened = open(qemu, vm, run, memory)?;
     let channel = |what| move |source| LaunchError::Channel { what, source };
     let pairs = Pairs {
         qmp: StdStream::pair().map_err(channel("control channel"))?,
@@ -71,10 +89,15 @@ pub(super) async fn launch(
         agent_listener: opened.agent_listener.as_ref().map(AsRawFd::as_raw_fd),
         taps,
         vhost: numbers(&opened.vhost).collect(),
+        memory: opened.memory.as_ref().map(|memory| Memory {
+            fd: memory.as_raw_fd(),
+            is_private,
+        }),
+        is_restored: saved_state.is_some(),
         files: numbers(&opened.files).collect(),
     };
     let jailed = match &resources.jail {
-        Some(base) => in_jail(base, qemu, vm, &opened)?,
+        Some(base) => in_jail(base, qemu, vm, &opened, is_private)?,
         None => {
             let mut command = Command::new(&qemu.binary);
             command.env_clear().env("PATH", SEARCH_PATH).current_dir(run.path());
@@ -82,6 +105,7 @@ pub(super) async fn launch(
         }
     };
     let mut child = spawn(qemu, jailed, vm, &channels)?;
+    let memory = opened.memory.take().filter(|_| !is_private);
     drop(opened);
     let log = Log::collect(child.stderr.take(), BINARY);
     let Pairs { qmp, console, agent } = pairs;
@@ -98,14 +122,15 @@ pub(super) async fn launch(
             return Err(LaunchError::Unserved { output });
         }
     };
-    match greeted {
-        Ok(qmp) => Ok(QemuVm::new(
-            child,
-            qmp,
-            console,
-            (agent, run.path().join(AGENT_SOCKET)),
-            log,
-        )),
+    let ready = match (greeted, saved_state) {
+        (Ok(mut qmp), Some((state, version))) => super::save::restore(&mut qmp, state, &version).await.map(|()| qmp),
+        (greeted, _) => greeted,
+    };
+    match ready {
+        Ok(qmp) => {
+            let agent = (agent, run.path().join(AGENT_SOCKET));
+            Ok(QemuVm::new(child, qmp, console, agent, log).with_memory(memory))
+        }
         Err(error) => Err(post_mortem(error, child, log).await),
     }
 }
@@ -130,7 +155,7 @@ fn check_sockets(vm: &VmSpec) -> Result<(), LaunchError> {
         move |source| LaunchError::Missing { what, path, source }
     };
     for disk in &vm.disks {
-        if let Disk::VhostUser { socket, .. } = disk {
+        if let Some(socket) = disk.socket() {
             let kind = std::fs::metadata(socket).map_err(missing(socket))?.file_type();
             if !kind.is_socket() {
                 return Err(missing(socket)(std::io::Error::other("it is not a socket")));
@@ -148,8 +173,21 @@ fn taps(vm: &VmSpec, given: &HashMap<String, OwnedFd>) -> Result<HashMap<String,
         .collect()
 }
 
+/// Memory of zeros that two processes can have.
+fn new_memory(vm: &VmSpec) -> Result<OwnedFd, LaunchError> {
+    let make = || {
+        let memory = rustix::fs::memfd_create(c"guest-memory", rustix::fs::MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&memory, vm.memory_bytes)?;
+        Ok(memory)
+    };
+    make().map_err(|source: rustix::io::Errno| LaunchError::Channel {
+        what: "memory",
+        source: source.into(),
+    })
+}
+
 /// Opens what QEMU reads and writes.
-fn open(qemu: &Qemu, vm: &VmSpec, run: &RunDir) -> Result<Opened, LaunchError> {
+fn open(qemu: &Qemu, vm: &VmSpec, run: &RunDir, memory: Option<OwnedFd>) -> Result<Opened, LaunchError> {
     let open = |what, path: &Path, writable: bool| {
         let missing = |source| LaunchError::Missing {
             what,
@@ -191,6 +229,7 @@ fn open(qemu: &Qemu, vm: &VmSpec, run: &RunDir) -> Result<Opened, LaunchError> {
         agent_listener,
         vhost,
         files,
+        memory,
     })
 }
 
@@ -205,7 +244,13 @@ fn numbers<'a>(files: impl IntoIterator<Item = (&'a String, &'a File)>) -> impl 
 }
 
 /// The command that enters the jail and becomes QEMU.
-fn in_jail(base: &Jail, qemu: &Qemu, vm: &VmSpec, opened: &Opened) -> Result<Jailed, LaunchError> {
+fn in_jail(
+    base: &Jail,
+    qemu: &Qemu,
+    vm: &VmSpec,
+    opened: &Opened,
+    has_private_memory: bool,
+) -> Result<Jailed, LaunchError> {
     let spawn = |source| LaunchError::Spawn {
         binary: qemu.binary.clone(),
         source,
@@ -216,7 +261,7 @@ fn in_jail(base: &Jail, qemu: &Qemu, vm: &VmSpec, opened: &Opened) -> Result<Jai
         .files
         .values()
         .filter_map(|file| Some(file.metadata().ok()?.len()));
-    let jail = super::jail::of(base, &binary, vm, sizes.max().unwrap_or_default());
+    let jail = super::jail::of(base, &binary, vm, sizes.max().unwrap_or_default(), has_private_memory);
     Jailed::program(&jail, &binary).map_err(spawn)
 }
 
@@ -224,6 +269,7 @@ fn spawn(qemu: &Qemu, mut jailed: Jailed, vm: &VmSpec, channels: &Channels) -> R
     let mut keep = vec![channels.qmp, channels.console];
     keep.extend(channels.agent);
     keep.extend(channels.agent_listener);
+    keep.extend(channels.memory.map(|memory| memory.fd));
     keep.extend(
         channels
             .taps

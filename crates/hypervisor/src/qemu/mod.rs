@@ -9,6 +9,7 @@ mod jail;
 mod launch;
 mod probe;
 mod qmp;
+mod save;
 mod vm;
 
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::driver::check_devices;
 use crate::{Boot, Driver, LaunchError, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
 
-pub use arguments::{AGENT_PORT, AGENT_SOCKET, Channels, FIRMWARE_CODE, FIRMWARE_VARIABLES, arguments};
+pub use arguments::{AGENT_PORT, AGENT_SOCKET, Channels, FIRMWARE_CODE, FIRMWARE_VARIABLES, Memory, arguments};
 pub use firmware::Firmware;
 pub use probe::{ProbeError, probe};
 

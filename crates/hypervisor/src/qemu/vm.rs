@@ -5,7 +5,7 @@
 //! ended; it is told to quit then.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use crate::{AgentStream, ControlError, ExitReason, LogLines, Nic, Vm, VmEvent};
 
 use super::arguments::{AGENT_DEVICE, HOTPLUG_SLOTS, later_nic};
 use super::qmp::{Event, Qmp};
+use super::save;
 
 /// QEMU needs milliseconds to quit; then it is killed.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -50,6 +51,7 @@ pub(super) struct QemuVm {
     console: Option<UnixStream>,
     agent: Option<UnixStream>,
     agent_socket: PathBuf,
+    memory: Option<OwnedFd>,
     log: Log,
     end: End,
     /// The interface in each slot of [`HOTPLUG_SLOTS`].
@@ -75,10 +77,16 @@ impl QemuVm {
             console,
             agent,
             agent_socket,
+            memory: None,
             log,
             end: End::None,
             slots: Default::default(),
         }
+    }
+
+    /// `memory` is the guest's, and the machine can be saved.
+    pub(super) fn with_memory(self, memory: Option<OwnedFd>) -> Self {
+        Self { memory, ..self }
     }
 
     /// What an event means; `None` when it is of no interest.
@@ -199,6 +207,24 @@ impl Vm for QemuVm {
 
     async fn resume(&mut self) -> Result<(), ControlError> {
         self.order("cont", json!({})).await.map(drop)
+    }
+
+    async fn save(&mut self, state: OwnedFd) -> Result<(), ControlError> {
+        if self.deaf || !matches!(self.end, End::None) {
+            return Err(ControlError::Gone);
+        }
+        save::save(&mut self.qmp, state).await
+    }
+
+    async fn go_on(&mut self) -> Result<(), ControlError> {
+        if self.deaf || !matches!(self.end, End::None) {
+            return Err(ControlError::Gone);
+        }
+        save::go_on(&mut self.qmp).await
+    }
+
+    fn memory(&self) -> Option<BorrowedFd<'_>> {
+        self.memory.as_ref().map(AsFd::as_fd)
     }
 
     async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), ControlError> {

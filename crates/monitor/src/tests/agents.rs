@@ -25,6 +25,7 @@ fn is_of_the_guest(request: &Request) -> bool {
         | Request::Signal(_)
         | Request::Capacity
         | Request::Reconnect(_)
+        | Request::Save { .. }
         | Request::GrowVolume { .. } => true,
         Request::Attach { .. }
         | Request::Console { .. }

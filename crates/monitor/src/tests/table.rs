@@ -47,6 +47,7 @@ fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
     const RESTARTING: Answer = Refused("waits to be started again");
     const NOT_YET: Answer = Refused("not running yet");
     const NO_AGENT: Answer = Refused("no zmachine agent");
+    const UNSAVEABLE: Answer = Refused("not built to be saved");
     const NO_ENTRYPOINT: Answer = Refused("no entrypoint");
     match (request, kind) {
         (Request::Attach { .. }, _) => [Waits, Stream, Stream, Stream, LetGo],
@@ -71,6 +72,8 @@ fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
         (Request::Wait, _) => [Waits, Waits, Waits, Waits, Waits],
         (Request::Capacity, _) => [NOT_YET, Capacity, PAUSED, Capacity, NOT_YET],
         (Request::Traffic, _) => [Traffic, Traffic, Traffic, Traffic, Traffic],
+        (Request::Save { .. }, Kind::Container) => [STARTING, UNSAVEABLE, UNSAVEABLE, UNSAVEABLE, RESTARTING],
+        (Request::Save { .. }, Kind::Vm) => [Waits, UNSAVEABLE, UNSAVEABLE, UNSAVEABLE, RESTARTING],
         (Request::Pause, Kind::Container) => [STARTING, Done, Done, Refused("being stopped"), RESTARTING],
         (Request::Pause, Kind::Vm) => [Waits, Done, Done, Refused("being stopped"), RESTARTING],
         (Request::Resume, Kind::Container) => [STARTING, Done, Done, Done, RESTARTING],
@@ -126,7 +129,10 @@ fn next_command(before: Option<&Request>) -> Option<Request> {
         Request::Signal(_) => Request::Wait,
         Request::Wait => Request::Capacity,
         Request::Capacity => Request::Traffic,
-        Request::Traffic => Request::Pause,
+        Request::Traffic => Request::Save {
+            folder: "/nowhere".into(),
+        },
+        Request::Save { .. } => Request::Pause,
         Request::Pause => Request::Resume,
         Request::Resume => Request::Reconnect(Box::new(Reconnect {
             attachments: Vec::new(),

@@ -47,6 +47,7 @@ impl Monitor {
         self.phase("network");
         let shares = self.start_shares(&plan.shares).map_err(at("shared directories"))?;
         Ok(Backed {
+            saved: None,
             rootfs: None,
             shares,
             attached,

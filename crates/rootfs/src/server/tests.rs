@@ -9,15 +9,11 @@ use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
-use zmachine_flist::{BlockRef, Flist, Metadata, Node, NodeId, NodeKind, Route, RouteTable, TreeBuilder};
-use zmachine_image::fetch::FetchOptions;
-use zmachine_image::{BlockCache, Fetcher};
 
 use super::queue::{Device, SERIAL_LEN, Step, step};
 use super::request::{STATUS_IOERR, STATUS_OK, STATUS_UNSUPPORTED};
-use crate::disk::{LazyDisk, Pinned};
-use crate::prepare::{EROFS_NAME, MAP_NAME, prepare};
-use crate::report::Counters;
+use crate::disk::Pinned;
+use crate::test_device::TestDevice;
 
 const MEMORY: u64 = 1 << 20;
 const HEADER: u64 = 0x1_0000;
@@ -26,7 +22,7 @@ const STATUS: u64 = 0x8_0000;
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 
-/// A device with one file of `"block" * n`, 6000 bytes, at the first data block.
+/// A device, and the memory of its guest.
 struct Rig {
     _dir: tempfile::TempDir,
     device: Device,
@@ -38,47 +34,18 @@ struct Rig {
 
 impl Rig {
     fn new() -> Rig {
-        let dir = tempfile::tempdir().unwrap();
-        let content = b"block".repeat(1200);
-        let (block, sealed) = BlockRef::seal(&content);
-        let hex = block.id.0.to_hex();
-        let stored = dir.path().join("store").join(&hex[..2]).join(&hex);
-        fs::create_dir_all(stored.parent().unwrap()).unwrap();
-        fs::write(&stored, sealed).unwrap();
-        let mut tree = TreeBuilder::new(Metadata::default());
-        let kind = NodeKind::Regular {
-            size: 6000,
-            blocks: vec![block],
-        };
-        let metadata = Metadata::default();
-        tree.add(NodeId::ROOT, b"file".to_vec(), Node { metadata, kind })
-            .unwrap();
-        let store = format!("dir://{}", dir.path().join("store").display());
-        let routes = RouteTable(vec![Route::all(store)]);
-        let flist = Flist {
-            tree: tree.finish().unwrap(),
-            routes: routes.clone(),
-            tags: Default::default(),
-        };
-        let data_sector = prepare(dir.path(), "test", &flist).unwrap().metadata_bytes / 512;
-        let cache = BlockCache::open(&dir.path().join("blocks")).unwrap();
-        let options = FetchOptions {
-            deadline: Duration::from_millis(200),
-            ..FetchOptions::default()
-        };
-        let fetcher = Fetcher::new(cache, routes, options);
-        let disk = LazyDisk::open(&dir.path().join(EROFS_NAME), &dir.path().join(MAP_NAME), fetcher).unwrap();
+        let TestDevice {
+            dir,
+            device,
+            content,
+            stored,
+            data_sector,
+        } = TestDevice::new();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
         Rig {
-            device: Device {
-                disk,
-                serial: *b"serial-of-20-bytes..",
-                counters: Counters::default(),
-                ahead: Default::default(),
-                writing_back: Default::default(),
-            },
-            memory: GuestMemoryAtomic::new(memory),
             _dir: dir,
+            device,
+            memory: GuestMemoryAtomic::new(memory),
             content,
             stored,
             data_sector,

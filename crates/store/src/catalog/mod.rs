@@ -240,6 +240,7 @@ pub fn add(
     plan: &Plan,
     state: &State,
     kill: &Killpoints,
+    fill: impl FnOnce(&Path) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     require_free(home, &spec.name)?;
     if let Some(other) = lost(home, &spec.name)? {
@@ -253,6 +254,7 @@ pub fn add(
     spec.write(&new)?;
     file::replace_json(&new.join("plan.json"), plan)?;
     save_state(&new, state)?;
+    fill(&new)?;
     kill.pass("create: before the name");
     link_name(home, &spec.name, id)?;
     kill.pass("create: before the rename");
@@ -454,7 +456,16 @@ mod tests {
                 for round in 0..60 {
                     let id = format!("{round:012x}");
                     let _catalog = lock(&home).unwrap();
-                    add(&home, &id, &MachineSpec::new("web", "/x.fl"), &plan, &state, &kill).unwrap();
+                    add(
+                        &home,
+                        &id,
+                        &MachineSpec::new("web", "/x.fl"),
+                        &plan,
+                        &state,
+                        &kill,
+                        |_| Ok(()),
+                    )
+                    .unwrap();
                     remove(&home, &id, &kill).unwrap();
                 }
             });

@@ -102,6 +102,7 @@ fn spelling(setting: Setting) -> Option<&'static str> {
         Setting::Flist => "image",
         Setting::Cpus => "cpus",
         Setting::CpuSet => "cpuset",
+        Setting::Snapshots => "snapshots",
         Setting::Memory => "mem_limit",
         Setting::Size => "x-zmachine: size",
         Setting::Env => "environment",

@@ -11,12 +11,12 @@ use zmachine_spec::Failure;
 use zmachine_sys::tty;
 
 /// Writes to stdout.
-pub(crate) fn print(text: &str) -> Result<(), Failure> {
+pub fn print(text: &str) -> Result<(), Failure> {
     write_bytes(text.as_bytes())
 }
 
 /// Writes bytes to stdout.
-pub(crate) fn write_bytes(bytes: &[u8]) -> Result<(), Failure> {
+pub fn write_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
@@ -25,7 +25,7 @@ pub(crate) fn write_bytes(bytes: &[u8]) -> Result<(), Failure> {
 }
 
 /// Asks before what cannot be undone; whether it is to be done.
-pub(crate) fn confirm(what: &str, force: bool) -> Result<bool, Failure> {
+pub fn confirm(what: &str, force: bool) -> Result<bool, Failure> {
     if force {
         return Ok(true);
     }
@@ -36,7 +36,7 @@ pub(crate) fn confirm(what: &str, force: bool) -> Result<bool, Failure> {
 }
 
 /// Writes a value as indented JSON.
-pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
+pub fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
     let mut text = serde_json::to_string_pretty(value).map_err(io::Error::from)?;
     text.push('\n');
     print(&text)
@@ -50,13 +50,13 @@ const LEAST_WIDTH: usize = 12;
 
 /// Writes rows under a header, each column as wide as its widest cell. On a terminal, the widest columns are cut so that a row
 /// is a line.
-pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
     let columns = tty::window_size(io::stdout().as_fd()).map(|(_, columns)| usize::from(columns));
     print(&fitted(header, rows, columns))
 }
 
 /// The same, cut for nothing.
-pub(crate) fn whole_table(header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
+pub fn whole_table(header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
     print(&fitted(header, rows, None))
 }
 
@@ -95,7 +95,7 @@ fn fitted(header: &[&str], rows: &[Vec<String>], columns: Option<usize>) -> Stri
 }
 
 /// How long ago, as docker says it: `About a minute`, `3 weeks`.
-pub(crate) fn human_age(at: Timestamp, now: Timestamp) -> String {
+pub fn human_age(at: Timestamp, now: Timestamp) -> String {
     let seconds = now.as_second().saturating_sub(at.as_second()).max(0);
     let (minutes, hours, days) = (seconds / 60, (seconds + 1800) / 3600, seconds / 86400);
     match seconds {

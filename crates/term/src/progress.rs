@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(120);
 
 /// A bar for one step after the other.
-pub(crate) struct Bars {
+pub struct Bars {
     step: Mutex<Option<(ProgressBar, Instant)>>,
     parts: Mutex<Parts>,
     waits: Mutex<Waits>,
@@ -51,7 +51,7 @@ struct Waits {
 
 impl Bars {
     /// Bars for work that is counted in bytes.
-    pub(crate) fn bytes() -> Bars {
+    pub fn bytes() -> Bars {
         Bars {
             step: Mutex::new(None),
             parts: Mutex::default(),
@@ -62,7 +62,7 @@ impl Bars {
     }
 
     /// Bars for work that is counted in pieces.
-    pub(crate) fn pieces() -> Bars {
+    pub fn pieces() -> Bars {
         Bars {
             step: Mutex::new(None),
             parts: Mutex::default(),
@@ -73,7 +73,7 @@ impl Bars {
     }
 
     /// Takes everything away that is drawn, and draws nothing more: somebody else writes to the terminal now.
-    pub(crate) fn end(&self) {
+    pub fn end(&self) {
         self.with_waits(|waits| {
             waits.is_over = true;
             waits.clear();

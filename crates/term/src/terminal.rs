@@ -24,18 +24,18 @@ const ENOUGH: u32 = 3;
 
 /// How to follow.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Follow {
+pub struct Follow {
     /// Our standard input goes to the process.
-    pub(crate) stdin: bool,
+    pub stdin: bool,
     /// The process has a terminal.
-    pub(crate) terminal: bool,
+    pub terminal: bool,
     /// ctrl-p ctrl-q detach.
-    pub(crate) detachable: bool,
+    pub detachable: bool,
 }
 
 /// How following ended.
 #[derive(Debug)]
-pub(crate) enum Followed {
+pub enum Followed {
     /// The process ended.
     Exited(ExitStatus),
     /// The user left.
@@ -47,7 +47,7 @@ pub(crate) enum Followed {
 }
 
 /// Whether our standard input is a terminal.
-pub(crate) fn is_terminal() -> bool {
+pub fn is_terminal() -> bool {
     tty::is_terminal(io::stdin().as_fd())
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn is_terminal() -> bool {
 ///
 /// # Errors
 /// [`Class::Usage`] in a script or a pipe: the process would wait for keys that never come.
-pub(crate) fn require_terminal() -> Result<(), Failure> {
+pub fn require_terminal() -> Result<(), Failure> {
     match is_terminal() {
         true => Ok(()),
         false => Err(
@@ -70,7 +70,7 @@ pub(crate) fn require_terminal() -> Result<(), Failure> {
 ///
 /// # Errors
 /// What the guest says when the process cannot be started, or a stream that breaks.
-pub(crate) fn follow(
+pub fn follow(
     input: ProcessInput,
     mut output: ProcessOutput,
     how: Follow,

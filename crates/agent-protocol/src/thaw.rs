@@ -1,0 +1,58 @@
+//! What a guest is told that goes on from a saved state.
+//!
+//! ```text
+//! host:  Freeze                       all processes stand still; what they wrote is on its disks
+//!        the machine is saved, and goes on
+//! host:  Thaw without identity        on the same connection: the machine that was saved goes on
+//! later, each restored copy:
+//! host:  greeting, then Thaw          a new connection (see [`crate::greeting`]); no process has run yet
+//! ```
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::message::{HostEntry, Interface, Route, Secret};
+
+/// How a frozen guest goes on. All of it is done before any process runs; a guest that cannot do it never runs any, and loses its power.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thaw {
+    /// Random bytes of the host for the kernel's random number generator, 32 or more: copies of one state have the same numbers before
+    /// them otherwise. None for the machine that was saved.
+    pub seed: Vec<u8>,
+    /// Time of the host, in nanoseconds since the epoch.
+    pub unix_nanos: u64,
+    /// Who the guest is from now on; `None`: who it was.
+    pub identity: Option<Box<Identity>>,
+}
+
+/// Who a copy of a guest is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Host name.
+    pub hostname: String,
+    /// 32 hex digits for `/etc/machine-id`, where the image has one.
+    pub machine_id: String,
+    /// Its interfaces, each with what it was.
+    pub interfaces: Vec<Renewed>,
+    /// Routes, set after all interfaces have their addresses.
+    pub routes: Vec<Route>,
+    /// Name servers for `/etc/resolv.conf`. With none, the file stays.
+    pub nameservers: Vec<IpAddr>,
+    /// Search domains for `/etc/resolv.conf`.
+    pub search: Vec<String>,
+    /// Lines of `/etc/hosts` beyond localhost.
+    pub hosts: Vec<HostEntry>,
+    /// Files in memory, over those that were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<Secret>,
+}
+
+/// An interface that becomes another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewed {
+    /// What it was: its MAC finds it, and its addresses go.
+    pub was: Interface,
+    /// What it is: a name, a MAC and addresses.
+    pub is: Interface,
+}

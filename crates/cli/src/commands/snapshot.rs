@@ -1,0 +1,125 @@
+//! `zmachine snapshot`, `restore` and `fork`.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, IsTerminal as _};
+
+use serde_json::json;
+use zmachine_engine::Engine;
+use zmachine_engine::views::SnapshotView;
+use zmachine_spec::bytes::Human;
+use zmachine_spec::{Class, Failure};
+use zmachine_store::snapshot::SnapshotName;
+use zmachine_sys::file::FileError;
+
+use super::machines::each;
+use crate::args::{ForkArgs, RestoreArgs, SnapshotCommand};
+use crate::listing::{self, ListingArgs, Row};
+use crate::output;
+use crate::progress::Bars;
+
+/// Makes, lists, shows and removes snapshots.
+pub(crate) fn snapshot(engine: &Engine, command: SnapshotCommand) -> Result<u8, Failure> {
+    match command {
+        SnapshotCommand::Create { name } => {
+            let made = engine.create_snapshot(&SnapshotName::parse(&name)?)?;
+            output::print(&format!("{}\n", made.name()))?;
+            Ok(0)
+        }
+        SnapshotCommand::Ls(args) => list(engine, &args),
+        SnapshotCommand::Inspect { format, names } => {
+            let view = |name: &String| engine.snapshot_view(&SnapshotName::parse(name)?);
+            let views = names.iter().map(view).collect::<Result<Vec<_>, Failure>>()?;
+            match format {
+                Some(format) => listing::by_template(&format, &views)?,
+                None => output::json(&views)?,
+            }
+            Ok(0)
+        }
+        SnapshotCommand::Export { name, output } => {
+            let name = SnapshotName::parse(&name)?;
+            match output {
+                None if std::io::stdout().is_terminal() => {
+                    Err(Failure::new(Class::Usage, "an archive is not shown on a terminal")
+                        .hint("write it to a file with -o, or into a pipe"))
+                }
+                None => engine.export_snapshot(&name, BufWriter::new(std::io::stdout().lock())),
+                Some(path) => {
+                    let file = File::create_new(&path).map_err(|e| FileError::io("make", &path, e))?;
+                    let exported = engine.export_snapshot(&name, BufWriter::new(&file));
+                    exported.inspect_err(|_| drop(std::fs::remove_file(&path)))
+                }
+            }?;
+            Ok(0)
+        }
+        SnapshotCommand::Import { file, name } => {
+            let name = name.as_deref().map(SnapshotName::parse).transpose()?;
+            let made = match file {
+                None => engine.import_snapshot(std::io::stdin().lock(), name.as_ref()),
+                Some(path) => {
+                    let file = File::open(&path).map_err(|e| FileError::io("open", &path, e))?;
+                    engine.import_snapshot(BufReader::new(file), name.as_ref())
+                }
+            }?;
+            output::print(&format!("{}\n", made.name()))?;
+            Ok(0)
+        }
+        SnapshotCommand::Rm { names } => each(&names, |name| engine.remove_snapshot(&SnapshotName::parse(name)?)),
+    }
+}
+
+fn list(engine: &Engine, args: &ListingArgs) -> Result<u8, Failure> {
+    let filters = args.filters(&["machine", "name"])?;
+    let (mut views, failures) = engine.snapshot_list()?;
+    let mut code = 0;
+    for failure in failures {
+        crate::failure::print(&failure);
+        code = crate::failure::exit_code(failure.class, false);
+    }
+    views.retain(|view| {
+        filters.allow("name", |name| view.name.contains(name))
+            && filters.allow("machine", |machine| view.machine == machine)
+    });
+    let now = jiff::Timestamp::now();
+    let row = |view: &SnapshotView| Row {
+        name: view.name.clone(),
+        cells: vec![
+            view.name.clone(),
+            output::human_age(view.created_at, now),
+            Human(view.memory_bytes).to_string(),
+            Human(view.used_bytes).to_string(),
+            view.image.chars().take(12).collect(),
+        ],
+        fields: json!(view),
+    };
+    let rows: Vec<Row> = views.iter().map(row).collect();
+    args.show(&["NAME", "CREATED", "MEMORY", "USED", "IMAGE"], &rows, &views)?;
+    Ok(code)
+}
+
+/// Lets a machine go on from a snapshot of it.
+pub(crate) fn restore(engine: &Engine, args: &RestoreArgs) -> Result<u8, Failure> {
+    engine
+        .restore(&SnapshotName::parse(&args.name)?)?
+        .wait_ready(&Bars::bytes())?;
+    Ok(0)
+}
+
+/// Makes machines that go on from where another one is, and prints their names.
+pub(crate) fn fork(engine: &Engine, args: &ForkArgs) -> Result<u8, Failure> {
+    let source = engine.fork_source(&SnapshotName::parse(&args.source)?)?;
+    let progress = Bars::bytes();
+    let mut started = Vec::new();
+    for number in 1..=args.number {
+        let name = match &args.name {
+            Some(name) if args.number == 1 => name.clone(),
+            Some(prefix) => format!("{prefix}-{number}"),
+            None => engine.free_fork_name(source.machine())?,
+        };
+        started.push(engine.fork(&source, &name, &progress)?);
+    }
+    for (machine, mut starting) in started {
+        starting.wait_ready(&progress)?;
+        output::print(&format!("{}\n", machine.spec.name))?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,447 @@
+//! Snapshots of machines that run, and machines that go on from one.
+//!
+//! A fork is a machine of its own, made as [`Engine::create`] makes it, whose disk is that of the snapshot and whose guest does not
+//! boot. When it is started again it boots, as every machine does.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use zmachine_image::{Progress, PullPolicy};
+use zmachine_plan::Plan;
+use zmachine_spec::control::{Reply, Request};
+use zmachine_spec::{Class, Failure, MachineSpec, check_name};
+use zmachine_store::catalog::{self, Machine};
+use zmachine_store::snapshot::{
+    DISK, Draft, MEMORY, SNAPSHOT_VERSION, STATE, Snapshot, SnapshotName, Snapshots, memory,
+};
+use zmachine_sys::file::{self, FileError};
+
+use crate::Engine;
+use crate::create::CreateOptions;
+use crate::root::copy_file;
+use crate::start::Starting;
+use crate::views::SnapshotView;
+
+/// What a machine that is started goes on from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct From<'a> {
+    /// The folder of the snapshot.
+    pub(super) folder: &'a Path,
+    /// Its memory.
+    pub(super) memory: &'a OwnedFd,
+    /// The memory is that of others as well, and is not written to.
+    pub(super) is_shared: bool,
+    /// The machine is another one than was saved.
+    pub(super) is_fork: bool,
+}
+
+impl From<'_> {
+    /// What its monitor is told.
+    pub(super) fn arguments(&self) -> Vec<std::ffi::OsString> {
+        let mut all = vec!["--restore".into(), self.folder.into()];
+        all.push("--memory-fd".into());
+        all.push(self.memory.as_raw_fd().to_string().into());
+        all.extend(self.is_shared.then(|| "--shared-memory".into()));
+        all.extend(self.is_fork.then(|| "--fork".into()));
+        all
+    }
+}
+
+/// What is forked.
+#[derive(Debug)]
+pub struct ForkSource {
+    snapshot: Snapshot,
+    folder: PathBuf,
+    memory: OwnedFd,
+    /// Of a machine that runs: there is no snapshot but for its forks.
+    _draft: Option<Draft>,
+}
+
+impl Drop for ForkSource {
+    fn drop(&mut self) {
+        if self._draft.is_some() {
+            // Swept by the next one that makes a snapshot, otherwise.
+            let _ = file::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+impl ForkSource {
+    /// The machine that was saved.
+    pub fn machine(&self) -> &str {
+        &self.snapshot.machine
+    }
+}
+
+impl Engine {
+    /// The snapshots of its home.
+    pub fn snapshots(&self) -> Snapshots {
+        Snapshots::of(&self.home)
+    }
+
+    /// Saves a machine as it is, without ending it.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when the tag is taken, or the machine does not run or was not built to be saved.
+    pub fn create_snapshot(&self, name: &SnapshotName) -> Result<Snapshot, Failure> {
+        let snapshots = self.snapshots();
+        let machine = self.machine(&name.machine)?;
+        let of = &machine.spec.name;
+        if let Some(tag) = &name.tag
+            && snapshots.has(of, tag)?
+        {
+            let full = format!("{of}@{tag}");
+            return Err(
+                Failure::new(Class::Conflict, format!("there is a snapshot '{full}' already"))
+                    .hint(format!("choose another tag, or remove it: zmachine snapshot rm {full}")),
+            );
+        }
+        let draft = snapshots.begin()?;
+        let tag = match &name.tag {
+            Some(tag) => tag.clone(),
+            None => snapshots.free_tag(of)?,
+        };
+        let snapshot = self.save(&machine, &draft, tag)?;
+        self.kill.pass("snapshot: saved");
+        snapshots.publish(draft, &snapshot)?;
+        Ok(snapshot)
+    }
+
+    /// Has the monitor save the machine into the folder of `draft`.
+    fn save(&self, machine: &Machine, draft: &Draft, tag: String) -> Result<Snapshot, Failure> {
+        let request = Request::Save {
+            folder: draft.folder.clone(),
+        };
+        let saved = match self.reply(machine, &request)? {
+            Some(Reply::Saved(saved)) => *saved,
+            Some(Reply::Failed(failure)) => return Err(failure),
+            Some(_) => return Err(Failure::new(Class::Failed, "the monitor's answer does not fit")),
+            None => {
+                let message = format!("machine '{}' ended before it was saved", machine.spec.name);
+                return Err(Failure::new(Class::Conflict, message));
+            }
+        };
+        let Plan::Container(plan) = machine.plan()? else {
+            return Err(Failure::new(Class::Unsupported, "only containers can be saved"));
+        };
+        Ok(Snapshot {
+            version: SNAPSHOT_VERSION,
+            machine: machine.spec.name.clone(),
+            machine_id: machine.id.clone(),
+            tag,
+            created_at: Timestamp::now(),
+            spec: machine.spec.clone(),
+            plan: *plan,
+            guest_kernel: machine.state.guest_kernel.clone(),
+            saved,
+        })
+    }
+
+    /// Removes a snapshot. Machines that were made from it go on.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be removed.
+    pub fn remove_snapshot(&self, name: &SnapshotName) -> Result<(), Failure> {
+        let Some(tag) = &name.tag else {
+            let message = format!("'{}' names no snapshot", name.machine);
+            return Err(Failure::new(Class::Usage, message).hint("say which one: MACHINE@TAG"));
+        };
+        let full = format!("{}@{tag}", name.machine);
+        if !self.snapshots().has(&name.machine, tag)? {
+            let message = format!("there is no snapshot '{full}'");
+            return Err(Failure::new(Class::NotFound, message).hint("'zmachine snapshot ls' shows all"));
+        }
+        self.snapshots().remove(&full)
+    }
+
+    /// Lets a machine that does not run go on from a snapshot of it: its disk is what it was then.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`]; [`Class::Conflict`] when it runs, or is another machine; and what does not fit.
+    pub fn restore(&self, name: &SnapshotName) -> Result<Starting, Failure> {
+        let snapshot = self.snapshots().get(name)?;
+        let machine = self.machine(&name.machine)?;
+        let (full, own) = (snapshot.name(), &machine.spec.name);
+        if machine.id != snapshot.machine_id {
+            let message = format!("the snapshot '{full}' was made of another machine, whose name '{own}' has now");
+            return Err(
+                Failure::new(Class::Conflict, message).hint(format!("make a machine from it: zmachine fork {full}"))
+            );
+        }
+        if machine.state.phase.is_active() {
+            let message = format!("machine '{own}' is {}", machine.state.phase.word());
+            return Err(Failure::new(Class::Conflict, message).hint(format!(
+                "stop it first: zmachine stop {own}; or make another machine: zmachine fork {full}"
+            )));
+        }
+        let folder = self.snapshots().folder(&snapshot);
+        self.require_fit(&machine, &snapshot, &folder)?;
+        let memory = load(&snapshot, &folder, false)?;
+        {
+            let _held = self.held(&machine)?;
+            replace_disk(&folder.join(DISK), &machine.dir.join(DISK))?;
+        }
+        self.kill.pass("restore: disk replaced");
+        let from = From {
+            folder: &folder,
+            memory: &memory,
+            is_shared: false,
+            is_fork: false,
+        };
+        self.start_from(&machine.id, Some(&from))
+    }
+
+    /// What forks are made of: a snapshot; or, without a tag, the machine as it is now.
+    ///
+    /// # Errors
+    /// When there is none, it cannot be read, or the machine cannot be saved.
+    pub fn fork_source(&self, name: &SnapshotName) -> Result<ForkSource, Failure> {
+        let (snapshot, folder, draft) = match &name.tag {
+            Some(_) => {
+                let snapshot = self.snapshots().get(name)?;
+                let folder = self.snapshots().folder(&snapshot);
+                (snapshot, folder, None)
+            }
+            None => {
+                let machine = self.machine(&name.machine)?;
+                if !machine.state.phase.is_active() {
+                    let message = format!("machine '{}' does not run", machine.spec.name);
+                    return Err(Failure::new(Class::Conflict, message).hint(format!(
+                        "fork a snapshot of it: {}@TAG; or copy it: zmachine clone {0}",
+                        machine.spec.name
+                    )));
+                }
+                let draft = self.snapshots().begin()?;
+                let snapshot = self.save(&machine, &draft, "now".to_owned())?;
+                file::replace_json_unsynced(&draft.folder.join("snapshot.json"), &snapshot)?;
+                (snapshot, draft.folder.clone(), Some(draft))
+            }
+        };
+        let memory = load(&snapshot, &folder, true)?;
+        Ok(ForkSource {
+            snapshot,
+            folder,
+            memory,
+            _draft: draft,
+        })
+    }
+
+    /// Makes one more machine of `source`, and starts it.
+    ///
+    /// # Errors
+    /// As [`Engine::create`], and what does not fit. Nothing is left then.
+    pub fn fork(
+        &self,
+        source: &ForkSource,
+        new: &str,
+        progress: &dyn Progress,
+    ) -> Result<(Machine, Starting), Failure> {
+        check_name(new)?;
+        let snapshot = &source.snapshot;
+        let spec = MachineSpec {
+            // It has its own.
+            hostname: None,
+            auto_remove: false,
+            ..self.spec_of_copy(&snapshot.spec, new)?
+        };
+        let options = CreateOptions {
+            cwd: Path::new("/"),
+            pull: PullPolicy::Never,
+            installs_kernel: false,
+            progress,
+        };
+        let image = snapshot.plan.image.parse().ok();
+        let created = self.create_from(&spec, &options, image.as_ref(), |new| {
+            copy_file(&source.folder.join(DISK), &new.join(DISK))
+        })?;
+        let started = self.start_fork(source, &created);
+        match started {
+            Ok(starting) => Ok((created, starting)),
+            Err(failure) => {
+                let _ = self.remove(&created.id, true, true);
+                Err(failure)
+            }
+        }
+    }
+
+    fn start_fork(&self, source: &ForkSource, created: &Machine) -> Result<Starting, Failure> {
+        self.require_fit(created, &source.snapshot, &source.folder)?;
+        self.kill.pass("fork: created");
+        let from = From {
+            folder: &source.folder,
+            memory: &source.memory,
+            is_shared: true,
+            is_fork: true,
+        };
+        self.start_from(&created.id, Some(&from))
+    }
+
+    /// That machine and files fit the snapshot.
+    fn require_fit(&self, machine: &Machine, snapshot: &Snapshot, folder: &Path) -> Result<(), Failure> {
+        let name = snapshot.name();
+        let Plan::Container(plan) = machine.plan()? else {
+            return Err(Failure::new(Class::Unsupported, "a VM does not go on from a snapshot"));
+        };
+        if let Some(why) = plan.misfit(&snapshot.plan) {
+            let message = format!(
+                "the snapshot '{name}' does not fit the machine '{}': {why}",
+                machine.spec.name
+            );
+            return Err(Failure::new(Class::Unsupported, message).hint("start the machine without it"));
+        }
+        let damaged = |what: String| {
+            Failure::new(Class::Failed, format!("the snapshot '{name}' is damaged: {what}"))
+                .hint(format!("remove it: zmachine snapshot rm {name}"))
+        };
+        let found = memory::mark(&open(folder, STATE).map_err(|e| damaged(e.to_string()))?)?;
+        if found != snapshot.saved.state {
+            return Err(damaged(format!("its file '{STATE}' is not what was saved")));
+        }
+        if let Some(bytes) = snapshot.saved.disk_bytes {
+            let disk = open(folder, DISK).map_err(|e| damaged(e.to_string()))?;
+            if disk.metadata()?.len() != bytes {
+                return Err(damaged(format!(
+                    "its file '{DISK}' has another length than when it was saved"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// A name that no machine has, for a fork of `machine`.
+    ///
+    /// # Errors
+    /// When the machines cannot be looked at.
+    pub fn free_fork_name(&self, machine: &str) -> Result<String, Failure> {
+        // The longest name has 63 characters.
+        let stem: String = machine.chars().take(50).collect();
+        for number in 1..=100_000 {
+            let name = format!("{stem}-fork{number}");
+            if catalog::require_free(&self.home, &name).is_ok() {
+                return Ok(name);
+            }
+        }
+        Err(
+            Failure::new(Class::Conflict, format!("no name is free for a fork of '{machine}'"))
+                .hint("give one with --name"),
+        )
+    }
+}
+
+impl Engine {
+    /// All snapshots, oldest first, and why others cannot be read.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn snapshot_list(&self) -> Result<(Vec<SnapshotView>, Vec<Failure>), Failure> {
+        let (mut views, mut failures) = (Vec::new(), Vec::new());
+        for listed in self.snapshots().list()? {
+            match listed {
+                Ok(snapshot) => views.push(self.view_of(&snapshot)),
+                Err((name, failure)) => failures.push(failure.context(format!("the snapshot {name} cannot be read"))),
+            }
+        }
+        Ok((views, failures))
+    }
+
+    /// One snapshot; without a tag the machine's newest.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn snapshot_view(&self, name: &SnapshotName) -> Result<SnapshotView, Failure> {
+        Ok(self.view_of(&self.snapshots().get(name)?))
+    }
+
+    fn view_of(&self, snapshot: &Snapshot) -> SnapshotView {
+        let folder = self.snapshots().folder(snapshot);
+        let files = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let used = files.filter_map(|file| Some(file.metadata().ok()?.blocks() * 512));
+        SnapshotView {
+            name: snapshot.name(),
+            machine: snapshot.machine.clone(),
+            machine_id: snapshot.machine_id.clone(),
+            tag: snapshot.tag.clone(),
+            created_at: snapshot.created_at,
+            image: snapshot.plan.image.clone(),
+            memory_bytes: snapshot.saved.memory.bytes,
+            used_bytes: used.sum(),
+            paused_us: snapshot.saved.paused_us,
+            hypervisor: snapshot.saved.hypervisor.clone(),
+            path: folder.display().to_string(),
+        }
+    }
+}
+
+fn open(folder: &Path, name: &str) -> Result<File, FileError> {
+    let path = folder.join(name);
+    File::open(&path).map_err(|e| FileError::io("open", &path, e))
+}
+
+/// The snapshot's memory, held against what was saved.
+pub(super) fn load(snapshot: &Snapshot, folder: &Path, is_shared: bool) -> Result<OwnedFd, Failure> {
+    let name = snapshot.name();
+    let read = open(folder, MEMORY)
+        .map_err(Failure::from)
+        .and_then(|file| memory::load(&file, &snapshot.saved.memory, is_shared).map_err(Failure::from));
+    read.map_err(|failure| {
+        failure
+            .context(format!("the memory of the snapshot '{name}' cannot be read"))
+            .hint(format!("remove it: zmachine snapshot rm {name}"))
+    })
+}
+
+/// Puts a copy of `from` in the place of `to`, as a whole.
+fn replace_disk(from: &Path, to: &Path) -> Result<(), Failure> {
+    if !file::is_there(from)? {
+        return Ok(());
+    }
+    let new = to.with_extension("img.new-restored");
+    file::remove_if_there(&new)?;
+    copy_file(from, &new)?;
+    let renamed = File::open(&new)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| std::fs::rename(&new, to));
+    Ok(renamed.map_err(|e| FileError::io("replace", to, e))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_monitor_is_told_what_it_goes_on_from() {
+        let memory = OwnedFd::from(File::open("/dev/null").unwrap());
+        let from = From {
+            folder: Path::new("/s/web@a"),
+            memory: &memory,
+            is_shared: true,
+            is_fork: false,
+        };
+        let text: Vec<String> = from
+            .arguments()
+            .iter()
+            .map(|a| a.to_string_lossy().into_owned())
+            .collect();
+        let number = memory.as_raw_fd().to_string();
+        assert_eq!(
+            text,
+            ["--restore", "/s/web@a", "--memory-fd", &number, "--shared-memory"]
+        );
+    }
+
+    #[test]
+    fn a_disk_is_replaced_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a"), dir.path().join("root.img"));
+        std::fs::write(&from, "new").unwrap();
+        std::fs::write(&to, "older content").unwrap();
+        replace_disk(&from, &to).unwrap();
+        assert_eq!(std::fs::read_to_string(&to).unwrap(), "new");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        replace_disk(&dir.path().join("none"), &to).unwrap();
+        assert_eq!(std::fs::read_to_string(&to).unwrap(), "new");
+    }
+}

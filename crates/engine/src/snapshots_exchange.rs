@@ -1,0 +1,138 @@
+//! Snapshots as archives: tar with the holes of memory and disk left out.
+//!
+//! The first entry is `snapshot.json`, then `state`, `memory`, and where there is one `root.img` with `root.img.crc32c`, its checksum in
+//! decimal. The image is not in it: where the snapshot is used it has to be in the library.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+use zmachine_spec::{Class, Failure};
+use zmachine_store::snapshot::{DISK, MEMORY, SNAPSHOT_VERSION, STATE, Snapshot, SnapshotName, memory};
+use zmachine_sys::file::FileError;
+
+use crate::Engine;
+
+/// The description of a snapshot in its folder.
+const DESCRIPTION: &str = "snapshot.json";
+/// The checksum of its disk in an archive.
+const DISK_SUM: &str = "root.img.crc32c";
+/// The longest description in bytes.
+const DESCRIPTION_LIMIT: u64 = 16 << 20;
+
+impl Engine {
+    /// Writes a snapshot to `archive`.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read or written.
+    pub fn export_snapshot(&self, name: &SnapshotName, archive: impl Write) -> Result<(), Failure> {
+        let snapshot = self.snapshots().get(name)?;
+        let folder = self.snapshots().folder(&snapshot);
+        let mut tar = tar::Builder::new(archive);
+        tar.sparse(true);
+        let mut add = |file: &str| -> Result<(), Failure> {
+            let path = folder.join(file);
+            let mut opened = File::open(&path).map_err(|e| FileError::io("open", &path, e))?;
+            Ok(tar.append_file(file, &mut opened)?)
+        };
+        add(DESCRIPTION)?;
+        add(STATE)?;
+        add(MEMORY)?;
+        if snapshot.saved.disk_bytes.is_some() {
+            add(DISK)?;
+            let sum = memory::mark(&File::open(folder.join(DISK))?)?.crc32c.to_string();
+            let mut header = tar::Header::new_gnu();
+            header.set_size(sum.len() as u64);
+            header.set_mode(0o600);
+            tar.append_data(&mut header, DISK_SUM, sum.as_bytes())?;
+        }
+        Ok(tar.into_inner()?.flush()?)
+    }
+
+    /// Takes a snapshot from `archive`, under the name that it has or another one.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when the name is taken; else when it is no archive of a snapshot, or damaged. Nothing is left then.
+    pub fn import_snapshot(&self, archive: impl Read, name: Option<&SnapshotName>) -> Result<Snapshot, Failure> {
+        let draft = self.snapshots().begin()?;
+        let imported = unpacked(archive, &draft.folder).and_then(|mut snapshot| {
+            if let Some(SnapshotName { machine, tag }) = name {
+                snapshot.machine.clone_from(machine);
+                tag.iter().for_each(|tag| snapshot.tag.clone_from(tag));
+            }
+            // What is in it may be anybody's.
+            SnapshotName::parse(&snapshot.name())?;
+            check(&snapshot, &draft.folder)?;
+            Ok(snapshot)
+        });
+        let snapshot = imported.inspect_err(|_| drop(zmachine_sys::file::remove_dir_all(&draft.folder)))?;
+        self.snapshots().publish(draft, &snapshot)?;
+        Ok(snapshot)
+    }
+}
+
+/// Unpacks the files of a snapshot, and nothing else.
+fn unpacked(archive: impl Read, folder: &Path) -> Result<Snapshot, Failure> {
+    let unreadable = |e: std::io::Error| {
+        Failure::from_error(Class::Usage, &e)
+            .context("this is no archive of a snapshot")
+            .hint("'zmachine snapshot export' makes one")
+    };
+    let mut snapshot = None;
+    for entry in tar::Archive::new(archive).entries().map_err(unreadable)? {
+        let mut entry = entry.map_err(unreadable)?;
+        let name = entry.path().map_err(unreadable)?.to_string_lossy().into_owned();
+        match name.as_str() {
+            DESCRIPTION => {
+                let read: Snapshot = serde_json::from_reader(entry.take(DESCRIPTION_LIMIT)).map_err(|e| {
+                    Failure::from_error(Class::Usage, &e).context("the archive's snapshot.json cannot be understood")
+                })?;
+                if read.version != SNAPSHOT_VERSION {
+                    let message = format!(
+                        "the snapshot has format version {}, which this zmachine does not know",
+                        read.version
+                    );
+                    return Err(Failure::new(Class::Unsupported, message));
+                }
+                snapshot = Some(read);
+            }
+            STATE | MEMORY | DISK | DISK_SUM if snapshot.is_some() => {
+                entry.set_preserve_permissions(false);
+                entry.unpack(folder.join(&name)).map_err(unreadable)?;
+                use std::os::unix::fs::PermissionsExt;
+                std::fs::set_permissions(folder.join(&name), std::fs::Permissions::from_mode(0o600))?;
+            }
+            other => {
+                let message = format!("the archive has '{other}' in it, which is no part of a snapshot");
+                return Err(Failure::new(Class::Usage, message).hint("'zmachine snapshot export' makes one"));
+            }
+        }
+    }
+    snapshot.ok_or_else(|| {
+        Failure::new(Class::Usage, "the archive has no snapshot.json").hint("'zmachine snapshot export' makes one")
+    })
+}
+
+/// That the files are those that were saved.
+fn check(snapshot: &Snapshot, folder: &Path) -> Result<(), Failure> {
+    let damaged = |what: &str| {
+        Failure::new(
+            Class::Failed,
+            format!("the archive is damaged: {what} is not what was saved"),
+        )
+        .hint("export it again")
+    };
+    let open = |name: &str| File::open(folder.join(name)).map_err(|_| damaged(&format!("'{name}'")));
+    if memory::mark(&open(STATE)?)? != snapshot.saved.state {
+        return Err(damaged("'state'"));
+    }
+    memory::check(&open(MEMORY)?, &snapshot.saved.memory).map_err(|_| damaged("'memory'"))?;
+    if let Some(bytes) = snapshot.saved.disk_bytes {
+        let found = memory::mark(&open(DISK)?)?;
+        let sum = std::fs::read_to_string(folder.join(DISK_SUM)).unwrap_or_default();
+        if found.bytes != bytes || found.crc32c.to_string() != sum {
+            return Err(damaged("'root.img'"));
+        }
+    }
+    Ok(zmachine_sys::file::remove_if_there(&folder.join(DISK_SUM))?)
+}

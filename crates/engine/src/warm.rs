@@ -1,0 +1,84 @@
+//! Starts that do not boot: from the template of an earlier machine like this one.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use zmachine_hypervisor::{Accel, qemu};
+use zmachine_plan::Plan;
+use zmachine_spec::Failure;
+use zmachine_spec::saved::HostMark;
+use zmachine_store::catalog::Machine;
+use zmachine_store::snapshot::{DISK, Snapshot};
+use zmachine_store::template::{Templates, key};
+use zmachine_sys::jail::find_program;
+
+use crate::Engine;
+use crate::root::copy_file;
+use crate::snapshots::{From, load};
+
+/// A template that a start begins from.
+#[derive(Debug)]
+pub(super) struct Warm {
+    folder: PathBuf,
+    memory: OwnedFd,
+}
+
+impl Warm {
+    /// What a monitor is told.
+    pub(super) fn from(&self) -> From<'_> {
+        From {
+            folder: &self.folder,
+            memory: &self.memory,
+            is_shared: true,
+            is_fork: true,
+        }
+    }
+}
+
+impl Engine {
+    /// The key of the machine's template, and that where there is one; `None` where this start has nothing to do with templates: only
+    /// the first one has, whose disk is the template's.
+    pub(super) fn template_of(&self, machine: &Machine) -> Option<(String, Option<Warm>)> {
+        let Ok(Plan::Container(plan)) = machine.plan() else {
+            return None;
+        };
+        if !machine.spec.warm || !plan.vm.is_saveable || machine.dir.join(DISK).exists() {
+            return None;
+        }
+        let host = HostMark::of_this_host(plan.vm.accel == Accel::Kvm);
+        let hypervisor = find_program(Path::new(qemu::BINARY))?;
+        let key = key(&plan, &host, &hypervisor);
+        let templates = Templates::of(&self.home);
+        let Some((template, folder)) = templates.find(&key) else {
+            return Some((key, None));
+        };
+        let begun = match host.differs_from(&template.saved.host).or(plan.misfit(&template.plan)) {
+            Some(why) => Err(why),
+            None => begin(machine, &template, &folder).map_err(|failure| failure.to_string()),
+        };
+        match begun {
+            Ok(memory) => Some((key, Some(Warm { folder, memory }))),
+            // It boots then, and makes another one.
+            Err(why) => {
+                (self.warn)(&format!(
+                    "the template of machine '{}' is not used: {why}",
+                    machine.spec.name
+                ));
+                let _ = templates.discard(&key);
+                Some((key, None))
+            }
+        }
+    }
+}
+
+/// Gives the machine the template's disk; the memory it begins with.
+fn begin(machine: &Machine, template: &Snapshot, folder: &Path) -> Result<OwnedFd, Failure> {
+    let memory = load(template, folder, true)?;
+    let (disk, new) = (machine.dir.join(DISK), machine.dir.join("root.img.new-template"));
+    zmachine_sys::file::remove_if_there(&new)?;
+    copy_file(&folder.join(DISK), &new)?;
+    if new.exists() {
+        std::fs::rename(&new, &disk)?;
+    }
+    Ok(memory)
+}

@@ -1,0 +1,356 @@
+//! Machines that are saved while they run, go on from there, and are forked.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use zmachine_testkit::TestHome;
+
+use crate::support::{Checks, exec_output, home_with_box, inspect, phase, sh, until, until_logged, zmachine};
+
+/// Counts once in 0.2 s, and keeps a file as long as what it has counted.
+const COUNT: &str = "i=0; while true; do i=$((i+1)); echo n$i; echo $i >>/count; sleep 0.2; done";
+
+fn refused(home: &TestHome, words: &[&str], part: &str) {
+    let refused = zmachine(home, words);
+    assert!(
+        refused.code != 0 && refused.stderr().contains(part),
+        "{words:?}: {} {}",
+        refused.code,
+        refused.stderr()
+    );
+}
+
+/// The last number that a machine has counted.
+fn counted(home: &TestHome, machine: &str) -> u32 {
+    exec_output(home, machine, "tail -n 1 /count")
+        .parse()
+        .expect("a number")
+}
+
+/// What no two machines have in common: host name, id, MAC, address, random numbers before and after.
+fn identity(home: &TestHome, machine: &str) -> Vec<String> {
+    let script = "hostname; cat /etc/machine-id; cat /sys/class/net/eth0/address; \
+        ip -4 -o addr show eth0 | sed 's/.*inet //; s/ .*//'; cat /proc/sys/kernel/random/uuid; \
+        head -c 16 /dev/urandom | od -An -x";
+    let all = exec_output(home, machine, script);
+    all.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+/// What is on the host of a machine's snapshots and of those in progress.
+fn snapshots(home: &TestHome) -> Vec<String> {
+    let entries = fs::read_dir(home.path().join("snapshots"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|name| name != ".lock");
+    names.sort();
+    names
+}
+
+#[test]
+fn a_machine_is_saved_forked_and_restored() {
+    let Some((home, image)) = home_with_box() else { return };
+    let mut checks = Checks::default();
+    let words = [
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--snapshots",
+        "-p",
+        "18085:80",
+        &image,
+        "sh",
+        "-c",
+        COUNT,
+    ];
+    zmachine(&home, &words).expect_success();
+    until_logged(&home, "web", "n3");
+    exec_output(&home, "web", "echo 0123456789abcdef0123456789abcdef >/etc/machine-id");
+
+    let mut at = 0;
+    checks.that("it is saved while it runs, and goes on", || {
+        at = counted(&home, "web");
+        let made = zmachine(&home, &["snapshot", "create", "web@first"]);
+        assert_eq!(made.expect_success().stdout(), "web@first\n");
+        until("more is counted", Duration::from_secs(20), || {
+            (counted(&home, "web") > at + 3).then_some(())
+        });
+        let listed = zmachine(&home, &["snapshot", "ls", "-q"]).expect_success().stdout();
+        assert_eq!(listed, "web@first\n");
+        refused(
+            &home,
+            &["snapshot", "create", "web@first"],
+            "a snapshot 'web@first' already",
+        );
+        refused(&home, &["snapshot", "create", "nobody"], "nobody");
+    });
+
+    checks.that("forks go on from there, each as a machine of its own", || {
+        let made = zmachine(&home, &["fork", "web@first", "-n", "3", "--name", "f"]);
+        assert_eq!(made.expect_success().stdout(), "f-1\nf-2\nf-3\n");
+        let all = ["web", "f-1", "f-2", "f-3"].map(|machine| identity(&home, machine));
+        for index in 0..all[0].len() {
+            let distinct: BTreeSet<&String> = all.iter().map(|one| &one[index]).collect();
+            assert_eq!(distinct.len(), all.len(), "{all:?}");
+        }
+        assert_eq!(all[1][0], "f-1");
+        for fork in ["f-1", "f-2", "f-3"] {
+            let first = until("it counts", Duration::from_secs(20), || {
+                let log = zmachine(&home, &["logs", fork]).stdout();
+                log.lines().next().map(|line| line.trim_start_matches('n').to_owned())
+            });
+            let first: u32 = first.parse().expect("a number");
+            assert!((at..at + 30).contains(&first), "{fork} began at {first}, saved at {at}");
+            // The clock is the host's.
+            let guest: f64 = exec_output(&home, fork, "date +%s").parse().expect("seconds");
+            let host = std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .expect("time");
+            assert!((host.as_secs_f64() - guest).abs() < 5.0, "{guest}");
+            exec_output(&home, fork, &format!("echo {fork} >/own"));
+        }
+        for fork in ["f-1", "f-2"] {
+            assert_eq!(exec_output(&home, fork, "cat /own"), fork);
+        }
+        assert_ne!(sh(&home, "web", "test -e /own").code, 0);
+        // Names and addresses of the network are each one's own.
+        let address = inspect(&home, "f-2")["state"]["addresses"][0]
+            .as_str()
+            .expect("an address")
+            .to_owned();
+        let seen = exec_output(&home, "f-1", "nslookup f-2 | tail -n 3");
+        assert!(
+            seen.contains(address.split('/').next().expect("an address")),
+            "{seen}: {address}"
+        );
+    });
+
+    checks.that("what cannot be done is refused by name", || {
+        refused(
+            &home,
+            &["snapshot", "create", "f-1"],
+            "shares its memory with what it was forked from",
+        );
+        refused(&home, &["restore", "web@first"], "stop it first: zmachine stop web");
+        refused(&home, &["restore", "web@second"], "no snapshot 'web@second'");
+        refused(&home, &["fork", "web@a/b"], "cannot be the tag");
+        refused(&home, &["fork", "web@first", "--name", "f-1"], "f-1");
+        refused(
+            &home,
+            &["run", "-d", "--snapshots", "-v", "/data", &image, "true"],
+            "a machine with a volume cannot be saved",
+        );
+        let folder = format!("{}:/shared", home.file("").display());
+        refused(
+            &home,
+            &["run", "-d", "--snapshots", "-v", &folder, &image, "true"],
+            "cannot be saved while it runs",
+        );
+        zmachine(
+            &home,
+            &[
+                "run",
+                "-d",
+                "--name",
+                "plain",
+                "--network",
+                "none",
+                &image,
+                "sleep",
+                "1000",
+            ],
+        )
+        .expect_success();
+        refused(&home, &["snapshot", "create", "plain"], "make it with --snapshots");
+        refused(&home, &["fork", "plain"], "make it with --snapshots");
+        zmachine(&home, &["rm", "-f", "plain"]).expect_success();
+    });
+
+    checks.that(
+        "a machine that runs is forked as it is, and no snapshot is left",
+        || {
+            let now = counted(&home, "web");
+            let made = zmachine(&home, &["fork", "web"]);
+            assert_eq!(made.expect_success().stdout(), "web-fork1\n");
+            assert!(counted(&home, "web-fork1") >= now);
+            assert_eq!(snapshots(&home), ["web@first"]);
+            zmachine(&home, &["rm", "-f", "web-fork1", "f-2", "f-3"]).expect_success();
+        },
+    );
+
+    checks.that("a fork that is started again boots, with what is on its disk", || {
+        zmachine(&home, &["stop", "-t", "1", "f-1"]).expect_success();
+        zmachine(&home, &["start", "f-1"]).expect_success();
+        assert_eq!(exec_output(&home, "f-1", "cat /own"), "f-1");
+        zmachine(&home, &["rm", "-f", "f-1"]).expect_success();
+    });
+
+    checks.that("it is restored, with its disk of then, and can be saved again", || {
+        zmachine(&home, &["stop", "-t", "1", "web"]).expect_success();
+        let before = zmachine(&home, &["logs", "web"]).stdout().lines().count();
+        zmachine(&home, &["restore", "web@first"]).expect_success();
+        let next = until("it counts", Duration::from_secs(20), || {
+            let log = zmachine(&home, &["logs", "web"]).stdout();
+            log.lines().nth(before).map(str::to_owned)
+        });
+        let next: u32 = next.trim_start_matches('n').parse().expect("a number");
+        assert!((at..at + 30).contains(&next), "went on at {next}, saved at {at}");
+        zmachine(&home, &["snapshot", "create", "web"]).expect_success();
+        assert_eq!(snapshots(&home), ["web@first", "web@snap0"]);
+        zmachine(&home, &["stop", "-t", "1", "web"]).expect_success();
+    });
+
+    checks.that("what is damaged is told before anything starts", || damaged(&home));
+
+    zmachine(&home, &["rm", "-f", "web"]).expect_success();
+    zmachine(&home, &["snapshot", "rm", "web@first", "web@snap0"]).expect_success();
+    assert_eq!(snapshots(&home), Vec::<String>::new());
+    home.assert_host_clean();
+}
+
+/// Changes of a snapshot's files, one at a time, with what is said of each. The machine `web` is stopped.
+fn damaged(home: &TestHome) {
+    let folder = home.path().join("snapshots/web@first");
+    let attempt = |part: &str| {
+        refused(home, &["restore", "web@first"], part);
+        refused(home, &["fork", "web@first", "--name", "broken"], part);
+        let machines = zmachine(home, &["ps", "-a", "-q"]).stdout();
+        assert_eq!(machines, "web\n", "{part}");
+        assert_eq!(phase(home, "web"), "stopped", "{part}");
+    };
+    let with = |name: &str, change: &dyn Fn(&fs::File), part: &str| {
+        let path = folder.join(name);
+        let kept = folder.join("kept");
+        fs::copy(&path, &kept).expect("a copy");
+        change(
+            &fs::File::options()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .expect("the file"),
+        );
+        attempt(part);
+        fs::rename(&kept, &path).expect("put back");
+    };
+    with(
+        "state",
+        &|file| file.write_all_at(b"?", 1000).expect("written"),
+        "'state' is not what was saved",
+    );
+    with(
+        "state",
+        &|file| file.set_len(1000).expect("cut"),
+        "'state' is not what was saved",
+    );
+    with("memory", &|file| file.set_len(4096).expect("cut"), "another length");
+    with(
+        "root.img",
+        &|file| file.set_len(4096).expect("cut"),
+        "'root.img' has another length",
+    );
+    let text = |old: &'static str, new: &'static str| {
+        move |file: &fs::File| {
+            let mut bytes = vec![0; file.metadata().expect("its length").len() as usize];
+            file.read_exact_at(&mut bytes, 0).expect("read");
+            let text = String::from_utf8(bytes).expect("text");
+            assert!(text.contains(old), "{old} is not in {text}");
+            let changed = text.replace(old, new);
+            file.set_len(0).expect("emptied");
+            file.write_all_at(changed.as_bytes(), 0).expect("written");
+        }
+    };
+    with(
+        "snapshot.json",
+        &text("\"memory_bytes\": 536870912", "\"memory_bytes\": 268435456"),
+        "bytes of memory",
+    );
+    with("snapshot.json", &text("\"cpus\": 1", "\"cpus\": 2"), "CPUs");
+    with(
+        "snapshot.json",
+        &text("\"hypervisor\": \"qemu ", "\"hypervisor\": \"qemu 1"),
+        "was saved by qemu 1",
+    );
+    with(
+        "snapshot.json",
+        &text("\"tsc_khz\": ", "\"tsc_khz\": 1"),
+        "does not fit this host",
+    );
+    with(
+        "snapshot.json",
+        &text("zm-upper", "zm-other"),
+        "it was saved with the devices",
+    );
+    // Memory that is not the guest's any more: any byte that is not zero.
+    let path = folder.join("memory");
+    let file = fs::File::options().read(true).write(true).open(&path).expect("memory");
+    let data = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(1 << 20)).expect("data");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, data).expect("read");
+    file.write_all_at(&[byte[0] ^ 1], data).expect("written");
+    attempt("is not what was saved");
+    file.write_all_at(&byte, data).expect("put back");
+    let state = folder.join("state");
+    fs::rename(&state, folder.join("aside")).expect("aside");
+    attempt("damaged");
+    fs::rename(folder.join("aside"), &state).expect("put back");
+}
+
+#[test]
+fn saving_and_forking_survive_a_power_cut_at_every_point() {
+    const VARIABLE: &str = "ZMACHINE_ABORT_AT";
+    const KILLED: i32 = 137;
+    let Some((home, image)) = home_with_box() else { return };
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--snapshots",
+        "--network",
+        "none",
+        &image,
+        "sleep",
+        "1000",
+    ];
+    zmachine(&home, &run).expect_success();
+    let cut = |words: &[&str], after: &dyn Fn()| {
+        for point in 0..40 {
+            let run = home.zmachine(words).env(VARIABLE, format!("engine:{point}")).finish();
+            if run.code != KILLED {
+                run.expect_success();
+                return point;
+            }
+            println!("  {}", run.stderr().trim_end());
+            zmachine(&home, &["ps"]).expect_success();
+            after();
+        }
+        panic!("{words:?} passes too many points");
+    };
+    let points = cut(&["snapshot", "create", "web@a"], &|| {
+        // It is there as a whole, or not at all.
+        for name in snapshots(&home) {
+            assert_eq!(name, "web@a");
+            zmachine(&home, &["snapshot", "rm", "web@a"]).expect_success();
+        }
+        assert_eq!(exec_output(&home, "web", "echo fine"), "fine");
+    });
+    assert!(points >= 1, "only {points} points in snapshot");
+    let points = cut(&["fork", "web@a", "--name", "f"], &|| {
+        let machines = zmachine(&home, &["ps", "-a", "-q"]).stdout();
+        if machines.lines().any(|name| name == "f") {
+            assert!(
+                home.path().join("machines/by-name/f/root.img").exists(),
+                "it has its disk"
+            );
+            zmachine(&home, &["rm", "-f", "f"]).expect_success();
+        }
+        assert_eq!(snapshots(&home), ["web@a"]);
+    });
+    assert!(points >= 6, "only {points} points in fork");
+    zmachine(&home, &["rm", "-f", "web", "f"]).expect_success();
+    home.assert_host_clean();
+}

@@ -1,0 +1,142 @@
+//! A machine that goes on from a snapshot instead of booting.
+//!
+//! The guest runs from the moment that its hypervisor does, but none of its processes: it was saved frozen. This host greets its agent
+//! (see `takeover`), tells it who it is now, and takes over what its entrypoint writes.
+
+use std::fs::File;
+use std::time::Duration;
+
+use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest, Thaw};
+use zmachine_hypervisor::Saved as SavedVm;
+use zmachine_plan::ContainerPlan;
+use zmachine_spec::{Class, Failure};
+use zmachine_store::log::Source;
+use zmachine_store::snapshot::{STATE, Snapshot, memory};
+use zmachine_sys::file::{self, FileError};
+
+use super::agent_start::{EntryStart, OWNER_TIMEOUT, RootfsEnd};
+use super::context::{Monitor, Started, at};
+use super::frozen::Restore;
+use super::inbox::Inbox;
+use super::running::Running;
+use super::saving::unix_nanos;
+use super::session::{Session, SessionError};
+
+/// How long a guest may take to go on as what it is now.
+const THAW_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Bytes of the seed for the guest's random numbers.
+const SEED: usize = 64;
+
+/// The same, held against this machine.
+pub(super) struct Restoring {
+    snapshot: Snapshot,
+    is_fork: bool,
+}
+
+impl Monitor {
+    /// Opens what the machine goes on from; what does not fit is refused before anything is started.
+    pub(super) fn restoring(&self, restore: Restore, plan: &ContainerPlan) -> Result<(Restoring, SavedVm), Failure> {
+        let Restore {
+            folder,
+            memory,
+            is_shared,
+            is_fork,
+        } = restore;
+        let snapshot: Snapshot = file::read_json(&folder.join("snapshot.json"))?;
+        if let Some(why) = plan.misfit(&snapshot.plan) {
+            return Err(Failure::new(
+                Class::Unsupported,
+                format!("the snapshot does not fit this machine: {why}"),
+            )
+            .hint("start the machine without it"));
+        }
+        Monitor::check_host(&snapshot.saved.host, plan.vm.accel)?;
+        let path = folder.join(STATE);
+        let state = File::open(&path).map_err(|e| FileError::io("open", &path, e))?;
+        let found = memory::mark(&state).map_err(|e| FileError::io("read", &path, e))?;
+        if found != snapshot.saved.state {
+            let message = format!("{} is not what was saved", path.display());
+            return Err(Failure::new(Class::Failed, message).hint("the snapshot is damaged: remove it"));
+        }
+        let saved = SavedVm {
+            state: state.into(),
+            memory,
+            is_private: is_shared,
+            version: snapshot.saved.hypervisor.clone(),
+        };
+        Ok((Restoring { snapshot, is_fork }, saved))
+    }
+
+    /// Lets the guest go on, and takes its entrypoint over.
+    pub(super) async fn go_on(
+        &mut self,
+        restoring: &Restoring,
+        plan: &ContainerPlan,
+        running: &mut Running,
+        session: &Session,
+        entry: EntryStart,
+        inbox: &mut Inbox,
+    ) -> Started {
+        let EntryStart { mut entry, stream } = entry;
+        if self.wait_for_owner {
+            let attached = tokio::time::timeout(OWNER_TIMEOUT, entry.owner_attached());
+            if inbox.unless_stopped(attached).await.is_err() {
+                return Ok(Some(self.cut_short(inbox).await));
+            }
+        }
+        let secrets = zmachine_store::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;
+        let identity = plan.identity(&restoring.snapshot.plan, secrets);
+        let has_entrypoint = restoring.snapshot.saved.has_entrypoint;
+        let run = (!has_entrypoint && !plan.is_idle()).then(|| AgentRequest::Run(plan.process.clone()));
+        let asked = async {
+            let mut seed = vec![0; SEED];
+            zmachine_sys::file::fill_random(&mut seed)?;
+            let thaw = Thaw {
+                seed,
+                unix_nanos: unix_nanos(),
+                identity: Some(Box::new(identity)),
+            };
+            match session.ask(&AgentRequest::Thaw(Box::new(thaw))).await? {
+                AgentReply::Done => {}
+                _ => return Err(SessionError::Unexpected),
+            }
+            // What it wrote before was read by whoever it was.
+            let resume = has_entrypoint.then_some(AgentRequest::Resume {
+                id: None,
+                received: u64::MAX,
+            });
+            let Some(request) = run.or(resume) else { return Ok(None) };
+            let mut stream = session.open(&request).await?;
+            match stream.reader.reply().await? {
+                AgentReply::Started { pid } | AgentReply::Resumed { pid, .. } => Ok(Some((stream, pid))),
+                _ => Err(SessionError::Unexpected),
+            }
+        };
+        let started = match self
+            .during(running, inbox, RootfsEnd::IsMended, THAW_TIMEOUT, asked)
+            .await
+        {
+            Ok(Err(error)) => return Err(self.cut_off(running, error, "guest thaw").await),
+            Ok(Ok(started)) => started,
+            Err(interrupt) => return self.interrupted(interrupt, "guest thaw"),
+        };
+        self.phase("guest thaw");
+        self.kill.pass("restore: guest goes on");
+        self.machine
+            .state
+            .guest_kernel
+            .clone_from(&restoring.snapshot.guest_kernel);
+        let name = restoring.snapshot.name();
+        let how = if restoring.is_fork {
+            "forked from"
+        } else {
+            "restored from"
+        };
+        self.log.note(Source::Monitor, &format!("{how} {name}"));
+        if let Some(started) = started {
+            let _ = stream.send(started);
+        }
+        Ok(None)
+    }
+}

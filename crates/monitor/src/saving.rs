@@ -1,0 +1,232 @@
+//! Saving a machine while it runs.
+//!
+//! ```text
+//! client ─ Save ─> loop ─> task: agent freezes ─> loop: hypervisor stops and tells its state, memory and disk are copied,
+//!                                                       hypervisor goes on ─> task: agent thaws ─> client
+//! ```
+//! The loop waits for no guest: what the agent does is done by tasks. What it waits for are the hypervisor and copies within this host,
+//! while the machine stands still.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::oneshot;
+use zmachine_agent_protocol::{Request as AgentRequest, Thaw};
+use zmachine_hypervisor::{Accel, Vm};
+use zmachine_plan::Plan;
+use zmachine_spec::control::Reply;
+use zmachine_spec::saved::{FileMark, HostMark, MemoryMark, Saved};
+use zmachine_spec::{Class, Failure, Phase};
+use zmachine_store::log::Source;
+use zmachine_store::snapshot::{DISK, MEMORY, STATE, memory};
+use zmachine_sys::file::FileError;
+use zmachine_sys::sparse;
+
+use super::context::Monitor;
+use super::follow::Follow;
+use super::frozen::Frozen;
+use super::guest::{self, within};
+use super::inbox::Event;
+use super::launch::{in_thread, joined};
+
+/// How long all processes of a guest may take to stand still, and its file systems to be written.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(40);
+
+impl Follow<'_> {
+    /// Begins to save the machine.
+    pub(super) fn save(&mut self, folder: PathBuf, client: oneshot::Sender<Reply>) {
+        let session = self.may_be_saved().and_then(|()| self.awake_agent());
+        let session = match session {
+            Ok(session) => session,
+            Err(failure) => return guest::reply(client, Err(failure)),
+        };
+        self.is_saving = true;
+        let events = self.monitor.events.clone();
+        tokio::spawn(async move {
+            let result = guest::ask(&session, &AgentRequest::Freeze, FREEZE_TIMEOUT).await;
+            let frozen = Frozen { folder, client, result };
+            // A machine that has ended tells its clients by closing their connections.
+            let _ = events.send(Event::Frozen(Box::new(frozen))).await;
+        });
+    }
+
+    fn may_be_saved(&self) -> Result<(), Failure> {
+        let name = &self.monitor.machine.spec.name;
+        let refused = |message: String, hint: &str| Err(Failure::new(Class::Conflict, message).hint(hint));
+        if !matches!(&*self.plan, Plan::Container(plan) if plan.vm.is_saveable) {
+            return refused(
+                format!("the machine '{name}' was not built to be saved while it runs"),
+                "make it with --snapshots",
+            );
+        }
+        if self.running.vm.memory().is_none() {
+            return refused(
+                format!("the machine '{name}' shares its memory with what it was forked from"),
+                "save that one, or start this one anew",
+            );
+        }
+        if self.is_saving {
+            return refused(
+                format!("the machine '{name}' is being saved already"),
+                "try again when that is done",
+            );
+        }
+        if self.monitor.machine.state.phase != Phase::Running {
+            let word = self.monitor.machine.state.phase.word();
+            return refused(
+                format!("the machine '{name}' is {word}"),
+                "only one that runs can be saved",
+            );
+        }
+        Ok(())
+    }
+
+    /// The guest stands still, or does not.
+    pub(super) async fn frozen(&mut self, frozen: Frozen) {
+        let Frozen { folder, client, result } = frozen;
+        self.is_saving = false;
+        if let Err(failure) = result {
+            return guest::reply(client, Err(failure.context("the guest does not stand still")));
+        }
+        self.monitor.kill.pass("save: guest frozen");
+        let Plan::Container(plan) = &*self.plan else { return };
+        let saving = Saving {
+            disk: self.monitor.machine.dir.join(DISK),
+            accel: plan.vm.accel,
+            has_entrypoint: !plan.is_idle(),
+        };
+        let saved = save_vm(&mut *self.running.vm, &saving, &folder);
+        // Otherwise the machine is about to end.
+        let Ok(saved) = self.inbox.unless_ended(saved).await else {
+            return;
+        };
+        self.monitor.kill.pass("save: machine saved");
+        let Some(session) = self.session() else { return };
+        let log = self.monitor.log.clone();
+        tokio::spawn(async move {
+            let thaw = Thaw {
+                seed: Vec::new(),
+                unix_nanos: unix_nanos(),
+                identity: None,
+            };
+            let thawed = guest::ask(&session, &AgentRequest::Thaw(Box::new(thaw)), guest::ANSWER_TIMEOUT).await;
+            if let Err(failure) = &thawed {
+                log.note(Source::Monitor, &format!("the guest does not go on: {failure}"));
+            }
+            let reply = match (saved, thawed) {
+                (Ok(saved), Ok(())) => Reply::Saved(Box::new(saved)),
+                (Err(failure), _) => Reply::Failed(failure),
+                (_, Err(failure)) => Reply::Failed(failure.context("the guest does not go on")),
+            };
+            let _ = client.send(reply);
+        });
+    }
+}
+
+/// What is saved, beside what the hypervisor has.
+#[derive(Debug)]
+pub(super) struct Saving {
+    /// The machine's own disk, where it has one.
+    pub(super) disk: PathBuf,
+    /// What executes the guest's code.
+    pub(super) accel: Accel,
+    /// Its entrypoint has been started.
+    pub(super) has_entrypoint: bool,
+}
+
+/// Saves a machine, whose guest stands still, and lets the hypervisor go on whatever comes of it.
+///
+/// # Errors
+/// Whatever could not be written, or that the hypervisor does not go on.
+pub(super) async fn save_vm(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Saved, Failure> {
+    let begun = Instant::now();
+    let copied = copy(vm, &saving.disk, folder).await;
+    within("resume", vm.go_on()).await?;
+    let paused_us = begun.elapsed().as_micros() as u64;
+    let (memory, state, disk_bytes) = copied?;
+    Ok(Saved {
+        hypervisor: vm.version(),
+        host: HostMark::of_this_host(saving.accel == Accel::Kvm),
+        has_entrypoint: saving.has_entrypoint,
+        state,
+        memory,
+        disk_bytes,
+        paused_us,
+    })
+}
+
+/// Stops the hypervisor, and copies what the machine is.
+async fn copy(vm: &mut dyn Vm, disk: &Path, folder: &Path) -> Result<Copied, Failure> {
+    let gone = || Failure::new(Class::Conflict, "its memory is not to be had");
+    let memory = vm.memory().ok_or_else(gone)?.try_clone_to_owned()?;
+    let disk = match File::open(disk) {
+        Ok(file) => Some((file, make(folder, DISK)?)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(FileError::io("open", disk, error).into()),
+    };
+    let files = Files {
+        memory: (memory, make(folder, MEMORY)?),
+        disk,
+    };
+    let state = make(folder, STATE)?;
+    let saved = within("save", vm.save(OwnedFd::from(state.try_clone()?))).await;
+    saved.map_err(|failure| failure.context("the hypervisor does not save the machine"))?;
+    joined(in_thread(move || files.copy(&state))).await
+}
+
+/// Makes a file of a folder that nobody else reads.
+fn make(folder: &Path, name: &str) -> Result<File, FileError> {
+    let path = folder.join(name);
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true);
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(&path).map_err(|e| FileError::io("make", &path, e))
+}
+
+/// Memory, state, and the length of the disk.
+type Copied = (MemoryMark, FileMark, Option<u64>);
+
+/// What is copied while the machine stands still, each with where it goes.
+struct Files {
+    memory: (OwnedFd, File),
+    disk: Option<(File, File)>,
+}
+
+impl Files {
+    fn copy(self, state: &File) -> Result<Copied, Failure> {
+        let context = |what: &'static str| move |e: std::io::Error| Failure::from(e).context(what);
+        let (from, to) = &self.memory;
+        let memory = memory::save(from, to).map_err(context("the memory cannot be saved"))?;
+        let disk_bytes = match &self.disk {
+            None => None,
+            Some((from, to)) => {
+                sparse::copy(from, to).map_err(context("the disk cannot be saved"))?;
+                Some(from.metadata()?.len())
+            }
+        };
+        let state = memory::mark(state).map_err(context("the state cannot be read"))?;
+        Ok((memory, state, disk_bytes))
+    }
+}
+
+/// The host's time.
+pub(super) fn unix_nanos() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Monitor {
+    /// Whether what was saved fits this host; the rest was compared when the machine was made.
+    pub(super) fn check_host(saved: &HostMark, accel: Accel) -> Result<(), Failure> {
+        match HostMark::of_this_host(accel == Accel::Kvm).differs_from(saved) {
+            None => Ok(()),
+            Some(why) => Err(Failure::new(
+                Class::Unsupported,
+                format!("the snapshot does not fit this host: {why}"),
+            )
+            .hint("start the machine anew, or go on where it was saved")),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The template of a machine: its guest, set up, before its entrypoint is started. Later machines like it begin from there.
+
+use jiff::Timestamp;
+use zmachine_agent_protocol::{Request as AgentRequest, Thaw};
+use zmachine_plan::ContainerPlan;
+use zmachine_spec::Failure;
+use zmachine_store::log::Source;
+use zmachine_store::snapshot::{DISK, SNAPSHOT_VERSION, Snapshot};
+use zmachine_store::template::{TemplateDraft, Templates};
+
+use super::context::Monitor;
+use super::guest::{ANSWER_TIMEOUT, ask};
+use super::running::Running;
+use super::saving::{Saving, save_vm, unix_nanos};
+use super::session::Session;
+
+impl Monitor {
+    /// Begins a template, if this start is to make one.
+    pub(super) fn begin_template(&mut self, plan: &ContainerPlan) -> Option<(String, TemplateDraft)> {
+        let key = self.template.take()?;
+        // It would have the secrets of this machine in it.
+        if !self.machine.spec.secrets.is_empty() || !plan.boot.first_start {
+            return None;
+        }
+        match Templates::of(&self.home).begin(&key) {
+            Ok(draft) => draft.map(|draft| (key, draft)),
+            Err(failure) => {
+                self.log
+                    .note(Source::Monitor, &format!("no template is made: {failure}"));
+                None
+            }
+        }
+    }
+
+    /// Makes it. The machine goes on whether there is one in the end or not.
+    ///
+    /// # Errors
+    /// When the guest does not go on.
+    pub(super) async fn make_template(
+        &self,
+        (key, draft): (String, TemplateDraft),
+        plan: &ContainerPlan,
+        running: &mut Running,
+        session: &Session,
+    ) -> Result<(), Failure> {
+        if let Err(failure) = ask(session, &AgentRequest::Freeze, ANSWER_TIMEOUT).await {
+            self.log
+                .note(Source::Monitor, &format!("no template is made: {failure}"));
+            return Ok(());
+        }
+        let saving = Saving {
+            disk: self.machine.dir.join(DISK),
+            accel: plan.vm.accel,
+            has_entrypoint: false,
+        };
+        let saved = save_vm(&mut *running.vm, &saving, &draft.folder).await;
+        let thaw = Thaw {
+            seed: Vec::new(),
+            unix_nanos: unix_nanos(),
+            identity: None,
+        };
+        ask(session, &AgentRequest::Thaw(Box::new(thaw)), ANSWER_TIMEOUT).await?;
+        let published = saved.and_then(|saved| {
+            let snapshot = Snapshot {
+                version: SNAPSHOT_VERSION,
+                machine: self.machine.spec.name.clone(),
+                machine_id: self.machine.id.clone(),
+                tag: key,
+                created_at: Timestamp::now(),
+                spec: self.machine.spec.clone(),
+                plan: plan.clone(),
+                guest_kernel: self.machine.state.guest_kernel.clone(),
+                saved,
+            };
+            Templates::of(&self.home).publish(draft, &snapshot)
+        });
+        if let Err(failure) = published {
+            self.log
+                .note(Source::Monitor, &format!("no template is made: {failure}"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! A guest's memory as a file: written while the guest stands still, and read before a copy of it runs.
+//!
+//! Only what is not zero is written, so the file has the size of what the guest uses, and its holes are the guest's zeros. Reading
+//! holds every chunk against its checksum.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek};
+use rustix::io::Errno;
+use zmachine_spec::saved::{CHUNK, FileMark, MemoryMark};
+
+/// The unit in which zeros are left out, in bytes.
+const PAGE: usize = 4096;
+
+/// Copies `memory` to the empty file `to`.
+///
+/// # Errors
+/// Of either file.
+pub fn save(memory: impl AsFd, to: &File) -> io::Result<MemoryMark> {
+    let from = File::from(memory.as_fd().try_clone_to_owned()?);
+    let bytes = from.metadata()?.len();
+    to.set_len(bytes)?;
+    let mut chunks = Vec::new();
+    let mut buffer = vec![0; CHUNK as usize];
+    let mut at = 0;
+    while let Some(data) = data_from(&from, at, bytes)? {
+        let start = data - data % CHUNK;
+        let length = (bytes - start).min(CHUNK) as usize;
+        let chunk = &mut buffer[..length];
+        from.read_exact_at(chunk, start)?;
+        if write_pages(chunk, to, start)? {
+            let number = u32::try_from(start / CHUNK).map_err(|_| io::ErrorKind::FileTooLarge)?;
+            chunks.push((number, crc32c::crc32c(chunk)));
+        }
+        at = start + CHUNK;
+    }
+    Ok(MemoryMark { bytes, chunks })
+}
+
+/// Where data begin at `at` or behind it.
+fn data_from(file: &File, at: u64, end: u64) -> io::Result<Option<u64>> {
+    if at >= end {
+        return Ok(None);
+    }
+    match seek(file, SeekFrom::Data(at)) {
+        Ok(data) => Ok((data < end).then_some(data)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes the pages of `bytes` that are not all zeros; whether there were any.
+fn write_pages(bytes: &[u8], to: &File, at: u64) -> io::Result<bool> {
+    let mut run: Option<usize> = None;
+    let mut any = false;
+    for (index, page) in bytes.chunks(PAGE).enumerate() {
+        let offset = index * PAGE;
+        match (is_zero(page), run) {
+            (false, None) => run = Some(offset),
+            (true, Some(start)) => {
+                to.write_all_at(&bytes[start..offset], at + start as u64)?;
+                (run, any) = (None, true);
+            }
+            _ => {}
+        }
+    }
+    if let Some(start) = run {
+        to.write_all_at(&bytes[start..], at + start as u64)?;
+        any = true;
+    }
+    Ok(any)
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    // As words, which the compiler makes wide ones of.
+    let (words, rest) = page.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+}
+
+/// Reads the file `from` into new memory. `is_sealed`: nobody can change that memory then, so that many guests can begin with it.
+///
+/// # Errors
+/// When the file is not what was written, or there is no memory.
+pub fn load(from: &File, mark: &MemoryMark, is_sealed: bool) -> io::Result<OwnedFd> {
+    let memory = memfd_create(c"guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&memory, mark.bytes)?;
+    let to = File::from(memory);
+    read_chunks(from, mark, |chunk, start| write_pages(chunk, &to, start).map(drop))?;
+    let memory = OwnedFd::from(to);
+    if is_sealed {
+        fcntl_add_seals(
+            &memory,
+            SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+        )?;
+    }
+    Ok(memory)
+}
+
+/// That a file of memory is what was written.
+///
+/// # Errors
+/// When it is not, or cannot be read.
+pub fn check(from: &File, mark: &MemoryMark) -> io::Result<()> {
+    read_chunks(from, mark, |_, _| Ok(()))
+}
+
+/// Reads every chunk that is not all zeros, held against its checksum.
+fn read_chunks(from: &File, mark: &MemoryMark, mut take: impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
+    if from.metadata()?.len() != mark.bytes {
+        return Err(io::Error::other("it has another length than when it was saved"));
+    }
+    let mut buffer = vec![0; CHUNK as usize];
+    for (number, sum) in &mark.chunks {
+        let start = u64::from(*number) * CHUNK;
+        let length = mark.bytes.saturating_sub(start).min(CHUNK) as usize;
+        let chunk = &mut buffer[..length];
+        from.read_exact_at(chunk, start)?;
+        if crc32c::crc32c(chunk) != *sum {
+            return Err(io::Error::other(format!(
+                "what it has from byte {start} on is not what was saved"
+            )));
+        }
+        take(chunk, start)?;
+    }
+    Ok(())
+}
+
+/// Length and checksum of a file that is not large.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn mark(file: &File) -> io::Result<FileMark> {
+    let (mut bytes, mut crc32c) = (0, 0);
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        match file.read_at(&mut buffer, bytes)? {
+            0 => return Ok(FileMark { bytes, crc32c }),
+            count => {
+                crc32c = crc32c::crc32c_append(crc32c, &buffer[..count]);
+                bytes += count as u64;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn memory() -> (OwnedFd, Vec<u8>) {
+        let mut bytes = vec![0; 5 * CHUNK as usize + 3 * PAGE];
+        bytes[10] = 1;
+        bytes[CHUNK as usize + 5 * PAGE..][..2 * PAGE].fill(7);
+        let end = bytes.len();
+        bytes[end - 1] = 9;
+        let memory = memfd_create(c"test", MemfdFlags::CLOEXEC).unwrap();
+        let file = File::from(memory);
+        file.set_len(bytes.len() as u64).unwrap();
+        // The third chunk has data that are zeros.
+        for at in [0, CHUNK as usize, 2 * CHUNK as usize, 5 * CHUNK as usize] {
+            let end = (at + CHUNK as usize).min(bytes.len());
+            file.write_all_at(&bytes[at..end], at as u64).unwrap();
+        }
+        (file.into(), bytes)
+    }
+
+    fn all(fd: &OwnedFd) -> Vec<u8> {
+        let file = File::from(fd.try_clone().unwrap());
+        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn memory_is_kept_without_its_zeros_and_read_as_it_was() {
+        let (memory, bytes) = memory();
+        let file = tempfile::tempfile().unwrap();
+        let mark = save(&memory, &file).unwrap();
+        let numbers: Vec<u32> = mark.chunks.iter().map(|(number, _)| *number).collect();
+        assert_eq!((mark.bytes, numbers), (bytes.len() as u64, vec![0, 1, 5]));
+        assert!(file.metadata().unwrap().blocks() * 512 <= 64 * 1024);
+        let loaded = load(&file, &mark, true).unwrap();
+        assert!(all(&loaded) == bytes);
+        let sealed = File::from(loaded);
+        assert!(sealed.write_all_at(&[1], 0).is_err());
+    }
+
+    #[test]
+    fn a_file_that_was_changed_or_cut_is_refused() {
+        let (memory, _) = memory();
+        let file = tempfile::tempfile().unwrap();
+        let mark = save(&memory, &file).unwrap();
+        file.write_all_at(&[8], CHUNK + 6 * PAGE as u64).unwrap();
+        assert!(
+            load(&file, &mark, false)
+                .unwrap_err()
+                .to_string()
+                .contains("from byte 1048576")
+        );
+        file.write_all_at(&[7], CHUNK + 6 * PAGE as u64).unwrap();
+        load(&file, &mark, false).unwrap();
+        file.set_len(mark.bytes - 1).unwrap();
+        assert!(
+            load(&file, &mark, false)
+                .unwrap_err()
+                .to_string()
+                .contains("another length")
+        );
+    }
+}

@@ -1,0 +1,124 @@
+use super::*;
+
+fn plan() -> ContainerPlan {
+    let golden = include_str!("../../../plan/tests/golden/plan-v1.json");
+    match serde_json::from_str(golden).unwrap() {
+        zmachine_plan::Plan::Container(plan) => *plan,
+        zmachine_plan::Plan::Vm(_) => panic!("it is a container's"),
+    }
+}
+
+fn snapshot(machine: &str, tag: &str, seconds: i64) -> Snapshot {
+    use zmachine_spec::saved::{FileMark, HostMark, MemoryMark};
+    Snapshot {
+        version: SNAPSHOT_VERSION,
+        machine: machine.into(),
+        machine_id: "0123456789ab".into(),
+        tag: tag.into(),
+        created_at: Timestamp::from_second(seconds).unwrap(),
+        spec: MachineSpec::new(machine, "/x.fl"),
+        plan: plan(),
+        guest_kernel: None,
+        saved: Saved {
+            hypervisor: "qemu 7.2.22".into(),
+            host: HostMark {
+                cpu: None,
+                tsc_khz: None,
+            },
+            has_entrypoint: true,
+            state: FileMark { bytes: 0, crc32c: 0 },
+            memory: MemoryMark {
+                bytes: 0,
+                chunks: Vec::new(),
+            },
+            disk_bytes: None,
+            paused_us: 1,
+        },
+    }
+}
+
+fn home(dir: &tempfile::TempDir) -> Home {
+    Home::open(&dir.path().join("data"), &dir.path().join("run")).unwrap()
+}
+
+fn make(snapshots: &Snapshots, snapshot: &Snapshot) -> Result<(), Failure> {
+    let draft = snapshots.begin().unwrap();
+    for name in [STATE, MEMORY] {
+        File::create(draft.folder.join(name)).unwrap();
+    }
+    snapshots.publish(draft, snapshot)
+}
+
+#[test]
+fn a_snapshot_is_found_by_its_tag_and_the_newest_without_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::of(&home(&dir));
+    assert_eq!(snapshots.list().unwrap().len(), 0);
+    assert_eq!(snapshots.free_tag("web").unwrap(), "snap0");
+    for (machine, tag, at) in [
+        ("web", "b", 20),
+        ("web", "snap0", 30),
+        ("db", "x", 40),
+        ("web", "a", 10),
+    ] {
+        make(&snapshots, &snapshot(machine, tag, at)).unwrap();
+    }
+    assert_eq!(snapshots.free_tag("web").unwrap(), "snap1");
+    let tag = |text: &str| snapshots.get(&SnapshotName::parse(text).unwrap()).map(|s| s.tag);
+    assert_eq!(tag("web").unwrap(), "snap0");
+    assert_eq!(tag("web@b").unwrap(), "b");
+    for missing in ["web@c", "other"] {
+        assert_eq!(tag(missing).unwrap_err().class, Class::NotFound);
+    }
+    let taken = make(&snapshots, &snapshot("web", "a", 50)).unwrap_err();
+    assert_eq!(taken.class, Class::Conflict);
+    assert!(taken.message.contains("web@a"), "{}", taken.message);
+    snapshots.remove("web@snap0").unwrap();
+    assert_eq!(tag("web").unwrap(), "b");
+}
+
+#[test]
+fn what_was_not_finished_is_never_offered_and_is_swept() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::of(&home(&dir));
+    let draft = snapshots.begin().unwrap();
+    std::fs::write(draft.folder.join(MEMORY), "x").unwrap();
+    assert_eq!(snapshots.list().unwrap().len(), 0);
+    // Somebody is at it.
+    snapshots.sweep().unwrap();
+    assert!(draft.folder.exists());
+    let folder = draft.folder.clone();
+    drop(draft);
+    snapshots.sweep().unwrap();
+    assert!(!folder.exists());
+}
+
+#[test]
+fn one_of_another_version_is_named_and_hides_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = home(&dir);
+    let snapshots = Snapshots::of(&home);
+    make(&snapshots, &snapshot("web", "good", 1)).unwrap();
+    make(&snapshots, &snapshot("web", "new", 2)).unwrap();
+    let path = home.data().join("snapshots/web@new").join(DESCRIPTION);
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(
+        &path,
+        text.replacen("\"version\": 1", "\"version\": 9", 1)
+            .replacen("\"version\":1", "\"version\":9", 1),
+    )
+    .unwrap();
+    let listed = snapshots.list().unwrap();
+    assert_eq!(listed.iter().filter(|listed| listed.is_ok()).count(), 1);
+    let (name, failure) = listed.into_iter().find_map(Result::err).unwrap();
+    assert_eq!((&*name, failure.class), ("web@new", Class::Unsupported));
+    // Nobody knows what it needs, so nothing is taken from it.
+    assert!(crate::cache::images_of_home(&home, home.data(), |_| true).is_err());
+}
+
+#[test]
+fn names_are_checked() {
+    for wrong in ["", "@a", "a@", "a@b@c", "../x", "a@../b", "a/b"] {
+        assert_eq!(SnapshotName::parse(wrong).unwrap_err().class, Class::Usage, "{wrong}");
+    }
+}
