@@ -10,6 +10,7 @@
 //! | [`oci_layers`] | layers of a container image | the result is a tree that can be written |
 //! | [`oci_documents`] | index, manifest or configuration of one | the same |
 //! | [`block_requests`] | the memory of a guest, with its rings and requests to the root disk's server | every queue is done with |
+//! | [`docker_bodies`] | bodies and filters of Docker's API | what is asked for is a machine that can be kept, or is refused with a reason |
 //! | [`erofs`] | a tree | the image we make of it is accepted by `fsck.erofs` |
 //!
 //! `fuzz/run` builds them with the fuzzer and its instrumentation and lets each run for a while; the test `corpus` gives
@@ -18,6 +19,7 @@
 
 mod codec;
 mod disk;
+mod docker;
 mod oci;
 mod scratch;
 mod trees;
@@ -26,6 +28,7 @@ mod v2;
 
 pub use codec::block_codec;
 pub use disk::{block_requests, block_seed};
+pub use docker::docker_bodies;
 pub use oci::{oci_documents, oci_layers};
 pub use trees::erofs;
 pub use v1::{objects_of as v1_seed, v1_file, v1_objects};
@@ -35,7 +38,7 @@ pub use v2::{v2_file, v2_rows};
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("v1_file", v1_file),
     ("v1_objects", v1_objects),
     ("v2_file", v2_file),
@@ -45,4 +48,5 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("oci_documents", oci_documents),
     ("erofs", erofs),
     ("block_requests", block_requests),
+    ("docker_bodies", docker_bodies),
 ];

@@ -44,6 +44,12 @@ pub enum Request {
         /// The port.
         port: u16,
     },
+    /// Wait until a program connects to a socket of [`BootConfig::sockets`]. Answer: [`Reply::Done`] when one has; then the stream carries
+    /// `Stdin` and `StdinEof` to it, and `Stdout` from it, whose end is the end of the stream's direction.
+    Accept {
+        /// The socket.
+        path: String,
+    },
     /// Do something to a container. Answer: [`Reply::Container`].
     Container {
         /// Its id.
@@ -233,6 +239,9 @@ pub struct BootConfig {
     /// Files in memory, which are never on a disk.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<Secret>,
+    /// Sockets that the container is to find, by their absolute paths. They lead to the host: see [`Request::Accept`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sockets: Vec<String>,
     /// File systems in memory, mounted after all others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tmpfs: Vec<Tmpfs>,

@@ -1,4 +1,5 @@
-//! Connections of the host to programs that listen on the guest's loopback.
+//! Connections between the host and programs in the guest: to those that listen on the guest's loopback ([`connect`]), and of those that connect
+//! to a socket which leads to the host ([`accept`]).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,9 +8,8 @@ use std::time::Duration;
 use futures::future::{Either, select};
 use futures::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use std::pin::pin;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use zmachine_agent_protocol::{Frame, FrameDecoder, Reply};
 
 /// How long a program may take to accept.
@@ -36,8 +36,34 @@ pub(crate) async fn connect(port: u16) -> Result<TcpStream, String> {
     Err(format!("port {port} of the guest's loopback: {reason}"))
 }
 
-/// Carries a connection over its stream until either side has ended it.
-pub(crate) async fn carry(mut stream: yamux::Stream, decoder: FrameDecoder, connection: TcpStream) {
+/// Waits for a program that connects to a socket; `None` when the host does not wait any more.
+///
+/// # Errors
+/// Why there can be none.
+pub(crate) async fn accept(listener: &UnixListener, stream: &mut yamux::Stream) -> io::Result<Option<UnixStream>> {
+    // The host says nothing before there is somebody: whatever can be read is its end.
+    let mut one = [0; 1];
+    let accepted = pin!(listener.accept());
+    match select(accepted, stream.read(&mut one)).await {
+        Either::Left((accepted, _)) => Ok(Some(accepted?.0)),
+        Either::Right(_) => Ok(None),
+    }
+}
+
+/// What the end of a program's direction means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProgramEnds {
+    /// The end of the connection: it has answered.
+    All,
+    /// That it has asked, and waits for the answer.
+    ItsOwn,
+}
+
+/// Carries a connection over its stream until it has ended.
+pub(crate) async fn carry<C>(mut stream: yamux::Stream, decoder: FrameDecoder, connection: C, ends: ProgramEnds)
+where
+    C: AsyncRead + AsyncWrite,
+{
     if stream
         .write_all(&Frame::message(&Reply::Done).to_bytes())
         .await
@@ -46,16 +72,18 @@ pub(crate) async fn carry(mut stream: yamux::Stream, decoder: FrameDecoder, conn
         return;
     }
     let (from_host, to_host) = stream.split();
-    let (from_program, to_program) = connection.into_split();
+    let (from_program, to_program) = tokio::io::split(connection);
     let out = pin!(outward(from_program, to_host));
     let inward = pin!(inward(from_host, decoder, to_program));
     // The host may end its direction and wait for the answer; when the program ends its own, all is over.
-    if let Either::Right((Ok(()), out)) = select(out, inward).await {
-        let _ = out.await;
+    match select(out, inward).await {
+        Either::Right((Ok(()), out)) => drop(out.await),
+        Either::Left((Ok(()), inward)) if ends == ProgramEnds::ItsOwn => drop(inward.await),
+        _ => {}
     }
 }
 
-async fn outward(mut from: OwnedReadHalf, mut to: WriteHalf<yamux::Stream>) -> io::Result<()> {
+async fn outward(mut from: impl AsyncRead + Unpin, mut to: WriteHalf<yamux::Stream>) -> io::Result<()> {
     let mut buffer = vec![0; PIECE];
     loop {
         match from.read(&mut buffer).await? {
@@ -72,7 +100,7 @@ async fn outward(mut from: OwnedReadHalf, mut to: WriteHalf<yamux::Stream>) -> i
 async fn inward(
     mut from: ReadHalf<yamux::Stream>,
     mut decoder: FrameDecoder,
-    mut to: OwnedWriteHalf,
+    mut to: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
     let mut buffer = vec![0; PIECE];
     loop {

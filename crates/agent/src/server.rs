@@ -5,6 +5,7 @@
 //! request that does not fit it is answered with `BadRequest` and changes nothing.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -13,6 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{LocalSet, spawn_local};
@@ -24,13 +26,14 @@ use zmachine_agent_protocol::{
 
 use crate::boot::{Booted, Phases};
 use crate::container::{Containers, Host};
+use crate::dial::ProgramEnds;
 use crate::freeze::{self, Freezer};
 use crate::pollable::Pollable;
 use crate::port::Port;
 use crate::process::{AgentSide, Namespaces, NextStreams, Plan, Session, StartError, Started, open_stdio, start, work};
 use crate::reaper::Reaper;
 use crate::sessions::Sessions;
-use crate::setup::{self, Layers, Outcome, Writable};
+use crate::setup::{self, Layers, Outcome, SetupError, Writable};
 use crate::shutdown::{self, Stop, Stoppable};
 use crate::{capacity, clock, console, dial, host, power, processes, users};
 
@@ -93,6 +96,8 @@ struct Agent {
     /// What outlives its stream.
     sessions: Sessions,
     containers: Containers,
+    /// Sockets that lead to the host, by their paths.
+    sockets: RefCell<HashMap<String, Rc<UnixListener>>>,
     /// Whether its processes stand still, for the port too.
     is_frozen: Rc<Cell<bool>>,
     freezer: Freezer,
@@ -186,6 +191,7 @@ impl Agent {
             configured: Notify::new(),
             sessions: Sessions::default(),
             containers: Containers::default(),
+            sockets: RefCell::default(),
             is_frozen: Rc::default(),
             freezer: Freezer::default(),
         }
@@ -260,9 +266,10 @@ impl Agent {
                 self.container_session(id, place, *process, stream, decoder).await;
             }
             Request::Dial { port } => match dial::connect(port).await {
-                Ok(connection) => dial::carry(stream, decoder, connection).await,
+                Ok(connection) => dial::carry(stream, decoder, connection, ProgramEnds::All).await,
                 Err(error) => answer(stream, failure(ErrorKind::Internal, error)).await,
             },
+            Request::Accept { path } => self.accept(&path, stream, decoder).await,
             Request::Container { id, request } => {
                 let reply = self.container(&id, &request).await;
                 answer(stream, reply).await;
@@ -342,6 +349,19 @@ impl Agent {
         }
     }
 
+    /// Gives the host the next connection of a program to a socket that leads there.
+    async fn accept(&self, path: &str, mut stream: yamux::Stream, decoder: FrameDecoder) {
+        let listener = self.sockets.borrow().get(path).cloned();
+        let Some(listener) = listener else {
+            return answer(stream, bad_request(&format!("there is no socket at {path:?}"))).await;
+        };
+        match dial::accept(&listener, &mut stream).await {
+            Ok(Some(connection)) => dial::carry(stream, decoder, connection, ProgramEnds::ItsOwn).await,
+            Ok(None) => {}
+            Err(error) => answer(stream, failure(ErrorKind::Internal, error)).await,
+        }
+    }
+
     /// Changes the running guest in a child: devices take their time to appear, and the kernel takes its own to grow a file
     /// system, while this thread carries everybody's output.
     async fn set_up<E: std::fmt::Display>(&self, change: impl FnOnce() -> Result<(), E>) -> Reply {
@@ -369,6 +389,17 @@ impl Agent {
         let result = setup::configure(config, &mut phases, &mut outcome);
         self.writable.replace(outcome.writable);
         self.layers.replace(outcome.layers);
+        let sockets = outcome.sockets.into_iter().map(|(path, listener)| {
+            let listener = UnixListener::from_std(listener).map_err(|source| SetupError::File {
+                path: path.clone(),
+                source,
+            })?;
+            Ok::<_, SetupError>((path, Rc::new(listener)))
+        });
+        let result = result.and_then(|()| {
+            self.sockets.replace(sockets.collect::<Result<_, _>>()?);
+            Ok(())
+        });
         self.configured.notify_waiters();
         match result {
             Ok(()) => {

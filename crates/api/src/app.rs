@@ -10,8 +10,11 @@ use zmachine_spec::Failure;
 
 use crate::docker::exec::Execs;
 use crate::docker::stream::ToMonitor;
+use crate::guard::Guard;
 use crate::http::Refusal;
 use crate::hub::Hub;
+use crate::listing::Listing;
+use zmachine_access::audit::Audit;
 
 /// Logs that are read at the same moment.
 const READERS: usize = 4;
@@ -26,6 +29,12 @@ pub struct App {
     pub engine: Engine,
     /// When something has happened.
     pub hub: Hub,
+    /// Who may do what.
+    pub guard: Guard,
+    /// Who did what.
+    pub audit: Audit,
+    /// What listings show.
+    pub listing: Listing,
     /// Commands in machines.
     pub execs: Mutex<Execs>,
     /// The path of the socket that clients use; they may want it in a container.
@@ -52,7 +61,10 @@ impl App {
     pub fn new(engine: Engine, socket: Option<PathBuf>) -> Result<App, Failure> {
         Ok(App {
             hub: Hub::start(engine.home())?,
+            guard: Guard::of(engine.home().data()),
+            audit: Audit::of(engine.home().data()),
             engine,
+            listing: Listing::default(),
             execs: Mutex::default(),
             socket,
             readers: Semaphore::new(READERS),

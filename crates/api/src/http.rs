@@ -21,6 +21,12 @@ pub const JSON_LIMIT: usize = 4 << 20;
 /// How long a client may take to send a body in JSON.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a client may send nothing of a body that is read as it comes.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The largest body that is read as it comes, in bytes: an image, or files for a container.
+pub const UPLOAD_LIMIT: u64 = 256 << 30;
+
 /// Chunks in flight to one client.
 pub const STREAM_CHUNKS: usize = 4;
 
@@ -238,19 +244,43 @@ impl Read for ChunkReader {
     }
 }
 
-/// A reader of a body, which is read for as long as the reader is there.
-pub fn reader(mut body: Incoming) -> ChunkReader {
+/// A reader of a body, which is read for as long as the reader is there, comes on, and is not larger than [`UPLOAD_LIMIT`].
+pub fn reader(body: Incoming) -> ChunkReader {
+    reader_within(body, UPLOAD_LIMIT, CHUNK_TIMEOUT)
+}
+
+fn reader_within<B>(mut body: B, limit: u64, patience: Duration) -> ChunkReader
+where
+    B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
+{
     let (sender, chunks) = mpsc::channel(STREAM_CHUNKS);
     tokio::spawn(async move {
-        while let Some(frame) = body.frame().await {
-            let chunk = match frame {
-                Ok(frame) => match frame.into_data() {
-                    Ok(data) => Ok(data),
+        let mut left = limit;
+        loop {
+            let chunk = match tokio::time::timeout(patience, body.frame()).await {
+                Ok(None) => return,
+                Ok(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => match left.checked_sub(data.len() as u64) {
+                        Some(rest) => {
+                            left = rest;
+                            Ok(data)
+                        }
+                        None => Err(io::Error::new(
+                            io::ErrorKind::FileTooLarge,
+                            format!("the body is larger than {limit} bytes"),
+                        )),
+                    },
                     Err(_) => continue,
                 },
-                Err(error) => Err(io::Error::other(error)),
+                Ok(Some(Err(error))) => Err(io::Error::other(error)),
+                Err(_) => Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("the body stopped coming for {} s", patience.as_secs()),
+                )),
             };
-            if sender.send(chunk).await.is_err() {
+            let is_over = chunk.is_err();
+            if sender.send(chunk).await.is_err() || is_over {
                 return;
             }
         }
@@ -273,6 +303,26 @@ mod tests {
         let refusal = Refusal::from(failure);
         assert_eq!(refusal.status, StatusCode::CONFLICT);
         assert_eq!(refusal.message, "cannot remove it: it runs (stop it)");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_large_or_stops_coming_is_an_error() {
+        let kind = |limit, keeps_open: bool| async move {
+            let (sender, body) = Body::stream();
+            sender.send(Bytes::from_static(b"abc")).await.unwrap();
+            let kept = keeps_open.then_some(sender);
+            let mut reader = reader_within(body, limit, Duration::from_millis(50));
+            let read = tokio::task::spawn_blocking(move || {
+                let mut all = Vec::new();
+                reader.read_to_end(&mut all).map(|_| all).map_err(|error| error.kind())
+            });
+            let read = read.await.unwrap();
+            drop(kept);
+            read
+        };
+        assert_eq!(kind(3, false).await, Ok(b"abc".to_vec()));
+        assert_eq!(kind(2, false).await, Err(io::ErrorKind::FileTooLarge));
+        assert_eq!(kind(3, true).await, Err(io::ErrorKind::TimedOut));
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! | module | owns |
 //! |---|---|
 //! | [`listen`] | the sockets: made, with mode and group, or taken over from systemd |
+//! | [`guard`] | checks of every request: origin, host, credentials, rate |
 //! | [`server`] | connections and their limit |
 //! | [`http`] | bodies, answers, errors of requests |
 //! | [`app`] | what requests share |
+//! | [`listing`] | what listings show of machines |
 //! | [`hub`] | when something has happened to a machine |
 //! | [`docker`] | Docker's API |
 //! | [`native`] | the REST API `/v1` |
@@ -22,8 +24,10 @@
 
 pub mod app;
 pub mod docker;
+pub mod guard;
 pub mod http;
 pub mod hub;
 pub mod listen;
+pub mod listing;
 pub mod native;
 pub mod server;

@@ -39,7 +39,7 @@ impl Server {
         let home = tempfile::tempdir_in("/tmp").expect("a folder");
         let (socket, native) = (home.path().join("docker.sock"), home.path().join("api.sock"));
         let child = Command::new(env!("CARGO_BIN_EXE_zmachine-api"))
-            .args(["--program", "/bin/true", "--docker"])
+            .args(["--program", "/bin/true", "serve", "--docker"])
             .arg(&socket)
             .arg("--socket")
             .arg(&native)
@@ -359,6 +359,24 @@ fn listings_of_nothing_are_empty_and_not_null() {
         (&"b".into(), &"local".into())
     );
     assert_eq!(server.ask("DELETE /volumes/v1", "").status, 204);
+    let told = |filters: &str| {
+        let until = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .expect("a time")
+            .as_secs()
+            + 1;
+        let body = server
+            .ask(&format!("GET /events?since=1&until={until}&filters={filters}"), "")
+            .body;
+        // Sizes of chunks are numbers.
+        let lines = body.lines().filter(|line| line.starts_with('{'));
+        let events = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let shown = events.map(|event| format!("{} {} {}", event["Type"], event["Action"], event["Actor"]["ID"]));
+        shown.collect::<Vec<_>>().join(", ").replace('"', "")
+    };
+    assert_eq!(told(""), "volume create v1, volume destroy v1");
+    assert_eq!(told("%7B%22event%22:%5B%22destroy%22%5D%7D"), "volume destroy v1");
+    assert_eq!(told("%7B%22type%22:%5B%22container%22%5D%7D"), "");
 }
 
 /// What clients send to make things, as seeds.
@@ -507,7 +525,7 @@ fn a_socket_of_systemd_is_served_in_place_of_its_own() {
     let socket = home.path().join("given.sock");
     let listener = UnixListener::bind(&socket).expect("a socket");
     // As systemd does: the socket is descriptor 3, and the variables say whose.
-    let script = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=docker exec \"$0\" --program /bin/true 3<&0";
+    let script = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=docker exec \"$0\" --program /bin/true serve 3<&0";
     let mut child = Command::new("sh")
         .args(["-c", script, env!("CARGO_BIN_EXE_zmachine-api")])
         .env("ZMACHINE_HOME", home.path().join("home"))
@@ -541,7 +559,7 @@ fn a_server_that_is_killed_leaves_its_place_to_the_next() {
     }
     let home = server._home.path().join("home");
     server.child = Command::new(env!("CARGO_BIN_EXE_zmachine-api"))
-        .args(["--program", "/bin/true", "--docker"])
+        .args(["--program", "/bin/true", "serve", "--docker"])
         .arg(&server.socket)
         .arg("--socket")
         .arg(&server.native)

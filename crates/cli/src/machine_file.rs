@@ -70,6 +70,8 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         health,
         // Such a machine is its shim's, and nobody's to make again.
         pod: _,
+        // Docker's API alone makes such.
+        sockets: _,
         snapshots,
         warm,
     } = spec;

@@ -25,7 +25,14 @@ pub(crate) use zmachine_term::{output, progress, terminal};
 use crate::args::{Command, Refused};
 
 fn main() -> ExitCode {
-    let cli = match args::parse(std::env::args_os().collect()) {
+    let words = match commands::elsewhere(std::env::args_os().collect()) {
+        Ok(words) => words,
+        Err(error) => {
+            failure::print(&error);
+            return ExitCode::from(failure::exit_code(error.class, is_guests_code()));
+        }
+    };
+    let cli = match args::parse(words) {
         Ok(cli) => cli,
         Err(Refused::Words(error)) => return usage::explain(error, is_guests_code()),
         Err(Refused::File(error)) => {

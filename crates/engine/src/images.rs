@@ -18,6 +18,7 @@ use zmachine_pack::oci::pull::{Pulled, pull};
 use zmachine_pack::oci::registries::{self, Registries, RegistriesError};
 use zmachine_pack::oci::{ImportError, ImportOptions, images_of, recognize};
 use zmachine_spec::{Class, Failure, Home};
+use zmachine_store::events::{self, Event, Object};
 
 pub use self::level::guest_level;
 pub use self::remove::Removed;
@@ -181,6 +182,7 @@ impl Engine {
             let _kept = hold_images(self.home.data())?;
             if found.image.directory.is_dir() {
                 library.set_name(&name, &found.image.digest)?;
+                self.tell_of_image(&name.to_string(), &found.image.digest, "pulled");
                 return Ok((name, found.image));
             }
         }
@@ -189,6 +191,11 @@ impl Engine {
 }
 
 impl Engine {
+    /// Writes down that something happened to an image.
+    pub fn tell_of_image(&self, name: &str, digest: &Digest, what: &str) {
+        events::record(&self.home, &Event::of(Object::Image, &digest.to_string(), name, what));
+    }
+
     /// Brings every image of an archive here, under the names that it has there; names and digests.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ mod commit;
 mod containers;
 mod create;
 pub mod docker_fields;
+pub mod elsewhere;
 mod execs;
 mod health;
 mod history;
@@ -150,6 +151,14 @@ impl Engine {
     /// When there is none, or its state cannot be read.
     pub fn machine(&self, name: &str) -> Result<Machine, Failure> {
         self.current(&catalog::find(&self.home, name)?)
+    }
+
+    /// One machine by its whole id, which is no name's to find.
+    ///
+    /// # Errors
+    /// As [`Engine::machine`].
+    pub fn machine_by_id(&self, id: &str) -> Result<Machine, Failure> {
+        self.current(id)
     }
 
     /// A machine as it is, after what it left is put right in case it crashed.

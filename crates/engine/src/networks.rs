@@ -8,6 +8,7 @@ use zmachine_plan::check_step;
 use zmachine_spec::control::{Reconnect, Request};
 use zmachine_spec::{Class, Failure, NetworkRequest};
 use zmachine_store::catalog::{self, Machine};
+use zmachine_store::events::{self, Event, Object};
 use zmachine_sys::lock::FileLock;
 
 use super::Engine;
@@ -24,7 +25,9 @@ impl Engine {
             let action = format!("the network '{}'", spec.name);
             return Err(NetworkError::NeedsRoot { action }.into());
         }
-        Ok(self.block_on(self.networks()?.create(spec))??)
+        let made = self.block_on(self.networks()?.create(spec))??;
+        self.tell(made.name(), &made.id(), "created", None);
+        Ok(made)
     }
 
     /// Removes a network that no machine is in.
@@ -34,8 +37,27 @@ impl Engine {
     pub fn remove_network(&self, name: &str) -> Result<(), Failure> {
         // Sweeps addresses of machines that are gone.
         self.reconcile()?;
-        let removed = self.block_on(self.networks()?.remove(name))?;
-        removed.map_err(|error| self.with_names(error.into()))
+        let networks = self.networks()?;
+        let id = networks.get(name).map(|network| network.id()).unwrap_or_default();
+        let removed = self.block_on(networks.remove(name))?;
+        removed.map_err(|error| self.with_names(error.into()))?;
+        self.tell(name, &id, "removed", None);
+        Ok(())
+    }
+
+    /// Writes down that something happened to a network.
+    fn tell(&self, name: &str, id: &str, what: &str, machine: Option<&str>) {
+        let event = Event {
+            detail: machine.map(str::to_owned),
+            ..Event::of(Object::Network, id, name, what)
+        };
+        events::record(&self.home, &event);
+    }
+
+    /// The same of a machine that came to it, or left.
+    fn tell_of(&self, machine: &Machine, network: &str, what: &str) {
+        let id = self.network_id(network).unwrap_or_default();
+        self.tell(network, &id, what, Some(&machine.id));
     }
 
     /// The id of a network, which no other one has or had.
@@ -79,7 +101,7 @@ impl Engine {
         if result.is_err() && !self.machine(&machine.id)?.plan()?.is_in(&request.name) {
             networks.release(&request.name, &machine.id)?;
         }
-        result
+        result.inspect(|()| self.tell_of(&machine, &request.name, "connected"))
     }
 
     /// Has a machine leave a network, and gives its addresses there back.
@@ -105,7 +127,9 @@ impl Engine {
         let mut all = machine.spec.networks.clone();
         all.retain(|other| other.name != network);
         self.reconnect(&machine, attachments, all)?;
-        Ok(networks.release(network, &machine.id)?)
+        networks.release(network, &machine.id)?;
+        self.tell_of(&machine, network, "disconnected");
+        Ok(())
     }
 
     /// The attachments of a machine with one more, for which it has an address from here on.

@@ -205,6 +205,7 @@ fn helper_spec(spec: &MachineSpec) -> MachineSpec {
         publish_all: false,
         volumes: Vec::new(),
         secrets: Vec::new(),
+        sockets: Vec::new(),
         ssh_keys: Vec::new(),
         // It is nobody's: no project of compose may take it for one of its machines.
         labels: BTreeMap::new(),

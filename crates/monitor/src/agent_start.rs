@@ -16,6 +16,7 @@ use super::rootfs_child;
 use super::rootfs_child::RootfsEvent;
 use super::running::Running;
 use super::session::{Session, SessionError};
+use super::sockets;
 
 /// How long the owner may take to attach. It does so at once, or it is gone.
 pub(super) const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -123,6 +124,7 @@ impl Monitor {
             Some(later) => Some(session.open(&later).await.map_err(at("entrypoint"))?),
             None => run,
         };
+        sockets::forward(session, &self.machine.spec.sockets);
         let Some(mut run) = run else { return Ok(None) };
         let started = async {
             match run.reader.reply().await? {

@@ -59,6 +59,7 @@ mod saving;
 mod server;
 mod session;
 mod share;
+mod sockets;
 mod streams;
 mod takeover;
 mod template;

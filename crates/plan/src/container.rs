@@ -251,6 +251,7 @@ fn is_saveable(spec: &MachineSpec, volumes: &[ResolvedVolume], inputs: &Inputs<'
     let has = [
         ("a volume", !volumes.is_empty()),
         ("a directory of this host", !inputs.shares.is_empty()),
+        ("a socket of this host", !spec.sockets.is_empty()),
         ("a root that is only read", spec.read_only),
         ("an unpacked root", spec.rootfs == RootfsChoice::Virtiofs),
         ("a pod's network", spec.pod.is_some()),
@@ -469,6 +470,7 @@ fn boot(
         read_ahead_kib: 512,
         // Read at each start, and never written to a file.
         secrets: Vec::new(),
+        sockets: spec.sockets.iter().map(|(path, _)| path.clone()).collect(),
         tmpfs: spec.guest.tmpfs.iter().map(tmpfs).collect(),
         shm_bytes: spec.guest.shm_bytes,
         sysctls: spec

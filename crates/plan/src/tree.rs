@@ -90,6 +90,7 @@ fn refuse_settings(spec: &MachineSpec) -> Result<(), PlanError> {
         (Setting::Init, spec.init),
         (Setting::Rootfs, spec.rootfs == RootfsChoice::Block),
         (Setting::Secrets, !spec.secrets.is_empty()),
+        (Setting::Volumes, !spec.sockets.is_empty()),
     ];
     match first_used(used).or(spec.guest.used()) {
         Some(setting) => Err(PlanError::NotForOwnKernels { setting }),

@@ -344,6 +344,7 @@ fn refuse_container_settings(spec: &MachineSpec) -> Result<(), PlanError> {
         (Setting::Kernel, spec.kernel.is_some()),
         (Setting::Rootfs, spec.rootfs != RootfsChoice::Auto),
         (Setting::Secrets, !spec.secrets.is_empty()),
+        (Setting::Volumes, !spec.sockets.is_empty()),
         (Setting::Snapshots, spec.snapshots),
     ];
     match first_used(used).or(spec.guest.used()) {

@@ -158,6 +158,10 @@ pub struct MachineSpec {
     /// paths here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<(String, PathBuf)>,
+    /// Sockets that a container finds, which lead to stream sockets of this host: absolute paths in it, and here. Whoever may connect to one in
+    /// the container is to the host's program a client with the rights of the machine's monitor.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sockets: Vec<(String, PathBuf)>,
     /// Whether its processes on this host are locked in.
     #[serde(default, skip_serializing_if = "JailChoice::is_auto")]
     pub jail: JailChoice,
@@ -282,6 +286,7 @@ impl MachineSpec {
             log_limits: LogLimits::default(),
             log_to: None,
             secrets: Vec::new(),
+            sockets: Vec::new(),
             jail: JailChoice::Auto,
             guest: GuestSettings::default(),
             health: HealthRequest::default(),

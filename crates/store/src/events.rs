@@ -1,4 +1,4 @@
-//! What happened to the machines of a home, in order: what `events` tells.
+//! What happened to the machines of a home, to its images, volumes and networks, in order: what `events` tells.
 //!
 //! # Format (`data/events.jsonl`, and the file before it `data/events.jsonl.1`)
 //! ```text
@@ -21,12 +21,38 @@ use zmachine_sys::lock::FileLock;
 /// Bytes after which a new file is begun.
 pub const FULL: u64 = 4 << 20;
 
-/// Something that happened to a machine.
+/// What something happened to, when that is no machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Object {
+    /// An image: `pulled`, `loaded`, `tagged`, `untagged`.
+    Image,
+    /// A volume: `created`, `removed`.
+    Volume,
+    /// A network: `created`, `removed`, `connected`, `disconnected`; the detail of the last two is the id of the machine.
+    Network,
+}
+
+impl Object {
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Object::Image => "image",
+            Object::Volume => "volume",
+            Object::Network => "network",
+        }
+    }
+}
+
+/// Something that happened to a machine, or to what `object` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// When.
     pub time: Timestamp,
-    /// The machine's id.
+    /// What it happened to; `None` for a machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<Object>,
+    /// The machine's id; that of a network, the digest of an image, the name of a volume.
     pub id: String,
     /// Its name.
     pub name: String,
@@ -46,11 +72,20 @@ impl Event {
     pub fn new(id: &str, name: &str, event: &str) -> Event {
         Event {
             time: Timestamp::now(),
+            object: None,
             id: id.to_owned(),
             name: name.to_owned(),
             event: event.to_owned(),
             exit_code: None,
             detail: None,
+        }
+    }
+
+    /// An event of something else than a machine.
+    pub fn of(object: Object, id: &str, name: &str, event: &str) -> Event {
+        Event {
+            object: Some(object),
+            ..Event::new(id, name, event)
         }
     }
 

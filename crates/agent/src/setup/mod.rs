@@ -13,9 +13,11 @@ mod network;
 mod populate;
 mod root;
 mod secrets;
+mod sockets;
 mod special;
 mod volumes;
 
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use zmachine_agent_protocol::{BootConfig, Connection, Identity, Upper};
@@ -34,6 +36,8 @@ pub(crate) struct Outcome {
     pub(crate) writable: Vec<Writable>,
     /// What the root is made of.
     pub(crate) layers: Option<Layers>,
+    /// Sockets that lead to the host, by their paths.
+    pub(crate) sockets: Vec<(String, UnixListener)>,
     /// What could not be done and does not stop the start.
     pub(crate) warnings: Vec<String>,
 }
@@ -119,6 +123,7 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
     special::mount_tmpfs(&config.tmpfs)?;
     // Over all of these.
     secrets::place_all(&config.secrets)?;
+    outcome.sockets = sockets::listen_all(&config.sockets)?;
     phases.end("mounts");
     if read_only {
         root::seal()?;

@@ -514,6 +514,7 @@ pub(crate) fn config() -> BootConfig {
         first_start: true,
         read_ahead_kib: 512,
         secrets: Vec::new(),
+        sockets: Vec::new(),
         tmpfs: Vec::new(),
         shm_bytes: None,
         sysctls: Vec::new(),

@@ -104,7 +104,7 @@ pub async fn attach(app: &Arc<App>, name: String, call: Call) -> Result<Answer, 
 const LOOK: Duration = Duration::from_secs(60);
 
 /// The stream, as soon as there is one; `None` when the start came to nothing, or the container is removed.
-async fn ready(
+pub async fn ready(
     app: &Arc<App>,
     id: &str,
     monitor: Option<ToMonitor>,

@@ -60,7 +60,10 @@ fn is_active(engine: &Engine, id: &str) -> bool {
 }
 
 /// Starts it, and hands those who wait for it their streams.
-fn begin(app: &App, machine: &Machine) -> Result<(), Failure> {
+///
+/// # Errors
+/// Why it did not start.
+pub fn begin(app: &App, machine: &Machine) -> Result<(), Failure> {
     let waiting = app.take_attachers(&machine.id);
     let mut starting = app.engine.start(&machine.id, !waiting.is_empty())?;
     if !waiting.is_empty() {

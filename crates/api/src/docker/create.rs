@@ -74,9 +74,7 @@ fn made(app: &App, name: Option<String>, wanted: &Create, document: &Value) -> R
         )));
     }
     let image = images::find(engine, &wanted.image)?;
-    let mut spec = MachineSpec::new(name, image.reference());
-    let mut warnings = Vec::new();
-    apply(app, &mut spec, wanted, &mut warnings)?;
+    let (spec, warnings) = spec_of(app, MachineSpec::new(name, image.reference()), wanted)?;
     let options = CreateOptions {
         // No file is meant by the name of an image.
         cwd: &engine.home().machines(),
@@ -87,6 +85,16 @@ fn made(app: &App, name: Option<String>, wanted: &Create, document: &Value) -> R
     let machine = engine.create(&spec, &options).map_err(not_as_missing)?;
     inspect::remember(&machine, document)?;
     Ok((machine.id, warnings))
+}
+
+/// A machine as a body asks for it, and what is taken and means nothing here.
+///
+/// # Errors
+/// Whatever is asked for and cannot be had.
+pub fn spec_of(app: &App, mut spec: MachineSpec, wanted: &Create) -> Result<(MachineSpec, Vec<String>), Refusal> {
+    let mut warnings = Vec::new();
+    apply(app, &mut spec, wanted, &mut warnings)?;
+    Ok((spec, warnings))
 }
 
 /// Of what is missing beside the image, nobody is to think that pulling helps.
@@ -449,6 +457,7 @@ impl Places<'_> {
             let (text, target) = (target, target.trim_end_matches('/'));
             let is_there = self.spec.volumes.iter().any(|volume| volume.target == target)
                 || self.spec.secrets.iter().any(|(name, _)| name == target)
+                || self.spec.sockets.iter().any(|(name, _)| name == target)
                 || self.spec.guest.tmpfs.iter().any(|tmpfs| tmpfs.target == target);
             if !is_there {
                 let request = VolumeRequest::new(Origin::Anonymous, text);
@@ -463,6 +472,14 @@ impl Places<'_> {
         let Origin::Directory(path) = &request.origin else {
             self.spec.volumes.push(request);
             return Ok(());
+        };
+        // Where clients look for a server: when there is none, they mean this one.
+        let is_usual = ["/var/run/docker.sock", "/run/docker.sock"]
+            .iter()
+            .any(|usual| path == Path::new(usual));
+        let path = match &self.app.socket {
+            Some(own) if is_usual && path.symlink_metadata().is_err() => own,
+            _ => path,
         };
         let metadata = match path.metadata() {
             Ok(metadata) => metadata,
@@ -479,7 +496,9 @@ impl Places<'_> {
             }
         };
         if metadata.file_type().is_socket() {
-            return Err(self.socket(path));
+            let target = zmachine_spec::secret::path(&request.target)?;
+            self.spec.sockets.push((target, path.clone()));
+            return Ok(());
         }
         if metadata.is_file() {
             let target = zmachine_spec::secret::path(&request.target)?;
@@ -494,18 +513,6 @@ impl Places<'_> {
         }
         self.spec.volumes.push(request);
         Ok(())
-    }
-
-    fn socket(&self, path: &Path) -> Refusal {
-        let is_own = self.app.socket.as_deref() == Some(path);
-        let more = match is_own {
-            true => "; with Testcontainers, set TESTCONTAINERS_RYUK_DISABLED=true",
-            false => "",
-        };
-        Refusal::bad(format!(
-            "socket binds are not supported: {} is a socket of this host, and the container is a virtual machine{more}",
-            path.display()
-        ))
     }
 
     fn mount(&mut self, mount: &Mount) -> Result<(), Refusal> {

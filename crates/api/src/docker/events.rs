@@ -1,7 +1,7 @@
 //! `events`: what happened to containers, and what happens.
 //!
-//! The events of the home in docker's words. What docker tells of images, networks, volumes and commands is not written down here,
-//! so there are events of containers alone.
+//! The events of the home in docker's words: of containers, images, volumes and networks. What docker tells of commands, and of volumes and
+//! networks at each start and end of a container, is not written down here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use zmachine_engine::Engine;
 use zmachine_spec::Kind;
-use zmachine_store::events::{Event, EventReader};
+use zmachine_store::events::{Event, EventReader, Object};
 
 use super::query::{Filters, name_fits};
 use super::{Call, ids, logs};
@@ -124,6 +124,9 @@ impl Reading {
         if !is_wanted {
             return Vec::new();
         }
+        if let Some(object) = event.object {
+            return self.of_object(object, event);
+        }
         let before = self.known.get(&event.id).map(|about| about.last.clone());
         let about = self
             .known
@@ -143,6 +146,63 @@ impl Reading {
             .filter(|action| self.has(event, &about, action))
             .map(|action| document(event, &about, &action))
             .collect()
+    }
+
+    /// What happened to something else than a container.
+    fn of_object(&self, object: Object, event: &Event) -> Vec<Value> {
+        let action = match (object, event.event.as_str()) {
+            (Object::Image, "pulled") => "pull",
+            (Object::Image, "loaded") => "load",
+            (Object::Image, "tagged") => "tag",
+            (Object::Image, "untagged") => "untag",
+            (_, "created") => "create",
+            (_, "removed") => "destroy",
+            (Object::Network, "connected") => "connect",
+            (Object::Network, "disconnected") => "disconnect",
+            _ => return Vec::new(),
+        };
+        let mut attributes = BTreeMap::from([("name", event.name.clone())]);
+        match object {
+            Object::Image => {}
+            Object::Volume => {
+                attributes = BTreeMap::from([("driver", "local".to_owned())]);
+            }
+            Object::Network => {
+                attributes.insert("type", "bridge".to_owned());
+                if let Some(machine) = &event.detail {
+                    attributes.insert("container", ids::container(machine));
+                }
+            }
+        }
+        let id = match object {
+            Object::Image => event.name.as_str(),
+            _ => event.id.as_str(),
+        };
+        let filters = &self.filters;
+        let is_it = |wanted: &str| event.name == wanted || (!wanted.is_empty() && event.id.starts_with(wanted));
+        let only = |name: &str, own: Object| match object == own {
+            true => filters.allow(name, is_it),
+            false => !filters.has(name),
+        };
+        let is_wanted = filters.allow("type", |kind| kind == object.word())
+            && filters.allow("scope", |scope| scope == "local")
+            && filters.allow("event", |wanted| wanted == action)
+            && only("image", Object::Image)
+            && only("volume", Object::Volume)
+            && only("network", Object::Network)
+            && !filters.has("container")
+            && filters.allow_labels(&BTreeMap::new());
+        if !is_wanted {
+            return Vec::new();
+        }
+        vec![json!({
+            "Type": object.word(),
+            "Action": action,
+            "Actor": {"ID": id, "Attributes": attributes},
+            "scope": "local",
+            "time": event.time.as_second(),
+            "timeNano": i64::try_from(event.time.as_nanosecond()).unwrap_or_default(),
+        })]
     }
 
     fn has(&self, event: &Event, about: &About, action: &str) -> bool {

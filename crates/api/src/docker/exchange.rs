@@ -309,6 +309,8 @@ pub async fn pull(app: &Arc<App>, call: &Call) -> Result<Answer, Refusal> {
         };
         let found = engine.image(&request).map_err(|failure| missing(failure, &text))?;
         library.set_name(&name, &found.image.digest)?;
+        app.engine
+            .tell_of_image(&name.to_string(), &found.image.digest, "pulled");
         let shown = name.to_string();
         let (repository, tag) = zmachine_image::reference::parts(Some(&shown));
         let mut last = vec![json!({"status": format!("Pulling from {repository}"), "id": tag})];
@@ -399,6 +401,9 @@ pub async fn load(app: &Arc<App>, call: Call) -> Result<Answer, Refusal> {
             "-" => json!({"stream": format!("Loaded image ID: {}\n", images::id(&library, &digest))}),
             name => json!({"stream": format!("Loaded image: {name}\n")}),
         };
+        for (name, digest) in &loaded {
+            app.engine.tell_of_image(name, digest, "loaded");
+        }
         Ok(loaded.into_iter().map(said).collect())
     })
     .await

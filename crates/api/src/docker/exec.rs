@@ -258,7 +258,10 @@ pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refus
 const BEGIN: Duration = Duration::from_secs(90);
 
 /// Starts a command, and gives its number in the guest and its stream.
-fn followed(engine: &Engine, machine: &str, process: Process) -> Result<(u32, ToMonitor), Failure> {
+///
+/// # Errors
+/// Why it did not start.
+pub fn followed(engine: &Engine, machine: &str, process: Process) -> Result<(u32, ToMonitor), Failure> {
     let (_input, mut output) = engine.exec(machine, process)?;
     let ended = || Failure::new(Class::Conflict, "the container ended before the command ran");
     let first = output.next_frame_within(BEGIN)?.ok_or_else(ended)?;

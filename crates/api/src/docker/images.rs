@@ -401,7 +401,9 @@ pub async fn tag(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, Re
         let found = find(&app.engine, &name)?;
         let target = new_name(&target)?;
         let library = Library::open(app.engine.home().data())?;
-        Ok::<_, Refusal>(library.set_name(&target, &found.digest)?)
+        library.set_name(&target, &found.digest)?;
+        app.engine.tell_of_image(&target.to_string(), &found.digest, "tagged");
+        Ok::<_, Refusal>(())
     })
     .await?;
     Ok(empty(StatusCode::CREATED))

@@ -428,7 +428,8 @@ pub fn mounts(machine: &Machine) -> Vec<Value> {
             }
         });
     }
-    for (target, path) in machine.spec.secrets.iter().filter(|(name, _)| name.starts_with('/')) {
+    let copied = machine.spec.secrets.iter().filter(|(name, _)| name.starts_with('/'));
+    for (target, path) in copied.chain(&machine.spec.sockets) {
         all.push(json!({
             "Type": "bind", "Source": path.display().to_string(), "Destination": target,
             "Mode": "", "RW": true, "Propagation": "rprivate",

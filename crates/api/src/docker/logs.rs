@@ -21,7 +21,7 @@ use crate::app::{App, blocking, reading as reading_files};
 use crate::http::{Answer, Body, Refusal, typed};
 
 /// Bytes that are read at once.
-const CHUNK: usize = 16 << 10;
+const CHUNK: usize = 8 << 10;
 
 /// How often a follower looks for more.
 const POLL: Duration = Duration::from_millis(50);
@@ -214,7 +214,7 @@ pub async fn logs(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
         let id = machine.id.clone();
         let begun = blocking(&app, move |_| Reading::begin(&machine, wanted)).await;
         let Ok((mut reading, bytes)) = begun else { return };
-        if !bytes.is_empty() && sender.send(bytes.into()).await.is_err() {
+        if !bytes.is_empty() && sender.send(bytes.into_boxed_slice().into()).await.is_err() {
             return;
         }
         let mut looks = 0;
@@ -247,7 +247,7 @@ pub async fn logs(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
                 if began.elapsed() < POLL {
                     told = LAST_LOOKS;
                 }
-            } else if sender.send(Bytes::from(bytes)).await.is_err() {
+            } else if sender.send(Bytes::from(bytes.into_boxed_slice())).await.is_err() {
                 return;
             }
         }

@@ -50,6 +50,7 @@ use serde_json::json;
 use self::query::Query;
 use crate::app::App;
 use crate::http::{Answer, Refusal, empty, json};
+use zmachine_access::Role;
 
 /// The version of the API that is promised: everything was compared with it.
 pub const VERSION: (u32, u32) = (1, 45);
@@ -76,6 +77,31 @@ pub struct Call {
     pub request: Request<Incoming>,
 }
 
+/// The role that a request needs. Whoever speaks this API can do everything on this host: `inspect` shows secrets, and a container may have any
+/// directory. So there is nothing in it for lesser roles but to find out what is spoken.
+pub fn role(method: &str, path: &str) -> Role {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let rest = match parts.split_first() {
+        Some((first, rest)) if version_of(first).is_some() => rest,
+        _ => parts.as_slice(),
+    };
+    match (method, rest) {
+        ("GET" | "HEAD", ["_ping"]) | ("GET", ["version"]) => Role::Viewer,
+        _ => Role::Admin,
+    }
+}
+
+/// Whether a request changes something. Others are not recorded.
+pub fn is_change(method: &str, path: &str) -> bool {
+    let asks = ["/wait", "/resize", "/auth"];
+    !matches!(method, "GET" | "HEAD") && !asks.iter().any(|end| path.ends_with(end))
+}
+
+/// A refusal as clients of this API read it.
+pub fn refused(refusal: &Refusal) -> Answer {
+    json(refusal.status, &json!({"message": refusal.message}))
+}
+
 /// Carries out a request.
 pub async fn answer(app: &Arc<App>, request: Request<Incoming>) -> Answer {
     let is_head = request.method() == Method::HEAD;
@@ -86,7 +112,7 @@ pub async fn answer(app: &Arc<App>, request: Request<Incoming>) -> Answer {
     let mut answer = match answered {
         Ok(answer) => answer,
         Err(refusal) if is_head => empty(refusal.status),
-        Err(refusal) => json(refusal.status, &json!({"message": refusal.message})),
+        Err(refusal) => refused(&refusal),
     };
     let headers = answer.headers_mut();
     headers.insert(

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper::header::{ETAG, HeaderMap, HeaderValue, IF_MATCH};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use zmachine_engine::views::MachineSummary;
@@ -19,7 +20,7 @@ use super::Call;
 use super::problem::Problem;
 use crate::app::{App, blocking};
 use crate::docker::ids;
-use crate::http::{Answer, Refusal, empty, json, whole};
+use crate::http::{Answer, Body, Refusal, empty, json, typed, whole};
 
 /// The label by which a machine is known that was made by a request with a key.
 pub const KEY_LABEL: &str = "org.zmachine.idempotency-key";
@@ -128,15 +129,14 @@ pub async fn list(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
     let (after, state, kind) = (text("after"), text("state"), text("kind"));
     let labels: Vec<String> = call.query.all("label").map(str::to_owned).collect();
     let page = failing(app, move |app| {
-        let mut page: Vec<MachineSummary> = Vec::new();
-        let mut unreadable = Vec::new();
+        let all = app.listing.all(&app.engine)?;
+        let mut page = Page::default();
         let mut is_behind = after.is_none();
-        let mut next = None;
-        for listed in app.engine.machines()? {
+        for listed in &all {
             let machine = match listed {
-                Ok(machine) => machine,
+                Ok(machine) => machine.as_ref(),
                 Err((id, failure)) => {
-                    unreadable.push(json!({"id": id, "detail": failure.to_string()}));
+                    page.unreadable.push(json!({"id": id, "detail": failure.to_string()}));
                     continue;
                 }
             };
@@ -145,29 +145,42 @@ pub async fn list(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
                 continue;
             }
             let has = |wanted: &String| match wanted.split_once('=') {
-                Some((key, value)) => machine.spec.labels.get(key).is_some_and(|found| found == value),
-                None => machine.spec.labels.contains_key(wanted),
+                Some((key, value)) => machine.labels.get(key).is_some_and(|found| found == value),
+                None => machine.labels.contains_key(wanted),
             };
             let is_wanted = labels.iter().all(has)
-                && state.as_deref().is_none_or(|state| machine.state.phase.word() == state)
-                && kind.as_deref().is_none_or(|kind| machine.state.kind.word() == kind);
+                && state.as_deref().is_none_or(|state| machine.state == state)
+                && kind.as_deref().is_none_or(|kind| machine.kind == kind);
             if !is_wanted {
                 continue;
             }
-            if page.len() == limit {
-                next = page.last().map(|last| last.id.clone());
+            if page.machines.len() == limit {
+                page.next = page.machines.last().map(|last| last.id.as_str());
                 break;
             }
-            page.push(MachineSummary::new(&machine));
+            page.machines.push(machine);
         }
         if !is_behind {
             let message = format!("after: there is no machine '{}' any more", after.unwrap_or_default());
             return Err(Failure::new(Class::Usage, message).hint("begin again without it"));
         }
-        Ok(json!({"machines": page, "next": next, "unreadable": unreadable}))
+        // Here, in a thread of its own: a long page is no work for the one that serves all connections.
+        Ok(serde_json::to_vec(&page).map_err(std::io::Error::from)?)
     })
     .await?;
-    Ok(json(StatusCode::OK, &page))
+    Ok(typed(
+        StatusCode::OK,
+        "application/json",
+        Body::Whole(Some(page.into())),
+    ))
+}
+
+/// Some machines.
+#[derive(Debug, Default, Serialize)]
+struct Page<'a> {
+    machines: Vec<&'a MachineSummary>,
+    next: Option<&'a str>,
+    unreadable: Vec<Value>,
 }
 
 /// A spec from a body: what is not there is the default.
@@ -339,7 +352,14 @@ pub async fn remove(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
 /// # Errors
 /// 404; 409 for one that runs; why it did not start.
 pub async fn start(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
-    machine_after(app, call, |engine, id| engine.start(id, false)?.wait_ready(&Silent)).await
+    let name = call.place("name");
+    let found = failing(app, move |app| {
+        let machine = app.engine.machine(&name)?;
+        crate::docker::containers::begin(app, &machine)?;
+        shown(&app.engine, &machine.id)
+    })
+    .await?;
+    Ok(tagged(StatusCode::OK, found))
 }
 
 fn grace(call: &Call) -> Result<Option<Duration>, Problem> {

@@ -6,25 +6,30 @@
 //! | [`openapi`] | the description of the API, made of the operations |
 //! | [`schemas`] | the shapes of what goes to and fro |
 //! | [`problem`] | failures, as RFC 9457 has them |
-//! | [`machines`], [`resources`], [`streams`] | the operations |
+//! | [`machines`], [`resources`], [`streams`], [`processes`], [`host`] | the operations |
+//! | [`websocket`] | processes and consoles over WebSockets |
 //!
 //! # Invariants
 //! What an operation is called, takes and gives is in [`routes`] alone; a request for which no line is there is not answered, and what is
 //! there is in the description.
 
+pub mod host;
 pub mod machines;
 pub mod openapi;
 pub mod problem;
+pub mod processes;
 pub mod resources;
 pub mod routes;
 pub mod schemas;
 pub mod streams;
+pub mod websocket;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::HeaderMap;
+use hyper::header::{HeaderMap, UPGRADE};
+use hyper::upgrade::OnUpgrade;
 use hyper::{Request, StatusCode};
 use zmachine_spec::{Class, Failure};
 
@@ -33,6 +38,8 @@ use self::routes::{Operation, ROUTES};
 use crate::app::App;
 use crate::docker::query::{Query, decoded};
 use crate::http::{Answer, json};
+use crate::server::Place;
+use zmachine_access::Role;
 
 /// One request, taken apart.
 #[derive(Debug)]
@@ -45,6 +52,10 @@ pub struct Call {
     pub headers: HeaderMap,
     /// The body.
     pub body: Incoming,
+    /// The connection, when the client asks for another protocol on it.
+    pub upgrade: Option<OnUpgrade>,
+    /// The connection's place among all.
+    pub place: Option<Place>,
 }
 
 impl Call {
@@ -54,16 +65,36 @@ impl Call {
     }
 }
 
+/// The parts of a path, decoded.
+fn parts_of(path: &str) -> Vec<String> {
+    path.split('/').filter(|part| !part.is_empty()).map(decoded).collect()
+}
+
+/// The role that a request needs. What is not there may be asked for by everybody.
+pub fn role(method: &str, path: &str) -> Role {
+    let path = parts_of(path);
+    let asked = |route: &&routes::Route| route.method == method && route.places(&path).is_some();
+    ROUTES.iter().find(asked).map_or(Role::Viewer, |route| route.role)
+}
+
+/// Whether a request changes something, or lets somebody into a machine. Others are not recorded.
+pub fn is_change(method: &str, path: &str) -> bool {
+    let asks = ["/wait", "/plans"];
+    match method {
+        "GET" | "HEAD" => role(method, path) > Role::Viewer,
+        _ => !asks.iter().any(|end| path.ends_with(end)),
+    }
+}
+
 /// Carries out a request.
-pub async fn answer(app: &Arc<App>, request: Request<Incoming>) -> Answer {
+pub async fn answer(app: &Arc<App>, mut request: Request<Incoming>) -> Answer {
+    let upgrade = request
+        .headers()
+        .contains_key(UPGRADE)
+        .then(|| hyper::upgrade::on(&mut request));
+    let place = request.extensions().get::<Place>().cloned();
     let (parts, body) = request.into_parts();
-    let path: Vec<String> = parts
-        .uri
-        .path()
-        .split('/')
-        .filter(|part| !part.is_empty())
-        .map(decoded)
-        .collect();
+    let path = parts_of(parts.uri.path());
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let mut is_known = false;
     for route in ROUTES {
@@ -77,6 +108,8 @@ pub async fn answer(app: &Arc<App>, request: Request<Incoming>) -> Answer {
             query,
             headers: parts.headers,
             body,
+            upgrade,
+            place,
         };
         return match perform(app, route.operation, call).await {
             Ok(answer) => answer,
@@ -112,8 +145,13 @@ async fn perform(app: &Arc<App>, operation: Operation, call: Call) -> Result<Ans
         Operation::MachineStats => machines::stats(app, &call).await,
         Operation::MachineProcesses => machines::processes(app, &call).await,
         Operation::MachineLogs => streams::logs(app, &call).await,
+        Operation::RunInMachine => processes::run(app, call).await,
+        Operation::EnterMachine => processes::enter(app, call).await,
+        Operation::AttachMachine => processes::attach(app, call).await,
+        Operation::MachineConsole => processes::console(app, call).await,
         Operation::Events => streams::events(app, &call).await,
         Operation::ListImages => resources::images(app).await,
+        Operation::PullImage => resources::pull_image(app, call).await,
         Operation::RemoveImage => resources::remove_image(app, &call).await,
         Operation::ListVolumes => resources::volumes(app).await,
         Operation::CreateVolume => resources::create_volume(app, call).await,
@@ -123,6 +161,10 @@ async fn perform(app: &Arc<App>, operation: Operation, call: Call) -> Result<Ans
         Operation::CreateNetwork => resources::create_network(app, call).await,
         Operation::GetNetwork => resources::network(app, &call).await,
         Operation::RemoveNetwork => resources::remove_network(app, &call).await,
+        Operation::ListKernels => host::kernels(app).await,
+        Operation::Deploy => host::deploy(app, call).await,
+        Operation::ExplainReservation => host::explain(app, call).await,
+        Operation::Doctor => host::doctor(app).await,
         Operation::Metrics => resources::metrics(app).await,
     }
 }

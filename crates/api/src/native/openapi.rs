@@ -22,7 +22,13 @@ pub fn document() -> Value {
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": schemas()},
+        "components": {
+            "schemas": schemas(),
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "A token of 'zmachine token create'; over a Unix socket none is needed"},
+            },
+        },
+        "security": [{"token": []}, {}],
     })
 }
 
@@ -35,18 +41,20 @@ fn operation(route: &Route) -> Value {
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
         .collect();
     parameters.extend(route.query.iter().map(|parameter| {
-        let kind = match parameter.kind {
-            Kind::Text => "string",
-            Kind::Number => "integer",
-            Kind::Flag => "boolean",
+        let schema = match parameter.kind {
+            Kind::Text => json!({"type": "string"}),
+            Kind::Number => json!({"type": "integer"}),
+            Kind::Flag => json!({"type": "boolean"}),
+            Kind::List => json!({"type": "array", "items": {"type": "string"}}),
         };
-        json!({"name": parameter.name, "in": "query", "description": parameter.about, "schema": {"type": kind}})
+        json!({"name": parameter.name, "in": "query", "description": parameter.about, "schema": schema})
     }));
     let schema = |name: &str| json!({"schema": {"$ref": format!("#/components/schemas/{name}")}});
     let content = |kind: &str, of: Value| json!({"description": "Done", "content": {kind: of}});
     let answer = match route.gives {
         Gives::Nothing => json!({"description": "Done"}),
         Gives::Document(name) => content("application/json", schema(name)),
+        Gives::Socket => json!({"description": "A WebSocket; its messages are in docs/api.md"}),
         Gives::Stream(kind) => content(kind, json!({"schema": {"type": "string"}})),
     };
     let failed = json!({
@@ -57,6 +65,7 @@ fn operation(route: &Route) -> Value {
     let mut operation = json!({
         "operationId": name[..1].to_lowercase() + &name[1..],
         "summary": route.about,
+        "x-role": route.role,
         "parameters": parameters,
         "responses": {route.status.to_string(): answer, "default": failed},
     });

@@ -8,7 +8,8 @@ use hyper::StatusCode;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use zmachine_image::{ImageKind, ImageName, Library};
+use zmachine_engine::ImageRequest;
+use zmachine_image::{ImageKind, ImageName, Library, Mode, PullPolicy, Silent};
 use zmachine_network::{Ipv6Choice, NetworkSpec};
 use zmachine_spec::volume::{DEFAULT_SIZE, Fs};
 use zmachine_spec::{Class, Failure};
@@ -56,6 +57,53 @@ pub async fn images(app: &Arc<App>) -> Result<Answer, Problem> {
     })
     .await?;
     Ok(json(StatusCode::OK, &images))
+}
+
+/// A wanted image.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImagePull {
+    image: String,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    pull: Option<String>,
+}
+
+/// Brings an image here.
+///
+/// # Errors
+/// 404 for one that is not there; 502 for a registry or a store that does not answer.
+pub async fn pull_image(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
+    let wanted: ImagePull = read(call).await?;
+    let pull = match wanted.pull.as_deref() {
+        None | Some("always") => PullPolicy::Always,
+        Some("missing") => PullPolicy::Missing,
+        Some("newer") => PullPolicy::Newer,
+        Some(other) => {
+            let message = format!("pull: '{other}' is neither missing, always nor newer");
+            return Err(Failure::new(Class::Usage, message).into());
+        }
+    };
+    let named = |name: String| {
+        ImageName::new(&name).map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))
+    };
+    let name = wanted.name.map(named).transpose()?;
+    let pulled = failing(app, move |app| {
+        let request = ImageRequest {
+            text: &wanted.image,
+            cwd: &app.engine.home().machines(),
+            pull,
+            mode: Mode::Auto,
+            is_lazy: false,
+            stores: &[],
+            progress: &Silent,
+        };
+        let (name, image) = app.engine.pull(&request, name.as_ref())?;
+        Ok(json!({"name": name.to_string(), "digest": image.digest.to_string()}))
+    })
+    .await?;
+    Ok(json(StatusCode::CREATED, &pulled))
 }
 
 /// Removes an image.

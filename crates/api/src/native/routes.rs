@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use zmachine_access::Role;
+
 /// An operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -25,8 +27,13 @@ pub enum Operation {
     MachineStats,
     MachineProcesses,
     MachineLogs,
+    RunInMachine,
+    EnterMachine,
+    AttachMachine,
+    MachineConsole,
     Events,
     ListImages,
+    PullImage,
     RemoveImage,
     ListVolumes,
     CreateVolume,
@@ -36,6 +43,10 @@ pub enum Operation {
     CreateNetwork,
     GetNetwork,
     RemoveNetwork,
+    ListKernels,
+    Deploy,
+    ExplainReservation,
+    Doctor,
     Metrics,
 }
 
@@ -48,6 +59,8 @@ pub enum Kind {
     Number,
     /// Yes or no.
     Flag,
+    /// Words, given several times.
+    List,
 }
 
 /// A parameter of the query.
@@ -70,6 +83,8 @@ pub enum Gives {
     Document(&'static str),
     /// A stream of this type.
     Stream(&'static str),
+    /// A WebSocket.
+    Socket,
 }
 
 /// One operation.
@@ -83,6 +98,8 @@ pub struct Route {
     pub operation: Operation,
     /// What it does.
     pub about: &'static str,
+    /// Who may ask for it.
+    pub role: Role,
     /// Its parameters.
     pub query: &'static [Parameter],
     /// The schema of its body.
@@ -105,11 +122,7 @@ const LIST: &[Parameter] = &[
         "how many at most, from 1 to 1000; 100 when it is not given",
     ),
     parameter("after", Kind::Text, "where the page before ended: its 'next'"),
-    parameter(
-        "label",
-        Kind::Text,
-        "KEY or KEY=VALUE; may be given several times, and all must hold",
-    ),
+    parameter("label", Kind::List, "KEY or KEY=VALUE; all must hold"),
     parameter("state", Kind::Text, "the phase in a word"),
     parameter("kind", Kind::Text, "container or vm"),
 ];
@@ -125,10 +138,35 @@ const SPAN: &[Parameter] = &[
     parameter("until", Kind::Text, "the same"),
     parameter(
         "source",
-        Kind::Text,
-        "stdout, stderr, console, agent, hypervisor or monitor; may be given several times",
+        Kind::List,
+        "stdout, stderr, console, agent, hypervisor or monitor; the programs' own output when none is given",
     ),
 ];
+
+const COMMAND: &[Parameter] = &[
+    parameter("command", Kind::List, "the program and its arguments"),
+    parameter("env", Kind::List, "NAME=VALUE, over the environment of the entrypoint"),
+    parameter(
+        "workdir",
+        Kind::Text,
+        "where it runs; the entrypoint's when it is not given",
+    ),
+    parameter(
+        "user",
+        Kind::Text,
+        "as whom; the entrypoint's user when it is not given",
+    ),
+    parameter("tty", Kind::Flag, "give it a terminal"),
+    parameter("stdin", Kind::Flag, "pass input on"),
+    parameter("rows", Kind::Number, "of the terminal"),
+    parameter("columns", Kind::Number, "of the terminal"),
+];
+const NAME: &[Parameter] = &[parameter(
+    "name",
+    Kind::Text,
+    "of the machine; one is made up when it is not given",
+)];
+const STDIN: &[Parameter] = &[parameter("stdin", Kind::Flag, "pass input on")];
 
 const fn route(
     method: &'static str,
@@ -143,6 +181,12 @@ const fn route(
         path,
         operation,
         about,
+        // Who looks changes nothing; whatever else is meant for others than admins says so.
+        role: if matches!(method.as_bytes(), b"GET") {
+            Role::Viewer
+        } else {
+            Role::Admin
+        },
         query: NONE,
         takes: None,
         status,
@@ -151,6 +195,10 @@ const fn route(
 }
 
 impl Route {
+    const fn by(self, role: Role) -> Route {
+        Route { role, ..self }
+    }
+
     const fn with(self, query: &'static [Parameter]) -> Route {
         Route { query, ..self }
     }
@@ -180,7 +228,7 @@ impl Route {
     }
 }
 
-use Gives::{Document, Nothing, Stream};
+use Gives::{Document, Nothing, Socket, Stream};
 use Operation as O;
 
 /// All of them.
@@ -195,21 +243,26 @@ pub const ROUTES: &[Route] = &[
     route("PATCH", "/v1/machines/{name}", O::ChangeMachine, "Change a machine: its name, policy, labels, CPUs or memory. With the header If-Match, only while its spec is the one that the caller knows", 200, Document("Machine")).taking("Change"),
     route("DELETE", "/v1/machines/{name}", O::RemoveMachine, "Remove a machine with its disk and logs. The header If-Match is heeded", 204, Nothing)
         .with(&[parameter("force", Kind::Flag, "also one that runs, which is killed"), parameter("volumes", Kind::Flag, "with the volumes that were made for it without a name; yes when it is not given")]),
-    route("POST", "/v1/machines/{name}/start", O::StartMachine, "Start a machine, and wait until its entrypoint runs", 200, Document("Machine")),
-    route("POST", "/v1/machines/{name}/stop", O::StopMachine, "Stop a machine in an orderly way, and wait until it has ended", 200, Document("Machine")).with(GRACE),
-    route("POST", "/v1/machines/{name}/restart", O::RestartMachine, "Stop a machine and start it", 200, Document("Machine")).with(GRACE),
-    route("POST", "/v1/machines/{name}/kill", O::KillMachine, "End a machine at once, or send a signal to its entrypoint", 204, Nothing)
+    route("POST", "/v1/machines/{name}/start", O::StartMachine, "Start a machine, and wait until its entrypoint runs", 200, Document("Machine")).by(Role::Operator),
+    route("POST", "/v1/machines/{name}/stop", O::StopMachine, "Stop a machine in an orderly way, and wait until it has ended", 200, Document("Machine")).with(GRACE).by(Role::Operator),
+    route("POST", "/v1/machines/{name}/restart", O::RestartMachine, "Stop a machine and start it", 200, Document("Machine")).with(GRACE).by(Role::Operator),
+    route("POST", "/v1/machines/{name}/kill", O::KillMachine, "End a machine at once, or send a signal to its entrypoint", 204, Nothing).by(Role::Operator)
         .with(&[parameter("signal", Kind::Text, "the signal: SIGHUP, or a number")]),
-    route("POST", "/v1/machines/{name}/pause", O::PauseMachine, "Halt the virtual CPUs of a machine", 204, Nothing),
-    route("POST", "/v1/machines/{name}/resume", O::ResumeMachine, "Let the virtual CPUs of a machine run again", 204, Nothing),
-    route("POST", "/v1/machines/{name}/wait", O::WaitMachine, "Wait until a machine has ended", 200, Document("Exit")),
+    route("POST", "/v1/machines/{name}/pause", O::PauseMachine, "Halt the virtual CPUs of a machine", 204, Nothing).by(Role::Operator),
+    route("POST", "/v1/machines/{name}/resume", O::ResumeMachine, "Let the virtual CPUs of a machine run again", 204, Nothing).by(Role::Operator),
+    route("POST", "/v1/machines/{name}/wait", O::WaitMachine, "Wait until a machine has ended", 200, Document("Exit")).by(Role::Viewer),
     route("GET", "/v1/machines/{name}/why", O::WhyMachine, "Tell why a machine ended as it did, also one removed in the last seven days", 200, Document("Why")),
     route("GET", "/v1/machines/{name}/stats", O::MachineStats, "What a running machine uses", 200, Document("Sample")),
     route("GET", "/v1/machines/{name}/processes", O::MachineProcesses, "The processes in a running machine", 200, Document("Processes")),
     route("GET", "/v1/machines/{name}/logs", O::MachineLogs, "What a machine wrote, one JSON object a line", 200, Stream("application/x-ndjson")).with(SPAN),
+    route("POST", "/v1/machines/{name}/exec", O::RunInMachine, "Run a command in a running machine to its end, and tell what it wrote: up to 1 MiB of each stream", 200, Document("Output")).taking("Command").by(Role::Operator),
+    route("GET", "/v1/machines/{name}/exec", O::EnterMachine, "Run a command in a running machine, over a WebSocket. With the connection its terminal hangs up, or its input and output end", 101, Socket).with(COMMAND).by(Role::Operator),
+    route("GET", "/v1/machines/{name}/attach", O::AttachMachine, "Follow the entrypoint of a machine from now on, over a WebSocket; that of one that does not run, from its next start on", 101, Socket).with(STDIN).by(Role::Operator),
+    route("GET", "/v1/machines/{name}/console", O::MachineConsole, "The serial console of a running machine, over a WebSocket", 101, Socket).with(STDIN).by(Role::Operator),
     route("GET", "/v1/events", O::Events, "What happens to all machines, as server-sent events", 200, Stream("text/event-stream"))
-        .with(&[parameter("since", Kind::Text, "a time of RFC 3339, or seconds since 1970; now when it is not given")]),
+        .with(&[parameter("since", Kind::Text, "a time of RFC 3339, or seconds since 1970; now when it is not given"), parameter("follow", Kind::Flag, "go on with what comes; yes when it is not given")]),
     route("GET", "/v1/images", O::ListImages, "List images", 200, Document("Images")),
+    route("POST", "/v1/images", O::PullImage, "Bring an image here, and give it a name", 201, Document("PulledImage")).taking("ImagePull"),
     route("DELETE", "/v1/images/{name}", O::RemoveImage, "Take a name away, and the image with its last one. The slashes of the name are written %2F", 200, Document("RemovedImage")),
     route("GET", "/v1/volumes", O::ListVolumes, "List volumes", 200, Document("Volumes")),
     route("POST", "/v1/volumes", O::CreateVolume, "Create a volume", 201, Document("Volume")).taking("NewVolume"),
@@ -219,6 +272,10 @@ pub const ROUTES: &[Route] = &[
     route("POST", "/v1/networks", O::CreateNetwork, "Create a network", 201, Document("Network")).taking("NewNetwork"),
     route("GET", "/v1/networks/{name}", O::GetNetwork, "Show a network", 200, Document("Network")),
     route("DELETE", "/v1/networks/{name}", O::RemoveNetwork, "Remove a network that no machine is in", 204, Nothing),
+    route("GET", "/v1/kernels", O::ListKernels, "List guest kernels", 200, Document("Kernels")),
+    route("POST", "/v1/reservations", O::Deploy, "Create and start the machine of a Zero-OS reservation, as 'zmachine deploy' does", 201, Document("Deployed")).taking("Reservation").with(NAME),
+    route("POST", "/v1/reservations/explain", O::ExplainReservation, "Tell what each field of a reservation means here, and change nothing", 200, Document("Explanation")).taking("Reservation").by(Role::Viewer),
+    route("GET", "/v1/doctor", O::Doctor, "Check what this host offers to machines", 200, Document("Checks")),
     route("GET", "/v1/metrics", O::Metrics, "Figures of all machines, for Prometheus", 200, Stream("text/plain; version=0.0.4")),
 ];
 

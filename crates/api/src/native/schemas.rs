@@ -119,7 +119,7 @@ pub fn schemas() -> Value {
             "description": "Everything about a machine, as 'zmachine inspect' shows it",
             "properties": {
                 "id": text(), "name": text(), "kind": text(), "directory": text(), "log": text(), "block_cache": or_null("string"),
-                "sandbox": map(), "state": any(), "spec": any(), "plan": any(),
+                "sandbox": map(), "state": any(), "spec": refer("MachineSpec"), "plan": refer("Plan"),
             },
             "required": ["id", "name", "kind", "state", "spec", "plan"],
         },
@@ -159,6 +159,51 @@ pub fn schemas() -> Value {
         "RemovedImage": object(
             "What became of an image",
             json!({"names": list(&text()), "removed": flag(), "machines": list(&text())}),
+            &[],
+        ),
+        "PulledImage": object("An image that is here", json!({"name": text(), "digest": text()}), &[]),
+        "ImagePull": request(
+            "A wanted image",
+            json!({
+                "image": {"type": "string", "description": "as for 'zmachine image pull': a name in a registry, docker://..., or the path or URL of a flist"},
+                "name": {"type": "string", "description": "what it is called here; its own name when it is not given"},
+                "pull": {"type": "string", "enum": ["missing", "always", "newer"], "description": "'always' when it is not given"},
+            }),
+            &["image"],
+        ),
+        "Command": request(
+            "A command",
+            json!({
+                "command": list(&text()), "env": map(), "workdir": text(), "user": text(),
+                "stdin": {"type": "string", "description": "its whole input"},
+            }),
+            &["command"],
+        ),
+        "Output": object(
+            "How a command ended",
+            json!({"code": number(), "stdout": text(), "stderr": text(), "truncated": flag()}),
+            &[],
+        ),
+        "Kernels": object("Guest kernels", json!({"kernels": list(&refer("Kernel")), "unreadable": list(&text())}), &[]),
+        "Kernel": object("A guest kernel", json!({"name": text(), "release": text(), "source": text(), "default": flag()}), &[]),
+        "Reservation": any(),
+        "Deployed": any(),
+        "Explanation": object(
+            "A reservation, field by field",
+            json!({
+                "fields": list(&object("A field", json!({"field": text(), "value": text(), "effect": text()}), &[])),
+                "refused": {"type": ["string", "null"], "description": "why this host cannot do it"},
+            }),
+            &[],
+        ),
+        "Checks": object(
+            "What this host offers",
+            json!({"works": {"type": "boolean", "description": "nothing is missing that every machine needs"}, "checks": list(&refer("Check"))}),
+            &[],
+        ),
+        "Check": object(
+            "One requirement",
+            json!({"requirement": text(), "met": flag(), "required": flag(), "found": text(), "lost": text(), "mend": text()}),
             &[],
         ),
         "Volume": volume,

@@ -15,12 +15,12 @@ use zmachine_sys::lock::FileLock;
 use super::Call;
 use super::machines::failing;
 use super::problem::Problem;
-use crate::app::App;
+use crate::app::{self, App};
 use crate::docker::logs::time;
 use crate::http::{Answer, Body, typed};
 
 /// Bytes that are read at once.
-const CHUNK: usize = 16 << 10;
+const CHUNK: usize = 8 << 10;
 
 /// How often a follower looks for more.
 const POLL: Duration = Duration::from_millis(100);
@@ -113,11 +113,12 @@ pub async fn logs(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
         }
         loop {
             let of = id.clone();
-            let stepped = failing(&app, move |app| {
+            // Few at a time, however many followers there are: each thread keeps its memory for a while.
+            let stepped = app::reading(&app, move |app| {
                 // Asked before reading: whatever was written before the end is read after this.
                 let is_over = !follows || is_over(&app.engine, &of);
                 let lines = reading.step()?;
-                Ok((reading, lines, is_over))
+                Ok::<_, Failure>((reading, lines, is_over))
             })
             .await;
             let Ok((read, lines, is_over)) = stepped else { return };
@@ -131,7 +132,7 @@ pub async fn logs(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
                     () = tokio::time::sleep(POLL) => {}
                     () = sender.closed() => return,
                 }
-            } else if sender.send(lines.into()).await.is_err() {
+            } else if sender.send(lines.into_boxed_slice().into()).await.is_err() {
                 return;
             }
         }
@@ -152,7 +153,12 @@ fn is_over(engine: &Engine, id: &str) -> bool {
 pub async fn events(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
     let last = call.headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let last: Option<Timestamp> = last.and_then(|id| id.parse().ok());
-    let since = time(&call.query, "since")?.or(last).unwrap_or_else(Timestamp::now);
+    let since = match call.query.get("since") {
+        // 0 is no time for docker, but all that there is.
+        Some(_) => time(&call.query, "since")?.unwrap_or(Timestamp::UNIX_EPOCH),
+        None => last.unwrap_or_else(Timestamp::now),
+    };
+    let follows = call.query.get("follow").is_none() || call.query.flag("follow");
     let mut notices = app.hub.subscribe();
     let mut reader = EventReader::open(app.engine.home());
     let (sender, body) = Body::stream();
@@ -178,6 +184,9 @@ pub async fn events(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
                     return;
                 }
                 continue;
+            }
+            if !follows {
+                return;
             }
             let before = tokio::time::Instant::now();
             tokio::select! {

@@ -193,9 +193,27 @@ fn told_as_time_goes_by(served: &Served, began: &str) {
         began,
         "--until",
         &now,
+        "--filter",
+        "type=container",
         "--format",
         "{{.Action}} {{.Actor.Attributes.tier}}",
     ]);
+    let others = [
+        "events",
+        "--since",
+        began,
+        "--until",
+        &now,
+        "--filter",
+        "type=volume",
+        "--filter",
+        "type=network",
+    ];
+    let others = served.output(&[others.as_slice(), &["--format", "{{.Type}} {{.Action}}"]].concat());
+    assert!(
+        others.contains("volume create") && others.contains("network create"),
+        "{others}"
+    );
     let told: Vec<&str> = events.lines().filter(|line| !line.starts_with("health")).collect();
     assert_eq!(
         told,

@@ -4,46 +4,14 @@ use std::fs;
 use std::process::Child;
 
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use zmachine_testkit::debian_program;
 
 use crate::support::{Served, until};
 
-fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// An archive, as `docker save` writes it, of an image of one layer.
+/// An archive, as `docker save` writes it, of an image of busybox.
 fn archive(served: &Served) -> String {
-    let mut layer = tar::Builder::new(Vec::new());
-    layer.follow_symlinks(false);
-    layer
-        .append_dir_all(".", served.home.file("busybox-tree"))
-        .expect("a layer");
-    let layer = layer.into_inner().expect("a layer");
-    let config = json!({
-        "architecture": "amd64", "os": "linux", "created": "2026-01-02T03:04:05Z",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["echo", "from the image"], "Labels": {"made": "here"}},
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&layer))]},
-        "history": [{"created": "2026-01-02T03:04:05Z", "created_by": "by hand"}],
-    });
-    let config = config.to_string().into_bytes();
-    let (config_name, layer_name) = (format!("{}.json", hex(&config)), "layer.tar");
-    let manifest = json!([{"Config": config_name, "RepoTags": ["app:1"], "Layers": [layer_name]}]).to_string();
-    let path = served.home.file("app.tar");
-    let mut archive = tar::Builder::new(fs::File::create(&path).expect("a file"));
-    for (name, bytes) in [
-        (config_name.as_str(), config.as_slice()),
-        (layer_name, layer.as_slice()),
-        ("manifest.json", manifest.as_bytes()),
-    ] {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        header.set_mode(0o644);
-        archive.append_data(&mut header, name, bytes).expect("a member");
-    }
-    archive.into_inner().expect("an archive");
-    path.display().to_string()
+    let config = json!({"Env": ["PATH=/bin"], "Cmd": ["echo", "from the image"], "Labels": {"made": "here"}});
+    served.archive("app:1", &served.home.file("busybox-tree"), &config)
 }
 
 struct Registry(Child);

@@ -6,4 +6,7 @@ mod command;
 mod compose;
 mod images;
 mod python;
+mod remote;
+mod rest;
 mod support;
+mod testcontainers;

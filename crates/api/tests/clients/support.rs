@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use zmachine_testkit::{Finished, Invocation, Need, TestHome, Tree, command_path, debian_program, lacking, skip};
 
 /// How long a client may take for one command: some start a guest.
@@ -14,6 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 pub(crate) struct Served {
     server: Option<Child>,
     pub(crate) socket: PathBuf,
+    pub(crate) native: PathBuf,
     docker: PathBuf,
     // Last: the server is gone before it is checked what is left.
     pub(crate) home: TestHome,
@@ -56,6 +59,7 @@ impl Served {
         let mut served = Served {
             server: None,
             socket: home.file("docker.sock"),
+            native: home.file("api.sock"),
             docker,
             home,
         };
@@ -66,7 +70,8 @@ impl Served {
     /// Starts a server.
     pub(crate) fn start(&mut self) {
         let program = Path::new(env!("CARGO_BIN_EXE_zmachine-api"));
-        let args = ["--docker", &self.socket.display().to_string()].map(str::to_owned);
+        let (docker, native) = (self.socket.display().to_string(), self.native.display().to_string());
+        let args = ["serve", "--docker", &docker, "--socket", &native].map(str::to_owned);
         self.server = Some(self.home.command(program, args).start());
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.docker(&["version"]).code != 0 {
@@ -110,6 +115,36 @@ impl Served {
         run.stdout().trim_end().to_owned()
     }
 
+    /// An archive, as `docker save` writes it, of an image of one layer: `tree`, run as `config` says.
+    pub(crate) fn archive(&self, name: &str, tree: &Path, config: &Value) -> String {
+        let mut layer = tar::Builder::new(Vec::new());
+        layer.follow_symlinks(false);
+        layer.append_dir_all(".", tree).expect("a layer");
+        let layer = layer.into_inner().expect("a layer");
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "created": "2026-01-02T03:04:05Z", "config": config,
+            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&layer))]},
+            "history": [{"created": "2026-01-02T03:04:05Z", "created_by": "by hand"}],
+        });
+        let config = config.to_string().into_bytes();
+        let (config_name, layer_name) = (format!("{}.json", hex(&config)), "layer.tar");
+        let manifest = json!([{"Config": config_name, "RepoTags": [name], "Layers": [layer_name]}]).to_string();
+        let path = self.home.file(&format!("{}.tar", name.replace(['/', ':'], "-")));
+        let mut archive = tar::Builder::new(fs::File::create(&path).expect("a file"));
+        for (name, bytes) in [
+            (config_name.as_str(), config.as_slice()),
+            (layer_name, layer.as_slice()),
+            ("manifest.json", manifest.as_bytes()),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            archive.append_data(&mut header, name, bytes).expect("a member");
+        }
+        archive.into_inner().expect("an archive");
+        path.display().to_string()
+    }
+
     /// A Python with `package` of PyPI; `None` (with the reason printed) where that cannot be had.
     pub(crate) fn python(&self, package: &str) -> Option<PathBuf> {
         let folder = self.home.cache().join(format!("python-{package}"));
@@ -141,6 +176,10 @@ impl Drop for Served {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = server.wait();
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Waits until `look` finds what it looks for.

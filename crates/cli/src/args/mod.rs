@@ -30,9 +30,11 @@ pub(crate) use roles::{CompleteRole, JailRole, MonitorRole, RootfsRole, ShareRol
 pub(crate) use run::{CreateArgs, RunArgs};
 pub(crate) use snapshot::{ForkArgs, RestoreArgs, SnapshotCommand};
 
+const ELSEWHERE: &str = "On another host: zmachine --host URL [--token-file PATH] [--ca-file PATH] COMMAND, or --context NAME (docs/api.md)";
+
 /// Run Zmachines: virtual machines started from flists.
 #[derive(Debug, Parser)]
-#[command(name = "zmachine", version, max_term_width = 100)]
+#[command(name = "zmachine", version, max_term_width = 100, after_help = ELSEWHERE)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -185,6 +187,12 @@ pub(crate) enum Command {
     InstallUnits(InstallUnitsArgs),
     /// Serve the machines of this home to other programs until it is stopped: by Docker's API, and by a REST API of our own
     Serve(ServeArgs),
+    /// Make, list and remove the tokens by which others may use that server (create, ls, rm; --help tells more)
+    #[command(disable_help_flag = true)]
+    Token(PassedArgs),
+    /// Give other hosts names, and use one: 'zmachine --host URL ...' without the URL (create, ls, use, rm; --help tells more)
+    #[command(disable_help_flag = true)]
+    Context(PassedArgs),
     /// Check what this host offers to machines
     Doctor(DoctorArgs),
     /// Print what a shell needs to complete command lines: 'zmachine completion bash'
@@ -702,6 +710,22 @@ pub(crate) struct ServeArgs {
     /// A group of this host whose members may use the sockets, and by that do everything that their owner can
     #[arg(long, value_name = "NAME|GID")]
     pub(crate) group: Option<String>,
+    /// Serve both APIs here as well, by HTTPS, to those who have a token ('zmachine token create')
+    #[arg(long, value_name = "IP:PORT", requires = "tls_cert")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Its certificate and those above it, in PEM; read again when they are renewed
+    #[arg(long, value_name = "PATH", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key of the certificate, in PEM, which others on this host must not be able to read
+    #[arg(long, value_name = "PATH", requires = "listen")]
+    pub(crate) tls_key: Option<PathBuf>,
+}
+
+/// Read by the program that carries them out.
+#[derive(Debug, Args)]
+pub(crate) struct PassedArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    words: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]

@@ -43,13 +43,17 @@ fn line(event: &Event, format: Format) -> Result<String, Failure> {
         return Ok(text);
     }
     let code = event.exit_code.map(|code| format!(" ({code})")).unwrap_or_default();
+    let object = event
+        .object
+        .map(|object| format!("{} ", object.word()))
+        .unwrap_or_default();
     let detail = event
         .detail
         .as_ref()
         .map(|text| format!(": {text}"))
         .unwrap_or_default();
     Ok(format!(
-        "{:.3} {} {} {}{code}{detail}\n",
+        "{:.3} {} {} {object}{}{code}{detail}\n",
         event.time, event.id, event.name, event.event
     ))
 }

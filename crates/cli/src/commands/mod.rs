@@ -33,6 +33,8 @@ mod why;
 
 use zmachine_spec::Failure;
 
+pub(crate) use serve::elsewhere;
+
 use crate::args::{Cli, Command, ImageCommand};
 use crate::{context, logs, roles};
 
@@ -94,7 +96,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Network(command) => network::network(command),
         Command::Version => info::version(),
         Command::Info(args) => info::info(&context::engine()?, &args),
-        Command::Serve(args) => serve::serve(&args),
+        Command::Serve(_) | Command::Token(_) | Command::Context(_) => serve::become_server(),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completion(args) => completion::completion(args.shell),
         Command::Monitor(role) => roles::monitor(role),

@@ -50,6 +50,7 @@ impl Engine {
         };
         for name in &names {
             library.remove_name(name)?;
+            self.tell_of_image(&name.to_string(), &digest, "untagged");
         }
         let machines: Vec<String> = self
             .machines()?

@@ -221,6 +221,7 @@ fn honest(request: &Request) -> Reply {
             cpus: 1,
         }),
         Request::Signal { .. }
+        | Request::Accept { .. }
         | Request::Dial { .. }
         | Request::Shutdown { .. }
         | Request::Grow { .. }

@@ -166,7 +166,8 @@ impl LogReader {
             file.seek(SeekFrom::Start(offset))?;
             self.position = Position { number, offset };
             self.open = Some(Open {
-                reader: BufReader::with_capacity(64 * 1024, file),
+                // There may be many readers of a log at a time.
+                reader: BufReader::with_capacity(16 * 1024, file),
                 inode: metadata.ino(),
                 is_full,
             });

@@ -17,6 +17,7 @@ use super::format;
 use super::record::{RECORD_VERSION, Record};
 use crate::catalog;
 use crate::catalog::{Machine, VolumeUse};
+use crate::events::{self, Event, Object};
 
 /// Sectors of 512 bytes and pages of 4 KiB both divide it, and so does what partition tools align to.
 const GRAIN: u64 = 1 << 20;
@@ -109,6 +110,7 @@ impl Volumes {
             let _ = file::remove_dir_all(&staging);
             return Err(failure.context(format!("the volume '{}' cannot be made", new.name)));
         }
+        events::record(&self.home, &Event::of(Object::Volume, &new.name, &new.name, "created"));
         self.get(&new.name)
     }
 
@@ -215,7 +217,9 @@ impl Volumes {
             );
         }
         let _held = self.exclusive(&volume)?;
-        Ok(file::remove_dir_all(&volume.dir)?)
+        file::remove_dir_all(&volume.dir)?;
+        events::record(&self.home, &Event::of(Object::Volume, name, name, "removed"));
+        Ok(())
     }
 
     /// Removes the volumes without a name of the user's that were made for the machine `id`, which is gone or about to go. One
@@ -228,6 +232,10 @@ impl Volumes {
         for volume in self.list()?.into_iter().flatten() {
             if volume.record.anonymous_of.as_deref() == Some(id) && !self.has_other_users(&volume.name, id) {
                 file::remove_dir_all(&volume.dir)?;
+                events::record(
+                    &self.home,
+                    &Event::of(Object::Volume, &volume.name, &volume.name, "removed"),
+                );
             }
         }
         Ok(())

@@ -1,0 +1,98 @@
+//! What is printed.
+
+use std::io::Write;
+
+use serde_json::Value;
+use zmachine_spec::Failure;
+
+/// A line on standard output.
+pub(super) fn line(text: &str) -> Result<(), Failure> {
+    Ok(writeln!(std::io::stdout().lock(), "{text}")?)
+}
+
+/// A document on standard output.
+pub(super) fn json(document: &Value) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, document).map_err(std::io::Error::from)?;
+    Ok(writeln!(out)?)
+}
+
+/// Rows in columns as wide as they need, without what a terminal would obey.
+pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            row.iter()
+                .map(|cell| cell.chars().filter(|c| !c.is_control()).collect())
+                .collect()
+        })
+        .collect();
+    let width = |index: usize| {
+        let cells = rows
+            .iter()
+            .filter_map(|row| row.get(index))
+            .map(|cell| cell.chars().count());
+        cells.chain([head[index].len()]).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let shown = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> = cells
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", shown(&mut head.iter().copied()))?;
+    for row in &rows {
+        writeln!(out, "{}", shown(&mut row.iter().map(String::as_str)))?;
+    }
+    Ok(())
+}
+
+/// A value in a cell.
+pub(super) fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}
+
+/// A number of bytes for people.
+pub(super) fn bytes(value: &Value) -> String {
+    let Some(count) = value.as_u64() else {
+        return text(value);
+    };
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut size = count as f64;
+    let mut unit = 0;
+    while size >= 1024.0 && unit + 1 < units.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{count} B"),
+        _ => format!("{size:.1} {}", units[unit]),
+    }
+}
+
+/// Documents of a list.
+pub(super) fn items<'a>(document: &'a Value, name: &str) -> &'a [Value] {
+    document[name].as_array().map_or(&[], Vec::as_slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn values_are_shown_for_people() {
+        assert_eq!(bytes(&json!(512)), "512 B");
+        assert_eq!(bytes(&json!(536_870_912)), "512.0 MiB");
+        assert_eq!(text(&json!(["a", "b"])), "a,b");
+        assert_eq!(text(&Value::Null), "-");
+    }
+}
