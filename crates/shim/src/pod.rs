@@ -18,7 +18,7 @@ use crate::log::Log;
 use crate::oci::{Place, Spec};
 use crate::role::{self, Size};
 use crate::settings::Settings;
-use crate::share::PodFolder;
+use crate::share::{self, PodFolder};
 use crate::translate::HostPaths;
 
 /// A pod's image, in place of an empty one.
@@ -320,6 +320,10 @@ impl HostPaths for ThisHost {
         let is_volume = path.components().any(|part| part.as_os_str() == EMPTY_DIR);
         let system: StatFs = rustix::fs::statfs(path).ok().filter(|_| is_volume)?;
         (system.f_type == TMPFS_MAGIC).then(|| system.f_blocks.saturating_mul(system.f_bsize.cast_unsigned()))
+    }
+
+    fn has_mounts_below(&self, path: &Path) -> bool {
+        share::has_mounts_below(path)
     }
 }
 

@@ -22,6 +22,7 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
     mount_remount, unmount,
 };
+use zmachine_sys::mount::{attach, copy_volume};
 
 use crate::error::ShimError;
 use crate::names::{MountOptions, mount_options};
@@ -195,15 +196,20 @@ fn make(folder: &Path) -> Result<(), ShimError> {
 }
 
 fn bind_one(bind: &HostBind, target: &Path) -> io::Result<()> {
+    let volume = copy_volume(&bind.source, bind.options)?;
     match fs::metadata(&bind.source)?.is_dir() {
         true => fs::create_dir(target)?,
         false => drop(fs::File::create_new(target)?),
     }
-    match bind.recursive {
-        true => mount_bind_recursive(&bind.source, target)?,
-        false => mount_bind(&bind.source, target)?,
-    }
-    Ok(())
+    attach(volume, target)
+}
+
+/// Whether something is mounted below a path.
+pub(crate) fn has_mounts_below(path: &Path) -> bool {
+    // As the kernel names it.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mount_points(&table).any(|point| point != path && point.starts_with(&path))
 }
 
 fn mount_snapshot(wanted: &SnapshotMount, target: &Path) -> Result<(), ShimError> {

@@ -27,6 +27,7 @@ use crate::log::Log;
 use crate::oci::{self, Spec};
 use crate::pod::{Pod, ThisHost};
 use crate::role::Role;
+use crate::seccomp;
 use crate::settings::Settings;
 use crate::share::{PodFolder, SnapshotMount};
 use crate::stats;
@@ -111,10 +112,6 @@ impl Shim {
             return Ok(());
         }
         let settings = Settings::read()?;
-        if spec.linux.seccomp.is_some() {
-            self.log
-                .line("system call filters of pods are not applied in the guest: docs/kubernetes.md says what stands in their place");
-        }
         let pod = Arc::new(Pod::boot(&self.key, spec, netns, &settings, &self.log)?);
         *held = Some(Arc::clone(&pod));
         if let Some(namespace) = &pod.namespace
@@ -197,7 +194,13 @@ impl Shim {
         let Creation { id, files, .. } = creation;
         let described = spec.process.as_ref();
         let described = described.ok_or_else(|| ShimError::Invalid(format!("{bundle}: nothing is to run")))?;
-        let process = translate::process(described, files.terminal, !files.stdin.is_empty())?;
+        let filter = spec.linux.seccomp.as_ref().map(seccomp::program).transpose()?;
+        let process = translate::process(
+            described,
+            files.terminal,
+            !files.stdin.is_empty(),
+            filter.unwrap_or_default(),
+        )?;
         let is_image = pod.is_root_of(&spec.annotations)?;
         let root = match is_image {
             true => ContainerRoot::Image,
@@ -224,8 +227,9 @@ impl Shim {
     pub(crate) fn exec(&self, id: &str, exec: &str, described: &[u8], files: Files) -> Result<(), ShimError> {
         let spec: oci::Process = serde_json::from_slice(described)
             .map_err(|error| ShimError::Invalid(format!("the process {exec} cannot be read: {error}")))?;
-        let spec = translate::process(&spec, files.terminal, !files.stdin.is_empty())?;
         let first = self.process(id, "")?;
+        let filter = first.filter.clone();
+        let spec = translate::process(&spec, files.terminal, !files.stdin.is_empty(), filter)?;
         self.table
             .add_process(Process::new(id, exec, &first.bundle, files, Some(spec)))?;
         self.events.send(

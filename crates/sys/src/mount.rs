@@ -75,6 +75,38 @@ fn copied(source: impl AsFd, read_only: bool, executable: bool) -> io::Result<Ow
     Ok(tree)
 }
 
+/// How [`copy_volume`] makes a mount.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VolumeOptions {
+    /// With what is mounted below the source.
+    pub recursive: bool,
+    /// Nothing can be written through it; what is mounted below it stays as it is.
+    pub read_only: bool,
+    /// Nor through what is mounted below it.
+    pub read_only_below: bool,
+    /// What is mounted below the source later is there as well.
+    pub follows: bool,
+}
+
+/// The file or directory at `source` as a mount that is nowhere yet. Nothing that is mounted in it is seen at the source.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn copy_volume(source: &Path, options: VolumeOptions) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, options.recursive);
+    let tree = open_tree(CWD, source, flags)?;
+    let read_only = |set: bool| if set { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let propagation = match options.follows {
+        true => libc::MS_SLAVE,
+        false => libc::MS_PRIVATE,
+    };
+    // Before it is anywhere: it is never seen writable, and who gets a copy gets one that is not.
+    set_attributes(&tree, options.recursive, read_only(options.read_only_below), propagation, None)?;
+    set_attributes(&tree, false, read_only(options.read_only), 0, None)?;
+    Ok(tree)
+}
+
 /// Puts a mount that is nowhere yet on `target`.
 ///
 /// # Errors
@@ -163,12 +195,24 @@ fn restrict(tree: &OwnedFd, read_only: bool, executable: bool, mapping: Option<&
     if mapping.is_some() {
         attributes |= libc::MOUNT_ATTR_IDMAP;
     }
+    set_attributes(tree, true, attributes, 0, mapping)
+}
+
+/// Sets attributes of a mount that is nowhere yet; `recursive`: and of all below it.
+fn set_attributes(
+    tree: &OwnedFd,
+    recursive: bool,
+    attributes: u64,
+    propagation: u64,
+    mapping: Option<&OwnedFd>,
+) -> io::Result<()> {
     let wanted = libc::mount_attr {
         attr_set: attributes,
         attr_clr: 0,
-        propagation: 0,
+        propagation,
         userns_fd: mapping.map_or(0, |mapping| mapping.as_raw_fd() as u64),
     };
+    let scope = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the descriptor is open, the path is an empty C string, and the kernel reads as many bytes of the structure as
     // it is told it has.
     let done = unsafe {
@@ -176,7 +220,7 @@ fn restrict(tree: &OwnedFd, read_only: bool, executable: bool, mapping: Option<&
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            libc::AT_EMPTY_PATH | scope,
             &raw const wanted,
             size_of::<libc::mount_attr>(),
         )
