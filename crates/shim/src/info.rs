@@ -87,7 +87,10 @@ mod tests {
         let features: serde_json::Value = serde_json::from_slice(&any.value).unwrap();
         assert_eq!(features["linux"]["seccomp"]["enabled"], true);
         let options = features["mountOptions"].as_array().unwrap();
-        assert!(options.contains(&"rro".into()) && options.contains(&"rslave".into()), "{options:?}");
+        assert!(
+            options.contains(&"rro".into()) && options.contains(&"rslave".into()),
+            "{options:?}"
+        );
         assert!(bytes.starts_with(b"\x0a\x19io.containerd.zmachine.v2\x12"));
     }
 }

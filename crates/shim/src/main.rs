@@ -12,7 +12,7 @@
 //! | `arguments`, `bootstrap`, `start`, `info`, `cleanup` | the conversation of a start, what there is, and what is done when a shim is gone |
 //! | `serve`, `service`, `sandbox` | the task and sandbox APIs on the wire |
 //! | `shim`, `table` | tasks, and what is asked of them |
-//! | `pod`, `share` | the pod's machine, and what of this host its guest sees |
+//! | `pod`, `share`, `host` | the pod's machine, and what of this host its guest sees |
 //! | `oci`, `role`, `names`, `translate`, `seccomp` | from OCI specifications to containers of the agent; pure |
 //! | `streams`, `events`, `stats`, `forward`, `log` | output, events, figures, forwarded ports |
 //!
@@ -28,6 +28,7 @@ mod error;
 mod events;
 mod forward;
 mod hold;
+mod host;
 mod info;
 mod log;
 mod names;

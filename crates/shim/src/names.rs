@@ -85,8 +85,14 @@ const ALL_READ_ONLY: &str = "rro";
 /// Every option of mounts that is understood here, and not by a file system.
 pub(crate) fn known_mount_options() -> Vec<&'static str> {
     let flags = FLAGS.iter().map(|(name, ..)| *name);
-    let propagation = PROPAGATION.iter().map(|(name, _)| *name).filter(|name| !is_shared(name));
-    flags.chain(propagation).chain(["bind", "rbind", ALL_READ_ONLY]).collect()
+    let propagation = PROPAGATION
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|name| !is_shared(name));
+    flags
+        .chain(propagation)
+        .chain(["bind", "rbind", ALL_READ_ONLY])
+        .collect()
 }
 
 fn is_shared(name: &str) -> bool {

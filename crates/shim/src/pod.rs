@@ -14,6 +14,7 @@ use zmachine_network::pod as namespace;
 use zmachine_spec::{Class, Failure, Home, MachineSpec, PodLink, PodNetwork, PodSettings, RestartPolicy};
 
 use crate::error::ShimError;
+use crate::host;
 use crate::log::Log;
 use crate::oci::{Place, Spec};
 use crate::role::{self, Size};
@@ -318,7 +319,9 @@ pub(crate) struct ThisHost;
 impl HostPaths for ThisHost {
     fn memory_volume(&self, path: &Path) -> Option<u64> {
         let is_volume = path.components().any(|part| part.as_os_str() == EMPTY_DIR);
-        let system: StatFs = rustix::fs::statfs(path).ok().filter(|_| is_volume)?;
+        let system: StatFs = host::within(|| Ok(rustix::fs::statfs(path)?))
+            .ok()
+            .filter(|_| is_volume)?;
         (system.f_type == TMPFS_MAGIC).then(|| system.f_blocks.saturating_mul(system.f_bsize.cast_unsigned()))
     }
 

@@ -113,7 +113,8 @@ fn action(name: &str, errno: Option<u32>) -> Result<u32, ShimError> {
         "SCMP_ACT_ALLOW" => ALLOW,
         "SCMP_ACT_LOG" => LOG,
         "SCMP_ACT_NOTIFY" => {
-            let what = "there is no listener for SCMP_ACT_NOTIFY in a machine: use another action, or another runtime class";
+            let what =
+                "there is no listener for SCMP_ACT_NOTIFY in a machine: use another action, or another runtime class";
             return Err(ShimError::Unsupported(what.to_owned()));
         }
         other => return Err(invalid(format!("there is no action '{other}'"))),
@@ -178,7 +179,8 @@ fn block(filter: &Seccomp, default: u32, number: &dyn Fn(&str) -> Option<u32>) -
 
 /// Several conditions on one argument are alternatives, as libseccomp's users have it; on several arguments, all have to hold.
 fn alternatives(entry: &SystemCallRule, action: u32) -> Vec<Rule> {
-    let is_repeated = |condition: &Condition| entry.args.iter().filter(|other| other.index == condition.index).count() > 1;
+    let is_repeated =
+        |condition: &Condition| entry.args.iter().filter(|other| other.index == condition.index).count() > 1;
     match entry.args.iter().any(is_repeated) {
         true => entry
             .args
@@ -246,8 +248,18 @@ fn steps(condition: &Condition) -> Result<Vec<(u16, u32, To, To)>, ShimError> {
         ]
     };
     Ok(match condition.op.as_str() {
-        "SCMP_CMP_EQ" => vec![upper, (IF_EQUAL, high, Next, Fails), lower, (IF_EQUAL, low, Next, Fails)],
-        "SCMP_CMP_NE" => vec![upper, (IF_EQUAL, high, Next, Holds), lower, (IF_EQUAL, low, Fails, Next)],
+        "SCMP_CMP_EQ" => vec![
+            upper,
+            (IF_EQUAL, high, Next, Fails),
+            lower,
+            (IF_EQUAL, low, Next, Fails),
+        ],
+        "SCMP_CMP_NE" => vec![
+            upper,
+            (IF_EQUAL, high, Next, Holds),
+            lower,
+            (IF_EQUAL, low, Fails, Next),
+        ],
         "SCMP_CMP_GT" => ordered(Holds, Fails, IF_GREATER, Next, Fails),
         "SCMP_CMP_GE" => ordered(Holds, Fails, IF_NOT_LESS, Next, Fails),
         "SCMP_CMP_LT" => ordered(Fails, Holds, IF_NOT_LESS, Fails, Next),
@@ -275,7 +287,11 @@ mod tests {
     /// What the kernel would say, for a system call that a program makes.
     fn run(program: &[u64], architecture: u32, number: u32, arguments: [u64; 6]) -> u32 {
         let mut data = vec![number, architecture, 0, 0];
-        data.extend(arguments.iter().flat_map(|value| [*value as u32, (*value >> 32) as u32]));
+        data.extend(
+            arguments
+                .iter()
+                .flat_map(|value| [*value as u32, (*value >> 32) as u32]),
+        );
         let (mut at, mut accumulator) = (0, 0);
         loop {
             let bytes = program[at].to_le_bytes();
@@ -386,7 +402,10 @@ mod tests {
         .unwrap();
         assert_eq!(native(&program, "clone", 0x11), ALLOW);
         assert_eq!(native(&program, "clone", 0x1000_0011), ERRNO | EPERM);
-        assert_eq!([0, 8, 4].map(|value| native(&program, "personality", value) == ALLOW), [true, true, false]);
+        assert_eq!(
+            [0, 8, 4].map(|value| native(&program, "personality", value) == ALLOW),
+            [true, true, false]
+        );
     }
 
     #[test]
@@ -402,8 +421,10 @@ mod tests {
         assert!(one("SCMP_ACT_ERRNO", condition(6, "SCMP_CMP_EQ")).contains("argument 6"));
         assert!(one("SCMP_ACT_ERRNO", condition(0, "SCMP_CMP_X")).contains("SCMP_CMP_X"));
         let many: Vec<_> = (0..900)
-            .map(|value| serde_json::json!({"names": ["read"], "action": "SCMP_ACT_ERRNO",
-                "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]}))
+            .map(|value| {
+                serde_json::json!({"names": ["read"], "action": "SCMP_ACT_ERRNO",
+                "args": [{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]})
+            })
             .collect();
         assert!(words(serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": many})).contains("4096"));
     }

@@ -346,15 +346,24 @@ mod tests {
             let options: VolumeOptions = binds[at].options;
             (options.read_only, options.read_only_below, options.follows)
         };
-        assert_eq!([0, 1, 2].map(on_host), [(true, false, false), (true, true, false), (false, false, true)]);
+        assert_eq!(
+            [0, 1, 2].map(on_host),
+            [(true, false, false), (true, true, false), (false, false, true)]
+        );
     }
 
     #[test]
     fn a_mount_of_a_guest_that_should_appear_on_the_host_is_refused() {
-        let shared = serde_json::json!({"destination": "/x", "type": "bind", "source": "/x", "options": ["rbind", "rshared"]});
+        let shared =
+            serde_json::json!({"destination": "/x", "type": "bind", "source": "/x", "options": ["rbind", "rshared"]});
         let spec = spec(serde_json::json!({"mounts": [shared]}));
-        let refused = container("c", &spec, root_in_guest("c"), &Paths).unwrap_err().to_string();
-        assert!(refused.contains("/x") && refused.contains("HostToContainer"), "{refused}");
+        let refused = container("c", &spec, root_in_guest("c"), &Paths)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains("/x") && refused.contains("HostToContainer"),
+            "{refused}"
+        );
     }
 
     #[test]

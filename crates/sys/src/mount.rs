@@ -12,7 +12,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
 };
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 /// Gives the calling thread mounts of its own: nothing that is mounted from here on is seen outside, and it is gone with the
 /// last process of this namespace.
@@ -102,7 +102,13 @@ pub fn copy_volume(source: &Path, options: VolumeOptions) -> io::Result<OwnedFd>
         false => libc::MS_PRIVATE,
     };
     // Before it is anywhere: it is never seen writable, and who gets a copy gets one that is not.
-    set_attributes(&tree, options.recursive, read_only(options.read_only_below), propagation, None)?;
+    set_attributes(
+        &tree,
+        options.recursive,
+        read_only(options.read_only_below),
+        propagation,
+        None,
+    )?;
     set_attributes(&tree, false, read_only(options.read_only), 0, None)?;
     Ok(tree)
 }
@@ -229,6 +235,26 @@ fn set_attributes(
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Does `work` with the mounts of another mount namespace, in a thread that ends with it.
+///
+/// # Errors
+/// When the namespace cannot be entered, and those of `work`.
+pub fn within<T: Send>(namespace: impl AsFd, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let namespace = namespace.as_fd();
+    let entered = move || {
+        // SAFETY: descriptors stay shared with the other threads, as CLONE_FILES is not asked for.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+        move_into_link_name_space(namespace, Some(LinkNameSpaceType::Mount))?;
+        work()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, entered)?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a thread ended early")))
+    })
 }
 
 /// Does `work` in the calling thread, with `folder` as its working directory and none that it shares with other threads from then on.

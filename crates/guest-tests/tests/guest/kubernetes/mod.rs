@@ -1,5 +1,6 @@
 //! Pods as a kubelet makes them, on a containerd of Debian's with the built shim: see `docs/kubernetes.md`.
 
+mod kills;
 mod node;
 
 use std::fs;
@@ -346,79 +347,6 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
     });
     pod.stop_and_remove();
     node.assert_no_pods();
-}
-
-#[test]
-fn whatever_is_killed_the_pod_is_reported_and_nothing_stays() {
-    let Some(node) = Node::start() else { return };
-    let node = &node;
-    // The last one is what only a monitor is started with.
-    for victim in [
-        "containerd-shim-zmachine",
-        "qemu-system",
-        "virtiofsd",
-        "--ends-with-client",
-    ] {
-        let pod = Pod::run(node, "k", Value::Null);
-        let id = pod.start("c", "sleep 1000", Value::Null);
-        let pids = match victim {
-            "containerd-shim-zmachine" => shim_of(node),
-            other => node.processes(&[other]),
-        };
-        assert!(!pids.is_empty(), "no {victim}");
-        for pid in pids {
-            let pid = rustix::process::Pid::from_raw(pid).unwrap();
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-        let code = ended(node, &id);
-        assert!(code == 137 || code == 255, "{victim}: {code}");
-        until("the pod is not ready", SOON, || {
-            (pod.status()["state"] == 1).then_some(())
-        });
-        pod.stop_and_remove();
-        node.assert_no_pods();
-    }
-}
-
-#[test]
-fn containerd_is_killed_under_a_pod_and_finds_it_again() {
-    let Some(mut node) = Node::start() else { return };
-    let (pod_id, config, id) = {
-        let pod = Pod::run(&node, "r", Value::Null);
-        let script = "i=0; while true; do i=$((i + 1)); echo line $i; sleep 0.3; done";
-        let id = pod.start("c", script, Value::Null);
-        until("output", SOON, || pod.log("c").contains("line 2").then_some(()));
-        (pod.id.clone(), pod.config.clone(), id)
-    };
-    node.restart_containerd();
-    let node = &node;
-    let pod = Pod {
-        node,
-        id: pod_id,
-        config,
-    };
-    assert_eq!(pod.status()["state"].as_i64().unwrap_or(0), 0);
-    assert_eq!(output(node, &id, "echo here"), "here");
-    let lines = pod.log("c").lines().count();
-    until("more output", SOON, || {
-        (pod.log("c").lines().count() > lines + 3).then_some(())
-    });
-    let log = pod.log("c");
-    let numbers = log
-        .lines()
-        .filter_map(|line| line.strip_prefix("line ")?.parse::<usize>().ok());
-    let numbers: Vec<usize> = numbers.collect();
-    let is_whole = numbers.windows(2).all(|pair| pair[1] <= pair[0] + 1);
-    assert!(is_whole, "lines are lost: {numbers:?}");
-    node.cri("StopContainer", &json!({"container_id": id, "timeout": 1}));
-    assert_eq!(container_state(node, &id), (EXITED, 137));
-    pod.stop_and_remove();
-    node.assert_no_pods();
-}
-
-/// The shims themselves, without the processes that stand for pods.
-fn shim_of(node: &Node) -> Vec<i32> {
-    node.processes(&["-listener-fd", "serve"])
 }
 
 #[test]
