@@ -43,7 +43,7 @@ man: setup ## manual pages of all commands, in $(TARGET_DIR)/man
 agent-package: build ## the guest agent as a Debian package for VMs, in $(TARGET_DIR)/release
 	@packaging/deb $(RELEASE) $(MAN) $(VERSION) $(RELEASE) zmachine-agent
 
-deb: build build-api man ## Debian packages of the host program, of the guest agent and of a guest kernel, in $(TARGET_DIR)/packages
+deb: build build-api shim man ## Debian packages of the host program, of the guest agent, of a guest kernel and of the shim for Kubernetes, in $(TARGET_DIR)/packages
 	@packaging/deb $(RELEASE) $(MAN) $(VERSION) $(TARGET_DIR)/packages
 
 tarball: build build-api man ## a tree that runs where it is unpacked, in $(TARGET_DIR)/packages

@@ -25,6 +25,8 @@ mod images;
 mod measure;
 mod metrics;
 mod networks;
+pub mod node;
+mod pods;
 mod programs;
 mod prune;
 mod published;

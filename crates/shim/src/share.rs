@@ -7,6 +7,7 @@
 //!   share/                       a mount with shared propagation: what is mounted below, the guest sees
 //!     <container>/rootfs         the container's root, as the snapshotter describes it
 //!     <container>/mounts/<n>     a volume
+//!     .modules                   modules of the guest's kernel, where a container may manage networks
 //! ```
 //! It is outside of containerd's bundle: containerd removes a bundle with everything in it, and what is mounted here is not its own. The
 //! mounts are in the shim's own namespace (see [`crate::host`]).
@@ -29,7 +30,7 @@ use zmachine_sys::mount::{VolumeOptions, attach};
 use crate::error::ShimError;
 use crate::host;
 use crate::names::{MountOptions, mount_options};
-use crate::translate::{HostBind, MOUNTS, ROOT};
+use crate::translate::{HostBind, MODULES, MOUNTS, ROOT};
 
 /// As many digits of a pod's key as its folder has.
 const DIGITS: usize = 16;
@@ -187,6 +188,27 @@ impl PodFolder {
             })?;
         }
         Ok(())
+    }
+
+    /// Brings the kernel modules in `folder` to the guest.
+    ///
+    /// # Errors
+    /// Naming the folder.
+    pub(crate) fn bind_modules(&self, folder: &Path) -> Result<(), ShimError> {
+        let bind = HostBind {
+            source: folder.to_owned(),
+            name: MODULES.to_owned(),
+            options: VolumeOptions {
+                read_only: true,
+                ..VolumeOptions::default()
+            },
+        };
+        let target = self.share().join(MODULES);
+        if target.exists() {
+            return Ok(());
+        }
+        bind_one(&bind, &target)
+            .map_err(|error| ShimError::failed(&format!("cannot bring {} to the pod", folder.display()), error))
     }
 
     /// Unmounts what is a container's, and removes its folder.

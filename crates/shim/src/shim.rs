@@ -206,7 +206,10 @@ impl Shim {
             true => ContainerRoot::Image,
             false => translate::root_in_guest(id),
         };
-        let (container, binds) = translate::container(id, spec, root, &ThisHost)?;
+        let (mut container, binds) = translate::container(id, spec, root, &ThisHost)?;
+        if translate::manages_networks(&process) {
+            container.modules = pod.modules();
+        }
         let brought = (|| {
             if !is_image {
                 let root = spec.root.as_ref().map(|root| root.path.clone()).unwrap_or_default();
@@ -217,7 +220,9 @@ impl Shim {
             let first = Process::new(id, "", bundle, files.clone(), Some(process));
             self.table.add(Some(container), first)
         })();
-        brought.inspect_err(|_| drop(pod.folder.remove_container(id)))
+        brought.inspect_err(|_| drop(pod.folder.remove_container(id)))?;
+        pod.add_name(&spec.annotations, id);
+        Ok(())
     }
 
     /// Describes one more process of a container.
@@ -443,6 +448,7 @@ impl Shim {
             if let (false, Ok(pod)) = (is_sandbox, self.pod()) {
                 // The guest first: what it has open is in use here. A machine that is gone has nothing.
                 let _ = pod.engine.container(&pod.machine, id, ContainerRequest::Remove);
+                pod.remove_name(id);
                 let removed = pod.folder.remove_container(id);
                 removed.map_err(|e| ShimError::failed(&format!("the files of {id} stay"), e))?;
             }
@@ -555,15 +561,16 @@ impl Shim {
     /// Changes what a container may use. That of a sandbox is its machine's size, which stays.
     ///
     /// # Errors
-    /// When it does not run, or the guest refuses.
+    /// When it does not run, it would be more than the machine has, or the guest refuses.
     pub(crate) fn update(&self, id: &str, described: &[u8]) -> Result<(), ShimError> {
         let resources: oci::Resources = serde_json::from_slice(described)
             .map_err(|error| ShimError::Invalid(format!("the resources of {id} cannot be read: {error}")))?;
         if self.table.container(id)?.is_sandbox {
             return Ok(());
         }
-        self.ask(id, ContainerRequest::Update(translate::limits(Some(&resources))))
-            .map(drop)
+        let limits = translate::limits(Some(&resources));
+        self.pod()?.size.check(&limits)?;
+        self.ask(id, ContainerRequest::Update(limits)).map(drop)
     }
 
     /// Gives a terminal another size.

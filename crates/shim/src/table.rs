@@ -269,6 +269,7 @@ mod tests {
 
     fn container() -> Option<Container> {
         Some(Container {
+            modules: Vec::new(),
             root: ContainerRoot::Image,
             read_only: false,
             mounts: Vec::new(),

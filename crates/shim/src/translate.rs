@@ -42,6 +42,21 @@ pub(crate) const ROOT: &str = "rootfs";
 /// The folder of a container's volumes in the pod's share.
 pub(crate) const MOUNTS: &str = "mounts";
 
+/// The folder of kernel modules in the pod's share: no container has this name.
+pub(crate) const MODULES: &str = ".modules";
+
+/// Whether a process may manage networks: it may want modules of the kernel that no guest has loaded at its boot.
+pub(crate) fn manages_networks(process: &ContainerProcess) -> bool {
+    const NET_ADMIN: u64 = 1 << 12;
+    process.capabilities.is_none_or(|sets| sets.bounding & NET_ADMIN != 0)
+}
+
+/// Where the guest has a file of the folder of kernel modules.
+pub(crate) fn module_in_guest(file: &Path) -> Option<String> {
+    let name = file.file_name()?.to_str()?;
+    Some(format!("{SHARE_TARGET}/{MODULES}/{name}"))
+}
+
 /// The container `id` as the agent makes it, and what the host has to bring into the pod's share for it.
 ///
 /// # Errors
@@ -61,6 +76,7 @@ pub(crate) fn container(
     let container = Container {
         root,
         read_only: spec.root.as_ref().is_some_and(|root| root.readonly),
+        modules: Vec::new(),
         mounts,
         devices: spec.linux.devices.iter().filter_map(device).collect(),
         masked: spec.linux.masked_paths.clone(),

@@ -218,12 +218,67 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
             assert_eq!(output(node, &restricted, "wc -c < /proc/kcore"), "0");
         },
     );
+    checks.that(
+        "a system call filter holds in the guest, for executions as well",
+        || {
+            let profile = node.home.file("no-chmod.json");
+            let rules = json!([{"names": ["chmod", "fchmodat"], "action": "SCMP_ACT_ERRNO"}]);
+            let text = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}).to_string();
+            fs::write(&profile, text).unwrap();
+            let by_file = json!({"profile_type": 2, "localhost_ref": profile.display().to_string()});
+            let filtered = |name: &str, profile: Value| {
+                let security = json!({"linux": {"security_context": {"seccomp": profile}}});
+                pod.start(name, "sleep 1000", security)
+            };
+            let id = filtered("filtered", by_file);
+            let (code, _, why) = exec(node, &id, "chmod 700 /tmp");
+            assert!(code != 0 && why.contains("not permitted"), "{why}");
+            assert_eq!(output(node, &id, "grep -c '^Seccomp:.*2$' /proc/1/status"), "1");
+            // The runtime's own: it names several hundred calls.
+            let default = filtered("default", json!({"profile_type": 0}));
+            assert_eq!(
+                output(
+                    node,
+                    &default,
+                    "chmod 700 /tmp; grep -c '^Seccomp:.*2$' /proc/self/status"
+                ),
+                "1"
+            );
+            for id in [id, default] {
+                node.cri("StopContainer", &json!({"container_id": id, "timeout": 0}));
+                node.cri("RemoveContainer", &json!({"container_id": id}));
+            }
+        },
+    );
+    checks.that(
+        "who may manage networks can, and a volume that is read-only is so on the host",
+        || {
+            let network = json!({"linux": {"security_context": {"capabilities": {"add": ["NET_ADMIN"]}}}});
+            let id = pod.start("network", "sleep 1000", network);
+            output(node, &id, "brctl addbr b0 && ip link show b0");
+            node.cri("StopContainer", &json!({"container_id": id, "timeout": 0}));
+            node.cri("RemoveContainer", &json!({"container_id": id}));
+            let server = node.processes(&["virtiofsd"]).first().copied().unwrap_or_default();
+            let table = fs::read_to_string(format!("/proc/{server}/mountinfo")).unwrap_or_default();
+            let volume = table
+                .lines()
+                .find(|line| line.contains("/mounts/") && line.contains("volume"));
+            let options = volume.and_then(|line| line.split(' ').nth(5)).unwrap_or_default();
+            assert!(options.starts_with("ro,"), "{table}");
+        },
+    );
     checks.that("limits are the guest's control groups'", || {
         let limits = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
         assert_eq!(output(node, &web, limits), "67108864\n50000 100000");
         let wanted = json!({"container_id": web, "linux": {"memory_limit_in_bytes": 83_886_080}});
         node.cri("UpdateContainerResources", &wanted);
         assert_eq!(output(node, &web, "cat /sys/fs/cgroup/memory.max"), "83886080");
+        let larger = json!({"container_id": web, "linux": {"memory_limit_in_bytes": 8_589_934_592_u64}});
+        let refused = node.try_cri("UpdateContainerResources", &larger);
+        assert!(
+            refused.stderr().contains("more than the pod's machine has"),
+            "{refused}"
+        );
     });
     checks.that("the pod is at its address, in IPv4 and IPv6", || {
         let ip = pod.ip();
