@@ -155,6 +155,10 @@ state = "{state}"
         let place = self.place.take();
         self.start_containerd(place.as_ref());
         self.place = place;
+        // It looks at all pods first, also at those that are being made.
+        until("containerd knows its pods", Duration::from_secs(60), || {
+            (self.try_cri("ListPodSandbox", &json!({})).code == 0).then_some(())
+        });
     }
 
     /// Kills containerd, and nothing else.
