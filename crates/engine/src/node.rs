@@ -56,7 +56,7 @@ pub fn findings(programs: &Path) -> Vec<NodeFinding> {
             required: true,
             found: configured(&CONFIGURATIONS.map(Path::new)),
             lost: "runtimeClassName: zmachine is refused",
-            mend: "put examples/kubernetes/containerd.toml into /etc/containerd/conf.d (docs/kubernetes.md), and restart containerd",
+            mend: "put the lines of examples/kubernetes/containerd-1.toml or -2.toml there (docs/kubernetes.md), and restart containerd",
         },
         NodeFinding {
             requirement: "kubernetes: network plugins",
