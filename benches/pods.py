@@ -155,23 +155,24 @@ state = "{folder}/state"
 
 
 def overhead(node):
-    """Memory of a pod's processes on the host that is not its guest's: proportional shares, in bytes."""
-    total = 0
+    """Memory of a pod's processes on the host in MB, proportional shares: what is not its guest's, and what an emulator's translated code takes."""
+    rest = translated = 0
     for entry in node.processes():
         try:
-            rollup = (entry / "smaps_rollup").read_text()
             maps = (entry / "smaps").read_text()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024
-        # The guest's memory is one mapping of a file in memory that is shared with its servers.
-        guest = False
+        kind = ""
         for line in maps.splitlines():
-            if "-" in line.split(" ")[0]:
-                guest = "memfd:" in line or "/dev/zero" in line
-            elif guest and line.startswith("Pss:"):
-                total -= int(line.split()[1]) * 1024
-    return total
+            words = line.split()
+            if "-" in words[0]:
+                # The guest's memory is one mapping of a file in memory, which its servers have as well.
+                is_guest, is_code = "memfd:" in line, "x" in words[1] and len(words) == 5
+                kind = "guest" if is_guest else "code" if is_code and "w" in words[1] else ""
+            elif words[0] == "Pss:":
+                rest += int(words[1]) if not kind else 0
+                translated += int(words[1]) if kind == "code" else 0
+    return rest / 1024, translated / 1024
 
 
 def main():
@@ -232,7 +233,8 @@ def measure(node, args, folder):
     one = statistics.median(cpu["share"])
     print(f"{args.together} pods at once: {many:.2f} s of CPU in {time.monotonic() - begun:.1f} s, {many / (args.together * one):.2f} times {args.together} single starts")
     pod = node.pod("three", "share", 3)
-    print(f"a pod of three containers: {overhead(node) / (1 << 20):.1f} MB beyond the guest's memory")
+    rest, translated = overhead(node)
+    print(f"a pod of three containers: {rest:.1f} MB beyond the guest's memory, and {translated:.1f} MB of code that the emulator translated")
     node.remove(pod)
 
 
