@@ -14,7 +14,7 @@ RELEASE := $(TARGET_DIR)/release
 # All members at once: tests of one crate alone may ask a dependency for other features, and build it again.
 TEST_ARGS := --release --workspace
 
-.PHONY: help setup build shim build-api man agent-package deb tarball demo test test-fast test-long test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
+.PHONY: help setup build shim build-api man agent-package deb tarball demo test test-fast test-long test-kubernetes test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,7 +43,7 @@ man: setup ## manual pages of all commands, in $(TARGET_DIR)/man
 agent-package: build ## the guest agent as a Debian package for VMs, in $(TARGET_DIR)/release
 	@packaging/deb $(RELEASE) $(MAN) $(VERSION) $(RELEASE) zmachine-agent
 
-deb: build build-api man ## Debian packages of the host program, of the guest agent and of a guest kernel, in $(TARGET_DIR)/packages
+deb: build build-api shim man ## Debian packages of the host program, of the guest agent, of a guest kernel and of the shim for Kubernetes, in $(TARGET_DIR)/packages
 	@packaging/deb $(RELEASE) $(MAN) $(VERSION) $(TARGET_DIR)/packages
 
 tarball: build build-api man ## a tree that runs where it is unpacked, in $(TARGET_DIR)/packages
@@ -70,6 +70,10 @@ fuzz: setup ## let every fuzz target run for SECONDS (60 by default), and keep w
 test-long: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
 test-long: build test-kernel ## what takes minutes: a disk server that is killed a hundred times
 	$(CARGO) test $(TEST_ARGS) --test guest -- --ignored --skip debian
+
+test-kubernetes: build shim test-kernel ## a real Kubernetes of two nodes, built once from Debian's sources (eleven minutes of CPU): Deployments, probes, drain ...
+	scripts/kubernetes-build $(TARGET_DIR)/kubernetes
+	scripts/kubernetes-test $(TARGET_DIR)/kubernetes $(RELEASE) $(TARGET_DIR)/test-home/kernels/default $$(mktemp -d)/cluster
 
 test-debian: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
 test-debian: build test-kernel ## VMs of a whole Debian, with cloud-init, with networkd alone, with ifupdown alone: minutes, and 300 MB of packages

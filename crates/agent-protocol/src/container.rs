@@ -14,6 +14,10 @@ pub struct Container {
     /// Nothing can be written to the root itself; what is mounted in it stays as it is.
     #[serde(default)]
     pub read_only: bool,
+    /// Modules of the kernel that it may need, as files of the guest, each after those that it builds on. They are loaded before it is
+    /// made; what cannot be loaded is left out.
+    #[serde(default)]
+    pub modules: Vec<String>,
     /// What is mounted in the root, in this order.
     pub mounts: Vec<ContainerMount>,
     /// Device nodes in `/dev` beside those that every container has.

@@ -64,7 +64,11 @@ pub(crate) fn load_all(list: &Path) -> Result<usize, ModuleError> {
     Ok(names.len())
 }
 
-fn load(path: &Path) -> Result<(), ModuleError> {
+/// Loads a module; one that is there already is fine.
+///
+/// # Errors
+/// When it cannot be read, or the kernel refuses it.
+pub(crate) fn load(path: &Path) -> Result<(), ModuleError> {
     let file = File::open(path).map_err(|source| ModuleError::Read {
         path: path.into(),
         source,

@@ -225,13 +225,28 @@ impl Engine {
         self.stream(&machine, &Request::Console { stdin })
     }
 
-    /// Starts one more process in a machine. Its environment is over the machine's.
+    /// Starts one more process in a machine. Its environment is over the machine's. Of a pod it is in a container: the only one, or
+    /// the one that is named behind a colon.
     ///
     /// # Errors
-    /// [`Class::Conflict`] when the machine does not run.
+    /// [`Class::Conflict`] when the machine does not run; [`Class::NotFound`] when it has no such container.
     pub fn exec(&self, name: &str, process: Process) -> Result<(ProcessInput, ProcessOutput), Failure> {
+        let (name, container) = match name.split_once(':') {
+            Some((name, container)) => (name, Some(container)),
+            None => (name, None),
+        };
         let machine = self.machine(name)?;
         require_awake(&machine)?;
+        if let Some(pod) = &machine.spec.pod {
+            return self.exec_in_pod(&machine, pod, container, &process);
+        }
+        if let Some(container) = container {
+            let failure = Failure::new(
+                Class::Usage,
+                format!("machine '{name}' is no pod, and has no container '{container}'"),
+            );
+            return Err(failure.hint(format!("zmachine exec {name} COMMAND")));
+        }
         self.stream(&machine, &Request::Exec(process))
     }
 

@@ -2,7 +2,12 @@
 //!
 //! A process of a container is one with an id: [`Engine::attach_exec`] and [`Engine::wait_exec`] reach it.
 
+use std::path::{Path, PathBuf};
+
 use zmachine_agent_protocol::{Container, ContainerProcess, ContainerReply, ContainerRequest};
+use zmachine_hypervisor::Boot;
+use zmachine_kernel::{FsDriver, Kernel};
+use zmachine_plan::Plan;
 use zmachine_spec::control::{ExecRecord, Reply, Request};
 use zmachine_spec::{Class, Failure};
 
@@ -43,6 +48,22 @@ impl Engine {
         let machine = self.machine(machine)?;
         require_awake(&machine)?;
         self.stream(&machine, &Request::Dial { port })
+    }
+
+    /// Modules of a machine's kernel for what manages networks in it: files of this host, in loading order.
+    ///
+    /// # Errors
+    /// When there is no such machine, or its kernel is gone.
+    pub fn network_modules(&self, machine: &str) -> Result<Vec<PathBuf>, Failure> {
+        let plan = self.machine(machine)?.plan()?;
+        let Plan::Container(plan) = &plan else {
+            return Ok(Vec::new());
+        };
+        let Boot::Kernel { kernel, .. } = &plan.vm.boot else {
+            return Ok(Vec::new());
+        };
+        let folder = kernel.parent().unwrap_or(Path::new("/"));
+        Ok(Kernel::read(folder)?.driver_files(FsDriver::Nested))
     }
 
     /// Does something to a container of a machine.

@@ -26,6 +26,8 @@ mod images;
 mod measure;
 mod metrics;
 mod networks;
+pub mod node;
+mod pods;
 mod programs;
 mod prune;
 mod published;

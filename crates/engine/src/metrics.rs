@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use zmachine_spec::{Failure, State};
+use zmachine_spec::{Failure, State, pod};
 use zmachine_store::catalog::Machine;
 
 use crate::Engine;
@@ -217,9 +217,17 @@ fn head(text: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(text, "# TYPE zmachine_{name} {kind}");
 }
 
-/// Names and ids need no escaping: both have neither quotes nor backslashes.
+/// Names and ids need no escaping: both have neither quotes nor backslashes. What is said of a pod comes from whoever made it.
 fn labels(machine: &Machine) -> String {
-    format!("id=\"{}\",name=\"{}\"", machine.id, machine.spec.name)
+    let own = format!("id=\"{}\",name=\"{}\"", machine.id, machine.spec.name);
+    match pod::name_of(&machine.spec.labels) {
+        Some((namespace, name)) => format!("{own},namespace=\"{}\",pod=\"{}\"", escaped(namespace), escaped(name)),
+        None => own,
+    }
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -228,6 +236,19 @@ mod tests {
     use zmachine_spec::MachineSpec;
 
     use super::*;
+
+    #[test]
+    fn a_pods_figures_say_whose_they_are() {
+        let mut machine = Machine {
+            id: "0123456789ab".into(),
+            dir: std::path::PathBuf::new(),
+            spec: MachineSpec::new("pod-1", "/pod.fl"),
+            state: State::created(jiff::Timestamp::UNIX_EPOCH, vec![]),
+        };
+        machine.spec.labels.insert(pod::NAME_LABEL.into(), "we\"b\n".into());
+        let expected = r#"id="0123456789ab",name="pod-1",namespace="default",pod="we\"b\n""#;
+        assert_eq!(labels(&machine), expected);
+    }
 
     #[test]
     fn figures_have_their_golden_form() {

@@ -95,7 +95,7 @@ impl MachineSummary {
             cpus: machine.spec.cpus,
             cpu_limit: machine.spec.cpu_limit_milli.map(|milli| f64::from(milli) / 1000.0),
             memory_bytes: machine.spec.memory_bytes,
-            addresses: machine.state.addresses.iter().map(ToString::to_string).collect(),
+            addresses: addresses(machine),
             ports: attachments
                 .iter()
                 .flat_map(|a| &a.publish)
@@ -123,6 +123,17 @@ impl MachineSummary {
             finished_at: machine.state.finished_at,
         }
     }
+}
+
+/// Its addresses; those of a pod are its network plugin's.
+fn addresses(machine: &Machine) -> Vec<String> {
+    let network = machine.spec.pod.as_ref().and_then(|pod| pod.network.as_ref());
+    let of_pod = network.iter().flat_map(|network| &network.links);
+    let of_pod = of_pod
+        .flat_map(|link| &link.interface.addresses)
+        .map(|address| address.split('/').next().unwrap_or_default().to_owned());
+    let own = machine.state.addresses.iter().map(ToString::to_string);
+    own.chain(of_pod).collect()
 }
 
 /// The ports of this host that lead to a machine; none where its plan cannot be read.

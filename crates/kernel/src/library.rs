@@ -8,7 +8,7 @@ use zmachine_sys::file;
 use zmachine_sys::lock::FileLock;
 
 use crate::error::AtPath;
-use crate::{Description, KernelError};
+use crate::{Description, FsDriver, KernelError};
 
 /// No description is longer than this: 4 MiB.
 const MAX_DESCRIPTION_BYTES: u64 = 4 << 20;
@@ -33,6 +33,13 @@ impl Kernel {
     /// The uncompressed ELF kernel to boot.
     pub fn vmlinux(&self) -> PathBuf {
         self.dir.join("vmlinux")
+    }
+
+    /// The files of a driver's modules beyond those of the boot, in loading order; none when the kernel has it built in.
+    pub fn driver_files(&self, driver: FsDriver) -> Vec<PathBuf> {
+        let folder = self.dir.join("modules");
+        let names = self.description.driver_modules(driver);
+        names.into_iter().map(|name| folder.join(name)).collect()
     }
 
     /// The kernel's name.

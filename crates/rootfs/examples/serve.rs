@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         listener: zmachine_sys::fd::take_inherited(listener.parse()?)?,
         serial: serial.clone(),
         queues: queues.parse()?,
+        is_nbd: false,
         stores: Vec::new(),
         chunks: None,
         credentials: Default::default(),

@@ -16,6 +16,8 @@ pub(crate) enum Action {
         /// The namespace; none: this process's own.
         namespace: Option<PathBuf>,
     },
+    /// Tell containerd what this runtime is able to do.
+    Info,
     /// Print the version.
     Version,
 }
@@ -47,7 +49,7 @@ const SWITCHES: [&str; 3] = ["debug", "v", "info"];
 pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<(Action, Arguments), String> {
     let mut arguments = Arguments::default();
     let mut words = words.into_iter();
-    let mut version = false;
+    let (mut info, mut version) = (false, false);
     let mut actions = Vec::new();
     while let Some(word) = words.next() {
         let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
@@ -62,6 +64,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<(Action, 
             let is_on = given.as_deref() != Some("false");
             match name {
                 "debug" => arguments.debug = is_on,
+                "info" => info = is_on,
                 _ => version = is_on,
             }
             continue;
@@ -83,7 +86,8 @@ pub(crate) fn parse(words: impl IntoIterator<Item = String>) -> Result<(Action, 
         }
     }
     let mut actions = actions.into_iter();
-    let action = match (version, actions.next().as_deref()) {
+    let action = match (info || version, actions.next().as_deref()) {
+        (true, _) if info => Action::Info,
         (true, _) => Action::Version,
         (_, Some("start")) => Action::Start,
         (_, Some("delete")) => Action::Delete,
@@ -115,6 +119,7 @@ mod tests {
         let (action, arguments) = parse(words("--id=x -bundle /run/b --new-flag 1 delete")).unwrap();
         assert_eq!((action, arguments.bundle), (Action::Delete, Some("/run/b".into())));
         assert_eq!(parse(words("-v")).unwrap().0, Action::Version);
+        assert_eq!(parse(words("-info")).unwrap().0, Action::Info);
     }
 
     #[test]

@@ -9,11 +9,11 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | `arguments`, `bootstrap`, `start`, `cleanup` | the conversation of a start, and what is done when a shim is gone |
+//! | `arguments`, `bootstrap`, `start`, `info`, `cleanup` | the conversation of a start, what there is, and what is done when a shim is gone |
 //! | `serve`, `service`, `sandbox` | the task and sandbox APIs on the wire |
 //! | `shim`, `table` | tasks, and what is asked of them |
-//! | `pod`, `share` | the pod's machine, and what of this host its guest sees |
-//! | `oci`, `role`, `names`, `translate` | from OCI specifications to containers of the agent; pure |
+//! | `pod`, `share`, `host` | the pod's machine, and what of this host its guest sees |
+//! | `oci`, `role`, `names`, `translate`, `seccomp` | from OCI specifications to containers of the agent; pure |
 //! | `streams`, `events`, `stats`, `forward`, `log` | output, events, figures, forwarded ports |
 //!
 //! # Invariants
@@ -28,12 +28,15 @@ mod error;
 mod events;
 mod forward;
 mod hold;
+mod host;
+mod info;
 mod log;
 mod names;
 mod oci;
 mod pod;
 mod role;
 mod sandbox;
+mod seccomp;
 mod serve;
 mod service;
 mod settings;
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Action::Delete => cleanup::delete(&arguments),
         Action::Serve => serve::serve(&arguments),
         Action::Hold { namespace } => hold::hold(namespace.as_deref()),
+        Action::Info => info::tell(),
         Action::Version => {
             println!("containerd-shim-zmachine-v2 {}", env!("CARGO_PKG_VERSION"));
             Ok(())

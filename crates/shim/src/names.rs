@@ -79,6 +79,26 @@ pub(crate) fn limit(name: &str) -> Result<u8, ShimError> {
     number.map(|number| number as u8).ok_or_else(unknown)
 }
 
+/// Read-only with all that is mounted below.
+const ALL_READ_ONLY: &str = "rro";
+
+/// Every option of mounts that is understood here, and not by a file system.
+pub(crate) fn known_mount_options() -> Vec<&'static str> {
+    let flags = FLAGS.iter().map(|(name, ..)| *name);
+    let propagation = PROPAGATION
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|name| !is_shared(name));
+    flags
+        .chain(propagation)
+        .chain(["bind", "rbind", ALL_READ_ONLY])
+        .collect()
+}
+
+fn is_shared(name: &str) -> bool {
+    matches!(name, "shared" | "rshared")
+}
+
 /// What the options of a mount mean.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct MountOptions {
@@ -88,9 +108,16 @@ pub(crate) struct MountOptions {
     pub(crate) propagation: u64,
     /// It is a bind; with what is mounted in it.
     pub(crate) bind: Option<bool>,
+    /// It is read-only with all that is mounted in it.
+    pub(crate) read_only_below: bool,
     /// For the file system, separated by commas.
     pub(crate) data: String,
 }
+
+/// `MS_RDONLY`, `MS_SLAVE` and `MS_SHARED`.
+pub(crate) const READ_ONLY: u64 = 1;
+pub(crate) const SLAVE: u64 = 1 << 19;
+pub(crate) const SHARED: u64 = 1 << 20;
 
 /// Sorts the options of a mount.
 pub(crate) fn mount_options(options: &[String]) -> MountOptions {
@@ -108,6 +135,10 @@ pub(crate) fn mount_options(options: &[String]) -> MountOptions {
             match option.as_str() {
                 "bind" => sorted.bind = Some(sorted.bind.unwrap_or(false)),
                 "rbind" => sorted.bind = Some(true),
+                ALL_READ_ONLY => {
+                    sorted.flags |= READ_ONLY;
+                    sorted.read_only_below = true;
+                }
                 other => data.push(other),
             }
         }
@@ -151,5 +182,7 @@ mod tests {
         assert_eq!((bind.bind, bind.flags), (Some(true), 1));
         assert_eq!(bind.propagation, 1 << 18 | 16384);
         assert_eq!(mount_options(&words("ro,rw,bind")).flags, 0);
+        let all = mount_options(&words("rbind,rro"));
+        assert_eq!((all.flags, all.read_only_below), (READ_ONLY, true));
     }
 }

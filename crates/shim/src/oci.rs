@@ -97,9 +97,37 @@ pub(crate) struct Linux {
     pub(crate) resources: Option<Resources>,
     pub(crate) namespaces: Vec<Namespace>,
     pub(crate) devices: Vec<Device>,
-    pub(crate) seccomp: Option<serde_json::Value>,
+    pub(crate) seccomp: Option<Seccomp>,
     pub(crate) masked_paths: Vec<String>,
     pub(crate) readonly_paths: Vec<String>,
+}
+
+/// A system call filter.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Seccomp {
+    pub(crate) default_action: String,
+    pub(crate) default_errno_ret: Option<u32>,
+    pub(crate) architectures: Vec<String>,
+    pub(crate) syscalls: Vec<SystemCallRule>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct SystemCallRule {
+    pub(crate) names: Vec<String>,
+    pub(crate) action: String,
+    pub(crate) errno_ret: Option<u32>,
+    pub(crate) args: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Condition {
+    pub(crate) index: u32,
+    pub(crate) value: u64,
+    pub(crate) value_two: u64,
+    pub(crate) op: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -6,20 +6,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::StatFs;
-use zmachine_agent_protocol::{Interface, Route};
+use zmachine_agent_protocol::{ContainerLimits, Interface, Route};
 use zmachine_engine::{AbortAt, CreateOptions, Engine, Programs, Starting};
 use zmachine_flist::{Flist, Metadata, RouteTable, TreeBuilder};
 use zmachine_image::Silent;
 use zmachine_network::pod as namespace;
+use zmachine_spec::bytes::Human;
+use zmachine_spec::pod::ContainerNames;
 use zmachine_spec::{Class, Failure, Home, MachineSpec, PodLink, PodNetwork, PodSettings, RestartPolicy};
 
 use crate::error::ShimError;
+use crate::host;
 use crate::log::Log;
 use crate::oci::{Place, Spec};
 use crate::role::{self, Size};
 use crate::settings::Settings;
-use crate::share::PodFolder;
-use crate::translate::HostPaths;
+use crate::share::{self, PodFolder};
+use crate::translate::{HostPaths, module_in_guest};
 
 /// A pod's image, in place of an empty one.
 const FLIST: &str = "zmachine.io/flist";
@@ -42,12 +45,51 @@ pub(crate) struct Pod {
     /// The machine's name.
     pub(crate) machine: String,
     pub(crate) folder: PodFolder,
+    pub(crate) size: MachineSize,
     /// The network namespace that its guest took over.
     pub(crate) namespace: Option<PathBuf>,
     /// The image that its containers may have as their root.
     flist: Option<String>,
+    names: Mutex<ContainerNames>,
+    names_file: PathBuf,
+    /// A container was told of the kernel's modules.
+    has_modules: Mutex<bool>,
     /// The machine ends when this is dropped, or this process ends.
     starting: Mutex<Option<Starting>>,
+}
+
+/// How large a machine is, from its start to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MachineSize {
+    cpus: u32,
+    memory_bytes: u64,
+}
+
+impl MachineSize {
+    /// Whether a container can have these limits.
+    ///
+    /// # Errors
+    /// [`ShimError::Unsupported`] with what the machine has.
+    pub(crate) fn check(self, limits: &ContainerLimits) -> Result<(), ShimError> {
+        let period = limits.cpu_period_us.unwrap_or(100_000).max(1);
+        let cpu_milli = limits.cpu_quota_us.map(|quota| quota.saturating_mul(1000) / period);
+        let refused = |wanted: String, has: String| {
+            Err(ShimError::Unsupported(format!(
+                "a limit of {wanted} is more than the pod's machine has ({has}), whose size is that of its start: make a new pod"
+            )))
+        };
+        match (limits.memory_bytes, cpu_milli) {
+            (Some(bytes), _) if bytes > self.memory_bytes => refused(
+                format!("{} of memory", Human(bytes)),
+                Human(self.memory_bytes).to_string(),
+            ),
+            (_, Some(milli)) if milli > u64::from(self.cpus) * 1000 => refused(
+                format!("{}.{:03} CPUs", milli / 1000, milli % 1000),
+                self.cpus.to_string(),
+            ),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Opens the state, in which machines of this host are.
@@ -118,8 +160,19 @@ impl Pod {
             engine,
             machine: name,
             folder,
+            size: MachineSize {
+                cpus: machine_spec.cpus,
+                memory_bytes: machine_spec.memory_bytes,
+            },
             namespace,
             flist,
+            names: Mutex::default(),
+            names_file: machine_spec
+                .pod
+                .as_ref()
+                .map(PodSettings::names_file)
+                .unwrap_or_default(),
+            has_modules: Mutex::new(false),
             starting: Mutex::new(Some(starting)),
         })
     }
@@ -137,6 +190,42 @@ impl Pod {
                 "the container's root cannot be {named}: a pod has one flist, which its sandbox is told of"
             ))),
         }
+    }
+
+    /// Notes the name of a container, for operators.
+    pub(crate) fn add_name(&self, annotations: &BTreeMap<String, String>, id: &str) {
+        let name = role::container_name(annotations).unwrap_or(id);
+        self.change_names(|names| drop(names.insert(name.to_owned(), id.to_owned())));
+    }
+
+    /// Forgets it.
+    pub(crate) fn remove_name(&self, id: &str) {
+        self.change_names(|names| names.retain(|_, known| known != id));
+    }
+
+    fn change_names(&self, change: impl FnOnce(&mut ContainerNames)) {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut names);
+        // The pod is as good without it.
+        let _ = zmachine_sys::file::replace_json_unsynced(&self.names_file, &*names);
+    }
+
+    /// The modules that a container may need which manages networks, brought to the guest; none when they are not to be had, or are in
+    /// the guest's kernel already.
+    pub(crate) fn modules(&self) -> Vec<String> {
+        let mut are_there = self.has_modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if *are_there {
+            return Vec::new();
+        }
+        let files = self.engine.network_modules(&self.machine).unwrap_or_default();
+        let Some(folder) = files.first().and_then(|file| file.parent()) else {
+            return Vec::new();
+        };
+        if self.folder.bind_modules(folder).is_err() {
+            return Vec::new();
+        }
+        *are_there = true;
+        files.iter().filter_map(|file| module_in_guest(file)).collect()
     }
 
     /// Waits until the machine has ended; why.
@@ -318,8 +407,14 @@ pub(crate) struct ThisHost;
 impl HostPaths for ThisHost {
     fn memory_volume(&self, path: &Path) -> Option<u64> {
         let is_volume = path.components().any(|part| part.as_os_str() == EMPTY_DIR);
-        let system: StatFs = rustix::fs::statfs(path).ok().filter(|_| is_volume)?;
+        let system: StatFs = host::within(|| Ok(rustix::fs::statfs(path)?))
+            .ok()
+            .filter(|_| is_volume)?;
         (system.f_type == TMPFS_MAGIC).then(|| system.f_blocks.saturating_mul(system.f_bsize.cast_unsigned()))
+    }
+
+    fn has_mounts_below(&self, path: &Path) -> bool {
+        share::has_mounts_below(path)
     }
 }
 
@@ -368,6 +463,25 @@ mod tests {
             ("io.kubernetes.cri.sandbox-cpu-period", "100000"),
         ]);
         assert_eq!(sized(&spec, &settings), (1, (256 + 128) << 20));
+    }
+
+    #[test]
+    fn limits_that_a_machine_cannot_give_are_refused_with_what_it_has() {
+        let size = MachineSize {
+            cpus: 1,
+            memory_bytes: 256 << 20,
+        };
+        let limits = |memory_bytes, cpu_quota_us| ContainerLimits {
+            memory_bytes,
+            cpu_quota_us,
+            ..ContainerLimits::default()
+        };
+        size.check(&limits(Some(256 << 20), Some(100_000))).unwrap();
+        size.check(&ContainerLimits::default()).unwrap();
+        let memory = size.check(&limits(Some(257 << 20), None)).unwrap_err().to_string();
+        assert!(memory.contains("257 MiB") && memory.contains("256 MiB"), "{memory}");
+        let cpus = size.check(&limits(None, Some(150_000))).unwrap_err().to_string();
+        assert!(cpus.contains("1.500 CPUs"), "{cpus}");
     }
 
     #[test]

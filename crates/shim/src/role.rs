@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use zmachine_spec::pod;
+
 /// `sandbox` or `container`.
 const KIND: &str = "io.kubernetes.cri.container-type";
 /// The id of the sandbox that a container belongs to.
@@ -59,9 +61,9 @@ pub(crate) fn container_name(annotations: &BTreeMap<String, String>) -> Option<&
 /// The labels by which operators find a pod's machine, as the kubelet writes them.
 pub(crate) fn labels(annotations: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let pairs = [
-        (POD_NAME, "io.kubernetes.pod.name"),
-        (POD_NAMESPACE, "io.kubernetes.pod.namespace"),
-        (POD_UID, "io.kubernetes.pod.uid"),
+        (POD_NAME, pod::NAME_LABEL),
+        (POD_NAMESPACE, pod::NAMESPACE_LABEL),
+        (POD_UID, pod::UID_LABEL),
     ];
     let label = |(from, to): (&str, &str)| Some((to.to_owned(), annotations.get(from)?.clone()));
     pairs.into_iter().filter_map(label).collect()

@@ -16,6 +16,7 @@ use crate::cleanup::remove_file;
 use crate::error::ShimError;
 use crate::events::Events;
 use crate::hold;
+use crate::host;
 use crate::log::Log;
 use crate::oci::{Place, Spec};
 use crate::pod;
@@ -40,6 +41,7 @@ const GOODBYE: Duration = Duration::from_millis(200);
 /// # Errors
 /// When it cannot begin.
 pub(crate) fn serve(arguments: &Arguments) -> Result<(), ShimError> {
+    host::leave().map_err(|e| ShimError::failed("cannot have mounts of its own", e))?;
     let bundle = std::env::current_dir().map_err(|e| ShimError::failed("the bundle", e))?;
     let spec = match bundle.join("config.json").is_file() {
         true => Spec::read(&bundle)?,

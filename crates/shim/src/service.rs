@@ -29,14 +29,18 @@ pub(crate) struct TaskService {
     shim: Arc<Shim>,
     /// Set when the shim is to end.
     ends: watch::Sender<bool>,
+    /// Tasks that are being made.
+    creating: watch::Sender<Vec<String>>,
 }
 
 /// The services of both versions.
 pub(crate) fn services(shim: &Arc<Shim>, ends: &watch::Sender<bool>) -> HashMap<String, Service> {
+    let creating = watch::Sender::default();
     let service = || {
         Arc::new(TaskService {
             shim: Arc::clone(shim),
             ends: ends.clone(),
+            creating: creating.clone(),
         })
     };
     let mut all = create_task(service());
@@ -59,6 +63,32 @@ pub(crate) async fn blocking<T: Send + 'static>(
     Ok(done.map_err(ended).and_then(|done| done)?)
 }
 
+/// A task that is being made, for as long as this lives.
+struct Pending {
+    creating: watch::Sender<Vec<String>>,
+    id: String,
+}
+
+impl Pending {
+    fn begin(creating: &watch::Sender<Vec<String>>, id: &str) -> Pending {
+        creating.send_modify(|ids| ids.push(id.to_owned()));
+        Pending {
+            creating: creating.clone(),
+            id: id.to_owned(),
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.creating.send_modify(|ids| {
+            if let Some(at) = ids.iter().position(|id| *id == self.id) {
+                ids.remove(at);
+            }
+        });
+    }
+}
+
 fn empty() -> api::Empty {
     api::Empty::default()
 }
@@ -70,6 +100,7 @@ fn value(any: MessageField<Any>) -> Vec<u8> {
 #[async_trait]
 impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, request: api::StateRequest) -> Result<api::StateResponse> {
+        self.made(&request.id).await;
         let process = self.shim.process(&request.id, &request.exec_id)?;
         let mut response = api::StateResponse {
             id: request.id.clone(),
@@ -118,7 +149,9 @@ impl Task for TaskService {
                 terminal: request.terminal,
             },
         };
+        let pending = Pending::begin(&self.creating, &creation.id);
         let created = blocking(&self.shim, move |shim| {
+            let _pending = pending;
             shim.create(&creation)
                 .inspect_err(|error| shim.log.line(&format!("create {}: {error}", creation.id)))
         });
@@ -143,6 +176,7 @@ impl Task for TaskService {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: api::DeleteRequest) -> Result<api::DeleteResponse> {
+        self.made(&request.id).await;
         let (code, at) = blocking(&self.shim, move |shim| shim.delete(&request.id, &request.exec_id)).await?;
         Ok(api::DeleteResponse {
             pid: self.shim.pid(),
@@ -153,6 +187,7 @@ impl Task for TaskService {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> Result<api::PidsResponse> {
+        self.made(&request.id).await;
         let pids = blocking(&self.shim, move |shim| shim.pids(&request.id)).await?;
         let process = |pid| ProcessInfo {
             pid,
@@ -179,6 +214,7 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> Result<api::Empty> {
+        self.made(&request.id).await;
         let kill = move |shim: &Arc<Shim>| shim.kill(&request.id, &request.exec_id, request.signal, request.all);
         blocking(&self.shim, kill).await?;
         Ok(empty())
@@ -254,6 +290,14 @@ impl Task for TaskService {
 }
 
 impl TaskService {
+    /// Waits while a task is being made. A containerd that was killed and is back asks for it: that there is none would be true for a moment
+    /// alone, and what is made after that nobody would know.
+    async fn made(&self, id: &str) {
+        let mut creating = self.creating.subscribe();
+        // The sender is this very service's.
+        let _ = creating.wait_for(|ids| !ids.iter().any(|pending| pending == id)).await;
+    }
+
     /// A pod that never came to be has no task to shut down.
     fn end_if_empty(&self) {
         if self.shim.is_empty() && self.shim.pod().is_err() {

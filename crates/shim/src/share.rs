@@ -7,11 +7,14 @@
 //!   share/                       a mount with shared propagation: what is mounted below, the guest sees
 //!     <container>/rootfs         the container's root, as the snapshotter describes it
 //!     <container>/mounts/<n>     a volume
+//!     .modules                   modules of the guest's kernel, where a container may manage networks
 //! ```
-//! It is outside of containerd's bundle: containerd removes a bundle with everything in it, and what is mounted here is not its own.
+//! It is outside of containerd's bundle: containerd removes a bundle with everything in it, and what is mounted here is not its own. The
+//! mounts are in the shim's own namespace (see [`crate::host`]).
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,10 +25,12 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
     mount_remount, unmount,
 };
+use zmachine_sys::mount::{VolumeOptions, attach};
 
 use crate::error::ShimError;
+use crate::host;
 use crate::names::{MountOptions, mount_options};
-use crate::translate::{HostBind, MOUNTS, ROOT};
+use crate::translate::{HostBind, MODULES, MOUNTS, ROOT};
 
 /// As many digits of a pod's key as its folder has.
 const DIGITS: usize = 16;
@@ -148,13 +153,25 @@ impl PodFolder {
     pub(crate) fn mount_root(&self, id: &str, mounts: &[SnapshotMount], bundle_root: &Path) -> Result<(), ShimError> {
         let target = self.container(id).join(ROOT);
         make(&target)?;
-        let mounted = match mounts {
-            // containerd has put it into the bundle.
-            [] => mount_bind_recursive(bundle_root, &target)
-                .map_err(|e| ShimError::failed(&format!("cannot mount {}", bundle_root.display()), io::Error::from(e))),
-            mounts => mounts.iter().try_for_each(|mount| mount_snapshot(mount, &target)),
+        let all = VolumeOptions {
+            recursive: true,
+            ..VolumeOptions::default()
         };
-        mounted.inspect_err(|_| drop(self.remove_container(id)))
+        let (what, root) = match mounts {
+            // containerd has put it into the bundle.
+            [] => (bundle_root.display().to_string(), host::copy_volume(bundle_root, all)),
+            mounts => {
+                let names: Vec<String> = mounts
+                    .iter()
+                    .map(|mount| format!("{} {}", mount.kind, mount.source))
+                    .collect();
+                let mount = || mounts.iter().try_for_each(|mount| mount_snapshot(mount, &target));
+                (names.join(", "), host::mounted(&target, mount))
+            }
+        };
+        let mounted = root.and_then(|root| attach(root, &target));
+        let failed = |error| ShimError::failed(&format!("cannot mount the root of a container ({what})"), error);
+        mounted.map_err(failed).inspect_err(|_| drop(self.remove_container(id)))
     }
 
     /// Brings volumes of a container to the guest.
@@ -171,6 +188,27 @@ impl PodFolder {
             })?;
         }
         Ok(())
+    }
+
+    /// Brings the kernel modules in `folder` to the guest.
+    ///
+    /// # Errors
+    /// Naming the folder.
+    pub(crate) fn bind_modules(&self, folder: &Path) -> Result<(), ShimError> {
+        let bind = HostBind {
+            source: folder.to_owned(),
+            name: MODULES.to_owned(),
+            options: VolumeOptions {
+                read_only: true,
+                ..VolumeOptions::default()
+            },
+        };
+        let target = self.share().join(MODULES);
+        if target.exists() {
+            return Ok(());
+        }
+        bind_one(&bind, &target)
+            .map_err(|error| ShimError::failed(&format!("cannot bring {} to the pod", folder.display()), error))
     }
 
     /// Unmounts what is a container's, and removes its folder.
@@ -195,35 +233,37 @@ fn make(folder: &Path) -> Result<(), ShimError> {
 }
 
 fn bind_one(bind: &HostBind, target: &Path) -> io::Result<()> {
-    match fs::metadata(&bind.source)?.is_dir() {
+    let volume = host::copy_volume(&bind.source, bind.options)?;
+    match fs::metadata(format!("/proc/self/fd/{}", volume.as_raw_fd()))?.is_dir() {
         true => fs::create_dir(target)?,
         false => drop(fs::File::create_new(target)?),
     }
-    match bind.recursive {
-        true => mount_bind_recursive(&bind.source, target)?,
-        false => mount_bind(&bind.source, target)?,
-    }
-    Ok(())
+    attach(volume, target)
 }
 
-fn mount_snapshot(wanted: &SnapshotMount, target: &Path) -> Result<(), ShimError> {
+/// Whether something is mounted below a path of the host.
+pub(crate) fn has_mounts_below(path: &Path) -> bool {
+    let looked = host::within(|| {
+        // As the kernel names it.
+        let path = fs::canonicalize(path)?;
+        let table = fs::read_to_string("/proc/thread-self/mountinfo")?;
+        let has_some = mount_points(&table).any(|point| point != path && point.starts_with(&path));
+        Ok(has_some)
+    });
+    looked.unwrap_or(false)
+}
+
+fn mount_snapshot(wanted: &SnapshotMount, target: &Path) -> io::Result<()> {
     let options = mount_options(&wanted.options);
-    let failed = |error: io::Error| {
-        let what = format!(
-            "cannot mount the root of a container ({} {})",
-            wanted.kind, wanted.source
-        );
-        ShimError::failed(&what, error)
-    };
     let flags = MountFlags::from_bits_retain(options.flags as u32);
     if wanted.kind == "bind" || options.bind.is_some() {
-        mount_bind_recursive(&wanted.source, target).map_err(|e| failed(e.into()))?;
+        mount_bind_recursive(&wanted.source, target)?;
         if !flags.is_empty() {
-            mount_remount(target, MountFlags::BIND | flags, "").map_err(|e| failed(e.into()))?;
+            mount_remount(target, MountFlags::BIND | flags, "")?;
         }
         return Ok(());
     }
-    mount_new(wanted, &options, flags, target).map_err(failed)
+    mount_new(wanted, &options, flags, target)
 }
 
 fn mount_new(wanted: &SnapshotMount, options: &MountOptions, flags: MountFlags, target: &Path) -> io::Result<()> {
@@ -234,17 +274,11 @@ fn mount_new(wanted: &SnapshotMount, options: &MountOptions, flags: MountFlags, 
     if options.data.len() <= DATA_LIMIT || wanted.kind != "overlay" {
         return mount_at(&wanted.source, target, &options.data);
     }
-    // More layers than paths fit: they are named from a folder that they have in common, by a thread that is there.
+    // More layers than paths fit: they are named from a folder that they have in common. This thread is there for nothing else.
     let (folder, data) = shortened(&options.data)
         .filter(|(_, data)| data.len() <= DATA_LIMIT)
         .ok_or_else(|| io::Error::other("it has more layers than one mount takes"))?;
-    std::thread::scope(|scope| {
-        let thread =
-            scope.spawn(|| zmachine_sys::mount::in_folder(&folder, || mount_at(&wanted.source, target, &data)));
-        thread
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("a thread ended early")))
-    })
+    zmachine_sys::mount::in_folder(&folder, || mount_at(&wanted.source, target, &data))
 }
 
 /// The options of an overlay with paths of layers from the folder that all of them are in.

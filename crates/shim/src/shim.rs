@@ -27,6 +27,7 @@ use crate::log::Log;
 use crate::oci::{self, Spec};
 use crate::pod::{Pod, ThisHost};
 use crate::role::Role;
+use crate::seccomp;
 use crate::settings::Settings;
 use crate::share::{PodFolder, SnapshotMount};
 use crate::stats;
@@ -111,10 +112,6 @@ impl Shim {
             return Ok(());
         }
         let settings = Settings::read()?;
-        if spec.linux.seccomp.is_some() {
-            self.log
-                .line("system call filters of pods are not applied in the guest: docs/kubernetes.md says what stands in their place");
-        }
         let pod = Arc::new(Pod::boot(&self.key, spec, netns, &settings, &self.log)?);
         *held = Some(Arc::clone(&pod));
         if let Some(namespace) = &pod.namespace
@@ -197,13 +194,22 @@ impl Shim {
         let Creation { id, files, .. } = creation;
         let described = spec.process.as_ref();
         let described = described.ok_or_else(|| ShimError::Invalid(format!("{bundle}: nothing is to run")))?;
-        let process = translate::process(described, files.terminal, !files.stdin.is_empty())?;
+        let filter = spec.linux.seccomp.as_ref().map(seccomp::program).transpose()?;
+        let process = translate::process(
+            described,
+            files.terminal,
+            !files.stdin.is_empty(),
+            filter.unwrap_or_default(),
+        )?;
         let is_image = pod.is_root_of(&spec.annotations)?;
         let root = match is_image {
             true => ContainerRoot::Image,
             false => translate::root_in_guest(id),
         };
-        let (container, binds) = translate::container(id, spec, root, &ThisHost)?;
+        let (mut container, binds) = translate::container(id, spec, root, &ThisHost)?;
+        if translate::manages_networks(&process) {
+            container.modules = pod.modules();
+        }
         let brought = (|| {
             if !is_image {
                 let root = spec.root.as_ref().map(|root| root.path.clone()).unwrap_or_default();
@@ -214,7 +220,9 @@ impl Shim {
             let first = Process::new(id, "", bundle, files.clone(), Some(process));
             self.table.add(Some(container), first)
         })();
-        brought.inspect_err(|_| drop(pod.folder.remove_container(id)))
+        brought.inspect_err(|_| drop(pod.folder.remove_container(id)))?;
+        pod.add_name(&spec.annotations, id);
+        Ok(())
     }
 
     /// Describes one more process of a container.
@@ -224,8 +232,9 @@ impl Shim {
     pub(crate) fn exec(&self, id: &str, exec: &str, described: &[u8], files: Files) -> Result<(), ShimError> {
         let spec: oci::Process = serde_json::from_slice(described)
             .map_err(|error| ShimError::Invalid(format!("the process {exec} cannot be read: {error}")))?;
-        let spec = translate::process(&spec, files.terminal, !files.stdin.is_empty())?;
         let first = self.process(id, "")?;
+        let filter = first.filter.clone();
+        let spec = translate::process(&spec, files.terminal, !files.stdin.is_empty(), filter)?;
         self.table
             .add_process(Process::new(id, exec, &first.bundle, files, Some(spec)))?;
         self.events.send(
@@ -439,6 +448,7 @@ impl Shim {
             if let (false, Ok(pod)) = (is_sandbox, self.pod()) {
                 // The guest first: what it has open is in use here. A machine that is gone has nothing.
                 let _ = pod.engine.container(&pod.machine, id, ContainerRequest::Remove);
+                pod.remove_name(id);
                 let removed = pod.folder.remove_container(id);
                 removed.map_err(|e| ShimError::failed(&format!("the files of {id} stay"), e))?;
             }
@@ -551,15 +561,16 @@ impl Shim {
     /// Changes what a container may use. That of a sandbox is its machine's size, which stays.
     ///
     /// # Errors
-    /// When it does not run, or the guest refuses.
+    /// When it does not run, it would be more than the machine has, or the guest refuses.
     pub(crate) fn update(&self, id: &str, described: &[u8]) -> Result<(), ShimError> {
         let resources: oci::Resources = serde_json::from_slice(described)
             .map_err(|error| ShimError::Invalid(format!("the resources of {id} cannot be read: {error}")))?;
         if self.table.container(id)?.is_sandbox {
             return Ok(());
         }
-        self.ask(id, ContainerRequest::Update(translate::limits(Some(&resources))))
-            .map(drop)
+        let limits = translate::limits(Some(&resources));
+        self.pod()?.size.check(&limits)?;
+        self.ask(id, ContainerRequest::Update(limits)).map(drop)
     }
 
     /// Gives a terminal another size.

@@ -33,6 +33,8 @@ pub(crate) struct Process {
     pub(crate) files: Files,
     /// What it is, until it is started; none for a sandbox.
     pub(crate) spec: Mutex<Option<ContainerProcess>>,
+    /// Its system call filter, which others of its container have as well.
+    pub(crate) filter: Vec<u64>,
     status: watch::Sender<Status>,
     input: Mutex<Option<ProcessInput>>,
     input_end: Mutex<Option<InputEnd>>,
@@ -71,6 +73,10 @@ impl Process {
             exec: exec.to_owned(),
             bundle: bundle.to_owned(),
             files,
+            filter: spec
+                .as_ref()
+                .map(|spec| spec.system_call_filter.clone())
+                .unwrap_or_default(),
             spec: Mutex::new(spec),
             status: watch::channel(Status::Created).0,
             input: Mutex::default(),
@@ -263,6 +269,7 @@ mod tests {
 
     fn container() -> Option<Container> {
         Some(Container {
+            modules: Vec::new(),
             root: ContainerRoot::Image,
             read_only: false,
             mounts: Vec::new(),

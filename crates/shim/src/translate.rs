@@ -7,9 +7,10 @@ use zmachine_agent_protocol::{
     ResourceLimit, WindowSize,
 };
 use zmachine_spec::pod::SHARE_TARGET;
+use zmachine_sys::mount::VolumeOptions;
 
 use crate::error::ShimError;
-use crate::names::{self, mount_options};
+use crate::names::{self, MountOptions, mount_options};
 use crate::oci::{self, Place, Spec};
 
 /// A file or directory of the host that a container has.
@@ -19,14 +20,17 @@ pub(crate) struct HostBind {
     pub(crate) source: PathBuf,
     /// Its name among the container's.
     pub(crate) name: String,
-    /// With what is mounted in it.
-    pub(crate) recursive: bool,
+    /// How it is brought.
+    pub(crate) options: VolumeOptions,
 }
 
 /// What is asked of the host's paths.
 pub(crate) trait HostPaths {
     /// A file system in memory made for a pod's volume: its size in bytes. `None` for everything else.
     fn memory_volume(&self, path: &Path) -> Option<u64>;
+
+    /// Whether something is mounted below it.
+    fn has_mounts_below(&self, path: &Path) -> bool;
 }
 
 /// Devices of a guest that are worth having: the others that a privileged container is given are the host's. Type, major, minor.
@@ -37,6 +41,21 @@ pub(crate) const ROOT: &str = "rootfs";
 
 /// The folder of a container's volumes in the pod's share.
 pub(crate) const MOUNTS: &str = "mounts";
+
+/// The folder of kernel modules in the pod's share: no container has this name.
+pub(crate) const MODULES: &str = ".modules";
+
+/// Whether a process may manage networks: it may want modules of the kernel that no guest has loaded at its boot.
+pub(crate) fn manages_networks(process: &ContainerProcess) -> bool {
+    const NET_ADMIN: u64 = 1 << 12;
+    process.capabilities.is_none_or(|sets| sets.bounding & NET_ADMIN != 0)
+}
+
+/// Where the guest has a file of the folder of kernel modules.
+pub(crate) fn module_in_guest(file: &Path) -> Option<String> {
+    let name = file.file_name()?.to_str()?;
+    Some(format!("{SHARE_TARGET}/{MODULES}/{name}"))
+}
 
 /// The container `id` as the agent makes it, and what the host has to bring into the pod's share for it.
 ///
@@ -57,6 +76,7 @@ pub(crate) fn container(
     let container = Container {
         root,
         read_only: spec.root.as_ref().is_some_and(|root| root.readonly),
+        modules: Vec::new(),
         mounts,
         devices: spec.linux.devices.iter().filter_map(device).collect(),
         masked: spec.linux.masked_paths.clone(),
@@ -84,8 +104,9 @@ fn one_mount(
     host: &dyn HostPaths,
     binds: &mut Vec<HostBind>,
 ) -> Result<ContainerMount, ShimError> {
-    let options = mount_options(&mount.options);
+    let mut options = mount_options(&mount.options);
     let is_bind = mount.kind == "bind" || options.bind.is_some();
+    let data = std::mem::take(&mut options.data);
     let (source, data) = match mount.kind.as_str() {
         // All containers of a pod have the same one, which the host has made for them: in the guest it is the guest's.
         _ if is_bind && mount.destination == "/dev/shm" => {
@@ -95,34 +116,14 @@ fn one_mount(
             };
             (source, String::new())
         }
-        _ if is_bind => {
-            let source = match host.memory_volume(&mount.source) {
-                Some(size) => MountSource::Memory {
-                    name: memory_name(&mount.source),
-                    size_bytes: Some(size),
-                },
-                None => {
-                    let name = binds.len().to_string();
-                    binds.push(HostBind {
-                        source: mount.source.clone(),
-                        name: name.clone(),
-                        recursive: options.bind.unwrap_or(true),
-                    });
-                    MountSource::Bind {
-                        path: format!("{SHARE_TARGET}/{id}/{MOUNTS}/{name}"),
-                        recursive: true,
-                    }
-                }
-            };
-            (source, String::new())
-        }
+        _ if is_bind => (bound(id, mount, &mut options, host, binds)?, String::new()),
         "cgroup" | "cgroup2" => {
             let fstype = "cgroup2".to_owned();
             (MountSource::New { fstype }, String::new())
         }
         "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" => {
             let fstype = mount.kind.clone();
-            (MountSource::New { fstype }, options.data)
+            (MountSource::New { fstype }, data)
         }
         other => {
             return Err(ShimError::Unsupported(format!(
@@ -137,6 +138,48 @@ fn one_mount(
         flags: options.flags,
         propagation: options.propagation,
         options: data,
+    })
+}
+
+/// A file or directory of the host. That it is read-only is seen to on the host, where a guest has no say.
+fn bound(
+    id: &str,
+    mount: &oci::Mount,
+    options: &mut MountOptions,
+    host: &dyn HostPaths,
+    binds: &mut Vec<HostBind>,
+) -> Result<MountSource, ShimError> {
+    if options.propagation & names::SHARED != 0 {
+        return Err(ShimError::Unsupported(format!(
+            "what a machine mounts at {} cannot appear on its host (mountPropagation: Bidirectional): use HostToContainer, or another runtime class",
+            mount.destination
+        )));
+    }
+    if let Some(size) = host.memory_volume(&mount.source) {
+        return Ok(MountSource::Memory {
+            name: memory_name(&mount.source),
+            size_bytes: Some(size),
+        });
+    }
+    let name = binds.len().to_string();
+    let volume = VolumeOptions {
+        recursive: options.bind.unwrap_or(true),
+        read_only: options.flags & names::READ_ONLY != 0,
+        read_only_below: options.read_only_below,
+        follows: options.propagation & names::SLAVE != 0,
+    };
+    // The guest sees one file system, and could make no difference between a volume and what is mounted in it.
+    if volume.read_only && !volume.read_only_below && volume.recursive && host.has_mounts_below(&mount.source) {
+        options.flags &= !names::READ_ONLY;
+    }
+    binds.push(HostBind {
+        source: mount.source.clone(),
+        name: name.clone(),
+        options: volume,
+    });
+    Ok(MountSource::Bind {
+        path: format!("{SHARE_TARGET}/{id}/{MOUNTS}/{name}"),
+        recursive: true,
     })
 }
 
@@ -190,7 +233,12 @@ fn weight(shares: u64) -> u64 {
 ///
 /// # Errors
 /// For names that are none.
-pub(crate) fn process(process: &oci::Process, terminal: bool, stdin: bool) -> Result<ContainerProcess, ShimError> {
+pub(crate) fn process(
+    process: &oci::Process,
+    terminal: bool,
+    stdin: bool,
+    system_call_filter: Vec<u64>,
+) -> Result<ContainerProcess, ShimError> {
     let size = |value: u32, default: u16| match value {
         0 => default,
         value => value.min(u32::from(u16::MAX)) as u16,
@@ -222,7 +270,7 @@ pub(crate) fn process(process: &oci::Process, terminal: bool, stdin: bool) -> Re
         no_new_privileges: process.no_new_privileges,
         // What the host's kernel makes of it is the hypervisor's business.
         oom_score_adj: process.oom_score_adj,
-        system_call_filter: Vec::new(),
+        system_call_filter,
     })
 }
 
@@ -236,6 +284,10 @@ mod tests {
     impl HostPaths for Paths {
         fn memory_volume(&self, path: &Path) -> Option<u64> {
             path.starts_with("/memory").then_some(1 << 20)
+        }
+
+        fn has_mounts_below(&self, path: &Path) -> bool {
+            path.starts_with("/mounts")
         }
     }
 
@@ -276,7 +328,11 @@ mod tests {
         let expected = HostBind {
             source: "/var/hosts".into(),
             name: "0".into(),
-            recursive: true,
+            options: VolumeOptions {
+                recursive: true,
+                read_only: true,
+                ..VolumeOptions::default()
+            },
         };
         assert_eq!(binds, [expected]);
     }
@@ -290,6 +346,40 @@ mod tests {
             let spec = spec(serde_json::json!({"linux": {"namespaces": namespaces}}));
             assert!(!container("c", &spec, root_in_guest("c"), &Paths).unwrap().0.own_pids);
         }
+    }
+
+    #[test]
+    fn a_read_only_volume_is_so_on_the_host_and_leaves_alone_what_is_mounted_in_it() {
+        let spec = spec(serde_json::json!({"mounts": [
+            {"destination": "/a", "type": "bind", "source": "/mounts/a", "options": ["rbind", "rprivate", "ro"]},
+            {"destination": "/b", "type": "bind", "source": "/mounts/a", "options": ["rbind", "rprivate", "rro"]},
+            {"destination": "/c", "type": "bind", "source": "/c", "options": ["rbind", "rslave"]},
+        ]}));
+        let (container, binds) = container("c", &spec, root_in_guest("c"), &Paths).unwrap();
+        let in_guest: Vec<_> = container.mounts.iter().map(|mount| mount.flags).collect();
+        assert_eq!(in_guest, [0, names::READ_ONLY, 0]);
+        let on_host = |at: usize| {
+            let options: VolumeOptions = binds[at].options;
+            (options.read_only, options.read_only_below, options.follows)
+        };
+        assert_eq!(
+            [0, 1, 2].map(on_host),
+            [(true, false, false), (true, true, false), (false, false, true)]
+        );
+    }
+
+    #[test]
+    fn a_mount_of_a_guest_that_should_appear_on_the_host_is_refused() {
+        let shared =
+            serde_json::json!({"destination": "/x", "type": "bind", "source": "/x", "options": ["rbind", "rshared"]});
+        let spec = spec(serde_json::json!({"mounts": [shared]}));
+        let refused = container("c", &spec, root_in_guest("c"), &Paths)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains("/x") && refused.contains("HostToContainer"),
+            "{refused}"
+        );
     }
 
     #[test]

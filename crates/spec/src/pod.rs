@@ -1,5 +1,6 @@
 //! What makes a machine the host of a pod: containers that are brought into it while it runs.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -42,5 +43,55 @@ pub struct PodLink {
     pub interface: Interface,
 }
 
+/// Labels of a pod's machine, as kubelets write them.
+pub const NAME_LABEL: &str = "io.kubernetes.pod.name";
+/// The pod's namespace.
+pub const NAMESPACE_LABEL: &str = "io.kubernetes.pod.namespace";
+/// What tells it from another one of the same name.
+pub const UID_LABEL: &str = "io.kubernetes.pod.uid";
+
+/// Namespace and name of the pod whose machine has these labels.
+pub fn name_of(labels: &BTreeMap<String, String>) -> Option<(&str, &str)> {
+    let name = labels.get(NAME_LABEL)?;
+    let namespace = labels.get(NAMESPACE_LABEL).map_or("default", String::as_str);
+    Some((namespace, name))
+}
+
+/// Whether a user means the pod with these labels by `text`: `NAME`, or `NAMESPACE/NAME`.
+pub fn is_meant(labels: &BTreeMap<String, String>, text: &str) -> bool {
+    name_of(labels).is_some_and(|(namespace, name)| match text.split_once('/') {
+        Some(both) => both == (namespace, name),
+        None => text == name,
+    })
+}
+
+/// Containers of a pod: their ids in its machine, by their names.
+pub type ContainerNames = BTreeMap<String, String>;
+
+impl PodSettings {
+    /// Where whoever brings containers to the pod keeps their names: a JSON object, [`ContainerNames`].
+    pub fn names_file(&self) -> PathBuf {
+        self.share.with_file_name("containers.json")
+    }
+}
+
 /// The least memory of a pod's machine, in bytes: the guest's own, and a little for a container.
 pub const LEAST_MEMORY: u64 = 192 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_goes_by_its_name_with_or_without_its_namespace() {
+        let labels = BTreeMap::from([
+            (NAME_LABEL.to_owned(), "web-1".to_owned()),
+            (NAMESPACE_LABEL.to_owned(), "shop".to_owned()),
+        ]);
+        assert!(is_meant(&labels, "web-1") && is_meant(&labels, "shop/web-1"));
+        for other in ["web", "other/web-1", "shop/", ""] {
+            assert!(!is_meant(&labels, other), "{other}");
+        }
+        assert!(!is_meant(&BTreeMap::new(), ""));
+    }
+}

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use zmachine_spec::{Failure, Home, MachineSpec};
+use zmachine_spec::{Failure, Home, MachineSpec, pod};
 use zmachine_sys::file::{self, FileError};
 
 /// How long records are kept, in seconds.
@@ -56,11 +56,13 @@ pub fn all(home: &Home) -> Vec<Tombstone> {
     all
 }
 
-/// The newest removed machine with that name, or whose id begins so.
+/// The newest removed machine with that name, whose id begins so, or that was the pod of that name.
 pub fn find(home: &Home, name: &str) -> Option<(Tombstone, MachineSpec)> {
     all(home).into_iter().rev().find_map(|buried| {
         let spec = MachineSpec::read(&buried.dir).ok()?;
-        (spec.name == name || (!name.is_empty() && buried.id.starts_with(name))).then_some((buried, spec))
+        let is_it =
+            spec.name == name || (!name.is_empty() && buried.id.starts_with(name)) || pod::is_meant(&spec.labels, name);
+        is_it.then_some((buried, spec))
     })
 }
 

@@ -12,7 +12,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
 };
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 /// Gives the calling thread mounts of its own: nothing that is mounted from here on is seen outside, and it is gone with the
 /// last process of this namespace.
@@ -72,6 +72,44 @@ fn copied(source: impl AsFd, read_only: bool, executable: bool) -> io::Result<Ow
         | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(source.as_fd(), "", flags)?;
     restrict(&tree, read_only, executable, None)?;
+    Ok(tree)
+}
+
+/// How [`copy_volume`] makes a mount.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VolumeOptions {
+    /// With what is mounted below the source.
+    pub recursive: bool,
+    /// Nothing can be written through it; what is mounted below it stays as it is.
+    pub read_only: bool,
+    /// Nor through what is mounted below it.
+    pub read_only_below: bool,
+    /// What is mounted below the source later is there as well.
+    pub follows: bool,
+}
+
+/// The file or directory at `source` as a mount that is nowhere yet. Nothing that is mounted in it is seen at the source.
+///
+/// # Errors
+/// The kernel's reason.
+pub fn copy_volume(source: &Path, options: VolumeOptions) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, options.recursive);
+    let tree = open_tree(CWD, source, flags)?;
+    let read_only = |set: bool| if set { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let propagation = match options.follows {
+        true => libc::MS_SLAVE,
+        false => libc::MS_PRIVATE,
+    };
+    // Before it is anywhere: it is never seen writable, and who gets a copy gets one that is not.
+    set_attributes(
+        &tree,
+        options.recursive,
+        read_only(options.read_only_below),
+        propagation,
+        None,
+    )?;
+    set_attributes(&tree, false, read_only(options.read_only), 0, None)?;
     Ok(tree)
 }
 
@@ -163,12 +201,24 @@ fn restrict(tree: &OwnedFd, read_only: bool, executable: bool, mapping: Option<&
     if mapping.is_some() {
         attributes |= libc::MOUNT_ATTR_IDMAP;
     }
+    set_attributes(tree, true, attributes, 0, mapping)
+}
+
+/// Sets attributes of a mount that is nowhere yet; `recursive`: and of all below it.
+fn set_attributes(
+    tree: &OwnedFd,
+    recursive: bool,
+    attributes: u64,
+    propagation: u64,
+    mapping: Option<&OwnedFd>,
+) -> io::Result<()> {
     let wanted = libc::mount_attr {
         attr_set: attributes,
         attr_clr: 0,
-        propagation: 0,
+        propagation,
         userns_fd: mapping.map_or(0, |mapping| mapping.as_raw_fd() as u64),
     };
+    let scope = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the descriptor is open, the path is an empty C string, and the kernel reads as many bytes of the structure as
     // it is told it has.
     let done = unsafe {
@@ -176,7 +226,7 @@ fn restrict(tree: &OwnedFd, read_only: bool, executable: bool, mapping: Option<&
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            libc::AT_EMPTY_PATH | scope,
             &raw const wanted,
             size_of::<libc::mount_attr>(),
         )
@@ -185,6 +235,26 @@ fn restrict(tree: &OwnedFd, read_only: bool, executable: bool, mapping: Option<&
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Does `work` with the mounts of another mount namespace, in a thread that ends with it.
+///
+/// # Errors
+/// When the namespace cannot be entered, and those of `work`.
+pub fn within<T: Send>(namespace: impl AsFd, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let namespace = namespace.as_fd();
+    let entered = move || {
+        // SAFETY: descriptors stay shared with the other threads, as CLONE_FILES is not asked for.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+        move_into_link_name_space(namespace, Some(LinkNameSpaceType::Mount))?;
+        work()
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, entered)?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a thread ended early")))
+    })
 }
 
 /// Does `work` in the calling thread, with `folder` as its working directory and none that it shares with other threads from then on.

@@ -39,6 +39,7 @@ use self::cgroup::Cgroup;
 pub(crate) use self::error::ContainerError;
 use self::error::{errno, step};
 use self::spawn::Place;
+use crate::modules;
 use crate::process::{AgentSide, Started, open_stdio, pidfd};
 use crate::reaper::Reaper;
 use crate::setup::Layers;
@@ -125,6 +126,10 @@ impl Containers {
         cgroup: &Cgroup,
         host: &Host<'_>,
     ) -> Result<(Started, AgentSide), ContainerError> {
+        for module in &container.modules {
+            // Who needs it is told by the kernel that it is not there.
+            let _ = modules::load(Path::new(module));
+        }
         memory::make_all(&container.mounts)?;
         let folder = folder_of(id).join("root");
         fs::create_dir_all(&folder).map_err(|error| step("make the root's folder")(errno(&error)))?;

@@ -406,6 +406,9 @@ pub(crate) struct PsArgs {
     /// What each takes of this host's disk
     #[arg(short, long)]
     pub(crate) size: bool,
+    /// Only pods of Kubernetes, by their names
+    #[arg(long)]
+    pub(crate) pods: bool,
     #[command(flatten)]
     pub(crate) listing: ListingArgs,
 }
@@ -739,6 +742,9 @@ pub(crate) struct DoctorArgs {
     /// Mend what can be mended without a loss: machines that lost their names get them back
     #[arg(long)]
     pub(crate) repair: bool,
+    /// Also what a node of Kubernetes needs
+    #[arg(long)]
+    pub(crate) kubernetes: bool,
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: Format,
 }

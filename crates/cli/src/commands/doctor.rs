@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde::Serialize;
-use zmachine_engine::Programs;
+use zmachine_engine::{Programs, node};
 use zmachine_hypervisor::accel::{self, AccelFacts, Requested};
 use zmachine_hypervisor::choice::{self, Hypervisor};
 use zmachine_hypervisor::{Accel, qemu};
@@ -56,6 +56,12 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<u8, Failure> {
         cgroups(),
     ];
     checks.extend(networks()?);
+    if args.kubernetes {
+        let programs = Programs::own();
+        let folder = programs.host().parent().unwrap_or(Path::new("/"));
+        let each = |f: node::NodeFinding| check(f.requirement, f.required, f.found, f.lost, f.mend);
+        checks.extend(node::findings(folder).into_iter().map(each));
+    }
     let works = checks.iter().all(|check| check.met || !check.required);
     if args.output == Format::Json {
         output::json(&checks)?;

@@ -5,7 +5,7 @@ use serde_json::Value;
 use zmachine_engine::Engine;
 use zmachine_engine::views::{MachineSummary, host_ports};
 use zmachine_spec::bytes::Human;
-use zmachine_spec::{Class, Failure, redact};
+use zmachine_spec::{Class, Failure, pod, redact};
 use zmachine_store::catalog::Machine;
 
 use crate::args::{InspectArgs, PortArgs, PsArgs};
@@ -58,18 +58,24 @@ pub(super) fn row(machine: &MachineSummary, size: Option<u64>, args: &PsArgs, no
     };
     let image = shown_image(&machine.flist).to_owned();
     let (status, ports) = (status(machine, now), machine.ports.join(", "));
-    let mut cells = vec![
-        machine.name.clone(),
+    let own = [
         machine.kind.to_owned(),
         image.clone(),
         match shown.is_empty() {
             true => "-".to_owned(),
             false => format!("\"{shown}\""),
         },
+    ];
+    let mut cells = vec![machine.name.clone()];
+    match pod::name_of(&machine.labels).filter(|_| args.pods) {
+        Some((namespace, name)) => cells.extend([namespace.to_owned(), name.to_owned()]),
+        None => cells.extend(own),
+    }
+    cells.extend([
         status.clone(),
         machine.addresses.first().cloned().unwrap_or_else(|| "-".to_owned()),
         ports.clone(),
-    ];
+    ]);
     let size = size.map(|bytes| Human(bytes).to_string());
     cells.extend(size.clone());
     let labels: Vec<String> = machine
@@ -192,7 +198,8 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
     let mut chosen: Vec<(MachineSummary, Option<u64>)> = Vec::new();
     for machine in &machines {
         let summary = MachineSummary::new(machine);
-        let is_wanted = filters.allow("name", |name| summary.name.contains(name))
+        let is_wanted = (!args.pods || pod::name_of(&summary.labels).is_some())
+            && filters.allow("name", |name| summary.name.contains(name))
             && filters.allow("id", |id| summary.id.starts_with(id))
             && filters.allow("kind", |kind| summary.kind == kind)
             && filters.allow("status", |status| has_status(&summary, status))
@@ -215,7 +222,12 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
         .map(|(machine, size)| row(machine, *size, args, now))
         .collect();
     let json: Vec<&MachineSummary> = chosen.iter().map(|(machine, _)| machine).collect();
-    let mut header = vec!["NAME", "KIND", "IMAGE", "COMMAND", "STATUS", "ADDRESS", "PORTS"];
+    let of_kind = if args.pods {
+        &["NAMESPACE", "POD"][..]
+    } else {
+        &["KIND", "IMAGE", "COMMAND"]
+    };
+    let mut header = [&["NAME"], of_kind, &["STATUS", "ADDRESS", "PORTS"]].concat();
     header.extend(args.size.then_some("SIZE"));
     args.listing.show(&header, &rows, &json)?;
     Ok(code)

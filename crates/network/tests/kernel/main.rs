@@ -5,6 +5,7 @@ mod faults;
 mod firewalls;
 mod names;
 mod passt;
+mod pods;
 mod policy;
 mod several;
 mod space;

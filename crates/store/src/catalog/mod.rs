@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use zmachine_plan::{PLAN_VERSION, Plan};
 use zmachine_spec::state::STATE_VERSION;
 use zmachine_spec::versioned::{NEWER_HINT, read_versioned};
-use zmachine_spec::{Class, Failure, Health, HealthStatus, Home, MachineSpec, Origin, Phase, State};
+use zmachine_spec::{Class, Failure, Health, HealthStatus, Home, MachineSpec, Origin, Phase, State, pod};
 use zmachine_sys::file::{self, FileError};
 use zmachine_sys::lock::FileLock;
 
@@ -191,7 +191,8 @@ pub fn ids(home: &Home) -> Result<Vec<String>, Failure> {
         .collect())
 }
 
-/// Finds a machine by name, id, or a prefix of its id that no other machine shares.
+/// Finds a machine by name, id, a prefix of its id that no other machine shares, or the name of a pod, with or without its namespace
+/// (`NAMESPACE/NAME`).
 ///
 /// # Errors
 /// [`Class::NotFound`], or [`Class::Conflict`] when a prefix fits several.
@@ -208,16 +209,42 @@ pub fn find(home: &Home, name: &str) -> Result<String, Failure> {
         .collect();
     match matches.as_slice() {
         [id] => Ok(id.clone()),
-        [] => Err(match lost(home, name)? {
-            Some(id) => not_found(name).hint(format!(
+        [] => match lost(home, name)? {
+            Some(id) => Err(not_found(name).hint(format!(
                 "the machine {id} had that name and lost it: 'zmachine doctor --repair' gives it back"
-            )),
-            None => not_found(name),
-        }),
+            ))),
+            None => of_pod(home, name),
+        },
         several => Err(
             Failure::new(Class::Conflict, format!("'{name}' fits {} machines", several.len()))
                 .hint(format!("use more digits: {}", several.join(", "))),
         ),
+    }
+}
+
+/// The machine of the pod that a user calls so, when no machine is.
+fn of_pod(home: &Home, name: &str) -> Result<String, Failure> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for id in ids(home)? {
+        // One that cannot be read is told by listings.
+        if let Ok(spec) = MachineSpec::read(&home.machine(&id))
+            && pod::is_meant(&spec.labels, name)
+            && let Some((namespace, pod)) = pod::name_of(&spec.labels)
+        {
+            found.push((id, format!("{namespace}/{pod}")));
+        }
+    }
+    match found.as_slice() {
+        [(id, _)] => Ok(id.clone()),
+        [] => Err(not_found(name)),
+        several => {
+            let names: Vec<String> = several.iter().map(|(id, name)| format!("{name} ({id})")).collect();
+            let failure = Failure::new(
+                Class::Conflict,
+                format!("'{name}' is the name of {} pods", several.len()),
+            );
+            Err(failure.hint(format!("use NAMESPACE/NAME, or an id: {}", names.join(", "))))
+        }
     }
 }
 

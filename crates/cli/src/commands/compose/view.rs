@@ -75,6 +75,7 @@ pub(super) fn ps(scope: &Scope, args: ComposePsArgs) -> Result<u8, Failure> {
         latest: false,
         last: None,
         size: false,
+        pods: false,
         listing: args.listing,
     };
     let rows: Vec<Row> = chosen

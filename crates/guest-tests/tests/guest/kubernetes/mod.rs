@@ -1,5 +1,6 @@
 //! Pods as a kubelet makes them, on a containerd of Debian's with the built shim: see `docs/kubernetes.md`.
 
+mod kills;
 mod node;
 
 use std::fs;
@@ -217,12 +218,67 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
             assert_eq!(output(node, &restricted, "wc -c < /proc/kcore"), "0");
         },
     );
+    checks.that(
+        "a system call filter holds in the guest, for executions as well",
+        || {
+            let profile = node.home.file("no-chmod.json");
+            let rules = json!([{"names": ["chmod", "fchmodat"], "action": "SCMP_ACT_ERRNO"}]);
+            let text = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}).to_string();
+            fs::write(&profile, text).unwrap();
+            let by_file = json!({"profile_type": 2, "localhost_ref": profile.display().to_string()});
+            let filtered = |name: &str, profile: Value| {
+                let security = json!({"linux": {"security_context": {"seccomp": profile}}});
+                pod.start(name, "sleep 1000", security)
+            };
+            let id = filtered("filtered", by_file);
+            let (code, _, why) = exec(node, &id, "chmod 700 /tmp");
+            assert!(code != 0 && why.contains("not permitted"), "{why}");
+            assert_eq!(output(node, &id, "grep -c '^Seccomp:.*2$' /proc/1/status"), "1");
+            // The runtime's own: it names several hundred calls.
+            let default = filtered("default", json!({"profile_type": 0}));
+            assert_eq!(
+                output(
+                    node,
+                    &default,
+                    "chmod 700 /tmp; grep -c '^Seccomp:.*2$' /proc/self/status"
+                ),
+                "1"
+            );
+            for id in [id, default] {
+                node.cri("StopContainer", &json!({"container_id": id, "timeout": 0}));
+                node.cri("RemoveContainer", &json!({"container_id": id}));
+            }
+        },
+    );
+    checks.that(
+        "who may manage networks can, and a volume that is read-only is so on the host",
+        || {
+            let network = json!({"linux": {"security_context": {"capabilities": {"add": ["NET_ADMIN"]}}}});
+            let id = pod.start("network", "sleep 1000", network);
+            output(node, &id, "brctl addbr b0 && ip link show b0");
+            node.cri("StopContainer", &json!({"container_id": id, "timeout": 0}));
+            node.cri("RemoveContainer", &json!({"container_id": id}));
+            let server = node.processes(&["virtiofsd"]).first().copied().unwrap_or_default();
+            let table = fs::read_to_string(format!("/proc/{server}/mountinfo")).unwrap_or_default();
+            let volume = table
+                .lines()
+                .find(|line| line.contains("/mounts/") && line.contains("volume"));
+            let options = volume.and_then(|line| line.split(' ').nth(5)).unwrap_or_default();
+            assert!(options.starts_with("ro,"), "{table}");
+        },
+    );
     checks.that("limits are the guest's control groups'", || {
         let limits = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
         assert_eq!(output(node, &web, limits), "67108864\n50000 100000");
         let wanted = json!({"container_id": web, "linux": {"memory_limit_in_bytes": 83_886_080}});
         node.cri("UpdateContainerResources", &wanted);
         assert_eq!(output(node, &web, "cat /sys/fs/cgroup/memory.max"), "83886080");
+        let larger = json!({"container_id": web, "linux": {"memory_limit_in_bytes": 8_589_934_592_u64}});
+        let refused = node.try_cri("UpdateContainerResources", &larger);
+        assert!(
+            refused.stderr().contains("more than the pod's machine has"),
+            "{refused}"
+        );
     });
     checks.that("the pod is at its address, in IPv4 and IPv6", || {
         let ip = pod.ip();
@@ -346,79 +402,6 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
     });
     pod.stop_and_remove();
     node.assert_no_pods();
-}
-
-#[test]
-fn whatever_is_killed_the_pod_is_reported_and_nothing_stays() {
-    let Some(node) = Node::start() else { return };
-    let node = &node;
-    // The last one is what only a monitor is started with.
-    for victim in [
-        "containerd-shim-zmachine",
-        "qemu-system",
-        "virtiofsd",
-        "--ends-with-client",
-    ] {
-        let pod = Pod::run(node, "k", Value::Null);
-        let id = pod.start("c", "sleep 1000", Value::Null);
-        let pids = match victim {
-            "containerd-shim-zmachine" => shim_of(node),
-            other => node.processes(&[other]),
-        };
-        assert!(!pids.is_empty(), "no {victim}");
-        for pid in pids {
-            let pid = rustix::process::Pid::from_raw(pid).unwrap();
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-        let code = ended(node, &id);
-        assert!(code == 137 || code == 255, "{victim}: {code}");
-        until("the pod is not ready", SOON, || {
-            (pod.status()["state"] == 1).then_some(())
-        });
-        pod.stop_and_remove();
-        node.assert_no_pods();
-    }
-}
-
-#[test]
-fn containerd_is_killed_under_a_pod_and_finds_it_again() {
-    let Some(mut node) = Node::start() else { return };
-    let (pod_id, config, id) = {
-        let pod = Pod::run(&node, "r", Value::Null);
-        let script = "i=0; while true; do i=$((i + 1)); echo line $i; sleep 0.3; done";
-        let id = pod.start("c", script, Value::Null);
-        until("output", SOON, || pod.log("c").contains("line 2").then_some(()));
-        (pod.id.clone(), pod.config.clone(), id)
-    };
-    node.restart_containerd();
-    let node = &node;
-    let pod = Pod {
-        node,
-        id: pod_id,
-        config,
-    };
-    assert_eq!(pod.status()["state"].as_i64().unwrap_or(0), 0);
-    assert_eq!(output(node, &id, "echo here"), "here");
-    let lines = pod.log("c").lines().count();
-    until("more output", SOON, || {
-        (pod.log("c").lines().count() > lines + 3).then_some(())
-    });
-    let log = pod.log("c");
-    let numbers = log
-        .lines()
-        .filter_map(|line| line.strip_prefix("line ")?.parse::<usize>().ok());
-    let numbers: Vec<usize> = numbers.collect();
-    let is_whole = numbers.windows(2).all(|pair| pair[1] <= pair[0] + 1);
-    assert!(is_whole, "lines are lost: {numbers:?}");
-    node.cri("StopContainer", &json!({"container_id": id, "timeout": 1}));
-    assert_eq!(container_state(node, &id), (EXITED, 137));
-    pod.stop_and_remove();
-    node.assert_no_pods();
-}
-
-/// The shims themselves, without the processes that stand for pods.
-fn shim_of(node: &Node) -> Vec<i32> {
-    node.processes(&["-listener-fd", "serve"])
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! A containerd of the test's own, as a node of a cluster has one: its folders are the test's, it has a mount namespace of its own, and
 //! it is in the network namespace of the test's home.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
@@ -24,6 +25,8 @@ const PYTHON: &str = "/usr/bin/python3";
 pub(super) struct Node {
     pub(super) home: TestHome,
     containerd: Option<Child>,
+    /// Its mount namespace.
+    place: Option<File>,
 }
 
 impl Node {
@@ -41,9 +44,15 @@ impl Node {
             return None;
         }
         let home = home()?;
-        let mut node = Node { home, containerd: None };
+        let mut node = Node {
+            home,
+            containerd: None,
+            place: None,
+        };
         node.write_files();
         node.start_containerd(None);
+        let pid = fs::read_to_string(node.home.file("containerd.pid")).unwrap();
+        node.place = Some(File::open(format!("/proc/{}/ns/mnt", pid.trim())).unwrap());
         let archive = node.image();
         node.ctr(&["images", "import", &archive]).expect_success();
         Some(node)
@@ -103,10 +112,10 @@ state = "{state}"
         fs::write(self.home.file("kubernetes.toml"), settings).unwrap();
     }
 
-    /// `beside`: a process in whose mount namespace it is to be, in place of one of its own.
-    fn start_containerd(&mut self, beside: Option<i32>) {
+    /// `place`: the mount namespace that it is to be in, in place of one of its own.
+    fn start_containerd(&mut self, place: Option<&File>) {
         // The sockets of shims are at a place of the host's, which is this containerd's alone here.
-        let prepare = match beside {
+        let prepare = match place {
             Some(_) => "true",
             None => "mkdir -p /run/containerd && mount -t tmpfs tmpfs /run/containerd",
         };
@@ -118,9 +127,9 @@ state = "{state}"
         );
         let programs = self.home.zmachine_path().parent().unwrap_or(Path::new("/")).to_owned();
         let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
-        let beside = beside.map(|pid| pid.to_string());
-        let (program, words) = match &beside {
-            Some(pid) => ("/usr/bin/nsenter", vec!["--mount", "-t", pid, "--"]),
+        let place = place.map(|file| format!("--mount=/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
+        let (program, words) = match &place {
+            Some(place) => ("/usr/bin/nsenter", vec![place.as_str(), "--"]),
             None => ("/usr/bin/unshare", vec!["--mount", "--propagation", "private"]),
         };
         let words = [words, vec!["sh", "-c", &script]].concat();
@@ -140,11 +149,25 @@ state = "{state}"
 
     /// containerd is killed, and started again.
     pub(super) fn restart_containerd(&mut self) {
-        // The mounts of pods are in its namespace, which lives on with their shims.
-        let shim = self.processes(&["-listener-fd", "serve"]).first().copied();
         self.end_containerd();
         fs::remove_file(self.home.file("containerd.pid")).unwrap();
-        self.start_containerd(shim);
+        // What it has mounted is there, as it is on a host.
+        let place = self.place.take();
+        self.start_containerd(place.as_ref());
+        self.place = place;
+        // It looks at all pods first, also at those that are being made.
+        until("containerd knows its pods", Duration::from_secs(60), || {
+            (self.try_cri("ListPodSandbox", &json!({})).code == 0).then_some(())
+        });
+    }
+
+    /// Kills containerd, and nothing else.
+    pub(super) fn kill_containerd(&self) {
+        if let Some(child) = &self.containerd
+            && let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed())
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
     }
 
     fn end_containerd(&mut self) {
