@@ -14,7 +14,7 @@ RELEASE := $(TARGET_DIR)/release
 # All members at once: tests of one crate alone may ask a dependency for other features, and build it again.
 TEST_ARGS := --release --workspace
 
-.PHONY: help setup build shim build-api man agent-package deb tarball demo test test-fast test-long test-kubernetes test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs clean
+.PHONY: help setup build shim build-api man agent-package deb tarball demo test test-fast test-long test-kubernetes test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs bench-fork clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -143,6 +143,11 @@ bench-flist: build ## measure packing and unpacking beside tar, zstd and mkfs.er
 bench-rootfs: build ## measure the block root beside ext4, virtio-fs and FUSE + overlay + virtio-fs (root; an hour emulated)
 	@mkdir -p .demo
 	@python3 benches/rootfs $(RELEASE)/zmachine $(ROOTFS_ARGS)
+
+bench-fork: build ## measure forks and warm starts beside cold ones
+	@mkdir -p .demo/home/kernels
+	@[ -e .demo/home/kernels/default ] || ZMACHINE_HOME=$(abspath .demo/home) $(RELEASE)/zmachine kernel install
+	@ZMACHINE_KERNELS=.demo/home/kernels benches/fork.py $(RELEASE)/zmachine $(FORK_ARGS)
 
 clean: ## remove what was built and what the demo made
 	$(CARGO) clean

@@ -4,6 +4,8 @@
 //! The state only goes forward: fresh, configured, running, stopping. Beside another init there is only that one state. A
 //! request that does not fit it is answered with `BadRequest` and changes nothing.
 
+mod freezing;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -20,14 +22,14 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{LocalSet, spawn_local};
 use yamux::{Config, Connection, Mode};
 use zmachine_agent_protocol::{
-    AgentError, BootConfig, Container, ContainerProcess, ContainerRequest, ErrorKind, ExitStatus, Frame, FrameDecoder,
-    PROTOCOL_VERSION, Process, Reply, Request, Thaw, Transfer,
+    AgentError, BootConfig, Container, ContainerProcess, ContainerRequest, ErrorKind, Frame, FrameDecoder,
+    PROTOCOL_VERSION, Process, Reply, Request, Transfer,
 };
 
 use crate::boot::{Booted, Phases};
 use crate::container::{Containers, Host};
 use crate::dial::ProgramEnds;
-use crate::freeze::{self, Freezer};
+use crate::freeze::Freezer;
 use crate::pollable::Pollable;
 use crate::port::Port;
 use crate::process::{AgentSide, Namespaces, NextStreams, Plan, Session, StartError, Started, open_stdio, start, work};
@@ -419,97 +421,6 @@ impl Agent {
                 failure(ErrorKind::Setup, error)
             }
         }
-    }
-
-    /// Stops all processes, so that the machine can be saved.
-    async fn freeze(&self) -> Reply {
-        match self.state.get() {
-            State::Configured | State::Running(_) => {}
-            State::Guest => return bad_request(HAS_INIT),
-            State::Fresh | State::Broken => return bad_request("the machine is not configured"),
-            State::Stopping => return bad_request("the machine is stopping"),
-        }
-        if self.is_frozen.get() {
-            return bad_request(FROZEN);
-        }
-        if let Err(error) = self.hooks(freeze::BEFORE, false).await {
-            return failure(ErrorKind::Setup, error);
-        }
-        self.is_frozen.set(true);
-        match self.freezer.freeze(&self.proc).await {
-            Ok(()) => {
-                rustix::fs::sync();
-                Reply::Done
-            }
-            Err(error) => {
-                self.release();
-                failure(ErrorKind::Internal, format!("stop all processes: {error}"))
-            }
-        }
-    }
-
-    /// Lets them go on, once everything is as it is to be. A copy that cannot be made another machine never runs.
-    async fn thaw(&self, thaw: &Thaw, stream: yamux::Stream) {
-        if !self.is_frozen.get() {
-            return answer(stream, bad_request("the guest is not frozen")).await;
-        }
-        let is_copy = thaw.identity.is_some();
-        let renewed = match freeze::renew(thaw) {
-            Ok(()) => self.hooks(freeze::AFTER, is_copy).await,
-            Err(error) => Err(error.to_string()),
-        };
-        // What the machine that was saved has to undo must not end it.
-        let renewed = renewed.or_else(|error| match is_copy {
-            true => Err(error),
-            false => {
-                console::error(&error);
-                Ok(())
-            }
-        });
-        match renewed {
-            Ok(()) => {
-                self.release();
-                answer(stream, Reply::Done).await;
-            }
-            Err(error) => {
-                console::error(&format!("go on as another machine: {error}"));
-                answer(stream, failure(ErrorKind::Setup, error)).await;
-                // What is on its way reaches the host first.
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                power::power_off();
-            }
-        }
-    }
-
-    /// Runs the image's programs in `folder`, in the order of their names, in the container: while nothing is frozen yet, or all else is.
-    async fn hooks(&self, folder: &str, is_copy: bool) -> Result<(), String> {
-        for program in freeze::hooks(folder) {
-            let namespaces = self
-                .namespaces()
-                .map_err(|_| format!("{program}: the machine is not configured"))?;
-            let mut process = Process::new([program.as_str()]);
-            if is_copy {
-                process.env.push(("ZMACHINE_COPY".to_owned(), "1".to_owned()));
-            }
-            let started = self.start(&process, &namespaces, false).await;
-            let (started, side) = started.map_err(|error| error.to_string())?;
-            let ended = tokio::time::timeout(freeze::HOOK, started.exited).await;
-            drop(side);
-            match ended {
-                Ok(Ok(ExitStatus::Code(0))) => {}
-                Ok(Ok(status)) => return Err(format!("{program} ended with {}", status.shell_code())),
-                Ok(Err(_)) | Err(_) => {
-                    let _ = self.reaper.signal(started.pid, libc::SIGKILL);
-                    return Err(format!("{program} did not end within {} s", freeze::HOOK.as_secs()));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn release(&self) {
-        self.freezer.thaw();
-        self.is_frozen.set(false);
     }
 
     fn signal(&self, signal: i32) -> Reply {

@@ -249,6 +249,7 @@ fn refuse_vm_settings(spec: &MachineSpec) -> Result<(), PlanError> {
 /// copied too. What need not be copied is only not warm then.
 fn is_saveable(spec: &MachineSpec, volumes: &[ResolvedVolume], inputs: &Inputs<'_>) -> Result<bool, PlanError> {
     let has = [
+        ("only an ordinary user's rights", !inputs.host.is_root),
         ("a volume", !volumes.is_empty()),
         ("a directory of this host", !inputs.shares.is_empty()),
         ("a socket of this host", !spec.sockets.is_empty()),

@@ -141,7 +141,14 @@ mod tests {
         named("image", &|plan| plan.image = "other".into());
         named("bytes of memory: ", &|plan| plan.vm.memory_bytes *= 2);
         named("CPUs: ", &|plan| plan.vm.cpus += 1);
-        named("interface", &|plan| plan.vm.nics.clear());
+        named("interface net9", &|plan| {
+            plan.vm.nics.push(zmachine_hypervisor::Nic {
+                id: "net9".into(),
+                mac: "02:00:00:00:00:09".into(),
+                mtu: None,
+                kind: Default::default(),
+            })
+        });
         named("disk", &|plan| drop(plan.vm.disks.pop()));
         named("directory", &|plan| {
             plan.vm.shares.push(zmachine_hypervisor::Share {

@@ -231,10 +231,17 @@ mod tests {
             key_with(|plan| plan.image = "other".into()),
             key_with(|plan| plan.vm.memory_bytes *= 2),
             key_with(|plan| plan.vm.cpus += 1),
-            key_with(|plan| plan.vm.nics.clear()),
+            key_with(|plan| {
+                plan.vm.nics.push(zmachine_hypervisor::Nic {
+                    id: "net9".into(),
+                    mac: "02:00:00:00:00:09".into(),
+                    mtu: None,
+                    kind: Default::default(),
+                })
+            }),
             key_with(|plan| plan.boot.sysctls.push(("kernel.x".into(), "1".into()))),
             key_with(|plan| plan.boot.ssh_keys.push("key".into())),
-            key_with(|plan| plan.boot.nameservers.clear()),
+            key_with(|plan| plan.boot.nameservers.push(std::net::Ipv4Addr::LOCALHOST.into())),
             key_with(|plan| plan.boot.shm_bytes = Some(1)),
         ];
         let distinct: std::collections::BTreeSet<&String> = keys.iter().collect();

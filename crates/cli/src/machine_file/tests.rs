@@ -52,6 +52,8 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("user-data", "\"#cloud-config\\n\"", true),
     ("reinstall", "true", true),
     ("legacy-cmdline", "true", true),
+    ("snapshots", "true", true),
+    ("warm", "true", true),
     ("rootfs", "\"virtiofs\"", true),
     ("secret", "[\"db=/etc/pw\"]", true),
     ("jail", "\"off\"", true),

@@ -418,7 +418,7 @@ fn a_warm_start_is_as_a_cold_one() {
             let more = ["-w", "/tmp", "-u", "1:1", "--name", "w", &image];
             let script = ["sh", "-c", "hostname; echo $A; pwd; id -u; cat; exit 3"];
             let ran = home
-                .zmachine(&[&words[..], &more, &script].concat())
+                .zmachine([&words[..], &more, &script].concat())
                 .input(b"typed\n")
                 .finish();
             assert_eq!((ran.code, &*ran.stdout()), (3, "own\nb\n/tmp\n1\ntyped\n"));

@@ -25,7 +25,6 @@ fn is_of_the_guest(request: &Request) -> bool {
         | Request::Signal(_)
         | Request::Capacity
         | Request::Reconnect(_)
-        | Request::Save { .. }
         | Request::GrowVolume { .. } => true,
         Request::Attach { .. }
         | Request::Console { .. }
@@ -37,6 +36,8 @@ fn is_of_the_guest(request: &Request) -> bool {
         | Request::Wait
         | Request::Traffic
         | Request::Change(_)
+        // None of these machines is built for it.
+        | Request::Save { .. }
         | Request::Pause
         | Request::Resume => false,
     }

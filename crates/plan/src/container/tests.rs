@@ -272,6 +272,21 @@ fn an_unpacked_image_is_a_read_only_share_below_the_writable_disk() {
 }
 
 #[test]
+fn a_machine_that_is_to_be_saved_has_a_disk_that_does_not_see_its_memory() {
+    let root =
+        |change: &dyn Fn(&mut MachineSpec)| plan(change).map(|plan| (plan.vm.is_saveable, plan.is_image_by_nbd()));
+    assert_eq!(root(&|_| ()).unwrap(), (false, false));
+    assert_eq!(root(&|spec| spec.snapshots = true).unwrap(), (true, true));
+    assert_eq!(root(&|spec| spec.warm = true).unwrap(), (true, true));
+    // What need not be saved is only not warm.
+    let read_only = |spec: &mut MachineSpec| (spec.warm, spec.read_only) = (true, true);
+    assert_eq!(root(&read_only).unwrap(), (false, false));
+    let refusal = root(&|spec| (spec.snapshots, spec.read_only) = (true, true)).unwrap_err();
+    assert!(refusal.to_string().contains("a root that is only read"), "{refusal}");
+    assert_eq!(Failure::from(refusal).class, Class::Usage);
+}
+
+#[test]
 fn a_plan_survives_its_file() {
     let plan = Plan::Container(Box::new(plan(|s| s.env.push(("A".into(), "ü\n".into()))).unwrap()));
     assert_eq!(

@@ -4,12 +4,12 @@
 //! what lets a machine be saved and restored with memory that is private to each copy, and lets one server serve any number of
 //! machines.
 //!
-//! Specification: the NBD project's `doc/proto.md`; what is used of it is the fixed newstyle negotiation ([`negotiation`]), and simple
+//! Specification: the NBD project's `doc/proto.md`; what is used of it is the fixed newstyle negotiation and simple
 //! replies. A client whose server was killed connects to the next one and asks again for what was not answered.
 //!
 //! # Invariants
 //! Every request is answered with exactly the bytes that were asked for or with an error; answers come in any order. A client that
-//! breaks the protocol loses its connection. No request allocates more than [`LONGEST`], and at most [`WAITING`] of a connection wait
+//! breaks the protocol loses its connection. No request allocates more than [`LONGEST`], and at most 16 of a connection wait
 //! for blocks at a time.
 
 mod negotiation;
