@@ -7,7 +7,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use zmachine_spec::{Class, Failure};
+use zmachine_flist::Digest;
+use zmachine_spec::{Class, Failure, MachineSpec};
 use zmachine_store::snapshot::{DISK, MEMORY, SNAPSHOT_VERSION, STATE, Snapshot, SnapshotName, memory};
 use zmachine_sys::file::FileError;
 
@@ -62,12 +63,42 @@ impl Engine {
             }
             // What is in it may be anybody's.
             SnapshotName::parse(&snapshot.name())?;
+            snapshot.spec = of_anybody(&snapshot.spec);
             check(&snapshot, &draft.folder)?;
             Ok(snapshot)
         });
         let snapshot = imported.inspect_err(|_| drop(zmachine_sys::file::remove_dir_all(&draft.folder)))?;
         self.snapshots().publish(draft, &snapshot)?;
         Ok(snapshot)
+    }
+}
+
+/// What a snapshot's machine was asked to be, without what an archive must not decide on this host: its files and sockets, where logs are
+/// sent and blocks come from, ports, who may log in, and whether its processes are locked in.
+fn of_anybody(spec: &MachineSpec) -> MachineSpec {
+    MachineSpec {
+        version: spec.version,
+        pinned: spec.pinned.clone(),
+        cpus: spec.cpus,
+        memory_bytes: spec.memory_bytes,
+        size_bytes: spec.size_bytes,
+        env: spec.env.clone(),
+        entrypoint: spec.entrypoint.clone(),
+        command: spec.command.clone(),
+        workdir: spec.workdir.clone(),
+        user: spec.user.clone(),
+        networks: spec.networks.clone(),
+        terminal: spec.terminal,
+        stdin: spec.stdin,
+        init: spec.init,
+        idle: spec.idle,
+        accel: spec.accel,
+        stop_signal: spec.stop_signal,
+        stop_timeout_s: spec.stop_timeout_s,
+        guest: spec.guest.clone(),
+        snapshots: spec.snapshots,
+        warm: spec.warm,
+        ..MachineSpec::new(&spec.name, &spec.flist)
     }
 }
 
@@ -122,6 +153,9 @@ fn check(snapshot: &Snapshot, folder: &Path) -> Result<(), Failure> {
         )
         .hint("export it again")
     };
+    if snapshot.plan.image.parse::<Digest>().is_err() {
+        return Err(damaged("the name of its image"));
+    }
     let open = |name: &str| File::open(folder.join(name)).map_err(|_| damaged(&format!("'{name}'")));
     if memory::mark(&open(STATE)?)? != snapshot.saved.state {
         return Err(damaged("'state'"));
@@ -135,4 +169,27 @@ fn check(snapshot: &Snapshot, folder: &Path) -> Result<(), Failure> {
         }
     }
     Ok(zmachine_sys::file::remove_if_there(&folder.join(DISK_SUM))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_names_no_file_of_this_host_and_unlocks_nothing() {
+        let mut spec = MachineSpec::new("web", "/x.fl");
+        spec.secrets.push(("s".into(), "/etc/shadow".into()));
+        spec.stores.push("dir:///elsewhere".into());
+        spec.ssh_keys.push("key".into());
+        spec.jail = zmachine_spec::JailChoice::Off;
+        spec.command = vec!["sleep".into()];
+        spec.snapshots = true;
+        let taken = of_anybody(&spec);
+        let wanted = MachineSpec {
+            command: vec!["sleep".into()],
+            snapshots: true,
+            ..MachineSpec::new("web", "/x.fl")
+        };
+        assert_eq!(taken, wanted);
+    }
 }
