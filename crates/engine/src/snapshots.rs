@@ -62,15 +62,6 @@ pub struct ForkSource {
     _draft: Option<Draft>,
 }
 
-impl Drop for ForkSource {
-    fn drop(&mut self) {
-        if self._draft.is_some() {
-            // Swept by the next one that makes a snapshot, otherwise.
-            let _ = file::remove_dir_all(&self.folder);
-        }
-    }
-}
-
 impl ForkSource {
     /// The machine that was saved.
     pub fn machine(&self) -> &str {

@@ -67,7 +67,7 @@ impl Engine {
             check(&snapshot, &draft.folder)?;
             Ok(snapshot)
         });
-        let snapshot = imported.inspect_err(|_| drop(zmachine_sys::file::remove_dir_all(&draft.folder)))?;
+        let snapshot = imported?;
         self.snapshots().publish(draft, &snapshot)?;
         Ok(snapshot)
     }

@@ -34,6 +34,13 @@ pub struct TemplateDraft {
     _lock: FileLock,
 }
 
+impl Drop for TemplateDraft {
+    /// One that was published has another name by now.
+    fn drop(&mut self) {
+        let _ = file::remove_dir_all(&self.folder);
+    }
+}
+
 /// The key of the template that `plan` can begin from. `hypervisor` is the program that runs it.
 pub fn key(plan: &ContainerPlan, host: &HostMark, hypervisor: &Path) -> String {
     let program = std::fs::metadata(hypervisor).ok();
@@ -47,6 +54,8 @@ pub fn key(plan: &ContainerPlan, host: &HostMark, hypervisor: &Path) -> String {
         "cpus": plan.vm.cpus,
         "accel": plan.vm.accel,
         "devices": plan.device_list(),
+        // Its file is the template's copy.
+        "disk": plan.upper_bytes,
         "boot": nameless(&plan.boot),
         "cpu": host.cpu,
         "hypervisor": [json!(hypervisor), json!(program.map(|m| m.len())), json!(modified.map(|at| at.as_nanos().to_string()))],
@@ -231,6 +240,7 @@ mod tests {
             key_with(|plan| plan.image = "other".into()),
             key_with(|plan| plan.vm.memory_bytes *= 2),
             key_with(|plan| plan.vm.cpus += 1),
+            key_with(|plan| plan.upper_bytes = Some(7 << 30)),
             key_with(|plan| {
                 plan.vm.nics.push(zmachine_hypervisor::Nic {
                     id: "net9".into(),

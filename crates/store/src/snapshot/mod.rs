@@ -109,12 +109,19 @@ pub struct Snapshots {
     folder: PathBuf,
 }
 
-/// A snapshot that is being made: no other one is begun meanwhile, and what is not published is swept.
+/// A snapshot that is being made: no other one is begun meanwhile, and what is not published goes with it.
 #[derive(Debug)]
 pub struct Draft {
     /// Where its files go.
     pub folder: PathBuf,
     _lock: FileLock,
+}
+
+impl Drop for Draft {
+    /// One that was published has another name by now; what a killed process leaves is swept.
+    fn drop(&mut self) {
+        let _ = file::remove_dir_all(&self.folder);
+    }
 }
 
 impl Snapshots {
@@ -237,7 +244,6 @@ impl Snapshots {
     pub fn publish(&self, draft: Draft, snapshot: &Snapshot) -> Result<(), Failure> {
         let target = self.folder(snapshot);
         if file::is_there(&target)? {
-            let _ = file::remove_dir_all(&draft.folder);
             return Err(Snapshots::taken(snapshot));
         }
         publish_files(&draft.folder, snapshot, &target)

@@ -89,6 +89,9 @@ fn what_was_not_finished_is_never_offered_and_is_swept() {
     assert!(draft.folder.exists());
     let folder = draft.folder.clone();
     drop(draft);
+    assert!(!folder.exists());
+    // What a killed process left.
+    std::fs::create_dir(&folder).unwrap();
     snapshots.sweep().unwrap();
     assert!(!folder.exists());
 }
