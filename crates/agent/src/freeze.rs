@@ -37,8 +37,11 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub(crate) const BEFORE: &str = "/etc/zmachine/freeze.d";
 /// The same for before they go on, when all else is as it is to be.
 pub(crate) const AFTER: &str = "/etc/zmachine/thaw.d";
-/// How long one of them may take.
-pub(crate) const HOOK: Duration = Duration::from_secs(10);
+/// How long all programs of one of them may take.
+pub(crate) const HOOKS: Duration = Duration::from_secs(10);
+
+/// How long it may take in all until a guest stands still and its disks are written.
+pub(crate) const IN_ALL: Duration = Duration::from_secs(30);
 
 /// The least that a seed has, in bytes.
 const SEED: usize = 32;

@@ -29,7 +29,7 @@ use crate::views::SnapshotView;
 
 /// What a machine that is started goes on from.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct From<'a> {
+pub(super) struct RestoreFrom<'a> {
     /// The folder of the snapshot.
     pub(super) folder: &'a Path,
     /// Its memory.
@@ -40,7 +40,7 @@ pub(super) struct From<'a> {
     pub(super) is_fork: bool,
 }
 
-impl From<'_> {
+impl RestoreFrom<'_> {
     /// What its monitor is told.
     pub(super) fn arguments(&self) -> Vec<std::ffi::OsString> {
         let mut all = vec!["--restore".into(), self.folder.into()];
@@ -86,11 +86,7 @@ impl Engine {
         if let Some(tag) = &name.tag
             && snapshots.has(of, tag)?
         {
-            let full = format!("{of}@{tag}");
-            return Err(
-                Failure::new(Class::Conflict, format!("there is a snapshot '{full}' already"))
-                    .hint(format!("choose another tag, or remove it: zmachine snapshot rm {full}")),
-            );
+            return Err(Snapshots::taken(&format!("{of}@{tag}")));
         }
         let draft = snapshots.begin()?;
         let tag = match &name.tag {
@@ -142,12 +138,7 @@ impl Engine {
             let message = format!("'{}' names no snapshot", name.machine);
             return Err(Failure::new(Class::Usage, message).hint("say which one: MACHINE@TAG"));
         };
-        let full = format!("{}@{tag}", name.machine);
-        if !self.snapshots().has(&name.machine, tag)? {
-            let message = format!("there is no snapshot '{full}'");
-            return Err(Failure::new(Class::NotFound, message).hint("'zmachine snapshot ls' shows all"));
-        }
-        self.snapshots().remove(&full)
+        self.snapshots().remove(&format!("{}@{tag}", name.machine))
     }
 
     /// Lets a machine that does not run go on from a snapshot of it: its disk is what it was then.
@@ -179,7 +170,7 @@ impl Engine {
             replace_disk(&folder.join(DISK), &machine.dir.join(DISK))?;
         }
         self.kill.pass("restore: disk replaced");
-        let from = From {
+        let from = RestoreFrom {
             folder: &folder,
             memory: &memory,
             is_shared: false,
@@ -264,7 +255,7 @@ impl Engine {
     fn start_fork(&self, source: &ForkSource, created: &Machine) -> Result<Starting, Failure> {
         self.require_fit(created, &source.snapshot, &source.folder)?;
         self.kill.pass("fork: created");
-        let from = From {
+        let from = RestoreFrom {
             folder: &source.folder,
             memory: &source.memory,
             is_shared: true,
@@ -432,7 +423,7 @@ mod tests {
     #[test]
     fn a_monitor_is_told_what_it_goes_on_from() {
         let memory = OwnedFd::from(File::open("/dev/null").unwrap());
-        let from = From {
+        let from = RestoreFrom {
             folder: Path::new("/s/web@a"),
             memory: &memory,
             is_shared: true,

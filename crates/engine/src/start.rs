@@ -22,7 +22,7 @@ use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child, role_of};
 use zmachine_sys::reap::reap_later;
 
 use super::Engine;
-use super::snapshots::From;
+use super::snapshots::RestoreFrom;
 use super::warm::Warm;
 
 /// A start in progress.
@@ -98,11 +98,16 @@ impl Engine {
     }
 
     /// A start from what was saved.
-    pub(super) fn start_from(&self, name: &str, from: Option<&From<'_>>) -> Result<Starting, Failure> {
+    pub(super) fn start_from(&self, name: &str, from: Option<&RestoreFrom<'_>>) -> Result<Starting, Failure> {
         self.start_with(name, None, from)
     }
 
-    fn start_with(&self, name: &str, option: Option<&str>, from: Option<&From<'_>>) -> Result<Starting, Failure> {
+    fn start_with(
+        &self,
+        name: &str,
+        option: Option<&str>,
+        from: Option<&RestoreFrom<'_>>,
+    ) -> Result<Starting, Failure> {
         let machine = self.machine(name)?;
         if machine.state.phase.is_active() || FileLock::is_held(&machine.lock_path())? {
             let message = format!(

@@ -14,7 +14,7 @@ use zmachine_sys::jail::find_program;
 
 use crate::Engine;
 use crate::root::copy_file;
-use crate::snapshots::{From, load};
+use crate::snapshots::{RestoreFrom, load};
 
 /// A template that a start begins from.
 #[derive(Debug)]
@@ -25,8 +25,8 @@ pub(super) struct Warm {
 
 impl Warm {
     /// What a monitor is told.
-    pub(super) fn from(&self) -> From<'_> {
-        From {
+    pub(super) fn from(&self) -> RestoreFrom<'_> {
+        RestoreFrom {
             folder: &self.folder,
             memory: &self.memory,
             is_shared: true,

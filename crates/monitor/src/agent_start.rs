@@ -19,7 +19,7 @@ use super::session::{Session, SessionError};
 use super::sockets;
 
 /// How long the owner may take to attach. It does so at once, or it is gone.
-pub(super) const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
+const OWNER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the end of a hypervisor may come after the end of its channels.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -49,6 +49,18 @@ pub(super) struct EntryStart {
 }
 
 impl Monitor {
+    /// Waits for the client that started the machine, where there is one. `Some` when the machine was stopped meanwhile.
+    pub(super) async fn await_owner(&mut self, entry: &mut Entry, inbox: &mut Inbox) -> Option<Exit> {
+        if !self.wait_for_owner {
+            return None;
+        }
+        let attached = tokio::time::timeout(OWNER_TIMEOUT, entry.owner_attached());
+        match inbox.unless_stopped(attached).await {
+            Ok(_) => None,
+            Err(Cut) => Some(self.cut_short(inbox).await),
+        }
+    }
+
     /// Brings the guest up and starts the entrypoint. `Ok(Some(exit))` when the machine was stopped meanwhile.
     pub(super) async fn start_entrypoint(
         &mut self,
@@ -59,12 +71,9 @@ impl Monitor {
         inbox: &mut Inbox,
     ) -> Started {
         let EntryStart { mut entry, stream } = entry;
-        if self.wait_for_owner {
-            // Beside the guest's boot, so it costs nothing.
-            let attached = tokio::time::timeout(OWNER_TIMEOUT, entry.owner_attached());
-            if inbox.unless_stopped(attached).await.is_err() {
-                return Ok(Some(self.cut_short(inbox).await));
-            }
+        // Beside the guest's boot, so it costs nothing.
+        if let Some(exit) = self.await_owner(&mut entry, inbox).await {
+            return Ok(Some(exit));
         }
         let mut boot = plan.boot.clone();
         boot.secrets = zmachine_store::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;

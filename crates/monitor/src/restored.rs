@@ -7,14 +7,15 @@ use std::fs::File;
 use std::time::Duration;
 
 use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest, Thaw};
-use zmachine_hypervisor::Saved as SavedVm;
+use zmachine_hypervisor::{Accel, Saved as SavedVm};
 use zmachine_plan::ContainerPlan;
+use zmachine_spec::saved::HostMark;
 use zmachine_spec::{Class, Failure};
 use zmachine_store::log::Source;
 use zmachine_store::snapshot::{STATE, Snapshot, memory};
 use zmachine_sys::file::{self, FileError};
 
-use super::agent_start::{EntryStart, OWNER_TIMEOUT, RootfsEnd};
+use super::agent_start::{EntryStart, RootfsEnd};
 use super::context::{Monitor, Started, at};
 use super::frozen::Restore;
 use super::inbox::Inbox;
@@ -51,7 +52,13 @@ impl Monitor {
             )
             .hint("start the machine without it"));
         }
-        Monitor::check_host(&snapshot.saved.host, plan.vm.accel)?;
+        let host = HostMark::of_this_host(plan.vm.accel == Accel::Kvm);
+        if let Some(why) = host.differs_from(&snapshot.saved.host) {
+            let message = format!("the snapshot does not fit this host: {why}");
+            return Err(
+                Failure::new(Class::Unsupported, message).hint("start the machine anew, or go on where it was saved")
+            );
+        }
         let path = folder.join(STATE);
         let state = File::open(&path).map_err(|e| FileError::io("open", &path, e))?;
         let found = memory::mark(&state).map_err(|e| FileError::io("read", &path, e))?;
@@ -79,11 +86,8 @@ impl Monitor {
         inbox: &mut Inbox,
     ) -> Started {
         let EntryStart { mut entry, stream } = entry;
-        if self.wait_for_owner {
-            let attached = tokio::time::timeout(OWNER_TIMEOUT, entry.owner_attached());
-            if inbox.unless_stopped(attached).await.is_err() {
-                return Ok(Some(self.cut_short(inbox).await));
-            }
+        if let Some(exit) = self.await_owner(&mut entry, inbox).await {
+            return Ok(Some(exit));
         }
         let secrets = zmachine_store::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;
         let identity = plan.identity(&restoring.snapshot.plan, secrets);
@@ -128,10 +132,10 @@ impl Monitor {
             .guest_kernel
             .clone_from(&restoring.snapshot.guest_kernel);
         let name = restoring.snapshot.name();
-        let how = if restoring.is_fork {
-            "forked from"
-        } else {
-            "restored from"
+        let how = match (restoring.is_fork, has_entrypoint) {
+            (false, _) => "restored from",
+            (true, true) => "forked from",
+            (true, false) => "began from the template",
         };
         self.log.note(Source::Monitor, &format!("{how} {name}"));
         if let Some(started) = started {

@@ -24,15 +24,14 @@ use zmachine_store::snapshot::{DISK, MEMORY, STATE, memory};
 use zmachine_sys::file::FileError;
 use zmachine_sys::sparse;
 
-use super::context::Monitor;
 use super::follow::Follow;
 use super::frozen::Frozen;
 use super::guest::{self, within};
 use super::inbox::Event;
 use super::launch::{in_thread, joined};
 
-/// How long all processes of a guest may take to stand still, and its file systems to be written.
-const FREEZE_TIMEOUT: Duration = Duration::from_secs(40);
+/// How long a guest may take to stand still; its agent gives up before.
+pub(super) const FREEZE_TIMEOUT: Duration = Duration::from_secs(40);
 
 impl Follow<'_> {
     /// Begins to save the machine.
@@ -215,18 +214,4 @@ impl Files {
 pub(super) fn unix_nanos() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
-}
-
-impl Monitor {
-    /// Whether what was saved fits this host; the rest was compared when the machine was made.
-    pub(super) fn check_host(saved: &HostMark, accel: Accel) -> Result<(), Failure> {
-        match HostMark::of_this_host(accel == Accel::Kvm).differs_from(saved) {
-            None => Ok(()),
-            Some(why) => Err(Failure::new(
-                Class::Unsupported,
-                format!("the snapshot does not fit this host: {why}"),
-            )
-            .hint("start the machine anew, or go on where it was saved")),
-        }
-    }
 }

@@ -11,7 +11,7 @@ use zmachine_store::template::{TemplateDraft, Templates};
 use super::context::Monitor;
 use super::guest::{ANSWER_TIMEOUT, ask};
 use super::running::Running;
-use super::saving::{Saving, save_vm, unix_nanos};
+use super::saving::{FREEZE_TIMEOUT, Saving, save_vm, unix_nanos};
 use super::session::Session;
 
 impl Monitor {
@@ -43,7 +43,7 @@ impl Monitor {
         running: &mut Running,
         session: &Session,
     ) -> Result<(), Failure> {
-        if let Err(failure) = ask(session, &AgentRequest::Freeze, ANSWER_TIMEOUT).await {
+        if let Err(failure) = ask(session, &AgentRequest::Freeze, FREEZE_TIMEOUT).await {
             self.log
                 .note(Source::Monitor, &format!("no template is made: {failure}"));
             return Ok(());

@@ -1,10 +1,13 @@
 //! Freezing a guest for a copy of it, and letting it, or the copy, go on. What that takes is in [`crate::freeze`].
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use zmachine_agent_protocol::{ErrorKind, ExitStatus, Process, Reply, Thaw};
 
 use super::{Agent, FROZEN, HAS_INIT, State, answer, bad_request, failure};
+use crate::process::work;
 use crate::{console, freeze, power};
 
 impl Agent {
@@ -19,20 +22,30 @@ impl Agent {
         if self.is_frozen.get() {
             return bad_request(FROZEN);
         }
-        if let Err(error) = self.hooks(freeze::BEFORE, false).await {
-            return failure(ErrorKind::Setup, error);
-        }
-        self.is_frozen.set(true);
-        match self.freezer.freeze(&self.proc).await {
-            Ok(()) => {
-                rustix::fs::sync();
-                Reply::Done
-            }
+        // The host waits longer: it must never take a guest for one that runs which stands still a moment later.
+        let stands_still = tokio::time::timeout(freeze::IN_ALL, self.stand_still()).await;
+        let late = || format!("the guest did not stand still within {} s", freeze::IN_ALL.as_secs());
+        match stands_still.unwrap_or_else(|_| Err(late())) {
+            Ok(()) => Reply::Done,
             Err(error) => {
                 self.release();
-                failure(ErrorKind::Internal, format!("stop all processes: {error}"))
+                failure(ErrorKind::Setup, error)
             }
         }
+    }
+
+    async fn stand_still(&self) -> Result<(), String> {
+        self.hooks(freeze::BEFORE, false).await?;
+        // While all still run, so that little is left to write when they do not. In a child: a slow disk keeps nobody's output waiting.
+        let sync = || {
+            rustix::fs::sync();
+            Ok::<_, Infallible>(())
+        };
+        work(&self.reaper, sync).await?;
+        self.is_frozen.set(true);
+        let stopped = self.freezer.freeze(&self.proc).await;
+        stopped.map_err(|error| format!("stop all processes: {error}"))?;
+        work(&self.reaper, sync).await
     }
 
     /// Lets them go on, once everything is as it is to be. A copy that cannot be made another machine never runs.
@@ -70,6 +83,7 @@ impl Agent {
 
     /// Runs the image's programs in `folder`, in the order of their names, in the container: while nothing is frozen yet, or all else is.
     async fn hooks(&self, folder: &str, is_copy: bool) -> Result<(), String> {
+        let deadline = Instant::now() + freeze::HOOKS;
         for program in freeze::hooks(folder) {
             let namespaces = self
                 .namespaces()
@@ -80,14 +94,17 @@ impl Agent {
             }
             let started = self.start(&process, &namespaces, false).await;
             let (started, side) = started.map_err(|error| error.to_string())?;
-            let ended = tokio::time::timeout(freeze::HOOK, started.exited).await;
+            let ended = tokio::time::timeout_at(deadline, started.exited).await;
             drop(side);
             match ended {
                 Ok(Ok(ExitStatus::Code(0))) => {}
                 Ok(Ok(status)) => return Err(format!("{program} ended with {}", status.shell_code())),
                 Ok(Err(_)) | Err(_) => {
                     let _ = self.reaper.signal(started.pid, libc::SIGKILL);
-                    return Err(format!("{program} did not end within {} s", freeze::HOOK.as_secs()));
+                    return Err(format!(
+                        "{program} had not ended after {} s for all of {folder}",
+                        freeze::HOOKS.as_secs()
+                    ));
                 }
             }
         }

@@ -108,22 +108,32 @@ pub(crate) fn restore(engine: &Engine, args: &RestoreArgs) -> Result<u8, Failure
 pub(crate) fn fork(engine: &Engine, args: &ForkArgs) -> Result<u8, Failure> {
     let source = engine.fork_source(&SnapshotName::parse(&args.source)?)?;
     let progress = Bars::bytes();
-    let mut started = Vec::new();
+    let (mut started, mut first) = (Vec::new(), None);
     for number in 1..=args.number {
         let name = match &args.name {
-            Some(name) if args.number == 1 => name.clone(),
-            Some(prefix) => format!("{prefix}-{number}"),
-            None => engine.free_fork_name(source.machine())?,
+            Some(name) if args.number == 1 => Ok(name.clone()),
+            Some(prefix) => Ok(format!("{prefix}-{number}")),
+            None => engine.free_fork_name(source.machine()),
         };
-        started.push(engine.fork(&source, &name, &progress)?);
+        match name.and_then(|name| engine.fork(&source, &name, &progress)) {
+            Ok(one) => started.push(one),
+            Err(failure) => {
+                first = Some(failure);
+                break;
+            }
+        }
     }
+    // Those that are there run on, whatever became of others.
     for (machine, mut starting) in started {
         let name = &machine.spec.name;
-        starting.wait_ready(&progress).inspect_err(|_| {
-            starting.wait_gone();
-            super::run::remove_if_it_never_ran(engine, name);
-        })?;
-        output::print(&format!("{name}\n"))?;
+        match starting.wait_ready(&progress) {
+            Ok(()) => output::print(&format!("{name}\n"))?,
+            Err(failure) => {
+                starting.wait_gone();
+                super::run::remove_if_it_never_ran(engine, name);
+                first.get_or_insert(failure);
+            }
+        }
     }
-    Ok(0)
+    first.map_or(Ok(0), Err)
 }

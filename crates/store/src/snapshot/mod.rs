@@ -178,10 +178,7 @@ impl Snapshots {
                 let full = format!("{machine}@{tag}");
                 match file::is_there(&self.folder.join(&full))? {
                     true => self.read(&full),
-                    false => {
-                        let message = format!("there is no snapshot '{full}'");
-                        Err(Failure::new(Class::NotFound, message).hint(all_hint))
-                    }
+                    false => Err(Snapshots::missing(&full)),
                 }
             }
             None => self.readable(Some(machine))?.pop().ok_or_else(|| {
@@ -244,14 +241,18 @@ impl Snapshots {
     pub fn publish(&self, draft: Draft, snapshot: &Snapshot) -> Result<(), Failure> {
         let target = self.folder(snapshot);
         if file::is_there(&target)? {
-            return Err(Snapshots::taken(snapshot));
+            return Err(Snapshots::taken(&snapshot.name()));
         }
         publish_files(&draft.folder, snapshot, &target)
     }
 
+    fn missing(name: &str) -> Failure {
+        let message = format!("there is no snapshot '{name}'");
+        Failure::new(Class::NotFound, message).hint("'zmachine snapshot ls' shows all")
+    }
+
     /// That its name is taken.
-    pub fn taken(snapshot: &Snapshot) -> Failure {
-        let name = snapshot.name();
+    pub fn taken(name: &str) -> Failure {
         let hint = format!("choose another tag, or remove it: zmachine snapshot rm {name}");
         Failure::new(Class::Conflict, format!("there is a snapshot '{name}' already")).hint(hint)
     }
@@ -272,6 +273,9 @@ impl Snapshots {
         let _lock = self.swept()?;
         let gone = self.folder.join(format!(".gone-{:016x}", file::random_u64()));
         let path = self.folder.join(name);
+        if !file::is_there(&path)? {
+            return Err(Snapshots::missing(name));
+        }
         std::fs::rename(&path, &gone).map_err(|e| FileError::io("remove", &path, e))?;
         file::sync_dir(&self.folder)?;
         Ok(file::remove_dir_all(&gone)?)
