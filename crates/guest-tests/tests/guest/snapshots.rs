@@ -422,6 +422,11 @@ fn a_warm_start_is_as_a_cold_one() {
                 .input(b"typed\n")
                 .finish();
             assert_eq!((ran.code, &*ran.stdout()), (3, "own\nb\n/tmp\n1\ntyped\n"));
+            let why = zmachine(&home, &["why", "w"]).expect_success().stdout();
+            assert!(
+                why.contains("guest thaw") && !why.contains("guest boot"),
+                "it booted: {why}"
+            );
             assert_eq!(templates(), 1);
         },
     );

@@ -28,15 +28,12 @@ use crate::disk::{Outcome, Pinned};
 use crate::erofs::Extent;
 use crate::report::Reporter;
 use crate::server::queue::Device;
-use crate::write_back;
 use wire::{Command, Request, read_exactly, write_all};
 
 /// The longest read in bytes; the client is told.
 pub const LONGEST: u32 = 2 << 20;
 /// Requests of one connection that wait for blocks at a time, each in a thread; QEMU has 16 under way at most.
 const WAITING: usize = 16;
-/// Tries to get one unreadable block for one request.
-const DAMAGED_TRIES: usize = 2;
 /// Clients at a time: a machine and its forks.
 const CLIENTS: usize = 1024;
 
@@ -158,28 +155,13 @@ impl Connection {
         let mut missing = (extent, is_damaged);
         let (mut pinned, mut tries, mut buffer) = (Pinned::new(), Vec::new(), Vec::new());
         loop {
-            self.fetch(&missing.0, missing.1, &mut pinned, &mut tries);
+            self.device
+                .fetch(&self.reporter, (&missing.0, missing.1), &mut pinned, &mut tries);
             match self.read_local(request, &mut buffer, &pinned) {
                 Outcome::Done => return self.succeed(request, &buffer),
                 Outcome::Failed => return self.fail(request, EIO),
                 Outcome::Missing { extent, is_damaged } => missing = (extent, is_damaged),
             }
-        }
-    }
-
-    fn fetch(&self, extent: &Extent, is_damaged: bool, pinned: &mut Pinned, tries: &mut Vec<u32>) {
-        let disk = &self.device.disk;
-        tries.push(extent.start);
-        if is_damaged && tries.iter().filter(|start| **start == extent.start).count() > DAMAGED_TRIES {
-            disk.give_up(extent);
-            self.reporter
-                .block_failed(extent, "the cached block cannot be read", None);
-        } else if let Err(error) = disk.fetch(extent, is_damaged, pinned) {
-            self.reporter.block_failed(extent, &error.reason, error.hint.as_deref());
-        }
-        if let Some(failure) = disk.take_cache_failure() {
-            self.reporter.cache_failed(&failure);
-            write_back::start(&self.device);
         }
     }
 

@@ -49,8 +49,6 @@ const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 const BATCH: usize = 16;
 /// Blocks fetched at once for the requests that wait behind one, in all queues.
 const AHEAD_MAX: usize = 16;
-/// Tries to get one unreadable block for one request.
-const DAMAGED_TRIES: usize = 2;
 
 /// Serves `device` on `listener` to one hypervisor after the other; returns only when the listening socket fails.
 ///
@@ -106,7 +104,10 @@ impl Backend {
         let mut tries: Vec<u32> = Vec::new();
         loop {
             match self.answer_batch(vring, &mut pinned, &mut tries) {
-                Some((extent, is_damaged)) => self.fetch(&extent, is_damaged, &mut pinned, &mut tries),
+                Some((extent, is_damaged)) => {
+                    self.device
+                        .fetch(&self.reporter, (&extent, is_damaged), &mut pinned, &mut tries)
+                }
                 None => return,
             }
         }
@@ -164,23 +165,6 @@ impl Backend {
                 return;
             }
         }
-    }
-
-    fn fetch(&self, extent: &Extent, is_damaged: bool, pinned: &mut Pinned, tries: &mut Vec<u32>) {
-        let disk = &self.device.disk;
-        tries.push(extent.start);
-        if is_damaged && tries.iter().filter(|start| **start == extent.start).count() > DAMAGED_TRIES {
-            disk.give_up(extent);
-            self.reporter
-                .block_failed(extent, "the cached block cannot be read", None);
-        } else if let Err(error) = disk.fetch(extent, is_damaged, pinned) {
-            self.reporter.block_failed(extent, &error.reason, error.hint.as_deref());
-        }
-        if let Some(failure) = disk.take_cache_failure() {
-            self.reporter.cache_failed(&failure);
-            write_back::start(&self.device);
-        }
-        self.reporter.touch();
     }
 }
 

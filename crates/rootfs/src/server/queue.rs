@@ -11,6 +11,7 @@
 //! something else. Stopping a queue therefore never waits for a fetch, and loses no request.
 
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -21,8 +22,8 @@ use super::request::{
 };
 use crate::disk::{LazyDisk, Outcome, Pinned};
 use crate::erofs::Extent;
-use crate::report::Counters;
-use crate::write_back::WritingBack;
+use crate::report::{Counters, Reporter};
+use crate::write_back::{self, WritingBack};
 
 /// Chains that are looked at for what they will need, while the first one waits.
 const CHAINS_AHEAD: usize = 16;
@@ -43,6 +44,35 @@ pub struct Device {
     pub ahead: AtomicUsize,
     /// Whether blocks in memory are being put into the cache.
     pub writing_back: WritingBack,
+}
+
+/// Tries to get one unreadable block for one request.
+const DAMAGED_TRIES: usize = 2;
+
+impl Device {
+    /// Gets a block that a request waits for, and tells of what went wrong. What the cache could not keep is added to `pinned`; `tries`
+    /// are the blocks that were fetched for this request.
+    pub fn fetch(
+        self: &Arc<Self>,
+        reporter: &Reporter,
+        (extent, is_damaged): (&Extent, bool),
+        pinned: &mut Pinned,
+        tries: &mut Vec<u32>,
+    ) {
+        let disk = &self.disk;
+        tries.push(extent.start);
+        if is_damaged && tries.iter().filter(|start| **start == extent.start).count() > DAMAGED_TRIES {
+            disk.give_up(extent);
+            reporter.block_failed(extent, "the cached block cannot be read", None);
+        } else if let Err(error) = disk.fetch(extent, is_damaged, pinned) {
+            reporter.block_failed(extent, &error.reason, error.hint.as_deref());
+        }
+        if let Some(failure) = disk.take_cache_failure() {
+            reporter.cache_failed(&failure);
+            write_back::start(self);
+        }
+        reporter.touch();
+    }
 }
 
 /// What a step did.
