@@ -72,6 +72,11 @@ fn a_machine_is_saved_forked_and_restored() {
     until_logged(&home, "web", "n3");
     exec_output(&home, "web", "echo 0123456789abcdef0123456789abcdef >/etc/machine-id");
 
+    let hook = "mkdir -p /etc/zmachine/freeze.d /etc/zmachine/thaw.d; cd /etc/zmachine; \
+        printf '#!/bin/sh\\n[ ! -e /failing ] || exit 4\\necho f >>/hooks\\n' >freeze.d/a; \
+        printf '#!/bin/sh\\necho t$ZMACHINE_COPY >>/hooks\\n[ -z \"$ZMACHINE_COPY\" ] || [ ! -e /bad ]\\n' >thaw.d/a; chmod +x */a";
+    exec_output(&home, "web", hook);
+
     let mut at = 0;
     checks.that("it is saved while it runs, and goes on", || {
         at = counted(&home, "web");
@@ -122,6 +127,27 @@ fn a_machine_is_saved_forked_and_restored() {
         let own = exec_output(&home, "f-2", "ip -4 -o addr show eth0 | sed 's/.*inet //; s,/.*,,'");
         let seen = exec_output(&home, "f-1", "nslookup f-2");
         assert!(seen.contains(&own), "{seen}: {own}");
+    });
+
+    checks.that("programs of the image run around it, and decide", || {
+        assert_eq!(exec_output(&home, "web", "cat /hooks"), "f\nt");
+        assert_eq!(exec_output(&home, "f-1", "cat /hooks"), "f\nt1");
+        exec_output(&home, "web", "touch /failing");
+        refused(
+            &home,
+            &["snapshot", "create", "web@no"],
+            "/etc/zmachine/freeze.d/a ended with 4",
+        );
+        assert_eq!(snapshots(&home), ["web@first"]);
+        exec_output(&home, "web", "rm /failing; touch /bad");
+        refused(
+            &home,
+            &["fork", "web", "--name", "bad"],
+            "/etc/zmachine/thaw.d/a ended with 1",
+        );
+        assert!(!zmachine(&home, &["ps", "-a", "-q"]).stdout().contains("bad"));
+        exec_output(&home, "web", "rm /bad");
+        assert_eq!(snapshots(&home), ["web@first"]);
     });
 
     checks.that("what cannot be done is refused by name", || {
