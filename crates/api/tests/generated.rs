@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use zmachine_testkit::{Need, artifacts, lacking, skip};
+use zmachine_testkit::{Need, artifacts, certificate, lacking, skip};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_zmachine-api");
 
@@ -66,24 +66,7 @@ struct Server {
 impl Server {
     fn start() -> Server {
         let folder = tempfile::tempdir_in("/tmp").expect("a folder");
-        let made = Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-                "-nodes",
-                "-days",
-                "2",
-            ])
-            .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
-            .args(["-keyout", "key.pem", "-out", "cert.pem"])
-            .current_dir(folder.path())
-            .output()
-            .expect("openssl");
-        assert!(made.status.success(), "{made:?}");
+        certificate(folder.path());
         let mut command = Command::new(PROGRAM);
         command.args(["--program", "/bin/true", "serve", "--listen", "127.0.0.1:0"]);
         for (option, file) in [

@@ -1,5 +1,8 @@
 //! Requests as no client should send them, and those that need no machine: each has its answer, and the server goes on.
 
+#[path = "common/http.rs"]
+mod http;
+
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -10,28 +13,14 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use zmachine_testkit::Mutator;
 
+use crate::http::{Answer, exchange};
+
 /// A server over a home with nothing in it.
 struct Server {
     child: Child,
     socket: PathBuf,
     native: PathBuf,
     _home: tempfile::TempDir,
-}
-
-/// An answer.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    /// The reason of a refusal.
-    fn message(&self) -> String {
-        let body: Value = serde_json::from_str(&self.body).unwrap_or_default();
-        body["message"].as_str().unwrap_or_default().to_owned()
-    }
 }
 
 impl Server {
@@ -90,26 +79,6 @@ impl Server {
     }
 }
 
-/// Sends bytes, and reads to the end.
-fn exchange(mut stream: UnixStream, bytes: &[u8]) -> Answer {
-    // The server may have enough before it has all.
-    let _ = stream.write_all(bytes);
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
-    let text = String::from_utf8_lossy(&answer).into_owned();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .unwrap_or(0);
-    Answer {
-        status,
-        head: head.to_owned(),
-        body: body.to_owned(),
-    }
-}
-
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -131,7 +100,7 @@ fn a_client_finds_out_which_version_it_may_speak() {
     assert_eq!(
         (
             new.status,
-            new.message()
+            new.reason()
                 .contains("is too new. Maximum supported API version is 1.45")
         ),
         (400, true)
@@ -140,7 +109,7 @@ fn a_client_finds_out_which_version_it_may_speak() {
     assert_eq!(
         (
             old.status,
-            old.message()
+            old.reason()
                 .contains("is too old. Minimum supported API version is 1.24")
         ),
         (400, true)
@@ -261,7 +230,7 @@ fn what_makes_no_sense_is_refused_with_its_reason() {
     ] {
         let answer = server.ask(line, body);
         assert_eq!(answer.status, status, "{line:.80}: {answer:?}");
-        assert!(answer.message().contains(why), "{line:.80}: {answer:?}");
+        assert!(answer.reason().contains(why), "{line:.80}: {answer:?}");
     }
     // What leaves nothing to say, to a method that has no body.
     assert_eq!(server.ask("HEAD /containers/x/archive?path=/", "").status, 404);
@@ -414,14 +383,14 @@ fn no_body_ends_the_server_or_leaves_it_without_a_reason() {
                 input.len()
             );
             let answer = server.raw(&[head.as_bytes(), input].concat());
-            let is_told = answer.status < 500 || !answer.message().is_empty();
+            let is_told = answer.status < 500 || !answer.reason().is_empty();
             assert!(
                 answer.status > 0 && is_told,
                 "{line}: {:?}\n{answer:?}",
                 String::from_utf8_lossy(input)
             );
             assert!(
-                !answer.message().contains("ended early"),
+                !answer.reason().contains("ended early"),
                 "{line}: {:?}\n{answer:?}",
                 String::from_utf8_lossy(input)
             );

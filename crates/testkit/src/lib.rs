@@ -16,6 +16,7 @@
 //! when they are missing or older than their sources. Imports no other crate of the project: tests see what users see.
 
 mod artifacts;
+mod certificate;
 mod command;
 mod home;
 mod leftovers;
@@ -28,6 +29,7 @@ mod tree;
 mod vm;
 
 pub use artifacts::{Artifacts, artifacts, is_static};
+pub use certificate::certificate;
 pub use command::{Finished, Invocation};
 pub use home::TestHome;
 pub use mutate::Mutator;

@@ -8,9 +8,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use zmachine_testkit::{Need, lacking, skip};
+use zmachine_testkit::{Need, certificate, lacking, skip};
 
-use crate::support::{Answer, Server, VOLUME, certificate, expect};
+use crate::http::Answer;
+use crate::support::{Server, VOLUME, expect};
 
 #[test]
 fn who_guesses_tokens_has_to_wait_and_others_do_not() {

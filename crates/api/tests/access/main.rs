@@ -2,6 +2,8 @@
 //!
 //! Each request here is made by hand over a connection of its own, so that it is exactly what a client that means no good would send.
 
+#[path = "../common/http.rs"]
+mod http;
 mod limits;
 mod support;
 
@@ -12,9 +14,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use zmachine_testkit::{Need, lacking, skip};
+use zmachine_testkit::{Need, certificate, lacking, skip};
 
-use crate::support::{PROGRAM, Server, VOLUME, certificate, exchange, expect, request};
+use crate::http::exchange;
+use crate::support::{PROGRAM, Server, VOLUME, expect, request};
 
 #[test]
 fn tcp_is_not_served_without_tls_also_for_this_host() {

@@ -1,9 +1,8 @@
 //! A server with TLS, and requests made by hand.
 
-use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
-use zmachine_testkit::{Need, lacking, skip};
+use zmachine_testkit::{Need, certificate, lacking, skip};
+
+use crate::http::{Answer, exchange};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_zmachine-api");
 
@@ -21,50 +22,6 @@ pub(crate) struct Server {
     pub(crate) child: Child,
     pub(crate) port: u16,
     pub(crate) folder: tempfile::TempDir,
-}
-
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) head: String,
-    pub(crate) body: String,
-}
-
-impl Answer {
-    /// The reason of a refusal, whichever API gives it.
-    pub(crate) fn reason(&self) -> String {
-        let body: Value = serde_json::from_str(&self.body).unwrap_or_default();
-        let text = body["detail"].as_str().or_else(|| body["message"].as_str());
-        text.unwrap_or_default().to_owned()
-    }
-}
-
-/// A certificate for `localhost` and 127.0.0.1, and its key.
-pub(crate) fn certificate(folder: &Path) {
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-        ])
-        .args([
-            "-subj",
-            "/CN=zmachine test",
-            "-addext",
-            "subjectAltName=DNS:localhost,IP:127.0.0.1",
-        ])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .args(["-keyout", "key.pem", "-out", "cert.pem"])
-        .current_dir(folder)
-        .output()
-        .expect("openssl");
-    assert!(made.status.success(), "{made:?}");
 }
 
 impl Server {
@@ -195,27 +152,6 @@ pub(crate) fn request(line: &str, host: &str, headers: &[&str], body: &str) -> S
         text.push_str("\r\n");
     }
     text + &format!("Content-Length: {}\r\n\r\n{body}", body.len())
-}
-
-/// Sends bytes, and reads to the end.
-pub(crate) fn exchange(mut stream: impl Read + Write, bytes: &[u8]) -> Answer {
-    // The server may have enough before it has all.
-    let _ = stream.write_all(bytes);
-    let _ = stream.flush();
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
-    let text = String::from_utf8_lossy(&answer).into_owned();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .unwrap_or(0);
-    Answer {
-        status,
-        head: head.to_lowercase(),
-        body: body.to_owned(),
-    }
 }
 
 impl Drop for Server {

@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use zmachine_testkit::{Finished, Need, lacking, skip};
+use zmachine_testkit::{Finished, Need, certificate, lacking, skip};
 
 use crate::support::{Served, until};
 
@@ -122,31 +121,7 @@ fn the_command_line_drives_another_host() {
 fn by_tls(served: &Served) {
     let folder = served.home.file("tls");
     fs::create_dir_all(&folder).expect("a folder");
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-        ])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
-        .args([
-            "-addext",
-            "basicConstraints=critical,CA:FALSE",
-            "-keyout",
-            "key.pem",
-            "-out",
-            "cert.pem",
-        ])
-        .current_dir(&folder)
-        .output()
-        .expect("openssl");
-    assert!(made.status.success(), "{made:?}");
+    certificate(&folder);
     let path = |name: &str| folder.join(name).display().to_string();
     let (docker, api) = (path("docker.sock"), path("api.sock"));
     let (certificate, key) = (path("cert.pem"), path("key.pem"));
