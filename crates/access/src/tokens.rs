@@ -106,9 +106,7 @@ impl Tokens {
             return Err(Failure::new(Class::Usage, message).hint("use --expires 30d"));
         }
         let mut secret = [0; SECRET_BYTES];
-        // The kernel gives up to 256 bytes whole, or none.
-        rustix::rand::getrandom(&mut secret[..], rustix::rand::GetRandomFlags::empty())
-            .map_err(std::io::Error::from)?;
+        file::fill_random(&mut secret)?;
         let now = Timestamp::now();
         let expires_at = now
             .checked_add(lifetime)

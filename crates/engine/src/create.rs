@@ -417,7 +417,11 @@ impl Engine {
         if hypervisor.driver == Hypervisor::CloudHypervisor {
             // Its interfaces are taps, and passt has none.
             let by_passt = uses_passt(&spec.networks).then_some("it has no network without root");
-            if let Some(lacks) = by_passt.or(makes.beyond_cloud_hypervisor(uses_shares, cloud_firmware.is_some())) {
+            let saved = spec.snapshots.then_some("no machine is saved there while it runs");
+            if let Some(lacks) = by_passt
+                .or(saved)
+                .or(makes.beyond_cloud_hypervisor(uses_shares, cloud_firmware.is_some()))
+            {
                 hypervisor = choose(Some(lacks))?;
             }
         }

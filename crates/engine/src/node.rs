@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use zmachine_sys::jail::find_program;
+
 /// The shim that containerd starts.
 const SHIM: &str = "containerd-shim-zmachine-v2";
 
@@ -83,10 +85,7 @@ pub fn findings(programs: &Path) -> Vec<NodeFinding> {
 }
 
 fn on_path(program: &str) -> Result<String, String> {
-    let path = std::env::var("PATH").unwrap_or_default();
-    // Where administrators' programs are, whoever asks.
-    let folders = path.split(':').chain(["/usr/sbin", "/sbin"]).map(Path::new);
-    let found = folders.map(|folder| folder.join(program)).find(|file| file.is_file());
+    let found = find_program(Path::new(program));
     found.map(|file| file.display().to_string()).ok_or_else(String::new)
 }
 
