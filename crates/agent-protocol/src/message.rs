@@ -501,6 +501,9 @@ pub enum Transfer {
     Changes {
         /// Only the list.
         list: bool,
+        /// All processes stand still until it is sent, so that it is of one instant.
+        #[serde(default)]
+        paused: bool,
     },
     /// A container's whole root without what is mounted in it.
     Root,

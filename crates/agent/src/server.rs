@@ -78,6 +78,8 @@ const FROZEN_TAKEOVER: Duration = Duration::from_secs(120);
 
 /// What a frozen guest says to everything else.
 const FROZEN: &str = "the guest is frozen";
+/// Its processes stand still for a moment.
+const PAUSED: &str = "what the guest's processes wrote is being read";
 
 /// What all streams share.
 struct Agent {
@@ -102,6 +104,8 @@ struct Agent {
     sockets: RefCell<HashMap<String, Rc<UnixListener>>>,
     /// Whether its processes stand still, for the port too.
     is_frozen: Rc<Cell<bool>>,
+    /// Whether they do so only to be read.
+    is_paused: Cell<bool>,
     freezer: Freezer,
 }
 
@@ -195,6 +199,7 @@ impl Agent {
             containers: Containers::default(),
             sockets: RefCell::default(),
             is_frozen: Rc::default(),
+            is_paused: Cell::default(),
             freezer: Freezer::default(),
         }
     }
@@ -586,6 +591,15 @@ impl Agent {
             // What a container's programs mounted for themselves is no part of its root.
             (Ok(_), Transfer::Changes { .. } | Transfer::Root) => Namespaces::Shared,
             (Ok(namespaces), Transfer::Send { .. } | Transfer::Receive { .. }) => namespaces,
+        };
+        let paused = matches!(transfer, Transfer::Changes { paused: true, .. });
+        // However this ends, the processes go on.
+        let _paused = match paused.then_some(self.pause()) {
+            None => None,
+            Some(pausing) => match pausing.await {
+                Ok(paused) => Some(paused),
+                Err(refusal) => return answer(stream, refusal).await,
+            },
         };
         let started = async {
             let identity = users::root();

@@ -33,10 +33,12 @@ pub struct CommitRequest<'a> {
     pub message: Option<String>,
     /// What it says about running it, as instructions of a Dockerfile.
     pub changes: &'a [String],
+    /// Its processes stand still while what they wrote is read, so that the image is of one instant.
+    pub paused: bool,
 }
 
 impl Engine {
-    /// Makes an image of a container: its image, what it changed, and how it was run. The machine goes on meanwhile. `warn` hears of what
+    /// Makes an image of a container: its image, what it changed, and how it was run. `warn` hears of what
     /// is left out.
     ///
     /// # Errors
@@ -67,7 +69,7 @@ impl Engine {
             self.complete_image(&library, &image, progress)?;
         }
         let mut spooled = NewFile::create(self.home.data(), 0o600)?;
-        let mut stream = root.stream(RootPart::Layer)?;
+        let mut stream = root.stream(RootPart::Layer { paused: request.paused })?;
         spool(&mut stream, &mut spooled)?;
         stream.end(&mut warn)?;
         drop(root);

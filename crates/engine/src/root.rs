@@ -33,7 +33,10 @@ pub enum RootPart {
     /// The list of what changed; [`zmachine_agent_protocol::Transfer::Changes`] has its form.
     Changes,
     /// What changed, as a layer of an OCI image.
-    Layer,
+    Layer {
+        /// The container's processes stand still meanwhile.
+        paused: bool,
+    },
     /// All of it, as a tar archive.
     All,
 }
@@ -261,8 +264,11 @@ impl OpenRoot<'_> {
     /// When the guest cannot be asked.
     pub fn stream(&self, part: RootPart) -> Result<FromGuest, Failure> {
         let transfer = match part {
-            RootPart::Changes => Transfer::Changes { list: true },
-            RootPart::Layer => Transfer::Changes { list: false },
+            RootPart::Changes => Transfer::Changes {
+                list: true,
+                paused: false,
+            },
+            RootPart::Layer { paused } => Transfer::Changes { list: false, paused },
             RootPart::All => Transfer::Root,
         };
         let (_input, output) = self.engine.transfer(&self.name, transfer)?;

@@ -34,7 +34,7 @@ pub(super) fn run(transfer: &Transfer, layers: Option<[RawFd; 2]>) -> i32 {
             let input = io::BufReader::with_capacity(64 * 1024, io::stdin());
             receive(input, Path::new(target), OsStr::new(name), *contents, keep, warn)
         }
-        Transfer::Changes { list } => changes(layers, *list, warn),
+        Transfer::Changes { list, .. } => changes(layers, *list, warn),
         Transfer::Root => plain_root().and_then(|root| send_root(&root.path, output(), warn)),
     };
     match result {

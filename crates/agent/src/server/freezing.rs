@@ -1,14 +1,25 @@
 //! Freezing a guest for a copy of it, and letting it, or the copy, go on. What that takes is in [`crate::freeze`].
 
 use std::convert::Infallible;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use zmachine_agent_protocol::{ErrorKind, ExitStatus, Process, Reply, Thaw};
 
-use super::{Agent, FROZEN, HAS_INIT, State, answer, bad_request, failure};
+use super::{Agent, FROZEN, HAS_INIT, PAUSED, State, answer, bad_request, failure};
 use crate::process::work;
 use crate::{console, freeze, power};
+
+/// Processes stand still as long as it is there.
+pub(super) struct Paused(Rc<Agent>);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.0.freezer.thaw();
+        self.0.is_paused.set(false);
+    }
+}
 
 impl Agent {
     /// Stops all processes, so that the machine can be saved.
@@ -21,6 +32,9 @@ impl Agent {
         }
         if self.is_frozen.get() {
             return bad_request(FROZEN);
+        }
+        if self.is_paused.get() {
+            return bad_request(PAUSED);
         }
         // The host waits longer: it must never take a guest for one that runs which stands still a moment later.
         let stands_still = tokio::time::timeout(freeze::IN_ALL, self.stand_still()).await;
@@ -109,6 +123,17 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Stops the processes that there are while they are read. The host is served as always, and what it starts meanwhile runs.
+    pub(super) async fn pause(self: &Rc<Self>) -> Result<Paused, Reply> {
+        if self.is_paused.replace(true) {
+            return Err(bad_request(PAUSED));
+        }
+        let paused = Paused(Rc::clone(self));
+        let stopped = self.freezer.freeze(&self.proc).await;
+        stopped.map_err(|error| failure(ErrorKind::Setup, format!("stop all processes: {error}")))?;
+        Ok(paused)
     }
 
     /// Lets processes go on.

@@ -473,6 +473,7 @@ pub async fn commit(app: &Arc<App>, call: Call) -> Result<Answer, Refusal> {
             author: query.get("author").map(str::to_owned),
             message: query.get("comment").map(str::to_owned),
             changes: &changes,
+            paused: query.flag_or("pause", true),
         };
         let image = app.engine.commit(&request, &Silent, |_| ())?;
         let library = Library::open(app.engine.home().data())?;

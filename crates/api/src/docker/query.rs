@@ -48,7 +48,12 @@ impl Query {
 
     /// A yes or no; no when it is not there. Clients write `1`, `true` and `True`.
     pub fn flag(&self, name: &str) -> bool {
-        self.get(name).is_some_and(is_true)
+        self.flag_or(name, false)
+    }
+
+    /// The same, and `absent` when it is not there.
+    pub fn flag_or(&self, name: &str, absent: bool) -> bool {
+        self.get(name).map_or(absent, is_true)
     }
 
     /// A number.

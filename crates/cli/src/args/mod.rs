@@ -558,6 +558,12 @@ pub(crate) struct CommitArgs {
     /// An instruction of a Dockerfile that says how the image is run: 'CMD ["/server"]', 'ENV A=1' (repeatable)
     #[arg(short, long = "change", value_name = "INSTRUCTION")]
     pub(crate) changes: Vec<String>,
+    /// Let its processes stand still while what they wrote is read, so that the image is of one instant; --pause=false lets them go on
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true")]
+    pub(crate) pause: bool,
+    /// The same as --pause=false
+    #[arg(long, conflicts_with = "pause")]
+    pub(crate) no_pause: bool,
     /// Show no progress
     #[arg(short, long)]
     pub(crate) quiet: bool,

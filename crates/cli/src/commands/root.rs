@@ -60,6 +60,7 @@ pub(crate) fn commit(engine: &Engine, args: &CommitArgs) -> Result<u8, Failure> 
         author: args.author.clone(),
         message: args.message.clone(),
         changes: &args.changes,
+        paused: args.pause && !args.no_pause,
     };
     let image = engine.commit(&request, progress, |text| progress.message(&format!("warning: {text}")))?;
     drop(bars);
