@@ -239,7 +239,11 @@ fn rows(engine: &Engine) -> Result<Vec<Row>, Refusal> {
     let library = Library::open(engine.home().data())?;
     let containers = containers(engine)?;
     let all = library.list_readable()?.0;
-    let mut rows: Vec<Row> = all.iter().map(|image| row(&library, image, &containers)).collect();
+    let mut rows: Vec<Row> = all
+        .iter()
+        .filter(|image| !image.is_superseded)
+        .map(|image| row(&library, image, &containers))
+        .collect();
     rows.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.names.cmp(&b.names)));
     Ok(rows)
 }

@@ -80,7 +80,8 @@ pub async fn info(app: &Arc<App>) -> Result<Answer, Refusal> {
         let count = |fits: &dyn Fn(&Phase) -> bool| machines.iter().filter(|m| fits(&m.state.phase)).count();
         let paused = count(&|phase| *phase == Phase::Paused);
         let running = count(&|phase| phase.is_active()) - paused;
-        let images = Library::open(app.engine.home().data())?.list_readable()?.0.len();
+        let images = Library::open(app.engine.home().data())?.list_readable()?.0;
+        let images = images.iter().filter(|image| !image.is_superseded).count();
         let node = rustix::system::uname();
         Ok::<_, Refusal>(json!({
             "ID": app.engine.home().data().display().to_string(),

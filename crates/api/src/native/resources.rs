@@ -37,6 +37,7 @@ pub async fn images(app: &Arc<App>) -> Result<Answer, Problem> {
         let (listed, unreadable) = Library::open(app.engine.home().data())?.list_readable()?;
         let images: Vec<Value> = listed
             .iter()
+            .filter(|image| !image.is_superseded)
             .map(|image| {
                 let facts = image.facts.as_ref().ok();
                 json!({

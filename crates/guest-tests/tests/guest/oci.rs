@@ -253,6 +253,11 @@ fn an_image_runs_by_its_name_in_a_registry_and_again_when_that_is_gone() {
     until("the rest of the image", Duration::from_secs(120), || {
         begun.join("lazy.blocks").is_file().then_some(())
     });
+    // The machine keeps it, which concerns nobody who lists images.
+    until("the whole image in its place", Duration::from_secs(10), || {
+        let listed = zmachine(&home, &["image", "ls", "--format", "json"]).stdout();
+        (listed.contains("team/lazy") && !listed.contains(&digest)).then_some(())
+    });
 
     let missing = zmachine(
         &home,

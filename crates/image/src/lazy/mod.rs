@@ -121,6 +121,11 @@ pub fn is_lazy(directory: &Path) -> bool {
     directory.join(ORIGIN_FILE).exists()
 }
 
+/// Whether an image's blocks are lazy and have all come, so that another image has been made of them.
+pub fn is_complete(directory: &Path) -> bool {
+    is_lazy(directory) && directory.join(KNOWN_FILE).exists()
+}
+
 /// Why chunks did not come.
 #[derive(Debug, Error)]
 #[error("{what}")]

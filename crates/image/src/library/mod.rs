@@ -133,6 +133,8 @@ pub struct ListedImage {
     pub flist_bytes: u64,
     /// What it is, or why that cannot be told.
     pub facts: Result<ImageFacts, ResolveError>,
+    /// It was begun lazily, and another image has come in its place; only machines that run of it keep it. Listings leave it out.
+    pub is_superseded: bool,
 }
 
 /// The images of one home.
@@ -427,10 +429,13 @@ impl Library {
         let mut listed = Vec::new();
         for name in names_in(&self.images)? {
             let Ok(digest) = name.parse::<Digest>() else { continue };
-            let record = Record::read(&self.place_of(&digest).join("image.json"));
+            let place = self.place_of(&digest);
+            let record = Record::read(&place.join("image.json"));
+            let names = refs.of(&digest);
             listed.push(ListedImage {
                 digest,
-                names: refs.of(&digest),
+                is_superseded: names.is_empty() && crate::lazy::is_complete(&place),
+                names,
                 flist_bytes: record.as_ref().map_or(0, |record| record.flist_bytes),
                 facts: record.and_then(|record| record.facts(Mode::Auto, &name)),
             });

@@ -37,7 +37,11 @@ pub(super) fn list(library: &Library, args: &ImagesArgs) -> Result<u8, Failure> 
         let why = std::error::Error::source(&error).map_or_else(String::new, |why| format!(": {why}"));
         eprintln!("warning: {error}{why}");
     }
-    let mut views: Vec<View> = images.into_iter().map(|image| view(library, image)).collect();
+    let mut views: Vec<View> = images
+        .into_iter()
+        .filter(|image| !image.is_superseded)
+        .map(|image| view(library, image))
+        .collect();
     // The newest first, as docker has them.
     views.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.names.cmp(&b.names)));
     let age = |name: &str| -> Result<Option<Timestamp>, Failure> {
