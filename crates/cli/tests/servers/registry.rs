@@ -1,6 +1,7 @@
 //! Images by name, from a registry and back to it, with the words that users of docker have.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::Value;
@@ -29,12 +30,16 @@ fn registry(room: &Room) -> Server {
     })
 }
 
-/// `zmachine args...` of a user who has no credentials but those of this test.
+/// `zmachine args...` of a user who has no credentials, and no credential helpers, but those of this test.
 fn zmachine(room: &Room, home: &str, args: &[&str]) -> (Option<i32>, String) {
     let mut command = room.command(env!("CARGO_BIN_EXE_zmachine"));
     command
         .env("ZMACHINE_HOME", room.path(home))
         .env("HOME", room.path("user"))
+        .env(
+            "PATH",
+            format!("{}:{}", room.path("bin").display(), std::env::var("PATH").unwrap()),
+        )
         .env("DOCKER_CONFIG", room.path("user/.docker"))
         .env("XDG_CONFIG_HOME", room.path("user/.config"))
         .env("XDG_RUNTIME_DIR", room.path("user/run"))
@@ -226,4 +231,50 @@ fn a_flist_goes_to_a_registry_and_its_blocks_stay_where_they_are() {
     fs::write(&path, bytes).unwrap();
     let altered = expect(&room, "fourth", 5, &["pull", &name]);
     assert!(altered.contains("is broken"), "{altered}");
+}
+
+#[test]
+fn a_credential_helper_keeps_a_login_and_forgets_it() {
+    let room = Room::new();
+    let server = registry(&room);
+    let host = server.host();
+    let helper = room.path("bin/docker-credential-file");
+    let script = r#"#!/bin/sh
+case $1 in
+    store) cat >kept ;;
+    get) cat >/dev/null; cat kept 2>/dev/null || { echo credentials not found in this file; exit 1; } ;;
+    erase) [ "$(cat)" = "$(sed 's/.*"ServerURL":"\([^"]*\)".*/\1/' kept)" ] && rm kept ;;
+esac
+"#;
+    fs::create_dir_all(room.path("bin")).unwrap();
+    fs::write(&helper, script).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = room.path("user/.docker/config.json");
+    fs::create_dir_all(config.parent().unwrap()).unwrap();
+    fs::write(&config, format!(r#"{{"credHelpers":{{"{host}":"file"}}}}"#)).unwrap();
+    let login = |password| ["login", "-u", "user", "-p", password, &host].map(str::to_owned);
+    let login = |code, password| {
+        let words = login(password);
+        expect(&room, "home", code, &words.each_ref().map(String::as_str))
+    };
+    login(5, "wrong");
+    assert!(!room.path("kept").exists());
+    login(0, "secret");
+    let kept: Value = serde_json::from_slice(&fs::read(room.path("kept")).unwrap()).unwrap();
+    assert_eq!(
+        kept,
+        serde_json::json!({"ServerURL": host, "Username": "user", "Secret": "secret"})
+    );
+    let written: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    assert_eq!(written["auths"], serde_json::json!({&host: {}}), "no secret of it");
+    // It is used from there.
+    let missing = expect(&room, "home", 5, &["pull", &format!("{host}/no/such")]);
+    assert!(missing.contains("404") && !missing.contains("401"), "{missing}");
+    expect(&room, "home", 0, &["logout", &host]);
+    assert!(!room.path("kept").exists());
+    let again = expect(&room, "home", 3, &["logout", &host]);
+    assert!(again.contains("nobody is logged in"), "{again}");
+    fs::write(&config, r#"{"credsStore":"missing"}"#).unwrap();
+    let missing = login(1, "secret");
+    assert!(missing.contains("docker-credential-missing"), "{missing}");
 }

@@ -1,16 +1,17 @@
 //! Credential helpers: programs `docker-credential-NAME` that keep what the files only refer to.
 //!
 //! The protocol is docker's: the program is called with the word `get` and reads the server's name, then prints
-//! `{"ServerURL": ..., "Username": ..., "Secret": ...}`; when it fails it prints why. Its answer is bounded in length and
-//! time. It is found by `PATH`, as docker and podman find it, and may talk to the user on the terminal.
+//! `{"ServerURL": ..., "Username": ..., "Secret": ...}`; with `store` it reads the same and prints nothing; with `erase` it reads the
+//! name. When it fails it prints why. Its answer is bounded in length and time. It is found by `PATH`, as docker and podman find it, and may talk to the user on the terminal.
 
 use std::io::{self, Read, Write};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use serde_json::json;
 
 use super::Problem;
 
@@ -38,27 +39,84 @@ pub(super) struct Found {
 /// # Errors
 /// When it is no helper's name, is not installed, fails, or answers with something else.
 pub(super) fn ask(name: &str, server: &str) -> Result<Option<Found>, Problem> {
+    get(&program(name)?, server, TIMEOUT)
+}
+
+/// Has the helper `name` keep a login of `server`.
+///
+/// # Errors
+/// As [`ask`].
+pub(super) fn store(name: &str, server: &str, user: &str, secret: &str) -> Result<(), Problem> {
+    let login = json!({"ServerURL": server, "Username": user, "Secret": secret});
+    call(&program(name)?, "store", &login.to_string(), TIMEOUT)?.succeeded()
+}
+
+/// Has the helper `name` forget what it keeps of `server`.
+///
+/// # Errors
+/// As [`ask`].
+pub(super) fn erase(name: &str, server: &str) -> Result<(), Problem> {
+    call(&program(name)?, "erase", server, TIMEOUT)?.succeeded()
+}
+
+fn program(name: &str) -> Result<PathBuf, Problem> {
     let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
     if !is_name {
         return Err(Problem::Broken(format!("{name:?} is no name of a credential helper")));
     }
-    run(Path::new(&format!("docker-credential-{name}")), server, TIMEOUT)
+    Ok(format!("docker-credential-{name}").into())
 }
 
-fn run(program: &Path, server: &str, patience: Duration) -> Result<Option<Found>, Problem> {
-    let failed = |error: io::Error| {
-        // Of no kind: the image itself may well be there.
-        let program = program.display();
-        Problem::Read(io::Error::other(format!(
-            "the credential helper {program} cannot be asked: {error}"
-        )))
-    };
+fn get(program: &Path, server: &str, patience: Duration) -> Result<Option<Found>, Problem> {
+    let answer = call(program, "get", server, patience)?;
+    if String::from_utf8_lossy(&answer.output)
+        .to_ascii_lowercase()
+        .contains(UNKNOWN)
+    {
+        return Ok(None);
+    }
+    answer.succeeded()?;
+    // The parser's message would quote what may be a password.
+    let found = serde_json::from_slice(&answer.output);
+    let found: Found = found.map_err(|_| failed(program, io::Error::other("its answer is no credentials")))?;
+    // How docker-credential-pass 0.6.4 says that it knows nothing, with the status of success.
+    Ok(Some(found).filter(|found| !found.username.is_empty()))
+}
+
+/// Of no kind: the image itself may well be there.
+fn failed(program: &Path, error: io::Error) -> Problem {
+    let program = program.display();
+    Problem::Read(io::Error::other(format!(
+        "the credential helper {program} cannot be asked: {error}"
+    )))
+}
+
+/// What a helper said, and how it ended.
+struct Answer<'a> {
+    program: &'a Path,
+    output: Vec<u8>,
+    status: ExitStatus,
+}
+
+impl Answer<'_> {
+    fn succeeded(&self) -> Result<(), Problem> {
+        if self.status.success() {
+            return Ok(());
+        }
+        let output: String = String::from_utf8_lossy(&self.output).trim().chars().take(200).collect();
+        let text = format!("it failed ({}): {output}", self.status);
+        Err(failed(self.program, io::Error::other(text)))
+    }
+}
+
+fn call<'a>(program: &'a Path, verb: &str, input: &str, patience: Duration) -> Result<Answer<'a>, Problem> {
+    let failed = |error| failed(program, error);
     let mut command = Command::new(program);
-    command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.arg(verb).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
     let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
     // One that does not read its input may have answered all the same.
-    let _ = stdin.map(|mut stdin| stdin.write_all(server.as_bytes()));
+    let _ = stdin.map(|mut stdin| stdin.write_all(input.as_bytes()));
     let (answered, reader) = mpsc::channel();
     std::thread::spawn(move || {
         let mut answer = Vec::new();
@@ -78,23 +136,15 @@ fn run(program: &Path, server: &str, patience: Duration) -> Result<Option<Found>
         std::thread::sleep(Duration::from_millis(10));
     };
     // What it has started may hold its end of the pipe open.
-    let answer = reader.recv_timeout(Duration::from_secs(1));
-    let answer = answer
+    let output = reader.recv_timeout(Duration::from_secs(1));
+    let output = output
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(failed)?;
-    let says_unknown = String::from_utf8_lossy(&answer).to_ascii_lowercase().contains(UNKNOWN);
-    if !status.success() || says_unknown {
-        let output: String = String::from_utf8_lossy(&answer).trim().chars().take(200).collect();
-        if says_unknown {
-            return Ok(None);
-        }
-        return Err(failed(io::Error::other(format!("it failed ({status}): {output}"))));
-    }
-    // The parser's message would quote what may be a password.
-    let found = serde_json::from_slice(&answer);
-    let found: Found = found.map_err(|_| failed(io::Error::other("its answer is no credentials")))?;
-    // How docker-credential-pass 0.6.4 says that it knows nothing, with the status of success.
-    Ok(Some(found).filter(|found| !found.username.is_empty()))
+    Ok(Answer {
+        program,
+        output,
+        status,
+    })
 }
 
 #[cfg(test)]
@@ -111,7 +161,7 @@ mod tests {
         fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let patience = if script.contains("sleep") { 1 } else { 60 };
-        match run(&program, "registry.example.com", Duration::from_secs(patience)) {
+        match get(&program, "registry.example.com", Duration::from_secs(patience)) {
             Ok(found) => Ok(found.map(|found| (found.username, found.secret))),
             Err(Problem::Read(error)) => Err(error.to_string()),
             Err(_) => Err("another problem".into()),

@@ -1,6 +1,6 @@
 //! `login` and `logout`: credentials in the files that docker and podman have.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,7 +10,7 @@ use zmachine_sys::file::{self, FileError, read_regular};
 
 use super::auth::{DOCKER_HUB, LIMIT};
 use super::registry::Registry;
-use super::{ImportOptions, Problem};
+use super::{ImportOptions, Problem, helper};
 
 /// Why somebody could not be logged in or out.
 #[derive(Debug, Error)]
@@ -29,13 +29,13 @@ pub enum LoginError {
         /// What happened.
         what: String,
     },
-    /// A program keeps the credentials.
-    #[error("{} leaves credentials to the program docker-credential-{helper}", path.display())]
+    /// The program that keeps the credentials does not do what it was asked for.
+    #[error("{} leaves credentials to a program: {what}", path.display())]
     Helper {
         /// The file that says so.
-        path: std::path::PathBuf,
-        /// The end of its name.
-        helper: String,
+        path: PathBuf,
+        /// What happened.
+        what: String,
     },
     /// Nobody is logged in there.
     #[error("nobody is logged in to {host}")]
@@ -55,7 +55,7 @@ impl LoginError {
             LoginError::Refused { .. } => Some("check the name, and use a token where the registry wants one".into()),
             LoginError::Registry { .. } => Some("check the name of the registry and the network".into()),
             LoginError::Helper { .. } => {
-                Some("log in and out with 'docker login' and 'docker logout', which ask it".into())
+                Some("see that the program works, or take it out of 'credsStore' and 'credHelpers' of that file".into())
             }
             LoginError::Unknown { .. } | LoginError::File(_) => None,
         }
@@ -94,63 +94,76 @@ fn auths(content: &mut Map<String, Value>) -> &mut Map<String, Value> {
     }
 }
 
-/// Refuses a file that leaves the credentials of this registry to a program.
-fn refuse_helper(path: &Path, content: &Map<String, Value>, host: &str) -> Result<(), LoginError> {
+/// The program that a file leaves the credentials of this registry to.
+fn helper_of<'a>(content: &'a Map<String, Value>, host: &str) -> Option<&'a str> {
     let own = content.get("credHelpers").and_then(|helpers| helpers.get(key(host)));
-    let helper = own.or(content.get("credsStore")).and_then(Value::as_str);
-    match helper.filter(|helper| !helper.is_empty()) {
-        Some(helper) => Err(LoginError::Helper {
-            path: path.to_owned(),
-            helper: helper.to_owned(),
-        }),
-        None => Ok(()),
+    let name = own.or(content.get("credsStore")).and_then(Value::as_str);
+    name.filter(|name| !name.is_empty())
+}
+
+fn helper_failed(path: &Path, problem: Problem) -> LoginError {
+    LoginError::Helper {
+        path: path.to_owned(),
+        what: text(problem),
     }
 }
 
-/// Writes user and password of a registry into a file, after the registry has taken them.
+fn text(problem: Problem) -> String {
+    match problem {
+        Problem::Status(status) => format!("it answered with status {status}"),
+        Problem::Read(error) => error.to_string(),
+        Problem::Broken(what) | Problem::Platform(what) => what,
+    }
+}
+
+/// Writes user and password of a registry into a file, or has the program keep them that it names, after the registry has taken them.
 ///
 /// # Errors
 /// [`LoginError`]; nothing is written then.
 pub fn login(host: &str, user: &str, password: &str, path: &Path, options: &ImportOptions) -> Result<(), LoginError> {
     let mut content = read(path)?;
-    refuse_helper(path, &content, host)?;
     let pair = STANDARD.encode(format!("{user}:{password}"));
     let checked = Registry::check(host, &pair, options);
     checked.map_err(|problem| match problem {
         Problem::Status(401 | 403) => LoginError::Refused { host: host.to_owned() },
-        Problem::Status(status) => LoginError::Registry {
+        other => LoginError::Registry {
             host: host.to_owned(),
-            what: format!("it answered with status {status}"),
-        },
-        Problem::Read(error) => LoginError::Registry {
-            host: host.to_owned(),
-            what: error.to_string(),
-        },
-        Problem::Broken(what) | Problem::Platform(what) => LoginError::Registry {
-            host: host.to_owned(),
-            what,
+            what: text(other),
         },
     })?;
-    auths(&mut content).insert(key(host).to_owned(), json!({"auth": pair}));
+    let kept = match helper_of(&content, host) {
+        Some(name) => {
+            helper::store(name, key(host), user, password).map_err(|problem| helper_failed(path, problem))?;
+            // As docker has it: what lists logins finds it here.
+            json!({})
+        }
+        None => json!({"auth": pair}),
+    };
+    auths(&mut content).insert(key(host).to_owned(), kept);
     if let Some(folder) = path.parent() {
         file::make_dirs(folder)?;
     }
     Ok(file::replace_json(path, &content)?)
 }
 
-/// Takes the credentials of a registry out of those of `paths` that have some.
+/// Takes the credentials of a registry out of those of `paths` that have some, and of the programs that these name.
 ///
 /// # Errors
 /// [`LoginError::Unknown`] when none has, or why one cannot be changed.
-pub fn logout(host: &str, paths: &[std::path::PathBuf]) -> Result<(), LoginError> {
+pub fn logout(host: &str, paths: &[PathBuf]) -> Result<(), LoginError> {
     let mut is_known = false;
     for path in paths {
         let mut content = read(path)?;
+        if let Some(name) = helper_of(&content, host) {
+            let erased = helper::ask(name, key(host)).and_then(|found| match found {
+                Some(_) => helper::erase(name, key(host)).map(|()| true),
+                None => Ok(false),
+            });
+            is_known |= erased.map_err(|problem| helper_failed(path, problem))?;
+        }
         if auths(&mut content).remove(key(host)).is_some() {
             file::replace_json(path, &content)?;
             is_known = true;
-        } else {
-            refuse_helper(path, &content, host)?;
         }
     }
     match is_known {
@@ -178,14 +191,5 @@ mod tests {
         );
         let again = logout("docker.io", &[path]);
         assert!(matches!(again, Err(LoginError::Unknown { .. })));
-    }
-
-    #[test]
-    fn what_a_program_keeps_is_left_to_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("config.json");
-        std::fs::write(&path, r#"{"credsStore":"pass"}"#).unwrap();
-        let refused = login("h:1", "me", "pw", &path, &ImportOptions::default()).unwrap_err();
-        assert!(refused.to_string().contains("docker-credential-pass"), "{refused}");
     }
 }

@@ -112,9 +112,8 @@ pub(super) fn push(library: &Library, args: &PushArgs) -> Result<u8, Failure> {
 fn login_failure(error: &LoginError) -> Failure {
     let class = match error {
         LoginError::Unknown { .. } => Class::NotFound,
-        LoginError::Helper { .. } => Class::Unsupported,
         LoginError::Refused { .. } | LoginError::Registry { .. } => Class::Fetch,
-        LoginError::File(_) => Class::Failed,
+        LoginError::Helper { .. } | LoginError::File(_) => Class::Failed,
     };
     let failure = Failure::from_error(class, error);
     match error.hint() {
