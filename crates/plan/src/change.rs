@@ -57,7 +57,7 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::Around;
+    use super::super::fixture::{Around, attachment};
     use super::*;
     use zmachine_spec::change::Change;
 
@@ -76,12 +76,7 @@ mod tests {
         let Plan::Container(mut plan) = golden() else {
             panic!("a VM")
         };
-        let attachment = serde_json::json!({
-            "network": "n", "machine": "5c28ffaff6fe", "interface": "eth0", "mac": "02:00:00:00:00:01", "mtu": 1500,
-            "tap": "zm0", "addresses": [], "gateway4": "10.9.0.1", "gateway6": null, "routes": [], "nameservers": [],
-            "search": [], "publish": [],
-        });
-        plan.attachments = vec![serde_json::from_value(attachment).unwrap()];
+        plan.attachments = vec![attachment("n")];
         plan.attachments[0].membership.names = vec!["web".into(), "db".into()];
         let (hostname, hosts) = (plan.boot.hostname.clone(), plan.boot.hosts.clone());
         let change = Change {

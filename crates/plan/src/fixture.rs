@@ -2,7 +2,7 @@
 
 use zmachine_hypervisor::Accel;
 use zmachine_hypervisor::choice::Choice;
-use zmachine_network::HostDns;
+use zmachine_network::{Attachment, HostDns};
 use zmachine_spec::volume::SharedDirectory;
 use zmachine_spec::{Home, MachineSpec};
 use zmachine_sys::host::HostFacts;
@@ -16,6 +16,17 @@ pub(super) struct Around<'a> {
     pub(super) accel: Accel,
     pub(super) shares: &'a [SharedDirectory],
     pub(super) has_share_server: bool,
+    pub(super) attachments: Vec<Attachment>,
+}
+
+/// A machine's place in `network`.
+pub(super) fn attachment(network: &str) -> Attachment {
+    let value = serde_json::json!({
+        "network": network, "machine": "5c28ffaff6fe", "interface": "eth0", "mac": "02:00:00:00:00:01", "mtu": 1500,
+        "tap": "zm0", "addresses": [], "gateway4": "10.9.0.1", "gateway6": null, "routes": [], "nameservers": [],
+        "search": [], "publish": [],
+    });
+    serde_json::from_value(value).unwrap()
 }
 
 impl Default for Around<'_> {
@@ -35,11 +46,12 @@ impl Default for Around<'_> {
             accel: Accel::Kvm,
             shares: &[],
             has_share_server: true,
+            attachments: vec![],
         }
     }
 }
 
-/// The plan of `spec`, without networks.
+/// The plan of `spec`.
 pub(super) fn planned(spec: &MachineSpec, content: Content<'_>, around: &Around<'_>) -> Result<Plan, PlanError> {
     let dir = tempfile::tempdir().unwrap();
     let home = Home::open(dir.path(), &dir.path().join("run")).unwrap();
@@ -54,7 +66,7 @@ pub(super) fn planned(spec: &MachineSpec, content: Content<'_>, around: &Around<
         accel: around.accel,
         hypervisor: Choice::default(),
         cloud_firmware: None,
-        attachments: vec![],
+        attachments: around.attachments.clone(),
         host_dns: &host_dns,
         shares: around.shares,
         has_share_server: around.has_share_server,

@@ -1,6 +1,6 @@
 //! Plans of VMs.
 
-use super::super::fixture::{Around, planned};
+use super::super::fixture::{Around, attachment, planned};
 use super::super::{self as plan, Plan};
 use super::*;
 use zmachine_spec::volume::Fs;
@@ -161,4 +161,22 @@ fn a_plan_survives_its_file_and_keeps_its_kind() {
             .to_string()
             .contains("cloud")
     );
+}
+
+#[test]
+fn a_vm_looks_for_names_in_its_networks_unless_it_is_told_otherwise() {
+    let around = || Around {
+        attachments: vec![attachment("front")],
+        ..Around::default()
+    };
+    let searched = |change: fn(&mut MachineSpec)| {
+        let mut spec = MachineSpec::new("box", "/x.fl");
+        change(&mut spec);
+        match planned(&spec, plan::Content::Vm(&facts()), &around()).unwrap() {
+            Plan::Vm(plan) => plan.seed.search,
+            Plan::Container(_) => panic!("a container"),
+        }
+    };
+    assert_eq!(searched(|_| ()), ["front"]);
+    assert_eq!(searched(|spec| spec.guest.dns_search = vec!["lan".into()]), ["lan"]);
 }
