@@ -272,11 +272,9 @@ impl Seed {
         command: Vec<String>,
     ) -> Seed {
         let (nameservers, mut search) = dns(spec, inputs);
-        if spec.guest.dns_search.is_empty() {
-            // systemd-resolved sends names without a dot to no server, but to each with such a domain behind it.
-            let networks = inputs.attachments.iter().map(|attachment| attachment.network.clone());
-            search.splice(0..0, networks);
-        }
+        // systemd-resolved sends names without a dot to no server, but to each with such a domain behind it.
+        let networks = inputs.attachments.iter().map(|attachment| attachment.network.clone());
+        search.splice(0..0, networks);
         Seed {
             path: inputs.home.machine(inputs.id).join("seed.img"),
             instance_id: inputs.id.to_owned(),
