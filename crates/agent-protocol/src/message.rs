@@ -100,6 +100,12 @@ pub enum Request {
         /// Size of the whole disk in bytes, which the guest may still have to be told of: it is waited for.
         disk_bytes: u64,
     },
+    /// Write what file systems have to their disks, and let nobody write to them until the stream ends: whoever does so waits. Answer:
+    /// [`Reply::Done`], then nothing. A disk without a mounted file system is left as it is.
+    Hold {
+        /// virtio serials of the disks.
+        disks: Vec<String>,
+    },
     /// Set one more interface up, which may still have to appear. Answer: [`Reply::Done`].
     Connect(Box<Connection>),
     /// Take an interface down, and route as said from then on. Answer: [`Reply::Done`].

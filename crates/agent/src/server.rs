@@ -107,6 +107,11 @@ struct Agent {
     /// Whether they do so only to be read.
     is_paused: Cell<bool>,
     freezer: Freezer,
+    /// File systems that nobody writes to while their disks are copied.
+    held: RefCell<Vec<OwnedFd>>,
+    is_holding: Cell<bool>,
+    /// Somebody may have written to them before their copy was made.
+    written: Notify,
 }
 
 /// Serves the host until the machine has stopped; the power-off is the caller's.
@@ -201,6 +206,9 @@ impl Agent {
             is_frozen: Rc::default(),
             is_paused: Cell::default(),
             freezer: Freezer::default(),
+            held: RefCell::default(),
+            is_holding: Cell::default(),
+            written: Notify::new(),
         }
     }
 
@@ -323,6 +331,7 @@ impl Agent {
                 let reply = self.set_up(grow).await;
                 answer(stream, reply).await;
             }
+            Request::Hold { disks } => self.hold(&disks, stream, decoder).await,
             Request::Connect(_) | Request::Disconnect(_) if self.state.get() == State::Guest => {
                 answer(stream, bad_request(HAS_INIT)).await;
             }
@@ -692,7 +701,10 @@ impl Stoppable for Agent {
     }
 
     fn begin_stop(&self) -> Option<i32> {
-        match self.state.replace(State::Stopping) {
+        let state = self.state.replace(State::Stopping);
+        // Nobody ends who waits to write.
+        self.let_write();
+        match state {
             State::Running(pid) => Some(pid),
             _ => None,
         }

@@ -43,6 +43,7 @@ pub mod transfer;
 mod tree;
 pub mod views;
 mod vm;
+mod volume_snapshots;
 mod volumes;
 mod warm;
 
@@ -66,6 +67,7 @@ pub use self::root::{OpenRoot, RootPart};
 pub use self::snapshots::ForkSource;
 pub use self::ssh::SshTarget;
 pub use self::start::Starting;
+pub use self::volume_snapshots::VolumeSnapshotView;
 pub use self::volumes::PrunedVolumes;
 
 /// The engine over one home.

@@ -53,6 +53,7 @@ impl Follow<'_> {
             | Request::Execs
             | Request::Processes
             | Request::Transfer(_)
+            | Request::Hold { .. }
             | Request::Traffic
             | Request::Capacity => {
                 guest::reply(answer, Err(Failure::new(Class::Usage, "not a command for the monitor")));

@@ -101,6 +101,7 @@ async fn connection(stream: UnixStream, shared: Shared) {
             let _ = writer.send(&Frame::message(&reply)).await;
         }
         Request::Dial { port } => pass(reader, writer, shared, protocol::Request::Dial { port }).await,
+        Request::Hold { disks } => hold(reader, writer, shared, disks).await,
         Request::Transfer(transfer) => pass(reader, writer, shared, protocol::Request::Transfer(transfer)).await,
         Request::Traffic => {
             let reply = Reply::Traffic(shared.relays.traffic());
@@ -122,15 +123,52 @@ async fn connection(stream: UnixStream, shared: Shared) {
             };
             let _ = writer.send(&Frame::message(&reply)).await;
         }
-        command => {
-            let (answer, reply) = oneshot::channel();
-            let sent = shared.events.send(Event::Command(command, answer)).await;
-            let reply = match sent {
-                Ok(()) => reply.await.unwrap_or_else(|_| Reply::Failed(ended())),
-                Err(_) => Reply::Failed(ended()),
-            };
+        request => {
+            let reply = commanded(&shared, request).await;
             let _ = writer.send(&Frame::message(&reply)).await;
         }
+    }
+}
+
+/// Keeps disks from being written to until the client goes: by the agent, or, in a VM without one, by halting the CPUs.
+async fn hold(mut reader: Reader, mut writer: Writer, shared: Shared, disks: Vec<String>) {
+    let is_paused = *shared.paused.borrow();
+    let has_agent = shared.session.borrow().is_some() || matches!(shared.attachable, Attachable::Entrypoint(_));
+    if has_agent && !is_paused {
+        return pass(reader, writer, shared, protocol::Request::Hold { disks }).await;
+    }
+    let halted = match is_paused {
+        true => Ok(()),
+        false => command(&shared, Request::Pause).await,
+    };
+    let told = match &halted {
+        Ok(()) => protocol::Reply::Done,
+        Err(failure) => protocol::Reply::Error(protocol::AgentError {
+            kind: protocol::ErrorKind::Internal,
+            message: failure.to_string(),
+        }),
+    };
+    if writer.send(&Frame::message(&told)).await.is_ok() && halted.is_ok() {
+        while let Ok(Some(_)) = reader.next().await {}
+    }
+    if halted.is_ok() && !is_paused {
+        let _ = command(&shared, Request::Resume).await;
+    }
+}
+
+/// Has the monitor's loop carry a command out.
+async fn command(shared: &Shared, request: Request) -> Result<(), Failure> {
+    match commanded(shared, request).await {
+        Reply::Failed(failure) => Err(failure),
+        _ => Ok(()),
+    }
+}
+
+async fn commanded(shared: &Shared, request: Request) -> Reply {
+    let (answer, reply) = oneshot::channel();
+    match shared.events.send(Event::Command(request, answer)).await {
+        Ok(()) => reply.await.unwrap_or_else(|_| Reply::Failed(ended())),
+        Err(_) => Reply::Failed(ended()),
     }
 }
 

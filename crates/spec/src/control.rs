@@ -114,6 +114,12 @@ pub enum Request {
         /// The folder, in which `state`, `memory` and `root.img` are made.
         folder: PathBuf,
     },
+    /// Let nobody in the guest write to disks as long as the connection is there. The stream begins with the agent's `Done`, or the
+    /// reason why not. A VM without an agent is paused instead.
+    Hold {
+        /// Their virtio serials.
+        disks: Vec<String>,
+    },
     /// Halt the virtual CPUs.
     Pause,
     /// Let them run again.

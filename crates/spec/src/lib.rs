@@ -33,6 +33,7 @@ pub mod failure;
 pub mod guest;
 pub mod health;
 pub mod home;
+pub mod keep;
 mod log_limits;
 mod log_target;
 mod machine;

@@ -4,12 +4,13 @@ use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::io::AsyncWriteExt;
 use tokio::time::Instant;
-use zmachine_agent_protocol::{ErrorKind, ExitStatus, Process, Reply, Thaw};
+use zmachine_agent_protocol::{ErrorKind, ExitStatus, Frame, FrameDecoder, Process, Reply, Thaw};
 
-use super::{Agent, FROZEN, HAS_INIT, PAUSED, State, answer, bad_request, failure};
+use super::{Agent, FROZEN, HAS_INIT, PAUSED, State, answer, bad_request, failure, first_frame};
 use crate::process::work;
-use crate::{console, freeze, power};
+use crate::{console, freeze, power, setup};
 
 /// Processes stand still as long as it is there.
 pub(super) struct Paused(Rc<Agent>);
@@ -140,5 +141,49 @@ impl Agent {
     pub(super) fn release(&self) {
         self.freezer.thaw();
         self.is_frozen.set(false);
+    }
+
+    /// Lets nobody write to the file systems on `disks` until the stream ends.
+    pub(super) async fn hold(&self, disks: &[String], mut stream: yamux::Stream, mut decoder: FrameDecoder) {
+        match self.state.get() {
+            State::Configured | State::Running(_) | State::Guest => {}
+            State::Fresh | State::Broken => return answer(stream, bad_request("the machine is not configured")).await,
+            State::Stopping => return answer(stream, bad_request("the machine is stopping")).await,
+        }
+        if self.is_holding.replace(true) {
+            return answer(stream, bad_request("disks of the machine are being copied already")).await;
+        }
+        let held = async {
+            let roots = setup::hold::mounted(&self.proc, disks).map_err(|error| error.to_string())?;
+            // In a child: a slow disk keeps nobody's output waiting.
+            work(&self.reaper, || setup::hold::freeze(&roots)).await?;
+            self.held.replace(roots);
+            Ok(())
+        };
+        let reply = held
+            .await
+            .map_or_else(|error: String| failure(ErrorKind::Setup, error), |()| Reply::Done);
+        let is_held = reply == Reply::Done;
+        let told = stream.write_all(&Frame::message(&reply).to_bytes()).await.is_ok();
+        if told && is_held {
+            let ended = async { while let Ok(Some(_)) = first_frame(&mut stream, &mut decoder).await {} };
+            // A machine that stops meanwhile writes, whatever becomes of the copy: the host is told by the end of the stream.
+            tokio::select! {
+                () = ended => {}
+                () = self.written.notified() => {}
+            }
+        }
+        self.let_write();
+        self.is_holding.set(false);
+        let _ = stream.close().await;
+    }
+
+    /// Lets file systems be written to again.
+    pub(super) fn let_write(&self) {
+        let held = self.held.take();
+        if !held.is_empty() {
+            setup::hold::thaw(&held);
+            self.written.notify_waiters();
+        }
     }
 }

@@ -42,6 +42,11 @@ impl Disk {
         }
     }
 
+    /// The disk with this serial, if it is there.
+    pub(super) fn find(serial: &str) -> Option<Disk> {
+        find(Path::new("/sys/block"), serial).map(|name| Disk { name })
+    }
+
     /// The device node.
     pub(super) fn device(&self) -> PathBuf {
         Path::new("/dev").join(&self.name)

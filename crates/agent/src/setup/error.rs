@@ -61,6 +61,9 @@ pub(crate) enum SetupError {
         fstype: String,
         source: Errno,
     },
+    /// A file system goes on being written to.
+    #[error("hold the file system on {device}: {source}")]
+    Hold { device: String, source: Errno },
     /// A file of the image cannot be put on a fresh volume.
     #[error("put the image's files on the volume: {path}: {source}", path = path.display())]
     Populate { path: PathBuf, source: io::Error },

@@ -174,7 +174,7 @@ fn device_bytes(device: &Path) -> Result<u64, Errno> {
 
 /// Where `device` is mounted, by its number or its name: btrfs shows a number of its own, a kernel that mounted its root
 /// without an initramfs a name of its own.
-fn mount_point(proc: &OwnedFd, device: &Path) -> Option<String> {
+pub(super) fn mount_point(proc: &OwnedFd, device: &Path) -> Option<String> {
     let number = fs::metadata(device).ok()?.rdev();
     let number = format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
     let mounts = rustix::fs::openat(proc, "self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;

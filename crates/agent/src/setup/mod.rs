@@ -8,6 +8,7 @@ mod disks;
 mod error;
 mod etc;
 mod grow;
+pub(crate) mod hold;
 mod netlink;
 mod network;
 mod populate;

@@ -25,7 +25,7 @@ use crate::listing::ListingArgs;
 pub(crate) use compose::ComposeArgs;
 pub(crate) use flist::FlistCommand;
 pub(crate) use image::{CacheCommand, ImageCommand};
-pub(crate) use resources::{NetworkCommand, VolumeCommand};
+pub(crate) use resources::{NetworkCommand, VolumeCommand, VolumeSnapshotCommand};
 pub(crate) use roles::{CompleteRole, JailRole, MonitorRole, RootfsRole, ShareRole};
 pub(crate) use run::{CreateArgs, RunArgs};
 pub(crate) use snapshot::{ForkArgs, RestoreArgs, SnapshotCommand};

@@ -1,7 +1,11 @@
 //! `zmachine volume` and `zmachine network`.
 
-use clap::Subcommand;
+use std::path::PathBuf;
 
+use clap::Subcommand;
+use zmachine_spec::keep::Keep;
+
+use super::flist::WriteArgs;
 use crate::listing::ListingArgs;
 
 #[derive(Debug, Subcommand)]
@@ -42,9 +46,68 @@ pub(crate) enum VolumeCommand {
         /// Its new size
         size: String,
     },
-    /// Remove volumes with all their data
+    /// Save volumes as they are, and show and remove what was saved
+    #[command(subcommand)]
+    Snapshot(VolumeSnapshotCommand),
+    /// Make a volume that no running machine uses what it was in a snapshot; or, with --from, a new one of a backup
+    Restore {
+        /// A snapshot, or the name of the new volume
+        #[arg(value_name = "VOLUME@TAG|VOLUME")]
+        name: String,
+        /// A backup, as 'zmachine volume backup' made it
+        #[arg(long, value_name = "FILE.fl")]
+        from: Option<PathBuf>,
+        /// Where its blocks are, when not where it says
+        #[arg(short, long, requires = "from", value_name = "[XX-XX=]URL")]
+        store: Vec<String>,
+    },
+    /// Copy a volume, or a snapshot of one, to a new volume
+    #[command(alias = "copy")]
+    Clone {
+        #[arg(value_name = "VOLUME[@TAG]")]
+        source: String,
+        #[arg(value_name = "NEW")]
+        new: String,
+    },
+    /// Bring what a volume has to a block store, except what is there already
+    Backup {
+        /// The volume as it is now, or a snapshot of it
+        #[arg(value_name = "VOLUME[@TAG]")]
+        name: String,
+        /// The backup: a small file that says what the blocks are; one that is there spares the work of what did not change
+        #[arg(short, long, value_name = "FILE.fl")]
+        output: PathBuf,
+        #[command(flatten)]
+        to: WriteArgs,
+    },
+    /// Remove volumes with all their data and snapshots
     Rm {
         #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeSnapshotCommand {
+    /// Save a volume as it is; prints the snapshot's name
+    Create {
+        /// The tag is snap0, snap1 ... when none is given
+        #[arg(value_name = "VOLUME[@TAG]")]
+        name: String,
+        /// Remove older ones without a tag of your own but the newest of each of so many hours, days, weeks, months, years: 24h,7d,4w
+        #[arg(long, value_name = "NUMBERS")]
+        keep: Option<Keep>,
+    },
+    /// List snapshots
+    Ls {
+        /// Those of this volume alone
+        volume: Option<String>,
+        #[command(flatten)]
+        listing: ListingArgs,
+    },
+    /// Remove snapshots
+    Rm {
+        #[arg(required = true, value_name = "VOLUME@TAG")]
         names: Vec<String>,
     },
 }

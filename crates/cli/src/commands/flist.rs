@@ -22,6 +22,9 @@ use crate::args::flist::ReadArgs;
 use crate::args::{FlistCommand, Format};
 use crate::{context, output};
 
+pub(in crate::commands) use self::read::unpack_backup;
+pub(in crate::commands) use self::write::pack_backup;
+
 /// Packs flists and looks into them.
 pub(crate) fn flist(command: FlistCommand) -> Result<u8, Failure> {
     match command {

@@ -1,12 +1,16 @@
 //! `zmachine volume`.
 
+use std::path::Path;
+
+use zmachine_engine::VolumeSnapshotView;
 use zmachine_engine::views::VolumeView;
 use zmachine_spec::bytes::Human;
 use zmachine_spec::volume::{DEFAULT_SIZE, NewVolume};
 use zmachine_spec::{Class, Failure, bytes};
-use zmachine_store::volume::Volumes;
+use zmachine_store::volume::{VolumeName, Volumes};
 
-use crate::args::VolumeCommand;
+use crate::args::flist::WriteArgs;
+use crate::args::{VolumeCommand, VolumeSnapshotCommand};
 use crate::commands::machines::each;
 use crate::listing::{self, ListingArgs, Row};
 use crate::{context, output};
@@ -56,8 +60,103 @@ pub(crate) fn volume(command: VolumeCommand) -> Result<u8, Failure> {
             output::print(&format!("{name} {}\n", Human(grown.size_bytes)))?;
             Ok(0)
         }
+        VolumeCommand::Snapshot(command) => snapshot(command),
+        VolumeCommand::Restore { name, from, store } => restore(&name, from.as_deref(), store),
+        VolumeCommand::Clone { source, new } => {
+            let made = context::engine()?.clone_volume(&VolumeName::parse(&source)?, &new)?;
+            output::print(&format!("{}\n", made.name))?;
+            Ok(0)
+        }
+        VolumeCommand::Backup { name, output, to } => backup(&VolumeName::parse(&name)?, &output, &to),
         VolumeCommand::Rm { names } => each(&names, |name| volumes.remove(name)),
     }
+}
+
+fn snapshot(command: VolumeSnapshotCommand) -> Result<u8, Failure> {
+    let engine = context::engine()?;
+    match command {
+        VolumeSnapshotCommand::Create { name, keep } => {
+            let made = engine.snapshot_volume(&VolumeName::parse(&name)?, keep.as_ref())?;
+            output::print(&format!("{}\n", made.name()))?;
+            Ok(0)
+        }
+        VolumeSnapshotCommand::Ls { volume, listing } => list_snapshots(volume.as_deref(), &listing),
+        VolumeSnapshotCommand::Rm { names } => each(&names, |name| {
+            let name = VolumeName::parse(name)?;
+            engine.volumes().remove_snapshot(&name.volume, name.require_tag()?)
+        }),
+    }
+}
+
+fn list_snapshots(of: Option<&str>, args: &ListingArgs) -> Result<u8, Failure> {
+    let filters = args.filters(&["name", "volume"])?;
+    let (mut views, failures) = context::quiet_engine()?.volume_snapshots(of)?;
+    let mut code = 0;
+    for failure in failures {
+        crate::failure::print(&failure);
+        code = crate::failure::exit_code(failure.class, false);
+    }
+    views.retain(|view| {
+        filters.allow("name", |name| view.name.contains(name))
+            && filters.allow("volume", |volume| view.volume == volume)
+    });
+    let now = jiff::Timestamp::now();
+    let row = |view: &VolumeSnapshotView| Row {
+        name: view.name.clone(),
+        cells: vec![
+            view.name.clone(),
+            output::human_age(view.created_at, now),
+            view.state.clone(),
+            Human(view.size_bytes).to_string(),
+            Human(view.used_bytes).to_string(),
+        ],
+        fields: serde_json::to_value(view).unwrap_or_default(),
+    };
+    let rows: Vec<Row> = views.iter().map(row).collect();
+    args.show(&["NAME", "CREATED", "STATE", "SIZE", "USED"], &rows, &views)?;
+    Ok(code)
+}
+
+fn restore(name: &str, from: Option<&Path>, store: Vec<String>) -> Result<u8, Failure> {
+    let engine = context::engine()?;
+    let (name, volumes) = (VolumeName::parse(name)?, engine.volumes());
+    let restored = match (from, &name.tag) {
+        (None, _) => {
+            name.require_tag()?;
+            volumes.restore_snapshot(&volumes.find_snapshot(&name)?)?
+        }
+        (Some(_), Some(_)) => {
+            let message = "a backup becomes a volume, not a snapshot";
+            return Err(Failure::new(Class::Usage, message).hint("give the name of the new volume, without a tag"));
+        }
+        (Some(file), None) => {
+            // Before its blocks are fetched.
+            if volumes.find(&name.volume)?.is_some() {
+                let message = format!("there is a volume '{}' already", name.volume);
+                return Err(Failure::new(Class::Conflict, message).hint("restore the backup under another name"));
+            }
+            let arrival = volumes.arrival()?;
+            super::flist::unpack_backup(file, &arrival.files(), &store)?;
+            volumes.create_arrived(&name.volume, &arrival)?
+        }
+    };
+    output::print(&format!("{}\n", restored.name))?;
+    Ok(0)
+}
+
+/// Packs a snapshot: the one that is named, or one that is made for this.
+fn backup(name: &VolumeName, file: &Path, to: &WriteArgs) -> Result<u8, Failure> {
+    let engine = context::engine()?;
+    let volumes = engine.volumes();
+    let snapshot = match &name.tag {
+        Some(_) => volumes.find_snapshot(name)?,
+        None => engine.snapshot_volume(name, None)?,
+    };
+    let packed = super::flist::pack_backup(&volumes.snapshot_folder(&snapshot), file, to);
+    if name.tag.is_none() {
+        volumes.remove_snapshot(&snapshot.volume, &snapshot.tag)?;
+    }
+    packed
 }
 
 fn parse_size(text: &str) -> Result<u64, Failure> {

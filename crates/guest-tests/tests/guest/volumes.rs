@@ -163,6 +163,12 @@ fn volumes_of_every_file_system_are_mounted_grown_and_kept() {
         }
         zmachine(&home, &["volume", "grow", "e", "100M"]).expect_code(2);
     });
+    checks.that(
+        "a snapshot under a guest that writes has a file system that was not in use",
+        || {
+            snapshots_while_it_writes(&home);
+        },
+    );
     zmachine(&home, &["kill", "v"]).expect_success();
     for (name, _) in VOLUMES {
         zmachine(&home, &["volume", "grow", name, "1G"]).expect_success();
@@ -185,9 +191,15 @@ fn volumes_of_every_file_system_are_mounted_grown_and_kept() {
             assert_eq!(exec_output(&home, "v", "ls -A /x"), "file", "what was deleted stays so");
         },
     );
+    let restored = zmachine(&home, &["volume", "restore", "e@one"]);
+    restored.expect_code(4);
+    assert!(restored.stderr().contains("in use by the machine 'v'"), "{restored}");
     zmachine(&home, &["stop", "-t", "1", "v"]).expect_success();
+    checks.that("a volume is what it was, and a backup becomes one like it", || {
+        restore_and_back_up(&home)
+    });
     checks.that("two machines read one volume, and cannot write to it", || {
-        let words = ["run", "-d", "--network", "none", "-v", "e:/e:ro"];
+        let words = ["run", "-d", "--network", "none", "-v", "e:/e:ro", "-v", "copy:/c:ro"];
         for name in ["r1", "r2"] {
             zmachine(
                 &home,
@@ -198,6 +210,10 @@ fn volumes_of_every_file_system_are_mounted_grown_and_kept() {
                 exec_output(&home, name, "cat /e/file; touch /e/no 2>/dev/null || echo refused"),
                 "kept\nrefused"
             );
+            // Of one instant, and of before the restore.
+            let apart = "ls /e/later 2>/dev/null; a=$(cat /c/a) z=$(cat /c/z); echo $((a - z))";
+            let apart = exec_output(&home, name, apart);
+            assert!(apart == "0" || apart == "1", "{apart}");
         }
         let writer = zmachine(&home, &["start", "v"]);
         assert!(
@@ -223,10 +239,88 @@ fn volumes_of_every_file_system_are_mounted_grown_and_kept() {
         let id = inspect(&home, "v")["id"].as_str().unwrap().to_owned();
         assert!(names(&home).contains(&format!("{id}-3")));
         zmachine(&home, &["rm", "-v", "v"]).expect_success();
-        assert_eq!(names(&home), [long, "b", "e", "x"]);
-        zmachine(&home, &["volume", "rm", long, "b", "e", "x"]).expect_success();
+        assert_eq!(names(&home), [long, "b", "back", "copy", "e", "x"]);
+        zmachine(&home, &["volume", "rm", long, "b", "back", "copy", "e", "x"]).expect_success();
         zmachine(&home, &["volume", "rm", "e"]).expect_code(3);
     });
+}
+
+/// Two counters on each volume, one always the other's or one more.
+fn snapshots_while_it_writes(home: &TestHome) {
+    let count = "for d in /deep/er/e /b /x; do (i=0; cd $d; while :; do i=$((i+1)); echo $i >a.new; mv a.new a; echo $i >z.new; \
+                 mv z.new z; done) >/dev/null 2>&1 & echo $! >>/tmp/pids; done";
+    exec_output(home, "v", count);
+    let counted = || {
+        exec_output(home, "v", "sleep 1; cat /deep/er/e/z")
+            .parse::<u64>()
+            .expect("a number")
+    };
+    assert!(counted() > 0);
+    for (name, _) in VOLUMES {
+        zmachine(home, &["volume", "snapshot", "create", &format!("{name}@one")]).expect_success();
+    }
+    let before = counted();
+    assert!(before < counted(), "it does not go on");
+    let data = |name: &str| {
+        let place = format!("volumes/{name}/snapshots/one/data.img");
+        home.path().join(place).display().to_string()
+    };
+    // As after an unmount; neither changes anything. (A frozen XFS has something in its log, which the next mount takes from there.)
+    for (program, arguments) in [
+        ("e2fsck", vec!["-fn".to_owned(), data("e")]),
+        ("btrfs", vec!["check".to_owned(), "--readonly".to_owned(), data("b")]),
+    ] {
+        home.command(std::path::Path::new(program), arguments)
+            .finish()
+            .expect_success();
+    }
+    let state = home
+        .command(std::path::Path::new("dumpe2fs"), ["-h", &data("e")])
+        .finish();
+    let state = state.expect_success().stdout();
+    assert!(
+        state.contains("has_journal") && !state.contains("needs_recovery"),
+        "{state}"
+    );
+    zmachine(home, &["volume", "clone", "e", "copy"]).expect_success();
+    exec_output(
+        home,
+        "v",
+        "kill $(cat /tmp/pids); rm -f /x/[az]*; touch /deep/er/e/later; sync",
+    );
+}
+
+fn restore_and_back_up(home: &TestHome) {
+    let store = format!("dir://{}", home.file("backups").display());
+    let file = home.file("e.fl").display().to_string();
+    let backup = ["volume", "backup", "e", "-o", &file, "--store", &store];
+    zmachine(home, &backup).expect_success();
+    zmachine(home, &["volume", "restore", "back", "--from", &file]).expect_success();
+    let same = |name: &str, other: &str| {
+        let data = |name: &str| home.path().join(name).join("data.img").display().to_string();
+        let (one, other) = (data(&format!("volumes/{name}")), data(&format!("volumes/{other}")));
+        home.command(std::path::Path::new("cmp"), [&one, &other]).finish().code == 0
+    };
+    assert!(same("e", "back") && !same("e", "e/snapshots/one"));
+    // Nothing has changed but the time, so that alone is sent; and no snapshot stays behind.
+    let again = zmachine(home, &backup);
+    assert!(again.expect_success().stderr().contains(" 1 of them new"), "{again}");
+    let kept = zmachine(home, &["volume", "snapshot", "ls", "-q"])
+        .expect_success()
+        .stdout();
+    assert_eq!(kept, "e@one\nb@one\nx@one\n");
+    zmachine(home, &["volume", "restore", "e@one"]).expect_success();
+    assert!(same("e", "e/snapshots/one"));
+    let taken = zmachine(home, &["volume", "restore", "back", "--from", &file]);
+    assert!(
+        taken
+            .expect_code(4)
+            .stderr()
+            .contains("there is a volume 'back' already"),
+        "{taken}"
+    );
+    zmachine(home, &["volume", "restore", "e@two"]).expect_code(3);
+    zmachine(home, &["volume", "snapshot", "create", "e@one"]).expect_code(4);
 }
 
 fn refusals(home: &TestHome, image: &str) {

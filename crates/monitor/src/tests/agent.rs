@@ -225,6 +225,7 @@ fn honest(request: &Request) -> Reply {
         | Request::Dial { .. }
         | Request::Shutdown { .. }
         | Request::Grow { .. }
+        | Request::Hold { .. }
         | Request::Connect(_)
         | Request::Disconnect(_)
         | Request::SetTime { .. }

@@ -22,6 +22,7 @@ fn is_of_the_guest(request: &Request) -> bool {
         | Request::Dial { .. }
         | Request::Processes
         | Request::Transfer(_)
+        | Request::Hold { .. }
         | Request::Signal(_)
         | Request::Capacity
         | Request::Reconnect(_)
@@ -75,12 +76,18 @@ fn whatever_the_guest_is_like_every_command_is_answered_and_a_kill_ends_it() {
                     let frame = rig.first_frame(&request).await;
                     let frame = frame.unwrap_or_else(|| panic!("{what}: no answer"));
                     // Interfaces and disks of a guest with an init of its own come, grow and go without its agent.
-                    let needs_no_agent =
-                        kind == Kind::Vm && matches!(request, Request::Reconnect(_) | Request::GrowVolume { .. });
+                    let needs_no_agent = kind == Kind::Vm
+                        && matches!(
+                            request,
+                            Request::Reconnect(_) | Request::GrowVolume { .. } | Request::Hold { .. }
+                        );
                     // What a stream carries is for the client to judge.
                     let is_stream = kind == Kind::Container
                         && agent == Agent::Lying
-                        && matches!(request, Request::Exec(_) | Request::Transfer(_) | Request::Dial { .. });
+                        && matches!(
+                            request,
+                            Request::Exec(_) | Request::Transfer(_) | Request::Hold { .. } | Request::Dial { .. }
+                        );
                     assert_eq!(is_good(&frame), needs_no_agent || is_stream, "{what}: {frame:?}");
                     rig.does(&Request::Pause).await;
                     rig.does(&Request::Resume).await;

@@ -55,6 +55,9 @@ fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
         (Request::Console { .. }, Kind::Vm) => [Waits, Stream, Stream, Stream, LetGo],
         (Request::Exec(_) | Request::Transfer(_), Kind::Container) => [NOT_YET, Stream, PAUSED, Stream, NOT_YET],
         (Request::Exec(_) | Request::Transfer(_), Kind::Vm) => [NO_AGENT, Stream, PAUSED, Stream, NOT_YET],
+        (Request::Hold { .. }, Kind::Container) => [NOT_YET, Done, Done, Done, NOT_YET],
+        // Without an agent it is paused for that.
+        (Request::Hold { .. }, Kind::Vm) => [Waits, Done, Done, Done, NOT_YET],
         // It begins with the same word.
         (Request::Dial { .. }, Kind::Container) => [NOT_YET, Done, PAUSED, Done, NOT_YET],
         (Request::Dial { .. }, Kind::Vm) => [NO_AGENT, Done, PAUSED, Done, NOT_YET],
@@ -100,7 +103,10 @@ fn next_command(before: Option<&Request>) -> Option<Request> {
         Request::Attach { .. } => Request::Console { stdin: false },
         Request::Console { .. } => Request::Exec(process()),
         Request::Exec(_) => Request::Transfer(Transfer::Send { path: "/x".into() }),
-        Request::Transfer(_) => Request::StartExec {
+        Request::Transfer(_) => Request::Hold {
+            disks: vec!["zm-x".into()],
+        },
+        Request::Hold { .. } => Request::StartExec {
             id: None,
             process: process(),
             discard: true,
@@ -222,7 +228,10 @@ fn fits(answer: Answer, frame: Option<&Frame>) -> bool {
         Answer::Waits => match reply {
             Some(Reply::Ended(ended)) => ended.is_ok(),
             Some(Reply::Failed(failure)) => failure.to_string().contains("ended"),
-            _ => frame.is_none(),
+            _ => match begun {
+                Some(AgentReply::Error(error)) => error.message.contains("ended"),
+                _ => frame.is_none(),
+            },
         },
         Answer::Refused(words) => match (reply, begun) {
             (Some(Reply::Failed(failure)), _) => {

@@ -86,18 +86,23 @@ impl SnapshotName {
             None => (text, None),
         };
         check_name(machine)?;
-        if let Some(tag) = tag {
-            check_name(tag).map_err(|_| {
-                Failure::new(Class::Usage, format!("'{tag}' cannot be the tag of a snapshot")).hint(
-                    "use letters, digits, '_', '.' and '-', starting with a letter or digit, at most 63 characters",
-                )
-            })?;
-        }
+        tag.map_or(Ok(()), check_tag)?;
         Ok(SnapshotName {
             machine: machine.to_owned(),
             tag: tag.map(str::to_owned),
         })
     }
+}
+
+/// Checks what tells a snapshot from others of the same thing.
+///
+/// # Errors
+/// [`Class::Usage`] when it cannot be that.
+pub fn check_tag(tag: &str) -> Result<(), Failure> {
+    check_name(tag).map_err(|_| {
+        Failure::new(Class::Usage, format!("'{tag}' cannot be the tag of a snapshot"))
+            .hint("use letters, digits, '_', '.' and '-', starting with a letter or digit, at most 63 characters")
+    })
 }
 
 /// One of a listing; for one that cannot be read, its name and why.

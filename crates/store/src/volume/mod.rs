@@ -4,6 +4,7 @@
 //! data/volumes/.lock                 held while a volume is made or removed
 //! data/volumes/<name>/volume.json    what it is for and what it holds: written before the data it speaks of changes
 //! data/volumes/<name>/data.img       the disk: a sparse raw file of the volume's size
+//! data/volumes/<name>/snapshots/    what it was before: see [`snapshots`]
 //! data/volumes/<name>/lock           held exclusively by the one writer, shared by readers, for as long as they run
 //! ```
 //!
@@ -17,6 +18,7 @@
 //! |---|---|
 //! | [`record`] | `volume.json` |
 //! | [`store`] | making, finding, growing, removing, locking |
+//! | [`snapshots`] | the volume as it was at an instant: made, found, restored, removed |
 //! | [`wanted`] | what the volumes in the spec of a machine stand for, before anything is made |
 //! | [`mod@shared`] | the directories of the host among them |
 //! | [`mod@format`] | the file systems that are made on a fresh volume |
@@ -24,10 +26,12 @@
 pub mod format;
 pub mod record;
 pub mod shared;
+pub mod snapshots;
 pub mod store;
 pub mod wanted;
 
 pub use record::Record;
 pub use shared::shared;
+pub use snapshots::{VolumeName, VolumeSnapshot};
 pub use store::{Held, Volume, Volumes, check_new};
 pub use wanted::check_mountable;

@@ -15,6 +15,7 @@ use zmachine_sys::lock::FileLock;
 
 use super::format;
 use super::record::{RECORD_VERSION, Record};
+use super::snapshots::{ARRIVING, ARRIVING_LOCK};
 use crate::catalog;
 use crate::catalog::{Machine, VolumeUse};
 use crate::events::{self, Event, Object};
@@ -22,10 +23,13 @@ use crate::events::{self, Event, Object};
 /// Sectors of 512 bytes and pages of 4 KiB both divide it, and so does what partition tools align to.
 const GRAIN: u64 = 1 << 20;
 
+/// The disk of a volume, or of a snapshot of one.
+pub(super) const DATA: &str = "data.img";
+
 /// The volumes of a home.
 #[derive(Debug, Clone)]
 pub struct Volumes {
-    home: Home,
+    pub(super) home: Home,
 }
 
 /// Everything about the request that can be refused without trying.
@@ -78,13 +82,13 @@ impl Volumes {
         Volumes { home: home.clone() }
     }
 
-    fn root(&self) -> PathBuf {
+    pub(super) fn root(&self) -> PathBuf {
         self.home.data().join("volumes")
     }
 
     /// The disk image of the volume `name`, whether it is there or not.
     pub fn data(&self, name: &str) -> PathBuf {
-        self.root().join(name).join("data.img")
+        self.root().join(name).join(DATA)
     }
 
     /// Makes a volume that is all zeros.
@@ -93,29 +97,6 @@ impl Volumes {
     /// As `NewVolume::check`; [`Class::Conflict`] when the name is taken. Nothing is left then.
     pub fn create(&self, new: &NewVolume) -> Result<Volume, Failure> {
         check_new(new)?;
-        let _catalog = self.lock()?;
-        let dir = self.root().join(&new.name);
-        if file::is_there(&dir)? {
-            let message = format!("there is a volume '{}' already", new.name);
-            return Err(Failure::new(Class::Conflict, message).hint("'zmachine volume ls' lists them"));
-        }
-        let staging = self.root().join(format!(".new-{}", new.name));
-        file::remove_dir_all(&staging)?;
-        let made = self.fill(new, &staging).and_then(|()| {
-            fs::rename(&staging, &dir)
-                .and_then(|()| file::sync_dir(&self.root()).map_err(io::Error::other))
-                .map_err(Failure::from)
-        });
-        if let Err(failure) = made {
-            let _ = file::remove_dir_all(&staging);
-            return Err(failure.context(format!("the volume '{}' cannot be made", new.name)));
-        }
-        events::record(&self.home, &Event::of(Object::Volume, &new.name, &new.name, "created"));
-        self.get(&new.name)
-    }
-
-    fn fill(&self, new: &NewVolume, dir: &Path) -> Result<(), Failure> {
-        file::make_dirs(dir)?;
         let record = Record {
             version: RECORD_VERSION,
             fs: new.fs,
@@ -124,15 +105,41 @@ impl Volumes {
             created_at: Timestamp::now(),
             content: Content::Empty,
         };
-        let mut options = OpenOptions::new();
-        let data = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(dir.join("data.img"))?;
-        data.set_len(new.size_bytes.next_multiple_of(GRAIN))?;
-        data.sync_all()?;
-        Ok(file::replace_json(&dir.join("volume.json"), &record)?)
+        self.create_with(&new.name, record, |path| {
+            let mut options = OpenOptions::new();
+            let data = options.write(true).create_new(true).mode(0o600).open(path)?;
+            data.set_len(new.size_bytes.next_multiple_of(GRAIN))?;
+            Ok(data.sync_all()?)
+        })
+    }
+
+    /// Makes a volume whose disk is the file that `fill` makes.
+    pub(super) fn create_with(
+        &self,
+        name: &str,
+        record: Record,
+        fill: impl FnOnce(&Path) -> Result<(), Failure>,
+    ) -> Result<Volume, Failure> {
+        check_name(name)?;
+        let _catalog = self.lock()?;
+        let dir = self.root().join(name);
+        if file::is_there(&dir)? {
+            let message = format!("there is a volume '{name}' already");
+            return Err(Failure::new(Class::Conflict, message).hint("'zmachine volume ls' lists them"));
+        }
+        let staging = self.root().join(format!(".new-{name}"));
+        file::remove_dir_all(&staging)?;
+        let made = fill_staging(&staging, &record, fill).and_then(|()| {
+            fs::rename(&staging, &dir)
+                .and_then(|()| file::sync_dir(&self.root()).map_err(io::Error::other))
+                .map_err(Failure::from)
+        });
+        if let Err(failure) = made {
+            let _ = file::remove_dir_all(&staging);
+            return Err(failure.context(format!("the volume '{name}' cannot be made")));
+        }
+        events::record(&self.home, &Event::of(Object::Volume, name, name, "created"));
+        self.get(name)
     }
 
     /// The volume `name`.
@@ -165,7 +172,7 @@ impl Volumes {
                 Failure::new(Class::Unsupported, message).hint("use the zmachine that wrote it, or a newer one")
             );
         }
-        let data = fs::metadata(dir.join("data.img")).map_err(|e| damaged(e.into()))?;
+        let data = fs::metadata(dir.join(DATA)).map_err(|e| damaged(e.into()))?;
         Ok(Some(Volume {
             name: name.to_owned(),
             record,
@@ -402,8 +409,9 @@ impl Volumes {
             Err(e) => return Err(e.into()),
         };
         let marked = |name: &OsString| {
-            let name = name.to_string_lossy();
-            name.starts_with(".new-") || name.starts_with(".gone-")
+            let text = name.to_string_lossy();
+            let is_arriving = || FileLock::is_held(&self.root().join(name).join(ARRIVING_LOCK)).unwrap_or(true);
+            text.starts_with(".new-") || text.starts_with(".gone-") || text.starts_with(ARRIVING) && !is_arriving()
         };
         if !names.iter().any(marked) {
             return Ok(());
@@ -429,10 +437,16 @@ impl Volumes {
     }
 }
 
+fn fill_staging(dir: &Path, record: &Record, fill: impl FnOnce(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
+    file::make_dirs(dir)?;
+    fill(&dir.join(DATA))?;
+    Ok(file::replace_json(&dir.join("volume.json"), record)?)
+}
+
 impl Volume {
     /// The disk image.
     pub fn data(&self) -> PathBuf {
-        self.dir.join("data.img")
+        self.dir.join(DATA)
     }
 
     fn lock_path(&self) -> PathBuf {

@@ -41,6 +41,18 @@ pub(super) fn unpack_flist(
     Ok(0)
 }
 
+/// Unpacks the files of a volume's snapshot, after it is clear that they are such.
+pub(in crate::commands) fn unpack_backup(file: &Path, target: &Path, store: &[String]) -> Result<u8, Failure> {
+    let flist = open(file)?;
+    let has = |name: &str| flist.tree.resolve(name.as_bytes()).is_ok();
+    if flist.tree.len() != 3 || !has("/snapshot.json") || !has("/data.img") {
+        let message = format!("{} is no backup of a volume", file.display());
+        return Err(Failure::new(Class::Usage, message).hint("'zmachine volume backup' makes one"));
+    }
+    let from = ReadArgs { store: store.to_vec() };
+    unpack_flist(file, target, from, !rustix::process::geteuid().is_root(), 0)
+}
+
 pub(super) fn verify_flist(file: &Path, from: ReadArgs, format: Format) -> Result<u8, Failure> {
     let mut flist = open(file)?;
     let credentials = credentials()?;

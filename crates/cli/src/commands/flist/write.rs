@@ -104,6 +104,11 @@ pub(super) fn pack_source(
     Ok(0)
 }
 
+/// Packs the folder of a volume's snapshot.
+pub(in crate::commands) fn pack_backup(folder: &Path, file: &Path, to: &WriteArgs) -> Result<u8, Failure> {
+    pack_source(folder, file, to, None, None, 0)
+}
+
 fn read_hints(file: &Path) -> Result<Hints, Failure> {
     let text = read_regular(file, HINTS_BYTES).and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other));
     let text = text.map_err(|e| {
