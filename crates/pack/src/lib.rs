@@ -23,3 +23,4 @@ pub mod pack;
 mod tar;
 pub mod unpack;
 pub mod verify;
+mod zeros;

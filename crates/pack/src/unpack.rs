@@ -28,6 +28,7 @@ use zmachine_image::progress::Progress;
 
 use crate::batch::{LARGE_TOGETHER, Spares, batches};
 use crate::pack::{PackError, is_kept_xattr, thread_pool};
+use crate::zeros;
 
 /// How to unpack.
 #[derive(Debug, Clone, Copy, Default)]
@@ -273,12 +274,16 @@ impl Unpacking<'_> {
         let batches = blocks.par_chunks(LARGE_TOGETHER as usize).enumerate();
         batches.try_for_each(|(batch, together)| -> Result<(), UnpackError> {
             self.openers.with(|opener| {
-                let plains = self.fetcher.fetch_batch(together, opener);
+                let first = batch * LARGE_TOGETHER as usize;
+                let wanted = (first..).zip(together).filter(|(_, block)| !zeros::is_zeros(block));
+                let (places, wanted): (Vec<usize>, Vec<BlockRef>) = wanted.unzip();
+                let plains = self.fetcher.fetch_batch(&wanted, opener);
                 let plains = plains.map_err(|(_, source)| fetch_failure(path, source))?;
-                for (index, plain) in plains.iter().enumerate() {
-                    write_block(path, &file, blocks, batch * LARGE_TOGETHER as usize + index, plain)?;
-                    self.progress.advance(plain.len() as u64);
+                for (index, plain) in places.into_iter().zip(plains.iter()) {
+                    write_block(path, &file, blocks, index, plain)?;
                 }
+                self.progress
+                    .advance(together.iter().map(|block| u64::from(block.len)).sum());
                 Ok(())
             })
         })?;

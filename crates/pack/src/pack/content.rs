@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 use rustix::fs::OFlags;
@@ -18,6 +18,7 @@ use zmachine_image::store::{BlockStore, StoreError};
 use super::scan::{FileToRead, failed, metadata};
 use super::{PackError, PackReport, Packed, xattr};
 use crate::batch::{LARGE_TOGETHER, Spares};
+use crate::zeros;
 
 /// What all threads of one pack share.
 pub(crate) struct Packer<'a> {
@@ -28,6 +29,8 @@ pub(crate) struct Packer<'a> {
     /// Plaintexts of an earlier flist; whether the store has them is asked once each.
     earlier: HashMap<BlockKey, BlockRef>,
     spares: Spares<Room>,
+    /// The block of zeros, once there was one.
+    zeros: OnceLock<BlockRef>,
     stored: AtomicU64,
     stored_bytes: AtomicU64,
     /// Attributes of overlayfs, which were left out.
@@ -73,6 +76,7 @@ impl<'a> Packer<'a> {
             earlier: known.iter().map(|block| (block.key, *block)).collect(),
             known: Mutex::default(),
             spares: Spares::default(),
+            zeros: OnceLock::new(),
             stored,
             stored_bytes,
             overlay_xattrs: AtomicU64::new(0),
@@ -195,6 +199,11 @@ impl<'a> Packer<'a> {
     ) -> Result<Option<Vec<BlockRef>>, PackError> {
         let offset = blocks.start * BlockRef::SIZE as u64;
         let length = size.min(blocks.end * BlockRef::SIZE as u64) - offset;
+        if length.is_multiple_of(BlockRef::SIZE as u64) && zeros::is_hole(file, offset, length) {
+            let zeros = self.zeros(room).map_err(|refused| refused.of(path))?;
+            self.progress.advance(length);
+            return Ok(Some(vec![zeros; (length / BlockRef::SIZE as u64) as usize]));
+        }
         let plain = space(&mut room.plain, 0, length as usize);
         if !read_at(file, path, plain, offset)? {
             return Ok(None);
@@ -202,6 +211,15 @@ impl<'a> Packer<'a> {
         let plains: Vec<&[u8]> = plain.chunks(BlockRef::SIZE).collect();
         let stored = self.store_each(&plains, &mut room.sealer);
         stored.map(Some).map_err(|refused| refused.of(path))
+    }
+
+    /// The block of zeros, stored once.
+    fn zeros(&self, room: &mut Room) -> Result<BlockRef, Refused> {
+        if let Some(block) = self.zeros.get() {
+            return Ok(*block);
+        }
+        let blocks = self.store_uncounted(&[&zeros::PLAIN], &mut room.sealer)?;
+        Ok(*self.zeros.get_or_init(|| blocks[0]))
     }
 
     /// Seals one piece of a file, unless that was done before, and stores it.
@@ -212,6 +230,14 @@ impl<'a> Packer<'a> {
 
     /// Seals and stores those pieces that this run has not seen yet; the blocks of all.
     fn store_each(&self, plains: &[&[u8]], sealer: &mut Sealer) -> Result<Vec<BlockRef>, Refused> {
+        let blocks = self.store_uncounted(plains, sealer)?;
+        self.progress
+            .advance(plains.iter().map(|plain| plain.len() as u64).sum());
+        Ok(blocks)
+    }
+
+    /// The same for what the progress is told of elsewhere.
+    fn store_uncounted(&self, plains: &[&[u8]], sealer: &mut Sealer) -> Result<Vec<BlockRef>, Refused> {
         let keys = BlockKey::of_each(plains);
         let new = self.unknown(&keys, plains)?;
         let batch: Vec<(BlockKey, &[u8])> = new.iter().map(|piece| (keys[*piece], plains[*piece])).collect();
@@ -229,8 +255,6 @@ impl<'a> Packer<'a> {
         known.extend(stored);
         let blocks = keys.iter().map(|key| known[key]).collect();
         drop(known);
-        self.progress
-            .advance(plains.iter().map(|plain| plain.len() as u64).sum());
         Ok(blocks)
     }
 
