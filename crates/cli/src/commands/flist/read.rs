@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use zmachine_flist::Flist;
 use zmachine_image::Timeouts;
 use zmachine_pack::diff::{Change, diff};
-use zmachine_pack::unpack::{UnpackError, UnpackOptions, unpack};
+use zmachine_pack::unpack::{UnpackError, UnpackOptions, UnpackReport, unpack};
 use zmachine_pack::verify::verify;
 use zmachine_spec::bytes::Human;
 use zmachine_spec::{Class, Failure};
@@ -23,17 +24,8 @@ pub(super) fn unpack_flist(
     unprivileged: bool,
     threads: usize,
 ) -> Result<u8, Failure> {
-    let flist = open(file)?;
-    let fetcher = fetcher(&flist, &from.store)?;
     let options = UnpackOptions { threads, unprivileged };
-    let report = unpack(&flist, target, &fetcher, options, &Bars::bytes()).map_err(|e| {
-        let class = match e {
-            UnpackError::Fetch { .. } => Class::Fetch,
-            UnpackError::NotEmpty { .. } => Class::Conflict,
-            _ => Class::Failed,
-        };
-        Failure::from_error(class, &e).hint(e.hint().unwrap_or_default())
-    })?;
+    let report = unpack_to(&open(file)?, target, &from.store, options)?;
     eprintln!("{}: {} nodes, {}", target.display(), report.nodes, Human(report.bytes));
     if report.devices_left_out > 0 {
         eprintln!("note: {} devices were left out", report.devices_left_out);
@@ -41,16 +33,31 @@ pub(super) fn unpack_flist(
     Ok(0)
 }
 
+fn unpack_to(flist: &Flist, target: &Path, store: &[String], options: UnpackOptions) -> Result<UnpackReport, Failure> {
+    let fetcher = fetcher(flist, store)?;
+    unpack(flist, target, &fetcher, options, &Bars::bytes()).map_err(|e| {
+        let class = match e {
+            UnpackError::Fetch { .. } => Class::Fetch,
+            UnpackError::NotEmpty { .. } => Class::Conflict,
+            _ => Class::Failed,
+        };
+        Failure::from_error(class, &e).hint(e.hint().unwrap_or_default())
+    })
+}
+
 /// Unpacks the files of a volume's snapshot, after it is clear that they are such.
-pub(in crate::commands) fn unpack_backup(file: &Path, target: &Path, store: &[String]) -> Result<u8, Failure> {
+pub(in crate::commands) fn unpack_backup(file: &Path, target: &Path, store: &[String]) -> Result<(), Failure> {
     let flist = open(file)?;
     let has = |name: &str| flist.tree.resolve(name.as_bytes()).is_ok();
     if flist.tree.len() != 3 || !has("/snapshot.json") || !has("/data.img") {
         let message = format!("{} is no backup of a volume", file.display());
         return Err(Failure::new(Class::Usage, message).hint("'zmachine volume backup' makes one"));
     }
-    let from = ReadArgs { store: store.to_vec() };
-    unpack_flist(file, target, from, !rustix::process::geteuid().is_root(), 0)
+    let options = UnpackOptions {
+        threads: 0,
+        unprivileged: !rustix::process::geteuid().is_root(),
+    };
+    unpack_to(&flist, target, store, options).map(drop)
 }
 
 pub(super) fn verify_flist(file: &Path, from: ReadArgs, format: Format) -> Result<u8, Failure> {
