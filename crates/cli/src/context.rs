@@ -35,8 +35,18 @@ pub(crate) fn state_dirs() -> Result<(PathBuf, PathBuf), Failure> {
         .ok_or_else(|| missing("HOME"))?;
     let run = env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
+        .or_else(runtime_dir_of_a_login)
         .ok_or_else(|| missing("XDG_RUNTIME_DIR"))?;
     Ok((data.join("zmachine"), run.join("zmachine")))
+}
+
+/// Where a login has put the user's folder, for who came by `su` or a job, which do not say so.
+fn runtime_dir_of_a_login() -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let uid = rustix::process::geteuid().as_raw();
+    let folder = PathBuf::from(format!("/run/user/{uid}"));
+    let there = std::fs::symlink_metadata(&folder).ok()?;
+    (there.is_dir() && there.uid() == uid).then_some(folder)
 }
 
 /// Opens the state.

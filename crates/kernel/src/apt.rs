@@ -54,7 +54,9 @@ pub(crate) fn run(command: &mut Command, packages: &'static str) -> Result<Strin
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let reported = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<&str> = reported.lines().filter(|l| !l.trim().is_empty()).collect();
+    // What apt only warns of hides why it failed.
+    let tells = |line: &&str| !line.trim().is_empty() && !line.starts_with("W: ");
+    let lines: Vec<&str> = reported.lines().filter(tells).collect();
     let last_lines = lines[lines.len().saturating_sub(5)..].join("; ");
     Err(KernelError::Tool {
         command: shown,
@@ -99,6 +101,15 @@ mod tests {
             newest(names).as_deref(),
             Some("linux-image-6.12.101+deb12-cloud-amd64-unsigned")
         );
+    }
+
+    #[test]
+    fn warnings_do_not_hide_why_it_failed() {
+        let script =
+            "echo 'E: no such package' >&2; for i in 1 2 3 4 5 6; do echo 'W: configured twice' >&2; done; exit 100";
+        let error = run(Command::new("sh").args(["-c", script]), "apt").unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("no such package") && !text.contains("twice"), "{text}");
     }
 
     #[test]
