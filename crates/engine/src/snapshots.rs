@@ -13,6 +13,7 @@ use zmachine_hypervisor::{Accel, qemu};
 use zmachine_image::{Progress, PullPolicy};
 use zmachine_plan::Plan;
 use zmachine_spec::control::{Reply, Request};
+use zmachine_spec::keep::Keep;
 use zmachine_spec::saved::HostMark;
 use zmachine_spec::{Class, Failure, MachineSpec, check_name};
 use zmachine_store::catalog::{self, Machine};
@@ -75,11 +76,11 @@ impl Engine {
         Snapshots::of(&self.home)
     }
 
-    /// Saves a machine as it is, without ending it.
+    /// Saves a machine as it is, without ending it. With `keep`, older snapshots of it whose tags were not chosen are removed.
     ///
     /// # Errors
     /// [`Class::Conflict`] when the tag is taken, or the machine does not run or was not built to be saved.
-    pub fn create_snapshot(&self, name: &SnapshotName) -> Result<Snapshot, Failure> {
+    pub fn create_snapshot(&self, name: &SnapshotName, keep: Option<&Keep>) -> Result<Snapshot, Failure> {
         let snapshots = self.snapshots();
         let machine = self.machine(&name.machine)?;
         let of = &machine.spec.name;
@@ -93,9 +94,20 @@ impl Engine {
             Some(tag) => tag.clone(),
             None => snapshots.free_tag(of)?,
         };
-        let snapshot = self.save(&machine, &draft, tag)?;
+        let snapshot = Snapshot {
+            automatic: name.tag.is_none(),
+            ..self.save(&machine, &draft, tag)?
+        };
         self.kill.pass("snapshot: saved");
         snapshots.publish(draft, &snapshot)?;
+        if let Some(keep) = keep {
+            let mut automatic = snapshots.readable(Some(of))?;
+            automatic.retain(|snapshot| snapshot.automatic && snapshot.machine_id == machine.id);
+            let times: Vec<Timestamp> = automatic.iter().map(|snapshot| snapshot.created_at).collect();
+            for at in keep.superfluous(&times) {
+                snapshots.remove(&automatic[at].name())?;
+            }
+        }
         Ok(snapshot)
     }
 
@@ -121,6 +133,7 @@ impl Engine {
             machine: machine.spec.name.clone(),
             machine_id: machine.id.clone(),
             tag,
+            automatic: true,
             created_at: Timestamp::now(),
             spec: machine.spec.clone(),
             plan: *plan,
@@ -214,7 +227,7 @@ impl Engine {
         })
     }
 
-    /// Makes one more machine of `source`, and starts it.
+    /// Makes one more machine of `source`, and starts it. What is started in it from then on has `env` beside the variables of `source`.
     ///
     /// # Errors
     /// As [`Engine::create`], and what does not fit. Nothing is left then.
@@ -222,15 +235,18 @@ impl Engine {
         &self,
         source: &ForkSource,
         new: &str,
+        env: &[(String, String)],
         progress: &dyn Progress,
     ) -> Result<(Machine, Starting), Failure> {
         check_name(new)?;
         let snapshot = &source.snapshot;
+        let copied = self.spec_of_copy(&snapshot.spec, new)?;
         let spec = MachineSpec {
+            env: copied.env.iter().chain(env).cloned().collect(),
             // It has its own.
             hostname: None,
             auto_remove: false,
-            ..self.spec_of_copy(&snapshot.spec, new)?
+            ..copied
         };
         let options = CreateOptions {
             cwd: Path::new("/"),

@@ -66,6 +66,7 @@ impl Monitor {
                 machine: self.machine.spec.name.clone(),
                 machine_id: self.machine.id.clone(),
                 tag: key,
+                automatic: true,
                 created_at: Timestamp::now(),
                 spec: self.machine.spec.clone(),
                 plan: plan.clone(),

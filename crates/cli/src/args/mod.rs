@@ -243,6 +243,9 @@ pub(crate) struct StartArgs {
     /// Pass standard input on, with --attach
     #[arg(short, long, requires = "attach")]
     pub(crate) interactive: bool,
+    /// Let one go on from a snapshot of it, as 'zmachine restore' does
+    #[arg(long, value_name = "MACHINE[@TAG]", conflicts_with_all = ["names", "all_enabled", "attach"])]
+    pub(crate) from: Option<String>,
     /// Names, ids, or unique beginnings of ids
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,

@@ -1,8 +1,10 @@
 //! `zmachine snapshot`, `restore` and `fork`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use zmachine_spec::keep::Keep;
 
 use crate::listing::ListingArgs;
 
@@ -13,6 +15,9 @@ pub(crate) enum SnapshotCommand {
         /// The tag is snap0, snap1 ... when none is given
         #[arg(value_name = "MACHINE[@TAG]")]
         name: String,
+        /// Remove older ones without a tag of your own but the newest of each of so many hours, days, weeks, months, years: 24h,7d,4w
+        #[arg(long, value_name = "NUMBERS")]
+        keep: Option<Keep>,
     },
     /// List snapshots
     Ls(ListingArgs),
@@ -66,4 +71,10 @@ pub(crate) struct ForkArgs {
     /// Its name; of several, what is before '-1', '-2' ...
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Set or pass on an environment variable of what is started in it from now on
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Run this in it, as 'zmachine exec' does; in each of several, without waiting for it
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
 }

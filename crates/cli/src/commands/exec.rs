@@ -1,6 +1,7 @@
 //! `exec`, `attach` and `console`.
 
 use std::env;
+use std::ffi::OsString;
 
 use zmachine_agent_protocol::{ExitStatus, Process, Restrictions, WindowSize};
 use zmachine_engine::Engine;
@@ -37,18 +38,38 @@ pub(crate) fn exec(engine: &Engine, args: &ExecArgs) -> Result<u8, Failure> {
         crate::output::print(&format!("{}\n", started.id))?;
         return Ok(0);
     }
-    let (input, output) = engine.exec(&args.name, process)?;
     let follow = Follow {
         stdin: args.interactive,
         terminal: args.tty,
         detachable: true,
     };
+    followed(engine, &args.name, process, follow)
+}
+
+/// Runs a command in a machine, without input or a terminal; its status is ours.
+pub(super) fn plain(engine: &Engine, name: &str, command: &[OsString]) -> Result<u8, Failure> {
+    let follow = Follow {
+        stdin: false,
+        terminal: false,
+        detachable: false,
+    };
+    followed(engine, name, Process::new(texts(command)?), follow)
+}
+
+/// Starts a command in a machine, and waits for nothing.
+pub(super) fn in_background(engine: &Engine, name: &str, command: &[OsString]) -> Result<(), Failure> {
+    let process = Process::new(texts(command)?);
+    engine.start_exec(name, None, process, true).map(drop)
+}
+
+fn followed(engine: &Engine, name: &str, process: Process, follow: Follow) -> Result<u8, Failure> {
+    let (input, output) = engine.exec(name, process)?;
     let interrupted = || std::process::exit(i32::from(ExitStatus::Signal(2).shell_code()));
     match terminal::follow(input, output, follow, || (), interrupted)? {
         Followed::Exited(status) => Ok(status.shell_code()),
         Followed::Detached => Ok(0),
         Followed::GivenUp(code) => Ok(code),
-        Followed::Cut => Err(cut(engine, &args.name)),
+        Followed::Cut => Err(cut(engine, name)),
     }
 }
 

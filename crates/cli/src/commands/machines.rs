@@ -26,6 +26,9 @@ pub(crate) fn each(names: &[String], f: impl Fn(&str) -> Result<(), Failure>) ->
 }
 
 pub(crate) fn start(engine: &Engine, args: &StartArgs) -> Result<u8, Failure> {
+    if let Some(name) = &args.from {
+        return super::snapshot::restore(engine, name);
+    }
     if args.attach {
         let [name] = args.names.as_slice() else {
             return Err(Failure::new(Class::Usage, "one machine alone can be followed")

@@ -55,7 +55,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Clone(args) => update::clone(&context::engine()?, &args),
         Command::Rename(args) => update::rename(&context::engine()?, &args),
         Command::Snapshot(command) => snapshot::snapshot(&context::engine()?, command),
-        Command::Restore(args) => snapshot::restore(&context::engine()?, &args),
+        Command::Restore(args) => snapshot::restore(&context::engine()?, &args.name),
         Command::Fork(args) => snapshot::fork(&context::engine()?, &args),
         Command::Wait(args) => machines::wait(&context::engine()?, &args),
         Command::Rm(args) => machines::rm(&context::engine()?, &args),

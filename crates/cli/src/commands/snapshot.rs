@@ -12,7 +12,8 @@ use zmachine_store::snapshot::SnapshotName;
 use zmachine_sys::file::FileError;
 
 use super::machines::each;
-use crate::args::{ForkArgs, RestoreArgs, SnapshotCommand};
+use crate::args::run::variables;
+use crate::args::{ForkArgs, SnapshotCommand};
 use crate::listing::{self, ListingArgs, Row};
 use crate::output;
 use crate::progress::Bars;
@@ -20,8 +21,8 @@ use crate::progress::Bars;
 /// Makes, lists, shows and removes snapshots.
 pub(crate) fn snapshot(engine: &Engine, command: SnapshotCommand) -> Result<u8, Failure> {
     match command {
-        SnapshotCommand::Create { name } => {
-            let made = engine.create_snapshot(&SnapshotName::parse(&name)?)?;
+        SnapshotCommand::Create { name, keep } => {
+            let made = engine.create_snapshot(&SnapshotName::parse(&name)?, keep.as_ref())?;
             output::print(&format!("{}\n", made.name()))?;
             Ok(0)
         }
@@ -97,15 +98,16 @@ fn list(engine: &Engine, args: &ListingArgs) -> Result<u8, Failure> {
 }
 
 /// Lets a machine go on from a snapshot of it.
-pub(crate) fn restore(engine: &Engine, args: &RestoreArgs) -> Result<u8, Failure> {
+pub(crate) fn restore(engine: &Engine, name: &str) -> Result<u8, Failure> {
     engine
-        .restore(&SnapshotName::parse(&args.name)?)?
+        .restore(&SnapshotName::parse(name)?)?
         .wait_ready(&Bars::bytes())?;
     Ok(0)
 }
 
 /// Makes machines that go on from where another one is, and prints their names.
 pub(crate) fn fork(engine: &Engine, args: &ForkArgs) -> Result<u8, Failure> {
+    let env = variables(&[], &args.env, |name| std::env::var(name).ok())?;
     let source = engine.fork_source(&SnapshotName::parse(&args.source)?)?;
     let progress = Bars::bytes();
     let (mut started, mut first) = (Vec::new(), None);
@@ -115,7 +117,7 @@ pub(crate) fn fork(engine: &Engine, args: &ForkArgs) -> Result<u8, Failure> {
             Some(prefix) => Ok(format!("{prefix}-{number}")),
             None => engine.free_fork_name(source.machine()),
         };
-        match name.and_then(|name| engine.fork(&source, &name, &progress)) {
+        match name.and_then(|name| engine.fork(&source, &name, &env, &progress)) {
             Ok(one) => started.push(one),
             Err(failure) => {
                 first = Some(failure);
@@ -124,10 +126,11 @@ pub(crate) fn fork(engine: &Engine, args: &ForkArgs) -> Result<u8, Failure> {
         }
     }
     // Those that are there run on, whatever became of others.
+    let mut ready = Vec::new();
     for (machine, mut starting) in started {
         let name = &machine.spec.name;
         match starting.wait_ready(&progress) {
-            Ok(()) => output::print(&format!("{name}\n"))?,
+            Ok(()) => ready.push(name.clone()),
             Err(failure) => {
                 starting.wait_gone();
                 super::run::remove_if_it_never_ran(engine, name);
@@ -135,5 +138,18 @@ pub(crate) fn fork(engine: &Engine, args: &ForkArgs) -> Result<u8, Failure> {
             }
         }
     }
-    first.map_or(Ok(0), Err)
+    drop(progress);
+    match (ready.as_slice(), first) {
+        // The command's output is all there is, as with exec.
+        ([one], None) if args.number == 1 && !args.command.is_empty() => super::exec::plain(engine, one, &args.command),
+        (names, first) => {
+            for name in names {
+                if !args.command.is_empty() {
+                    super::exec::in_background(engine, name, &args.command)?;
+                }
+                output::print(&format!("{name}\n"))?;
+            }
+            first.map_or(Ok(0), Err)
+        }
+    }
 }

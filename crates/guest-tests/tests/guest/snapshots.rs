@@ -199,7 +199,21 @@ fn a_machine_is_saved_forked_and_restored() {
             assert_eq!(made.expect_success().stdout(), "web-fork1\n");
             assert!(counted(&home, "web-fork1") >= now);
             assert_eq!(snapshots(&home), ["web@first"]);
-            zmachine(&home, &["rm", "-f", "web-fork1", "f-2", "f-3"]).expect_success();
+            let run = [
+                "fork",
+                "web",
+                "--name",
+                "own",
+                "-e",
+                "COLOR=blue",
+                "--",
+                "sh",
+                "-c",
+                "echo $COLOR; exit 7",
+            ];
+            let ran = zmachine(&home, &run);
+            assert_eq!(ran.expect_code(7).stdout(), "blue\n");
+            zmachine(&home, &["rm", "-f", "web-fork1", "own", "f-2", "f-3"]).expect_success();
         },
     );
 
@@ -214,15 +228,18 @@ fn a_machine_is_saved_forked_and_restored() {
     checks.that("it is restored, with its disk of then, and can be saved again", || {
         zmachine(&home, &["stop", "-t", "1", "web"]).expect_success();
         let before = zmachine(&home, &["logs", "web"]).stdout().lines().count();
-        zmachine(&home, &["restore", "web@first"]).expect_success();
+        zmachine(&home, &["start", "--from", "web@first"]).expect_success();
         let next = until("it counts", Duration::from_secs(20), || {
             let log = zmachine(&home, &["logs", "web"]).stdout();
             log.lines().nth(before).map(str::to_owned)
         });
         let next: u32 = next.trim_start_matches('n').parse().expect("a number");
         assert!((at..at + 30).contains(&next), "went on at {next}, saved at {at}");
-        zmachine(&home, &["snapshot", "create", "web"]).expect_success();
-        assert_eq!(snapshots(&home), ["web@first", "web@snap0"]);
+        // Of those without a tag of the user's, one of an hour stays.
+        for _ in 0..2 {
+            zmachine(&home, &["snapshot", "create", "web", "--keep", "1h"]).expect_success();
+        }
+        assert_eq!(snapshots(&home), ["web@first", "web@snap1"]);
         zmachine(&home, &["stop", "-t", "1", "web"]).expect_success();
     });
 
@@ -247,12 +264,12 @@ fn a_machine_is_saved_forked_and_restored() {
                 "no archive of a snapshot",
             );
             zmachine(&home, &["snapshot", "rm", "copy@x"]).expect_success();
-            assert_eq!(snapshots(&home), ["web@first", "web@snap0"]);
+            assert_eq!(snapshots(&home), ["web@first", "web@snap1"]);
         },
     );
 
     zmachine(&home, &["rm", "-f", "web"]).expect_success();
-    zmachine(&home, &["snapshot", "rm", "web@first", "web@snap0"]).expect_success();
+    zmachine(&home, &["snapshot", "rm", "web@first", "web@snap1"]).expect_success();
     assert_eq!(snapshots(&home), Vec::<String>::new());
     home.assert_host_clean();
 }

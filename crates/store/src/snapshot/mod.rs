@@ -12,7 +12,6 @@
 
 pub mod memory;
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -46,6 +45,9 @@ pub struct Snapshot {
     pub machine_id: String,
     /// Tells it from others of that machine.
     pub tag: String,
+    /// The tag is not of the user's choice.
+    #[serde(default)]
+    pub automatic: bool,
     /// When.
     pub created_at: Timestamp,
     /// What the machine was asked to be.
@@ -103,6 +105,13 @@ pub fn check_tag(tag: &str) -> Result<(), Failure> {
         Failure::new(Class::Usage, format!("'{tag}' cannot be the tag of a snapshot"))
             .hint("use letters, digits, '_', '.' and '-', starting with a letter or digit, at most 63 characters")
     })
+}
+
+/// The tag behind all of `tags` that were not chosen.
+pub(crate) fn next_tag<'a>(tags: impl Iterator<Item = &'a str>) -> String {
+    let number = |tag: &str| tag.strip_prefix("snap")?.parse::<u64>().ok();
+    let next = tags.filter_map(number).max().map_or(0, |last| last.saturating_add(1));
+    format!("snap{next}")
 }
 
 /// One of a listing; for one that cannot be read, its name and why.
@@ -214,18 +223,19 @@ impl Snapshots {
         })
     }
 
-    /// A tag that the machine has no snapshot of: `snap0`, `snap1`, ...
+    /// A tag behind all that the machine has: `snap0`, `snap1`, ... One that was removed last is taken again.
     ///
     /// # Errors
     /// When the folder cannot be listed.
     pub fn free_tag(&self, machine: &str) -> Result<String, Failure> {
-        let mut taken = BTreeSet::new();
+        let mut names = Vec::new();
         if file::is_there(&self.folder)? {
-            taken.extend(file::names_in(&self.folder)?);
+            names = file::names_in(&self.folder)?;
         }
-        let is_free = |tag: &String| !taken.contains(std::ffi::OsStr::new(&format!("{machine}@{tag}")));
-        let found = (0..=taken.len()).map(|number| format!("snap{number}")).find(is_free);
-        Ok(found.unwrap_or_else(|| "snap".to_owned()))
+        let names = names
+            .iter()
+            .filter_map(|name| name.to_str()?.strip_prefix(machine)?.strip_prefix('@'));
+        Ok(next_tag(names))
     }
 
     /// Begins a snapshot, after whoever is making one.

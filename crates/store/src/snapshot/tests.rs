@@ -15,6 +15,7 @@ fn snapshot(machine: &str, tag: &str, seconds: i64) -> Snapshot {
         machine: machine.into(),
         machine_id: "0123456789ab".into(),
         tag: tag.into(),
+        automatic: false,
         created_at: Timestamp::from_second(seconds).unwrap(),
         spec: MachineSpec::new(machine, "/x.fl"),
         plan: plan(),

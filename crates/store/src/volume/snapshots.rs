@@ -26,7 +26,7 @@ use zmachine_sys::sparse;
 use super::record::Record;
 use super::store::{DATA, Volume, Volumes};
 use crate::events::{self, Event, Object};
-use crate::snapshot::{check_tag, make_private};
+use crate::snapshot::{check_tag, make_private, next_tag};
 
 /// Version of `snapshot.json`.
 pub const SNAPSHOT_VERSION: u32 = 1;
@@ -388,15 +388,7 @@ fn tags(folder: &Path) -> Result<BTreeSet<String>, Failure> {
 }
 
 fn free_tag(folder: &Path) -> Result<String, Failure> {
-    let taken = tags(folder)?;
-    // Behind all that there are: one that was removed is never taken for a later one.
-    let number = |tag: &String| tag.strip_prefix("snap")?.parse::<u64>().ok();
-    let next = taken
-        .iter()
-        .filter_map(number)
-        .max()
-        .map_or(0, |last| last.saturating_add(1));
-    Ok(format!("snap{next}"))
+    Ok(next_tag(tags(folder)?.iter().map(String::as_str)))
 }
 
 /// Takes the lock of a volume's snapshots, and removes what is half-made or half-removed.
