@@ -201,9 +201,17 @@ impl Containers {
             what: error.to_string(),
         };
         match request {
+            ContainerRequest::KillAll { signal: libc::SIGKILL } => cgroup.kill(),
             ContainerRequest::KillAll { signal } => {
                 for pid in cgroup.pids() {
                     send(pid, *signal).map_err(step(format!("send signal {signal}")))?;
+                }
+            }
+            ContainerRequest::Signal { pid, signal } => {
+                let is_own = cgroup.pids().contains(pid);
+                if let (true, Ok(pid)) = (is_own, i32::try_from(*pid)) {
+                    let sent = reaper.signal(pid, *signal);
+                    sent.map_err(step(format!("send signal {signal}")))?;
                 }
             }
             ContainerRequest::Update(limits) => cgroup.limit(limits).map_err(failed)?,

@@ -113,6 +113,9 @@ impl Image<'_> {
 }
 
 /// The machine's image below, and above it a layer that is this container's: on the machine's writable disk, or in memory.
+///
+/// The layer is of no use to anybody after the container (`volatile`). Otherwise the kernel would write out the whole disk where the
+/// last process of the container ends, before anybody is told of that end, and even SIGKILL would wait for the host's disk.
 fn overlay(layers: &Layers, id: &str, place: &Path) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let above = rustix::fs::openat(&layers.upper, "..", flags, Mode::empty())?;
@@ -126,7 +129,7 @@ fn overlay(layers: &Layers, id: &str, place: &Path) -> Result<(), Errno> {
     let (upper, work) = (make(&own, Path::new("upper"))?, make(&own, Path::new("work"))?);
     let by_number = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let options = format!(
-        "lowerdir={},upperdir={},workdir={},redirect_dir=on",
+        "lowerdir={},upperdir={},workdir={},redirect_dir=on,volatile",
         by_number(&layers.lower),
         by_number(&upper),
         by_number(&work)
