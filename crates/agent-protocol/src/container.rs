@@ -53,6 +53,11 @@ pub enum ContainerRoot {
     },
     /// The machine's own image, with a writable layer of the container's own above it.
     Image,
+    /// Another image, on a disk that the machine got for it, with such a layer.
+    Disk {
+        /// The disk's serial number.
+        serial: String,
+    },
 }
 
 /// One file system of a container.

@@ -38,6 +38,7 @@ mod frozen;
 mod grow;
 mod guest;
 mod health;
+mod images;
 mod inbox;
 mod init;
 mod launch;

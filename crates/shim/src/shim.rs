@@ -16,9 +16,7 @@ use containerd_shim_protos::events::task as events;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics;
 use tokio::runtime::Handle;
-use zmachine_agent_protocol::{
-    ContainerReply, ContainerRequest, ContainerRoot, ContainerStats, ExitStatus, Input, WindowSize,
-};
+use zmachine_agent_protocol::{ContainerReply, ContainerRequest, ContainerStats, ExitStatus, Input, WindowSize};
 use zmachine_spec::Failure;
 
 use crate::ending;
@@ -123,17 +121,22 @@ impl Shim {
         pod.ok_or_else(|| ShimError::State("the pod's machine does not run".to_owned()))
     }
 
-    /// Boots the pod's machine, unless it runs.
+    /// Boots the pod's machine, unless it runs. `uses_images`: as of [`Pod::boot`].
     ///
     /// # Errors
     /// When it cannot be had.
-    pub(crate) fn boot(self: &Arc<Shim>, spec: &Spec, netns: Option<&Path>) -> Result<(), ShimError> {
+    pub(crate) fn boot(
+        self: &Arc<Shim>,
+        spec: &Spec,
+        netns: Option<&Path>,
+        uses_images: bool,
+    ) -> Result<(), ShimError> {
         let mut held = lock(&self.pod);
         if held.is_some() {
             return Ok(());
         }
         let settings = Settings::read()?;
-        let pod = Arc::new(Pod::boot(&self.key, spec, netns, &settings, &self.log)?);
+        let pod = Arc::new(Pod::boot(&self.key, spec, netns, &settings, uses_images, &self.log)?);
         *held = Some(Arc::clone(&pod));
         if let Some(namespace) = &pod.namespace
             && let Err(error) = forward::start(namespace, &pod, &self.log)
@@ -182,7 +185,8 @@ impl Shim {
             return Err(ShimError::Exists(format!("there is a task {} already", creation.id)));
         }
         if !matches!(role, Role::Member { .. }) {
-            self.boot(&spec, None)?;
+            let uses_images = creation.rootfs.iter().any(|mount| mount.image().is_some());
+            self.boot(&spec, None, uses_images)?;
         }
         let bundle = creation.bundle.display().to_string();
         if role == Role::Sandbox {
@@ -222,11 +226,9 @@ impl Shim {
             !files.stdin.is_empty(),
             filter.unwrap_or_default(),
         )?;
-        let is_image = pod.is_root_of(&spec.annotations)?;
-        let root = match is_image {
-            true => ContainerRoot::Image,
-            false => translate::root_in_guest(id),
-        };
+        let image = pod.image_of(&spec.annotations, &creation.rootfs)?;
+        let is_image = image.is_some();
+        let root = image.unwrap_or_else(|| translate::root_in_guest(id));
         let (mut container, binds) = translate::container(id, spec, root, &ThisHost)?;
         if translate::manages_networks(&process) {
             container.modules = pod.modules();

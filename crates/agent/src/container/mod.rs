@@ -133,8 +133,9 @@ impl Containers {
         memory::make_all(&container.mounts)?;
         let folder = folder_of(id).join("root");
         fs::create_dir_all(&folder).map_err(|error| step("make the root's folder")(errno(&error)))?;
-        let _image = match container.root {
+        let _image = match &container.root {
             ContainerRoot::Image => Some(root::Image::mount(id, &folder, host.layers)?),
+            ContainerRoot::Disk { serial } => Some(root::Image::mount_disk(id, &folder, host.layers, serial).await?),
             ContainerRoot::Directory { .. } => None,
         };
         let place = Place::New {
