@@ -50,15 +50,15 @@ impl Images {
         Ok(Library::open(self.engine.home().data())?)
     }
 
-    /// Brings the image here that containerd knows by `reference`; its digest in hex.
+    /// Brings the image here that containerd knows by `reference`, and by the digest of its manifest where it says that; its digest in hex.
     ///
     /// # Errors
     /// When it cannot be had.
-    pub(crate) fn bring(&self, reference: &str) -> Result<String, Failure> {
+    pub(crate) fn bring(&self, reference: &str, manifest: Option<&str>) -> Result<String, Failure> {
         let _one = lock(&self.coming);
         let (_, image) = self.engine.pull(
             &ImageRequest {
-                text: &format!("docker://{}", without_tag(reference)),
+                text: &format!("docker://{}", exact(reference, manifest)),
                 cwd: Path::new("/"),
                 // containerd has just been told what the reference means.
                 pull: PullPolicy::Always,
@@ -158,10 +158,12 @@ fn name(reference: &str) -> Result<ImageName, Failure> {
     ImageName::new(&format!("{NAMESPACE}/{reference}")).map_err(|error| Failure::from_error(Class::Usage, &error))
 }
 
-/// A reference with a digest means that, whatever tag it also has.
-fn without_tag(reference: &str) -> String {
-    let Some((name, digest)) = reference.split_once('@') else {
-        return reference.to_owned();
+/// A reference with a digest means that, whatever tag it also has: by a tag, every layer could be asked for of another image.
+fn exact(reference: &str, manifest: Option<&str>) -> String {
+    let (name, digest) = match (reference.split_once('@'), manifest) {
+        (Some((name, digest)), _) => (name, digest),
+        (None, Some(digest)) => (reference, digest),
+        (None, None) => return reference.to_owned(),
     };
     let path = name.rfind('/').map_or(0, |at| at + 1);
     let end = name[path..].find(':').map_or(name.len(), |at| path + at);
@@ -180,8 +182,9 @@ mod tests {
             ("r:5000/a/b@sha256:0", "r:5000/a/b@sha256:0"),
         ];
         for (reference, expected) in cases {
-            assert_eq!(without_tag(reference), expected);
+            assert_eq!(exact(reference, None), expected);
         }
+        assert_eq!(exact("r:5000/a/b:1", Some("sha256:1")), "r:5000/a/b@sha256:1");
         assert_eq!(
             name("docker.io/library/box:1").unwrap().to_string(),
             "containerd/docker.io/library/box:1"

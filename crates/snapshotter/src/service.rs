@@ -21,6 +21,8 @@ use crate::wire;
 const TARGET: &str = "containerd.io/snapshot.ref";
 /// The image that is pulled.
 const REFERENCE: &str = "containerd.io/snapshot/cri.image-ref";
+/// The digest of the image's manifest.
+const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 /// This layer and those above it, as far as a label takes them.
 const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 
@@ -116,7 +118,7 @@ impl Snapshots {
             .and_then(|below| below.image.as_ref())
             .map_or(0, |image| image.depth)
             + 1;
-        let digest = match self.images.bring(reference) {
+        let digest = match self.images.bring(reference, labels.get(MANIFEST).map(String::as_str)) {
             Ok(digest) => digest,
             Err(failure) => return failed(failure),
         };
