@@ -2,7 +2,6 @@
 
 use std::future::{Future, poll_fn};
 use std::os::unix::net::UnixListener;
-use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -76,15 +75,21 @@ impl Images {
 
     /// The next thing that happens to a server, and its place. Dropping the future loses nothing.
     pub(super) async fn next_event(&mut self) -> (usize, RootfsEvent) {
+        let servers = self
+            .places
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(at, place)| Some((at, place.served.as_mut()?)));
+        // Kept while it is waited for: a time that nobody waits for any more wakes nobody.
+        let mut all: Vec<_> = servers
+            .map(|(at, served)| Box::pin(async move { (at, served.server.next_event().await) }))
+            .collect();
         poll_fn(|cx| {
-            for (at, place) in self.places.iter_mut().enumerate() {
-                if let Some(served) = &mut place.served
-                    && let Poll::Ready(event) = pin!(served.server.next_event()).poll(cx)
-                {
-                    return Poll::Ready((at, event));
-                }
-            }
-            Poll::Pending
+            let ready = all.iter_mut().find_map(|waiting| match waiting.as_mut().poll(cx) {
+                Poll::Ready(event) => Some(event),
+                Poll::Pending => None,
+            });
+            ready.map_or(Poll::Pending, Poll::Ready)
         })
         .await
     }

@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::mount::{UnmountFlags, unmount};
-use zmachine_engine::{Engine, ImageRequest, import_failure};
+use zmachine_engine::{Engine, import_failure};
 use zmachine_flist::Digest;
 use zmachine_image::library::hold_images;
-use zmachine_image::{Image, ImageName, Library, Mode, PullPolicy, Silent};
+use zmachine_image::{Image, ImageName, ImageSource, Library, Mode, Silent};
 use zmachine_mount::{Mount, Unmounter};
 use zmachine_pack::oci::prefix::first_layers;
+use zmachine_pack::oci::pull::pull;
 use zmachine_spec::{Class, Failure};
 
 /// The first part of the names that images have by us.
@@ -56,20 +57,22 @@ impl Images {
     /// When it cannot be had.
     pub(crate) fn bring(&self, reference: &str, manifest: Option<&str>) -> Result<String, Failure> {
         let _one = lock(&self.coming);
-        let (_, image) = self.engine.pull(
-            &ImageRequest {
-                text: &format!("docker://{}", exact(reference, manifest)),
-                cwd: Path::new("/"),
-                // containerd has just been told what the reference means.
-                pull: PullPolicy::Always,
-                mode: Mode::Container,
-                is_lazy: false,
-                stores: &[],
-                progress: &Silent,
-            },
-            Some(&name(reference)?),
-        )?;
-        Ok(image.digest.to_string())
+        let text = format!("docker://{}", exact(reference, manifest));
+        let source = ImageSource::parse(&text).map_err(|error| Failure::from_error(Class::Usage, &error))?;
+        let library = self.library()?;
+        let options = self.engine.import_options()?;
+        // Without the names that an image gets which a user pulls: this one is containerd's.
+        let pulled = pull(&source, &options, &library, Mode::Container, &Silent).map_err(import_failure)?;
+        self.hold(&library, &name(reference)?, pulled.image.digest)?;
+        Ok(pulled.image.digest.to_string())
+    }
+
+    /// Gives an image a name, so that nobody prunes it.
+    fn hold(&self, library: &Library, name: &ImageName, digest: Digest) -> Result<(), Failure> {
+        let _kept = hold_images(self.engine.home().data())?;
+        // One that was pruned this very moment is brought when containerd asks again.
+        library.by_its_digest(&digest, Mode::Container, name.as_str())?;
+        Ok(library.set_name(name, &digest)?)
     }
 
     /// The image that the first `depth` layers of another one are; its digest in hex.
@@ -80,9 +83,7 @@ impl Images {
         let _one = lock(&self.coming);
         let library = self.library()?;
         let shorter = first_layers(&parsed(digest)?, depth, &library).map_err(import_failure)?;
-        let _kept = hold_images(self.engine.home().data())?;
-        let name = format!("{digest:.24}-{depth}");
-        library.set_name(&self::name(&name)?, &shorter.digest)?;
+        self.hold(&library, &name(&format!("{digest:.24}-{depth}"))?, shorter.digest)?;
         Ok(shorter.digest.to_string())
     }
 

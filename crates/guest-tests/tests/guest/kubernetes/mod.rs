@@ -499,7 +499,8 @@ fn a_container_by_itself_and_pods_whose_roots_are_disks() {
         assert_eq!(largest.count(), 0, "{contents}");
     });
     checks.that("a flist and images of the registry are roots in one pod", || {
-        let annotations = json!({"annotations": {"zmachine.io/flist": flist}});
+        // That of one container alone: that of the pod is for all.
+        let annotations = json!({"annotations": {"zmachine.io/flist.c": flist}});
         let pod = Pod::run(node, "f", annotations.clone());
         let id = pod.start(
             "c",
@@ -523,6 +524,12 @@ fn a_container_by_itself_and_pods_whose_roots_are_disks() {
         assert_eq!(output(node, &again, "ls /sys/block | grep -c ^vd"), "4");
         node.cri("StopContainer", &json!({"container_id": app, "timeout": 0}));
         assert_eq!(output(node, &again, "cat /app"), "the app");
+        // A disk's server that is killed has a successor.
+        for pid in node.processes(&["--image-dir", "--serial"]) {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        assert_eq!(output(node, &again, "cat /late"), "read late");
         pod.stop_and_remove();
     });
     checks.that("containers of a pod have flists of their own", || {

@@ -27,7 +27,7 @@ const PYTHON: &str = "/usr/bin/python3";
 /// The same image in the registry of a node that has one.
 pub(super) const BOX: &str = "127.0.0.1:5000/box:1";
 
-/// The same with one more layer, which has the file `/app`.
+/// The same with one more layer, which has the files `/app` and `/late`.
 pub(super) const APP: &str = "127.0.0.1:5000/app:1";
 
 /// Where a node with our snapshotter has the images of pods from.
@@ -96,7 +96,7 @@ impl Node {
     fn push(&self, archive: &str) {
         let folder = self.file("image");
         let script = format!(
-            r#"set -e; cd {folder}; echo the app > app; tar -cf app.tar app
+            r#"set -e; cd {folder}; echo the app > app; echo read late > late; tar -cf app.tar app late
 first=$(sha256sum layer.tar | cut -d' ' -f1); second=$(sha256sum app.tar | cut -d' ' -f1)
 echo '{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/bin"],"Cmd":["sh"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:'$first'","sha256:'$second'"]}}}}' > config.json
 echo '[{{"Config":"config.json","RepoTags":["docker.io/library/app:1"],"Layers":["layer.tar","app.tar"]}}]' > manifest.json
