@@ -364,6 +364,8 @@ impl Drop for Node {
             }
         }
         self.end_containerd();
+        // Before the home, which looks whether anything is left.
+        drop(self.registry.take());
         let _ = self
             .home
             .command(Path::new("/bin/sh"), ["-c", "ip link delete cni0"])
