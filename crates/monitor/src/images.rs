@@ -3,7 +3,6 @@
 use std::future::{Future, poll_fn};
 use std::os::unix::net::UnixListener;
 use std::task::Poll;
-use std::time::Duration;
 
 use zmachine_hypervisor::LaterDisk;
 use zmachine_spec::Failure;

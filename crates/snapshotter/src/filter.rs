@@ -98,7 +98,7 @@ fn outside_quotes(text: &str) -> impl Iterator<Item = (usize, char)> {
 
 /// The text between separators that are not in quotes.
 fn pieces(text: &str, separator: char) -> Result<Vec<&str>, String> {
-    if text.matches('"').count() % 2 != 0 && !text.contains('\\') {
+    if !text.matches('"').count().is_multiple_of(2) && !text.contains('\\') {
         return Err(format!("{text}: a quote is not closed"));
     }
     let (mut all, mut begin) = (Vec::new(), 0);

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use clap::Parser;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use zmachine_engine::{AbortAt, Engine, Programs};
+use zmachine_engine::{AbortAt, Engine, Programs, RegistryFiles};
 use zmachine_spec::{Class, Failure, Home};
 
 use self::grpc::Server;
@@ -76,6 +76,11 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     let engine = Engine::open(Home::open(&data, &run)?, programs, AbortAt::default(), |line| {
         eprintln!("{line}")
     })?;
+    let files = RegistryFiles {
+        auth: auth_files(),
+        ..engine.registry_files().clone()
+    };
+    let engine = engine.with_registry_files(files);
     let root = data.join("snapshotter");
     zmachine_sys::file::make_dirs(&root)?;
     let table =
@@ -121,6 +126,23 @@ fn listen(socket: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(socket)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// Where the credentials of registries are: containerd does not hand on those that it was given.
+fn auth_files() -> Vec<PathBuf> {
+    let variable = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let docker = variable("DOCKER_CONFIG").or_else(|| Some(variable("HOME")?.join(".docker")));
+    [
+        variable("REGISTRY_AUTH_FILE"),
+        docker.map(|folder| folder.join("config.json")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The folders of the state, which the command line has as well.
