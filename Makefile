@@ -25,8 +25,8 @@ setup: ## install what is missing on this host (Debian packages), and say what
 build: setup ## the host binary and the guest agent, in $(TARGET_DIR)/release
 	@$(CARGO) build --release --package zmachine --package zmachine-agent
 
-shim: setup ## the shim for Kubernetes (docs/kubernetes.md), in $(TARGET_DIR)/release
-	@$(CARGO) build --release --package zmachine-shim
+shim: setup ## the shim for Kubernetes and the snapshotter (docs/kubernetes.md), in $(TARGET_DIR)/release
+	@$(CARGO) build --release --package zmachine-shim --package zmachine-snapshotter
 
 build-api: setup ## the server of 'zmachine serve', in $(TARGET_DIR)/release
 	@$(CARGO) build --release --package zmachine-api

@@ -5,8 +5,12 @@
 
 RELEASE is the folder with `zmachine` and the shim, KERNEL a prepared guest kernel. It needs root, and Debian's containerd, runc, busybox and
 python3-grpcio. A pod is its sandbox and one container that has written a line. CPU time is that of all processes of the pod that are alive
-then, and what containerd itself took; the kinds take turns. *Bare QEMU* is that of `bench.py start`: the same kernel, with an init that
-does nothing.
+then, and what containerd itself took; the kinds take turns. *Bare QEMU* is the tuned one of `bench.py start`: the command line of a machine
+of ours without its devices, on the same kernel with an init that does nothing.
+
+Memory is told twice: of a pod that is alone on its host, proportional shares with all that is mapped of files (programs, libraries, the
+guest kernel's image), which any other pod shares; and of each further pod, which is what a node pays. Beside both, what is a pod's alone
+(private and dirty). Neither has the guest's memory in it, nor the code that an emulator translated, which is told by itself.
 """
 import argparse
 import json
@@ -27,6 +31,8 @@ HERE = Path(__file__).resolve().parent
 CLIENT = HERE.parent / "crates/guest-tests/tests/guest/kubernetes/cri.py"
 IMAGE = "docker.io/library/box:1"
 TICK = os.sysconf("SC_CLK_TCK")
+# Pods beside the first one, for the memory of each.
+FURTHER = 3
 
 
 def run(*words, **more):
@@ -155,8 +161,9 @@ state = "{folder}/state"
 
 
 def overhead(node):
-    """Memory of a pod's processes on the host in MB, proportional shares: what is not its guest's, and what an emulator's translated code takes."""
-    rest = translated = 0
+    """Memory of pods' processes on the host in MB: proportional shares of what is not the guests', what of it is private and dirty, and what the
+    emulator's translated code takes."""
+    rest = own = translated = 0
     for entry in node.processes():
         try:
             maps = (entry / "smaps").read_text()
@@ -172,7 +179,9 @@ def overhead(node):
             elif words[0] == "Pss:":
                 rest += int(words[1]) if not kind else 0
                 translated += int(words[1]) if kind == "code" else 0
-    return rest / 1024, translated / 1024
+            elif words[0] == "Private_Dirty:":
+                own += int(words[1]) if not kind else 0
+    return rest / 1024, own / 1024, translated / 1024
 
 
 def main():
@@ -197,7 +206,7 @@ def measure(node, args, folder):
     hello = folder / "hello.fl"
     run(args.release / "zmachine", "flist", "pack", folder / "hello", "-o", hello, "--store", f"dir://{folder}/store")
     words = bench.flags_of_a_machine(args.release / "zmachine", hello)
-    floor = bench.plain(words, bench.floor_initramfs(folder))
+    floor = bench.bare(words, bench.floor_initramfs(folder))
     cpu, wall = {kind: [] for kind in ("bare QEMU", "runc", "share", "flist")}, {kind: [] for kind in ("runc", "share", "flist")}
     for number in range(args.rounds + 1):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -232,10 +241,15 @@ def measure(node, args, folder):
         node.remove(pod)
     one = statistics.median(cpu["share"])
     print(f"{args.together} pods at once: {many:.2f} s of CPU in {time.monotonic() - begun:.1f} s, {many / (args.together * one):.2f} times {args.together} single starts")
-    pod = node.pod("three", "share", 3)
-    rest, translated = overhead(node)
-    print(f"a pod of three containers: {rest:.1f} MB beyond the guest's memory, and {translated:.1f} MB of code that the emulator translated")
-    node.remove(pod)
+    pods = [node.pod("three", "share", 3)]
+    first, own, translated = overhead(node)
+    print(f"a pod of three containers: {first:.1f} MB beyond the guest's memory, {own:.1f} MB of them its own; and {translated:.1f} MB of code that the emulator translated")
+    pods += [node.pod(f"three-{number}", "share", 3) for number in range(FURTHER)]
+    rest, own, translated = (figure / (FURTHER + 1) for figure in overhead(node))
+    further = (rest * (FURTHER + 1) - first) / FURTHER
+    print(f"each of {FURTHER} further ones: {further:.1f} MB, {own:.1f} MB of them its own; and {translated:.1f} MB of translated code")
+    for pod in pods:
+        node.remove(pod)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,11 @@ pub enum ContainerRoot {
     },
     /// The machine's own image, with a writable layer of the container's own above it.
     Image,
+    /// Another image, on a disk that the machine got for it, with such a layer.
+    Disk {
+        /// The disk's serial number.
+        serial: String,
+    },
 }
 
 /// One file system of a container.
@@ -196,8 +201,16 @@ pub struct Capabilities {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ContainerRequest {
-    /// Send a signal to every process of it. Answer: [`ContainerReply::Done`].
+    /// Send a signal to every process of it; SIGKILL reaches also those that are being made. Answer: [`ContainerReply::Done`].
     KillAll {
+        /// Linux signal number.
+        signal: i32,
+    },
+    /// Send a signal to one process of it. Unlike one in the stream of the process, it does not wait behind input that the process does
+    /// not read. One that is gone is fine. Answer: [`ContainerReply::Done`].
+    Signal {
+        /// The process, as `Started` told its id.
+        pid: u32,
         /// Linux signal number.
         signal: i32,
     },

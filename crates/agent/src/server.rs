@@ -18,11 +18,11 @@ use std::time::Duration;
 use futures::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
 use yamux::{Config, Connection, Mode};
 use zmachine_agent_protocol::{
-    AgentError, BootConfig, Container, ContainerProcess, ContainerRequest, ErrorKind, Frame, FrameDecoder,
+    AgentError, BootConfig, Container, ContainerProcess, ContainerRequest, ErrorKind, ExitStatus, Frame, FrameDecoder,
     PROTOCOL_VERSION, Process, Reply, Request, Transfer,
 };
 
@@ -559,9 +559,11 @@ impl Agent {
             None => self.containers.add(&container, &process, &host).await,
         };
         match started {
-            Ok(started) => {
+            Ok((mut process, side)) => {
                 let id = Some(id);
-                self.sessions.started(&id, started.0.pid);
+                self.sessions.started(&id, process.pid);
+                process.exited = Rc::clone(&self).told(id.clone(), process.exited);
+                let started = (process, side);
                 let watched = new
                     .is_some()
                     .then(|| Rc::clone(&self).follow_first(container, started.0.pid));
@@ -573,6 +575,22 @@ impl Agent {
                 answer(stream, failure(error.kind(), error)).await;
             }
         }
+    }
+
+    /// Tells who waits for a session of the end of its process, whether or not anybody reads what it wrote. Resolves as `exited` does.
+    fn told(
+        self: Rc<Self>,
+        id: Option<String>,
+        exited: oneshot::Receiver<ExitStatus>,
+    ) -> oneshot::Receiver<ExitStatus> {
+        let (sender, receiver) = oneshot::channel();
+        spawn_local(async move {
+            if let Ok(status) = exited.await {
+                self.sessions.exited(&id, status);
+                let _ = sender.send(status);
+            }
+        });
+        receiver
     }
 
     /// Ends a container with its first process.

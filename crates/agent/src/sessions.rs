@@ -22,6 +22,8 @@ struct Running {
     /// 0 until it is known.
     pid: i32,
     handle: Handle,
+    /// How its process ended, where somebody said so while its output is still on its way.
+    exited: Option<ExitStatus>,
 }
 
 /// All of a boot.
@@ -48,7 +50,14 @@ impl Sessions {
             return Err(format!("there is a session {:?} already", id.unwrap_or_default()));
         }
         let (handle, next) = handle();
-        self.running.borrow_mut().insert(id, Running { pid: 0, handle });
+        self.running.borrow_mut().insert(
+            id,
+            Running {
+                pid: 0,
+                handle,
+                exited: None,
+            },
+        );
         Ok(next)
     }
 
@@ -57,6 +66,14 @@ impl Sessions {
         if let Some(running) = self.running.borrow_mut().get_mut(id) {
             running.pid = pid;
         }
+    }
+
+    /// Its process has ended, and its output may wait for whoever reads it.
+    pub(crate) fn exited(&self, id: &Id, status: ExitStatus) {
+        if let Some(running) = self.running.borrow_mut().get_mut(id) {
+            running.exited = Some(status);
+        }
+        self.one_ended.notify_waiters();
     }
 
     /// Its process is gone, or never was.
@@ -72,14 +89,15 @@ impl Sessions {
         self.one_ended.notify_waiters();
     }
 
-    /// Waits for a session's end; `None` when there is no such session.
+    /// Waits for a session's end, or for that of its process where somebody tells of it; `None` when there is no such session.
     pub(crate) async fn wait(&self, id: &Id) -> Option<ExitStatus> {
         loop {
             if let Some((_, ended)) = self.ended.borrow().iter().find(|(other, _)| other == id) {
                 return Some(ended.status);
             }
-            if !self.running.borrow().contains_key(id) {
-                return None;
+            let exited = self.running.borrow().get(id).map(|running| running.exited)?;
+            if exited.is_some() {
+                return exited;
             }
             self.one_ended.notified().await;
         }

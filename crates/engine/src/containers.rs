@@ -5,15 +5,20 @@
 use std::path::{Path, PathBuf};
 
 use zmachine_agent_protocol::{Container, ContainerProcess, ContainerReply, ContainerRequest};
+use zmachine_flist::Digest;
 use zmachine_hypervisor::Boot;
+use zmachine_image::library::hold_images;
+use zmachine_image::{Library, Mode};
 use zmachine_kernel::{FsDriver, Kernel};
 use zmachine_plan::Plan;
 use zmachine_spec::control::{ExecRecord, Reply, Request};
+use zmachine_spec::pod::image_serial;
 use zmachine_spec::{Class, Failure};
 
 use super::Engine;
 use crate::attach::{ProcessInput, ProcessOutput};
 use crate::client::require_awake;
+use crate::create::prepare_root;
 use crate::execs::unexpected;
 
 impl Engine {
@@ -38,6 +43,24 @@ impl Engine {
             process: Box::new(process),
         };
         self.one(machine, &request)
+    }
+
+    /// Brings an image of this host to a machine that was made for it (`images` of a pod), as a disk that is read as it is needed. Its
+    /// serial number in the guest; an image that is there already stays.
+    ///
+    /// # Errors
+    /// [`Class::NotFound`] for an image that is not here, [`Class::Conflict`] when the machine does not run or has no place left.
+    pub fn add_image(&self, machine: &str, image: &Digest) -> Result<String, Failure> {
+        let found = self.machine(machine)?;
+        require_awake(&found)?;
+        let digest = image.to_string();
+        // What is pruned is so either before, or not at all.
+        let _kept = hold_images(self.home.data())?;
+        let library = Library::open(self.home.data())?;
+        prepare_root(&library.by_its_digest(image, Mode::Container, &digest)?, &digest)?;
+        let serial = image_serial(&digest);
+        self.ask(&found, &Request::AddImage { digest })?;
+        Ok(serial)
     }
 
     /// Connects to a TCP port of a guest's loopback. The stream begins with the agent's `Done`, or why nobody accepts.

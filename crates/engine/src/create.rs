@@ -665,6 +665,12 @@ fn check_stores(urls: &[String]) -> Result<(), Failure> {
 
 /// What the planner needs of a container's image, whose root disk is prepared.
 fn container_facts(image: &Image, flist: &str) -> Result<ImageFacts, Failure> {
+    prepare_root(image, flist)?;
+    image_facts(image, flist)
+}
+
+/// Makes the root disk of an image, unless it is made.
+pub(super) fn prepare_root(image: &Image, flist: &str) -> Result<(), Failure> {
     let digest = image.digest.to_string();
     // Opening a large flist takes longer than all else here, so it is done once per image.
     if RootDescription::read(&image.directory).is_err() {
@@ -673,5 +679,5 @@ fn container_facts(image: &Image, flist: &str) -> Result<ImageFacts, Failure> {
             Failure::from_error(Class::Failed, &e).context(format!("no root disk can be made of {flist}"))
         })?;
     }
-    image_facts(image, flist)
+    Ok(())
 }

@@ -24,7 +24,7 @@ const OPTIONS: [(&str, &str); 4] = [
 ];
 
 /// Commands of this host alone, whatever is said; its own roles among them.
-const HERE: [&str; 17] = [
+const HERE: [&str; 18] = [
     "serve",
     "token",
     "context",
@@ -41,6 +41,7 @@ const HERE: [&str; 17] = [
     "share",
     "jail",
     "install-units",
+    "snapshotter",
     "ssh",
 ];
 

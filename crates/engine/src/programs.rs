@@ -8,6 +8,7 @@ use zmachine_spec::{Class, Failure};
 
 const AGENT: &str = "zmachine-agent";
 const SERVER: &str = "zmachine-api";
+const SNAPSHOTTER: &str = "zmachine-snapshotter";
 
 /// The host program in whose roles a machine's processes run, and the guest's agent. Both are of one build.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,11 @@ impl Programs {
     /// The server of the API that belongs to the calling program, which is `zmachine` itself.
     pub fn own_server() -> PathBuf {
         beside(&env::current_exe().unwrap_or_default(), SERVER)
+    }
+
+    /// The snapshotter for containerd that belongs to the calling program.
+    pub fn own_snapshotter() -> PathBuf {
+        beside(&env::current_exe().unwrap_or_default(), SNAPSHOTTER)
     }
 
     /// Those of the `zmachine` at `program`.

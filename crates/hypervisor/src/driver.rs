@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use zmachine_sys::jail::Jail;
 
 use crate::qemu::{FIRMWARE_CODE, FIRMWARE_VARIABLES};
-use crate::{Boot, Disk, Nic, VmSpec, cloud_hypervisor};
+use crate::{Boot, Disk, LaterDisk, Nic, VmSpec, cloud_hypervisor};
 
 /// What the hypervisor itself says on its standard error, line by line. Lines nobody takes in time are dropped.
 pub type LogLines = mpsc::Receiver<String>;
@@ -84,6 +84,17 @@ pub trait Vm: Send {
 
     /// Tells the guest that the file behind the disk `id` has become `bytes` long.
     async fn resize_disk(&mut self, id: &str, bytes: u64) -> Result<(), ControlError>;
+
+    /// Plugs a disk in that [`VmSpec::later_disks`] has a place for, and whose process listens. It stays until the machine's end.
+    ///
+    /// # Errors
+    /// When the hypervisor cannot, or nobody serves it.
+    async fn add_disk(&mut self, disk: &LaterDisk) -> Result<(), ControlError> {
+        Err(ControlError::Refused {
+            command: format!("add disk {}", disk.id),
+            reason: "this hypervisor cannot while the machine runs".to_owned(),
+        })
+    }
 
     /// Plugs one more interface in, whose tap is given away. The guest finds it by its address.
     ///
@@ -434,7 +445,11 @@ pub(crate) fn check_devices(vm: &VmSpec, most_cpus: u32) -> Result<(), String> {
         return Err(format!("{} bytes of memory are not whole MiB", vm.memory_bytes));
     }
     let disks = vm.disks.iter().map(Disk::id);
-    let ids: Vec<&str> = disks.chain(vm.nics.iter().map(|n| n.id.as_str())).collect();
+    let later = vm.later_disks.iter().map(|disk| disk.id.as_str());
+    let ids: Vec<&str> = disks
+        .chain(later)
+        .chain(vm.nics.iter().map(|n| n.id.as_str()))
+        .collect();
     for (at, id) in ids.iter().enumerate() {
         if !is_id(id) {
             return Err(format!("'{id}' cannot be the id of a device"));

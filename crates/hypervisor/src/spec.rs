@@ -21,6 +21,9 @@ pub struct VmSpec {
     pub boot: Boot,
     /// Its disks; the guest sees them in this order as `vda`, `vdb`, ...
     pub disks: Vec<Disk>,
+    /// Read-only disks that may come while it runs, each served by another process whose socket is there from the start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub later_disks: Vec<LaterDisk>,
     /// Directories that other processes serve to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shares: Vec<Share>,
@@ -155,6 +158,17 @@ impl Disk {
             Self::VhostUser { socket, .. } | Self::Nbd { socket, .. } => Some(socket),
         }
     }
+}
+
+/// A place for a disk that comes while the machine runs ([`crate::Vm::add_disk`]), served by another process over vhost-user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaterDisk {
+    /// The disk's id.
+    pub id: String,
+    /// The socket the other process will listen on.
+    pub socket: PathBuf,
+    /// Request queues, at least 1.
+    pub queues: u16,
 }
 
 /// A directory served by another process over vhost-user, which the guest mounts as `virtiofs`.

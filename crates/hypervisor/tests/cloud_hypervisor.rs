@@ -143,6 +143,7 @@ impl Bench {
             agent: true,
             platform: Platform::Lean,
             is_saveable: false,
+            later_disks: Vec::new(),
         }
     }
 

@@ -76,6 +76,7 @@ impl Bench {
             agent: true,
             platform: zmachine_hypervisor::Platform::Lean,
             is_saveable: false,
+            later_disks: Vec::new(),
         }
     }
 

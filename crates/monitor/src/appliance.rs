@@ -127,5 +127,6 @@ fn spec(id: &str, accel: Accel, kernel: &KernelChoice, volume: &Volume, serial: 
         agent: true,
         platform: Platform::Lean,
         is_saveable: false,
+        later_disks: Vec::new(),
     }
 }

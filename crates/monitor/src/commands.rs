@@ -39,6 +39,7 @@ impl Follow<'_> {
             Request::Pause => self.pause(answer).await,
             Request::Resume => self.resume(answer).await,
             Request::GrowVolume { name, size_bytes } => self.grow_volume(&name, size_bytes, answer).await,
+            Request::AddImage { digest } => self.add_image(&digest, answer).await,
             Request::Change(change) => self.change(*change, answer).await,
             Request::Reconnect(wanted) => self.change_networks(*wanted, answer).await,
             Request::Attach { .. }

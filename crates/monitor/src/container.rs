@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use zmachine_image::library::blocks_directory;
 use zmachine_image::store::CREDENTIALS_FILE;
-use zmachine_plan::ContainerPlan;
+use zmachine_plan::{ContainerPlan, ROOT_SERIAL};
 use zmachine_spec::{Class, Failure, PodLink, PodNetwork};
 
 use super::context::{Monitor, at};
+use super::images::Images;
 use super::launch::{Backed, Working, in_thread, joined};
 use super::rootfs_child;
 use super::rootfs_child::RootfsServer;
@@ -21,6 +22,7 @@ impl Monitor {
         let disk = self.make_writable_disk(plan);
         let volumes = self.prepare_volumes(plan.volumes.clone());
         let rootfs = self.start_rootfs(plan).map_err(at("rootfs server"))?;
+        let images = Images::listen(&plan.vm.later_disks, self.sandbox.as_ref()).map_err(at("rootfs server"))?;
         let shares = self.start_shares(&plan.shares).map_err(at("rootfs server"))?;
         self.phase("rootfs server");
         let mut attached = self.attach(&plan.attachments).await.map_err(at("network"))?;
@@ -39,6 +41,7 @@ impl Monitor {
         Ok(Backed {
             saved: None,
             rootfs,
+            images,
             shares,
             attached,
         })
@@ -65,6 +68,7 @@ impl Monitor {
         let settings = rootfs_child::Settings {
             record: self.watch.record_first_reads(&image),
             image,
+            serial: ROOT_SERIAL.to_owned(),
             blocks: blocks_directory(self.home.data())?,
             credentials: self.home.data().join(CREDENTIALS_FILE),
             stores: plan.stores.clone(),

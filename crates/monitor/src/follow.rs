@@ -88,6 +88,7 @@ impl<'a> Follow<'a> {
                 event = rootfs_child::next_event(&mut self.running.rootfs) => {
                     self.monitor.rootfs_event(&mut self.running.rootfs, event)?;
                 }
+                (at, event) = self.running.images.next_event() => self.image_event(at, event)?,
                 failure = self.running.shares.ended() => {
                     let reason = self.monitor.share_ended(&mut *self.running.vm, failure).await?;
                     return self.ended(reason);

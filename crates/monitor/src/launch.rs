@@ -14,6 +14,7 @@ use zmachine_store::volume::{Held, Volumes};
 
 use super::console;
 use super::context::{AbortOnDrop, Monitor};
+use super::images::Images;
 use super::networks::Attached;
 use super::output::SharedLog;
 use super::rootfs_child::RootfsServer;
@@ -25,6 +26,7 @@ pub(super) struct Backed {
     /// What the guest goes on from, instead of booting.
     pub(super) saved: Option<Saved>,
     pub(super) rootfs: Option<RootfsServer>,
+    pub(super) images: Images,
     pub(super) shares: Shares,
     pub(super) attached: Attached,
 }
@@ -42,6 +44,7 @@ impl Monitor {
         let Backed {
             saved,
             rootfs,
+            images,
             mut shares,
             attached: Attached { taps, hold, failures },
         } = backed;
@@ -71,6 +74,7 @@ impl Monitor {
         Ok(Running {
             vm,
             rootfs,
+            images,
             shares,
             networks: hold,
             console,

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use zmachine_spec::Failure;
 
+mod add_image;
 mod agent_port;
 mod agent_start;
 mod alter;
@@ -38,6 +39,7 @@ mod frozen;
 mod grow;
 mod guest;
 mod health;
+mod images;
 mod inbox;
 mod init;
 mod launch;

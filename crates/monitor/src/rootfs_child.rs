@@ -15,7 +15,6 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use zmachine_hypervisor::choice::SEARCH_PATH;
 use zmachine_hypervisor::lines::Lines;
-use zmachine_plan::ROOT_SERIAL;
 use zmachine_rootfs::Prefetch;
 use zmachine_spec::{Class, Failure};
 use zmachine_sys::jail::{Jail, Jailed};
@@ -38,6 +37,8 @@ pub(super) struct Settings {
     pub(super) blocks: PathBuf,
     /// The credentials of stores.
     pub(super) credentials: PathBuf,
+    /// The serial number that the guest knows the disk by.
+    pub(super) serial: String,
     /// Block stores in place of the flist's routes.
     pub(super) stores: Vec<String>,
     /// Queues of the disk.
@@ -81,12 +82,19 @@ impl RootfsServer {
     /// # Errors
     /// When the socket cannot be bound or the process not started.
     pub(super) fn start(socket: &Path, settings: Settings, sandbox: Option<&Sandbox>) -> Result<RootfsServer, Failure> {
-        let bound = UnixListener::bind(socket);
-        let listener = bound.map_err(|e| Failure::from(e).context(format!("cannot listen on {}", socket.display())))?;
+        RootfsServer::on(listen(socket, sandbox)?, settings, sandbox)
+    }
+
+    /// Starts the server on a socket that [`listen`] has bound.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub(super) fn on(
+        listener: UnixListener,
+        settings: Settings,
+        sandbox: Option<&Sandbox>,
+    ) -> Result<RootfsServer, Failure> {
         let jail = sandbox.and_then(Sandbox::jail);
-        if let Some(sandbox) = sandbox {
-            sandbox.give(socket).map_err(not_started)?;
-        }
         let (child, events) = spawn(&listener, &settings, jail.as_ref()).map_err(not_started)?;
         Ok(RootfsServer {
             listener,
@@ -136,6 +144,19 @@ impl RootfsServer {
     }
 }
 
+/// Binds `socket`, for a server of the machine.
+///
+/// # Errors
+/// When it cannot be bound.
+pub(super) fn listen(socket: &Path, sandbox: Option<&Sandbox>) -> Result<UnixListener, Failure> {
+    let bound = UnixListener::bind(socket);
+    let listener = bound.map_err(|e| Failure::from(e).context(format!("cannot listen on {}", socket.display())))?;
+    if let Some(sandbox) = sandbox {
+        sandbox.give(socket).map_err(not_started)?;
+    }
+    Ok(listener)
+}
+
 /// The next event of a server, as [`RootfsServer::next_event`]; without one there never is any.
 pub(super) async fn next_event(server: &mut Option<RootfsServer>) -> RootfsEvent {
     match server {
@@ -155,7 +176,7 @@ fn spawn(listener: &UnixListener, settings: &Settings, jail: Option<&Jail>) -> i
     let mut command = zmachine_sys::process::own_program("rootfs", SEARCH_PATH);
     command.arg("--image-dir").arg(&settings.image);
     command.arg("--blocks-dir").arg(&settings.blocks);
-    command.args(["--serial", ROOT_SERIAL, "--queues", &settings.queues.to_string()]);
+    command.args(["--serial", &settings.serial, "--queues", &settings.queues.to_string()]);
     command.args(["--prefetch", settings.prefetch.name()]);
     if settings.is_nbd {
         command.arg("--nbd");

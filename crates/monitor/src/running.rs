@@ -6,6 +6,7 @@ use tokio::task::JoinHandle;
 use zmachine_hypervisor::{Vm, VmEvent};
 
 use super::context::AbortOnDrop;
+use super::images::Images;
 use super::networks::NetworkHold;
 use super::rootfs_child::RootfsServer;
 use super::share::Shares;
@@ -21,6 +22,8 @@ pub(super) struct Running {
     pub(super) vm: Box<dyn Vm>,
     /// The server of a container's root disk; `None` when the image is no disk that somebody must serve.
     pub(super) rootfs: Option<RootfsServer>,
+    /// The images that were brought to it.
+    pub(super) images: Images,
     pub(super) shares: Shares,
     pub(super) networks: NetworkHold,
     /// Who reads the serial console.
@@ -46,6 +49,7 @@ impl Running {
         if let Some(rootfs) = self.rootfs {
             rootfs.kill().await;
         }
+        self.images.end().await;
         self.shares.end().await;
     }
 }

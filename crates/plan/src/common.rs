@@ -359,6 +359,7 @@ pub(super) fn vm_spec(spec: &MachineSpec, inputs: &Inputs<'_>, start: Start) -> 
         agent: true,
         platform: start.platform,
         is_saveable: start.is_saveable,
+        later_disks: Vec::new(),
     }
 }
 

@@ -399,6 +399,10 @@ fn vm(
     };
     let mut vm = vm_spec(spec, inputs, start);
     vm.nics.extend(pod_network(spec).map(pod::nics).unwrap_or_default());
+    if let Some(pod) = &spec.pod {
+        let run = inputs.home.run_dir(inputs.id);
+        vm.later_disks = pod::later_disks(pod, &run, root_queues(spec.cpus));
+    }
     vm
 }
 

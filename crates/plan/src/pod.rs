@@ -1,7 +1,9 @@
 //! The parts of a plan that make a machine the host of a pod.
 
+use std::path::Path;
+
 use zmachine_agent_protocol::{Interface, Mount};
-use zmachine_hypervisor::{Nic, NicKind};
+use zmachine_hypervisor::{LaterDisk, Nic, NicKind};
 use zmachine_spec::pod::SHARE_TARGET;
 use zmachine_spec::{PodNetwork, PodSettings};
 
@@ -16,6 +18,16 @@ pub(super) fn nics(network: &PodNetwork) -> Vec<Nic> {
         kind: NicKind::Tap,
     };
     interfaces(network).into_iter().map(nic).collect()
+}
+
+/// Places for the images that may be brought to it.
+pub(super) fn later_disks(pod: &PodSettings, run: &Path, queues: u16) -> Vec<LaterDisk> {
+    let disk = |number| LaterDisk {
+        id: format!("image{number}"),
+        socket: run.join(format!("image{number}.sock")),
+        queues,
+    };
+    (1..=pod.images).map(disk).collect()
 }
 
 /// What the guest's agent is told of the links.

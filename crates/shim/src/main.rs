@@ -24,6 +24,7 @@ mod address;
 mod arguments;
 mod bootstrap;
 mod cleanup;
+mod ending;
 mod error;
 mod events;
 mod forward;

@@ -1,15 +1,16 @@
 //! The machine of a pod: made, started, and ended with its shim.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::StatFs;
-use zmachine_agent_protocol::{ContainerLimits, Interface, Route};
-use zmachine_engine::{AbortAt, CreateOptions, Engine, Programs, Starting};
-use zmachine_flist::{Flist, Metadata, RouteTable, TreeBuilder};
-use zmachine_image::Silent;
+use zmachine_agent_protocol::{ContainerLimits, ContainerRoot, Interface, Route};
+
+use zmachine_engine::{AbortAt, CreateOptions, Engine, ImageRequest, Programs, Starting};
+use zmachine_flist::{Digest, Flist, Metadata, RouteTable, TreeBuilder};
+use zmachine_image::{Mode, PullPolicy, Silent};
 use zmachine_network::pod as namespace;
 use zmachine_spec::bytes::Human;
 use zmachine_spec::pod::ContainerNames;
@@ -21,7 +22,7 @@ use crate::log::Log;
 use crate::oci::{Place, Spec};
 use crate::role::{self, Size};
 use crate::settings::Settings;
-use crate::share::{self, PodFolder};
+use crate::share::{self, PodFolder, SnapshotMount};
 use crate::translate::{HostPaths, module_in_guest};
 
 /// A pod's image, in place of an empty one.
@@ -29,6 +30,12 @@ const FLIST: &str = "zmachine.io/flist";
 
 /// The file of the empty image, in the state's folder.
 const EMPTY: &str = "pod.fl";
+
+/// So many images of our snapshotter a pod has a place for: one for each container whose image no other one of it has.
+const LATER_IMAGES: u16 = 8;
+
+/// The most that a machine has places for: each is a bridge that its guest finds at boot.
+const MOST_IMAGES: u16 = 24;
 
 /// How long a pod's guest has for its end.
 const GRACE: Duration = Duration::from_secs(3);
@@ -48,8 +55,10 @@ pub(crate) struct Pod {
     pub(crate) size: MachineSize,
     /// The network namespace that its guest took over.
     pub(crate) namespace: Option<PathBuf>,
-    /// The image that its containers may have as their root.
+    /// The image of the machine itself, which its containers may have as their root.
     flist: Option<String>,
+    /// Images that were asked for by name, by these.
+    digests: Mutex<BTreeMap<String, Digest>>,
     names: Mutex<ContainerNames>,
     names_file: PathBuf,
     /// A container was told of the kernel's modules.
@@ -129,7 +138,8 @@ fn programs() -> Result<Programs, Failure> {
 }
 
 impl Pod {
-    /// Makes the machine of the pod `key`, whose sandbox `spec` describes, and boots it.
+    /// Makes the machine of the pod `key`, whose sandbox `spec` describes, and boots it. `uses_images`: roots of its containers come from
+    /// our snapshotter.
     ///
     /// # Errors
     /// When no such machine can be had; nothing is left then.
@@ -138,15 +148,17 @@ impl Pod {
         spec: &Spec,
         netns: Option<&Path>,
         settings: &Settings,
+        uses_images: bool,
         log: &Log,
     ) -> Result<Pod, ShimError> {
         let engine = Arc::new(open_engine(log)?);
         let folder = PodFolder::of(engine.home().run(), key);
-        let flist = flist(&spec.annotations, settings)?;
+        let flists = flists(&spec.annotations, settings)?;
+        let images = Images::of(flists, uses_images);
         let network = network(spec, netns)?;
         let namespace = network.as_ref().map(|network| network.namespace.clone());
         folder.make_share()?;
-        let machine_spec = machine(key, spec, settings, flist.as_deref(), network, &folder, &engine)?;
+        let machine_spec = machine(key, spec, settings, &images, network, &folder, &engine)?;
         let name = machine_spec.name.clone();
         // Of a shim that was killed while it did this.
         remove_machine(&engine, &name)?;
@@ -165,7 +177,8 @@ impl Pod {
                 memory_bytes: machine_spec.memory_bytes,
             },
             namespace,
-            flist,
+            flist: images.own,
+            digests: Mutex::default(),
             names: Mutex::default(),
             names_file: machine_spec
                 .pod
@@ -177,19 +190,45 @@ impl Pod {
         })
     }
 
-    /// Whether a container with these annotations has the machine's image as its root.
+    /// The root of a container that is an image of ours, by its annotations or by what the snapshotter says; `None`: it is another one.
     ///
     /// # Errors
-    /// When it names another one.
-    pub(crate) fn is_root_of(&self, annotations: &BTreeMap<String, String>) -> Result<bool, ShimError> {
+    /// When it names an image that the pod was not made for, or that cannot be had.
+    pub(crate) fn image_of(
+        &self,
+        annotations: &BTreeMap<String, String>,
+        mounts: &[SnapshotMount],
+    ) -> Result<Option<ContainerRoot>, ShimError> {
         let own = role::container_name(annotations).and_then(|name| annotations.get(&format!("{FLIST}.{name}")));
-        match (own.or_else(|| annotations.get(FLIST)), &self.flist) {
-            (None, _) => Ok(false),
-            (Some(named), Some(flist)) if named == flist => Ok(true),
-            (Some(named), _) => Err(ShimError::Unsupported(format!(
-                "the container's root cannot be {named}: a pod has one flist, which its sandbox is told of"
-            ))),
+        let digest = match (own.or_else(|| annotations.get(FLIST)), &self.flist) {
+            (Some(named), Some(flist)) if named == flist => return Ok(Some(ContainerRoot::Image)),
+            (Some(named), _) => self.digest_of(named)?,
+            (None, _) => match mounts.iter().find_map(SnapshotMount::image) {
+                Some(digest) => digest?,
+                None => return Ok(None),
+            },
+        };
+        let serial = self.engine.add_image(&self.machine, &digest)?;
+        Ok(Some(ContainerRoot::Disk { serial }))
+    }
+
+    /// The image that is meant by `named`.
+    fn digest_of(&self, named: &str) -> Result<Digest, ShimError> {
+        let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(digest) = digests.get(named) {
+            return Ok(*digest);
         }
+        let found = self.engine.image(&ImageRequest {
+            text: named,
+            cwd: Path::new("/"),
+            pull: PullPolicy::Missing,
+            mode: Mode::Container,
+            is_lazy: true,
+            stores: &[],
+            progress: &Silent,
+        })?;
+        digests.insert(named.to_owned(), found.image.digest);
+        Ok(found.image.digest)
     }
 
     /// Notes the name of a container, for operators.
@@ -264,28 +303,46 @@ pub(crate) fn machine_name(key: &str) -> String {
     format!("pod-{:.12}", key)
 }
 
-fn flist(annotations: &BTreeMap<String, String>, settings: &Settings) -> Result<Option<String>, ShimError> {
+/// The flists that a pod's annotations name, each once.
+fn flists(annotations: &BTreeMap<String, String>, settings: &Settings) -> Result<BTreeSet<String>, ShimError> {
     let is_one = |name: &str| name == FLIST || name.strip_prefix(FLIST).is_some_and(|rest| rest.starts_with('.'));
-    let mut named: Vec<&String> = annotations
+    let named: BTreeSet<String> = annotations
         .iter()
         .filter(|(name, _)| is_one(name))
-        .map(|(_, value)| value)
+        .map(|(_, value)| value.clone())
         .collect();
-    named.dedup();
-    let flist = match named.as_slice() {
-        [] => return Ok(None),
-        [flist] => (*flist).clone(),
-        _ => {
-            return Err(ShimError::Unsupported(
-                "a pod has one flist, and its annotations name several".to_owned(),
-            ));
-        }
-    };
-    match settings.allows_flist(&flist) {
-        true => Ok(Some(flist)),
-        false => Err(ShimError::Invalid(format!(
+    match named.iter().find(|flist| !settings.allows_flist(flist)) {
+        None => Ok(named),
+        Some(flist) => Err(ShimError::Invalid(format!(
             "this node does not let pods name the flist {flist}: its beginning is not among 'flists' in /etc/zmachine/kubernetes.toml"
         ))),
+    }
+}
+
+/// The images that a pod's machine is made for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Images {
+    /// The machine's own.
+    own: Option<String>,
+    /// So many more may come while it runs.
+    later: u16,
+}
+
+impl Images {
+    /// A pod of one flist has that as its own image: nothing has to come later. Of several, all do.
+    fn of(flists: BTreeSet<String>, uses_images: bool) -> Images {
+        let from_snapshotter = if uses_images { LATER_IMAGES } else { 0 };
+        let named = u16::try_from(flists.len()).unwrap_or(u16::MAX);
+        match named {
+            0 | 1 => Images {
+                own: flists.into_iter().next(),
+                later: from_snapshotter,
+            },
+            _ => Images {
+                own: None,
+                later: from_snapshotter.saturating_add(named).min(MOST_IMAGES),
+            },
+        }
     }
 }
 
@@ -326,13 +383,13 @@ fn machine(
     key: &str,
     spec: &Spec,
     settings: &Settings,
-    flist: Option<&str>,
+    images: &Images,
     network: Option<PodNetwork>,
     folder: &PodFolder,
     engine: &Engine,
 ) -> Result<MachineSpec, ShimError> {
-    let image = match flist {
-        Some(flist) => flist.to_owned(),
+    let image = match &images.own {
+        Some(flist) => flist.clone(),
         None => empty_image(engine.home().data())?,
     };
     let mut machine = MachineSpec::new(machine_name(key), image);
@@ -341,8 +398,8 @@ fn machine(
     machine.memory_bytes = memory_bytes;
     machine.idle = true;
     machine.auto_remove = true;
-    // What containers write to a flist as their root goes to its disk; else there is nothing to write to.
-    machine.read_only = flist.is_none();
+    // What containers write to an image as their root goes to its disk; else there is nothing to write to.
+    machine.read_only = images.own.is_none() && images.later == 0;
     machine.restart = RestartPolicy::No;
     machine.networks.clear();
     machine.hostname = Some(spec.hostname.clone()).filter(|hostname| !hostname.is_empty());
@@ -351,6 +408,7 @@ fn machine(
     machine.guest.sysctls = spec.linux.sysctl.clone();
     machine.pod = Some(PodSettings {
         share: folder.share(),
+        images: images.later,
         network,
     });
     Ok(machine)
@@ -436,20 +494,26 @@ mod tests {
             ..Settings::default()
         };
         let one = annotations(&[(FLIST, "/srv/a.fl"), ("zmachine.io/flist.web", "/srv/a.fl")]);
-        assert_eq!(flist(&one, &settings).unwrap().as_deref(), Some("/srv/a.fl"));
-        assert!(
-            flist(&one, &Settings::default())
-                .unwrap_err()
-                .to_string()
-                .contains("flists")
-        );
-        let several = annotations(&[
-            ("zmachine.io/flist.a", "/srv/a.fl"),
-            ("zmachine.io/flist.b", "/srv/b.fl"),
-        ]);
-        assert!(flist(&several, &settings).is_err());
+        let named = flists(&one, &settings).unwrap();
+        assert_eq!(named, BTreeSet::from(["/srv/a.fl".to_owned()]));
+        let refused = flists(&one, &Settings::default()).unwrap_err();
+        assert!(refused.to_string().contains("flists"));
         let none = annotations(&[("zmachine.io/flists", "/srv/a.fl")]);
-        assert_eq!(flist(&none, &settings).unwrap(), None);
+        assert!(flists(&none, &settings).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_machine_has_places_for_the_images_that_it_may_need() {
+        let set = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        let images = |own: Option<&str>, later| Images {
+            own: own.map(str::to_owned),
+            later,
+        };
+        assert_eq!(Images::of(set(&[]), false), images(None, 0));
+        assert_eq!(Images::of(set(&["a"]), false), images(Some("a"), 0));
+        assert_eq!(Images::of(set(&["a", "b"]), false), images(None, 2));
+        assert_eq!(Images::of(set(&["a"]), true), images(Some("a"), LATER_IMAGES));
+        assert_eq!(Images::of(set(&["a", "b"]), true), images(None, LATER_IMAGES + 2));
     }
 
     #[test]

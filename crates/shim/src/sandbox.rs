@@ -78,7 +78,7 @@ impl Sandbox for SandboxService {
         let (spec, netns) = wanted.ok_or_else(missing)?;
         let id = request.sandbox_id.clone();
         blocking(&self.shim, move |shim| {
-            shim.boot(&spec, netns.as_deref())
+            shim.boot(&spec, netns.as_deref(), false)
                 .inspect_err(|error| shim.log.line(&format!("start sandbox {id}: {error}")))?;
             shim.start(&id, "")
         })

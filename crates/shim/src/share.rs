@@ -27,6 +27,9 @@ use rustix::mount::{
 };
 use zmachine_sys::mount::{VolumeOptions, attach};
 
+use zmachine_flist::Digest;
+use zmachine_spec::pod::IMAGE_OPTION;
+
 use crate::error::ShimError;
 use crate::host;
 use crate::names::{MountOptions, mount_options};
@@ -67,6 +70,18 @@ pub(crate) struct SnapshotMount {
     pub(crate) kind: String,
     pub(crate) source: String,
     pub(crate) options: Vec<String>,
+}
+
+impl SnapshotMount {
+    /// The image that it stands for, when it is of our snapshotter.
+    pub(crate) fn image(&self) -> Option<Result<Digest, ShimError>> {
+        let digest = self
+            .options
+            .iter()
+            .find_map(|option| option.strip_prefix(IMAGE_OPTION))?;
+        let unreadable = |_| ShimError::Invalid(format!("{digest}: this is not the digest of an image"));
+        Some(digest.parse().map_err(unreadable))
+    }
 }
 
 impl PodFolder {

@@ -10,16 +10,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::events::task as events;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics;
-use zmachine_agent_protocol::{
-    ContainerReply, ContainerRequest, ContainerRoot, ContainerStats, ExitStatus, Input, WindowSize,
-};
+use tokio::runtime::Handle;
+use zmachine_agent_protocol::{ContainerReply, ContainerRequest, ContainerStats, ExitStatus, Input, WindowSize};
 use zmachine_spec::Failure;
 
+use crate::ending;
 use crate::error::ShimError;
 use crate::events::{Events, timestamp};
 use crate::forward;
@@ -37,6 +37,14 @@ use crate::translate;
 
 /// The status of a process that went with its machine: as one that was killed.
 const LOST: u32 = 128 + 9;
+
+const SIGKILL: i32 = 9;
+
+/// How long a container may take for its end after SIGKILL. Then its machine ends: the kernel in it hangs, or nobody in it answers.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the last output of a process may take after its end.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The shim of one pod.
 pub(crate) struct Shim {
@@ -59,6 +67,17 @@ pub(crate) struct Creation {
     pub(crate) bundle: PathBuf,
     pub(crate) rootfs: Vec<SnapshotMount>,
     pub(crate) files: Files,
+}
+
+/// Waits for the end of a process: its status, if anybody knows it.
+fn end_of(pod: &Pod, session: &str) -> Option<ExitStatus> {
+    let record = pod.engine.wait_exec(&pod.machine, session).ok()?;
+    record.ended?.status
+}
+
+/// The status as containerd has it.
+fn status_code(status: Option<ExitStatus>) -> u32 {
+    status.map_or(LOST, |status| u32::from(status.shell_code()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -102,17 +121,22 @@ impl Shim {
         pod.ok_or_else(|| ShimError::State("the pod's machine does not run".to_owned()))
     }
 
-    /// Boots the pod's machine, unless it runs.
+    /// Boots the pod's machine, unless it runs. `uses_images`: as of [`Pod::boot`].
     ///
     /// # Errors
     /// When it cannot be had.
-    pub(crate) fn boot(self: &Arc<Shim>, spec: &Spec, netns: Option<&Path>) -> Result<(), ShimError> {
+    pub(crate) fn boot(
+        self: &Arc<Shim>,
+        spec: &Spec,
+        netns: Option<&Path>,
+        uses_images: bool,
+    ) -> Result<(), ShimError> {
         let mut held = lock(&self.pod);
         if held.is_some() {
             return Ok(());
         }
         let settings = Settings::read()?;
-        let pod = Arc::new(Pod::boot(&self.key, spec, netns, &settings, &self.log)?);
+        let pod = Arc::new(Pod::boot(&self.key, spec, netns, &settings, uses_images, &self.log)?);
         *held = Some(Arc::clone(&pod));
         if let Some(namespace) = &pod.namespace
             && let Err(error) = forward::start(namespace, &pod, &self.log)
@@ -161,7 +185,8 @@ impl Shim {
             return Err(ShimError::Exists(format!("there is a task {} already", creation.id)));
         }
         if !matches!(role, Role::Member { .. }) {
-            self.boot(&spec, None)?;
+            let uses_images = creation.rootfs.iter().any(|mount| mount.image().is_some());
+            self.boot(&spec, None, uses_images)?;
         }
         let bundle = creation.bundle.display().to_string();
         if role == Role::Sandbox {
@@ -201,11 +226,9 @@ impl Shim {
             !files.stdin.is_empty(),
             filter.unwrap_or_default(),
         )?;
-        let is_image = pod.is_root_of(&spec.annotations)?;
-        let root = match is_image {
-            true => ContainerRoot::Image,
-            false => translate::root_in_guest(id),
-        };
+        let image = pod.image_of(&spec.annotations, &creation.rootfs)?;
+        let is_image = image.is_some();
+        let root = image.unwrap_or_else(|| translate::root_in_guest(id));
         let (mut container, binds) = translate::container(id, spec, root, &ThisHost)?;
         if translate::manages_networks(&process) {
             container.modules = pod.modules();
@@ -277,7 +300,8 @@ impl Shim {
         let is_first = new.is_some();
         let started = (|| {
             let outputs = Outputs::open(&process.files)?;
-            pod.engine.start_in_container(&pod.machine, &session, id, new, spec)?;
+            let record = pod.engine.start_in_container(&pod.machine, &session, id, new, spec)?;
+            process.is_in_guest(record.pid);
             let (input, output) = pod.engine.attach_exec(&pod.machine, &session, 0)?;
             let typed = input.try_clone().map_err(Failure::from)?;
             let end = streams::start_input(&process.files, typed)?;
@@ -297,7 +321,7 @@ impl Shim {
         process.started(Some(input), end);
         self.tell_start(&process);
         let has_ended = Flag::default();
-        self.watch_end(&pod, &session, &has_ended);
+        self.watch_end(&pod, &session, &process, &has_ended);
         let shim = Arc::clone(self);
         let carried = Arc::clone(&process);
         let thread = std::thread::Builder::new().name("output".to_owned()).spawn(move || {
@@ -305,21 +329,27 @@ impl Shim {
             if is_first {
                 shim.tell_shortage(&carried.container);
             }
-            shim.ended(
-                &carried,
-                status.map_or(LOST, |status| u32::from(ExitStatus::shell_code(status))),
-            );
+            // A stream that broke is not yet the end of its process.
+            let status = status.or_else(|| end_of(&pod, &session));
+            shim.ended(&carried, status_code(status));
         });
         thread.map_err(|e| ShimError::failed("cannot follow the process", e))?;
         Ok(self.pid)
     }
 
-    /// Notes when a process has ended, in case nobody reads what it wrote before.
-    fn watch_end(&self, pod: &Arc<Pod>, session: &str, has_ended: &Flag) {
-        let (pod, session, has_ended) = (Arc::clone(pod), session.to_owned(), Arc::clone(has_ended));
+    /// Notes when a process has ended, in case its end is not seen behind what it wrote: nobody reads that, or the stream broke.
+    fn watch_end(self: &Arc<Shim>, pod: &Arc<Pod>, session: &str, process: &Arc<Process>, has_ended: &Flag) {
+        let (shim, pod, process) = (Arc::clone(self), Arc::clone(pod), Arc::clone(process));
+        let (session, has_ended, runtime) = (session.to_owned(), Arc::clone(has_ended), Handle::current());
         let watched = std::thread::Builder::new().name("end".to_owned()).spawn(move || {
-            let _ = pod.engine.wait_exec(&pod.machine, &session);
+            let status = end_of(&pod, &session);
             AtomicBool::store(&has_ended, true, Ordering::Relaxed);
+            let is_told = runtime.block_on(ending::within(process.wait(), OUTPUT_PATIENCE));
+            if !is_told {
+                shim.log
+                    .line(&format!("{}: it has ended, and its output has not", process.name()));
+                shim.ended(&process, status_code(status));
+            }
         });
         if let Err(error) = watched {
             self.log
@@ -396,7 +426,7 @@ impl Shim {
     ///
     /// # Errors
     /// [`ShimError::NotFound`] also for a process that has ended.
-    pub(crate) fn kill(&self, id: &str, exec: &str, signal: u32, all: bool) -> Result<(), ShimError> {
+    pub(crate) fn kill(self: &Arc<Shim>, id: &str, exec: &str, signal: u32, all: bool) -> Result<(), ShimError> {
         let known = self.table.container(id)?;
         let process = self.process(id, exec)?;
         let signal = i32::try_from(signal).map_err(|_| ShimError::Invalid(format!("there is no signal {signal}")))?;
@@ -415,11 +445,41 @@ impl Shim {
             self.ended(&process, 128 + signal.unsigned_abs());
             return Ok(());
         }
-        if all && exec.is_empty() {
-            self.ask(id, ContainerRequest::KillAll { signal })?;
-            return Ok(());
+        let request = match (exec, signal) {
+            // All of a container ends with its first process. Both need no stream, which may be full, and reach what is being made.
+            ("", SIGKILL) => ContainerRequest::KillAll { signal },
+            ("", _) if all => ContainerRequest::KillAll { signal },
+            _ => ContainerRequest::Signal {
+                pid: process.pid_in_guest(),
+                signal,
+            },
+        };
+        if (exec, signal) != ("", SIGKILL) {
+            return self.ask(id, request).map(drop);
         }
-        process.tell(&Input::Signal(signal))
+        self.expect_end(&process);
+        if let Err(error) = self.ask(id, request) {
+            // The end comes all the same.
+            self.log.line(&format!("kill {id}: {error}"));
+        }
+        Ok(())
+    }
+
+    /// Ends the machine unless a container ends that was killed: whoever waits for that is not left waiting.
+    fn expect_end(self: &Arc<Shim>, process: &Arc<Process>) {
+        let (shim, process) = (Arc::clone(self), Arc::clone(process));
+        Handle::current().spawn(async move {
+            if ending::within(process.wait(), KILL_PATIENCE).await {
+                return;
+            }
+            shim.log.line(&format!(
+                "{}: it has not ended {} s after SIGKILL: the pod's machine is ended",
+                process.name(),
+                KILL_PATIENCE.as_secs()
+            ));
+            let ended = Handle::current().spawn_blocking(move || shim.end_machine());
+            let _ = ended.await;
+        });
     }
 
     /// Ends the machine, if there is one.

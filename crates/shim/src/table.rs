@@ -1,6 +1,7 @@
 //! The containers of a pod and their processes, as containerd knows them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -35,6 +36,8 @@ pub(crate) struct Process {
     pub(crate) spec: Mutex<Option<ContainerProcess>>,
     /// Its system call filter, which others of its container have as well.
     pub(crate) filter: Vec<u64>,
+    /// Its id in the machine; 0 until it has started.
+    pid_in_guest: AtomicU32,
     status: watch::Sender<Status>,
     input: Mutex<Option<ProcessInput>>,
     input_end: Mutex<Option<InputEnd>>,
@@ -78,6 +81,7 @@ impl Process {
                 .map(|spec| spec.system_call_filter.clone())
                 .unwrap_or_default(),
             spec: Mutex::new(spec),
+            pid_in_guest: AtomicU32::new(0),
             status: watch::channel(Status::Created).0,
             input: Mutex::default(),
             input_end: Mutex::default(),
@@ -86,6 +90,16 @@ impl Process {
 
     pub(crate) fn status(&self) -> Status {
         *self.status.borrow()
+    }
+
+    /// It has this id in the machine.
+    pub(crate) fn is_in_guest(&self, pid: u32) {
+        self.pid_in_guest.store(pid, Ordering::Relaxed);
+    }
+
+    /// Its id in the machine, by which the agent knows it.
+    pub(crate) fn pid_in_guest(&self) -> u32 {
+        self.pid_in_guest.load(Ordering::Relaxed)
     }
 
     /// It runs, and is spoken to by `input`.

@@ -120,6 +120,12 @@ pub enum Request {
         /// Their virtio serials.
         disks: Vec<String>,
     },
+    /// Bring an image of this host to the machine as a disk, which its guest knows by [`crate::pod::image_serial`]; one that is there
+    /// already is fine.
+    AddImage {
+        /// Its digest in hex; its root disk is prepared.
+        digest: String,
+    },
     /// Halt the virtual CPUs.
     Pause,
     /// Let them run again.

@@ -16,9 +16,25 @@ pub struct PodSettings {
     /// A directory of this host that the guest has at [`SHARE_TARGET`]: what is mounted in it while the machine runs, the guest
     /// sees as well. It is a mount point, with shared propagation; the guest can only change what is mounted in it.
     pub share: PathBuf,
+    /// So many images may be brought to it while it runs, each as a disk that is read as it is needed.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub images: u16,
     /// Its network; `None`: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<PodNetwork>,
+}
+
+/// The option of a mount by which our snapshotter says which image it is of: this, and the image's digest in hex. Whoever mounts it on the
+/// host sees the image, and nobody looks at the option.
+pub const IMAGE_OPTION: &str = "x-zmachine.image=";
+
+fn is_none(images: &u16) -> bool {
+    *images == 0
+}
+
+/// The serial number of the disk by which a pod's guest has the image with this digest, in hex: 19 bytes.
+pub fn image_serial(digest: &str) -> String {
+    format!("zm-{digest:.16}")
 }
 
 /// A network namespace of this host, whose links the guest takes over.

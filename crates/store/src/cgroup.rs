@@ -258,6 +258,7 @@ mod tests {
             agent: true,
             platform: Default::default(),
             is_saveable: false,
+            later_disks: Vec::new(),
         }
     }
 

@@ -133,8 +133,9 @@ impl Containers {
         memory::make_all(&container.mounts)?;
         let folder = folder_of(id).join("root");
         fs::create_dir_all(&folder).map_err(|error| step("make the root's folder")(errno(&error)))?;
-        let _image = match container.root {
+        let _image = match &container.root {
             ContainerRoot::Image => Some(root::Image::mount(id, &folder, host.layers)?),
+            ContainerRoot::Disk { serial } => Some(root::Image::mount_disk(id, &folder, host.layers, serial).await?),
             ContainerRoot::Directory { .. } => None,
         };
         let place = Place::New {
@@ -201,9 +202,17 @@ impl Containers {
             what: error.to_string(),
         };
         match request {
+            ContainerRequest::KillAll { signal: libc::SIGKILL } => cgroup.kill(),
             ContainerRequest::KillAll { signal } => {
                 for pid in cgroup.pids() {
                     send(pid, *signal).map_err(step(format!("send signal {signal}")))?;
+                }
+            }
+            ContainerRequest::Signal { pid, signal } => {
+                let is_own = cgroup.pids().contains(pid);
+                if let (true, Ok(pid)) = (is_own, i32::try_from(*pid)) {
+                    let sent = reaper.signal(pid, *signal);
+                    sent.map_err(step(format!("send signal {signal}")))?;
                 }
             }
             ContainerRequest::Update(limits) => cgroup.limit(limits).map_err(failed)?,

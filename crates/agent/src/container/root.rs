@@ -9,18 +9,32 @@ use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, makedev};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_move,
     mount_remount, unmount,
 };
+use tokio::time::{Instant, sleep};
 use zmachine_agent_protocol::{Container, ContainerMount, ContainerRoot, DeviceNode, MountSource};
 
 use super::error::{ContainerError, step};
 use super::memory;
-use crate::setup::Layers;
+use crate::setup::{Disk, Layers};
+
+/// Where images are mounted that came by disks of their own.
+const IMAGES: &str = "/run/zmachine/images";
+
+/// How long the disk of an image may take to appear.
+const APPEAR: Duration = Duration::from_secs(30);
+
+/// How often it is looked for.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// As of the machine's own image.
+const READ_AHEAD_KIB: u32 = 512;
 
 /// What of the flags of a mount its file system has, and not the place.
 const NO_DEVICE_FILES: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);
@@ -99,12 +113,33 @@ impl Image<'_> {
     /// # Errors
     /// [`ContainerError`]
     pub(super) fn mount<'a>(id: &str, place: &'a Path, layers: Option<&Layers>) -> Result<Image<'a>, ContainerError> {
-        let no_image = || ContainerError::Unusable {
-            what: "the machine's image, which it has not,".to_owned(),
-        };
-        let mounted = overlay(layers.ok_or_else(no_image)?, id, place);
-        mounted.map_err(|source| ContainerError::Mount {
-            what: "the machine's image".to_owned(),
+        let layers = layers.ok_or_else(no_image)?;
+        Image::overlay(id, place, (&layers.lower, &layers.upper), "the machine's image")
+    }
+
+    /// The same with the image on the disk `serial` in the place of the machine's own.
+    ///
+    /// # Errors
+    /// [`ContainerError`], also when the disk does not come in time.
+    pub(super) async fn mount_disk<'a>(
+        id: &str,
+        place: &'a Path,
+        layers: Option<&Layers>,
+        serial: &str,
+    ) -> Result<Image<'a>, ContainerError> {
+        let upper = &layers.ok_or_else(no_image)?.upper;
+        let lower = image_on(serial).await?;
+        Image::overlay(id, place, (&lower, upper), &format!("the image on the disk {serial}"))
+    }
+
+    fn overlay<'a>(
+        id: &str,
+        place: &'a Path,
+        (lower, upper): (&OwnedFd, &OwnedFd),
+        what: &str,
+    ) -> Result<Image<'a>, ContainerError> {
+        overlay(lower, upper, id, place).map_err(|source| ContainerError::Mount {
+            what: what.to_owned(),
             target: place.display().to_string(),
             source,
         })?;
@@ -112,10 +147,61 @@ impl Image<'_> {
     }
 }
 
+fn no_image() -> ContainerError {
+    ContainerError::Unusable {
+        what: "the machine's image, which it has not,".to_owned(),
+    }
+}
+
+/// The file system of the disk `serial`, mounted by the first container that wants it.
+async fn image_on(serial: &str) -> Result<OwnedFd, ContainerError> {
+    if !memory::is_name(serial) {
+        let what = format!("the disk {serial:?}");
+        return Err(ContainerError::Unusable { what });
+    }
+    let place = Path::new(IMAGES).join(serial);
+    let open = || open_directory(&place).map_err(step("open an image"));
+    if place.is_dir() {
+        return open();
+    }
+    let deadline = Instant::now() + APPEAR;
+    let disk = loop {
+        match Disk::find(serial) {
+            Some(disk) => break disk,
+            None if Instant::now() > deadline => {
+                let what = format!("the disk {serial}, which has not come within {} s,", APPEAR.as_secs());
+                return Err(ContainerError::Unusable { what });
+            }
+            None => sleep(LOOK).await,
+        }
+    };
+    disk.set_read_ahead(READ_AHEAD_KIB);
+    // Under another name until it is mounted: who finds the place finds the image.
+    let unfinished = Path::new(IMAGES).join(format!(".{serial}"));
+    fs::create_dir_all(&unfinished).map_err(|error| step("make an image's folder")(super::error::errno(&error)))?;
+    let mounted = mount(disk.device(), &unfinished, "erofs", MountFlags::RDONLY, c"");
+    mounted.map_err(|source| ContainerError::Mount {
+        what: format!("the image on the disk {serial}"),
+        target: place.display().to_string(),
+        source,
+    })?;
+    let image = open_directory(&unfinished).map_err(step("open an image"))?;
+    match fs::create_dir(&place) {
+        Ok(()) => mount_move(&unfinished, &place).map_err(step("place an image"))?,
+        // Another container was faster; its mount is of the same disk.
+        Err(_) => unmount(&unfinished, UnmountFlags::DETACH).map_err(step("give up an image"))?,
+    }
+    let _ = fs::remove_dir(&unfinished);
+    Ok(image)
+}
+
 /// The machine's image below, and above it a layer that is this container's: on the machine's writable disk, or in memory.
-fn overlay(layers: &Layers, id: &str, place: &Path) -> Result<(), Errno> {
+///
+/// The layer is of no use to anybody after the container (`volatile`). Otherwise the kernel would write out the whole disk where the
+/// last process of the container ends, before anybody is told of that end, and even SIGKILL would wait for the host's disk.
+fn overlay(lower: &OwnedFd, upper: &OwnedFd, id: &str, place: &Path) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let above = rustix::fs::openat(&layers.upper, "..", flags, Mode::empty())?;
+    let above = rustix::fs::openat(upper, "..", flags, Mode::empty())?;
     let mode = Mode::from_raw_mode(0o755);
     let make = |at: &OwnedFd, name: &Path| match rustix::fs::mkdirat(at, name, mode) {
         Ok(()) | Err(Errno::EXIST) => rustix::fs::openat(at, name, flags, Mode::empty()),
@@ -123,12 +209,12 @@ fn overlay(layers: &Layers, id: &str, place: &Path) -> Result<(), Errno> {
     };
     let containers = make(&above, Path::new("containers"))?;
     let own = make(&containers, Path::new(id))?;
-    let (upper, work) = (make(&own, Path::new("upper"))?, make(&own, Path::new("work"))?);
+    let (own_upper, work) = (make(&own, Path::new("upper"))?, make(&own, Path::new("work"))?);
     let by_number = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let options = format!(
-        "lowerdir={},upperdir={},workdir={},redirect_dir=on",
-        by_number(&layers.lower),
-        by_number(&upper),
+        "lowerdir={},upperdir={},workdir={},redirect_dir=on,volatile",
+        by_number(lower),
+        by_number(&own_upper),
         by_number(&work)
     );
     let options = CString::new(options).unwrap_or_default();

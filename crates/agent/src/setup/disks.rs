@@ -13,7 +13,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// One disk of the machine.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Disk {
+pub(crate) struct Disk {
     /// Kernel name, `vda`.
     name: String,
 }
@@ -26,11 +26,8 @@ impl Disk {
     pub(super) fn wait_for(serial: &str) -> Result<Disk, SetupError> {
         let deadline = Instant::now() + APPEAR;
         loop {
-            if let Some(name) = find(Path::new("/sys/block"), serial) {
-                let disk = Disk { name };
-                if disk.device().exists() {
-                    return Ok(disk);
-                }
+            if let Some(disk) = Disk::find(serial) {
+                return Ok(disk);
             }
             if Instant::now() > deadline {
                 return Err(SetupError::DiskMissing {
@@ -43,12 +40,14 @@ impl Disk {
     }
 
     /// The disk with this serial, if it is there.
-    pub(super) fn find(serial: &str) -> Option<Disk> {
-        find(Path::new("/sys/block"), serial).map(|name| Disk { name })
+    pub(crate) fn find(serial: &str) -> Option<Disk> {
+        let name = find(Path::new("/sys/block"), serial)?;
+        let disk = Disk { name };
+        disk.device().exists().then_some(disk)
     }
 
     /// The device node.
-    pub(super) fn device(&self) -> PathBuf {
+    pub(crate) fn device(&self) -> PathBuf {
         Path::new("/dev").join(&self.name)
     }
 
@@ -58,7 +57,7 @@ impl Disk {
     }
 
     /// Sets how far the kernel reads ahead. A kernel that refuses is slower, not broken.
-    pub(super) fn set_read_ahead(&self, kib: u32) {
+    pub(crate) fn set_read_ahead(&self, kib: u32) {
         let _ = fs::write(format!("/sys/block/{}/queue/read_ahead_kb", self.name), kib.to_string());
     }
 }

@@ -25,6 +25,7 @@ use zmachine_agent_protocol::{BootConfig, Connection, Identity, Upper};
 
 use crate::boot::Phases;
 use crate::modules;
+pub(crate) use disks::Disk;
 pub(crate) use error::SetupError;
 pub(crate) use etc::read_whole;
 pub(crate) use grow::grow;

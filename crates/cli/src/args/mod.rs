@@ -185,6 +185,9 @@ pub(crate) enum Command {
     Kernel(KernelCommand),
     /// Write systemd units that start machines at boot
     InstallUnits(InstallUnitsArgs),
+    /// Be a snapshotter for containerd until it is stopped: images that are pulled through it come to pods as disks (--help tells more)
+    #[command(disable_help_flag = true)]
+    Snapshotter(PassedArgs),
     /// Serve the machines of this home to other programs until it is stopped: by Docker's API, and by a REST API of our own
     Serve(ServeArgs),
     /// Make, list and remove the tokens by which others may use that server (create, ls, rm; --help tells more)

@@ -97,6 +97,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Version => info::version(),
         Command::Info(args) => info::info(&context::engine()?, &args),
         Command::Serve(_) | Command::Token(_) | Command::Context(_) => serve::become_server(),
+        Command::Snapshotter(_) => serve::become_snapshotter(),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Completion(args) => completion::completion(args.shell),
         Command::Monitor(role) => roles::monitor(role),

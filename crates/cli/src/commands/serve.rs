@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 
 use zmachine_engine::Programs;
 use zmachine_engine::elsewhere::{Elsewhere, Goes};
@@ -11,14 +12,25 @@ use zmachine_spec::{Class, Failure};
 use crate::args::{self, Cli, Command, CreateArgs};
 
 pub(crate) fn become_server() -> Result<u8, Failure> {
-    let program = Programs::own_server();
-    let mut command = std::process::Command::new(&program);
+    become_program(&Programs::own_server(), "make build-api")
+}
+
+pub(crate) fn become_snapshotter() -> Result<u8, Failure> {
+    become_program(
+        &Programs::own_snapshotter(),
+        "cargo build --release --package zmachine-snapshotter",
+    )
+}
+
+/// Becomes a program beside this one, which reads the same words.
+fn become_program(program: &Path, made_by: &str) -> Result<u8, Failure> {
+    let mut command = std::process::Command::new(program);
     command.arg("--program").arg(env::current_exe()?);
     let failure = Failure::from_error(Class::Unsupported, &command.args(env::args_os().skip(1)).exec());
-    let message = format!("the server {} cannot be started", program.display());
-    Err(failure
-        .context(message)
-        .hint("it comes with the package; from the sources, 'make build-api' makes it"))
+    let message = format!("the program {} cannot be started", program.display());
+    Err(failure.context(message).hint(format!(
+        "it comes with the package; from the sources, '{made_by}' makes it"
+    )))
 }
 
 /// The words of a command line for this host; with one for another host it does not return.

@@ -8,10 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use zmachine_testkit::{Need, TestHome, debian_program, lacking, skip};
+use zmachine_testkit::{Need, TestHome, lacking, skip};
 
 use crate::rootless::User;
-use crate::support::{exec_output, home, inspect, sh, until, until_logged, zmachine};
+use crate::support::{Registry, exec_output, home, inspect, sh, until, until_logged, zmachine};
 
 /// `cap_net_raw+ep` in the format of the kernel (version 2).
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -164,39 +164,6 @@ fn an_image_of_debian_packages_runs_as_it_says_and_outlives_its_store() {
     zmachine(&home, &["rm", "-f", "w"]).expect_success();
     let freed = zmachine(&home, &["image", "cache", "--limit", "1K"]);
     assert!(freed.expect_success().stderr().contains("blocks removed"), "{freed}");
-}
-
-/// Debian's `docker-registry` in the network of the home.
-struct Registry(Child);
-
-impl Registry {
-    const HOST: &str = "127.0.0.1:5000";
-
-    fn start(home: &TestHome) -> Registry {
-        let program = debian_program("docker-registry", "usr/bin/docker-registry", &home.cache());
-        let config = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{}\"}}\n",
-            home.file("registry").display(),
-            Registry::HOST
-        );
-        let file = home.file("registry.yml");
-        fs::write(&file, config).expect("a file");
-        let registry = Registry(home.command(&program, ["serve".as_ref(), file.as_os_str()]).start());
-        let probe =
-            "for i in $(seq 300); do (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && exit 0; sleep 0.2; done; exit 1";
-        home.command(Path::new("bash"), ["-c", probe])
-            .deadline(Duration::from_secs(90))
-            .finish()
-            .expect_success();
-        registry
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]

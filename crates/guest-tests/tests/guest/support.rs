@@ -1,10 +1,13 @@
 //! What the tests share: a home when this host can have guests, short forms of the commands, named checks.
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use zmachine_testkit::{Finished, Need, TestHome, Tree, lacking, skip};
+use zmachine_testkit::{Finished, Need, TestHome, Tree, debian_program, lacking, skip};
 
 /// A home, or `None` (with the reason printed) on a host that cannot have guests with networks.
 pub(crate) fn home() -> Option<TestHome> {
@@ -139,5 +142,40 @@ impl Drop for Checks {
         if !self.failed.is_empty() && !std::thread::panicking() {
             panic!("failed: {}", self.failed.join("; "));
         }
+    }
+}
+
+/// Debian's `docker-registry` in the network of the home.
+pub(crate) struct Registry(Child);
+
+impl Registry {
+    /// Where it listens.
+    pub(crate) const HOST: &str = "127.0.0.1:5000";
+
+    /// Starts it.
+    pub(crate) fn start(home: &TestHome) -> Registry {
+        let program = debian_program("docker-registry", "usr/bin/docker-registry", &home.cache());
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{}\"}}\n",
+            home.file("registry").display(),
+            Registry::HOST
+        );
+        let file = home.file("registry.yml");
+        fs::write(&file, config).expect("a file");
+        let registry = Registry(home.command(&program, ["serve".as_ref(), file.as_os_str()]).start());
+        let probe =
+            "for i in $(seq 300); do (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && exit 0; sleep 0.2; done; exit 1";
+        home.command(Path::new("bash"), ["-c", probe])
+            .deadline(Duration::from_secs(90))
+            .finish()
+            .expect_success();
+        registry
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

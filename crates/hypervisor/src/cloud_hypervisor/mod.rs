@@ -86,6 +86,9 @@ fn check(vm: &VmSpec) -> Result<(), Unsupported> {
     if vm.nics.iter().any(|nic| nic.kind != NicKind::Tap) {
         return Err(unsupported("it connects interfaces by taps only, and passt needs QEMU"));
     }
+    if !vm.later_disks.is_empty() {
+        return Err(unsupported("images that come while the machine runs need QEMU"));
+    }
     if let Boot::Firmware { sha256, variables, .. } = &vm.boot {
         if vm.platform != Platform::Pc || vm.disks.is_empty() {
             return Err(unsupported("firmware starts a PC with a disk, and nothing else"));

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::{Accel, Boot, Disk, Nic, NicKind, Platform, Share, VmSpec};
+use crate::{Accel, Boot, Disk, LaterDisk, Nic, NicKind, Platform, Share, VmSpec};
 
 use super::Qemu;
 
@@ -103,11 +103,11 @@ pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
         args.add("-netdev", netdev);
         args.device(nic_device(nic, vm.is_saveable));
     }
-    if !vm.nics.is_empty() {
-        // The root bus takes nothing while the machine runs.
-        for (index, slot) in HOTPLUG_SLOTS.iter().enumerate() {
-            args.device(format!("pcie-root-port,id={slot},chassis={}", index + 1));
-        }
+    // The root bus takes nothing while the machine runs.
+    let nic_slots = HOTPLUG_SLOTS.iter().filter(|_| !vm.nics.is_empty());
+    let disk_slots = vm.later_disks.iter().map(|disk| disk_slot(&disk.id));
+    for (index, slot) in nic_slots.map(ToString::to_string).chain(disk_slots).enumerate() {
+        args.device(format!("pcie-root-port,id={slot},chassis={}", index + 1));
     }
     args.0
 }
@@ -235,6 +235,25 @@ fn nic_device(nic: &Nic, is_saveable: bool) -> String {
         "virtio-net-pci-non-transitional,id=dev-{0},netdev={0},mac={1},romfile={mtu}{announce}",
         nic.id, nic.mac
     )
+}
+
+/// The slot of a disk that comes while the machine runs.
+fn disk_slot(id: &str) -> String {
+    format!("slot-{id}")
+}
+
+/// The channel of a disk that comes while the machine runs, and the disk itself, as the control channel takes them. QEMU connects again
+/// when the serving process was restarted.
+pub(super) fn later_disk(disk: &LaterDisk) -> (Value, Value) {
+    let LaterDisk { id, socket, queues } = disk;
+    let address = json!({"type": "unix", "data": {"path": socket}});
+    let data = json!({"addr": address, "server": false, "reconnect": 1});
+    let channel = json!({"id": format!("chr-{id}"), "backend": {"type": "socket", "data": data}});
+    let device = json!({
+        "driver": "vhost-user-blk-pci-non-transitional", "id": format!("dev-{id}"), "chardev": format!("chr-{id}"),
+        "num-queues": queues, "bus": disk_slot(id),
+    });
+    (channel, device)
 }
 
 /// The same for an interface that comes while the machine runs, as the control channel takes it.
@@ -399,6 +418,30 @@ mod tests {
     fn the_command_line_of_a_container_machine() {
         let wanted = include_str!("../../tests/golden/qemu-arguments.txt").replace('\n', " ");
         assert_eq!(line(&vm()), wanted.trim_end());
+    }
+
+    #[test]
+    fn a_disk_that_may_come_later_has_a_slot_and_nothing_else() {
+        let mut vm = vm();
+        let socket = Path::new("/run/m/root1.sock").to_owned();
+        let disk = LaterDisk {
+            id: "root1".into(),
+            socket,
+            queues: 2,
+        };
+        vm.later_disks = vec![disk.clone()];
+        let line = line(&vm);
+        assert!(
+            line.ends_with("pcie-root-port,id=later1,chassis=2 -device pcie-root-port,id=slot-root1,chassis=3"),
+            "{line}"
+        );
+        assert!(!line.contains("root1.sock"), "{line}");
+        let (channel, device) = later_disk(&disk);
+        assert_eq!(channel["backend"]["data"]["addr"]["data"]["path"], "/run/m/root1.sock");
+        assert_eq!(
+            (&device["bus"], &device["chardev"]),
+            (&json!("slot-root1"), &channel["id"])
+        );
     }
 
     #[test]

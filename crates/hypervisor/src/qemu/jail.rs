@@ -41,6 +41,9 @@ pub(super) fn of(base: &Jail, program: &Path, vm: &VmSpec, largest: u64, has_pri
             jail = jail.see(socket, Access::Read);
         }
     }
+    for disk in &vm.later_disks {
+        jail = jail.see(&disk.socket, Access::Read);
+    }
     for share in &vm.shares {
         jail = jail.see(&share.socket, Access::Read);
     }

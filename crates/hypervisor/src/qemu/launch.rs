@@ -154,12 +154,11 @@ fn check_sockets(vm: &VmSpec) -> Result<(), LaunchError> {
         let (what, path) = ("the disk's socket", path.to_owned());
         move |source| LaunchError::Missing { what, path, source }
     };
-    for disk in &vm.disks {
-        if let Some(socket) = disk.socket() {
-            let kind = std::fs::metadata(socket).map_err(missing(socket))?.file_type();
-            if !kind.is_socket() {
-                return Err(missing(socket)(std::io::Error::other("it is not a socket")));
-            }
+    let later = vm.later_disks.iter().map(|disk| disk.socket.as_path());
+    for socket in vm.disks.iter().filter_map(Disk::socket).chain(later) {
+        let kind = std::fs::metadata(socket).map_err(missing(socket))?.file_type();
+        if !kind.is_socket() {
+            return Err(missing(socket)(std::io::Error::other("it is not a socket")));
         }
     }
     Ok(())

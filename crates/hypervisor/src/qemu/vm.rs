@@ -16,9 +16,9 @@ use tokio::net::UnixStream;
 use tokio::process::Child;
 
 use crate::process_log::Log;
-use crate::{AgentStream, ControlError, ExitReason, LogLines, Nic, Vm, VmEvent};
+use crate::{AgentStream, ControlError, ExitReason, LaterDisk, LogLines, Nic, Vm, VmEvent};
 
-use super::arguments::{AGENT_DEVICE, HOTPLUG_SLOTS, later_nic};
+use super::arguments::{AGENT_DEVICE, HOTPLUG_SLOTS, later_disk, later_nic};
 use super::qmp::{Event, Qmp};
 use super::save;
 
@@ -232,6 +232,17 @@ impl Vm for QemuVm {
         zmachine_sys::process::allow_file_size(self.pid, bytes)?;
         let arguments = json!({ "node-name": id, "size": bytes });
         self.order("block_resize", arguments).await.map(drop)
+    }
+
+    async fn add_disk(&mut self, disk: &LaterDisk) -> Result<(), ControlError> {
+        let (channel, device) = later_disk(disk);
+        self.order("chardev-add", channel).await?;
+        if let Err(error) = self.order("device_add", device).await {
+            let channel = json!({ "id": format!("chr-{}", disk.id) });
+            let _ = self.order("chardev-remove", channel).await;
+            return Err(error);
+        }
+        Ok(())
     }
 
     async fn add_nic(&mut self, nic: &Nic, tap: OwnedFd) -> Result<(), ControlError> {

@@ -37,6 +37,7 @@ fn is_of_the_guest(request: &Request) -> bool {
         | Request::Wait
         | Request::Traffic
         | Request::Change(_)
+        | Request::AddImage { .. }
         // None of these machines is built for it.
         | Request::Save { .. }
         | Request::Pause

@@ -48,6 +48,7 @@ fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
     const NOT_YET: Answer = Refused("not running yet");
     const NO_AGENT: Answer = Refused("no zmachine agent");
     const UNSAVEABLE: Answer = Refused("not built to be saved");
+    const NO_PLACE: Answer = Refused("no place for one more image");
     const NO_ENTRYPOINT: Answer = Refused("no entrypoint");
     match (request, kind) {
         (Request::Attach { .. }, _) => [Waits, Stream, Stream, Stream, LetGo],
@@ -81,6 +82,8 @@ fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
         (Request::Pause, Kind::Vm) => [Waits, Done, Done, Refused("being stopped"), RESTARTING],
         (Request::Resume, Kind::Container) => [STARTING, Done, Done, Done, RESTARTING],
         (Request::Resume, Kind::Vm) => [Waits, Done, Done, Done, RESTARTING],
+        (Request::AddImage { .. }, Kind::Container) => [STARTING, NO_PLACE, NO_PLACE, NO_PLACE, RESTARTING],
+        (Request::AddImage { .. }, Kind::Vm) => [Waits, NO_PLACE, NO_PLACE, NO_PLACE, RESTARTING],
         (Request::Reconnect(_), Kind::Container) => [STARTING, Done, PAUSED, Done, RESTARTING],
         (Request::Reconnect(_), Kind::Vm) => [Waits, Done, PAUSED, Done, RESTARTING],
         (Request::Change(_), Kind::Container) => [Done, Done, Done, Done, Done],
@@ -152,7 +155,8 @@ fn next_command(before: Option<&Request>) -> Option<Request> {
             name: VOLUME.into(),
             size_bytes: 96 << 20,
         },
-        Request::GrowVolume { .. } => return None,
+        Request::GrowVolume { .. } => Request::AddImage { digest: "0".repeat(64) },
+        Request::AddImage { .. } => return None,
     })
 }
 

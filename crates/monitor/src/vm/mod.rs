@@ -13,6 +13,7 @@ use zmachine_plan::VmPlan;
 use zmachine_spec::{Exit, Failure};
 
 use super::context::{Monitor, at};
+use super::images::Images;
 use super::inbox::{Cut, Inbox};
 use super::launch::Backed;
 
@@ -49,6 +50,7 @@ impl Monitor {
         Ok(Backed {
             saved: None,
             rootfs: None,
+            images: Images::default(),
             shares,
             attached,
         })

@@ -45,6 +45,7 @@ pub mod lazy;
 pub mod login;
 mod manifest;
 mod mirrored;
+pub mod prefix;
 pub mod pull;
 pub mod push;
 mod recognize;

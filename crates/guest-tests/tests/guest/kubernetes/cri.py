@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A small client of the container runtime interface (CRI v1): one call, its request and answer as JSON.
 
-usage: cri.py SOCKET METHOD JSON        METHOD as in RuntimeService/RunPodSandbox
+usage: cri.py SOCKET METHOD JSON        METHOD as in RuntimeService/RunPodSandbox, or ImageService/PullImage
 
 Requests and answers are written with the names of the fields below; what an answer has beyond them is left out.
 """
@@ -63,6 +63,8 @@ T = {
     "ListPodSandboxResponse": {"items": (1, ["SandboxItem"])},
     "ContainerItem": {"id": (1, "string"), "state": (6, "int")},
     "ListContainersResponse": {"containers": (1, ["ContainerItem"])},
+    "ImageRequest": {"image": (1, "Image")},
+    "PullImageResponse": {"image_ref": (1, "string")},
 }
 CALLS = {
     "RunPodSandbox": ("RunPodSandboxRequest", "RunPodSandboxResponse"),
@@ -79,6 +81,8 @@ CALLS = {
     "ContainerStats": ("ContainerRequest", "ContainerStatsResponse"),
     "UpdateContainerResources": ("UpdateContainerResourcesRequest", "Empty"),
     "ExecSync": ("ExecSyncRequest", "ExecSyncResponse"),
+    "PullImage": ("ImageRequest", "PullImageResponse"),
+    "RemoveImage": ("ImageRequest", "Empty"),
 }
 
 
@@ -158,7 +162,8 @@ def main():
     socket, method, text = sys.argv[1:]
     request, response = CALLS[method]
     with grpc.insecure_channel(f"unix://{socket}") as channel:
-        call = channel.unary_unary(f"/runtime.v1.RuntimeService/{method}")
+        service = "ImageService" if method.endswith("Image") else "RuntimeService"
+        call = channel.unary_unary(f"/runtime.v1.{service}/{method}")
         try:
             answer = call(encode(request, json.loads(text)), timeout=240, wait_for_ready=True)
         except grpc.RpcError as error:

@@ -1,7 +1,7 @@
 //! What becomes of a pod when one of its processes, or containerd, is killed: at every stage of its life it is reported as it is, and
 //! nothing of it stays.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -134,6 +134,21 @@ fn whatever_is_killed_at_whatever_stage_the_pod_is_reported_and_nothing_stays() 
         pod.stop_and_remove();
         node.assert_no_pods();
     }
+    a_guest_that_hangs_is_ended_all_the_same(node);
+}
+
+/// A hypervisor that stands still: its guest answers nobody, and ends nothing.
+fn a_guest_that_hangs_is_ended_all_the_same(node: &Node) {
+    let pod = Pod::run(node, "h", Value::Null);
+    pod.start("c", "sleep 1000", Value::Null);
+    for pid in node.processes(HYPERVISOR) {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    }
+    let begun = Instant::now();
+    pod.stop_and_remove();
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    node.assert_no_pods();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use self::node::{IMAGE, Node};
+use self::node::{APP, BOX, IMAGE, Node};
 use crate::support::{Checks, until};
 
 /// States of a container in the runtime interface.
@@ -96,6 +96,11 @@ fn merge(value: &mut Value, more: Value) {
         (_, Value::Null) => {}
         (value, more) => *value = more,
     }
+}
+
+fn merged(mut value: Value, more: Value) -> Value {
+    merge(&mut value, more);
+    value
 }
 
 fn container_state(node: &Node, id: &str) -> (i64, i64) {
@@ -405,8 +410,10 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
 }
 
 #[test]
-fn a_container_by_itself_and_a_pod_from_a_flist() {
-    let Some(node) = Node::start() else { return };
+fn a_container_by_itself_and_pods_whose_roots_are_disks() {
+    let Some(node) = Node::start_with_snapshotter() else {
+        return;
+    };
     let node = &node;
     let mut checks = Checks::default();
     checks.that("ctr runs a container, and its status is exact", || {
@@ -479,16 +486,74 @@ fn a_container_by_itself_and_a_pod_from_a_flist() {
             "{refused}"
         );
     });
-    checks.that("a flist is a container's root where the node allows it", || {
-        let tree = zmachine_testkit::Tree::empty(&node.home, "flist-tree")
-            .with_busybox()
-            .file("from", "a flist\n");
-        let flist = tree.pack(&node.home, "root");
-        let annotations = json!({"annotations": {"zmachine.io/flist": flist}});
+    let tree = zmachine_testkit::Tree::empty(&node.home, "flist-tree")
+        .with_busybox()
+        .file("from", "a flist\n");
+    let flist = tree.pack(&node.home, "root");
+    checks.that("layers of an image are in the library, and not with containerd", || {
+        for image in [APP, BOX] {
+            node.pull(image);
+        }
+        let contents = node.ctr(&["content", "ls"]).expect_success().stdout();
+        let largest = contents.lines().filter(|line| line.contains("tar"));
+        assert_eq!(largest.count(), 0, "{contents}");
+    });
+    checks.that("a flist and images of the registry are roots in one pod", || {
+        // That of one container alone: that of the pod is for all.
+        let annotations = json!({"annotations": {"zmachine.io/flist.c": flist}});
         let pod = Pod::run(node, "f", annotations.clone());
-        let id = pod.start("c", "cat /from; sleep 1000", annotations);
-        assert_eq!(output(node, &id, "cat /from; echo x > /y; cat /y"), "a flist\nx");
+        let id = pod.start(
+            "c",
+            "cat /from; sleep 1000",
+            merged(annotations, json!({"image": {"image": BOX}})),
+        );
+        let script = "cat /from; echo x > /y; cat /y; grep -c ' / overlay ' /proc/mounts";
+        assert_eq!(output(node, &id, script), "a flist\nx\n1");
+        let of = |image: &str| json!({"image": {"image": image}});
+        let app = pod.start("app", "sleep 1000", of(APP));
+        let script = "cat /app; echo z > /y; cat /y; grep -c ' / overlay ' /proc/mounts";
+        assert_eq!(output(node, &app, script), "the app\nz\n1");
+        // The first layer of the other one, which is an image of its own.
+        let first = pod.start("first", "sleep 1000", of(BOX));
+        assert_eq!(
+            output(node, &first, "test -e /app || echo none; test -e /y || echo own"),
+            "none\nown"
+        );
+        // The same image again needs no further disk.
+        let again = pod.start("again", "sleep 1000", of(APP));
+        assert_eq!(output(node, &again, "ls /sys/block | grep -c ^vd"), "4");
+        node.cri("StopContainer", &json!({"container_id": app, "timeout": 0}));
+        assert_eq!(output(node, &again, "cat /app"), "the app");
+        // A disk's server that is killed has a successor.
+        for pid in node.processes(&["--image-dir", "--serial"]) {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        assert_eq!(output(node, &again, "cat /late"), "read late");
         pod.stop_and_remove();
+    });
+    checks.that("containers of a pod have flists of their own", || {
+        let other = zmachine_testkit::Tree::empty(&node.home, "other-tree")
+            .with_busybox()
+            .file("from", "another\n");
+        let all = json!({"annotations": {"zmachine.io/flist.a": flist, "zmachine.io/flist.b": other.pack(&node.home, "other")}});
+        let pod = Pod::run(node, "g", all.clone());
+        for (name, from) in [("a", "a flist"), ("b", "another")] {
+            let id = pod.start(name, "sleep 1000", merged(all.clone(), json!({"image": {"image": BOX}})));
+            assert_eq!(output(node, &id, "cat /from"), from);
+        }
+        pod.stop_and_remove();
+    });
+    checks.that("images that nobody has any more are given back", || {
+        for image in [APP, BOX] {
+            node.cri("RemoveImage", &json!({"image": {"image": image}}));
+        }
+        until("no image has a name", SOON, || {
+            let images = node.home.zmachine(["image", "ls"]).finish().stdout();
+            (!images.contains("app") && !images.contains("box")).then_some(())
+        });
+    });
+    checks.that("a node says which flists pods may name", || {
         let refused = json!({"annotations": {"zmachine.io/flist": "/etc/passwd"}});
         let config = json!({
             "metadata": {"name": "r", "uid": "r", "namespace": "default"}, "annotations": refused["annotations"],

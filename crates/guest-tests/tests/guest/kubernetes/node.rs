@@ -10,10 +10,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use zmachine_testkit::{Finished, Invocation, Need, TestHome, Tree, lacking, skip};
 
-use crate::support::{home, until};
+use crate::support::{Registry, home, until};
 
 /// The image of every pod and container: busybox.
 pub(super) const IMAGE: &str = "docker.io/library/box:1";
+
+/// The sockets of shims are at a place of the host's, which is this containerd's alone here.
+const SOCKETS: &str = "mkdir -p /run/containerd && mount -t tmpfs tmpfs /run/containerd";
 
 /// A client of the container runtime interface.
 const CRI: &str = include_str!("cri.py");
@@ -21,9 +24,22 @@ const CRI: &str = include_str!("cri.py");
 /// Debian's, which has `python3-grpcio`.
 const PYTHON: &str = "/usr/bin/python3";
 
+/// The same image in the registry of a node that has one.
+pub(super) const BOX: &str = "127.0.0.1:5000/box:1";
+
+/// The same with one more layer, which has the files `/app` and `/late`.
+pub(super) const APP: &str = "127.0.0.1:5000/app:1";
+
+/// Where a node with our snapshotter has the images of pods from.
+const SNAPSHOTTER: &str = r#"
+    snapshotter = "zmachine"
+    disable_snapshot_annotations = false"#;
+
 /// The node.
 pub(super) struct Node {
     pub(super) home: TestHome,
+    /// Where images come from, on a node with our snapshotter.
+    registry: Option<Registry>,
     containerd: Option<Child>,
     /// Its mount namespace.
     place: Option<File>,
@@ -32,6 +48,20 @@ pub(super) struct Node {
 impl Node {
     /// Starts it; `None`, with the reason printed, on a host that has not what it needs.
     pub(super) fn start() -> Option<Node> {
+        Node::start_with(false)
+    }
+
+    /// The same with a registry, and our snapshotter for the images of pods.
+    pub(super) fn start_with_snapshotter() -> Option<Node> {
+        let more = ["skopeo", "apt-get", "dpkg-deb"].map(Need::Command);
+        if let Some(reason) = lacking(&more) {
+            skip(&reason);
+            return None;
+        }
+        Node::start_with(true)
+    }
+
+    fn start_with(has_snapshotter: bool) -> Option<Node> {
         let needs = [
             Need::Guest,
             Need::Command("containerd"),
@@ -45,6 +75,7 @@ impl Node {
         }
         let home = home()?;
         let mut node = Node {
+            registry: has_snapshotter.then(|| Registry::start(&home)),
             home,
             containerd: None,
             place: None,
@@ -55,7 +86,32 @@ impl Node {
         node.place = Some(File::open(format!("/proc/{}/ns/mnt", pid.trim())).unwrap());
         let archive = node.image();
         node.ctr(&["images", "import", &archive]).expect_success();
+        if has_snapshotter {
+            node.push(&archive);
+        }
         Some(node)
+    }
+
+    /// Puts the images into the registry.
+    fn push(&self, archive: &str) {
+        let folder = self.file("image");
+        let script = format!(
+            r#"set -e; cd {folder}; echo the app > app; echo read late > late; tar -cf app.tar app late
+first=$(sha256sum layer.tar | cut -d' ' -f1); second=$(sha256sum app.tar | cut -d' ' -f1)
+echo '{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/bin"],"Cmd":["sh"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:'$first'","sha256:'$second'"]}}}}' > config.json
+echo '[{{"Config":"config.json","RepoTags":["docker.io/library/app:1"],"Layers":["layer.tar","app.tar"]}}]' > manifest.json
+tar -cf app-image.tar manifest.json config.json layer.tar app.tar
+skopeo copy -q --dest-tls-verify=false docker-archive:{archive} docker://{BOX}
+skopeo copy -q --dest-tls-verify=false docker-archive:app-image.tar docker://{APP}"#
+        );
+        let pushed = self.home.command(Path::new("/bin/sh"), ["-c", &script]);
+        pushed.deadline(Duration::from_secs(120)).finish().expect_success();
+    }
+
+    /// Pulls an image of the registry, as the kubelet does.
+    #[track_caller]
+    pub(super) fn pull(&self, image: &str) {
+        self.cri("PullImage", &json!({"image": {"image": image}}));
     }
 
     fn file(&self, name: &str) -> String {
@@ -67,26 +123,37 @@ impl Node {
     }
 
     fn write_files(&self) {
+        let (sandbox_image, snapshotter) = match self.registry {
+            Some(_) => (BOX, SNAPSHOTTER),
+            None => (IMAGE, ""),
+        };
         let config = format!(
             r#"version = 2
 root = "{root}"
 state = "{state}"
 [grpc]
   address = "{socket}"
+[proxy_plugins.zmachine]
+  type = "snapshot"
+  address = "{snapshots}"
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{IMAGE}"
+  sandbox_image = "{sandbox_image}"
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
   stream_server_address = "127.0.0.1"
   [plugins."io.containerd.grpc.v1.cri".containerd]
-    default_runtime_name = "zmachine"
+    default_runtime_name = "zmachine"{snapshotter}
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.zmachine]
       runtime_type = "io.containerd.zmachine.v2"
       pod_annotations = ["zmachine.io/*"]
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "{cni}"
+  [plugins."io.containerd.grpc.v1.cri".registry.mirrors."{registry}"]
+    endpoint = ["http://{registry}"]
 "#,
+            registry = Registry::HOST,
+            snapshots = self.file("snapshotter.sock"),
             root = self.file("root"),
             state = self.file("state"),
             socket = self.socket(),
@@ -114,10 +181,15 @@ state = "{state}"
 
     /// `place`: the mount namespace that it is to be in, in place of one of its own.
     fn start_containerd(&mut self, place: Option<&File>) {
-        // The sockets of shims are at a place of the host's, which is this containerd's alone here.
-        let prepare = match place {
-            Some(_) => "true",
-            None => "mkdir -p /run/containerd && mount -t tmpfs tmpfs /run/containerd",
+        let prepare = match (place, &self.registry) {
+            (Some(_), _) => "true".to_owned(),
+            (None, None) => SOCKETS.to_owned(),
+            // containerd asks it when it starts.
+            (None, Some(_)) => format!(
+                "{SOCKETS} && {{ zmachine snapshotter --socket {socket} 2>> {log} & }} && until test -S {socket}; do sleep 0.1; done",
+                socket = self.file("snapshotter.sock"),
+                log = self.file("snapshotter.log"),
+            ),
         };
         let script = format!(
             "{prepare} && echo $$ > {pid} && exec containerd -c {config} 2>> {log}",
@@ -281,12 +353,19 @@ tar -C {folder} -cf {archive} manifest.json config.json layer.tar"#,
 
 impl Drop for Node {
     fn drop(&mut self) {
-        for pid in self.processes(&["containerd-shim-zmachine"]) {
+        let snapshotters = self.processes(&["snapshotter"]);
+        for pid in self
+            .processes(&["containerd-shim-zmachine"])
+            .into_iter()
+            .chain(snapshotters)
+        {
             if let Some(pid) = rustix::process::Pid::from_raw(pid) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
         self.end_containerd();
+        // Before the home, which looks whether anything is left.
+        drop(self.registry.take());
         let _ = self
             .home
             .command(Path::new("/bin/sh"), ["-c", "ip link delete cni0"])
