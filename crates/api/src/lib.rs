@@ -9,6 +9,7 @@
 //! | [`app`] | what requests share |
 //! | [`listing`] | what listings show of machines |
 //! | [`hub`] | when something has happened to a machine |
+//! | [`files`] | files to and from machines |
 //! | [`docker`] | Docker's API |
 //! | [`native`] | the REST API `/v1` |
 //!
@@ -24,6 +25,7 @@
 
 pub mod app;
 pub mod docker;
+pub mod files;
 pub mod guard;
 pub mod http;
 pub mod hub;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use zmachine_access::Role;
 
+use super::files::ARCHIVE;
+
 /// An operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -25,25 +27,62 @@ pub enum Operation {
     WaitMachine,
     WhyMachine,
     MachineStats,
+    AllStats,
     MachineProcesses,
+    ReadFiles,
+    WriteFiles,
+    ExportMachine,
+    MachineChanges,
+    CommitMachine,
+    CopyMachine,
+    PruneMachines,
+    ListSnapshots,
+    CreateSnapshot,
+    GetSnapshot,
+    RemoveSnapshot,
+    RestoreSnapshot,
+    ExportSnapshot,
+    ImportSnapshot,
+    Fork,
     MachineLogs,
     RunInMachine,
     EnterMachine,
+    BeginInMachine,
+    ListExecs,
     AttachMachine,
     MachineConsole,
     Events,
     ListImages,
     PullImage,
+    GetImage,
+    ImageHistory,
+    TagImage,
+    PushImage,
+    SaveImages,
+    LoadImages,
+    PruneImages,
     RemoveImage,
     ListVolumes,
     CreateVolume,
     GetVolume,
+    GrowVolume,
+    PruneVolumes,
     RemoveVolume,
     ListNetworks,
     CreateNetwork,
     GetNetwork,
+    ConnectNetwork,
+    DisconnectNetwork,
+    PruneNetworks,
     RemoveNetwork,
     ListKernels,
+    InstallKernel,
+    DefaultKernel,
+    RemoveKernel,
+    ListProjects,
+    ActOnProject,
+    ProjectLogs,
+    Usage,
     Deploy,
     ExplainReservation,
     Doctor,
@@ -74,6 +113,15 @@ pub struct Parameter {
     pub about: &'static str,
 }
 
+/// The body of a request.
+#[derive(Debug, Clone, Copy)]
+pub enum Takes {
+    /// A document of this schema.
+    Document(&'static str),
+    /// A stream of this type.
+    Stream(&'static str),
+}
+
 /// What comes of an operation.
 #[derive(Debug, Clone, Copy)]
 pub enum Gives {
@@ -102,8 +150,8 @@ pub struct Route {
     pub role: Role,
     /// Its parameters.
     pub query: &'static [Parameter],
-    /// The schema of its body.
-    pub takes: Option<&'static str>,
+    /// Its body.
+    pub takes: Option<Takes>,
     /// The status when all went well.
     pub status: u16,
     /// What comes of it.
@@ -166,6 +214,50 @@ const NAME: &[Parameter] = &[parameter(
     Kind::Text,
     "of the machine; one is made up when it is not given",
 )];
+const PATH: &[Parameter] = &[
+    parameter("path", Kind::Text, "an absolute path in the machine"),
+    parameter(
+        "root",
+        Kind::Text,
+        "what the file or directory is called in the archive; its own name when it is not given",
+    ),
+];
+const TARGET: &[Parameter] = &[
+    parameter("path", Kind::Text, "an absolute path in the machine"),
+    parameter(
+        "source",
+        Kind::Text,
+        "copy as 'zmachine cp' a file or directory of this name, which is 'tree' in the archive, with what is below it; whatever is in the archive goes into the directory at 'path' when it is not given",
+    ),
+    parameter("contents", Kind::Flag, "what is in that directory, not the directory"),
+    parameter(
+        "owner",
+        Kind::Flag,
+        "keep owners and groups, as numbers; all is root's otherwise",
+    ),
+];
+const SAVED: &[Parameter] = &[
+    parameter("image", Kind::List, "which"),
+    parameter(
+        "format",
+        Kind::Text,
+        "docker-archive or oci-archive; docker-archive when it is not given",
+    ),
+];
+const PROJECT_LOGS: &[Parameter] = &[
+    parameter("service", Kind::List, "of these alone"),
+    parameter("follow", Kind::Flag, "go on until all machines have ended"),
+    parameter("timestamps", Kind::Flag, "with the time of each line"),
+    parameter(
+        "no_prefix",
+        Kind::Flag,
+        "without the name of its machine before each line",
+    ),
+    parameter("tail", Kind::Text, "the last lines alone"),
+    parameter("since", Kind::Text, "a time, or how long ago"),
+    parameter("until", Kind::Text, "the same"),
+];
+const FORCE: &[Parameter] = &[parameter("force", Kind::Flag, "also one that a machine starts with")];
 const STDIN: &[Parameter] = &[parameter("stdin", Kind::Flag, "pass input on")];
 
 const fn route(
@@ -205,7 +297,14 @@ impl Route {
 
     const fn taking(self, schema: &'static str) -> Route {
         Route {
-            takes: Some(schema),
+            takes: Some(Takes::Document(schema)),
+            ..self
+        }
+    }
+
+    const fn taking_archive(self) -> Route {
+        Route {
+            takes: Some(Takes::Stream(ARCHIVE)),
             ..self
         }
     }
@@ -254,9 +353,27 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/machines/{name}/why", O::WhyMachine, "Tell why a machine ended as it did, also one removed in the last seven days", 200, Document("Why")),
     route("GET", "/v1/machines/{name}/stats", O::MachineStats, "What a running machine uses", 200, Document("Sample")),
     route("GET", "/v1/machines/{name}/processes", O::MachineProcesses, "The processes in a running machine", 200, Document("Processes")),
+    route("GET", "/v1/stats", O::AllStats, "What all machines use that run", 200, Document("Samples")),
+    route("GET", "/v1/machines/{name}/files", O::ReadFiles, "A file or directory of a machine, as a tar archive. Of one that does not run, a machine for the moment reads a copy of the disk", 200, Stream(ARCHIVE)).with(PATH).by(Role::Operator),
+    route("PUT", "/v1/machines/{name}/files", O::WriteFiles, "Put a tar archive into a machine. Into one that does not run, all of it or nothing", 204, Nothing).with(TARGET).taking_archive().by(Role::Operator),
+    route("GET", "/v1/machines/{name}/export", O::ExportMachine, "The whole root of a machine as a tar archive, without what is mounted in it", 200, Stream(ARCHIVE)).by(Role::Operator),
+    route("GET", "/v1/machines/{name}/changes", O::MachineChanges, "What a machine has other than its image", 200, Document("Changes")),
+    route("POST", "/v1/machines/{name}/commit", O::CommitMachine, "Make an image of a machine and what it changed", 201, Document("CommittedImage")).taking("NewImage"),
+    route("POST", "/v1/machines/{name}/copy", O::CopyMachine, "Copy a machine that does not run, with its disk and the volumes that it writes to", 201, Document("Machine")).taking("NewName"),
+    route("POST", "/v1/machines/prune", O::PruneMachines, "Remove the machines that do not run", 200, Document("Pruned")),
+    route("GET", "/v1/snapshots", O::ListSnapshots, "List snapshots", 200, Document("Snapshots")),
+    route("POST", "/v1/snapshots", O::CreateSnapshot, "Save a machine as it is, while it runs. The name is MACHINE or MACHINE@TAG", 201, Document("Snapshot")).taking("NewName"),
+    route("GET", "/v1/snapshots/{name}", O::GetSnapshot, "Show a snapshot, by MACHINE@TAG", 200, Document("Snapshot")),
+    route("DELETE", "/v1/snapshots/{name}", O::RemoveSnapshot, "Remove a snapshot; machines that were made from it go on", 204, Nothing),
+    route("POST", "/v1/snapshots/{name}/restore", O::RestoreSnapshot, "Let a machine that does not run go on from a snapshot of it; from its newest, when the name has no tag", 200, Document("Machine")),
+    route("GET", "/v1/snapshots/{name}/archive", O::ExportSnapshot, "A snapshot as a tar archive, without its image", 200, Stream(ARCHIVE)),
+    route("POST", "/v1/snapshot-archive", O::ImportSnapshot, "Take a snapshot from an archive", 201, Document("Snapshot")).with(&[parameter("name", Kind::Text, "MACHINE[@TAG]; what the archive says when it is not given")]).taking_archive(),
+    route("POST", "/v1/forks", O::Fork, "Make machines that go on from where another one is, or was", 201, Document("Forked")).taking("NewFork"),
     route("GET", "/v1/machines/{name}/logs", O::MachineLogs, "What a machine wrote, one JSON object a line", 200, Stream("application/x-ndjson")).with(SPAN),
     route("POST", "/v1/machines/{name}/exec", O::RunInMachine, "Run a command in a running machine to its end, and tell what it wrote: up to 1 MiB of each stream", 200, Document("Output")).taking("Command").by(Role::Operator),
     route("GET", "/v1/machines/{name}/exec", O::EnterMachine, "Run a command in a running machine, over a WebSocket. With the connection its terminal hangs up, or its input and output end", 101, Socket).with(COMMAND).by(Role::Operator),
+    route("POST", "/v1/machines/{name}/execs", O::BeginInMachine, "Start a command in a running machine that runs on by itself; what it writes is dropped", 201, Document("Exec")).taking("Command").by(Role::Operator),
+    route("GET", "/v1/machines/{name}/execs", O::ListExecs, "The commands of a machine that have ids: those that run, and those that ended lately", 200, Document("Execs")),
     route("GET", "/v1/machines/{name}/attach", O::AttachMachine, "Follow the entrypoint of a machine from now on, over a WebSocket; that of one that does not run, from its next start on", 101, Socket).with(STDIN).by(Role::Operator),
     route("GET", "/v1/machines/{name}/console", O::MachineConsole, "The serial console of a running machine, over a WebSocket", 101, Socket).with(STDIN).by(Role::Operator),
     route("GET", "/v1/events", O::Events, "What happens to all machines, as server-sent events", 200, Stream("text/event-stream"))
@@ -264,15 +381,34 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/images", O::ListImages, "List images", 200, Document("Images")),
     route("POST", "/v1/images", O::PullImage, "Bring an image here, and give it a name", 201, Document("PulledImage")).taking("ImagePull"),
     route("DELETE", "/v1/images/{name}", O::RemoveImage, "Take a name away, and the image with its last one. The slashes of the name are written %2F", 200, Document("RemovedImage")),
+    route("GET", "/v1/images/{name}", O::GetImage, "Show an image, as docker does", 200, Document("Image")),
+    route("GET", "/v1/images/{name}/history", O::ImageHistory, "The steps that made an image, the newest first", 200, Document("History")),
+    route("POST", "/v1/images/{name}/tag", O::TagImage, "Give an image another name", 204, Nothing).taking("NewName"),
+    route("POST", "/v1/images/{name}/push", O::PushImage, "Bring an image to a registry, with the credentials of the server's user", 200, Document("PulledImage")).taking("Push"),
+    route("POST", "/v1/images/prune", O::PruneImages, "Remove images without a name that no machine uses, and blocks that no image has", 200, Document("PrunedImages")),
+    route("GET", "/v1/image-archive", O::SaveImages, "Images as an archive", 200, Stream(ARCHIVE)).with(SAVED),
+    route("POST", "/v1/image-archive", O::LoadImages, "Take the images of an archive, as docker or podman writes it", 201, Document("LoadedImages")).taking_archive(),
     route("GET", "/v1/volumes", O::ListVolumes, "List volumes", 200, Document("Volumes")),
     route("POST", "/v1/volumes", O::CreateVolume, "Create a volume", 201, Document("Volume")).taking("NewVolume"),
     route("GET", "/v1/volumes/{name}", O::GetVolume, "Show a volume", 200, Document("Volume")),
     route("DELETE", "/v1/volumes/{name}", O::RemoveVolume, "Remove a volume with its data", 204, Nothing),
+    route("POST", "/v1/volumes/{name}/grow", O::GrowVolume, "Make a volume larger, with the file system on it when a machine that runs uses it", 200, Document("Volume")).taking("NewSize"),
+    route("POST", "/v1/volumes/prune", O::PruneVolumes, "Remove the volumes that no machine uses, with all their data", 200, Document("Pruned")).with(&[parameter("all", Kind::Flag, "those that have a name, too")]),
     route("GET", "/v1/networks", O::ListNetworks, "List networks", 200, Document("Networks")),
     route("POST", "/v1/networks", O::CreateNetwork, "Create a network", 201, Document("Network")).taking("NewNetwork"),
     route("GET", "/v1/networks/{name}", O::GetNetwork, "Show a network", 200, Document("Network")),
     route("DELETE", "/v1/networks/{name}", O::RemoveNetwork, "Remove a network that no machine is in", 204, Nothing),
+    route("POST", "/v1/networks/{name}/connect", O::ConnectNetwork, "Have a machine join a network, at once when it runs", 204, Nothing).taking("Joining"),
+    route("POST", "/v1/networks/{name}/disconnect", O::DisconnectNetwork, "Have a machine leave a network, at once when it runs", 204, Nothing).taking("Leaving"),
+    route("POST", "/v1/networks/prune", O::PruneNetworks, "Remove the networks that no machine is in, but the default one", 200, Document("Pruned")),
     route("GET", "/v1/kernels", O::ListKernels, "List guest kernels", 200, Document("Kernels")),
+    route("POST", "/v1/kernels", O::InstallKernel, "Install the distribution's kernel for guests", 201, Document("Kernel")).taking("NewKernel"),
+    route("POST", "/v1/kernels/{name}/default", O::DefaultKernel, "Choose the kernel that machines get by default", 204, Nothing),
+    route("DELETE", "/v1/kernels/{name}", O::RemoveKernel, "Remove a kernel", 204, Nothing).with(FORCE),
+    route("GET", "/v1/projects", O::ListProjects, "List compose projects", 200, Document("Projects")),
+    route("POST", "/v1/projects/{name}/actions", O::ActOnProject, "Make, change or remove the machines of a compose project, as 'zmachine compose' does. What it tells comes as one JSON object a line, {\"stream\", \"text\"}; the last one is {\"exit\": CODE}", 200, Stream("application/x-ndjson")).taking("ProjectAction"),
+    route("GET", "/v1/projects/{name}/logs", O::ProjectLogs, "What the machines of a project wrote, as text", 200, Stream("text/plain")).with(PROJECT_LOGS),
+    route("GET", "/v1/usage", O::Usage, "What images, blocks, machines and volumes take on this host", 200, Document("Usage")),
     route("POST", "/v1/reservations", O::Deploy, "Create and start the machine of a Zero-OS reservation, as 'zmachine deploy' does", 201, Document("Deployed")).taking("Reservation").with(NAME),
     route("POST", "/v1/reservations/explain", O::ExplainReservation, "Tell what each field of a reservation means here, and change nothing", 200, Document("Explanation")).taking("Reservation").by(Role::Viewer),
     route("GET", "/v1/doctor", O::Doctor, "Check what this host offers to machines", 200, Document("Checks")),

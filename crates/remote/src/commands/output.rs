@@ -1,6 +1,6 @@
 //! What is printed.
 
-use std::io::Write;
+use std::io::{BufRead, Write};
 
 use serde_json::Value;
 use zmachine_spec::Failure;
@@ -76,6 +76,17 @@ pub(super) fn bytes(value: &Value) -> String {
         0 => format!("{count} B"),
         _ => format!("{size:.1} {}", units[unit]),
     }
+}
+
+/// Asks whether something is meant, unless that has been said.
+pub(super) fn confirm(what: &str, force: bool) -> Result<bool, Failure> {
+    if force {
+        return Ok(true);
+    }
+    eprint!("{what}\nAre you sure? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 /// Documents of a list.
