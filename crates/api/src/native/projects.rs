@@ -182,7 +182,9 @@ fn compose(app: &App, before: &[String], words: &[String]) -> Command {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    NOT_PASSED.iter().for_each(|name| drop(command.env_remove(name)));
+    for name in NOT_PASSED {
+        command.env_remove(name);
+    }
     command
 }
 
