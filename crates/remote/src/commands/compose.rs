@@ -35,7 +35,7 @@ pub(super) async fn compose(server: &Server, mut args: Compose) -> Result<u8, Fa
             match (config.quiet, config.format.as_str()) {
                 (true, _) => {}
                 (false, "json") => output::json(&project.config)?,
-                _ => print!("{}", zmachine_compose::yaml(&project.config)),
+                _ => output::print(&zmachine_compose::yaml(&project.config))?,
             }
             Ok(0)
         }
@@ -194,7 +194,7 @@ async fn act(server: &Server, project: &str, wish: Value) -> Result<u8, Failure>
         let told: Value = serde_json::from_slice(line).unwrap_or_default();
         if let Some(text) = told["text"].as_str() {
             match told["stream"] == "stdout" {
-                true => std::io::stdout().lock().write_all(text.as_bytes())?,
+                true => output::print(text)?,
                 false => std::io::stderr().lock().write_all(text.as_bytes())?,
             }
         }

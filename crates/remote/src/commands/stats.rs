@@ -29,7 +29,7 @@ pub(super) async fn stats(server: &Server, args: &Stats) -> Result<(), Failure> 
         let now = take(server, &args.names).await?;
         if repaints {
             // To the top left corner, and everything below is cleared.
-            print!("\x1b[H\x1b[J");
+            output::print("\x1b[H\x1b[J")?;
         }
         show(&now, &before, args.output)?;
         if args.no_stream {

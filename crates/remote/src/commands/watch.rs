@@ -66,7 +66,7 @@ pub(super) async fn logs(server: &Server, args: &Logs) -> Result<(), Failure> {
         }
         match entry["source"] == "stderr" {
             true => std::io::stderr().lock().write_all(text.as_bytes())?,
-            false => std::io::stdout().lock().write_all(text.as_bytes())?,
+            false => output::print(&text)?,
         }
         Ok(())
     })
