@@ -189,8 +189,11 @@ fn compose(app: &App, before: &[String], words: &[String]) -> Command {
 }
 
 fn started(command: &mut Command) -> Result<Child, Failure> {
-    let failed = |e: std::io::Error| Failure::from(e).context("the command line of this host cannot be started");
-    command.spawn().map_err(failed)
+    command.spawn().map_err(|error| match error.kind() {
+        // A word that no command line can have.
+        std::io::ErrorKind::InvalidInput => Failure::new(Class::Usage, "a name or a value has a NUL in it"),
+        _ => Failure::from(error).context("the command line of this host cannot be started"),
+    })
 }
 
 /// A document without variables: a dollar sign in it is one.
