@@ -320,16 +320,21 @@ pub async fn load(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
         let spooled = NewFile::create(&app.engine.registry_files().temporary, 0o600)?;
         std::io::copy(&mut archive, &mut spooled.file())?;
         let path = format!("/proc/self/fd/{}", spooled.file().as_raw_fd());
-        let loaded = app.engine.load(path.as_ref(), &Silent).map_err(|failure| match failure.class {
-            // Whatever is wrong with it has come with the request.
-            Class::Fetch | Class::Unsupported => Failure {
-                class: Class::Usage,
-                message: failure.message.replace(&format!("docker-archive:{path}"), "the archive"),
-                hint: None,
-                ..failure
-            },
-            _ => failure,
-        })?;
+        let loaded = app
+            .engine
+            .load(path.as_ref(), &Silent)
+            .map_err(|failure| match failure.class {
+                // Whatever is wrong with it has come with the request.
+                Class::Fetch | Class::Unsupported => Failure {
+                    class: Class::Usage,
+                    message: failure
+                        .message
+                        .replace(&format!("docker-archive:{path}"), "the archive"),
+                    hint: None,
+                    ..failure
+                },
+                _ => failure,
+            })?;
         let images: Vec<Value> = loaded
             .iter()
             .map(|(name, digest)| {

@@ -123,7 +123,7 @@ fn the_command_line_drives_another_host() {
     assert!(remote.output(&["volume", "prune", "-af"]).starts_with("data"));
     assert_eq!(remote.output(&["network", "create", "side"]), "side");
     remote.output(&["network", "connect", "--alias", "it", "side", "far"]);
-    assert!(remote.output(&["network", "inspect", "side"]).contains("\"it\""));
+    assert!(remote.output(&["inspect", "far"]).contains("\"it\""));
     remote.output(&["network", "disconnect", "side", "far"]);
     assert_eq!(remote.output(&["network", "prune", "-f"]), "side");
     assert!(remote.output(&["system", "df"]).contains("machines"));
