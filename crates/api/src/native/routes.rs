@@ -357,7 +357,7 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/machines/{name}/files", O::ReadFiles, "A file or directory of a machine, as a tar archive. Of one that does not run, a machine for the moment reads a copy of the disk", 200, Stream(ARCHIVE)).with(PATH).by(Role::Operator),
     route("PUT", "/v1/machines/{name}/files", O::WriteFiles, "Put a tar archive into a machine. Into one that does not run, all of it or nothing", 204, Nothing).with(TARGET).taking_archive().by(Role::Operator),
     route("GET", "/v1/machines/{name}/export", O::ExportMachine, "The whole root of a machine as a tar archive, without what is mounted in it", 200, Stream(ARCHIVE)).by(Role::Operator),
-    route("GET", "/v1/machines/{name}/changes", O::MachineChanges, "What a machine has other than its image", 200, Document("Changes")),
+    route("GET", "/v1/machines/{name}/changes", O::MachineChanges, "What a machine has other than its image", 200, Document("Changes")).by(Role::Operator),
     route("POST", "/v1/machines/{name}/commit", O::CommitMachine, "Make an image of a machine and what it changed", 201, Document("CommittedImage")).taking("NewImage"),
     route("POST", "/v1/machines/{name}/copy", O::CopyMachine, "Copy a machine that does not run, with its disk and the volumes that it writes to", 201, Document("Machine")).taking("NewName"),
     route("POST", "/v1/machines/prune", O::PruneMachines, "Remove the machines that do not run", 200, Document("Pruned")),
@@ -366,7 +366,7 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/v1/snapshots/{name}", O::GetSnapshot, "Show a snapshot, by MACHINE@TAG", 200, Document("Snapshot")),
     route("DELETE", "/v1/snapshots/{name}", O::RemoveSnapshot, "Remove a snapshot; machines that were made from it go on", 204, Nothing),
     route("POST", "/v1/snapshots/{name}/restore", O::RestoreSnapshot, "Let a machine that does not run go on from a snapshot of it; from its newest, when the name has no tag", 200, Document("Machine")),
-    route("GET", "/v1/snapshots/{name}/archive", O::ExportSnapshot, "A snapshot as a tar archive, without its image", 200, Stream(ARCHIVE)),
+    route("GET", "/v1/snapshots/{name}/archive", O::ExportSnapshot, "A snapshot as a tar archive, without its image. The guest's memory is in it, with its secrets", 200, Stream(ARCHIVE)).by(Role::Admin),
     route("POST", "/v1/snapshot-archive", O::ImportSnapshot, "Take a snapshot from an archive", 201, Document("Snapshot")).with(&[parameter("name", Kind::Text, "MACHINE[@TAG]; what the archive says when it is not given")]).taking_archive(),
     route("POST", "/v1/forks", O::Fork, "Make machines that go on from where another one is, or was", 201, Document("Forked")).taking("NewFork"),
     route("GET", "/v1/machines/{name}/logs", O::MachineLogs, "What a machine wrote, one JSON object a line", 200, Stream("application/x-ndjson")).with(SPAN),
@@ -386,7 +386,7 @@ pub const ROUTES: &[Route] = &[
     route("POST", "/v1/images/{name}/tag", O::TagImage, "Give an image another name", 204, Nothing).taking("NewName"),
     route("POST", "/v1/images/{name}/push", O::PushImage, "Bring an image to a registry, with the credentials of the server's user", 200, Document("PulledImage")).taking("Push"),
     route("POST", "/v1/images/prune", O::PruneImages, "Remove images without a name that no machine uses, and blocks that no image has", 200, Document("PrunedImages")),
-    route("GET", "/v1/image-archive", O::SaveImages, "Images as an archive", 200, Stream(ARCHIVE)).with(SAVED),
+    route("GET", "/v1/image-archive", O::SaveImages, "Images as an archive", 200, Stream(ARCHIVE)).with(SAVED).by(Role::Operator),
     route("POST", "/v1/image-archive", O::LoadImages, "Take the images of an archive, as docker or podman writes it", 201, Document("LoadedImages")).taking_archive(),
     route("GET", "/v1/volumes", O::ListVolumes, "List volumes", 200, Document("Volumes")),
     route("POST", "/v1/volumes", O::CreateVolume, "Create a volume", 201, Document("Volume")).taking("NewVolume"),
@@ -418,6 +418,17 @@ pub const ROUTES: &[Route] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_only_looks_gets_no_contents() {
+        let archives = ROUTES
+            .iter()
+            .filter(|route| matches!(route.gives, Gives::Stream(ARCHIVE)));
+        let roles: Vec<_> = archives.map(|route| (route.operation, route.role)).collect();
+        assert!(roles.iter().all(|(_, role)| *role > Role::Viewer), "{roles:?}");
+        // A machine's memory has what nobody wrote to a disk.
+        assert!(roles.contains(&(Operation::ExportSnapshot, Role::Admin)));
+    }
 
     #[test]
     fn every_operation_has_one_path_and_every_path_its_places() {

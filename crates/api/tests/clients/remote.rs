@@ -230,7 +230,9 @@ fn compose(remote: &Remote<'_>) {
     );
     assert!(with(&["up", "-d"]).stderr().contains("Machine far-web-1  running"));
     assert!(with(&["ps"]).stdout().contains("web"));
-    assert!(with(&["logs", "web"]).stdout().contains("hidden"));
+    until("its secret", || {
+        with(&["logs", "web"]).stdout().contains("hidden").then_some(())
+    });
     assert_eq!(with(&["exec", "-T", "web", "echo", "in it"]).stdout(), "in it\n");
     assert!(remote.output(&["compose", "ls"]).contains("running(1)"));
     let down = with(&["down", "-v", "-t", "1"]);
