@@ -1,7 +1,7 @@
 //! Operations on what is in a machine's root: files in both directions, changes, images and copies made of it.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hyper::StatusCode;
@@ -36,19 +36,30 @@ fn path_of(call: &Call) -> Result<String, Failure> {
     }
 }
 
+/// A name that is given to a file.
+fn name_of(call: &Call, parameter: &str) -> Result<Option<String>, Failure> {
+    let Some(name) = call.query.get(parameter) else {
+        return Ok(None);
+    };
+    match name.contains(['/', '\0']) || name == ".." {
+        true => Err(Failure::new(
+            Class::Usage,
+            format!("{parameter}: '{name}' is no name of a file"),
+        )),
+        false => Ok(Some(name.to_owned())),
+    }
+}
+
 /// Gives a file or directory as an archive.
 ///
 /// # Errors
 /// 404 for the machine and for the path.
 pub async fn get(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
     let (name, path) = (call.place("name"), path_of(call)?);
-    let inner = match (call.query.get("root"), Path::new(&path).file_name()) {
-        (Some(root), _) if root.contains('/') || root == ".." => {
-            return Err(Failure::new(Class::Usage, format!("root: '{root}' is no name")).into());
-        }
-        (Some(root), _) => Path::new(root).to_owned(),
-        (None, Some(last)) => Path::new(last).to_owned(),
-        (None, None) => Path::new(".").to_owned(),
+    let inner = match (name_of(call, "root")?, Path::new(&path).file_name()) {
+        (Some(root), _) => PathBuf::from(root),
+        (None, Some(last)) => PathBuf::from(last),
+        (None, None) => PathBuf::from("."),
     };
     let ((), body) = files::written(app, move |app, begin, out| {
         let root = app.engine.open_root(&name, &Silent)?;
@@ -72,7 +83,7 @@ pub async fn get(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
 pub async fn put(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
     let (name, path) = (call.place("name"), path_of(&call)?);
     // As `cp` sends it: one file or directory, which has a name of its own; else whatever is in the archive.
-    let source = call.query.get("source").map(str::to_owned);
+    let source = name_of(&call, "source")?;
     let is_plain = source.is_none();
     let transfer = Transfer::Receive {
         target: path.clone(),
