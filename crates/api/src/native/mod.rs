@@ -43,7 +43,7 @@ use self::routes::{Operation, ROUTES};
 use crate::app::App;
 use crate::docker::query::{Query, decoded};
 use crate::http::{Answer, json};
-use crate::server::Place;
+use crate::place::Place;
 use zmachine_access::Role;
 
 /// One request, taken apart.

@@ -24,7 +24,7 @@ use super::stream::{Input, Shown, ToMonitor, end_of, pump, upgraded};
 use super::{Call, body, exec_events, ids};
 use crate::app::{App, blocking, locked};
 use crate::http::{Answer, Body, Refusal, empty, json, typed};
-use crate::server::Place;
+use crate::place::Place;
 
 /// How long a command is known that has ended, or was not started.
 const KEPT: Duration = Duration::from_secs(300);
