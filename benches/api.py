@@ -3,7 +3,7 @@
 
     api.py list    ZMACHINE IMAGE [--machines N] [--requests N]        CPU time of the server for a listing of N stopped machines
     api.py run     ZMACHINE IMAGE DOCKER [--rounds N]                  `docker run --rm IMAGE true` by the socket, against `zmachine run --rm`
-    api.py follow  ZMACHINE IMAGE [--clients N] [--seconds N]          memory of the server with N followers of a log that grows by 1 MB/s
+    api.py follow  ZMACHINE IMAGE [--clients N] [--seconds N] [--pause S]  memory of the server with N followers of a log that grows by about 1 MB/s
     api.py kill    ZMACHINE IMAGE [--clients N]                        kill -9 of the server under N streaming clients
 
 ZMACHINE_HOME names the state to work on; IMAGE is one that is in it and has `sh` and `true`. The server is `zmachine-api` beside ZMACHINE. The
@@ -144,10 +144,11 @@ def run(args):
         print(f"ratio of medians {medians[0] / medians[1]:.2f}, of minima {min(samples['docker run --rm']) / min(samples['zmachine run --rm']):.2f}")
 
 
-def noisy(server, image, name):
-    """Starts a machine that writes 1 MB a second."""
+def noisy(server, image, name, pause=1.0):
+    """Starts a machine that writes 1 MB at once, and again after a pause."""
     line = "x" * 999
-    script = f"while :; do i=0; while [ $i -lt 20 ]; do yes {line} | head -n 50; i=$((i+1)); done; sleep 1; done"
+    # Few processes for much text: an emulated guest is slow to start them.
+    script = f"while :; do yes {line} | head -n 1000; sleep {pause}; done"
     spec = {"flist": image, "name": name, "networks": [], "command": ["sh", "-c", script]}
     server.ask("POST", "/v1/machines", spec)
     server.ask("POST", f"/v1/machines/{name}/start")
@@ -161,7 +162,7 @@ def follow(args):
     for name, path in paths.items():
         # A server of its own for each: what the first one needed would be the other's, too.
         with Server(args.program) as server:
-            noisy(server, args.image, "noisy")
+            noisy(server, args.image, "noisy", args.pause)
             try:
                 followers(server, getattr(server, name), path, args)
             finally:
@@ -231,7 +232,7 @@ def main():
     for name, work, options in [
         ("list", listing, {"--machines": 1000, "--requests": 100}),
         ("run", run, {"--rounds": 7}),
-        ("follow", follow, {"--clients": 100, "--seconds": 20}),
+        ("follow", follow, {"--clients": 100, "--seconds": 20, "--pause": 0.5}),
         ("kill", kill, {"--clients": 50}),
     ]:
         command = commands.add_parser(name)
@@ -240,7 +241,7 @@ def main():
         if name == "run":
             command.add_argument("docker")
         for option, default in options.items():
-            command.add_argument(option, type=int, default=default)
+            command.add_argument(option, type=type(default), default=default)
         command.set_defaults(work=work)
     args = parser.parse_args()
     args.work(args)

@@ -3,14 +3,10 @@
 //! | module | owns |
 //! |---|---|
 //! | [`listen`] | the sockets: made, with mode and group, or taken over from systemd |
-//! | [`guard`] | checks of every request: origin, host, credentials, rate |
 //! | [`server`] | connections and their limit |
-//! | [`http`] | bodies, answers, errors of requests |
-//! | [`app`] | what requests share |
-//! | [`listing`] | what listings show of machines |
-//! | [`hub`] | when something has happened to a machine |
-//! | [`docker`] | Docker's API |
 //! | [`native`] | the REST API `/v1` |
+//!
+//! Docker's API, and what all requests share, is the crate `zmachine-docker`.
 //!
 //! # Invariants
 //! The server is parent of nothing that matters: monitors have sessions of their own, and all state is in files, so it may be
@@ -22,12 +18,8 @@
 
 #![recursion_limit = "256"]
 
-pub mod app;
-pub mod docker;
-pub mod guard;
-pub mod http;
-pub mod hub;
 pub mod listen;
-pub mod listing;
 pub mod native;
 pub mod server;
+
+pub use zmachine_docker::{app, docker, files, guard, http, hub, listing, place};

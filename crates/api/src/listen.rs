@@ -1,11 +1,13 @@
 //! The sockets of the server: made here, or taken over from systemd (`LISTEN_FDS`, sd_listen_fds(3)).
 
 use std::io;
-use std::os::fd::RawFd;
+use std::net::TcpListener;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::net::{AddressFamily, SocketType};
 use zmachine_spec::{Class, Failure};
 use zmachine_sys::fd;
 
@@ -15,12 +17,21 @@ const FIRST: RawFd = 3;
 /// The members of the group, and no others, may do what the owner may.
 const MODE: u32 = 0o660;
 
-/// The sockets that systemd hands over, with the names that its units give them (`FileDescriptorName=`); none when it started us
-/// without any. `variable` gives `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES`.
+/// A socket that systemd hands over.
+#[derive(Debug)]
+pub enum Given {
+    /// A Unix socket, with the name that its unit gives it (`FileDescriptorName=`).
+    Local(String, UnixListener),
+    /// TCP, whatever its name: both APIs, with TLS and tokens.
+    Network(TcpListener),
+}
+
+/// The sockets that systemd hands over; none when it started us without any. `variable` gives `LISTEN_PID`, `LISTEN_FDS` and
+/// `LISTEN_FDNAMES`.
 ///
 /// # Errors
-/// When one of them is no descriptor.
-pub fn inherited(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<(String, UnixListener)>, Failure> {
+/// When one of them is no descriptor, or no socket that listens for streams.
+pub fn inherited(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<Given>, Failure> {
     let is_ours = variable("LISTEN_PID").and_then(|pid| pid.parse().ok()) == Some(std::process::id());
     let count: RawFd = variable("LISTEN_FDS").and_then(|count| count.parse().ok()).unwrap_or(0);
     if !is_ours {
@@ -29,16 +40,35 @@ pub fn inherited(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<(Strin
     let names = variable("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':').map(str::to_owned);
     let mut taken = |number| {
-        let descriptor = fd::take_inherited(number).map_err(|e| {
-            Failure::from_error(Class::Usage, &e)
+        let descriptor = fd::take_inherited(number).map_err(|e| Failure::from_error(Class::Usage, &e));
+        let given = descriptor.and_then(|descriptor| given(descriptor, names.next().unwrap_or_default()));
+        given.map_err(|failure| {
+            failure
                 .context(format!("the descriptor {number} of LISTEN_FDS cannot be used"))
-                .hint("the unit needs ListenStream= with the path of a socket")
-        })?;
-        let listener = UnixListener::from(descriptor);
-        listener.set_nonblocking(true)?;
-        Ok((names.next().unwrap_or_default(), listener))
+                .hint("the unit needs ListenStream= with the path of a socket, or with a port")
+        })
     };
     (FIRST..FIRST.saturating_add(count)).map(&mut taken).collect()
+}
+
+fn given(descriptor: OwnedFd, name: String) -> Result<Given, Failure> {
+    let listens = rustix::net::sockopt::socket_acceptconn(&descriptor).map_err(io::Error::from)?;
+    let is_stream = rustix::net::sockopt::socket_type(&descriptor).map_err(io::Error::from)? == SocketType::STREAM;
+    if !listens || !is_stream {
+        return Err(Failure::new(Class::Usage, "nobody can connect to it"));
+    }
+    match rustix::net::sockopt::socket_domain(&descriptor).map_err(io::Error::from)? {
+        AddressFamily::UNIX => {
+            let listener = UnixListener::from(descriptor);
+            listener.set_nonblocking(true)?;
+            Ok(Given::Local(name, listener))
+        }
+        AddressFamily::INET | AddressFamily::INET6 => Ok(Given::Network(TcpListener::from(descriptor))),
+        other => Err(Failure::new(
+            Class::Usage,
+            format!("it is of the address family {}", other.as_raw()),
+        )),
+    }
 }
 
 /// Makes the socket at `path`, in the place of one that nobody listens on any more.
@@ -156,6 +186,30 @@ mod tests {
         let own = rustix::process::getgid().as_raw().to_string();
         let failure = bind(&folder.path().join("s"), Some(&own)).unwrap_err();
         assert!(failure.to_string().contains("cannot get to"), "{failure}");
+    }
+
+    #[test]
+    fn a_socket_is_known_by_what_it_is_and_one_that_does_not_listen_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let unix = UnixListener::bind(folder.path().join("s")).unwrap();
+        assert!(matches!(given(unix.into(), "api".into()), Ok(Given::Local(name, _)) if name == "api"));
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            // Not every host has IPv6.
+            let Ok(tcp) = TcpListener::bind(address) else { continue };
+            assert!(
+                matches!(given(tcp.into(), String::new()), Ok(Given::Network(_))),
+                "{address}"
+            );
+        }
+        let (one, _other) = UnixStream::pair().unwrap();
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for descriptor in [
+            OwnedFd::from(one),
+            udp.into(),
+            std::fs::File::open("/dev/null").unwrap().into(),
+        ] {
+            assert!(given(descriptor, String::new()).is_err());
+        }
     }
 
     #[test]

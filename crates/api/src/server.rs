@@ -22,6 +22,7 @@ use crate::app::{App, locked};
 use crate::guard::{Denial, require};
 use crate::http::Answer;
 use crate::native::problem::Problem;
+use crate::place::Place;
 use crate::{docker, native};
 use zmachine_access::audit::Deed;
 use zmachine_access::cut::Cut;
@@ -54,11 +55,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How often is looked whether the token of a connection is still valid.
 const RECHECK: Duration = Duration::from_secs(2);
 
-/// A connection's place among all. It goes with a request, for whoever takes the connection over: it counts until that has ended.
-#[derive(Debug, Clone)]
-pub struct Place(#[allow(dead_code)] Arc<Places>);
-
-#[derive(Debug)]
+/// What a connection holds of what there is only so much of.
 struct Places {
     _permit: OwnedSemaphorePermit,
     _address: Option<AddressPlace>,
@@ -106,10 +103,10 @@ pub async fn serve(app: Arc<App>, listener: UnixListener, speaks: Speaks) -> Res
                 uid: stream.peer_cred().ok().map(|peer| peer.uid()),
             },
             speaks: Some(speaks),
-            place: Place(Arc::new(Places {
+            place: Place::taken(Places {
                 _permit: permit,
                 _address: None,
-            })),
+            }),
             token: Mutex::default(),
         };
         tokio::spawn(converse(Arc::new(connection), stream, HEAD_TIMEOUT));
@@ -142,10 +139,10 @@ pub async fn serve_network(app: Arc<App>, listener: TcpListener, identity: Ident
         let _ = stream.set_nodelay(true);
         let (app, acceptor) = (Arc::clone(&app), identity.acceptor());
         tokio::spawn(async move {
-            let place = Place(Arc::new(Places {
+            let place = Place::taken(Places {
                 _permit: permit,
                 _address: Some(address),
-            }));
+            });
             let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
                 return;
             };

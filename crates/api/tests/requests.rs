@@ -465,6 +465,92 @@ fn the_rest_api_makes_shows_and_removes_and_tells_why_it_does_not() {
             "usage",
             "'drum' is not a log source",
         ),
+        (
+            "GET /v1/machines/none/files?path=etc",
+            "",
+            400,
+            "usage",
+            "is no path in a machine",
+        ),
+        (
+            "GET /v1/machines/none/files?path=/a&root=../b",
+            "",
+            400,
+            "usage",
+            "root: '../b'",
+        ),
+        (
+            "PUT /v1/machines/none/files?path=/a&source=b/c",
+            "",
+            400,
+            "usage",
+            "source: 'b/c'",
+        ),
+        ("PUT /v1/machines/none/files?path=/a", "", 404, "not_found", "none"),
+        ("GET /v1/machines/none/changes", "", 404, "not_found", "none"),
+        (
+            "POST /v1/machines/none/commit",
+            r#"{"x":1}"#,
+            400,
+            "usage",
+            "unknown field",
+        ),
+        (
+            "POST /v1/machines/none/execs",
+            r#"{"command":[]}"#,
+            400,
+            "usage",
+            "'command' is missing",
+        ),
+        ("POST /v1/snapshots", r#"{"name":"../x"}"#, 400, "usage", "../x"),
+        ("GET /v1/snapshots/none@one", "", 404, "not_found", "none@one"),
+        (
+            "POST /v1/forks",
+            r#"{"source":"none","number":5000}"#,
+            400,
+            "usage",
+            "number: 5000",
+        ),
+        (
+            "POST /v1/snapshot-archive",
+            "no archive",
+            400,
+            "usage",
+            "no archive of a snapshot",
+        ),
+        (
+            "POST /v1/image-archive",
+            "no archive",
+            400,
+            "usage",
+            "the archive is broken",
+        ),
+        ("GET /v1/image-archive", "", 400, "usage", "'image' is missing"),
+        ("GET /v1/image-archive?image=none", "", 404, "not_found", "none"),
+        ("POST /v1/images/none/push", "{}", 404, "not_found", "none"),
+        (
+            "POST /v1/networks/none/connect",
+            r#"{"machine":"m","aliases":["a b"]}"#,
+            400,
+            "usage",
+            "aliases",
+        ),
+        (
+            "POST /v1/projects/p/actions",
+            r#"{"action":"up"}"#,
+            400,
+            "usage",
+            "'config' is missing",
+        ),
+        (
+            "POST /v1/projects/p/actions",
+            r#"{"action":"fly"}"#,
+            400,
+            "usage",
+            "unknown variant",
+        ),
+        ("GET /v1/projects/p/logs?service=%00", "", 400, "usage", "NUL"),
+        ("DELETE /v1/kernels/none", "", 404, "not_found", "none"),
         ("GET /v1/nothing", "", 404, "not_found", "there is no such path"),
         ("PUT /v1/volumes", "", 405, "not_found", "does not have this method"),
     ] {
@@ -479,6 +565,20 @@ fn the_rest_api_makes_shows_and_removes_and_tells_why_it_does_not() {
     }
     let page: Value = serde_json::from_str(&server.rest("GET /v1/machines", "", "").body).expect("JSON");
     zmachine_api::native::schemas::check("MachinePage", &page).expect("its shape");
+    for (line, schema) in [
+        ("GET /v1/usage", "Usage"),
+        ("GET /v1/snapshots", "Snapshots"),
+        ("GET /v1/projects", "Projects"),
+        ("GET /v1/stats", "Samples"),
+        ("POST /v1/machines/prune", "Pruned"),
+        ("POST /v1/volumes/prune", "Pruned"),
+        ("POST /v1/images/prune", "PrunedImages"),
+    ] {
+        let answer = server.rest(line, "", "");
+        assert_eq!(answer.status, 200, "{line}: {answer:?}");
+        let document: Value = serde_json::from_str(&answer.body).expect("JSON");
+        zmachine_api::native::schemas::check(schema, &document).expect("its shape");
+    }
     let described: Value = serde_json::from_str(&server.rest("GET /v1/openapi.json", "", "").body).expect("JSON");
     assert_eq!(described["openapi"], "3.1.0");
     let long = format!("Idempotency-Key: {}\r\n", "x".repeat(200));

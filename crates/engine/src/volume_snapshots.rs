@@ -152,20 +152,26 @@ impl Engine {
         let (mut views, mut failures) = (Vec::new(), Vec::new());
         for listed in volumes.snapshots(of)? {
             match listed {
-                Ok(snapshot) => views.push(VolumeSnapshotView {
-                    name: snapshot.name(),
-                    used_bytes: volumes.snapshot_bytes(&snapshot),
-                    path: volumes.snapshot_folder(&snapshot),
-                    state: snapshot.record.content.to_string(),
-                    created_at: snapshot.created_at,
-                    size_bytes: snapshot.size_bytes,
-                    volume: snapshot.volume,
-                    tag: snapshot.tag,
-                }),
+                Ok(snapshot) => views.push(self.volume_snapshot_view(snapshot)),
                 Err(failure) => failures.push(failure),
             }
         }
         Ok((views, failures))
+    }
+
+    /// A snapshot, as it is listed.
+    pub fn volume_snapshot_view(&self, snapshot: VolumeSnapshot) -> VolumeSnapshotView {
+        let volumes = self.volumes();
+        VolumeSnapshotView {
+            name: snapshot.name(),
+            used_bytes: volumes.snapshot_bytes(&snapshot),
+            path: volumes.snapshot_folder(&snapshot),
+            state: snapshot.record.content.to_string(),
+            created_at: snapshot.created_at,
+            size_bytes: snapshot.size_bytes,
+            volume: snapshot.volume,
+            tag: snapshot.tag,
+        }
     }
 
     /// Makes the volume `new` a copy of a snapshot; or of a volume as it is now, whose guest waits to write until it is copied.

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
@@ -187,6 +188,24 @@ impl Server {
     /// # Errors
     /// [`Class::Fetch`] without an answer; the server's own failure.
     pub async fn open(&self, ask: &Ask<'_>) -> Result<Response<Incoming>, Failure> {
+        let (body, kind) = match &ask.body {
+            Some(document) => (Bytes::from(document.to_string()), Some("application/json")),
+            None => (Bytes::new(), None),
+        };
+        let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
+        self.sending(ask, body, kind).await
+    }
+
+    /// Asks with a body of a type.
+    ///
+    /// # Errors
+    /// As [`Server::open`].
+    pub(crate) async fn sending(
+        &self,
+        ask: &Ask<'_>,
+        body: UnsyncBoxBody<Bytes, io::Error>,
+        kind: Option<&'static str>,
+    ) -> Result<Response<Incoming>, Failure> {
         let broken = |e: &(dyn std::error::Error + 'static)| {
             Failure::from_error(Class::Fetch, e).context("the connection to the host broke off")
         };
@@ -195,7 +214,6 @@ impl Server {
             .await
             .map_err(|e| broken(&e))?;
         tokio::spawn(connection);
-        let body = ask.body.as_ref().map(Value::to_string);
         let mut request = Request::builder()
             .method(ask.method)
             .uri(ask.target())
@@ -204,12 +222,10 @@ impl Server {
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, token);
         }
-        if body.is_some() {
-            request = request.header(CONTENT_TYPE, "application/json");
+        if let Some(kind) = kind {
+            request = request.header(CONTENT_TYPE, kind);
         }
-        let request = request
-            .body(Full::new(Bytes::from(body.unwrap_or_default())))
-            .map_err(|e| Failure::from_error(Class::Usage, &e))?;
+        let request = request.body(body).map_err(|e| Failure::from_error(Class::Usage, &e))?;
         let answer = sender.send_request(request).await.map_err(|e| broken(&e))?;
         if answer.status().is_success() {
             return Ok(answer);
@@ -225,17 +241,7 @@ impl Server {
     /// # Errors
     /// As [`Server::open`]; [`Class::Fetch`] for an answer that is none.
     pub async fn ask(&self, ask: &Ask<'_>) -> Result<Value, Failure> {
-        let answer = self.open(ask).await?;
-        let wrong = |why: String| Failure::new(Class::Fetch, why).context("the answer of the host cannot be read");
-        let bytes = Limited::new(answer.into_body(), ANSWER_BYTES)
-            .collect()
-            .await
-            .map_err(|e| wrong(e.to_string()))?;
-        let bytes = bytes.to_bytes();
-        if bytes.is_empty() {
-            return Ok(Value::Null);
-        }
-        serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))
+        document(self.open(ask).await?).await
     }
 
     /// Opens a WebSocket.
@@ -260,6 +266,20 @@ impl Server {
             Err(error) => Err(failed(&error)),
         }
     }
+}
+
+/// The whole answer as JSON; `null` for one without a body.
+pub(crate) async fn document(answer: Response<Incoming>) -> Result<Value, Failure> {
+    let wrong = |why: String| Failure::new(Class::Fetch, why).context("the answer of the host cannot be read");
+    let bytes = Limited::new(answer.into_body(), ANSWER_BYTES)
+        .collect()
+        .await
+        .map_err(|e| wrong(e.to_string()))?;
+    let bytes = bytes.to_bytes();
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))
 }
 
 /// A failure of the server, as it told it.

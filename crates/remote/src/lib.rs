@@ -5,6 +5,7 @@
 //! | [`target`] | which host, by which way, with which token |
 //! | [`contexts`] | hosts that have names |
 //! | [`connection`] | requests, answers, failures, WebSockets |
+//! | [`streams`] | archives to and from a host |
 //! | [`terminal`] | a process elsewhere on the terminal here |
 //! | [`words`] | the command lines |
 //! | [`commands`] | what they do |
@@ -16,6 +17,7 @@
 pub mod commands;
 pub mod connection;
 pub mod contexts;
+pub mod streams;
 pub mod target;
 pub mod terminal;
 pub mod words;

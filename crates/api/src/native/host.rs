@@ -4,19 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use zmachine_engine::CreateOptions;
 use zmachine_image::{PullPolicy, Silent};
 use zmachine_kernel::KernelLibrary;
+use zmachine_plan::Plan;
 use zmachine_spec::{Class, Failure};
-use zmachine_store::catalog;
+use zmachine_store::catalog::{self, Machine};
 use zmachine_zos::{Deployed, Reservation, explain};
 
 use super::Call;
-use super::machines::failing;
+use super::machines::{failing, read};
 use super::problem::Problem;
 use crate::app::App;
-use crate::http::{Answer, json, whole};
+use crate::http::{Answer, empty, json, whole};
 
 /// Where the kernel shows devices that can be isolated; empty or absent without an IOMMU.
 const IOMMU_GROUPS: &str = "/sys/kernel/iommu_groups";
@@ -50,13 +52,79 @@ pub async fn kernels(app: &Arc<App>) -> Result<Answer, Problem> {
     Ok(json(StatusCode::OK, &listed))
 }
 
+/// Makes a kernel the one that machines get by default.
+///
+/// # Errors
+/// 404.
+pub async fn default_kernel(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
+    let name = call.place("name");
+    failing(app, move |app| {
+        Ok(KernelLibrary::open(app.engine.home().data())?.set_default(&name)?)
+    })
+    .await?;
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+/// Removes a kernel.
+///
+/// # Errors
+/// 404; 409 for one that a machine starts with, unless `force` is said.
+pub async fn remove_kernel(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
+    let (name, force) = (call.place("name"), call.query.flag("force"));
+    failing(app, move |app| {
+        let uses = |machine: &Machine| matches!(machine.plan(), Ok(Plan::Container(plan)) if plan.kernel.name == name);
+        let mut machines = app.engine.machines()?.into_iter().flatten();
+        if let Some(user) = machines.find(|machine| !force && uses(machine)) {
+            let message = format!("the machine '{}' starts with the kernel '{name}'", user.spec.name);
+            return Err(Failure::new(Class::Conflict, message).hint("remove the machine first, or use force"));
+        }
+        Ok(KernelLibrary::open(app.engine.home().data())?.remove(&name)?)
+    })
+    .await?;
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+/// A wanted kernel.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NewKernel {
+    name: Option<String>,
+}
+
+/// Installs the distribution's kernel for guests.
+///
+/// # Errors
+/// 502 when it cannot be fetched; 409 for a name that is taken.
+pub async fn install_kernel(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
+    let wanted: NewKernel = read(call).await?;
+    let made = failing(app, move |app| {
+        let library = KernelLibrary::open(app.engine.home().data())?;
+        let programs = app.engine.programs();
+        let kernel = library.install(&programs.kernel_source(), wanted.name.as_deref(), &mut |_| ())?;
+        // Made here, so that the first machine need not wait for it.
+        if programs.agent().is_file() {
+            library.initramfs(&kernel, programs.agent(), &[])?;
+        }
+        let default = library.default().ok();
+        Ok(json!({
+            "name": kernel.name(),
+            "release": kernel.description.release,
+            "source": kernel.description.source,
+            "default": default.is_some_and(|default| default.name() == kernel.name()),
+        }))
+    })
+    .await?;
+    Ok(json(StatusCode::CREATED, &made))
+}
+
 /// Checks the host, by the command line's own checks.
 ///
 /// # Errors
 /// When they cannot be made.
 pub async fn doctor(app: &Arc<App>) -> Result<Answer, Problem> {
     let mut command = tokio::process::Command::new(app.engine.programs().host());
-    command.args(["doctor", "--output", "json"]).kill_on_drop(true);
+    let words = ["--context", "local", "doctor", "--output", "json"];
+    command.args(words).kill_on_drop(true);
     let failed = |why: String| Failure::new(Class::Failed, why).context("the host cannot be checked");
     let done = tokio::time::timeout(DOCTOR, command.output()).await;
     let done = done.map_err(|_| failed("the checks did not end in time".to_owned()))?;

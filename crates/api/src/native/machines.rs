@@ -71,12 +71,12 @@ fn require_match(machine: &Machine, headers: &HeaderMap) -> Result<(), Problem> 
     Err(Problem::with_status(failure, StatusCode::PRECONDITION_FAILED))
 }
 
-fn shown(engine: &Engine, id: &str) -> Result<(Value, String), Failure> {
+pub(super) fn shown(engine: &Engine, id: &str) -> Result<(Value, String), Failure> {
     let machine = engine.machine(id)?;
     Ok((redact::shown(&engine.inspect(id)?), tag(&machine)))
 }
 
-fn tagged(status: StatusCode, (document, tag): (Value, String)) -> Answer {
+pub(super) fn tagged(status: StatusCode, (document, tag): (Value, String)) -> Answer {
     let mut answer = json(status, &document);
     if let Ok(value) = HeaderValue::from_str(&tag) {
         answer.headers_mut().insert(ETAG, value);
@@ -507,6 +507,25 @@ pub async fn stats(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
     })
     .await?;
     Ok(json(StatusCode::OK, &sample))
+}
+
+/// What all machines use that run.
+///
+/// # Errors
+/// When they cannot be listed.
+pub async fn all_stats(app: &Arc<App>) -> Result<Answer, Problem> {
+    let samples = failing(app, |app| {
+        let mut samples = Vec::new();
+        for machine in app.engine.machines()?.into_iter().flatten() {
+            // One that ends meanwhile has none.
+            if let Ok(Some(sample)) = app.engine.sample(&machine) {
+                samples.push(json!({"id": machine.id, "name": machine.spec.name, "sample": sample}));
+            }
+        }
+        Ok(samples)
+    })
+    .await?;
+    Ok(json(StatusCode::OK, &json!({"machines": samples})))
 }
 
 /// The processes in a machine.

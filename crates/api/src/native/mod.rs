@@ -6,22 +6,28 @@
 //! | [`openapi`] | the description of the API, made of the operations |
 //! | [`schemas`] | the shapes of what goes to and fro |
 //! | [`problem`] | failures, as RFC 9457 has them |
-//! | [`machines`], [`resources`], [`streams`], [`processes`], [`host`] | the operations |
+//! | [`machines`], [`files`], [`snapshots`], [`processes`], [`streams`], [`images`], [`resources`], [`projects`], [`space`], [`host`] | the operations |
 //! | [`websocket`] | processes and consoles over WebSockets |
 //!
 //! # Invariants
 //! What an operation is called, takes and gives is in [`routes`] alone; a request for which no line is there is not answered, and what is
 //! there is in the description.
 
+pub mod files;
 pub mod host;
+pub mod images;
 pub mod machines;
 pub mod openapi;
 pub mod problem;
 pub mod processes;
+pub mod projects;
 pub mod resources;
 pub mod routes;
 pub mod schemas;
+pub mod snapshots;
+pub mod space;
 pub mod streams;
+pub mod volume_snapshots;
 pub mod websocket;
 
 use std::collections::BTreeMap;
@@ -38,7 +44,7 @@ use self::routes::{Operation, ROUTES};
 use crate::app::App;
 use crate::docker::query::{Query, decoded};
 use crate::http::{Answer, json};
-use crate::server::Place;
+use crate::place::Place;
 use zmachine_access::Role;
 
 /// One request, taken apart.
@@ -145,23 +151,65 @@ async fn perform(app: &Arc<App>, operation: Operation, call: Call) -> Result<Ans
         Operation::MachineStats => machines::stats(app, &call).await,
         Operation::MachineProcesses => machines::processes(app, &call).await,
         Operation::MachineLogs => streams::logs(app, &call).await,
+        Operation::AllStats => machines::all_stats(app).await,
+        Operation::ReadFiles => files::get(app, &call).await,
+        Operation::WriteFiles => files::put(app, call).await,
+        Operation::ExportMachine => files::export(app, &call).await,
+        Operation::MachineChanges => files::changes(app, &call).await,
+        Operation::CommitMachine => files::commit(app, call).await,
+        Operation::CopyMachine => files::copy(app, call).await,
+        Operation::PruneMachines => space::prune_machines(app).await,
+        Operation::ListSnapshots => snapshots::list(app).await,
+        Operation::CreateSnapshot => snapshots::create(app, call).await,
+        Operation::GetSnapshot => snapshots::get(app, &call).await,
+        Operation::RemoveSnapshot => snapshots::remove(app, &call).await,
+        Operation::RestoreSnapshot => snapshots::restore(app, &call).await,
+        Operation::ExportSnapshot => snapshots::export(app, &call).await,
+        Operation::ImportSnapshot => snapshots::import(app, call).await,
+        Operation::Fork => snapshots::fork(app, call).await,
+        Operation::BeginInMachine => processes::begin(app, call).await,
+        Operation::ListExecs => processes::list(app, &call).await,
         Operation::RunInMachine => processes::run(app, call).await,
         Operation::EnterMachine => processes::enter(app, call).await,
         Operation::AttachMachine => processes::attach(app, call).await,
         Operation::MachineConsole => processes::console(app, call).await,
         Operation::Events => streams::events(app, &call).await,
-        Operation::ListImages => resources::images(app).await,
-        Operation::PullImage => resources::pull_image(app, call).await,
-        Operation::RemoveImage => resources::remove_image(app, &call).await,
+        Operation::ListImages => images::list(app).await,
+        Operation::PullImage => images::pull(app, call).await,
+        Operation::GetImage => images::get(app, &call).await,
+        Operation::ImageHistory => images::history(app, &call).await,
+        Operation::TagImage => images::tag(app, call).await,
+        Operation::PushImage => images::push(app, call).await,
+        Operation::SaveImages => images::save(app, &call).await,
+        Operation::LoadImages => images::load(app, call).await,
+        Operation::PruneImages => space::prune_images(app).await,
+        Operation::RemoveImage => images::remove(app, &call).await,
         Operation::ListVolumes => resources::volumes(app).await,
         Operation::CreateVolume => resources::create_volume(app, call).await,
         Operation::GetVolume => resources::volume(app, &call).await,
+        Operation::GrowVolume => resources::grow_volume(app, call).await,
+        Operation::CopyVolume => volume_snapshots::copy(app, call).await,
+        Operation::ListVolumeSnapshots => volume_snapshots::list(app).await,
+        Operation::CreateVolumeSnapshot => volume_snapshots::create(app, call).await,
+        Operation::RemoveVolumeSnapshot => volume_snapshots::remove(app, &call).await,
+        Operation::RestoreVolumeSnapshot => volume_snapshots::restore(app, &call).await,
+        Operation::PruneVolumes => space::prune_volumes(app, &call).await,
         Operation::RemoveVolume => resources::remove_volume(app, &call).await,
         Operation::ListNetworks => resources::networks(app).await,
         Operation::CreateNetwork => resources::create_network(app, call).await,
         Operation::GetNetwork => resources::network(app, &call).await,
+        Operation::ConnectNetwork => resources::connect(app, call).await,
+        Operation::DisconnectNetwork => resources::disconnect(app, call).await,
+        Operation::PruneNetworks => space::prune_networks(app).await,
         Operation::RemoveNetwork => resources::remove_network(app, &call).await,
         Operation::ListKernels => host::kernels(app).await,
+        Operation::InstallKernel => host::install_kernel(app, call).await,
+        Operation::DefaultKernel => host::default_kernel(app, &call).await,
+        Operation::RemoveKernel => host::remove_kernel(app, &call).await,
+        Operation::ListProjects => projects::list(app).await,
+        Operation::ActOnProject => projects::act(app, call).await,
+        Operation::ProjectLogs => projects::logs(app, &call).await,
+        Operation::Usage => space::usage(app).await,
         Operation::Deploy => host::deploy(app, call).await,
         Operation::ExplainReservation => host::explain(app, call).await,
         Operation::Doctor => host::doctor(app).await,

@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
+use super::files::ARCHIVE;
 use super::problem;
-use super::routes::{Gives, Kind, ROUTES, Route};
+use super::routes::{Gives, Kind, ROUTES, Route, Takes};
 use super::schemas::schemas;
 
 /// The description.
@@ -55,6 +56,7 @@ fn operation(route: &Route) -> Value {
         Gives::Nothing => json!({"description": "Done"}),
         Gives::Document(name) => content("application/json", schema(name)),
         Gives::Socket => json!({"description": "A WebSocket; its messages are in docs/api.md"}),
+        Gives::Stream(kind @ ARCHIVE) => content(kind, json!({"schema": {"type": "string", "format": "binary"}})),
         Gives::Stream(kind) => content(kind, json!({"schema": {"type": "string"}})),
     };
     let failed = json!({
@@ -69,8 +71,13 @@ fn operation(route: &Route) -> Value {
         "parameters": parameters,
         "responses": {route.status.to_string(): answer, "default": failed},
     });
-    if let Some(name) = route.takes {
-        operation["requestBody"] = json!({"required": true, "content": {"application/json": schema(name)}});
+    if let Some(takes) = route.takes {
+        let (kind, of) = match takes {
+            Takes::Document(name) => ("application/json", schema(name)),
+            // As OpenAPI 3.1 has bytes: without a schema's own idea of them.
+            Takes::Stream(kind) => (kind, json!({"schema": {"type": "string", "format": "binary"}})),
+        };
+        operation["requestBody"] = json!({"required": true, "content": {kind: of}});
     }
     operation
 }

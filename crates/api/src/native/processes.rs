@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use zmachine_agent_protocol::{Frame, Process, WindowSize};
+use zmachine_spec::control::ExecRecord;
 use zmachine_spec::{Class, Failure, Kind};
 
 use super::machines::{failing, read};
@@ -40,6 +41,21 @@ struct Command {
     stdin: Option<String>,
 }
 
+impl Command {
+    fn process(&self) -> Process {
+        Process {
+            args: self.command.clone(),
+            env: self.env.clone().into_iter().collect(),
+            cwd: self.workdir.clone(),
+            user: self.user.clone(),
+            terminal: None,
+            stdin: self.stdin.is_some(),
+            init: false,
+            restrictions: None,
+        }
+    }
+}
+
 fn require_command(command: &[String]) -> Result<(), Failure> {
     match command.first().is_some_and(|program| !program.is_empty()) {
         true => Ok(()),
@@ -58,16 +74,7 @@ pub async fn run(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
     let name = call.place("name");
     let wanted: Command = read(call).await?;
     require_command(&wanted.command)?;
-    let process = Process {
-        args: wanted.command,
-        env: wanted.env.into_iter().collect(),
-        cwd: wanted.workdir,
-        user: wanted.user,
-        terminal: None,
-        stdin: wanted.stdin.is_some(),
-        init: false,
-        restrictions: None,
-    };
+    let process = wanted.process();
     let (_pid, monitor) = failing(app, move |app| followed(&app.engine, &name, process)).await?;
     let (mut reader, mut writer) = monitor.split().map_err(Failure::from)?;
     let feeding = async {
@@ -112,6 +119,42 @@ pub async fn run(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
         StatusCode::OK,
         &json!({"code": code, "stdout": stdout, "stderr": stderr, "truncated": is_cut}),
     ))
+}
+
+/// Starts a command that runs on by itself; what it writes is dropped.
+///
+/// # Errors
+/// 404; 409 for a machine that does not run; 400 for a command that is not there.
+pub async fn begin(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
+    let name = call.place("name");
+    let wanted: Command = read(call).await?;
+    require_command(&wanted.command)?;
+    if wanted.stdin.is_some() {
+        return Err(Failure::new(Class::Usage, "a command that runs by itself has no 'stdin'").into());
+    }
+    let process = wanted.process();
+    let begun = failing(app, move |app| app.engine.start_exec(&name, None, process, true)).await?;
+    Ok(json(StatusCode::CREATED, &shown(&begun)))
+}
+
+/// Lists the commands of a machine that have ids: those that run, and those that ended lately.
+///
+/// # Errors
+/// 404; 409 for a machine that does not run.
+pub async fn list(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
+    let name = call.place("name");
+    let execs = failing(app, move |app| app.engine.execs(&name)).await?;
+    let shown: Vec<_> = execs.iter().map(shown).collect();
+    Ok(json(StatusCode::OK, &json!({"execs": shown})))
+}
+
+fn shown(exec: &ExecRecord) -> serde_json::Value {
+    let ended = exec.ended.as_ref();
+    let code = ended.and_then(|end| end.status).map(|status| status.shell_code());
+    json!({
+        "id": exec.id, "command": exec.args, "pid": exec.pid, "started_at": exec.started_at,
+        "ended_at": ended.map(|end| end.at), "code": code,
+    })
 }
 
 /// A number of rows or columns.

@@ -1,18 +1,16 @@
-//! Operations on images, volumes and networks, and on the host as a whole.
+//! Operations on volumes and networks, and on the host as a whole.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use hyper::StatusCode;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Deserialize;
-use serde_json::{Value, json};
-use zmachine_engine::ImageRequest;
-use zmachine_image::{ImageKind, ImageName, Library, Mode, PullPolicy, Silent};
+use serde_json::json;
 use zmachine_network::{Ipv6Choice, NetworkSpec};
 use zmachine_spec::volume::{DEFAULT_SIZE, Fs};
-use zmachine_spec::{Class, Failure};
+use zmachine_spec::{Class, Failure, NetworkRequest, check_alias};
 
 use super::Call;
 use super::machines::{failing, read};
@@ -26,105 +24,6 @@ pub fn version() -> Answer {
         StatusCode::OK,
         &json!({"version": env!("CARGO_PKG_VERSION"), "api": "v1"}),
     )
-}
-
-/// Lists images.
-///
-/// # Errors
-/// When they cannot be listed.
-pub async fn images(app: &Arc<App>) -> Result<Answer, Problem> {
-    let images = failing(app, |app| {
-        let (listed, unreadable) = Library::open(app.engine.home().data())?.list_readable()?;
-        let images: Vec<Value> = listed
-            .iter()
-            .filter(|image| !image.is_superseded)
-            .map(|image| {
-                let facts = image.facts.as_ref().ok();
-                json!({
-                    "digest": image.digest.to_string(),
-                    "names": image.names.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                    "kind": facts.map(|facts| match facts.kind {
-                        ImageKind::Container => "container",
-                        ImageKind::OwnKernel { .. } => "container with its own kernel",
-                        ImageKind::KernelDisk { .. } | ImageKind::Disk { .. } => "vm",
-                    }),
-                    "files_bytes": facts.map(|facts| facts.sizes.file_bytes),
-                    "error": image.facts.as_ref().err().map(ToString::to_string),
-                })
-            })
-            .collect();
-        let unreadable: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
-        Ok(json!({"images": images, "unreadable": unreadable}))
-    })
-    .await?;
-    Ok(json(StatusCode::OK, &images))
-}
-
-/// A wanted image.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ImagePull {
-    image: String,
-    #[serde(default)]
-    name: Option<String>,
-    #[serde(default)]
-    pull: Option<String>,
-}
-
-/// Brings an image here.
-///
-/// # Errors
-/// 404 for one that is not there; 502 for a registry or a store that does not answer.
-pub async fn pull_image(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
-    let wanted: ImagePull = read(call).await?;
-    let pull = match wanted.pull.as_deref() {
-        None | Some("always") => PullPolicy::Always,
-        Some("missing") => PullPolicy::Missing,
-        Some("newer") => PullPolicy::Newer,
-        Some(other) => {
-            let message = format!("pull: '{other}' is neither missing, always nor newer");
-            return Err(Failure::new(Class::Usage, message).into());
-        }
-    };
-    let named = |name: String| {
-        ImageName::new(&name).map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))
-    };
-    let name = wanted.name.map(named).transpose()?;
-    let pulled = failing(app, move |app| {
-        let request = ImageRequest {
-            text: &wanted.image,
-            cwd: &app.engine.home().machines(),
-            pull,
-            mode: Mode::Auto,
-            is_lazy: false,
-            stores: &[],
-            progress: &Silent,
-        };
-        let (name, image) = app.engine.pull(&request, name.as_ref())?;
-        Ok(json!({"name": name.to_string(), "digest": image.digest.to_string()}))
-    })
-    .await?;
-    Ok(json(StatusCode::CREATED, &pulled))
-}
-
-/// Removes an image.
-///
-/// # Errors
-/// 404.
-pub async fn remove_image(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
-    let name = call.place("name");
-    let removed = failing(app, move |app| {
-        let name = ImageName::new(&name)
-            .map_err(|e| Failure::from_error(Class::Usage, &e).hint(e.hint().unwrap_or_default()))?;
-        let removed = app.engine.remove_image(&name)?;
-        Ok(json!({
-            "names": removed.names.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "removed": removed.image.is_some_and(|report| report.images > 0),
-            "machines": removed.machines,
-        }))
-    })
-    .await?;
-    Ok(json(StatusCode::OK, &removed))
 }
 
 /// Lists volumes.
@@ -183,6 +82,28 @@ pub async fn volume(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
     let name = call.place("name");
     let found = failing(app, move |app| app.engine.volume(&name)).await?;
     Ok(json(StatusCode::OK, &found))
+}
+
+/// A wanted size.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewSize {
+    size_bytes: u64,
+}
+
+/// Makes a volume larger.
+///
+/// # Errors
+/// 404; 409 for a size that is not larger, and for one that is used in a way that does not allow it.
+pub async fn grow_volume(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
+    let name = call.place("name");
+    let wanted: NewSize = read(call).await?;
+    let grown = failing(app, move |app| {
+        app.engine.grow_volume(&name, wanted.size_bytes)?;
+        app.engine.volume(&name)
+    })
+    .await?;
+    Ok(json(StatusCode::OK, &grown))
 }
 
 /// Removes a volume.
@@ -262,6 +183,63 @@ pub async fn network(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
     let name = call.place("name");
     let found = failing(app, move |app| app.engine.network(&name)).await?;
     Ok(json(StatusCode::OK, &found))
+}
+
+/// A machine that joins a network.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Joining {
+    machine: String,
+    #[serde(default)]
+    ipv4: Option<Ipv4Addr>,
+    #[serde(default)]
+    ipv6: Option<Ipv6Addr>,
+    #[serde(default)]
+    aliases: Vec<String>,
+}
+
+/// Has a machine join a network.
+///
+/// # Errors
+/// 404; 409 for one that is in it.
+pub async fn connect(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
+    let network = call.place("name");
+    let wanted: Joining = read(call).await?;
+    failing(app, move |app| {
+        let alias = |alias: &String| {
+            check_alias(alias).map_err(|what| {
+                Failure::new(Class::Usage, format!("aliases: {what}"))
+                    .hint("use letters, digits, '-', '_' and '.', at most 63 characters")
+            })
+        };
+        let request = NetworkRequest {
+            ipv4: wanted.ipv4,
+            ipv6: wanted.ipv6,
+            aliases: wanted.aliases.iter().map(alias).collect::<Result<_, _>>()?,
+            ..NetworkRequest::new(network)
+        };
+        app.engine.connect_network(&wanted.machine, &request)
+    })
+    .await?;
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+/// A machine that leaves a network.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Leaving {
+    machine: String,
+}
+
+/// Has a machine leave a network.
+///
+/// # Errors
+/// 404; 409 for one that is not in it, or whose published ports go through it.
+pub async fn disconnect(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
+    let network = call.place("name");
+    let wanted: Leaving = read(call).await?;
+    failing(app, move |app| app.engine.disconnect_network(&wanted.machine, &network)).await?;
+    Ok(empty(StatusCode::NO_CONTENT))
 }
 
 /// Removes a network.

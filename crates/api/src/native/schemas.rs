@@ -154,7 +154,165 @@ pub fn schemas() -> Value {
             &[],
         ),
         "Sample": any(),
+        "Samples": object(
+            "What machines use that run",
+            json!({"machines": list(&object("A machine", json!({"id": text(), "name": text(), "sample": refer("Sample")}), &[]))}),
+            &[],
+        ),
         "Processes": object("Processes of a machine", json!({"processes": list(&any())}), &[]),
+        "Changes": object(
+            "What a machine has other than its image",
+            json!({"changes": list(&object(
+                "A path",
+                json!({"path": text(), "change": {"type": "string", "enum": ["added", "changed", "deleted"]}}),
+                &[],
+            ))}),
+            &[],
+        ),
+        "NewImage": request(
+            "What an image is made with",
+            json!({
+                "name": {"type": "string", "description": "it has a digest alone when it is not given"}, "author": text(), "message": text(),
+                "changes": {"type": "array", "items": text(), "description": "instructions of a Dockerfile that say how it is run: 'CMD [\"/server\"]', 'ENV A=1'"},
+                "pause": {"type": "boolean", "description": "its processes stand still while what they wrote is read; they do when it is not given"},
+            }),
+            &[],
+        ),
+        "CommittedImage": object(
+            "An image that was made",
+            json!({"name": or_null("string"), "digest": text(), "warnings": list(&text())}),
+            &[],
+        ),
+        "NewName": request("The name of something new", json!({"name": text()}), &["name"]),
+        "NewSnapshot": request(
+            "A wanted snapshot",
+            json!({
+                "name": {"type": "string", "description": "NAME or NAME@TAG"},
+                "keep": {"type": "string", "description": "older ones without a tag of the caller's go, but the newest of each of so many hours, days, weeks, months, years: 24h,7d,4w"},
+            }),
+            &["name"],
+        ),
+        "NewSize": request("A wanted size", json!({"size_bytes": number()}), &["size_bytes"]),
+        "Pruned": object(
+            "What is gone",
+            json!({"removed": list(&text()), "bytes": number(), "failures": list(&text())}),
+            &[],
+        ),
+        "PrunedImages": object("What is gone", json!({"images": number(), "blocks": number(), "bytes": number()}), &[]),
+        "Snapshot": object(
+            "A machine as it was",
+            json!({
+                "name": text(), "machine": text(), "machine_id": text(), "tag": text(), "created_at": text(), "image": text(),
+                "memory_bytes": number(), "used_bytes": number(), "paused_us": number(), "hypervisor": text(), "path": text(),
+            }),
+            &[],
+        ),
+        "Snapshots": object("Snapshots", json!({"snapshots": list(&refer("Snapshot")), "unreadable": list(&text())}), &[]),
+        "VolumeSnapshot": object(
+            "A volume as it was",
+            json!({
+                "name": text(), "volume": text(), "tag": text(), "created_at": text(), "size_bytes": number(), "used_bytes": number(),
+                "state": text(), "path": text(),
+            }),
+            &[],
+        ),
+        "VolumeSnapshots": object("Snapshots of volumes", json!({"snapshots": list(&refer("VolumeSnapshot")), "unreadable": list(&text())}), &[]),
+        "NewFork": request(
+            "Wanted machines",
+            json!({
+                "source": {"type": "string", "description": "MACHINE@TAG; without a tag, the machine as it is now"},
+                "name": {"type": "string", "description": "of several, what is before '-1', '-2' ..."},
+                "number": {"type": "integer", "minimum": 1, "maximum": 1000, "description": "how many; 1 when it is not given"},
+                "env": {"type": "array", "items": text(), "description": "NAME=VALUE, for what is started in them from now on"},
+            }),
+            &["source"],
+        ),
+        "Forked": object(
+            "Machines that were made",
+            json!({"machines": list(&text()), "failed": {"type": ["string", "null"], "description": "why there are not as many as were wanted"}}),
+            &[],
+        ),
+        "Exec": object(
+            "A command in a machine",
+            json!({
+                "id": text(), "command": list(&text()), "pid": number(), "started_at": text(), "ended_at": or_null("string"),
+                "code": or_null("integer"),
+            }),
+            &[],
+        ),
+        "Execs": object("Commands in a machine", json!({"execs": list(&refer("Exec"))}), &[]),
+        "Image": any(),
+        "History": object(
+            "How an image was made",
+            json!({"steps": list(&object(
+                "A step",
+                json!({"created": text(), "created_by": text(), "size_bytes": or_null("integer"), "comment": text()}),
+                &[],
+            ))}),
+            &[],
+        ),
+        "Push": request(
+            "Where an image goes",
+            json!({"target": {"type": "string", "description": "HOST[:PORT]/NAME[:TAG]; its own name when it is not given"}}),
+            &[],
+        ),
+        "LoadedImages": object(
+            "Images of an archive",
+            json!({"images": list(&object("An image", json!({"name": or_null("string"), "digest": text()}), &[]))}),
+            &[],
+        ),
+        "Projects": object(
+            "Compose projects",
+            json!({"projects": list(&object(
+                "A project",
+                json!({
+                    "name": text(), "files": text(),
+                    "states": {"type": "object", "additionalProperties": number(), "description": "how many of its machines are in which state"},
+                }),
+                &[],
+            ))}),
+            &[],
+        ),
+        "ProjectAction": request(
+            "What is to be done with a project",
+            json!({
+                "action": {"type": "string", "enum": ["up", "down", "start", "stop", "restart", "kill", "pause", "unpause", "rm", "pull"]},
+                "config": {"type": "object", "additionalProperties": true, "description": "the compose file, whole: 'up' and 'pull' need it. Variables in it are not replaced, and paths are those of the server's host"},
+                "secrets": {"type": "object", "additionalProperties": {"type": "string"}, "description": "the contents of secrets that the document names, up to 64 KiB each"},
+                "services": {"type": "array", "items": text(), "description": "these alone, for all actions but 'down'"},
+                "timeout": {"type": "integer", "minimum": 0, "description": "seconds between the stop signal and SIGKILL: up, down, stop, restart"},
+                "signal": {"type": "string", "description": "kill"},
+                "scale": {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 4_294_967_295_u32}, "description": "how many machines a service has: up"},
+                "pull": {"type": "string", "enum": ["missing", "always", "never", "newer"], "description": "up"},
+                "wait": {"type": "boolean", "description": "until all run and are healthy: up"},
+                "wait_timeout": {"type": "integer", "minimum": 0, "description": "seconds, with wait: up"},
+                "force_recreate": {"type": "boolean", "description": "up"}, "no_recreate": {"type": "boolean", "description": "up"},
+                "no_deps": {"type": "boolean", "description": "up"}, "no_start": {"type": "boolean", "description": "up"},
+                "remove_orphans": {"type": "boolean", "description": "up, down"},
+                "volumes": {"type": "boolean", "description": "with the project's volumes and all their data: down"},
+                "stop": {"type": "boolean", "description": "also those that run: rm"},
+            }),
+            &["action"],
+        ),
+        "Usage": object(
+            "What everything takes on this host",
+            json!({
+                "usage": list(&object(
+                    "Things of a kind",
+                    json!({"kind": text(), "total": number(), "active": number(), "bytes": number(), "reclaimable_bytes": number()}),
+                    &[],
+                )),
+                "unreadable": list(&text()),
+            }),
+            &[],
+        ),
+        "NewKernel": request("A wanted kernel", json!({"name": {"type": "string", "description": "its own when it is not given"}}), &[]),
+        "Joining": request(
+            "A machine that joins a network",
+            json!({"machine": text(), "ipv4": text(), "ipv6": text(), "aliases": list(&text())}),
+            &["machine"],
+        ),
+        "Leaving": request("A machine that leaves a network", json!({"machine": text()}), &["machine"]),
         "Images": object("Images", json!({"images": list(&any()), "unreadable": list(&text())}), &[]),
         "RemovedImage": object(
             "What became of an image",

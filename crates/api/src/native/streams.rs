@@ -1,11 +1,12 @@
 //! What is told as time goes by: logs and events.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
 use zmachine_engine::Engine;
 use zmachine_spec::{Class, Failure};
 use zmachine_store::events::EventReader;
@@ -17,7 +18,7 @@ use super::machines::failing;
 use super::problem::Problem;
 use crate::app::{self, App};
 use crate::docker::logs::time;
-use crate::http::{Answer, Body, typed};
+use crate::http::{Answer, Body, Refusal, typed};
 
 /// Bytes that are read at once.
 const CHUNK: usize = 8 << 10;
@@ -55,15 +56,58 @@ impl Reading {
     }
 }
 
+/// A part of a log, as clients get it.
+#[derive(Serialize)]
+struct Line<'a> {
+    time: Timestamp,
+    source: &'static str,
+    partial: bool,
+    text: Cow<'a, str>,
+}
+
 fn line(entry: &Entry, into: &mut Vec<u8>) {
-    let document = json!({
-        "time": entry.at,
-        "source": entry.source.name(),
-        "partial": !entry.ends_line,
-        "text": String::from_utf8_lossy(&entry.bytes),
-    });
-    into.extend(serde_json::to_vec(&document).unwrap_or_default());
-    into.push(b'\n');
+    let line = Line {
+        time: entry.at,
+        source: entry.source.name(),
+        partial: !entry.ends_line,
+        text: String::from_utf8_lossy(&entry.bytes),
+    };
+    // Right into the chunk: logs are the most that goes through here.
+    if serde_json::to_writer(&mut *into, &line).is_ok() {
+        into.push(b'\n');
+    }
+}
+
+/// Opens a log, at its beginning, at a time, or so many lines before its end: the id of its machine, and lines that are sent first.
+fn begin(
+    app: &App,
+    name: &str,
+    named: Vec<Source>,
+    span: (Option<Timestamp>, Option<Timestamp>),
+    lines: Option<usize>,
+) -> Result<(String, Reading, Vec<u8>), Failure> {
+    let history = app.engine.history(name)?;
+    let kind = history.state.as_ref().map(|state| state.kind).unwrap_or_default();
+    let sources = match named.is_empty() {
+        true => Source::of_programs(kind).to_vec(),
+        false => named,
+    };
+    let mut reading = Reading {
+        reader: LogReader::open(&history.dir),
+        sources,
+        span,
+    };
+    let mut first = Vec::new();
+    match (lines, span.0) {
+        (Some(lines), _) => {
+            let (entries, reader) = tail(&history.dir, lines, |entry| reading.has(entry))?;
+            entries.iter().for_each(|entry| line(entry, &mut first));
+            reading.reader = reader;
+        }
+        (None, Some(since)) => reading.reader = LogReader::open_since(&history.dir, since),
+        (None, None) => {}
+    }
+    Ok((history.id, reading, first))
 }
 
 /// Shows a log, also that of a machine which was removed in the last seven days.
@@ -80,31 +124,8 @@ pub async fn logs(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
         .all("source")
         .map(|text| text.parse().map_err(|why: String| Failure::new(Class::Usage, why)))
         .collect::<Result<_, _>>()?;
-    let (id, mut reading, first) = failing(app, move |app| {
-        let history = app.engine.history(&name)?;
-        let kind = history.state.as_ref().map(|state| state.kind).unwrap_or_default();
-        let sources = match named.is_empty() {
-            true => Source::of_programs(kind).to_vec(),
-            false => named,
-        };
-        let mut reading = Reading {
-            reader: LogReader::open(&history.dir),
-            sources,
-            span,
-        };
-        let mut first = Vec::new();
-        match (lines, span.0) {
-            (Some(lines), _) => {
-                let (entries, reader) = tail(&history.dir, lines, |entry| reading.has(entry))?;
-                entries.iter().for_each(|entry| line(entry, &mut first));
-                reading.reader = reader;
-            }
-            (None, Some(since)) => reading.reader = LogReader::open_since(&history.dir, since),
-            (None, None) => {}
-        }
-        Ok((history.id, reading, first))
-    })
-    .await?;
+    let begun = app::reading(app, move |app| Ok::<_, Refusal>(begin(app, &name, named, span, lines))).await?;
+    let (id, mut reading, first) = begun?;
     let (sender, body) = Body::stream();
     let app = Arc::clone(app);
     tokio::spawn(async move {

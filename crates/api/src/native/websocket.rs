@@ -31,7 +31,7 @@ use super::Call;
 use super::problem::Problem;
 use crate::docker::stream::{Input, ToMonitor, end_of};
 use crate::http::{Answer, Body};
-use crate::server::Place;
+use crate::place::Place;
 
 /// The largest message of a client, in bytes.
 const LARGEST: usize = 256 << 10;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::Args;
 use zmachine_access::tls::Identity;
 use zmachine_api::app::App;
-use zmachine_api::listen;
+use zmachine_api::listen::{self, Given};
 use zmachine_api::server::{self, Speaks};
 use zmachine_engine::{AbortAt, Engine, Programs, RegistryFiles};
 use zmachine_spec::{Class, Failure, Home};
@@ -48,7 +48,10 @@ pub(crate) fn serve(args: &ServeArgs, program: Option<&Path>) -> Result<u8, Fail
     zmachine_sys::heap::keep_small();
     raise_files();
     let inherited = listen::inherited(|name| std::env::var(name).ok())?;
-    let network = network(args)?;
+    let is_activated = !inherited.is_empty();
+    let (local, mut ports) = apart(inherited);
+    ports.extend(port(args)?);
+    let networks = networks(args, ports)?;
     let (data, run) = state_dirs()?;
     let home = Home::open(&data, &run)?;
     let (docker, native) = (
@@ -63,8 +66,8 @@ pub(crate) fn serve(args: &ServeArgs, program: Option<&Path>) -> Result<u8, Fail
     };
     let group = args.group.as_deref();
     let mut own = Vec::new();
-    let (listeners, socket) = match inherited.is_empty() {
-        true => {
+    let (listeners, socket) = match is_activated {
+        false => {
             let listeners = vec![
                 (Speaks::Docker, listen::bind(&docker, group)?),
                 (Speaks::Native, listen::bind(&native, group)?),
@@ -74,16 +77,16 @@ pub(crate) fn serve(args: &ServeArgs, program: Option<&Path>) -> Result<u8, Fail
             eprintln!("REST API:     unix://{}", native.display());
             (listeners, Some(docker))
         }
-        false => given(inherited),
+        true => given(local),
     };
     let app = Arc::new(App::new(engine.with_registry_files(files), socket)?);
-    if let Some((listener, _)) = &network {
+    for (listener, _) in &networks {
         eprintln!("Both:         https://{}", listener.local_addr()?);
-        if app.guard.tokens.list()?.0.is_empty() {
-            eprintln!("warning: there is no token yet: 'zmachine token create NAME --role viewer' makes one");
-        }
     }
-    run_all(&app, listeners, network)?;
+    if !networks.is_empty() && app.guard.tokens.list()?.0.is_empty() {
+        eprintln!("warning: there is no token yet: 'zmachine token create NAME --role viewer' makes one");
+    }
+    run_all(&app, listeners, networks)?;
     for socket in own {
         let _ = std::fs::remove_file(socket);
     }
@@ -94,7 +97,7 @@ pub(crate) fn serve(args: &ServeArgs, program: Option<&Path>) -> Result<u8, Fail
 fn run_all(
     app: &Arc<App>,
     listeners: Vec<(Speaks, UnixListener)>,
-    network: Option<(TcpListener, Identity)>,
+    networks: Vec<(TcpListener, Identity)>,
 ) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -110,7 +113,7 @@ fn run_all(
         for (speaks, listener) in listeners {
             servers.spawn(server::serve(Arc::clone(app), listener, speaks));
         }
-        if let Some((listener, identity)) = network {
+        for (listener, identity) in networks {
             servers.spawn(server::serve_network(Arc::clone(app), listener, identity));
         }
         let [terminate, interrupt] = &mut ends;
@@ -124,10 +127,22 @@ fn run_all(
     Ok(())
 }
 
-/// The sockets that systemd hands over. One without a name is Docker's, as is that of the unit that comes with the package.
-fn given(inherited: Vec<(String, UnixListener)>) -> (Vec<(Speaks, UnixListener)>, Option<PathBuf>) {
+/// The sockets that systemd hands over: those of this host, and those for clients from elsewhere.
+fn apart(inherited: Vec<Given>) -> (Vec<(String, UnixListener)>, Vec<TcpListener>) {
+    let (mut local, mut network) = (Vec::new(), Vec::new());
+    for given in inherited {
+        match given {
+            Given::Local(name, listener) => local.push((name, listener)),
+            Given::Network(listener) => network.push(listener),
+        }
+    }
+    (local, network)
+}
+
+/// The Unix sockets that systemd hands over. One without a name is Docker's, as is that of the unit that comes with the package.
+fn given(local: Vec<(String, UnixListener)>) -> (Vec<(Speaks, UnixListener)>, Option<PathBuf>) {
     let speaks = |name: &str| if name == "api" { Speaks::Native } else { Speaks::Docker };
-    let listeners: Vec<_> = inherited
+    let listeners: Vec<_> = local
         .into_iter()
         .map(|(name, listener)| (speaks(&name), listener))
         .collect();
@@ -137,29 +152,35 @@ fn given(inherited: Vec<(String, UnixListener)>) -> (Vec<(Speaks, UnixListener)>
     (listeners, socket)
 }
 
-/// The socket for clients from elsewhere, with its certificate: there is none without TLS, not even for this host alone, as whatever
-/// runs here, a browser too, could send to it and listen.
-fn network(args: &ServeArgs) -> Result<Option<(TcpListener, Identity)>, Failure> {
-    let (address, certificate, key) = match (args.listen, &args.tls_cert, &args.tls_key) {
-        (None, None, None) => return Ok(None),
-        (Some(address), Some(certificate), Some(key)) => (address, certificate, key),
-        (Some(_), ..) => {
-            return Err(Failure::new(Class::Usage, "TCP is served with TLS alone")
-                .hint("add --tls-cert and --tls-key; on this host, clients can use the Unix sockets"));
-        }
-        (None, ..) => {
-            return Err(
-                Failure::new(Class::Usage, "--tls-cert and --tls-key are for --listen").hint("add --listen IP:PORT")
-            );
-        }
-    };
-    let identity = Identity::load(certificate, key)?;
+/// The port of `--listen`.
+fn port(args: &ServeArgs) -> Result<Option<TcpListener>, Failure> {
+    let Some(address) = args.listen else { return Ok(None) };
+    // Before anything is bound.
+    let _ = identity(args)?;
     let listener = TcpListener::bind(address).map_err(|e| {
         Failure::from(e)
             .context(format!("cannot listen on {address}"))
             .hint("use an address of this host, and a port that nobody else has")
     })?;
-    Ok(Some((listener, identity)))
+    Ok(Some(listener))
+}
+
+/// The sockets for clients from elsewhere, with their certificate: there is none without TLS, not even for this host alone, as whatever
+/// runs here, a browser too, could send to it and listen.
+fn networks(args: &ServeArgs, ports: Vec<TcpListener>) -> Result<Vec<(TcpListener, Identity)>, Failure> {
+    if ports.is_empty() && (args.tls_cert.is_some() || args.tls_key.is_some()) {
+        let message = "--tls-cert and --tls-key are for --listen, or a port that systemd hands over";
+        return Err(Failure::new(Class::Usage, message).hint("add --listen IP:PORT"));
+    }
+    ports.into_iter().map(|port| Ok((port, identity(args)?))).collect()
+}
+
+fn identity(args: &ServeArgs) -> Result<Identity, Failure> {
+    match (&args.tls_cert, &args.tls_key) {
+        (Some(certificate), Some(key)) => Identity::load(certificate, key),
+        _ => Err(Failure::new(Class::Usage, "TCP is served with TLS alone")
+            .hint("add --tls-cert and --tls-key; on this host, clients can use the Unix sockets")),
+    }
 }
 
 /// Each client has a few descriptors: as many as may be had are.

@@ -2,6 +2,7 @@
 //!
 //! Each request here is made by hand over a connection of its own, so that it is exactly what a client that means no good would send.
 
+mod activation;
 #[path = "../common/http.rs"]
 mod http;
 mod limits;

@@ -8,16 +8,17 @@ use crate::support::{Served, until};
 #[test]
 fn the_docker_command_runs_a_container_to_its_end_as_at_home() {
     let Some(served) = Served::new() else { return };
-    let run = served.docker(&["run", "--rm", "bb", "sh", "-c", "echo out; echo err >&2; exit 7"]);
-    assert_eq!(
-        (run.code, run.stdout(), run.stderr()),
-        (7, "out\n".into(), "err\n".into()),
-        "{run}"
-    );
-    assert_eq!(served.output(&["ps", "-aq"]), "");
-    let piped = served.command(&["run", "--rm", "-i", "bb", "sh", "-c", "cat; echo end"]);
+    let piped = served.command(&[
+        "run",
+        "--rm",
+        "-i",
+        "bb",
+        "sh",
+        "-c",
+        "cat; echo end; echo err >&2; exit 7",
+    ]);
     let piped = piped.input(&b"words\n".repeat(20_000)).finish();
-    assert_eq!(piped.code, 0, "{piped}");
+    assert_eq!((piped.code, piped.stderr()), (7, "err\n".into()), "{piped}");
     assert_eq!(piped.stdout().len(), 6 * 20_000 + 4);
     let wrong = served.docker(&["run", "--rm", "bb", "no-such-command"]);
     assert_eq!(wrong.code, 127, "{wrong}");
@@ -210,11 +211,20 @@ fn told_as_time_goes_by(served: &Served, began: &str) {
         "type=network",
     ];
     let others = served.output(&[others.as_slice(), &["--format", "{{.Type}} {{.Action}}"]].concat());
-    assert!(
-        others.contains("volume create") && others.contains("network create"),
-        "{others}"
-    );
-    let told: Vec<&str> = events.lines().filter(|line| !line.starts_with("health")).collect();
+    for wanted in ["volume create", "volume mount", "network create", "network connect"] {
+        assert!(others.lines().any(|line| line == wanted), "{wanted}: {others}");
+    }
+    let (commands, told): (Vec<&str>, Vec<&str>) = events
+        .lines()
+        .filter(|line| !line.starts_with("health"))
+        .partition(|line| line.starts_with("exec_"));
+    for wanted in ["exec_create: wc -c front", "exec_start: wc -c front", "exec_die front"] {
+        assert!(commands.contains(&wanted), "{wanted}: {events}");
+    }
+    // That of a detached command, too.
+    let ends = commands.iter().filter(|line| line.starts_with("exec_die")).count();
+    let starts = commands.iter().filter(|line| line.starts_with("exec_start")).count();
+    assert_eq!(ends, starts, "{events}");
     assert_eq!(
         told,
         ["create front", "start front", "pause front", "unpause front"],

@@ -63,7 +63,6 @@ fn a_project_comes_up_stays_as_it_is_and_goes() {
     assert_eq!(compose(&["ps", "-q", "web"]).stdout(), web);
     assert!(!ids.contains(compose(&["ps", "-q", "db"]).stdout().trim()));
     assert!(compose(&["logs", "db"]).stdout().contains("db again"));
-    compose(&["restart", "-t", "1", "web"]).expect_success();
     compose(&["down", "-v"]).expect_success();
     assert_eq!(served.output(&["ps", "-aq"]), "");
     assert_eq!(served.output(&["volume", "ls", "-q"]), "");

@@ -47,19 +47,13 @@ fn the_command_line_drives_another_host() {
     };
     assert!(remote.output(&["images"]).contains("bb"));
 
-    let ran = remote.run(&["run", "--rm", "bb", "sh", "-c", "echo out; echo err >&2; exit 7"]);
-    assert_eq!(
-        (ran.code, ran.stdout(), ran.stderr()),
-        (7, "out\n".into(), "err\n".into()),
-        "{ran}"
-    );
     let piped = remote.with_input(
-        &["run", "-i", "--rm", "bb", "sh", "-c", "cat; echo end"],
+        &["run", "-i", "--rm", "bb", "sh", "-c", "cat; echo err >&2; exit 7"],
         b"through the network\n",
     );
     assert_eq!(
-        (piped.code, piped.stdout()),
-        (0, "through the network\nend\n".into()),
+        (piped.code, piped.stdout(), piped.stderr()),
+        (7, "through the network\n".into(), "err\n".into()),
         "{piped}"
     );
     assert_eq!(remote.run(&["run", "--rm", "bb", "no-such-program"]).code, 127);
@@ -74,7 +68,19 @@ fn the_command_line_drives_another_host() {
     let plain = "echo begun; exec sleep 1000";
     assert_eq!(
         remote.output(&[
-            "run", "-d", "--name", "far", "-l", "a=b", "-e", "A=b c", "bb", "sh", "-c", plain
+            "run",
+            "-d",
+            "--name",
+            "far",
+            "--snapshots",
+            "-l",
+            "a=b",
+            "-e",
+            "A=b c",
+            "bb",
+            "sh",
+            "-c",
+            plain
         ]),
         "far"
     );
@@ -87,7 +93,9 @@ fn the_command_line_drives_another_host() {
     let piped = remote.with_input(&["exec", "-i", "far", "sh", "-c", "cat; exit 3"], b"words");
     assert_eq!((piped.code, piped.stdout()), (3, "words".into()), "{piped}");
     assert!(remote.output(&["inspect", "far"]).contains("\"name\": \"far\""));
-    assert!(remote.output(&["stats", "far"]).contains("MiB"));
+    assert!(remote.output(&["stats", "--no-stream", "far"]).contains("MiB"));
+    files(&remote);
+    snapshots(&remote);
     assert!(remote.output(&["top", "far"]).contains("sleep 1000"));
     let own = served.home.zmachine(["ps", "-q"]).finish();
     assert_eq!(own.stdout().trim(), "far", "{own}");
@@ -105,16 +113,139 @@ fn the_command_line_drives_another_host() {
         here.code == 2 && here.stderr().contains("for this host alone"),
         "{here}"
     );
-    let unknown = remote.run(&["system", "df"]);
+    let unknown = remote.run(&["firmware", "show"]);
     assert!(unknown.code == 2, "{unknown}");
+    images(&remote);
 
     assert_eq!(remote.output(&["volume", "create", "--size", "64M", "data"]), "data");
     assert_eq!(remote.output(&["volume", "ls", "-q"]), "data");
-    assert_eq!(remote.output(&["volume", "rm", "data"]), "data");
+    assert!(remote.output(&["volume", "grow", "data", "128M"]).contains("128.0 MiB"));
+    assert!(remote.output(&["volume", "prune", "-af"]).starts_with("data"));
+    assert_eq!(remote.output(&["network", "create", "side"]), "side");
+    remote.output(&["network", "connect", "--alias", "it", "side", "far"]);
+    assert!(remote.output(&["inspect", "far"]).contains("\"it\""));
+    remote.output(&["network", "disconnect", "side", "far"]);
+    assert_eq!(remote.output(&["network", "prune", "-f"]), "side");
+    assert!(remote.output(&["system", "df"]).contains("machines"));
     assert!(remote.output(&["network", "ls"]).contains("default"));
     assert!(remote.output(&["kernel", "ls"]).contains("yes"));
     by_tls(&served);
-    assert_eq!(remote.output(&["rm", "far"]), "far");
+    compose(&remote);
+    assert_eq!(remote.output(&["system", "prune", "-f"]).lines().next(), Some("far"));
+}
+
+/// Files in both directions, and what became of the machine by them.
+fn files(remote: &Remote<'_>) {
+    let home = &remote.served.home;
+    let path = |name: &str| home.file(name).display().to_string();
+    fs::create_dir_all(home.file("tree/inner")).expect("a folder");
+    fs::write(home.file("tree/inner/a"), "one\n").expect("a file");
+    remote.output(&["cp", &path("tree"), "far:/srv"]);
+    assert_eq!(remote.output(&["exec", "far", "cat", "/srv/inner/a"]), "one");
+    remote.output(&["cp", "far:/srv/inner", &path("back")]);
+    assert_eq!(fs::read_to_string(home.file("back/a")).expect("the copy"), "one\n");
+    let archive = remote.run(&["cp", "far:/srv/inner/a", "-"]);
+    archive.expect_success();
+    let mut archive = tar::Archive::new(archive.stdout_bytes.as_slice());
+    let mut members = archive.entries().expect("an archive");
+    let first = members.next().expect("a member").expect("a member");
+    assert_eq!(first.path().expect("its path").display().to_string(), "a");
+    for (words, why) in [
+        (["cp", "far:/no/such", "x"], "is not there"),
+        (["cp", "/no/such", "far:/x"], "cannot copy /no/such"),
+        (["cp", &path("back/a"), "far:/no/such/x"], "is no directory"),
+        (["cp", &path("back/a"), "none:/x"], "no machine is called 'none'"),
+    ] {
+        let refused = remote.run(&words);
+        assert!(refused.code == 3 && refused.stderr().contains(why), "{refused}");
+    }
+    assert!(
+        remote
+            .output(&["diff", "far"])
+            .lines()
+            .any(|line| line == "A /srv/inner/a")
+    );
+    let id = remote.output(&["exec", "-d", "far", "sh", "-c", "echo kept > /kept"]);
+    assert!(!id.is_empty());
+    until("what a detached command wrote", || {
+        (remote.run(&["exec", "far", "cat", "/kept"]).stdout() == "kept\n").then_some(())
+    });
+}
+
+/// The machine saved as it runs, and another one that goes on from there.
+fn snapshots(remote: &Remote<'_>) {
+    assert_eq!(remote.output(&["snapshot", "create", "far@one"]), "far@one");
+    assert_eq!(remote.output(&["snapshot", "ls", "-q"]), "far@one");
+    assert_eq!(remote.output(&["fork", "far@one", "--name", "twin"]), "twin");
+    assert_eq!(remote.output(&["exec", "twin", "cat", "/kept"]), "kept");
+    assert_eq!(remote.output(&["rm", "-f", "twin"]), "twin");
+    let archive = remote.served.home.file("far.tar").display().to_string();
+    remote.output(&["snapshot", "export", "far@one", "-o", &archive]);
+    assert_eq!(
+        remote.output(&["snapshot", "import", &archive, "--name", "far@two"]),
+        "far@two"
+    );
+    assert_eq!(
+        remote.output(&["snapshot", "rm", "far@one", "far@two"]),
+        "far@one\nfar@two"
+    );
+}
+
+/// An image made of the machine, and to another place and back.
+fn images(remote: &Remote<'_>) {
+    let path = remote.served.home.file("made.tar").display().to_string();
+    let made = remote.run(&["commit", "far", "made:1"]);
+    // A flist has no layers on which one could be laid; that is told, as it is without --host.
+    assert!(made.code != 0 || made.stdout().starts_with("made:1 "), "{made}");
+    let archive = remote
+        .served
+        .archive("other:1", &remote.served.home.file("tree"), &serde_json::json!({}));
+    assert!(remote.output(&["load", "-i", &archive]).starts_with("other:1 "));
+    remote.output(&["tag", "other:1", "again:2"]);
+    assert!(remote.output(&["history", "again:2"]).contains("by hand"));
+    remote.output(&["save", "-o", &path, "again:2"]);
+    assert_eq!(remote.output(&["rmi", "again:2", "other:1"]), "again:2\nother:1");
+    assert!(remote.output(&["load", "-i", &path]).starts_with("again:2 "));
+    assert_eq!(remote.output(&["rmi", "again:2"]), "again:2");
+    assert!(remote.output(&["image", "prune"]).contains("reclaimed"));
+    let none = remote.run(&["save", "bb"]);
+    assert!(none.code != 0 && none.stderr().contains("bb"), "{none}");
+}
+
+/// A project of files here whose machines are there.
+fn compose(remote: &Remote<'_>) {
+    let folder = remote.served.home.file("project");
+    fs::create_dir_all(&folder).expect("a folder");
+    fs::write(folder.join("key"), "hidden").expect("a file");
+    let text = "name: far\nservices:\n  web:\n    image: bb\n    command: sh -c 'cat /run/secrets/key; exec sleep 1000'\n    \
+                secrets: [key]\n    volumes: ['data:/data']\nsecrets: {key: {file: ./key}}\nvolumes: {data: {}}\n";
+    let file = folder.join("compose.yaml");
+    fs::write(&file, text).expect("a file");
+    let file = file.display().to_string();
+    let with = |words: &[&str]| remote.run(&[&["compose", "-f", file.as_str()], words].concat());
+    let up = with(&["up", "-d"]);
+    assert!(
+        up.code == 0 && up.stderr().contains("Machine far-web-1  started"),
+        "{up}"
+    );
+    assert!(with(&["up", "-d"]).stderr().contains("Machine far-web-1  running"));
+    assert!(with(&["ps"]).stdout().contains("web"));
+    until("its secret", || {
+        with(&["logs", "web"]).stdout().contains("hidden").then_some(())
+    });
+    assert_eq!(with(&["exec", "-T", "web", "echo", "in it"]).stdout(), "in it\n");
+    assert!(remote.output(&["compose", "ls"]).contains("running(1)"));
+    let down = with(&["down", "-v", "-t", "1"]);
+    assert!(
+        down.code == 0 && down.stderr().contains("Volume far_data  removed"),
+        "{down}"
+    );
+    fs::write(&file, text.replace("'data:/data'", "'./tree:/data'")).expect("a file");
+    let refused = with(&["up", "-d"]);
+    assert!(
+        refused.code == 6 && refused.stderr().contains("project/tree of this host"),
+        "{refused}"
+    );
 }
 
 /// The same by TLS: with a token, a certificate, and a name for all of it.

@@ -12,16 +12,15 @@ use crate::support::{Served, until};
 const SCRIPT: &str = r#"
 import os, docker
 from testcontainers.redis import RedisContainer
-with RedisContainer("redis:7") as box:
-    client = box.get_client()
-    client.set("key", "value")
-    assert client.get("key") == b"value"
-    code, out = box.exec(["busybox", "sh", "-c", "echo inside"])
-    assert (code, out) == (0, b"inside\n"), (code, out)
+box = RedisContainer("redis:7").start()
+client = box.get_client()
+client.set("key", "value")
+assert client.get("key") == b"value"
+code, out = box.exec(["busybox", "sh", "-c", "echo inside"])
+assert (code, out) == (0, b"inside\n"), (code, out)
 names = [c.name for c in docker.from_env().containers.list()]
 assert any(name.startswith("testcontainers-ryuk-") for name in names), names
-left = RedisContainer("redis:7").start()
-print("left", left.get_wrapped_container().id, flush=True)
+print("left", box.get_wrapped_container().id, flush=True)
 # As a program that crashes: nobody stops the container.
 os._exit(0)
 "#;

@@ -1,21 +1,22 @@
 //! Machines: listed, shown, started, stopped, removed.
 
 use serde_json::{Value, json};
-use zmachine_spec::{Class, Failure};
+use zmachine_spec::cpus::{CpuSet, Cpus};
+use zmachine_spec::{Class, Failure, RestartPolicy};
 
 use super::{all, output};
 use crate::connection::{Ask, Server, part};
-use crate::words::{Format, Kill, Names, Ps, Rm, Stats, Stop};
+use crate::words::{Format, Kill, Names, Ps, Rm, Stop, Update};
 
 /// Machines of a page: as many as the server gives.
 const PAGE: &str = "1000";
 
-fn path(name: &str) -> String {
+pub(super) fn path(name: &str) -> String {
     format!("/v1/machines/{}", part(name))
 }
 
 /// All machines that fit.
-async fn machines(server: &Server, state: Option<&str>, labels: &[String]) -> Result<Vec<Value>, Failure> {
+pub(super) async fn machines(server: &Server, state: Option<&str>, labels: &[String]) -> Result<Vec<Value>, Failure> {
     let mut found = Vec::new();
     let mut after = None;
     loop {
@@ -35,12 +36,24 @@ async fn machines(server: &Server, state: Option<&str>, labels: &[String]) -> Re
     }
 }
 
+/// Whether a machine runs, or is about to.
+pub(super) fn is_active(machine: &Value) -> bool {
+    let state = machine["state"].as_str().unwrap_or_default();
+    !matches!(state, "created" | "stopped" | "failed")
+}
+
+/// The state of a machine, with its exit code or its health.
+pub(super) fn state(machine: &Value) -> String {
+    let state = output::text(&machine["state"]);
+    match (machine["exit_code"].as_i64(), machine["health"].as_str()) {
+        (Some(code), _) => format!("{state} ({code})"),
+        (None, Some(health)) => format!("{state} ({health})"),
+        _ => state,
+    }
+}
+
 pub(super) async fn list(server: &Server, args: &Ps) -> Result<(), Failure> {
     let mut found = machines(server, None, &args.label).await?;
-    let is_active = |machine: &Value| {
-        let state = machine["state"].as_str().unwrap_or_default();
-        !matches!(state, "created" | "stopped" | "failed")
-    };
     found.retain(|machine| args.all || is_active(machine));
     // The newest first, as people want them.
     found.reverse();
@@ -53,15 +66,10 @@ pub(super) async fn list(server: &Server, args: &Ps) -> Result<(), Failure> {
         return output::json(&found.into());
     }
     let cells = |machine: &Value| {
-        let state = match (machine["exit_code"].as_i64(), machine["health"].as_str()) {
-            (Some(code), _) => format!("{} ({code})", output::text(&machine["state"])),
-            (None, Some(health)) => format!("{} ({health})", output::text(&machine["state"])),
-            _ => output::text(&machine["state"]),
-        };
         vec![
             output::text(&machine["name"]),
             output::text(&machine["id"]),
-            state,
+            state(machine),
             output::text(&machine["flist"]),
             output::text(&machine["cpus"]),
             output::bytes(&machine["memory_bytes"]),
@@ -177,46 +185,47 @@ pub(super) async fn top(server: &Server, name: &str) -> Result<(), Failure> {
     )
 }
 
-pub(super) async fn stats(server: &Server, args: &Stats) -> Result<(), Failure> {
-    let names = match args.names.is_empty() {
-        false => args.names.clone(),
-        true => {
-            let running = machines(server, Some("running"), &[]).await?;
-            running.iter().map(|machine| output::text(&machine["name"])).collect()
-        }
-    };
-    let mut samples = Vec::new();
-    for name in names {
-        match server.ask(&Ask::new("GET", format!("{}/stats", path(&name)))).await {
-            Ok(sample) => samples.push((name, sample)),
-            // It ended between the two questions.
-            Err(failure) if args.names.is_empty() && matches!(failure.class, Class::Conflict | Class::NotFound) => {}
-            Err(failure) => return Err(failure),
-        }
+/// Which ports of the host lead to a machine.
+pub(super) async fn ports(server: &Server, name: &str) -> Result<(), Failure> {
+    let id = output::text(&server.ask(&Ask::new("GET", path(name))).await?["id"]);
+    let all = machines(server, None, &[]).await?;
+    let machine = all.iter().find(|machine| machine["id"] == id.as_str());
+    let ports = machine.and_then(|machine| machine["ports"].as_array());
+    ports
+        .into_iter()
+        .flatten()
+        .try_for_each(|port| output::line(&output::text(port)))
+}
+
+pub(super) async fn update(server: &Server, args: &Update) -> Result<(), Failure> {
+    let mut change = json!({});
+    if let Some(policy) = &args.restart {
+        change["restart"] = json!(policy.parse::<RestartPolicy>()?);
     }
-    if args.output == Format::Json {
-        let all: serde_json::Map<String, Value> = samples.into_iter().collect();
-        return output::json(&all.into());
+    if let Some(cpus) = &args.cpus {
+        change["cpus"] = json!(cpus.parse::<Cpus>()?);
     }
-    let cells = |(name, sample): &(String, Value)| {
-        let pair =
-            |one: &str, other: &str| format!("{} / {}", output::bytes(&sample[one]), output::bytes(&sample[other]));
-        vec![
-            name.clone(),
-            format!("{:.1} s", sample["cpu_ms"].as_f64().unwrap_or_default() / 1000.0),
-            output::bytes(&sample["resident_bytes"]),
-            pair("guest_used_bytes", "guest_total_bytes"),
-            pair("network_received_bytes", "network_sent_bytes"),
-            pair("block_read_bytes", "block_written_bytes"),
-        ]
-    };
-    let head = [
-        "NAME",
-        "CPU TIME",
-        "MEMORY",
-        "GUEST USED / HAS",
-        "NETWORK IN / OUT",
-        "DISK READ / WRITTEN",
-    ];
-    output::table(&head, &samples.iter().map(cells).collect::<Vec<_>>())
+    if let Some(set) = &args.cpuset_cpus {
+        change["cpuset"] = json!(set.parse::<CpuSet>()?);
+    }
+    args.memory
+        .iter()
+        .for_each(|bytes| change["memory_bytes"] = json!(bytes));
+    if !args.label.is_empty() {
+        change["labels"] = super::labels(&args.label);
+    }
+    if !args.label_rm.is_empty() {
+        change["labels_removed"] = json!(args.label_rm);
+    }
+    if change == json!({}) {
+        return Err(Failure::new(Class::Usage, "nothing is to be changed")
+            .hint("say what: --restart, --label, --label-rm, --cpus, --cpuset-cpus or --memory"));
+    }
+    all(&args.names.names, async |name| {
+        server
+            .ask(&Ask::new("PATCH", path(name)).sending(change.clone()))
+            .await?;
+        output::line(name)
+    })
+    .await
 }

@@ -1,11 +1,17 @@
 //! What the commands do.
 
+mod compose;
 pub mod context;
-pub mod machines;
+mod files;
+mod images;
+mod machines;
 mod output;
-pub mod resources;
-pub mod run;
-pub mod watch;
+mod resources;
+mod run;
+mod snapshots;
+mod space;
+mod stats;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,7 +23,7 @@ use zmachine_spec::{Class, Failure};
 use crate::connection::{Ask, Server};
 use crate::contexts::{self, Contexts};
 use crate::target::Host;
-use crate::words::{Command, Image, Kernel, Network, Volume, Words};
+use crate::words::{Command, Words};
 
 /// The host that is meant: that of `ZMACHINE_HOST`, the context of `ZMACHINE_CONTEXT`, or the one in use.
 ///
@@ -85,33 +91,35 @@ async fn command(server: &Server, command: Command) -> Result<u8, Failure> {
         Command::Ps(args) => machines::list(server, &args).await?,
         Command::Inspect(args) => machines::inspect(server, &args).await?,
         Command::Why(args) => machines::why(server, &args).await?,
-        Command::Stats(args) => machines::stats(server, &args).await?,
+        Command::Stats(args) => stats::stats(server, &args).await?,
         Command::Events(args) => watch::events(server, &args).await?,
         Command::Logs(args) => watch::logs(server, &args).await?,
         Command::Metrics => watch::metrics(server).await?,
-        Command::Images(listing) | Command::Image(Image::Ls(listing)) => resources::images(server, &listing).await?,
-        Command::Pull(args) | Command::Image(Image::Pull(args)) => resources::pull(server, &args).await?,
-        Command::Rmi(args) | Command::Image(Image::Rm(args)) => {
-            resources::remove(server, "images", &args.names).await?
-        }
-        Command::Volume(Volume::Ls(listing)) => resources::volumes(server, &listing).await?,
-        Command::Volume(Volume::Create { name, size, fs, label }) => {
-            resources::create_volume(server, &name, size, fs, &label).await?;
-        }
-        Command::Volume(Volume::Inspect(args)) => resources::inspect(server, "volumes", &args.names).await?,
-        Command::Volume(Volume::Rm(args)) => resources::remove(server, "volumes", &args.names).await?,
-        Command::Network(Network::Ls(listing)) => resources::networks(server, &listing).await?,
-        Command::Network(Network::Create {
-            name,
-            subnet,
-            internal,
-            label,
-        }) => {
-            resources::create_network(server, &name, subnet, internal, &label).await?;
-        }
-        Command::Network(Network::Inspect(args)) => resources::inspect(server, "networks", &args.names).await?,
-        Command::Network(Network::Rm(args)) => resources::remove(server, "networks", &args.names).await?,
-        Command::Kernel(Kernel::Ls(listing)) => resources::kernels(server, &listing).await?,
+        Command::Images(listing) => images::list(server, &listing).await?,
+        Command::Pull(args) => images::pull(server, &args).await?,
+        Command::Rmi(args) => images::remove(server, &args.names).await?,
+        Command::Tag(args) => images::tag(server, &args).await?,
+        Command::Push(args) => images::push(server, &args).await?,
+        Command::Save(args) => images::save(server, &args).await?,
+        Command::Load(args) => images::load(server, &args).await?,
+        Command::History(args) => images::history(server, &args).await?,
+        Command::Image(command) => images::image(server, command).await?,
+        Command::Volume(command) => resources::volume(server, command).await?,
+        Command::Network(command) => resources::network(server, command).await?,
+        Command::Kernel(command) => resources::kernel(server, command).await?,
+        Command::Deploy(args) => resources::deploy(server, &args).await?,
+        Command::Cp(args) => files::cp(server, &args).await?,
+        Command::Diff(args) => files::diff(server, &args).await?,
+        Command::Commit(args) => files::commit(server, &args).await?,
+        Command::Export(args) => files::export(server, &args).await?,
+        Command::Clone { name, new } => files::copy(server, &name, &new).await?,
+        Command::Update(args) => machines::update(server, &args).await?,
+        Command::Port { name } => machines::ports(server, &name).await?,
+        Command::Snapshot(command) => snapshots::snapshot(server, command).await?,
+        Command::Restore { name } => snapshots::restore(server, &name).await?,
+        Command::Fork(args) => snapshots::fork(server, &args).await?,
+        Command::System(command) => space::system(server, command).await?,
+        Command::Compose(args) => return compose::compose(server, args).await,
         Command::Doctor(listing) => return resources::doctor(server, &listing).await,
         Command::Version => {
             let version = server.ask(&Ask::new("GET", "/v1/version")).await?;

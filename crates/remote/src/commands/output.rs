@@ -1,20 +1,27 @@
 //! What is printed.
 
-use std::io::Write;
+use std::io::{BufRead, Write};
 
 use serde_json::Value;
 use zmachine_spec::Failure;
 
+/// Text on standard output. Whoever reads it may have enough before its end.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => Ok(written?),
+    }
+}
+
 /// A line on standard output.
 pub(super) fn line(text: &str) -> Result<(), Failure> {
-    Ok(writeln!(std::io::stdout().lock(), "{text}")?)
+    print(&format!("{text}\n"))
 }
 
 /// A document on standard output.
 pub(super) fn json(document: &Value) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, document).map_err(std::io::Error::from)?;
-    Ok(writeln!(out)?)
+    line(&serde_json::to_string_pretty(document).map_err(std::io::Error::from)?)
 }
 
 /// Rows in columns as wide as they need, without what a terminal would obey.
@@ -42,12 +49,12 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> 
             .collect();
         padded.join("  ").trim_end().to_owned()
     };
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", shown(&mut head.iter().copied()))?;
+    let mut text = shown(&mut head.iter().copied()) + "\n";
     for row in &rows {
-        writeln!(out, "{}", shown(&mut row.iter().map(String::as_str)))?;
+        text.push_str(&shown(&mut row.iter().map(String::as_str)));
+        text.push('\n');
     }
-    Ok(())
+    print(&text)
 }
 
 /// A value in a cell.
@@ -76,6 +83,17 @@ pub(super) fn bytes(value: &Value) -> String {
         0 => format!("{count} B"),
         _ => format!("{size:.1} {}", units[unit]),
     }
+}
+
+/// Asks whether something is meant, unless that has been said.
+pub(super) fn confirm(what: &str, force: bool) -> Result<bool, Failure> {
+    if force {
+        return Ok(true);
+    }
+    eprint!("{what}\nAre you sure? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 /// Documents of a list.

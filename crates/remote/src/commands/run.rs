@@ -1,8 +1,9 @@
 //! `run`, `create`, `exec`, `attach`, `console`: processes elsewhere.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use zmachine_spec::{Class, Failure};
 
 use super::output;
@@ -122,18 +123,36 @@ async fn followed(server: &Server, path: &str, stdin: bool) -> Result<Followed, 
     }
 }
 
+/// The variables of a command: those of this host that are named alone, where it has them.
+fn variables(args: &Exec) -> Vec<(String, String)> {
+    let read = |text: &String| match text.split_once('=') {
+        Some((name, value)) => Some((name.to_owned(), value.to_owned())),
+        None => Some((text.clone(), std::env::var(text).ok()?)),
+    };
+    args.env.iter().filter_map(read).collect()
+}
+
+/// Starts a command that runs on by itself.
+async fn begin(server: &Server, args: &Exec) -> Result<u8, Failure> {
+    let env: BTreeMap<String, String> = variables(args).into_iter().collect();
+    let mut body = json!({"command": args.command, "env": env});
+    for (name, value) in [("workdir", &args.workdir), ("user", &args.user)] {
+        value.iter().for_each(|value| body[name] = json!(value));
+    }
+    let ask = Ask::new("POST", format!("/v1/machines/{}/execs", part(&args.name))).sending(body);
+    output::line(&output::text(&server.ask(&ask).await?["id"]))?;
+    Ok(0)
+}
+
 pub(super) async fn exec(server: &Server, args: &Exec) -> Result<u8, Failure> {
+    if args.detach {
+        return begin(server, args).await;
+    }
     let mut ask = Ask::new("GET", format!("/v1/machines/{}/exec", part(&args.name)));
     ask.query
         .extend(args.command.iter().map(|word| ("command", word.clone())));
-    for pair in &args.env {
-        let pair = match (pair.contains('='), std::env::var(pair)) {
-            (true, _) => pair.clone(),
-            (false, Ok(value)) => format!("{pair}={value}"),
-            (false, Err(_)) => continue,
-        };
-        ask.query.push(("env", pair));
-    }
+    let pair = |(name, value)| ("env", format!("{name}={value}"));
+    ask.query.extend(variables(args).into_iter().map(pair));
     ask.query.extend(args.workdir.clone().map(|folder| ("workdir", folder)));
     ask.query.extend(args.user.clone().map(|user| ("user", user)));
     if args.interactive {

@@ -16,7 +16,10 @@ use crate::words::{Events, Format, Logs};
 const LONGEST: usize = 16 << 20;
 
 /// Reads a stream line by line.
-async fn lines(answer: Response<Incoming>, mut each: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
+pub(super) async fn lines(
+    answer: Response<Incoming>,
+    mut each: impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let mut body = answer.into_body();
     let mut rest: Vec<u8> = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -63,7 +66,7 @@ pub(super) async fn logs(server: &Server, args: &Logs) -> Result<(), Failure> {
         }
         match entry["source"] == "stderr" {
             true => std::io::stderr().lock().write_all(text.as_bytes())?,
-            false => std::io::stdout().lock().write_all(text.as_bytes())?,
+            false => output::print(&text)?,
         }
         Ok(())
     })

@@ -1,7 +1,7 @@
 //! `events`: what happened to containers, and what happens.
 //!
-//! The events of the home in docker's words: of containers, images, volumes and networks. What docker tells of commands, and of volumes and
-//! networks at each start and end of a container, is not written down here.
+//! The events of the home in docker's words: of containers, their commands, images, volumes and networks. What docker tells of volumes and
+//! networks at each start and end of a container is not written down; it follows from what the container was made with.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use hyper::StatusCode;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use zmachine_engine::Engine;
-use zmachine_spec::Kind;
+use zmachine_spec::{Kind, MachineSpec, Origin};
 use zmachine_store::events::{Event, EventReader, Object};
 
 use super::query::{Filters, name_fits};
-use super::{Call, ids, logs};
+use super::{Call, exec_events, ids, logs, networks};
 use crate::app::{App, blocking};
 use crate::http::{Answer, Body, Refusal, typed};
 
@@ -42,7 +42,11 @@ struct About {
     kind: Kind,
     image: String,
     labels: BTreeMap<String, String>,
-    /// Events before this one belong to a run of the machine that has begun before.
+    /// Names and ids of the networks that it is in.
+    networks: Vec<(String, String)>,
+    /// Its volumes: name, path, whether it may write.
+    volumes: Vec<(String, String, bool)>,
+    /// The phase that it went to last.
     last: String,
 }
 
@@ -128,11 +132,17 @@ impl Reading {
             return self.of_object(object, event);
         }
         let before = self.known.get(&event.id).map(|about| about.last.clone());
+        if event.event == "starting" {
+            // It may be in other networks than at its start before.
+            self.known.remove(&event.id);
+        }
         let about = self
             .known
             .entry(event.id.clone())
             .or_insert_with(|| about(engine, &event.id));
-        about.last.clone_from(&event.event);
+        if !is_no_phase(&event.event) {
+            about.last.clone_from(&event.event);
+        }
         let about = about.clone();
         if event.event == "removed" {
             self.known.remove(&event.id);
@@ -141,10 +151,51 @@ impl Reading {
             return Vec::new();
         }
         let asked = event.event == "stopped" && was_stopped_by_user(engine, &event.id);
-        actions(event, before.as_deref(), asked)
+        let own = actions(event, before.as_deref(), asked)
             .into_iter()
             .filter(|action| self.has(event, &about, action))
-            .map(|action| document(event, &about, &action))
+            .map(|action| document(event, &about, &action));
+        self.attachments(event, before.as_deref(), &about)
+            .into_iter()
+            .chain(own)
+            .collect()
+    }
+
+    /// What happens to networks and volumes by the start and the end of a container; it is told before these.
+    fn attachments(&self, event: &Event, before: Option<&str>, about: &About) -> Vec<Value> {
+        let is_start = match (event.event.as_str(), before) {
+            ("running", Some("paused")) => return Vec::new(),
+            ("running", _) => true,
+            // One that did not come so far had none.
+            ("stopped" | "failed" | "restarting", Some("created" | "starting")) => return Vec::new(),
+            ("stopped" | "failed" | "restarting", _) => false,
+            _ => return Vec::new(),
+        };
+        let container = ids::container(&event.id);
+        let networks = about.networks.iter().map(|(name, id)| {
+            let attributes = BTreeMap::from([
+                ("container", container.clone()),
+                ("name", networks::shown_name(name)),
+                ("type", "bridge".to_owned()),
+            ]);
+            let action = if is_start { "connect" } else { "disconnect" };
+            (Object::Network, id, name, action, attributes)
+        });
+        let volumes = about.volumes.iter().map(|(name, path, writes)| {
+            let mut attributes = BTreeMap::from([("container", container.clone()), ("driver", "local".to_owned())]);
+            if is_start {
+                attributes.insert("destination", path.clone());
+                attributes.insert("propagation", String::new());
+                attributes.insert("read/write", writes.to_string());
+            }
+            let action = if is_start { "mount" } else { "unmount" };
+            (Object::Volume, name, name, action, attributes)
+        });
+        networks
+            .chain(volumes)
+            .filter_map(|(object, id, name, action, attributes)| {
+                self.object_document(object, (id, name), action, &attributes, event.time)
+            })
             .collect()
     }
 
@@ -178,8 +229,21 @@ impl Reading {
             Object::Image => event.name.as_str(),
             _ => event.id.as_str(),
         };
+        let document = self.object_document(object, (id, &event.name), action, &attributes, event.time);
+        document.into_iter().collect()
+    }
+
+    /// What happened to something by its id and name, when that is wanted.
+    fn object_document(
+        &self,
+        object: Object,
+        (id, own_name): (&str, &str),
+        action: &str,
+        attributes: &BTreeMap<&str, String>,
+        at: Timestamp,
+    ) -> Option<Value> {
         let filters = &self.filters;
-        let is_it = |wanted: &str| event.name == wanted || (!wanted.is_empty() && event.id.starts_with(wanted));
+        let is_it = |wanted: &str| own_name == wanted || (!wanted.is_empty() && id.starts_with(wanted));
         let only = |name: &str, own: Object| match object == own {
             true => filters.allow(name, is_it),
             false => !filters.has(name),
@@ -192,17 +256,16 @@ impl Reading {
             && only("network", Object::Network)
             && !filters.has("container")
             && filters.allow_labels(&BTreeMap::new());
-        if !is_wanted {
-            return Vec::new();
-        }
-        vec![json!({
-            "Type": object.word(),
-            "Action": action,
-            "Actor": {"ID": id, "Attributes": attributes},
-            "scope": "local",
-            "time": event.time.as_second(),
-            "timeNano": i64::try_from(event.time.as_nanosecond()).unwrap_or_default(),
-        })]
+        is_wanted.then(|| {
+            json!({
+                "Type": object.word(),
+                "Action": action,
+                "Actor": {"ID": id, "Attributes": attributes},
+                "scope": "local",
+                "time": at.as_second(),
+                "timeNano": i64::try_from(at.as_nanosecond()).unwrap_or_default(),
+            })
+        })
     }
 
     fn has(&self, event: &Event, about: &About, action: &str) -> bool {
@@ -228,12 +291,44 @@ fn about(engine: &Engine, id: &str) -> About {
         Some(history) => (history.state.map(|state| state.kind), Some(history.spec)),
         None => (None, None),
     };
+    let networks = spec.iter().flat_map(|spec| &spec.networks);
+    let networks = networks.map(|network| {
+        let id = networks::id(engine, &network.name);
+        (network.name.clone(), id)
+    });
     About {
+        networks: networks.collect(),
+        volumes: spec
+            .as_ref()
+            .map(|spec| volumes_of(engine, id, spec))
+            .unwrap_or_default(),
         kind: kind.unwrap_or_default(),
         image: spec.as_ref().map_or_else(String::new, |spec| spec.flist.clone()),
         labels: spec.map_or_else(BTreeMap::new, |spec| spec.labels),
         last: String::new(),
     }
+}
+
+/// The volumes of a machine, those among them that were made for it without a name.
+fn volumes_of(engine: &Engine, id: &str, spec: &MachineSpec) -> Vec<(String, String, bool)> {
+    let own = engine
+        .machine(id)
+        .and_then(|machine| engine.own_volumes(&machine))
+        .unwrap_or_default();
+    let named = |request: &zmachine_spec::VolumeRequest| {
+        let name = match &request.origin {
+            Origin::Named(name) => name.clone(),
+            Origin::Anonymous => own.get(&request.target)?.clone(),
+            Origin::Directory(_) => return None,
+        };
+        Some((name, request.target.clone(), !request.read_only))
+    };
+    spec.volumes.iter().filter_map(named).collect()
+}
+
+/// Whether an event is of something else than the phase of a machine.
+fn is_no_phase(event: &str) -> bool {
+    matches!(event, "health_status" | "renamed") || event.starts_with("exec_")
 }
 
 /// Whether the last run of a machine ended because somebody wanted that.
@@ -254,6 +349,16 @@ fn actions(event: &Event, before: Option<&str>, asked: bool) -> Vec<String> {
         "stopped" | "failed" | "restarting" => &["die"],
         "removed" => &["destroy"],
         "renamed" => &["rename"],
+        "exec_created" | "exec_started" => {
+            let (_, command) = exec_events::parts(event);
+            let word = if event.event == "exec_created" {
+                "exec_create"
+            } else {
+                "exec_start"
+            };
+            return vec![format!("{word}: {command}")];
+        }
+        "exec_ended" => &["exec_die"],
         "health_status" => {
             let status = event.detail.clone().unwrap_or_default();
             return vec![format!("health_status: {status}")];
@@ -272,6 +377,13 @@ fn document(event: &Event, about: &About, action: &str) -> Value {
         let code = event
             .exit_code
             .map_or_else(|| "128".to_owned(), |code| code.to_string());
+        attributes.insert("exitCode".to_owned(), code);
+    }
+    if action.starts_with("exec_") {
+        attributes.insert("execID".to_owned(), exec_events::parts(event).0.to_owned());
+    }
+    if action == "exec_die" {
+        let code = event.exit_code.map_or_else(String::new, |code| code.to_string());
         attributes.insert("exitCode".to_owned(), code);
     }
     if action == "rename"
@@ -310,6 +422,15 @@ mod tests {
         ] {
             assert_eq!(actions(&event(word), before, asked), told, "{word}");
         }
+        let mut exec = exec_events::event(
+            ("0123456789ab", "web"),
+            "exec_created",
+            "e1",
+            &["sh".into(), "-c".into(), "a\nb".into()],
+        );
+        assert_eq!(actions(&exec, None, false), ["exec_create: sh -c a b"]);
+        exec.event = "exec_ended".into();
+        assert_eq!(actions(&exec, None, false), ["exec_die"]);
         let mut healthy = event("health_status");
         healthy.detail = Some("healthy".into());
         assert_eq!(actions(&healthy, None, false), ["health_status: healthy"]);

@@ -16,14 +16,15 @@ use tokio::sync::mpsc;
 use zmachine_agent_protocol::{ExitStatus, Frame, Input as Said, Process, Reply, Restrictions, WindowSize};
 use zmachine_engine::Engine;
 use zmachine_spec::{Class, Failure, Phase};
+use zmachine_store::events::Event;
 
 use super::attach::size;
 use super::query::Query;
 use super::stream::{Input, Shown, ToMonitor, end_of, pump, upgraded};
-use super::{Call, body, ids};
+use super::{Call, body, exec_events, ids};
 use crate::app::{App, blocking, locked};
 use crate::http::{Answer, Body, Refusal, empty, json, typed};
-use crate::server::Place;
+use crate::place::Place;
 
 /// How long a command is known that has ended, or was not started.
 const KEPT: Duration = Duration::from_secs(300);
@@ -42,6 +43,8 @@ pub struct Execs(HashMap<String, Known>);
 #[derive(Debug)]
 struct Known {
     machine: String,
+    /// The machine's name when the command was made.
+    name: String,
     process: Process,
     shown: Shown,
     privileged: bool,
@@ -133,9 +136,16 @@ pub async fn create(app: &Arc<App>, name: String, call: Call) -> Result<Answer, 
         state: State::Made,
         control: None,
         size: None,
+        name: machine.spec.name.clone(),
         machine: machine.id.clone(),
     };
     let id = ids::inside(&machine.id);
+    let created = exec_events::event(
+        (&machine.id, &machine.spec.name),
+        "exec_created",
+        &id,
+        &known.process.args,
+    );
     let mut execs = locked(&app.execs);
     execs.tidy();
     if execs.0.len() >= MOST {
@@ -144,6 +154,8 @@ pub async fn create(app: &Arc<App>, name: String, call: Call) -> Result<Answer, 
         )));
     }
     execs.0.insert(id.clone(), known);
+    drop(execs);
+    exec_events::tell(app, created);
     Ok(json(StatusCode::CREATED, &json!({"Id": id})))
 }
 
@@ -169,7 +181,7 @@ pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refus
     let upgrade = call.upgrades.then(|| hyper::upgrade::on(&mut request));
     let wanted: body::ExecStart = body::read(request.into_body()).await?;
     let (control, said) = mpsc::channel(4);
-    let (machine, process, shown) = {
+    let (machine, name, process, shown) = {
         let mut execs = locked(&app.execs);
         let known = execs.0.get_mut(id).ok_or_else(|| missing(id))?;
         if known.state != State::Made {
@@ -180,13 +192,21 @@ pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refus
         }
         known.state = State::Running { pid: 0 };
         known.control = Some(control.clone());
-        (known.machine.clone(), known.process.clone(), known.shown)
+        (
+            known.machine.clone(),
+            known.name.clone(),
+            known.process.clone(),
+            known.shown,
+        )
     };
     let input = Input {
         wanted: process.stdin,
         ends: process.terminal.is_none(),
     };
     let session = id.to_owned();
+    let told_of = |what: &str| exec_events::event((&machine, &name), what, id, &process.args);
+    let (started, ends) = (told_of("exec_started"), told_of("exec_ended"));
+    let of = machine.clone();
     let begun = blocking(app, move |app| {
         if wanted.detach {
             let record = app.engine.start_exec(&machine, Some(session), process, true)?;
@@ -209,6 +229,7 @@ pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refus
             };
         }
     };
+    exec_events::tell(app, started);
     if let Some(known) = locked(&app.execs).0.get_mut(id) {
         known.state = State::Running { pid };
         if let Some(size) = known.size.take() {
@@ -218,6 +239,7 @@ pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refus
     let Some(monitor) = monitor else {
         // Its end is asked for when somebody wants to know.
         locked(&app.execs).0.remove(id);
+        exec_events::tell_of_end(app, of, id.to_owned(), ends);
         return Ok(empty(StatusCode::OK));
     };
     let (app, id) = (Arc::clone(app), id.to_owned());
@@ -238,20 +260,28 @@ pub async fn start(app: &Arc<App>, id: &str, call: Call) -> Result<Answer, Refus
                     let _ = sender.send(bytes.into()).await;
                 }
             }
-            locked(&app.execs).end(&id, code);
+            ended(&app, &id, code, ends);
             drop(sender);
         });
         return Ok(typed(StatusCode::OK, kind, body));
     };
     tokio::spawn(async move {
         let _place = place;
-        let ended = match upgrade.await {
+        let end = match upgrade.await {
             Ok(client) => pump(TokioIo::new(client), monitor, shown, input, said, true).await,
             Err(_) => None,
         };
-        locked(&app.execs).end(&id, ended.as_ref().map_or(GONE, code_of));
+        ended(&app, &id, end.as_ref().map_or(GONE, code_of), ends);
     });
     Ok(upgraded(kind))
+}
+
+/// Takes down how a command ended.
+fn ended(app: &Arc<App>, id: &str, code: i64, mut event: Event) {
+    locked(&app.execs).end(id, code);
+    event.time = jiff::Timestamp::now();
+    event.exit_code = u8::try_from(code).ok();
+    exec_events::tell(app, event);
 }
 
 /// How long a guest may take to start a command.
@@ -276,7 +306,10 @@ pub fn followed(engine: &Engine, machine: &str, process: Process) -> Result<(u32
 }
 
 /// The code of a command whose machine ended before it.
-const GONE: i64 = 137;
+pub const GONE_CODE: u8 = 137;
+
+/// The same, as clients are told it.
+const GONE: i64 = GONE_CODE as i64;
 
 fn code_of(end: &Result<ExitStatus, String>) -> i64 {
     match end {

@@ -9,7 +9,7 @@
 //! | [`containers`] | what is done with containers |
 //! | [`list`], [`inspect`] | what containers look like |
 //! | [`wait`], [`logs`], [`stats`], [`events`] | what is told as time goes by |
-//! | [`stream`], [`attach`], [`exec`] | processes: their input, output and end |
+//! | [`stream`], [`attach`], [`exec`], [`exec_events`] | processes: their input, output and end |
 //! | [`archive`] | files to and from containers |
 //! | [`images`], [`exchange`] | images here, and to and from elsewhere |
 //! | [`networks`], [`volumes`], [`system`] | the rest |
@@ -26,6 +26,7 @@ pub mod create;
 pub mod events;
 pub mod exchange;
 pub mod exec;
+pub mod exec_events;
 pub mod ids;
 pub mod images;
 pub mod inspect;

@@ -12,7 +12,7 @@ use super::stream::{Input, Shown, ToMonitor, pump, tell, upgraded};
 use super::{Call, ids, inspect};
 use crate::app::{App, blocking};
 use crate::http::{Answer, Body, Refusal, empty, typed};
-use crate::server::Place;
+use crate::place::Place;
 
 /// Follows the entrypoint. One that has not been started is followed from its start on.
 ///

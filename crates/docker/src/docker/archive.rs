@@ -3,10 +3,9 @@
 //! A container that does not run is read and written in a machine of its own that is there for the moment: its disk is a guest's, and no
 //! other program of this host looks into it.
 
-use std::io::{BufWriter, Read};
+use std::io::Read;
 use std::path::{Component, Path};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,17 +14,17 @@ use hyper::header::{HeaderName, HeaderValue};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tar::{Archive, EntryType};
-use tokio::sync::oneshot;
-use zmachine_agent_protocol::{Frame, MAX_DATA, Transfer};
-use zmachine_engine::transfer::{FromGuest, ToGuest};
+use zmachine_agent_protocol::Transfer;
+use zmachine_engine::transfer::FromGuest;
 use zmachine_engine::{OpenRoot, RootPart};
 use zmachine_image::Silent;
 use zmachine_spec::{Class, Failure};
-use zmachine_transfer::{TransferError, from_archive, to_archive};
+use zmachine_transfer::{from_archive, to_archive};
 
 use super::{Call, ids, text};
 use crate::app::{App, blocking};
-use crate::http::{Answer, Body, ChunkWriter, Refusal, empty, reader, typed};
+use crate::files;
+use crate::http::{Answer, Refusal, empty, reader, typed};
 
 /// The header with what is at a path.
 const STAT: &str = "x-docker-container-path-stat";
@@ -174,37 +173,17 @@ pub async fn stat(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
 /// 404 for the container and for the path.
 pub async fn get(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, Refusal> {
     let path = path_of(call)?;
-    let (told, stat) = oneshot::channel();
-    let (sender, body) = Body::stream();
-    let app = Arc::clone(app);
-    tokio::task::spawn_blocking(move || {
-        let opened = Source::open(&app, &name).and_then(|source| {
-            let stat = source.stat(&name, &path)?;
-            Ok((source, stat))
-        });
-        let (source, stat) = match opened {
-            Ok(opened) => opened,
-            Err(refusal) => return drop(told.send(Err(refusal))),
-        };
-        let mut stream = match source.stream(&path) {
-            Ok(stream) => stream,
-            Err(failure) => return drop(told.send(Err(failure.into()))),
-        };
-        let _ = told.send(Ok(stat));
+    let (stat, body) = files::written(app, move |app, begin, out| {
+        let source = Source::open(app, &name)?;
+        let stat = source.stat(&name, &path)?;
+        let mut stream = source.stream(&path)?;
+        begin(stat);
         let base = base_name(&path);
         let inner = if base == "/" { Path::new(".") } else { Path::new(&base) };
-        let mut out = BufWriter::with_capacity(128 << 10, ChunkWriter(sender));
-        let written = to_archive(&mut stream, &mut out, inner);
-        if written.is_err() || stream.end(|_| ()).is_err() {
-            out.get_ref().abort();
-        }
-    });
-    let stat = stat.await.unwrap_or_else(|_| {
-        Err(Refusal::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "the request ended early",
-        ))
-    })?;
+        to_archive(&mut stream, out, inner).map_err(|error| Failure::from_error(Class::Failed, &error))?;
+        Ok::<_, Refusal>(stream.end(|_| ())?)
+    })
+    .await?;
     let mut answer = typed(StatusCode::OK, "application/x-tar", body);
     answer
         .headers_mut()
@@ -256,34 +235,13 @@ fn received(
         keep_owner,
     };
     require_directory(app, machine, name, path)?;
-    let (input, output) = app.engine.transfer(machine, transfer)?;
-    let ended = Arc::new(AtomicBool::new(false));
-    let mut eof = input.try_clone()?;
-    let (sent, reported) = std::thread::scope(|scope| {
-        let reporting = scope.spawn(|| {
-            let reported = FromGuest::new(output).end(|_| ());
-            ended.store(true, Ordering::Release);
-            reported
-        });
-        let writer = BufWriter::with_capacity(MAX_DATA, ToGuest::new(input, Arc::clone(&ended)));
-        let sent = from_archive(archive, writer, |_| ());
-        match &sent {
-            Ok(()) => drop(eof.send(&Frame::StdinEof)),
-            Err(TransferError::Stream(_)) => {}
-            Err(_) => eof.close(),
-        }
-        let early = || Err(Failure::new(Class::Failed, "the copying thread ended early"));
-        (sent, reporting.join().unwrap_or_else(|_| early()))
+    let sent = files::send(&app.engine, machine, transfer, |writer| {
+        from_archive(archive, writer, |_| ())
     });
-    match (sent, reported) {
-        (Ok(()) | Err(TransferError::Stream(_)), Ok(())) => Ok(()),
-        (Err(error), _) if !matches!(error, TransferError::Stream(_)) => Err(Refusal::bad(error.to_string())),
-        (_, Err(failure)) if failure.class == Class::NotFound => Err(Refusal::not_found(format!(
-            "Could not find the file {path} in container {name}"
-        ))),
-        (_, Err(failure)) => Err(failure.into()),
-        (Err(error), Ok(())) => Err(Refusal::bad(error.to_string())),
-    }
+    sent.map_err(|failure| match failure.class {
+        Class::NotFound => Refusal::not_found(format!("Could not find the file {path} in container {name}")),
+        _ => failure.into(),
+    })
 }
 
 /// That there is such a directory: it is not made, as a mistyped path would be.
@@ -310,31 +268,14 @@ fn require_directory(app: &App, machine: &str, name: &str, path: &str) -> Result
 /// # Errors
 /// 404.
 pub async fn export(app: &Arc<App>, name: String) -> Result<Answer, Refusal> {
-    let (told, begun) = oneshot::channel();
-    let (sender, body) = Body::stream();
-    let app = Arc::clone(app);
-    tokio::task::spawn_blocking(move || {
-        let opened = Source::open(&app, &name).and_then(|source| {
-            let stream = source.root.stream(RootPart::All)?;
-            Ok((source, stream))
-        });
-        let (_source, mut stream) = match opened {
-            Ok(opened) => opened,
-            Err(refusal) => return drop(told.send(Err(refusal))),
-        };
-        let _ = told.send(Ok(()));
-        let mut out = BufWriter::with_capacity(128 << 10, ChunkWriter(sender));
-        let copied = std::io::copy(&mut &mut stream, &mut out).and_then(|_| std::io::Write::flush(&mut out));
-        if copied.is_err() || stream.end(|_| ()).is_err() {
-            out.get_ref().abort();
-        }
-    });
-    begun.await.unwrap_or_else(|_| {
-        Err(Refusal::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "the request ended early",
-        ))
-    })?;
+    let ((), body) = files::written(app, move |app, begin, out| {
+        let source = Source::open(app, &name)?;
+        let mut stream = source.root.stream(RootPart::All)?;
+        begin(());
+        std::io::copy(&mut &mut stream, out)?;
+        Ok::<_, Refusal>(stream.end(|_| ())?)
+    })
+    .await?;
     Ok(typed(StatusCode::OK, "application/octet-stream", body))
 }
 

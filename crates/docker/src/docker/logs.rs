@@ -204,7 +204,7 @@ pub async fn past(app: &Arc<App>, machine: &Machine, shown: Shown) -> Result<Vec
 /// # Errors
 /// 404; 400 for parameters that make no sense.
 pub async fn logs(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, Refusal> {
-    let machine = blocking(app, move |app| ids::machine(&app.engine, &name)).await?;
+    let machine = reading_files(app, move |app| ids::machine(&app.engine, &name)).await?;
     let wanted = Wanted::read(&call.query, machine.spec.terminal)?;
     let kind = wanted.shown.content_type(call.version);
     let (sender, body) = Body::stream();
@@ -212,7 +212,7 @@ pub async fn logs(app: &Arc<App>, name: String, call: &Call) -> Result<Answer, R
     let mut events = app.hub.subscribe();
     tokio::spawn(async move {
         let id = machine.id.clone();
-        let begun = blocking(&app, move |_| Reading::begin(&machine, wanted)).await;
+        let begun = reading_files(&app, move |_| Reading::begin(&machine, wanted)).await;
         let Ok((mut reading, bytes)) = begun else { return };
         if !bytes.is_empty() && sender.send(bytes.into_boxed_slice().into()).await.is_err() {
             return;
