@@ -579,6 +579,34 @@ fn the_rest_api_makes_shows_and_removes_and_tells_why_it_does_not() {
         let document: Value = serde_json::from_str(&answer.body).expect("JSON");
         zmachine_api::native::schemas::check(schema, &document).expect("its shape");
     }
+    for (line, body, status, schema) in [
+        (
+            "POST /v1/volume-snapshots",
+            r#"{"name":"v1@a","keep":"7d"}"#,
+            201,
+            "VolumeSnapshot",
+        ),
+        ("POST /v1/volume-snapshots", r#"{"name":"v1@a"}"#, 409, "Problem"),
+        (
+            "POST /v1/volume-snapshots",
+            r#"{"name":"v1","keep":"often"}"#,
+            400,
+            "Problem",
+        ),
+        ("POST /v1/volume-snapshots", r#"{"name":"../v1"}"#, 400, "Problem"),
+        ("GET /v1/volume-snapshots", "", 200, "VolumeSnapshots"),
+        ("POST /v1/volume-snapshots/v1@a/restore", "", 200, "Volume"),
+        ("POST /v1/volume-snapshots/v1/restore", "", 400, "Problem"),
+        ("POST /v1/volumes/v1@a/copy", r#"{"name":"v2"}"#, 201, "Volume"),
+        ("POST /v1/volumes/v1@b/copy", r#"{"name":"v3"}"#, 404, "Problem"),
+    ] {
+        let answer = server.rest(line, "", body);
+        assert_eq!(answer.status, status, "{line} {body}: {answer:?}");
+        let document: Value = serde_json::from_str(&answer.body).expect("JSON");
+        zmachine_api::native::schemas::check(schema, &document).expect("its shape");
+    }
+    assert_eq!(server.rest("DELETE /v1/volume-snapshots/v1@a", "", "").status, 204);
+    assert_eq!(server.rest("DELETE /v1/volumes/v2", "", "").status, 204);
     let described: Value = serde_json::from_str(&server.rest("GET /v1/openapi.json", "", "").body).expect("JSON");
     assert_eq!(described["openapi"], "3.1.0");
     let long = format!("Idempotency-Key: {}\r\n", "x".repeat(200));

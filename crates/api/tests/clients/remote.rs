@@ -120,6 +120,11 @@ fn the_command_line_drives_another_host() {
     assert_eq!(remote.output(&["volume", "create", "--size", "64M", "data"]), "data");
     assert_eq!(remote.output(&["volume", "ls", "-q"]), "data");
     assert!(remote.output(&["volume", "grow", "data", "128M"]).contains("128.0 MiB"));
+    assert_eq!(remote.output(&["volume", "snapshot", "create", "data"]), "data@snap0");
+    assert_eq!(remote.output(&["volume", "snapshot", "ls", "-q"]), "data@snap0");
+    assert_eq!(remote.output(&["volume", "restore", "data@snap0"]), "data");
+    assert_eq!(remote.output(&["volume", "clone", "data@snap0", "data2"]), "data2");
+    assert_eq!(remote.output(&["volume", "snapshot", "rm", "data@snap0"]), "data@snap0");
     assert!(remote.output(&["volume", "prune", "-af"]).starts_with("data"));
     assert_eq!(remote.output(&["network", "create", "side"]), "side");
     remote.output(&["network", "connect", "--alias", "it", "side", "far"]);
