@@ -2,7 +2,7 @@
 //! detail of such an event is the id of the command and its words.
 //!
 //! They are written down by the server that starts a command for a client. The end of one that nobody follows (`exec -d`) is waited for by
-//! a thread of its own, of so many at a time as [`WAITERS`]; of more, and after the end of the server, that end is not told.
+//! a thread of its own, of at most 64 at a time; of more, and after the end of the server, that end is not told.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
