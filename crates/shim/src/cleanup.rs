@@ -1,12 +1,14 @@
 //! `delete`: what is left of a container whose shim is gone.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message, MessageField};
+use zmachine_sys::process::{ChildSetup, prepare_child};
 
 use crate::address;
 use crate::arguments::Arguments;
@@ -24,16 +26,43 @@ const LOST: u32 = 128 + 9;
 /// How long a shim that is ending may take.
 const ENDING: Duration = Duration::from_secs(20);
 
-/// Cleans up after a container, and tells containerd how it ended.
+/// How long containerd is kept waiting: it ends a command that has not answered after five seconds, whatever it is doing.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// Tells this program that it is the process that cleans up.
+const CLEANS: &str = "ZMACHINE_SHIM_CLEANS";
+
+/// Cleans up after a container, and tells containerd how it ended. The work is another process's, which goes on where it takes longer than
+/// containerd waits: a machine on a busy host needs its time to end, and nothing of it may stay.
 ///
 /// # Errors
 /// When something of it stays.
 pub(crate) fn delete(arguments: &Arguments) -> Result<(), ShimError> {
-    let bundle = arguments.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
-    // Where the bundle is gone, the id is all that is known.
-    let role = Spec::read(&bundle).map_or(Role::Alone, |spec| Role::of(&spec.annotations));
-    let key = address::key(&arguments.address, &arguments.namespace, role.group(&arguments.id));
-    remove(&key, &role, &arguments.id)?;
+    if std::env::var_os(CLEANS).is_some() {
+        return clean(arguments);
+    }
+    let failed = |e: io::Error| ShimError::failed("cannot clean up", e);
+    let mut cleaning = start_cleaning().map_err(failed)?;
+    let deadline = Instant::now() + ANSWER;
+    loop {
+        match cleaning.try_wait().map_err(failed)? {
+            Some(status) if status.success() => break,
+            Some(_) => {
+                let mut said = String::new();
+                let said = cleaning
+                    .stderr
+                    .take()
+                    .map(|stderr| stderr.take(4096).read_to_string(&mut said))
+                    .map(|_| said);
+                return Err(ShimError::failed(
+                    "cannot clean up",
+                    io::Error::other(said.unwrap_or_default()),
+                ));
+            }
+            None if Instant::now() >= deadline => break,
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
     let response = DeleteResponse {
         exit_status: LOST,
         exited_at: MessageField::some(timestamp(SystemTime::now())),
@@ -42,6 +71,31 @@ pub(crate) fn delete(arguments: &Arguments) -> Result<(), ShimError> {
     let bytes = response.write_to_bytes().unwrap_or_default();
     let told = io::stdout().write_all(&bytes).and_then(|()| io::stdout().flush());
     told.map_err(|e| ShimError::failed("cannot answer", e))
+}
+
+fn start_cleaning() -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(std::env::args_os().skip(1)).env(CLEANS, "1");
+    // containerd waits for the end of everybody who has its pipes.
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let setup = ChildSetup {
+        keep: Vec::new(),
+        die_with_parent: false,
+        new_session: true,
+    };
+    prepare_child(&mut command, setup);
+    command.spawn()
+}
+
+fn clean(arguments: &Arguments) -> Result<(), ShimError> {
+    let bundle = arguments.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
+    // Where the bundle is gone, the id is all that is known.
+    let role = Spec::read(&bundle).map_or(Role::Alone, |spec| Role::of(&spec.annotations));
+    let key = address::key(&arguments.address, &arguments.namespace, role.group(&arguments.id));
+    remove(&key, &role, &arguments.id)
 }
 
 fn remove(key: &str, role: &Role, id: &str) -> Result<(), ShimError> {
