@@ -425,7 +425,7 @@ fn replace_disk(from: &Path, to: &Path) -> Result<(), Failure> {
     }
     let new = to.with_extension("img.new-restored");
     file::remove_if_there(&new)?;
-    copy_file(from, &new)?;
+    copy_file(from, &new).inspect_err(|_| drop(file::remove_if_there(&new)))?;
     let renamed = File::open(&new)
         .and_then(|file| file.sync_all())
         .and_then(|()| std::fs::rename(&new, to));

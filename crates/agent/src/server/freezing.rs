@@ -153,12 +153,18 @@ impl Agent {
         if self.is_holding.replace(true) {
             return answer(stream, bad_request("disks of the machine are being copied already")).await;
         }
+        let mut written = std::pin::pin!(self.written.notified());
+        written.as_mut().enable();
         let held = async {
             let roots = setup::hold::mounted(&self.proc, disks).map_err(|error| error.to_string())?;
             // In a child: a slow disk keeps nobody's output waiting.
             work(&self.reaper, || setup::hold::freeze(&roots)).await?;
             self.held.replace(roots);
-            Ok(())
+            match self.state.get() {
+                // It has begun to stop meanwhile, and found nothing to let go on.
+                State::Stopping => Err("the machine is stopping".to_owned()),
+                _ => Ok(()),
+            }
         };
         let reply = held
             .await
@@ -170,7 +176,7 @@ impl Agent {
             // A machine that stops meanwhile writes, whatever becomes of the copy: the host is told by the end of the stream.
             tokio::select! {
                 () = ended => {}
-                () = self.written.notified() => {}
+                () = written => {}
             }
         }
         self.let_write();

@@ -244,7 +244,11 @@ impl Volumes {
         let target = held.volume.data();
         let new = target.with_extension("img.new-restored");
         file::remove_if_there(&new)?;
-        copy(&source, &new).map_err(|failure| failure.context(format!("the volume '{name}' cannot be restored")))?;
+        copy(&source, &new).map_err(|failure| {
+            // A full disk is not to stay so.
+            let _ = file::remove_if_there(&new);
+            failure.context(format!("the volume '{name}' cannot be restored"))
+        })?;
         // An interruption must never leave data that the record takes for an empty disk.
         let content = snapshot.record.content.clone();
         let before = content != Content::Empty;
