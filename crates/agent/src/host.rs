@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use thiserror::Error;
-use zmachine_agent_protocol::greeting::{Finder, Greeting};
+use zmachine_agent_protocol::greeting::Greeting;
 
 use crate::pollable::Pollable;
-use crate::port::{self, PortError};
+use crate::port::{self, Greeted, PortError};
 use crate::vsock;
 
 /// Pause between two looks for a host: nothing announces one.
@@ -58,25 +58,35 @@ pub(crate) async fn next(device: Option<&PathBuf>) -> Result<OwnedFd, PortError>
 /// As [`next`], and when the host is gone again.
 pub(crate) async fn next_that_takes_over() -> Result<Pollable, TakeoverError> {
     let port = Pollable::new(next(None).await?)?;
-    let mut finder = Finder::default();
+    taken_over(&port, Greeted::default()).await?;
+    Ok(port)
+}
+
+/// Answers the host of a copy on the port that the one before it had: to open it anew takes longer than all the rest. What is still
+/// on its way was meant for the other host, and is dropped with what comes before a greeting.
+///
+/// # Errors
+/// When the host is gone again.
+pub(crate) async fn taken_over(port: &Pollable, greeted: Greeted) -> io::Result<()> {
+    let Greeted { mut first, mut rest } = greeted;
     let mut piece = Vec::with_capacity(PIECE);
     loop {
-        while let Some(greeting) = finder.next_greeting() {
+        while let Some(greeting) = first.take().or_else(|| rest.next_greeting()) {
             let answer = greeting.to_bytes();
-            let mut rest = answer.as_slice();
-            while !rest.is_empty() {
-                let written = poll_fn(|cx| port.poll_write(cx, rest)).await?;
-                rest = &rest[written..];
+            let mut left = answer.as_slice();
+            while !left.is_empty() {
+                let written = poll_fn(|cx| port.poll_write(cx, left)).await?;
+                left = &left[written..];
             }
             if matches!(greeting, Greeting::Begin(_)) {
-                return Ok(port);
+                return Ok(());
             }
         }
         piece.clear();
         if poll_fn(|cx| port.poll_read_into(cx, &mut piece)).await? == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        finder.push(&piece);
+        rest.push(&piece);
     }
 }
 

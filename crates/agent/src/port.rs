@@ -4,7 +4,7 @@
 //! reads as "at its end" and polls as hung up, so [`wait_for_host`] comes before the runtime sees the port; from
 //! then on an end means that the host is gone for good.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -21,7 +21,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 use zmachine_agent_protocol::PORT_NAME;
-use zmachine_agent_protocol::greeting::Finder;
+use zmachine_agent_protocol::greeting::{Finder, Greeting};
 
 use crate::pollable::Pollable;
 
@@ -121,35 +121,48 @@ pub(crate) fn has_host(port: &OwnedFd) -> bool {
 }
 
 /// The open port as a byte stream. It is at its end when a host greets a frozen guest: that is the host of a copy of it, which knows
-/// nothing of what the one before it has begun.
+/// nothing of what the one before it has begun. The descriptor stays open then: see [`crate::host::taken_over`].
 #[derive(Debug)]
 pub(crate) struct Port {
-    port: Pollable,
+    port: Rc<Pollable>,
     is_frozen: Rc<Cell<bool>>,
-    greetings: Finder,
+    greeted: Rc<RefCell<Greeted>>,
+}
+
+/// What a host has said that greets a frozen guest.
+#[derive(Debug, Default)]
+pub(crate) struct Greeted {
+    /// Its first greeting.
+    pub(crate) first: Option<Greeting>,
+    /// What came with it.
+    pub(crate) rest: Finder,
 }
 
 impl Port {
-    /// `is_frozen`: whether the guest is.
-    pub(crate) fn new(port: Pollable, is_frozen: Rc<Cell<bool>>) -> Port {
+    /// `is_frozen`: whether the guest is. The greeting that ends the stream is left in `greeted`.
+    pub(crate) fn new(port: Rc<Pollable>, is_frozen: Rc<Cell<bool>>, greeted: Rc<RefCell<Greeted>>) -> Port {
         Port {
             port,
             is_frozen,
-            greetings: Finder::default(),
+            greeted,
         }
     }
 }
 
 impl AsyncRead for Port {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let read = self
             .port
             .poll_read_with(cx, |fd| Ok(rustix::io::read(fd, &mut *buffer)?));
         if let Poll::Ready(Ok(count)) = &read
             && self.is_frozen.get()
         {
-            self.greetings.push(&buffer[..*count]);
-            if self.greetings.next_greeting().is_some() {
+            let mut greeted = self.greeted.borrow_mut();
+            greeted.rest.push(&buffer[..*count]);
+            if greeted.first.is_none() {
+                greeted.first = greeted.rest.next_greeting();
+            }
+            if greeted.first.is_some() {
                 return Poll::Ready(Ok(0));
             }
         }

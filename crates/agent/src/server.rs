@@ -31,7 +31,7 @@ use crate::container::{Containers, Host};
 use crate::dial::ProgramEnds;
 use crate::freeze::Freezer;
 use crate::pollable::Pollable;
-use crate::port::Port;
+use crate::port::{Greeted, Port};
 use crate::process::{AgentSide, Namespaces, NextStreams, Plan, Session, StartError, Started, open_stdio, start, work};
 use crate::reaper::Reaper;
 use crate::sessions::Sessions;
@@ -128,12 +128,7 @@ pub(crate) fn serve(booted: Booted) {
             Ok(port) => {
                 let agent = Rc::clone(&agent);
                 spawn_local(async move {
-                    connection(agent.port(port), &agent).await;
-                    while let Ok(Ok(port)) = tokio::time::timeout(agent.takeover(), host::next_that_takes_over()).await
-                    {
-                        console::info("another host takes over");
-                        connection(agent.port(port), &agent).await;
-                    }
+                    agent.hosts(Rc::new(port)).await;
                     agent.request_stop(Stop::HostGone);
                 });
             }
@@ -160,7 +155,7 @@ where
         agent.reap();
         loop {
             let port = Pollable::new(next().await?)?;
-            connection(agent.port(port), &agent).await;
+            connection(agent.port(&Rc::new(port), &Rc::default()), &agent).await;
         }
     })
 }
@@ -183,7 +178,10 @@ async fn connection(port: Port, agent: &Rc<Agent>) {
             None => break "closed".into(),
         }
     };
-    console::info(&format!("the host is gone: {reason}"));
+    // A copy says nothing: its host knows, and whoever it is for waits.
+    if !agent.is_frozen.get() {
+        console::info(&format!("the host is gone: {reason}"));
+    }
 }
 
 impl Agent {
@@ -212,8 +210,31 @@ impl Agent {
         }
     }
 
-    fn port(&self, port: Pollable) -> Port {
-        Port::new(port, Rc::clone(&self.is_frozen))
+    /// Serves one host after the other, until none comes in time.
+    async fn hosts(self: &Rc<Self>, mut port: Rc<Pollable>) {
+        loop {
+            let greeted: Rc<RefCell<Greeted>> = Rc::default();
+            connection(self.port(&port, &greeted), self).await;
+            // What is no frame of the old connection may be the beginning of a greeting.
+            if self.is_frozen.get() {
+                let greeted = greeted.take();
+                match tokio::time::timeout(self.takeover(), host::taken_over(&port, greeted)).await {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(_)) | Err(_) => {}
+                }
+            }
+            // Closed before it is opened again: it can be open once.
+            drop(port);
+            port = match tokio::time::timeout(self.takeover(), host::next_that_takes_over()).await {
+                Ok(Ok(next)) => Rc::new(next),
+                Ok(Err(_)) | Err(_) => return,
+            };
+            console::info("another host takes over");
+        }
+    }
+
+    fn port(&self, port: &Rc<Pollable>, greeted: &Rc<RefCell<Greeted>>) -> Port {
+        Port::new(Rc::clone(port), Rc::clone(&self.is_frozen), Rc::clone(greeted))
     }
 
     /// How long the next host may take when this one is gone.

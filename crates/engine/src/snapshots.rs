@@ -17,6 +17,7 @@ use zmachine_spec::keep::Keep;
 use zmachine_spec::saved::HostMark;
 use zmachine_spec::{Class, Failure, MachineSpec, check_name};
 use zmachine_store::catalog::{self, Machine};
+use zmachine_store::snapshot::holders::Holders;
 use zmachine_store::snapshot::{
     DISK, Draft, MEMORY, SNAPSHOT_VERSION, STATE, Snapshot, SnapshotName, Snapshots, memory,
 };
@@ -35,8 +36,8 @@ pub(super) struct RestoreFrom<'a> {
     pub(super) folder: &'a Path,
     /// Its memory.
     pub(super) memory: &'a OwnedFd,
-    /// The memory is that of others as well, and is not written to.
-    pub(super) is_shared: bool,
+    /// The memory is that of others as well, and is not written to. Those are the ones that have it.
+    pub(super) shared: Option<&'a Holders>,
     /// The machine is another one than was saved.
     pub(super) is_fork: bool,
 }
@@ -47,7 +48,7 @@ impl RestoreFrom<'_> {
         let mut all = vec!["--restore".into(), self.folder.into()];
         all.push("--memory-fd".into());
         all.push(self.memory.as_raw_fd().to_string().into());
-        all.extend(self.is_shared.then(|| "--shared-memory".into()));
+        all.extend(self.shared.map(|_| "--shared-memory".into()));
         all.extend(self.is_fork.then(|| "--fork".into()));
         all
     }
@@ -59,6 +60,7 @@ pub struct ForkSource {
     snapshot: Snapshot,
     folder: PathBuf,
     memory: OwnedFd,
+    holders: Holders,
     /// Of a machine that runs: there is no snapshot but for its forks.
     _draft: Option<Draft>,
 }
@@ -177,7 +179,7 @@ impl Engine {
         let folder = self.snapshots().folder(&snapshot);
         self.require_fit(&machine, &snapshot, &folder)?;
         require_version(&snapshot)?;
-        let memory = load(&snapshot, &folder, false)?;
+        let memory = load(&snapshot, &folder, None)?;
         {
             let _held = self.held(&machine)?;
             replace_disk(&folder.join(DISK), &machine.dir.join(DISK))?;
@@ -186,7 +188,7 @@ impl Engine {
         let from = RestoreFrom {
             folder: &folder,
             memory: &memory,
-            is_shared: false,
+            shared: None,
             is_fork: false,
         };
         self.start_from(&machine.id, Some(&from))
@@ -218,11 +220,12 @@ impl Engine {
                 (snapshot, draft.folder.clone(), Some(draft))
             }
         };
-        let memory = load(&snapshot, &folder, true)?;
+        let (memory, holders) = self.shared_memory(&snapshot, &folder)?;
         Ok(ForkSource {
             snapshot,
             folder,
             memory,
+            holders,
             _draft: draft,
         })
     }
@@ -274,7 +277,7 @@ impl Engine {
         let from = RestoreFrom {
             folder: &source.folder,
             memory: &source.memory,
-            is_shared: true,
+            shared: Some(&source.holders),
             is_fork: true,
         };
         self.start_from(&created.id, Some(&from))
@@ -405,12 +408,24 @@ fn require_version(snapshot: &Snapshot) -> Result<(), Failure> {
     Err(Failure::new(Class::Unsupported, message).hint("start the machine anew, or go on where it was saved"))
 }
 
+impl Engine {
+    /// The snapshot's memory for a machine that shares it: that of those that run, or else of the file.
+    pub(super) fn shared_memory(&self, snapshot: &Snapshot, folder: &Path) -> Result<(OwnedFd, Holders), Failure> {
+        let holders = Holders::of(&self.home, snapshot);
+        let memory = match holders.find() {
+            Some(memory) => memory,
+            None => load(snapshot, folder, Some(&holders))?,
+        };
+        Ok((memory, holders))
+    }
+}
+
 /// The snapshot's memory, held against what was saved.
-pub(super) fn load(snapshot: &Snapshot, folder: &Path, is_shared: bool) -> Result<OwnedFd, Failure> {
+fn load(snapshot: &Snapshot, folder: &Path, holders: Option<&Holders>) -> Result<OwnedFd, Failure> {
     let name = snapshot.name();
     let read = open(folder, MEMORY)
         .map_err(Failure::from)
-        .and_then(|file| memory::load(&file, &snapshot.saved.memory, is_shared).map_err(Failure::from));
+        .and_then(|file| memory::load(&file, &snapshot.saved.memory, holders).map_err(Failure::from));
     read.map_err(|failure| {
         failure
             .context(format!("the memory of the snapshot '{name}' cannot be read"))
@@ -442,8 +457,8 @@ mod tests {
         let from = RestoreFrom {
             folder: Path::new("/s/web@a"),
             memory: &memory,
-            is_shared: true,
-            is_fork: false,
+            shared: None,
+            is_fork: true,
         };
         let text: Vec<String> = from
             .arguments()
@@ -451,10 +466,7 @@ mod tests {
             .map(|a| a.to_string_lossy().into_owned())
             .collect();
         let number = memory.as_raw_fd().to_string();
-        assert_eq!(
-            text,
-            ["--restore", "/s/web@a", "--memory-fd", &number, "--shared-memory"]
-        );
+        assert_eq!(text, ["--restore", "/s/web@a", "--memory-fd", &number, "--fork"]);
     }
 
     #[test]

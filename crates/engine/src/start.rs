@@ -168,11 +168,18 @@ impl Engine {
             .spawn()
             .map_err(|e| Failure::from(e).context("cannot start the machine's monitor"))?;
         drop(writer);
+        let monitor = Monitor(Some(monitor));
+        // Where the next one finds it; without that it reads the file.
+        if let Some(holders) = from.and_then(|from| from.shared)
+            && let Some(id) = monitor.id()
+        {
+            let _ = holders.add(id);
+        }
         self.kill.pass("start: monitor spawned");
         self.complete_image_of(&machine);
         Ok(Starting {
             machine,
-            monitor: Monitor(Some(monitor)),
+            monitor,
             report: BufReader::new(File::from(reader)),
             was_stopped: false,
         })

@@ -8,19 +8,21 @@ use zmachine_plan::Plan;
 use zmachine_spec::Failure;
 use zmachine_spec::saved::HostMark;
 use zmachine_store::catalog::Machine;
+use zmachine_store::snapshot::holders::Holders;
 use zmachine_store::snapshot::{DISK, Snapshot};
 use zmachine_store::template::{Templates, key};
 use zmachine_sys::jail::find_program;
 
 use crate::Engine;
 use crate::root::copy_file;
-use crate::snapshots::{RestoreFrom, load};
+use crate::snapshots::RestoreFrom;
 
 /// A template that a start begins from.
 #[derive(Debug)]
 pub(super) struct Warm {
     folder: PathBuf,
     memory: OwnedFd,
+    holders: Holders,
 }
 
 impl Warm {
@@ -29,7 +31,7 @@ impl Warm {
         RestoreFrom {
             folder: &self.folder,
             memory: &self.memory,
-            is_shared: true,
+            shared: Some(&self.holders),
             is_fork: true,
         }
     }
@@ -54,10 +56,19 @@ impl Engine {
         };
         let begun = match host.differs_from(&template.saved.host).or(plan.misfit(&template.plan)) {
             Some(why) => Err(why),
-            None => begin(machine, &template, &folder).map_err(|failure| failure.to_string()),
+            None => self
+                .begin(machine, &template, &folder)
+                .map_err(|failure| failure.to_string()),
         };
         match begun {
-            Ok(memory) => Some((key, Some(Warm { folder, memory }))),
+            Ok((memory, holders)) => Some((
+                key,
+                Some(Warm {
+                    folder,
+                    memory,
+                    holders,
+                }),
+            )),
             // It boots then, and makes another one.
             Err(why) => {
                 (self.warn)(&format!(
@@ -69,16 +80,16 @@ impl Engine {
             }
         }
     }
-}
 
-/// Gives the machine the template's disk; the memory it begins with.
-fn begin(machine: &Machine, template: &Snapshot, folder: &Path) -> Result<OwnedFd, Failure> {
-    let memory = load(template, folder, true)?;
-    let (disk, new) = (machine.dir.join(DISK), machine.dir.join("root.img.new-template"));
-    zmachine_sys::file::remove_if_there(&new)?;
-    copy_file(&folder.join(DISK), &new)?;
-    if new.exists() {
-        std::fs::rename(&new, &disk)?;
+    /// Gives the machine the template's disk; the memory it begins with.
+    fn begin(&self, machine: &Machine, template: &Snapshot, folder: &Path) -> Result<(OwnedFd, Holders), Failure> {
+        let memory = self.shared_memory(template, folder)?;
+        let (disk, new) = (machine.dir.join(DISK), machine.dir.join("root.img.new-template"));
+        zmachine_sys::file::remove_if_there(&new)?;
+        copy_file(&folder.join(DISK), &new)?;
+        if new.exists() {
+            std::fs::rename(&new, &disk)?;
+        }
+        Ok(memory)
     }
-    Ok(memory)
 }

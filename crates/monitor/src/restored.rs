@@ -4,6 +4,7 @@
 //! (see `takeover`), tells it who it is now, and takes over what its entrypoint writes.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest, Thaw};
@@ -33,6 +34,8 @@ const SEED: usize = 64;
 pub(super) struct Restoring {
     snapshot: Snapshot,
     is_fork: bool,
+    /// Memory that others begin with as well: they find it open here, see `zmachine_store::snapshot::holders`.
+    _shared: Option<OwnedFd>,
 }
 
 impl Monitor {
@@ -66,13 +69,19 @@ impl Monitor {
             let message = format!("{} is not what was saved", path.display());
             return Err(Failure::new(Class::Failed, message).hint("the snapshot is damaged: remove it"));
         }
+        let shared = is_shared.then(|| memory.try_clone()).transpose()?;
         let saved = SavedVm {
             state: state.into(),
             memory,
             is_private: is_shared,
             version: snapshot.saved.hypervisor.clone(),
         };
-        Ok((Restoring { snapshot, is_fork }, saved))
+        let restoring = Restoring {
+            snapshot,
+            is_fork,
+            _shared: shared,
+        };
+        Ok((restoring, saved))
     }
 
     /// Lets the guest go on, and takes its entrypoint over.

@@ -4,14 +4,18 @@
 //! A file is written beside its place and renamed over it, so a link there (a dangling one to `/run`, or one to a
 //! device) is replaced and never followed. A file that has the right content already is left alone: it then costs no
 //! copy in the writable layer.
+//!
+//! A copy of a machine writes over the content of files instead, where they are files with one name: nothing runs that could read half
+//! of one, and a new file of a journalled file system is a good part of all that a copy has to do before it runs.
 
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use zmachine_agent_protocol::HostEntry;
 
 use super::error::SetupError;
@@ -27,6 +31,7 @@ pub(super) fn write_names(
     hostname: &str,
     entries: &[HostEntry],
     (nameservers, search): (&[IpAddr], &[String]),
+    how: Writing,
 ) -> Result<(), SetupError> {
     rustix::system::sethostname(hostname.as_bytes()).map_err(|source| SetupError::Hostname {
         name: hostname.to_owned(),
@@ -36,9 +41,9 @@ pub(super) fn write_names(
         path: "/etc".into(),
         source,
     })?;
-    write("/etc/hostname", format!("{hostname}\n"), 0o644)?;
-    write("/etc/hosts", hosts(hostname, entries), 0o644)?;
-    write_resolvers(nameservers, search)
+    write("/etc/hostname", format!("{hostname}\n"), 0o644, how)?;
+    write("/etc/hosts", hosts(hostname, entries), 0o644, how)?;
+    write_resolvers(nameservers, search, how)
 }
 
 /// Gives the machine another id in `/etc/machine-id`, where there is one: an empty one says that the first boot makes it.
@@ -48,7 +53,7 @@ pub(super) fn write_names(
 pub(super) fn write_machine_id(id: &str) -> Result<(), SetupError> {
     const FILE: &str = "/etc/machine-id";
     match fs::symlink_metadata(FILE) {
-        Ok(there) if there.is_file() && there.len() > 0 => write(FILE, format!("{id}\n"), 0o444),
+        Ok(there) if there.is_file() && there.len() > 0 => write(FILE, format!("{id}\n"), 0o444, Writing::InPlace),
         _ => Ok(()),
     }
 }
@@ -57,10 +62,10 @@ pub(super) fn write_machine_id(id: &str) -> Result<(), SetupError> {
 ///
 /// # Errors
 /// [`SetupError`] naming the file.
-pub(super) fn write_resolvers(nameservers: &[IpAddr], search: &[String]) -> Result<(), SetupError> {
+pub(super) fn write_resolvers(nameservers: &[IpAddr], search: &[String], how: Writing) -> Result<(), SetupError> {
     match nameservers.is_empty() {
         true => Ok(()),
-        false => write("/etc/resolv.conf", resolv_conf(nameservers, search), 0o644),
+        false => write("/etc/resolv.conf", resolv_conf(nameservers, search), 0o644, how),
     }
 }
 
@@ -148,7 +153,7 @@ pub(super) fn authorize(keys: &[String]) -> Result<(), SetupError> {
         .map_err(at(DIRECTORY))?;
     fs::set_permissions(DIRECTORY, Permissions::from_mode(0o700)).map_err(at(DIRECTORY))?;
     let present = read_whole(Path::new(FILE)).map_err(at(FILE))?.unwrap_or_default();
-    write(FILE, with_keys(&present, keys), 0o600)?;
+    write(FILE, with_keys(&present, keys), 0o600, Writing::Beside)?;
     fs::set_permissions(FILE, Permissions::from_mode(0o600)).map_err(at(FILE))
 }
 
@@ -169,18 +174,33 @@ fn with_keys(present: &[u8], keys: &[String]) -> Vec<u8> {
     text
 }
 
-fn write(path: &str, text: impl AsRef<[u8]>, mode: u32) -> Result<(), SetupError> {
-    replace(Path::new(path), text.as_ref(), mode).map_err(|source| SetupError::File {
+/// How a file gets its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writing {
+    /// Written beside its place, and renamed over what is there.
+    Beside,
+    /// Over the content of what is there, if that can be.
+    InPlace,
+}
+
+fn write(path: &str, text: impl AsRef<[u8]>, mode: u32, how: Writing) -> Result<(), SetupError> {
+    put(Path::new(path), text.as_ref(), mode, how).map_err(|source| SetupError::File {
         path: path.into(),
         source,
     })
 }
 
-fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
-    // Only a file that may be the same is read, so its length is a limit.
-    let may_be_same = |metadata: fs::Metadata| metadata.is_file() && metadata.len() == text.len() as u64;
-    if fs::symlink_metadata(path).is_ok_and(may_be_same) && fs::read(path)? == text {
-        return Ok(());
+fn put(path: &Path, text: &[u8], mode: u32, how: Writing) -> io::Result<()> {
+    let there = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file);
+    if let Some(there) = there {
+        // Only a file that may be the same is read, so its length is a limit.
+        if there.len() == text.len() as u64 && fs::read(path)? == text {
+            return Ok(());
+        }
+        // One with other names is the content of those as well.
+        if how == Writing::InPlace && there.nlink() == 1 && overwrite(path, text, there.len()).is_ok() {
+            return Ok(());
+        }
     }
     let beside = path.with_extension("zmachine-new");
     let _ = fs::remove_file(&beside);
@@ -191,6 +211,17 @@ fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
         .open(&beside)?;
     file.write_all(text)?;
     fs::rename(&beside, path)
+}
+
+/// Gives a file that has `length` bytes other content.
+fn overwrite(path: &Path, text: &[u8], length: u64) -> io::Result<()> {
+    let flags = OFlags::NOFOLLOW.bits() as i32;
+    let mut file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+    file.write_all(text)?;
+    match length > text.len() as u64 {
+        true => file.set_len(text.len() as u64),
+        false => Ok(()),
+    }
 }
 
 /// What is in the file `path`, or in what a link there leads to; `None` when there is none. A file that is there and cannot be
@@ -267,10 +298,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (victim, path) = (directory.path().join("victim"), directory.path().join("resolv.conf"));
         fs::write(&victim, "untouched").unwrap();
-        for target in [victim.as_path(), Path::new("/nowhere/stub")] {
+        let targets = [victim.as_path(), Path::new("/nowhere/stub")].into_iter();
+        for (target, how) in targets.flat_map(|target| [(target, Writing::Beside), (target, Writing::InPlace)]) {
             let _ = fs::remove_file(&path);
             std::os::unix::fs::symlink(target, &path).unwrap();
-            replace(&path, b"nameserver ::1\n", 0o644).unwrap();
+            put(&path, b"nameserver ::1\n", 0o644, how).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver ::1\n");
             assert!(fs::symlink_metadata(&path).unwrap().is_file());
         }
@@ -279,12 +311,29 @@ mod tests {
 
     #[test]
     fn a_file_that_is_right_already_is_left_alone() {
-        use std::os::unix::fs::MetadataExt;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("hosts");
-        replace(&path, b"a\n", 0o644).unwrap();
+        put(&path, b"a\n", 0o644, Writing::Beside).unwrap();
         let inode = fs::metadata(&path).unwrap().ino();
-        replace(&path, b"a\n", 0o644).unwrap();
+        put(&path, b"a\n", 0o644, Writing::Beside).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+    }
+
+    #[test]
+    fn a_copy_writes_over_what_is_there_unless_it_has_other_names() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hostname");
+        fs::write(&path, "a-long-name\n").unwrap();
+        let inode = fs::metadata(&path).unwrap().ino();
+        for text in ["short\n", "a-longer-name-than-before\n"] {
+            put(&path, text.as_bytes(), 0o644, Writing::InPlace).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+        let other = directory.path().join("other");
+        fs::hard_link(&path, &other).unwrap();
+        put(&path, b"new\n", 0o644, Writing::InPlace).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new\n");
+        assert_eq!(fs::read_to_string(&other).unwrap(), "a-longer-name-than-before\n");
     }
 }

@@ -27,6 +27,7 @@ use crate::boot::Phases;
 use crate::modules;
 pub(crate) use disks::Disk;
 pub(crate) use error::SetupError;
+use etc::Writing;
 pub(crate) use etc::read_whole;
 pub(crate) use grow::grow;
 pub(crate) use root::{Layers, Writable};
@@ -50,7 +51,7 @@ pub(crate) struct Outcome {
 /// [`SetupError`] naming the interface, address, route or file.
 pub(crate) fn connect(connection: &Connection) -> Result<(), SetupError> {
     network::connect(&connection.interface, &connection.routes)?;
-    etc::write_resolvers(&connection.nameservers, &connection.search)
+    etc::write_resolvers(&connection.nameservers, &connection.search, Writing::Beside)
 }
 
 /// Takes an interface down, and sets the routes that are to be from then on.
@@ -59,7 +60,7 @@ pub(crate) fn connect(connection: &Connection) -> Result<(), SetupError> {
 /// As [`connect`].
 pub(crate) fn disconnect(connection: &Connection) -> Result<(), SetupError> {
     network::disconnect(&connection.interface.name, &connection.routes)?;
-    etc::write_resolvers(&connection.nameservers, &connection.search)
+    etc::write_resolvers(&connection.nameservers, &connection.search, Writing::Beside)
 }
 
 /// Makes another machine of a guest that is a copy: names, network, secrets.
@@ -72,6 +73,7 @@ pub(crate) fn renew(identity: &Identity) -> Result<(), SetupError> {
         &identity.hostname,
         &identity.hosts,
         (&identity.nameservers, &identity.search),
+        Writing::InPlace,
     )?;
     secrets::write_all(&identity.secrets)?;
     secrets::place_all(&identity.secrets)?;
@@ -108,7 +110,7 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
     special::mount_all(read_only, config.shm_bytes, &mut outcome.warnings)?;
     phases.end("special");
     let resolvers = (&*config.nameservers, &*config.search);
-    etc::write_names(&config.hostname, &config.hosts, resolvers)?;
+    etc::write_names(&config.hostname, &config.hosts, resolvers, Writing::Beside)?;
     if config.first_start {
         etc::remove_host_keys(&mut outcome.warnings);
     }

@@ -60,6 +60,9 @@ pub(super) fn disconnect(name: &str, routes: &[Route]) -> Result<(), SetupError>
 /// # Errors
 /// As [`set_up`].
 pub(super) fn renew(interfaces: &[Renewed], routes: &[Route]) -> Result<(), SetupError> {
+    if interfaces.is_empty() && routes.is_empty() {
+        return Ok(());
+    }
     let netlink = Netlink::open().map_err(|source| SetupError::Netlink { source })?;
     for Renewed { was, is } in interfaces {
         let link = wait_for(was)?;

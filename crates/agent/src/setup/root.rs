@@ -129,13 +129,7 @@ fn mount_upper(upper: &Upper) -> Result<Option<Writable>, SetupError> {
     match upper {
         Upper::Disk { serial, fstype } => {
             let disk = Disk::wait_for(serial)?;
-            mount_at(
-                &disk.device(),
-                "/upper",
-                fstype,
-                MountFlags::NOATIME,
-                discard_option(fstype),
-            )?;
+            mount_layer(&disk.device(), fstype)?;
             let held = Writable::hold(serial, "/upper");
             held.map(Some).map_err(|source| SetupError::Switch {
                 step: "open the writable layer",
@@ -146,6 +140,24 @@ fn mount_upper(upper: &Upper) -> Result<Option<Writable>, SetupError> {
             mount_at(Path::new("tmpfs"), "/upper", "tmpfs", MountFlags::NOATIME, "mode=0755")?;
             Ok(None)
         }
+    }
+}
+
+/// Mounts the disk of the writable layer.
+fn mount_layer(device: &Path, fstype: &str) -> Result<(), SetupError> {
+    let plain = discard_option(fstype);
+    let mounted = |options: &str| mount_at(device, "/upper", fstype, MountFlags::NOATIME, options);
+    if fstype != "ext4" {
+        return mounted(plain);
+    }
+    // Its maps are read when something is written to what they are of. Else a thread reads them all in the first second, which is when
+    // a machine has something better to do. Kernels before 5.17 do not know the word.
+    match mounted(&format!("{plain},no_prefetch_block_bitmaps")) {
+        Err(SetupError::Mount {
+            source: rustix::io::Errno::INVAL,
+            ..
+        }) => mounted(plain),
+        mounted => mounted,
     }
 }
 

@@ -8,9 +8,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek};
+use rustix::fs::{MemfdFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek};
 use rustix::io::Errno;
 use zmachine_spec::saved::{CHUNK, FileMark, MemoryMark};
+
+use super::holders::{Holders, SEALED};
 
 /// The unit in which zeros are left out, in bytes.
 const PAGE: usize = 4096;
@@ -80,21 +82,19 @@ fn is_zero(page: &[u8]) -> bool {
     words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
-/// Reads the file `from` into new memory. `is_sealed`: nobody can change that memory then, so that many guests can begin with it.
+/// Reads the file `from` into new memory. That for `holders` is sealed: nobody can change it then, so that many guests can begin with it.
 ///
 /// # Errors
 /// When the file is not what was written, or there is no memory.
-pub fn load(from: &File, mark: &MemoryMark, is_sealed: bool) -> io::Result<OwnedFd> {
-    let memory = memfd_create(c"guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+pub fn load(from: &File, mark: &MemoryMark, holders: Option<&Holders>) -> io::Result<OwnedFd> {
+    let name = holders.map_or("guest-memory", Holders::name);
+    let memory = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     ftruncate(&memory, mark.bytes)?;
     let to = File::from(memory);
     read_chunks(from, mark, |chunk, start| write_pages(chunk, &to, start).map(drop))?;
     let memory = OwnedFd::from(to);
-    if is_sealed {
-        fcntl_add_seals(
-            &memory,
-            SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
-        )?;
+    if holders.is_some() {
+        fcntl_add_seals(&memory, SEALED)?;
     }
     Ok(memory)
 }
@@ -184,10 +184,8 @@ mod tests {
         let numbers: Vec<u32> = mark.chunks.iter().map(|(number, _)| *number).collect();
         assert_eq!((mark.bytes, numbers), (bytes.len() as u64, vec![0, 1, 5]));
         assert!(file.metadata().unwrap().blocks() * 512 <= 64 * 1024);
-        let loaded = load(&file, &mark, true).unwrap();
+        let loaded = load(&file, &mark, None).unwrap();
         assert!(all(&loaded) == bytes);
-        let sealed = File::from(loaded);
-        assert!(sealed.write_all_at(&[1], 0).is_err());
     }
 
     #[test]
@@ -197,16 +195,16 @@ mod tests {
         let mark = save(&memory, &file).unwrap();
         file.write_all_at(&[8], CHUNK + 6 * PAGE as u64).unwrap();
         assert!(
-            load(&file, &mark, false)
+            load(&file, &mark, None)
                 .unwrap_err()
                 .to_string()
                 .contains("from byte 1048576")
         );
         file.write_all_at(&[7], CHUNK + 6 * PAGE as u64).unwrap();
-        load(&file, &mark, false).unwrap();
+        load(&file, &mark, None).unwrap();
         file.set_len(mark.bytes - 1).unwrap();
         assert!(
-            load(&file, &mark, false)
+            load(&file, &mark, None)
                 .unwrap_err()
                 .to_string()
                 .contains("another length")

@@ -10,6 +10,7 @@
 //! A folder has its name when everything in it is on the disk. What is being made, or removed, begins with a dot; it is swept by whoever
 //! holds the lock next. Memory has the guest's secrets in it: all is its owner's alone.
 
+pub mod holders;
 pub mod memory;
 
 use std::fs::File;

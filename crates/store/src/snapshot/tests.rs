@@ -1,3 +1,8 @@
+use std::os::unix::fs::FileExt;
+
+use zmachine_sys::process::ProcessId;
+
+use super::holders::Holders;
 use super::*;
 
 fn plan() -> ContainerPlan {
@@ -125,4 +130,38 @@ fn names_are_checked() {
     for wrong in ["", "@a", "a@", "a@b@c", "../x", "a@../b", "a/b"] {
         assert_eq!(SnapshotName::parse(wrong).unwrap_err().class, Class::Usage, "{wrong}");
     }
+}
+
+#[test]
+fn memory_is_found_with_a_process_that_has_it_and_only_if_it_is_sealed() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = home(&dir);
+    let bytes = vec![3; 8192];
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&bytes, 0).unwrap();
+    let mark = memory::save(&file, &tempfile::tempfile().unwrap()).unwrap();
+    let mut snapshot = snapshot("a", "b", 1);
+    snapshot.saved.memory = mark.clone();
+    let holders = Holders::of(&home, &snapshot);
+    holders.add(ProcessId::current()).unwrap();
+    assert!(holders.find().is_none());
+    let open = rustix::fs::memfd_create(holders.name(), rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+    rustix::fs::ftruncate(&open, 8192).unwrap();
+    assert!(holders.find().is_none(), "memory that can still be changed");
+    drop(open);
+    let loaded = memory::load(&file, &mark, Some(&holders)).unwrap();
+    let found = File::from(holders.find().expect("this process has it"));
+    let mut read = vec![0; 8192];
+    found.read_exact_at(&mut read, 0).unwrap();
+    assert!(read == bytes);
+    assert!(found.write_all_at(&[1], 0).is_err());
+    drop((loaded, found));
+    assert!(holders.find().is_none());
+    // However many there were: those that have ended are forgotten.
+    for _ in 0..40 {
+        holders.add(ProcessId { pid: 1, start_ticks: 1 }).unwrap();
+        holders.add(ProcessId::current()).unwrap();
+    }
+    let kept = std::fs::read_to_string(home.run().join("memory").join(holders.name())).unwrap();
+    assert!(kept.len() < 4096, "{kept}");
 }
