@@ -14,7 +14,7 @@ RELEASE := $(TARGET_DIR)/release
 # All members at once: tests of one crate alone may ask a dependency for other features, and build it again.
 TEST_ARGS := --release --workspace
 
-.PHONY: help setup build shim build-api man agent-package deb tarball demo test test-fast test-long test-kubernetes test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs bench-fork clean
+.PHONY: help setup build shim build-api man agent-package deb tarball demo test test-fast test-long test-warm test-kubernetes test-debian test-kernel test-tools fuzz check install uninstall bench bench-prefetch bench-flist bench-rootfs bench-fork clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,11 @@ fuzz: setup ## let every fuzz target run for SECONDS (60 by default), and keep w
 test-long: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
 test-long: build test-kernel ## what takes minutes: a disk server that is killed a hundred times
 	$(CARGO) test $(TEST_ARGS) --test guest -- --ignored --skip debian
+
+test-warm: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
+test-warm: export ZMACHINE_WARM := 1
+test-warm: build shim test-kernel test-tools ## the tests with guests once more, with machines that begin from templates
+	$(CARGO) test $(TEST_ARGS) --test guest
 
 test-kubernetes: build shim test-kernel ## a real Kubernetes of two nodes, built once from Debian's sources (eleven minutes of CPU): Deployments, probes, drain ...
 	scripts/kubernetes-build $(TARGET_DIR)/kubernetes

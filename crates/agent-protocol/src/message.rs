@@ -121,6 +121,9 @@ pub enum Request {
     Freeze,
     /// Let a frozen guest go on. Answer: [`Reply::Done`], or an error after which the guest powers off.
     Thaw(Box<Thaw>),
+    /// Do what a frozen copy will have to do when it is told who it is, so that it is done quicker then. Nothing of it stays. Answer:
+    /// [`Reply::Done`].
+    Rehearse,
     /// Is the agent alive? Answer: [`Reply::Done`].
     Ping,
     /// Memory and load of the guest. Answer: [`Reply::Capacity`].

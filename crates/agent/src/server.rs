@@ -274,7 +274,7 @@ impl Agent {
         };
         let may_be_frozen = matches!(
             request,
-            Request::Freeze | Request::Thaw(_) | Request::Ping | Request::Shutdown { .. }
+            Request::Freeze | Request::Thaw(_) | Request::Rehearse | Request::Ping | Request::Shutdown { .. }
         );
         if self.is_frozen.get() && !may_be_frozen {
             return answer(stream, bad_request(FROZEN)).await;
@@ -285,6 +285,10 @@ impl Agent {
                 answer(stream, reply).await;
             }
             Request::Thaw(thaw) => self.thaw(&thaw, stream).await,
+            Request::Rehearse => {
+                let reply = self.rehearse().await;
+                answer(stream, reply).await;
+            }
             Request::Configure(config) => {
                 let reply = self.configure(&config);
                 answer(stream, reply).await;

@@ -74,6 +74,9 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         sockets: _,
         snapshots,
         warm,
+        pool,
+        // It is nobody's.
+        standby: _,
     } = spec;
     let default = MachineSpec::new(name, flist);
     // The same image, whatever the name leads to by then.
@@ -148,6 +151,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     file.flag("legacy-cmdline", *legacy_cmdline);
     file.flag("snapshots", *snapshots);
     file.flag("warm", *warm);
+    file.number("pool", (*pool != 0).then_some(u64::from(*pool)));
     file.word("rootfs", ROOTFS, rootfs, &default.rootfs);
     file.word("prefetch", PREFETCH, prefetch, &default.prefetch);
     file.text(

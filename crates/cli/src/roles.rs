@@ -13,7 +13,7 @@ use zmachine_spec::{Class, Failure, Home};
 use zmachine_sys::fd;
 use zmachine_sys::jail::{self, Jail};
 
-use crate::args::{CompleteRole, JailRole, MonitorRole, RootfsRole, ShareRole};
+use crate::args::{CompleteRole, JailRole, MonitorRole, RootfsRole, ShareRole, StandbyRole};
 
 /// The longest a guest waits for one block, over all routes and retries, before its read fails.
 const BLOCK_DEADLINE: Duration = Duration::from_secs(60);
@@ -47,6 +47,7 @@ pub(crate) fn monitor(role: MonitorRole) -> Result<u8, Failure> {
         ends_with_client: role.ends_with_client,
         restore,
         template: role.template,
+        stands_by: role.stands_by,
         abort_at: role.abort_at,
     })?;
     Ok(0)
@@ -100,6 +101,15 @@ pub(crate) fn complete(role: CompleteRole) -> Result<u8, Failure> {
     let digest = role.image.parse();
     let digest = digest.map_err(|e: zmachine_flist::DigestError| Failure::from_error(Class::Usage, &e))?;
     engine.complete_in_background(&digest)?;
+    Ok(0)
+}
+
+/// `zmachine standby`: makes machines that stand by for others like them.
+pub(crate) fn standby(role: StandbyRole) -> Result<u8, Failure> {
+    show_as(c"zm-standby");
+    let spec = serde_json::from_reader(std::io::stdin().lock()).map_err(std::io::Error::from)?;
+    let engine = Engine::new(Home::open(&role.data, &role.run)?, Programs::own());
+    engine.make_standbys(&spec, &role.image, &role.template)?;
     Ok(0)
 }
 

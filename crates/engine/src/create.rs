@@ -134,6 +134,21 @@ impl Engine {
         self.create_from(spec, options, None, |_| Ok(()))
     }
 
+    /// [`Engine::create`] for who starts it at once: it may be one that stands by, see [`MachineSpec::pool`].
+    ///
+    /// # Errors
+    /// As [`Engine::create`].
+    pub fn create_to_start(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Machine, Failure> {
+        self.reconcile_anew()?;
+        match spec.pool > 0 && spec.warm {
+            true => match self.take_standby(spec, options)? {
+                Some(taken) => Ok(taken),
+                None => self.create(spec, options),
+            },
+            false => self.create(spec, options),
+        }
+    }
+
     /// [`Engine::create`] from the image with this digest, whatever the spec's name leads to by now. `fill` puts more into the
     /// machine's folder before that has its name.
     pub(super) fn create_from(
@@ -145,7 +160,7 @@ impl Engine {
     ) -> Result<Machine, Failure> {
         self.reconcile_anew()?;
         self.warn_of_cpu_time(spec);
-        self.planned(spec, options, image, |id, spec, mut plan, wanted| {
+        self.planned(spec, options, image, None, |id, spec, mut plan, wanted| {
             if let Plan::Vm(plan) = &mut plan
                 && plan.install().is_some()
             {
@@ -204,7 +219,7 @@ impl Engine {
     /// As [`Engine::create`].
     pub fn plan(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Plan, Failure> {
         let networks = self.networks()?;
-        self.planned(spec, options, None, |id, _, plan, _| {
+        self.planned(spec, options, None, None, |id, _, plan, _| {
             networks.release_all(|machine| machine == id)?;
             Ok(plan)
         })
@@ -242,11 +257,14 @@ impl Engine {
         Ok(Some(found))
     }
 
-    fn planned<T>(
+    /// The plan of a machine, and what is to be done with it while its addresses are held; that of the machine `id`, which has its own
+    /// already, or of a new one.
+    pub(super) fn planned<T>(
         &self,
         spec: &MachineSpec,
         options: &CreateOptions<'_>,
         image: Option<&Digest>,
+        present: Option<&str>,
         then: impl FnOnce(&str, &MachineSpec, Plan, &[ResolvedVolume]) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         spec::check_name(&spec.name)?;
@@ -255,7 +273,7 @@ impl Engine {
         let mut publish = published(&spec.publish)?;
         Plan::check_request(spec, &HostFacts::gather())?;
         check_stores(&spec.stores)?;
-        let id = catalog::new_id();
+        let id = present.map_or_else(catalog::new_id, str::to_owned);
         let wanted = self.volumes().wanted(&spec.volumes, &id)?;
         let shares = volume::shared(&spec.volumes, &self.home)?;
         let mut found = self.found(spec, options, image)?;
@@ -301,7 +319,7 @@ impl Engine {
                 let plan = Plan::new(spec, facts.makes.content(&wanted), inputs)?;
                 then(&id, spec, plan, &wanted)
             });
-        if result.is_err() {
+        if result.is_err() && present.is_none() {
             networks.release_all(|machine| machine == id)?;
         }
         result

@@ -18,14 +18,13 @@ use zmachine_spec::saved::HostMark;
 use zmachine_spec::{Class, Failure, MachineSpec, check_name};
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::snapshot::holders::Holders;
-use zmachine_store::snapshot::{
-    DISK, Draft, MEMORY, SNAPSHOT_VERSION, STATE, Snapshot, SnapshotName, Snapshots, memory,
-};
+use zmachine_store::snapshot::{DISK, Draft, SNAPSHOT_VERSION, STATE, Snapshot, SnapshotName, Snapshots, memory};
 use zmachine_sys::file::{self, FileError};
 
 use crate::Engine;
 use crate::create::CreateOptions;
 use crate::root::copy_file;
+use crate::snapshot_memory::{Reading, load};
 use crate::start::Starting;
 use crate::views::SnapshotView;
 
@@ -59,7 +58,7 @@ impl RestoreFrom<'_> {
 pub struct ForkSource {
     snapshot: Snapshot,
     folder: PathBuf,
-    memory: OwnedFd,
+    memory: Reading,
     holders: Holders,
     /// Of a machine that runs: there is no snapshot but for its forks.
     _draft: Option<Draft>,
@@ -220,7 +219,8 @@ impl Engine {
                 (snapshot, draft.folder.clone(), Some(draft))
             }
         };
-        let (memory, holders) = self.shared_memory(&snapshot, &folder)?;
+        let holders = Holders::of(&self.home, &snapshot);
+        let memory = Reading::begin(&snapshot, &folder, &holders)?;
         Ok(ForkSource {
             snapshot,
             folder,
@@ -273,10 +273,11 @@ impl Engine {
 
     fn start_fork(&self, source: &ForkSource, created: &Machine) -> Result<Starting, Failure> {
         self.require_fit(created, &source.snapshot, &source.folder)?;
+        let memory = source.memory.end()?;
         self.kill.pass("fork: created");
         let from = RestoreFrom {
             folder: &source.folder,
-            memory: &source.memory,
+            memory: &memory,
             shared: Some(&source.holders),
             is_fork: true,
         };
@@ -390,7 +391,7 @@ impl Engine {
     }
 }
 
-fn open(folder: &Path, name: &str) -> Result<File, FileError> {
+pub(super) fn open(folder: &Path, name: &str) -> Result<File, FileError> {
     let path = folder.join(name);
     File::open(&path).map_err(|e| FileError::io("open", &path, e))
 }
@@ -406,31 +407,6 @@ fn require_version(snapshot: &Snapshot) -> Result<(), Failure> {
     let (name, by) = (snapshot.name(), &snapshot.saved.hypervisor);
     let message = format!("the snapshot '{name}' was saved by {by}, and this host has qemu {major}.{minor}");
     Err(Failure::new(Class::Unsupported, message).hint("start the machine anew, or go on where it was saved"))
-}
-
-impl Engine {
-    /// The snapshot's memory for a machine that shares it: that of those that run, or else of the file.
-    pub(super) fn shared_memory(&self, snapshot: &Snapshot, folder: &Path) -> Result<(OwnedFd, Holders), Failure> {
-        let holders = Holders::of(&self.home, snapshot);
-        let memory = match holders.find() {
-            Some(memory) => memory,
-            None => load(snapshot, folder, Some(&holders))?,
-        };
-        Ok((memory, holders))
-    }
-}
-
-/// The snapshot's memory, held against what was saved.
-fn load(snapshot: &Snapshot, folder: &Path, holders: Option<&Holders>) -> Result<OwnedFd, Failure> {
-    let name = snapshot.name();
-    let read = open(folder, MEMORY)
-        .map_err(Failure::from)
-        .and_then(|file| memory::load(&file, &snapshot.saved.memory, holders).map_err(Failure::from));
-    read.map_err(|failure| {
-        failure
-            .context(format!("the memory of the snapshot '{name}' cannot be read"))
-            .hint(format!("remove it: zmachine snapshot rm {name}"))
-    })
 }
 
 /// Puts a copy of `from` in the place of `to`, as a whole.

@@ -98,6 +98,7 @@ fn of_anybody(spec: &MachineSpec) -> MachineSpec {
         guest: spec.guest.clone(),
         snapshots: spec.snapshots,
         warm: spec.warm,
+        pool: 0,
         ..MachineSpec::new(&spec.name, &spec.flist)
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use zmachine_agent_protocol::PROTOCOL_VERSION;
@@ -36,22 +37,37 @@ pub struct Starting {
 
 /// The process; one that nobody waits for is reaped all the same.
 #[derive(Debug)]
-struct Monitor(Option<Child>);
+enum Monitor {
+    Child(Option<Child>),
+    /// It is somebody else's.
+    Other(ProcessId),
+}
 
 impl Monitor {
     fn id(&self) -> Option<ProcessId> {
-        ProcessId::of(self.0.as_ref()?.id())
+        match self {
+            Monitor::Child(child) => ProcessId::of(child.as_ref()?.id()),
+            Monitor::Other(id) => Some(*id),
+        }
     }
 
     /// Waits for its end.
     fn wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
-        self.0.as_mut().map(Child::wait).transpose()
+        match self {
+            Monitor::Child(child) => child.as_mut().map(Child::wait).transpose(),
+            Monitor::Other(id) => {
+                while !id.wait_gone(Duration::from_secs(60)) {}
+                Ok(None)
+            }
+        }
     }
 }
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        if let Some(child) = self.0.take() {
+        if let Monitor::Child(child) = self
+            && let Some(child) = child.take()
+        {
             reap_later(child);
         }
     }
@@ -102,13 +118,16 @@ impl Engine {
         self.start_with(name, None, from)
     }
 
-    fn start_with(
+    pub(super) fn start_with(
         &self,
         name: &str,
         option: Option<&str>,
         from: Option<&RestoreFrom<'_>>,
     ) -> Result<Starting, Failure> {
         let machine = self.machine(name)?;
+        if let Some(starting) = self.claim_standby(&machine, option)? {
+            return Ok(starting);
+        }
         if machine.state.phase.is_active() || FileLock::is_held(&machine.lock_path())? {
             let message = format!(
                 "machine '{}' is {} already",
@@ -124,6 +143,7 @@ impl Engine {
             Some(_) => (None, None),
             None => self.template_of(&machine).unzip(),
         };
+        let key = template.clone();
         let warm = warm.flatten();
         let warm = warm.as_ref().map(Warm::from);
         let from = from.or(warm.as_ref());
@@ -162,13 +182,14 @@ impl Engine {
                 .collect(),
             die_with_parent: false,
             new_session: true,
+            no_huge_pages: false,
         };
         prepare_child(&mut command, setup);
         let monitor = command
             .spawn()
             .map_err(|e| Failure::from(e).context("cannot start the machine's monitor"))?;
         drop(writer);
-        let monitor = Monitor(Some(monitor));
+        let monitor = Monitor::Child(Some(monitor));
         // Where the next one finds it; without that it reads the file.
         if let Some(holders) = from.and_then(|from| from.shared)
             && let Some(id) = monitor.id()
@@ -177,6 +198,9 @@ impl Engine {
         }
         self.kill.pass("start: monitor spawned");
         self.complete_image_of(&machine);
+        if let Some(key) = &key {
+            self.fill_pool(&machine, key);
+        }
         Ok(Starting {
             machine,
             monitor,
@@ -186,9 +210,21 @@ impl Engine {
     }
 }
 
+impl Starting {
+    /// A start by a monitor that is there, which reports on `report`.
+    pub(super) fn by(machine: Machine, monitor: ProcessId, report: File) -> Starting {
+        Starting {
+            machine,
+            monitor: Monitor::Other(monitor),
+            report: BufReader::new(report),
+            was_stopped: false,
+        }
+    }
+}
+
 impl Engine {
     /// Begins to bring what is missing of the machine's image.
-    fn complete_image_of(&self, machine: &Machine) {
+    pub(super) fn complete_image_of(&self, machine: &Machine) {
         let plan = machine.plan().ok();
         let Some(image) = plan.as_ref().and_then(Plan::image) else {
             return;

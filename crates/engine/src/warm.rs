@@ -38,18 +38,30 @@ impl Warm {
 }
 
 impl Engine {
-    /// The key of the machine's template, and that where there is one; `None` where this start has nothing to do with templates: only
-    /// the first one has, whose disk is the template's.
-    pub(super) fn template_of(&self, machine: &Machine) -> Option<(String, Option<Warm>)> {
+    /// The key of the template that machines like this one begin from, where they can.
+    pub(super) fn template_key(&self, machine: &Machine) -> Option<String> {
         let Ok(Plan::Container(plan)) = machine.plan() else {
             return None;
         };
-        if !machine.spec.warm || !plan.vm.is_saveable || machine.dir.join(DISK).exists() {
+        if !machine.spec.warm || !plan.vm.is_saveable {
             return None;
         }
         let host = HostMark::of_this_host(plan.vm.accel == Accel::Kvm);
         let hypervisor = find_program(Path::new(qemu::BINARY))?;
-        let key = key(&plan, &host, &hypervisor);
+        Some(key(&plan, &host, &hypervisor))
+    }
+
+    /// The key of the machine's template, and that where there is one; `None` where this start has nothing to do with templates: only
+    /// the first one has, whose disk is the template's.
+    pub(super) fn template_of(&self, machine: &Machine) -> Option<(String, Option<Warm>)> {
+        if machine.dir.join(DISK).exists() {
+            return None;
+        }
+        let Ok(Plan::Container(plan)) = machine.plan() else {
+            return None;
+        };
+        let key = self.template_key(machine)?;
+        let host = HostMark::of_this_host(plan.vm.accel == Accel::Kvm);
         let templates = Templates::of(&self.home);
         let Some((template, folder)) = templates.find(&key) else {
             return Some((key, None));

@@ -286,6 +286,7 @@ fn containers_are_planned_as_they_were() {
             boot_id: "boot".into(),
             kernel: "6.1".into(),
             is_root: true,
+            may_change_user: true,
             cgroup_v2: false,
         };
         let dns = HostDns::default();

@@ -42,6 +42,13 @@ impl Follow<'_> {
             Request::AddImage { digest } => self.add_image(&digest, answer).await,
             Request::Change(change) => self.change(*change, answer).await,
             Request::Reconnect(wanted) => self.change_networks(*wanted, answer).await,
+            Request::Claim { .. } => {
+                let failure = Failure::new(
+                    Class::Conflict,
+                    "the machine does not stand by: it is somebody's already",
+                );
+                guest::reply(answer, Err(failure));
+            }
             Request::Attach { .. }
             | Request::Console { .. }
             | Request::Exec(_)

@@ -72,6 +72,8 @@ pub(super) struct Monitor {
     pub(super) restore: Option<Restore>,
     /// The key of the template that the next run makes.
     pub(super) template: Option<String>,
+    /// The guest waits to be taken for a machine like it.
+    pub(super) stands_by: bool,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -110,6 +112,7 @@ impl Monitor {
             health: None,
             restore: None,
             template: None,
+            stands_by: false,
             waiters: Vec::new(),
         }
     }

@@ -62,6 +62,7 @@ mod server;
 mod session;
 mod share;
 mod sockets;
+mod standby;
 mod streams;
 mod takeover;
 mod template;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
 use zmachine_agent_protocol::Process;
-use zmachine_hypervisor::Saved as SavedVm;
+use zmachine_hypervisor::{AgentStream as AgentChannel, Saved as SavedVm};
 use zmachine_plan::container::DEFAULT_PATH;
 use zmachine_plan::{Plan, VmPlan};
 use zmachine_spec::control::Report;
@@ -24,6 +24,7 @@ use super::restored::Restoring;
 use super::running::Running;
 use super::server;
 use super::session::Session;
+use super::standby::Stood;
 use super::streams::{Attachable, Shared};
 use super::takeover::take_over;
 use super::{clock, console, entry};
@@ -38,6 +39,14 @@ impl Monitor {
         let _clock = AbortOnDrop(tokio::spawn(clock::follow(session.clone())));
         let (entry, entry_waiting) = entry::new();
         let (console, console_waiting) = console::new();
+        let mut console_waiting = Some(console_waiting);
+        let stood = match std::mem::take(&mut self.stands_by) {
+            false => None,
+            true => match self.stand_by(plan, console_waiting.take(), &listener, inbox).await {
+                Ok(stood) => Some(stood),
+                Err(outcome) => return outcome,
+            },
+        };
         let base = exec_base(plan);
         let health = self.start_health(plan.health(), &base, &session);
         let _health = health.map(|checks| AbortOnDrop(tokio::spawn(checks)));
@@ -59,10 +68,20 @@ impl Monitor {
         {
             return Ok(exit);
         }
-        let (restoring, saved) = self.take_restore(plan).map_err(at("snapshot"))?.unzip();
-        let mut running = match inbox.unless_stopped(self.launch(plan, console_waiting, saved)).await {
-            Ok(launched) => launched?,
-            Err(Cut) => return Ok(self.cut_short(inbox).await),
+        let (restoring, mut running, taken_over) = match stood {
+            Some(Stood {
+                restoring,
+                running,
+                session,
+            }) => (Some(restoring), running, Some(session)),
+            None => {
+                let (restoring, saved) = self.take_restore(plan).map_err(at("snapshot"))?.unzip();
+                let waiting = console_waiting.take().unwrap_or_else(|| console::new().1);
+                match inbox.unless_stopped(self.launch(plan, waiting, saved)).await {
+                    Ok(launched) => (restoring, launched?, None),
+                    Err(Cut) => return Ok(self.cut_short(inbox).await),
+                }
+            }
         };
         let (stream, started) = oneshot::channel();
         let hub = entry::run(
@@ -73,7 +92,8 @@ impl Monitor {
         );
         let _hub = AbortOnDrop(tokio::spawn(hub));
         let entry = EntryStart { entry, stream };
-        let started = self.start_guest(plan, restoring.as_ref(), &mut running, &agent, entry, inbox);
+        let how = restoring.as_ref().map(|restoring| (restoring, taken_over));
+        let started = self.start_guest(plan, how, &mut running, &agent, entry, inbox);
         let outcome = match started.await {
             Ok(None) => Follow::new(self, plan, &mut running, inbox, agent).follow().await,
             Ok(Some(exit)) => Ok(exit),
@@ -86,7 +106,7 @@ impl Monitor {
     }
 
     /// What this run goes on from, if it does; the next one boots.
-    fn take_restore(&mut self, plan: &Plan) -> Result<Option<(Restoring, SavedVm)>, Failure> {
+    pub(super) fn take_restore(&mut self, plan: &Plan) -> Result<Option<(Restoring, SavedVm)>, Failure> {
         match (self.restore.take(), plan) {
             (None, _) => Ok(None),
             (Some(restore), Plan::Container(plan)) => self.restoring(restore, plan).map(Some),
@@ -95,7 +115,7 @@ impl Monitor {
     }
 
     /// From what its plan says to a guest that boots.
-    async fn launch(
+    pub(super) async fn launch(
         &mut self,
         plan: &mut Plan,
         console: console::Waiting,
@@ -117,23 +137,24 @@ impl Monitor {
     async fn start_guest(
         &mut self,
         plan: &Plan,
-        restoring: Option<&Restoring>,
+        restoring: Option<(&Restoring, Option<Session>)>,
         running: &mut Running,
         agent: &watch::Sender<Option<Session>>,
         entry: EntryStart,
         inbox: &mut Inbox,
     ) -> Started {
         let Plan::Container(plan) = plan else { return Ok(None) };
-        let no_agent = || Failure::new(Class::Failed, "the hypervisor gave no channel to the agent");
-        let stream = running.vm.take_agent().ok_or_else(no_agent).map_err(at("hypervisor"))?;
         let (session, started) = match restoring {
             None => {
-                let session = Session::start(stream.connected());
+                let session = Session::start(agent_of(running)?.connected());
                 let started = self.start_entrypoint(plan, running, &session, entry, inbox).await?;
                 (session, started)
             }
-            Some(restoring) => {
-                let session = Session::start(async { take_over(stream.connected().await?).await });
+            Some((restoring, taken_over)) => {
+                let session = match taken_over {
+                    Some(session) => session,
+                    None => taken_over_from(running)?,
+                };
                 let started = self.go_on(restoring, plan, running, &session, entry, inbox).await?;
                 (session, started)
             }
@@ -143,6 +164,17 @@ impl Monitor {
         }
         Ok(started)
     }
+}
+
+fn agent_of(running: &mut Running) -> Result<AgentChannel, (String, Failure)> {
+    let no_agent = || Failure::new(Class::Failed, "the hypervisor gave no channel to the agent");
+    running.vm.take_agent().ok_or_else(no_agent).map_err(at("hypervisor"))
+}
+
+/// The session with an agent that was somebody else's.
+pub(super) fn taken_over_from(running: &mut Running) -> Result<Session, (String, Failure)> {
+    let channel = agent_of(running)?;
+    Ok(Session::start(async { take_over(channel.connected().await?).await }))
 }
 
 /// What a client follows that attaches.

@@ -31,6 +31,13 @@ pub(super) struct NetworkHold {
     pub(super) watches: HashMap<String, AbortOnDrop>,
 }
 
+impl NetworkHold {
+    /// Keeps published ports from being taken by others.
+    pub(super) fn keep_ports(&mut self, ports: Vec<OwnedFd>) {
+        self.ports.extend(ports);
+    }
+}
+
 impl Monitor {
     /// Makes every resource of the machine's networks, each claimed before.
     pub(super) async fn attach(&mut self, attachments: &[Attachment]) -> Result<Attached, Failure> {

@@ -23,6 +23,7 @@ use super::inbox::Inbox;
 use super::running::Running;
 use super::saving::unix_nanos;
 use super::session::{Session, SessionError};
+use super::sockets;
 
 /// How long a guest may take to go on as what it is now.
 const THAW_TIMEOUT: Duration = Duration::from_secs(120);
@@ -147,6 +148,7 @@ impl Monitor {
             (true, false) => "began from the template",
         };
         self.log.note(Source::Monitor, &format!("{how} {name}"));
+        sockets::forward(session, &self.machine.spec.sockets);
         if let Some(started) = started {
             let _ = stream.send(started);
         }

@@ -42,6 +42,8 @@ pub struct MonitorArgs {
     pub restore: Option<Restore>,
     /// The key of the template that the first run makes.
     pub template: Option<String>,
+    /// The guest waits, before its entrypoint, to be taken for a machine like it.
+    pub stands_by: bool,
     /// See [`zmachine_store::killpoint`].
     pub abort_at: Option<u32>,
 }
@@ -79,11 +81,12 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     monitor.forwarder = forwarder;
     monitor.restore = args.restore;
     monitor.template = args.template;
+    monitor.stands_by = args.stands_by;
     monitor.runs(lock, plan, &mut inbox).await
 }
 
 /// Ends the machine when nobody reads the pipe any more.
-fn end_with(client: OwnedFd, events: mpsc::Sender<Event>) {
+pub(super) fn end_with(client: OwnedFd, events: mpsc::Sender<Event>) {
     std::thread::spawn(move || {
         let mut watched = [PollFd::new(&client, PollFlags::empty())];
         while let Err(Errno::INTR) = poll(&mut watched, None) {}

@@ -7,9 +7,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Uid};
-use rustix::thread::CapabilitySet;
 use zmachine_spec::{Failure, Home, JailChoice};
 use zmachine_store::user::{self, UserLease};
+use zmachine_sys::host::may_change_user;
 use zmachine_sys::jail::Jail;
 
 /// The machine's part of every jail.
@@ -79,11 +79,4 @@ impl Sandbox {
         }
         Ok(())
     }
-}
-
-/// Whether processes can become another user here and still see what they need, which takes mounts of their own. Root in a
-/// container often may not.
-fn may_change_user() -> bool {
-    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::CHOWN;
-    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
 }

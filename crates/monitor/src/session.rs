@@ -157,6 +157,11 @@ impl<R: tokio::io::AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// The stream, when nothing has come behind the frames that were read.
+    pub(super) fn into_inner(self) -> R {
+        self.inner
+    }
+
     /// The next frame; `None` at the end of the stream. Dropping the future loses nothing.
     ///
     /// # Errors

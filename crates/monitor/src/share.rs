@@ -158,6 +158,7 @@ impl Monitor {
             keep: vec![listener.as_raw_fd()],
             die_with_parent: true,
             new_session: false,
+            no_huge_pages: false,
         };
         jailed.spawn(setup, |command| Command::from(command).kill_on_drop(true).spawn())
     }

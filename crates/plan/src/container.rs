@@ -16,7 +16,7 @@ use zmachine_network::Attachment;
 use zmachine_rootfs::Prefetch;
 use zmachine_spec as spec;
 use zmachine_spec::volume::ResolvedVolume;
-use zmachine_spec::{HealthCheck, MachineSpec, PodNetwork, RootfsChoice, Setting, Signal, User};
+use zmachine_spec::{HealthCheck, JailChoice, MachineSpec, PodNetwork, RootfsChoice, Setting, Signal, User};
 
 use super::common::{
     ImageFacts, Inputs, KernelChoice, PLAN_VERSION, ROOT_TAG, Start, VolumeUse, arguments, dns, first_used, grace_ms,
@@ -250,6 +250,10 @@ fn refuse_vm_settings(spec: &MachineSpec) -> Result<(), PlanError> {
 fn is_saveable(spec: &MachineSpec, volumes: &[ResolvedVolume], inputs: &Inputs<'_>) -> Result<bool, PlanError> {
     let has = [
         ("only an ordinary user's rights", !inputs.host.is_root),
+        (
+            "root without the capabilities SYS_ADMIN, SETUID, SETGID and CHOWN",
+            inputs.host.is_root && !inputs.host.may_change_user && spec.jail == JailChoice::Auto,
+        ),
         ("a volume", !volumes.is_empty()),
         ("a directory of this host", !inputs.shares.is_empty()),
         ("a socket of this host", !spec.sockets.is_empty()),

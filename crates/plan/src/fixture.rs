@@ -41,6 +41,7 @@ impl Default for Around<'_> {
                 boot_id: "boot".into(),
                 kernel: "6.1".into(),
                 is_root: true,
+                may_change_user: true,
                 cgroup_v2: true,
             },
             accel: Accel::Kvm,

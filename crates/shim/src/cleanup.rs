@@ -85,6 +85,7 @@ fn start_cleaning() -> io::Result<Child> {
         keep: Vec::new(),
         die_with_parent: false,
         new_session: true,
+        no_huge_pages: false,
     };
     prepare_child(&mut command, setup);
     command.spawn()

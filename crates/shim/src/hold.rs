@@ -46,6 +46,7 @@ pub(crate) fn start(namespace: Option<&Path>) -> Result<Child, ShimError> {
         keep: Vec::new(),
         die_with_parent: true,
         new_session: false,
+        no_huge_pages: false,
     };
     prepare_child(&mut command, setup);
     let mut child = command.spawn().map_err(failed)?;

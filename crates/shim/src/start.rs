@@ -103,6 +103,7 @@ fn spawn(arguments: &Arguments, socket: &Path, events: Option<&str>) -> Result<(
         keep: vec![listener.as_raw_fd()],
         die_with_parent: false,
         new_session: true,
+        no_huge_pages: false,
     };
     prepare_child(&mut command, setup);
     command.spawn().map(drop).map_err(failed)

@@ -114,6 +114,14 @@ pub enum Request {
         /// The folder, in which `state`, `memory` and `root.img` are made.
         folder: PathBuf,
     },
+    /// Take a machine that stands by for the one that its files describe by now. What follows on the connection are [`Report`] lines, as on the
+    /// pipe of a monitor that was started for it.
+    Claim {
+        /// The entrypoint waits for its owner, see [`Request::Attach`].
+        wait_for_owner: bool,
+        /// The machine ends with this connection.
+        ends_with_client: bool,
+    },
     /// Let nobody in the guest write to disks as long as the connection is there. The stream begins with the agent's `Done`, or the
     /// reason why not. A VM without an agent is paused instead.
     Hold {

@@ -137,6 +137,11 @@ impl Home {
         self.run.join(id)
     }
 
+    /// What is there while a machine stands by and can be taken.
+    pub fn standby_mark(&self, id: &str) -> PathBuf {
+        self.run_dir(id).join("standby")
+    }
+
     /// The socket a machine's monitor listens on.
     pub fn control_socket(&self, id: &str) -> PathBuf {
         self.run_dir(id).join("ctl.sock")

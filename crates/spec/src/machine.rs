@@ -180,6 +180,16 @@ pub struct MachineSpec {
     /// Its first start begins from the template of an earlier one like it, where there is one, and makes one otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub warm: bool,
+    /// So many guests like it are kept waiting for the next machines like it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pool: u16,
+    /// It is nobody's: its guest waits to be taken for a machine like it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
+}
+
+fn is_zero(number: &u16) -> bool {
+    *number == 0
 }
 
 /// Whether the machine's processes are locked in.
@@ -293,6 +303,8 @@ impl MachineSpec {
             pod: None,
             snapshots: false,
             warm: false,
+            pool: 0,
+            standby: false,
         }
     }
 

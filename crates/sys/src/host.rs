@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use crate::{affinity, file};
@@ -24,8 +25,18 @@ pub struct HostFacts {
     pub kernel: String,
     /// Whether this process is root.
     pub is_root: bool,
+    /// Whether processes of this one can become other users, see [`may_change_user`].
+    #[serde(default)]
+    pub may_change_user: bool,
     /// Whether cgroup v2 offers the cpu and memory controllers here.
     pub cgroup_v2: bool,
+}
+
+/// Whether processes can become another user here and still see what they need, which takes mounts of their own. Root in a
+/// container often may not.
+pub fn may_change_user() -> bool {
+    let needed = CapabilitySet::SYS_ADMIN | CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::CHOWN;
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
 }
 
 impl HostFacts {
@@ -40,6 +51,7 @@ impl HostFacts {
             boot_id: boot_id(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             is_root: rustix::process::geteuid().is_root(),
+            may_change_user: may_change_user(),
             cgroup_v2: cgroup_v2_controllers(),
         }
     }

@@ -197,6 +197,8 @@ pub struct ChildSetup {
     pub die_with_parent: bool,
     /// It leads a session of its own: signals of the terminal do not reach it.
     pub new_session: bool,
+    /// It gets no huge pages that it does not ask for: what it touches here and there takes no more memory than that.
+    pub no_huge_pages: bool,
 }
 
 /// Arranges what `setup` says for the child that `command` will start.
@@ -215,6 +217,10 @@ pub fn prepare_child(command: &mut Command, setup: ChildSetup) {
             if actual != parent && std::process::id() != 1 {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
+        }
+        if setup.no_huge_pages {
+            // SAFETY: prctl with numbers only. A kernel that does not know it gives huge pages, which costs memory and nothing else.
+            unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
         }
         crate::fd::close_on_exec_except(&setup.keep)
     };

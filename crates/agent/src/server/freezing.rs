@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use zmachine_agent_protocol::{ErrorKind, ExitStatus, Frame, FrameDecoder, Process, Reply, Thaw};
 
 use super::{Agent, FROZEN, HAS_INIT, PAUSED, State, answer, bad_request, failure, first_frame};
-use crate::process::work;
+use crate::process::{Namespaces, work};
 use crate::{console, freeze, power, setup};
 
 /// Processes stand still as long as it is there.
@@ -94,6 +94,27 @@ impl Agent {
                 power::power_off();
             }
         }
+    }
+
+    /// Does once what [`Agent::thaw`] and the start of an entrypoint will do: what they need of the kernel and of the image is in memory then,
+    /// and translated where the guest is emulated. What fails is tried again when it counts.
+    pub(super) async fn rehearse(&self) -> Reply {
+        if !self.is_frozen.get() {
+            return bad_request("the guest is not frozen");
+        }
+        setup::rehearse();
+        // The small init starts, and finds no program of this name. It is in no group that is frozen.
+        let process = Process {
+            init: true,
+            user: Some("root".to_owned()),
+            ..Process::new(["/.zmachine-rehearsal"])
+        };
+        if let Ok((started, side)) = self.start(&process, &Namespaces::New, false).await {
+            drop(side);
+            let _ = self.reaper.signal(started.pid, libc::SIGKILL);
+            let _ = started.exited.await;
+        }
+        Reply::Done
     }
 
     /// Runs the image's programs in `folder`, in the order of their names, in the container: while nothing is frozen yet, or all else is.

@@ -58,6 +58,23 @@ pub(super) fn write_machine_id(id: &str) -> Result<(), SetupError> {
     }
 }
 
+/// Writes over the files as a copy will, and leaves in them what was there.
+pub(super) fn rehearse() {
+    for path in ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"].map(Path::new) {
+        let Ok(there) = fs::symlink_metadata(path) else {
+            continue;
+        };
+        if !there.is_file() || there.nlink() != 1 || there.len() > LIMIT {
+            continue;
+        }
+        if let Ok(text) = fs::read(path) {
+            let longer = [text.as_slice(), b"\n"].concat();
+            let written = overwrite(path, &longer, text.len() as u64);
+            let _ = written.and_then(|()| overwrite(path, &text, longer.len() as u64));
+        }
+    }
+}
+
 /// Writes `/etc/resolv.conf`, when there are name servers.
 ///
 /// # Errors

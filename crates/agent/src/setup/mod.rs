@@ -80,6 +80,12 @@ pub(crate) fn renew(identity: &Identity) -> Result<(), SetupError> {
     network::renew(&identity.interfaces, &identity.routes)
 }
 
+/// What [`renew`] will do, with what there is.
+pub(crate) fn rehearse() {
+    etc::rehearse();
+    network::rehearse();
+}
+
 /// Sets the guest up as `config` says. What is mounted when a step fails is in `outcome` all the same.
 ///
 /// # Errors

@@ -26,7 +26,7 @@ pub(crate) use compose::ComposeArgs;
 pub(crate) use flist::FlistCommand;
 pub(crate) use image::{CacheCommand, ImageCommand};
 pub(crate) use resources::{NetworkCommand, VolumeCommand, VolumeSnapshotCommand};
-pub(crate) use roles::{CompleteRole, JailRole, MonitorRole, RootfsRole, ShareRole};
+pub(crate) use roles::{CompleteRole, JailRole, MonitorRole, RootfsRole, ShareRole, StandbyRole};
 pub(crate) use run::{CreateArgs, RunArgs};
 pub(crate) use snapshot::{ForkArgs, RestoreArgs, SnapshotCommand};
 
@@ -213,6 +213,9 @@ pub(crate) enum Command {
     /// Bring the rest of an image
     #[command(hide = true)]
     Complete(CompleteRole),
+    /// Make machines that stand by
+    #[command(hide = true)]
+    Standby(StandbyRole),
     /// The server of a directory for a machine
     #[command(hide = true)]
     Share(ShareRole),

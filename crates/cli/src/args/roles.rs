@@ -29,6 +29,9 @@ pub(crate) struct MonitorRole {
     pub(crate) shared_memory: bool,
     #[arg(long)]
     pub(crate) fork: bool,
+    /// It waits to be taken for a machine like it
+    #[arg(long, requires = "restore")]
+    pub(crate) stands_by: bool,
     #[arg(long, conflicts_with = "restore")]
     pub(crate) template: Option<String>,
     #[arg(long)]
@@ -73,6 +76,20 @@ pub(crate) struct CompleteRole {
     pub(crate) image: String,
     #[arg(long)]
     pub(crate) authfile: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StandbyRole {
+    #[arg(long)]
+    pub(crate) data: PathBuf,
+    #[arg(long)]
+    pub(crate) run: PathBuf,
+    /// The digest of their image
+    #[arg(long)]
+    pub(crate) image: String,
+    /// The key of their template
+    #[arg(long)]
+    pub(crate) template: String,
 }
 
 #[derive(Debug, Args)]

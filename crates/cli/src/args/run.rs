@@ -196,6 +196,10 @@ pub(crate) struct CreateArgs {
     /// Begin from the guest of an earlier machine like it instead of booting one, where there is one; make one otherwise
     #[arg(long)]
     warm: bool,
+    /// Keep so many guests like it waiting, for ten minutes each: the next machines like it begin as soon as one is told who it is. Implies
+    /// --warm
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=16))]
+    pool: Option<u16>,
     /// Tell a container's own kernel of network and environment on its command line, as Zero-OS did
     #[arg(long)]
     legacy_cmdline: bool,
@@ -293,7 +297,8 @@ impl CreateArgs {
         spec.prefetch = self.prefetch;
         spec.legacy_cmdline = self.legacy_cmdline;
         spec.snapshots = self.snapshots;
-        spec.warm = self.warm || environment("ZMACHINE_WARM").is_some_and(|value| value == "1");
+        spec.pool = self.pool.unwrap_or_default();
+        spec.warm = self.warm || self.pool.is_some() || environment("ZMACHINE_WARM").is_some_and(|value| value == "1");
         let secret = |text: &String| zmachine_spec::secret::parse(text, cwd);
         spec.secrets = self.secret.iter().map(secret).collect::<Result<_, Failure>>()?;
         spec.jail = self.jail;

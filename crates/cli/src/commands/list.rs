@@ -191,7 +191,7 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
             .filter
             .iter()
             .any(|f| f.starts_with("status=") || f.starts_with("exited="));
-    machines.retain(|machine| all || machine.state.phase.is_active());
+    machines.retain(|machine| all || (machine.state.phase.is_active() && !machine.spec.standby));
     if let Some(last) = last {
         machines.drain(..machines.len().saturating_sub(last));
     }

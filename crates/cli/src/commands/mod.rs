@@ -102,6 +102,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Completion(args) => completion::completion(args.shell),
         Command::Monitor(role) => roles::monitor(role),
         Command::Complete(role) => roles::complete(role),
+        Command::Standby(role) => roles::standby(role),
         Command::Rootfs(role) => roles::rootfs(role),
         Command::Share(role) => roles::share(role),
         Command::Jail(role) => roles::jail(&role),

@@ -9,7 +9,7 @@ use std::thread;
 use zmachine_engine::{CreateOptions, Engine, Starting};
 use zmachine_spec::{Class, Exit, Failure, MachineSpec, Phase, RestartPolicy, redact};
 use zmachine_store::attempt::{Outcome, explain};
-use zmachine_store::catalog;
+use zmachine_store::catalog::{self, Machine};
 
 use crate::args::{CreateArgs, RunArgs};
 use crate::output;
@@ -19,7 +19,7 @@ use crate::terminal::{self, Follow, Followed};
 /// Creates a machine and prints its name.
 pub(crate) fn create(engine: &Engine, args: &CreateArgs) -> Result<u8, Failure> {
     let spec = spec(engine, args)?;
-    made(engine, args, &spec)?;
+    made(engine, args, &spec, Engine::create)?;
     output::print(&format!("{}\n", spec.name))?;
     Ok(0)
 }
@@ -36,7 +36,7 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs) -> Result<u8, Failure> {
         output::json(&redact::shown(&plan))?;
         return Ok(0);
     }
-    made(engine, &args.machine, &spec)?;
+    made(engine, &args.machine, &spec, Engine::create_to_start)?;
     let ran = if args.detach {
         detached(engine, &spec, &args.machine)
     } else {
@@ -46,7 +46,12 @@ pub(crate) fn run(engine: &Engine, args: &RunArgs) -> Result<u8, Failure> {
 }
 
 /// Makes the machine, and tells its id where that is wanted.
-fn made(engine: &Engine, args: &CreateArgs, spec: &MachineSpec) -> Result<(), Failure> {
+fn made(
+    engine: &Engine,
+    args: &CreateArgs,
+    spec: &MachineSpec,
+    create: impl FnOnce(&Engine, &MachineSpec, &CreateOptions<'_>) -> Result<Machine, Failure>,
+) -> Result<(), Failure> {
     args.guest.notes().iter().for_each(|line| eprintln!("warning: {line}"));
     let file = args.guest.cidfile().map(|path| {
         File::create_new(path).map_err(|e| {
@@ -55,7 +60,7 @@ fn made(engine: &Engine, args: &CreateArgs, spec: &MachineSpec) -> Result<(), Fa
         })
     });
     let file = file.transpose()?;
-    let machine = with_options(args, |options| engine.create(spec, options)).inspect_err(|_| {
+    let machine = with_options(args, |options| create(engine, spec, options)).inspect_err(|_| {
         // Only now it is known that there is no id to tell.
         let _ = args.guest.cidfile().map(std::fs::remove_file);
     })?;

@@ -104,6 +104,7 @@ impl Engine {
             keep: Vec::new(),
             die_with_parent: false,
             new_session: true,
+            no_huge_pages: false,
         };
         prepare_child(&mut command, setup);
         let child = command

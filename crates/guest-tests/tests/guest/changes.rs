@@ -186,9 +186,8 @@ fn an_image_of_layers_gets_one_more() {
         (while :; do i=$((i+1)); echo $i >a.new; mv a.new a; echo $i >z.new; mv z.new z; done) >/dev/null 2>&1 &";
     sh(&home, "m", &format!("echo more >/etc/more && rm /etc/group; {count}")).expect_success();
     let counted = || {
-        exec_output(&home, "m", "sleep 1; cat /count/z")
-            .parse::<u64>()
-            .expect("a number")
+        let ready = "while ! test -s /count/z; do sleep 0.1; done; sleep 1; cat /count/z";
+        exec_output(&home, "m", ready).parse::<u64>().expect("a number")
     };
     checks.that("it is one more layer with its place in the history", || {
         assert!(counted() > 0);

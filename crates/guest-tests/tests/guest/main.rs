@@ -12,6 +12,7 @@ mod crashes;
 mod debian;
 mod embed;
 mod errors;
+mod forks;
 mod full_disk;
 mod golden_home;
 mod health;

@@ -286,6 +286,7 @@ fn spawn(qemu: &Qemu, mut jailed: Jailed, vm: &VmSpec, channels: &Channels) -> R
         keep,
         die_with_parent: true,
         new_session: true,
+        no_huge_pages: vm.accel == Accel::Tcg && channels.memory.is_some(),
     };
     let start = |command| tokio::process::Command::from(command).kill_on_drop(true).spawn();
     jailed.spawn(setup, start).map_err(|source| LaunchError::Spawn {

@@ -40,6 +40,7 @@ fn is_of_the_guest(request: &Request) -> bool {
         | Request::AddImage { .. }
         // None of these machines is built for it.
         | Request::Save { .. }
+        | Request::Claim { .. }
         | Request::Pause
         | Request::Resume => false,
     }
