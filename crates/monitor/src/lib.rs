@@ -33,6 +33,7 @@ mod enospc;
 mod entry;
 mod exec_sessions;
 mod execs;
+mod files;
 mod follow;
 mod forwarding;
 mod frozen;
