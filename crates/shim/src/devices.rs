@@ -7,14 +7,22 @@ use zmachine_agent_protocol::DeviceNode;
 use zmachine_spec::pod::device_serial;
 
 use crate::error::ShimError;
-use crate::oci::{Device, DeviceRule, Linux};
+use crate::oci::{Capabilities, Device, DeviceRule, Linux, Spec};
 use crate::translate::HostPaths;
 
 /// Devices of a guest that are worth having: the others that a privileged container is given are the host's. Type, major, minor.
 const OF_GUEST: [(&str, u32, u32); 3] = [("c", 10, 229), ("c", 10, 200), ("c", 10, 232)];
 
-/// Whether a container may open every device there is: it is privileged.
-pub(crate) fn may_use_all(linux: &Linux) -> bool {
+/// Whether a container may open every device of its guest: it is privileged. A node where privileged containers have no devices of the host
+/// (`privileged_without_host_devices`) says so by what its processes may do alone.
+pub(crate) fn may_use_all(spec: &Spec) -> bool {
+    let is_raw = |capabilities: &Capabilities| capabilities.bounding.iter().any(|name| name == "CAP_SYS_RAWIO");
+    let capabilities = spec.process.as_ref().and_then(|process| process.capabilities.as_ref());
+    are_all_allowed(&spec.linux) || capabilities.is_some_and(is_raw)
+}
+
+/// Whether the rules allow a container all devices, and so those of the host.
+fn are_all_allowed(linux: &Linux) -> bool {
     let is_any = |rule: &DeviceRule| {
         let is_all = rule.kind.as_deref().is_none_or(|kind| kind.is_empty() || kind == "a");
         is_all && rule.major.is_none_or(|number| number < 0) && rule.minor.is_none_or(|number| number < 0)
@@ -55,7 +63,7 @@ fn node(linux: &Linux, device: &Device, host: &dyn HostPaths) -> Option<DeviceNo
 /// Whether a container was given a block device by name. A privileged one is given all of the host's as well, at the places that they have
 /// there.
 fn is_given(linux: &Linux, device: &Device, host: &dyn HostPaths) -> bool {
-    match may_use_all(linux) {
+    match are_all_allowed(linux) {
         true => !host.is_node_of(Path::new(&device.path), device.major, device.minor),
         false => rule_of(linux, device).is_some(),
     }
@@ -93,7 +101,6 @@ pub(crate) fn path_of(major: u32, minor: u32) -> Result<PathBuf, ShimError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::Spec;
     use crate::translate::tests::Paths;
 
     fn linux(json: serde_json::Value) -> Linux {
@@ -118,7 +125,7 @@ mod tests {
         for (access, read_only) in [("rwm", false), ("rm", true)] {
             let resources = serde_json::json!({"devices": [all, rule(access)]});
             let linux = linux(serde_json::json!({"devices": devices(), "resources": resources}));
-            assert!(!may_use_all(&linux));
+            assert!(!are_all_allowed(&linux));
             let nodes = nodes(&linux, &Paths);
             let paths: Vec<_> = nodes.iter().map(|node| node.path.as_str()).collect();
             assert_eq!(paths, ["/dev/data", "/dev/fuse"]);
@@ -139,10 +146,21 @@ mod tests {
         let resources =
             serde_json::json!({"devices": [{"allow": false, "access": "rwm"}, {"allow": true, "access": "rwm"}]});
         let linux = linux(serde_json::json!({"devices": devices(), "resources": resources}));
-        assert!(may_use_all(&linux));
+        assert!(are_all_allowed(&linux));
         let nodes = nodes(&linux, &Paths);
         let paths: Vec<_> = nodes.iter().map(|node| node.path.as_str()).collect();
         assert_eq!(paths, ["/dev/data", "/dev/fuse"]);
+    }
+
+    #[test]
+    fn a_privileged_container_without_devices_of_the_host_may_open_those_of_its_guest() {
+        let with = |capability: &str| {
+            let capabilities = serde_json::json!({"bounding": ["CAP_CHOWN", capability]});
+            let spec: Spec =
+                serde_json::from_value(serde_json::json!({"process": {"capabilities": capabilities}})).unwrap();
+            may_use_all(&spec)
+        };
+        assert!(with("CAP_SYS_RAWIO") && !with("CAP_MKNOD"));
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub(crate) fn container(
         modules: Vec::new(),
         mounts,
         devices: devices::nodes(&spec.linux, host),
-        devices_alone: !devices::may_use_all(&spec.linux),
+        devices_alone: !devices::may_use_all(spec),
         masked: spec.linux.masked_paths.clone(),
         read_only_paths: spec.linux.readonly_paths.clone(),
         own_pids: spec.namespace("pid") == Place::Own,

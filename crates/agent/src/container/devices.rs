@@ -31,8 +31,9 @@ const WRITE: i32 = 4;
 const ALL: i32 = MAKE | READ | WRITE;
 
 /// Character devices that every container may use: major and minor number, all of them where there is none. `null`, `zero`, `full`,
-/// `random`, `urandom`; `tty`, `console`, `ptmx` and pseudoterminals.
-const USABLE: [(i32, Option<i32>); 9] = [
+/// `random`, `urandom`; `tty`, `console`, `ptmx` and pseudoterminals; `net/tun`, whose
+/// interfaces need a capability.
+const USABLE: [(i32, Option<i32>); 10] = [
     (1, Some(3)),
     (1, Some(5)),
     (1, Some(7)),
@@ -42,6 +43,7 @@ const USABLE: [(i32, Option<i32>); 9] = [
     (5, Some(1)),
     (5, Some(2)),
     (136, None),
+    (10, Some(200)),
 ];
 
 /// The disk with this serial number, once it is there.

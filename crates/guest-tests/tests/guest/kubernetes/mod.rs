@@ -370,7 +370,12 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
             return;
         }
         let group = format!("{parent}/{}", pod.id);
-        for role in ["qemu-system", "virtiofsd", "containerd-shim-zmachine", "monitor"] {
+        for role in [
+            "qemu-system",
+            "virtiofsd",
+            "containerd-shim-zmachine",
+            "--ends-with-client",
+        ] {
             let pids = node.processes(&[role]);
             assert!(!pids.is_empty(), "{role}");
             for pid in pids {
