@@ -339,6 +339,7 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         if let Err(error) = group.enter(&[child.id()]) {
             child.kill().unwrap();
+            child.wait().unwrap();
             return zmachine_testkit::skip(&format!("needs control groups that may be written: {error}"));
         }
         let of_child = fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();

@@ -188,9 +188,8 @@ impl PodFolder {
                 let stack = layers::stack(mounts, &places)?;
                 places.iter().try_for_each(|place| make(place))?;
                 let mount = || {
-                    let all = layers.iter().zip(&places);
-                    all.map(|(layer, place)| mount_snapshot(&layers::on_host(layer), place))
-                        .collect::<io::Result<()>>()?;
+                    let mut all = layers.iter().zip(&places);
+                    all.try_for_each(|(layer, place)| mount_snapshot(&layers::on_host(layer), place))?;
                     mount_snapshot(&stack, &target)
                 };
                 (
