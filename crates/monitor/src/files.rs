@@ -10,17 +10,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use tokio::sync::oneshot;
 use zmachine_hypervisor::LaterFile;
-use zmachine_spec::control::Reply;
 use zmachine_spec::{Class, Failure};
 
-use super::follow::Follow;
-use super::guest::{self, within};
-use super::launch::{in_thread, joined};
-
 /// The longest serial number of a disk, in bytes.
-const SERIAL: usize = 20;
+pub(super) const SERIAL: usize = 20;
 
 /// The sectors of a file that is no device, in bytes.
 const SECTOR: u32 = 512;
@@ -35,8 +29,8 @@ pub(super) struct Files {
 /// A file in its place, which is its position.
 #[derive(Debug)]
 pub(super) struct Given {
-    serial: String,
-    read_only: bool,
+    pub(super) serial: String,
+    pub(super) read_only: bool,
 }
 
 /// A file that is wanted.
@@ -52,7 +46,7 @@ impl Files {
     ///
     /// # Errors
     /// When there is no place, or it is there in another way.
-    fn place(&self, wanted: &Wanted) -> Result<Option<u16>, Failure> {
+    pub(super) fn place(&self, wanted: &Wanted) -> Result<Option<u16>, Failure> {
         let shown = wanted.path.display();
         let conflict = |message: String| Failure::new(Class::Conflict, message);
         if let Some(given) = self.given.iter().find(|given| given.serial == wanted.serial) {
@@ -74,8 +68,11 @@ impl Files {
     }
 }
 
-/// Opens a file; one that is to be written, or a device, for this process alone.
-fn open(wanted: &Wanted, place: u16) -> Result<(LaterFile, File), Failure> {
+/// Opens a file; a device for this process alone.
+///
+/// # Errors
+/// When it is neither a file nor a block device, cannot be opened, or is in use.
+pub(super) fn open(wanted: &Wanted, place: u16) -> Result<(LaterFile, File), Failure> {
     let path = &wanted.path;
     let failed = |error: std::io::Error| Failure::from(error).context(format!("cannot open {}", path.display()));
     let is_device = std::fs::metadata(path).map_err(failed)?.file_type().is_block_device();
@@ -125,48 +122,6 @@ fn in_use(path: &Path) -> Failure {
     );
     Failure::new(Class::Conflict, message)
         .hint("it can be the disk of one machine at a time, while nothing of it is mounted on the host")
-}
-
-impl Follow<'_> {
-    /// Brings a file or a block device of the host to the guest as a disk.
-    pub(super) async fn add_file(&mut self, wanted: Wanted, client: oneshot::Sender<Reply>) {
-        let is_serial =
-            (1..=SERIAL).contains(&wanted.serial.len()) && wanted.serial.bytes().all(|c| c.is_ascii_graphic());
-        let place = match is_serial {
-            true => self
-                .monitor
-                .require_awake()
-                .and_then(|()| self.running.files.place(&wanted)),
-            false => Err(Failure::new(
-                Class::Usage,
-                format!(
-                    "{:?} is not the serial number of a disk: 1 to {SERIAL} characters",
-                    wanted.serial
-                ),
-            )),
-        };
-        let place = match place {
-            Ok(Some(place)) => place,
-            Ok(None) => return guest::reply(client, Ok(())),
-            Err(failure) => return guest::reply(client, Err(failure)),
-        };
-        let opening = wanted.clone();
-        // A device whose storage does not answer may keep whoever opens it waiting.
-        let opened = within("open a disk", joined(in_thread(move || open(&opening, place))));
-        let (later, file) = match self.inbox.unless_ended(opened).await {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(failure)) => return guest::reply(client, Err(failure)),
-            Err(_) => return,
-        };
-        let plugged = within("add a disk", self.running.vm.add_file(&later, file.into()));
-        if let Ok(plugged) = self.inbox.unless_ended(plugged).await {
-            if plugged.is_ok() {
-                let Wanted { serial, read_only, .. } = wanted;
-                self.running.files.given.push(Given { serial, read_only });
-            }
-            guest::reply(client, plugged);
-        }
-    }
 }
 
 #[cfg(test)]

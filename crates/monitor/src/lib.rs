@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use zmachine_spec::Failure;
 
+mod add_file;
 mod add_image;
 mod agent_port;
 mod agent_start;
