@@ -23,6 +23,9 @@ pub struct Container {
     /// Device nodes in `/dev` beside those that every container has.
     #[serde(default)]
     pub devices: Vec<DeviceNode>,
+    /// Its processes can open these, those that every container has, and no others: not even by nodes of their own.
+    #[serde(default)]
+    pub devices_alone: bool,
     /// Paths in the root that are hidden; those that are not there are passed over.
     #[serde(default)]
     pub masked: Vec<String>,
@@ -58,6 +61,21 @@ pub enum ContainerRoot {
         /// The disk's serial number.
         serial: String,
     },
+    /// The layers of an image, each a disk, with such a layer above them.
+    Layers {
+        /// The uppermost first; at least one.
+        layers: Vec<ImageLayer>,
+    },
+}
+
+/// A layer of an image: an EROFS file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageLayer {
+    /// The serial number of its disk.
+    pub serial: String,
+    /// Those of the disks with its data, when that is not on its own.
+    #[serde(default)]
+    pub devices: Vec<String>,
 }
 
 /// One file system of a container.
@@ -119,6 +137,12 @@ pub struct DeviceNode {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// It is the disk with this serial number, whose numbers the guest knows.
+    #[serde(default)]
+    pub serial: Option<String>,
+    /// The container can only read it.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// What a container may use, by a control group (v2) of the guest. `None` is no limit.

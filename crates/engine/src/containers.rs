@@ -63,6 +63,22 @@ impl Engine {
         Ok(serial)
     }
 
+    /// Brings a file or a block device of this host to a machine that was made for it (`files` of a pod), as a disk with this serial number
+    /// of at most 20 bytes; one with this number that is there already stays.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when the machine does not run or has no place left, or the device is in use.
+    pub fn add_file(&self, machine: &str, path: &Path, serial: &str, read_only: bool) -> Result<(), Failure> {
+        let found = self.machine(machine)?;
+        require_awake(&found)?;
+        let request = Request::AddFile {
+            path: path.to_owned(),
+            serial: serial.to_owned(),
+            read_only,
+        };
+        self.ask(&found, &request)
+    }
+
     /// Connects to a TCP port of a guest's loopback. The stream begins with the agent's `Done`, or why nobody accepts.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use zmachine_sys::jail::Jail;
 
 use crate::qemu::{FIRMWARE_CODE, FIRMWARE_VARIABLES};
-use crate::{Boot, Disk, LaterDisk, Nic, VmSpec, cloud_hypervisor};
+use crate::{Boot, Disk, LaterDisk, LaterFile, Nic, VmSpec, cloud_hypervisor};
 
 /// What the hypervisor itself says on its standard error, line by line. Lines nobody takes in time are dropped.
 pub type LogLines = mpsc::Receiver<String>;
@@ -92,6 +92,18 @@ pub trait Vm: Send {
     async fn add_disk(&mut self, disk: &LaterDisk) -> Result<(), ControlError> {
         Err(ControlError::Refused {
             command: format!("add disk {}", disk.id),
+            reason: "this hypervisor cannot while the machine runs".to_owned(),
+        })
+    }
+
+    /// Plugs a file or a block device in that [`VmSpec::later_files`] has a place for. It stays until the machine's end.
+    ///
+    /// # Errors
+    /// When the hypervisor cannot.
+    async fn add_file(&mut self, file: &LaterFile, opened: OwnedFd) -> Result<(), ControlError> {
+        drop(opened);
+        Err(ControlError::Refused {
+            command: format!("add disk {}", file.id()),
             reason: "this hypervisor cannot while the machine runs".to_owned(),
         })
     }

@@ -32,4 +32,4 @@ pub use driver::{
     AgentStream, ControlError, Driver, ExitReason, LaunchError, LogLines, Resources, RunDir, Saved, Unsupported, Vm,
     VmEvent,
 };
-pub use spec::{Accel, Boot, Disk, LaterDisk, Nic, NicKind, Platform, Share, VmSpec};
+pub use spec::{Accel, Boot, Disk, LaterDisk, LaterFile, Nic, NicKind, Platform, Share, VmSpec};

@@ -24,6 +24,9 @@ pub struct VmSpec {
     /// Read-only disks that may come while it runs, each served by another process whose socket is there from the start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub later_disks: Vec<LaterDisk>,
+    /// So many files and block devices of the host may come as disks while it runs ([`crate::Vm::add_file`]).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub later_files: u16,
     /// Directories that other processes serve to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shares: Vec<Share>,
@@ -169,6 +172,39 @@ pub struct LaterDisk {
     pub socket: PathBuf,
     /// Request queues, at least 1.
     pub queues: u16,
+}
+
+/// A file or a block device of the host that comes as a disk while the machine runs ([`crate::Vm::add_file`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaterFile {
+    /// Its place among [`VmSpec::later_files`], from 0 on.
+    pub place: u16,
+    /// The serial number the guest sees, at most 20 bytes.
+    pub serial: String,
+    /// Whether the guest can only read it.
+    pub read_only: bool,
+    /// It is a block device; otherwise a regular file.
+    pub is_device: bool,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// The least that can be read or written in bytes, as the guest is told it.
+    pub sector_bytes: u32,
+}
+
+impl LaterFile {
+    /// The disk's id.
+    pub fn id(&self) -> String {
+        later_file_id(self.place)
+    }
+}
+
+/// The id of the disk that comes to this place.
+pub(crate) fn later_file_id(place: u16) -> String {
+    format!("file{}", u32::from(place) + 1)
+}
+
+fn is_zero(number: &u16) -> bool {
+    *number == 0
 }
 
 /// A directory served by another process over vhost-user, which the guest mounts as `virtiofs`.

@@ -144,6 +144,7 @@ impl Bench {
             platform: Platform::Lean,
             is_saveable: false,
             later_disks: Vec::new(),
+            later_files: 0,
         }
     }
 

@@ -77,6 +77,7 @@ impl Bench {
             platform: zmachine_hypervisor::Platform::Lean,
             is_saveable: false,
             later_disks: Vec::new(),
+            later_files: 0,
         }
     }
 

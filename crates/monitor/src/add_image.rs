@@ -8,6 +8,7 @@ use zmachine_image::store::CREDENTIALS_FILE;
 use zmachine_spec::control::Reply;
 use zmachine_spec::pod::image_serial;
 use zmachine_spec::{Class, Failure};
+use zmachine_store::cache::note_later_images;
 use zmachine_store::journal::Resource;
 use zmachine_store::log::Source;
 
@@ -46,6 +47,8 @@ impl Follow<'_> {
             Failure::new(Class::Conflict, message)
         })?;
         self.monitor.require_awake()?;
+        let mut all = self.running.images.digests();
+        all.push(digest.to_owned());
         let monitor = &mut *self.monitor;
         let place = &mut self.running.images.places[at];
         let Some(listener) = &place.listener else { return Ok(at) };
@@ -69,6 +72,7 @@ impl Follow<'_> {
             prefetch: Default::default(),
             record: false,
         };
+        note_later_images(&monitor.home, &monitor.machine.id, &all)?;
         let server = RootfsServer::on(listener.try_clone()?, settings, monitor.sandbox.as_ref())?;
         place.listener = None;
         place.served = Some(Served {

@@ -128,5 +128,6 @@ fn spec(id: &str, accel: Accel, kernel: &KernelChoice, volume: &Volume, serial: 
         platform: Platform::Lean,
         is_saveable: false,
         later_disks: Vec::new(),
+        later_files: 0,
     }
 }

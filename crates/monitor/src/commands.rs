@@ -10,6 +10,7 @@ use zmachine_spec::{Class, Failure, Phase};
 use zmachine_store::log::Source;
 
 use super::backoff::StopReason;
+use super::files::Wanted;
 use super::follow::Follow;
 use super::guest::{self, within};
 use super::init::Stop;
@@ -40,6 +41,18 @@ impl Follow<'_> {
             Request::Resume => self.resume(answer).await,
             Request::GrowVolume { name, size_bytes } => self.grow_volume(&name, size_bytes, answer).await,
             Request::AddImage { digest } => self.add_image(&digest, answer).await,
+            Request::AddFile {
+                path,
+                serial,
+                read_only,
+            } => {
+                let wanted = Wanted {
+                    path,
+                    serial,
+                    read_only,
+                };
+                self.add_file(wanted, answer).await;
+            }
             Request::Change(change) => self.change(*change, answer).await,
             Request::Reconnect(wanted) => self.change_networks(*wanted, answer).await,
             Request::Claim { .. } => {

@@ -13,6 +13,10 @@ use super::context::Monitor;
 
 impl Monitor {
     fn group(&self) -> PathBuf {
+        let of_pod = self.machine.spec.pod.as_ref().and_then(|pod| pod.group.clone());
+        if let Some(group) = of_pod.filter(|group| group.starts_with(cgroup::ROOT)) {
+            return group;
+        }
         cgroup::path(Path::new(cgroup::ROOT), self.home.data(), &self.machine.id)
     }
 

@@ -9,6 +9,7 @@ use zmachine_image::library::blocks_directory;
 use zmachine_image::store::CREDENTIALS_FILE;
 use zmachine_plan::{ContainerPlan, ROOT_SERIAL};
 use zmachine_spec::{Class, Failure, PodLink, PodNetwork};
+use zmachine_store::cache::note_later_images;
 
 use super::context::{Monitor, at};
 use super::images::Images;
@@ -22,6 +23,10 @@ impl Monitor {
         let disk = self.make_writable_disk(plan);
         let volumes = self.prepare_volumes(plan.volumes.clone());
         let rootfs = self.start_rootfs(plan).map_err(at("rootfs server"))?;
+        if !plan.vm.later_disks.is_empty() {
+            // Of a run before.
+            note_later_images(&self.home, &self.machine.id, &[]).map_err(at("rootfs server"))?;
+        }
         let images = Images::listen(&plan.vm.later_disks, self.sandbox.as_ref()).map_err(at("rootfs server"))?;
         let shares = self.start_shares(&plan.shares).map_err(at("rootfs server"))?;
         self.phase("rootfs server");

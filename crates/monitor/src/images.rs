@@ -51,6 +51,12 @@ impl Images {
         Ok(Images { places })
     }
 
+    /// The images in their places.
+    pub(super) fn digests(&self) -> Vec<String> {
+        let served = self.places.iter().filter_map(|place| place.served.as_ref());
+        served.map(|served| served.digest.clone()).collect()
+    }
+
     /// The place that has this image, or the first one that is free.
     pub(super) fn place(&self, digest: &str) -> Option<usize> {
         let has = |place: &Place| place.served.as_ref().is_some_and(|served| served.digest == digest);

@@ -14,6 +14,7 @@ use zmachine_store::volume::{Held, Volumes};
 
 use super::console;
 use super::context::{AbortOnDrop, Monitor};
+use super::files::Files;
 use super::images::Images;
 use super::networks::Attached;
 use super::output::SharedLog;
@@ -75,6 +76,10 @@ impl Monitor {
             vm,
             rootfs,
             images,
+            files: Files {
+                places: spec.later_files,
+                given: Vec::new(),
+            },
             shares,
             networks: hold,
             console,

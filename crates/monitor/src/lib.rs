@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use zmachine_spec::Failure;
 
+mod add_file;
 mod add_image;
 mod agent_port;
 mod agent_start;
@@ -33,6 +34,7 @@ mod enospc;
 mod entry;
 mod exec_sessions;
 mod execs;
+mod files;
 mod follow;
 mod forwarding;
 mod frozen;

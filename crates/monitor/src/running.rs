@@ -6,6 +6,7 @@ use tokio::task::JoinHandle;
 use zmachine_hypervisor::{Vm, VmEvent};
 
 use super::context::AbortOnDrop;
+use super::files::Files;
 use super::images::Images;
 use super::networks::NetworkHold;
 use super::rootfs_child::RootfsServer;
@@ -24,6 +25,8 @@ pub(super) struct Running {
     pub(super) rootfs: Option<RootfsServer>,
     /// The images that were brought to it.
     pub(super) images: Images,
+    /// The files of this host that were.
+    pub(super) files: Files,
     pub(super) shares: Shares,
     pub(super) networks: NetworkHold,
     /// Who reads the serial console.

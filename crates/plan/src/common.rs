@@ -360,6 +360,7 @@ pub(super) fn vm_spec(spec: &MachineSpec, inputs: &Inputs<'_>, start: Start) -> 
         platform: start.platform,
         is_saveable: start.is_saveable,
         later_disks: Vec::new(),
+        later_files: 0,
     }
 }
 

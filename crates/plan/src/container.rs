@@ -406,6 +406,7 @@ fn vm(
     if let Some(pod) = &spec.pod {
         let run = inputs.home.run_dir(inputs.id);
         vm.later_disks = pod::later_disks(pod, &run, root_queues(spec.cpus));
+        vm.later_files = pod.files;
     }
     vm
 }

@@ -12,6 +12,7 @@ use zmachine_sys::process::{ChildSetup, prepare_child};
 
 use crate::address;
 use crate::arguments::Arguments;
+use crate::cgroup::{self, PodGroup};
 use crate::error::ShimError;
 use crate::events::timestamp;
 use crate::log::Log;
@@ -94,9 +95,16 @@ fn start_cleaning() -> io::Result<Child> {
 fn clean(arguments: &Arguments) -> Result<(), ShimError> {
     let bundle = arguments.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
     // Where the bundle is gone, the id is all that is known.
-    let role = Spec::read(&bundle).map_or(Role::Alone, |spec| Role::of(&spec.annotations));
+    let spec = Spec::read(&bundle).unwrap_or_default();
+    let role = Role::of(&spec.annotations);
     let key = address::key(&arguments.address, &arguments.namespace, role.group(&arguments.id));
-    remove(&key, &role, &arguments.id)
+    remove(&key, &role, &arguments.id)?;
+    let group = PodGroup::of(Path::new(cgroup::ROOT), &spec.linux.cgroups_path);
+    if let (Role::Sandbox | Role::Alone, Some(group)) = (&role, group) {
+        // One with a shim in it that is ending goes with that; the kubelet removes what is left below its own.
+        let _ = group.remove();
+    }
+    Ok(())
 }
 
 fn remove(key: &str, role: &Role, id: &str) -> Result<(), ShimError> {

@@ -8,6 +8,7 @@ use zmachine_spec::guest::CAPABILITIES;
 
 use crate::bootstrap::MESSAGE_LIMIT;
 use crate::error::ShimError;
+use crate::layers::HANDLED;
 use crate::names;
 
 /// The name under which containerd's programs know the type, whose values are JSON.
@@ -27,7 +28,13 @@ pub(crate) fn tell() -> Result<(), ShimError> {
 fn message() -> Vec<u8> {
     let version = encoded(&[(1, env!("CARGO_PKG_VERSION").as_bytes())]);
     let features = encoded(&[(1, FEATURES.as_bytes()), (2, features().to_string().as_bytes())]);
-    encoded(&[(1, b"io.containerd.zmachine.v2"), (2, &version), (4, &features)])
+    let annotation = encoded(&[(1, HANDLED.0.as_bytes()), (2, HANDLED.1.as_bytes())]);
+    encoded(&[
+        (1, b"io.containerd.zmachine.v2"),
+        (2, &version),
+        (4, &features),
+        (5, &annotation),
+    ])
 }
 
 fn encoded(fields: &[(u32, &[u8])]) -> Vec<u8> {
@@ -80,10 +87,15 @@ mod tests {
     #[test]
     fn containerd_can_read_what_is_able_to_be_done() {
         let bytes = message();
-        // The last field, of a length in two bytes.
+        // The last field but one, of a length in two bytes.
         let text = FEATURES.as_bytes();
         let at = bytes.windows(text.len()).position(|part| part == text).unwrap();
-        let any = Any::parse_from_bytes(&bytes[at - 2..]).unwrap();
+        let end = bytes
+            .windows(HANDLED.0.len())
+            .position(|part| part == HANDLED.0.as_bytes())
+            .unwrap();
+        // Behind tag and length of the annotation and of its key.
+        let any = Any::parse_from_bytes(&bytes[at - 2..end - 4]).unwrap();
         let features: serde_json::Value = serde_json::from_slice(&any.value).unwrap();
         assert_eq!(features["linux"]["seccomp"]["enabled"], true);
         let options = features["mountOptions"].as_array().unwrap();

@@ -94,6 +94,7 @@ pub(crate) struct Mount {
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Linux {
     pub(crate) sysctl: BTreeMap<String, String>,
+    pub(crate) cgroups_path: String,
     pub(crate) resources: Option<Resources>,
     pub(crate) namespaces: Vec<Namespace>,
     pub(crate) devices: Vec<Device>,
@@ -157,6 +158,21 @@ pub(crate) struct Resources {
     pub(crate) memory: Option<Memory>,
     pub(crate) cpu: Option<Cpu>,
     pub(crate) pids: Option<Pids>,
+    pub(crate) devices: Vec<DeviceRule>,
+}
+
+/// Which devices may be opened; the last rule that fits counts. A number that is missing is any.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct DeviceRule {
+    pub(crate) allow: bool,
+    /// `b`, `c`, or `a` for all.
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
+    pub(crate) major: Option<i64>,
+    pub(crate) minor: Option<i64>,
+    /// Of `r`, `w` and `m`.
+    pub(crate) access: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

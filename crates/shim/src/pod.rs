@@ -1,12 +1,14 @@
 //! The machine of a pod: made, started, and ended with its shim.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::StatFs;
-use zmachine_agent_protocol::{ContainerLimits, ContainerRoot, Interface, Route};
+use zmachine_agent_protocol::{ContainerLimits, ContainerRoot, DeviceNode, ImageLayer, Interface, Route};
 
 use zmachine_engine::{AbortAt, CreateOptions, Engine, ImageRequest, Programs, Starting};
 use zmachine_flist::{Digest, Flist, Metadata, RouteTable, TreeBuilder};
@@ -16,11 +18,15 @@ use zmachine_spec::bytes::Human;
 use zmachine_spec::pod::ContainerNames;
 use zmachine_spec::{Class, Failure, Home, MachineSpec, PodLink, PodNetwork, PodSettings, RestartPolicy};
 
+use crate::cgroup::PodGroup;
+use crate::devices;
 use crate::error::ShimError;
+use crate::etc::EtcFiles;
 use crate::host;
+use crate::layers::{self, Layer};
 use crate::log::Log;
 use crate::oci::{Place, Spec};
-use crate::role::{self, Size};
+use crate::role::{self, Role, Size};
 use crate::settings::Settings;
 use crate::share::{self, PodFolder, SnapshotMount};
 use crate::translate::{HostPaths, module_in_guest};
@@ -36,6 +42,12 @@ const LATER_IMAGES: u16 = 8;
 
 /// The most that a machine has places for: each is a bridge that its guest finds at boot.
 const MOST_IMAGES: u16 = 24;
+
+/// So many files with layers of containerd's own a pod has a place for.
+const LATER_LAYERS: u16 = 12;
+
+/// The most of a container by itself.
+const MOST_LAYERS: u16 = 24;
 
 /// How long a pod's guest has for its end.
 const GRACE: Duration = Duration::from_secs(3);
@@ -61,6 +73,8 @@ pub(crate) struct Pod {
     digests: Mutex<BTreeMap<String, Digest>>,
     names: Mutex<ContainerNames>,
     names_file: PathBuf,
+    /// Its containers have files of `/etc` from it.
+    has_files: AtomicBool,
     /// A container was told of the kernel's modules.
     has_modules: Mutex<bool>,
     /// The machine ends when this is dropped, or this process ends.
@@ -138,8 +152,7 @@ fn programs() -> Result<Programs, Failure> {
 }
 
 impl Pod {
-    /// Makes the machine of the pod `key`, whose sandbox `spec` describes, and boots it. `uses_images`: roots of its containers come from
-    /// our snapshotter.
+    /// Makes the machine of the pod `key`, whose sandbox `spec` describes, and boots it.
     ///
     /// # Errors
     /// When no such machine can be had; nothing is left then.
@@ -148,17 +161,18 @@ impl Pod {
         spec: &Spec,
         netns: Option<&Path>,
         settings: &Settings,
-        uses_images: bool,
+        needs: &Needs,
+        group: Option<&PodGroup>,
         log: &Log,
     ) -> Result<Pod, ShimError> {
         let engine = Arc::new(open_engine(log)?);
         let folder = PodFolder::of(engine.home().run(), key);
         let flists = flists(&spec.annotations, settings)?;
-        let images = Images::of(flists, uses_images);
+        let images = Images::of(flists, needs);
         let network = network(spec, netns)?;
         let namespace = network.as_ref().map(|network| network.namespace.clone());
         folder.make_share()?;
-        let machine_spec = machine(key, spec, settings, &images, network, &folder, &engine)?;
+        let machine_spec = machine(key, spec, settings, &images, network, (&folder, group), &engine)?;
         let name = machine_spec.name.clone();
         // Of a shim that was killed while it did this.
         remove_machine(&engine, &name)?;
@@ -185,6 +199,7 @@ impl Pod {
                 .as_ref()
                 .map(PodSettings::names_file)
                 .unwrap_or_default(),
+            has_files: AtomicBool::new(false),
             has_modules: Mutex::new(false),
             starting: Mutex::new(Some(starting)),
         })
@@ -212,6 +227,47 @@ impl Pod {
         Ok(Some(ContainerRoot::Disk { serial }))
     }
 
+    /// The root of a container that is layers of containerd's; `None`: it is another one, or the machine has no place for them.
+    ///
+    /// # Errors
+    /// Those of [`layers::of`], and when a layer cannot be read.
+    pub(crate) fn layers_of(&self, mounts: &[SnapshotMount], log: &Log) -> Result<Option<ContainerRoot>, ShimError> {
+        let Some(layers) = layers::of(mounts)? else {
+            return Ok(None);
+        };
+        for file in layers.iter().flat_map(Layer::files) {
+            match self.engine.add_file(&self.machine, file, &layers::serial(file), true) {
+                Err(failure) if failure.class == Class::Conflict => {
+                    log.line(&format!("layers of a container come over the share: {failure}"));
+                    return Ok(None);
+                }
+                other => other?,
+            }
+        }
+        let serials = |files: &[PathBuf]| files.iter().map(|file| layers::serial(file)).collect();
+        let layer = |layer: &Layer| ImageLayer {
+            serial: layers::serial(&layer.file),
+            devices: serials(&layer.devices),
+        };
+        Ok(Some(ContainerRoot::Layers {
+            layers: layers.iter().map(layer).collect(),
+        }))
+    }
+
+    /// Brings those of a container's devices to the machine that are the host's.
+    ///
+    /// # Errors
+    /// When one is not there, is in use, or there is no place for it.
+    pub(crate) fn add_devices(&self, nodes: &[DeviceNode]) -> Result<(), ShimError> {
+        for node in nodes {
+            if let Some(serial) = &node.serial {
+                let path = devices::path_of(node.major, node.minor)?;
+                self.engine.add_file(&self.machine, &path, serial, node.read_only)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The image that is meant by `named`.
     fn digest_of(&self, named: &str) -> Result<Digest, ShimError> {
         let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
@@ -229,6 +285,21 @@ impl Pod {
         })?;
         digests.insert(named.to_owned(), found.image.digest);
         Ok(found.image.digest)
+    }
+
+    /// Brings files that all containers have in common.
+    ///
+    /// # Errors
+    /// Naming the file.
+    pub(crate) fn bring_files(&self, files: &EtcFiles) -> Result<(), ShimError> {
+        self.folder.bring_files(files)?;
+        self.has_files.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether there are some.
+    pub(crate) fn has_files(&self) -> bool {
+        self.has_files.load(Ordering::Relaxed)
     }
 
     /// Notes the name of a container, for operators.
@@ -326,24 +397,65 @@ struct Images {
     own: Option<String>,
     /// So many more may come while it runs.
     later: u16,
+    /// So many layers of others may.
+    layers: u16,
+}
+
+/// What the machine of a pod is made for, by where the root of its sandbox comes from: those of its containers come from there as well.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// Images of our snapshotter.
+    images: bool,
+    /// So many files with layers of containerd's own, each a disk.
+    layers: u16,
+}
+
+impl Needs {
+    /// What a root of these mounts says.
+    ///
+    /// # Errors
+    /// Those of [`layers::of`].
+    pub(crate) fn of(role: &Role, mounts: &[SnapshotMount]) -> Result<Needs, ShimError> {
+        let files = layers::of(mounts)?.map(|layers| layers.iter().flat_map(Layer::files).count());
+        let layers = match (role, files) {
+            (_, None) => 0,
+            // Its root is the only one.
+            (Role::Alone, Some(count)) => u16::try_from(count).unwrap_or(u16::MAX).min(MOST_LAYERS),
+            (_, Some(_)) => LATER_LAYERS,
+        };
+        Ok(Needs {
+            images: mounts.iter().any(|mount| mount.image().is_some()),
+            layers,
+        })
+    }
 }
 
 impl Images {
     /// A pod of one flist has that as its own image: nothing has to come later. Of several, all do.
-    fn of(flists: BTreeSet<String>, uses_images: bool) -> Images {
-        let from_snapshotter = if uses_images { LATER_IMAGES } else { 0 };
+    fn of(flists: BTreeSet<String>, needs: &Needs) -> Images {
+        let from_snapshotter = if needs.images { LATER_IMAGES } else { 0 };
         let named = u16::try_from(flists.len()).unwrap_or(u16::MAX);
         match named {
             0 | 1 => Images {
                 own: flists.into_iter().next(),
                 later: from_snapshotter,
+                layers: needs.layers,
             },
             _ => Images {
                 own: None,
                 later: from_snapshotter.saturating_add(named).min(MOST_IMAGES),
+                layers: needs.layers,
             },
         }
     }
+}
+
+/// That a pod wants the network of its host.
+pub(crate) fn no_host_network() -> ShimError {
+    ShimError::Unsupported(
+        "a pod that is a virtual machine cannot have the host's network (hostNetwork): use a hostPort, or another runtime class"
+            .to_owned(),
+    )
 }
 
 fn network(spec: &Spec, netns: Option<&Path>) -> Result<Option<PodNetwork>, ShimError> {
@@ -351,10 +463,7 @@ fn network(spec: &Spec, netns: Option<&Path>) -> Result<Option<PodNetwork>, Shim
         (Some(path), _) | (None, Place::At(path)) => path,
         (None, Place::Own) => return Ok(None),
         (None, Place::Host) => {
-            return Err(ShimError::Unsupported(
-                "a pod that is a virtual machine cannot have the host's network (hostNetwork): use a hostPort, or another runtime class"
-                    .to_owned(),
-            ));
+            return Err(no_host_network());
         }
     };
     let (links, routes) = namespace::read(path).map_err(Failure::from)?;
@@ -385,7 +494,7 @@ fn machine(
     settings: &Settings,
     images: &Images,
     network: Option<PodNetwork>,
-    folder: &PodFolder,
+    (folder, group): (&PodFolder, Option<&PodGroup>),
     engine: &Engine,
 ) -> Result<MachineSpec, ShimError> {
     let image = match &images.own {
@@ -399,7 +508,7 @@ fn machine(
     machine.idle = true;
     machine.auto_remove = true;
     // What containers write to an image as their root goes to its disk; else there is nothing to write to.
-    machine.read_only = images.own.is_none() && images.later == 0;
+    machine.read_only = images.own.is_none() && images.later == 0 && images.layers == 0;
     machine.restart = RestartPolicy::No;
     machine.networks.clear();
     machine.hostname = Some(spec.hostname.clone()).filter(|hostname| !hostname.is_empty());
@@ -409,6 +518,8 @@ fn machine(
     machine.pod = Some(PodSettings {
         share: folder.share(),
         images: images.later,
+        files: settings.devices + images.layers,
+        group: group.and_then(PodGroup::machine),
         network,
     });
     Ok(machine)
@@ -474,6 +585,11 @@ impl HostPaths for ThisHost {
     fn has_mounts_below(&self, path: &Path) -> bool {
         share::has_mounts_below(path)
     }
+
+    fn is_node_of(&self, path: &Path, major: u32, minor: u32) -> bool {
+        let numbers = host::within(|| Ok(std::fs::metadata(path)?.rdev()));
+        numbers.is_ok_and(|rdev| (rustix::fs::major(rdev), rustix::fs::minor(rdev)) == (major, minor))
+    }
 }
 
 #[cfg(test)]
@@ -508,12 +624,27 @@ mod tests {
         let images = |own: Option<&str>, later| Images {
             own: own.map(str::to_owned),
             later,
+            layers: 0,
         };
-        assert_eq!(Images::of(set(&[]), false), images(None, 0));
-        assert_eq!(Images::of(set(&["a"]), false), images(Some("a"), 0));
-        assert_eq!(Images::of(set(&["a", "b"]), false), images(None, 2));
-        assert_eq!(Images::of(set(&["a"]), true), images(Some("a"), LATER_IMAGES));
-        assert_eq!(Images::of(set(&["a", "b"]), true), images(None, LATER_IMAGES + 2));
+        let (plain, ours) = (
+            Needs::default(),
+            Needs {
+                images: true,
+                layers: 0,
+            },
+        );
+        assert_eq!(Images::of(set(&[]), &plain), images(None, 0));
+        assert_eq!(Images::of(set(&["a"]), &plain), images(Some("a"), 0));
+        assert_eq!(Images::of(set(&["a", "b"]), &plain), images(None, 2));
+        assert_eq!(Images::of(set(&["a"]), &ours), images(Some("a"), LATER_IMAGES));
+        assert_eq!(Images::of(set(&["a", "b"]), &ours), images(None, LATER_IMAGES + 2));
+        let erofs = [SnapshotMount {
+            kind: "erofs".to_owned(),
+            source: "/l".to_owned(),
+            options: Vec::new(),
+        }];
+        let layers = |role| Needs::of(&role, &erofs).unwrap().layers;
+        assert_eq!((layers(Role::Sandbox), layers(Role::Alone)), (LATER_LAYERS, 1));
     }
 
     #[test]

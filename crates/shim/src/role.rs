@@ -8,14 +8,14 @@ use zmachine_spec::pod;
 const KIND: &str = "io.kubernetes.cri.container-type";
 /// The id of the sandbox that a container belongs to.
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
-const POD_NAME: &str = "io.kubernetes.cri.sandbox-name";
-const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
-const POD_UID: &str = "io.kubernetes.cri.sandbox-uid";
+pub(crate) const POD_NAME: &str = "io.kubernetes.cri.sandbox-name";
+pub(crate) const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+pub(crate) const POD_UID: &str = "io.kubernetes.cri.sandbox-uid";
 const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 /// Sums over the containers of a pod, in microseconds and bytes; 0: no limit.
-const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
-const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
-const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+pub(crate) const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+pub(crate) const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+pub(crate) const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 
 /// What a container is.
 #[derive(Debug, Clone, PartialEq, Eq)]

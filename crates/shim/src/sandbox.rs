@@ -14,9 +14,12 @@ use containerd_shim_protos::ttrpc::r#async::{Service, TtrpcContext};
 use containerd_shim_protos::types::platform::Platform;
 use tokio::sync::watch;
 
+use crate::cri::{self, PodConfig};
 use crate::error::ShimError;
+use crate::etc::EtcFiles;
 use crate::events::timestamp;
 use crate::oci::Spec;
+use crate::pod::{self, Needs};
 use crate::service::blocking;
 use crate::shim::Shim;
 use crate::table::Status;
@@ -29,8 +32,14 @@ struct SandboxService {
     shim: Arc<Shim>,
     ends: watch::Sender<bool>,
     /// What the sandbox is made of, until it starts, and since when it is there.
-    wanted: Mutex<Option<(Spec, Option<PathBuf>)>>,
+    wanted: Mutex<Option<Wanted>>,
     created_at: SystemTime,
+}
+
+struct Wanted {
+    spec: Spec,
+    network: Option<PathBuf>,
+    files: EtcFiles,
 }
 
 /// The service, by its name.
@@ -44,7 +53,7 @@ pub(crate) fn service(shim: &Arc<Shim>, ends: &watch::Sender<bool>) -> HashMap<S
 }
 
 impl SandboxService {
-    fn wanted(&self) -> std::sync::MutexGuard<'_, Option<(Spec, Option<PathBuf>)>> {
+    fn wanted(&self) -> std::sync::MutexGuard<'_, Option<Wanted>> {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -62,9 +71,24 @@ impl Sandbox for SandboxService {
             false => Spec::default(),
         };
         spec.annotations.extend(request.annotations);
+        let config = request
+            .options
+            .as_ref()
+            .filter(|options| options.type_url.ends_with(cri::TYPE));
+        let config = config
+            .map(|options| PodConfig::read(&options.value))
+            .unwrap_or_default();
+        if config.is_host_network {
+            return Err(pod::no_host_network().into());
+        }
+        config.add_to(&mut spec, &request.sandbox_id);
         self.shim.add_sandbox(&request.sandbox_id, &request.bundle_path)?;
         let netns = Some(PathBuf::from(request.netns_path)).filter(|path| !path.as_os_str().is_empty());
-        *self.wanted() = Some((spec, netns));
+        *self.wanted() = Some(Wanted {
+            spec,
+            network: netns,
+            files: EtcFiles::of(&config),
+        });
         Ok(api::CreateSandboxResponse::default())
     }
 
@@ -75,11 +99,12 @@ impl Sandbox for SandboxService {
     ) -> Result<api::StartSandboxResponse> {
         let wanted = self.wanted().take();
         let missing = || ShimError::State(format!("the sandbox {} is not created", request.sandbox_id));
-        let (spec, netns) = wanted.ok_or_else(missing)?;
+        let Wanted { spec, network, files } = wanted.ok_or_else(missing)?;
         let id = request.sandbox_id.clone();
         blocking(&self.shim, move |shim| {
-            shim.boot(&spec, netns.as_deref(), false)
+            shim.boot(&spec, network.as_deref(), &Needs::default())
                 .inspect_err(|error| shim.log.line(&format!("start sandbox {id}: {error}")))?;
+            shim.pod()?.bring_files(&files)?;
             shim.start(&id, "")
         })
         .await?;

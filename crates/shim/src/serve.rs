@@ -75,24 +75,29 @@ fn serve_logged(arguments: &Arguments, spec: &Spec, key: &str, folder: &PodFolde
         .enable_all()
         .build()
         .map_err(|e| ShimError::failed("cannot start the runtime", e))?;
-    let result = runtime.block_on(serve_pod(arguments, (key, folder), holder.id(), log));
+    let containerd = std::env::var(EVENTS_ADDRESS).ok().filter(|address| !address.is_empty());
+    let containerd = containerd.unwrap_or_else(|| format!("{}.ttrpc", arguments.address));
+    let (shim, events) = {
+        let _entered = runtime.enter();
+        let events = Events::open(containerd, arguments.namespace.clone(), log.clone());
+        let shim = Shim::new(key.to_owned(), holder.id(), log.clone(), events.clone());
+        (Arc::new(shim), events)
+    };
+    let result = runtime.block_on(serve_pod(arguments, (key, folder), &shim, &events));
     // Threads that wait for a machine which is gone are not waited for.
     runtime.shutdown_background();
     let _ = holder.kill();
     let _ = holder.wait();
+    shim.leave_group();
     result
 }
 
 async fn serve_pod(
     arguments: &Arguments,
     (key, folder): (&str, &PodFolder),
-    pid: u32,
-    log: &Log,
+    shim: &Arc<Shim>,
+    events: &Events,
 ) -> Result<(), ShimError> {
-    let containerd = std::env::var(EVENTS_ADDRESS).ok().filter(|address| !address.is_empty());
-    let containerd = containerd.unwrap_or_else(|| format!("{}.ttrpc", arguments.address));
-    let events = Events::open(containerd, arguments.namespace.clone(), log.clone());
-    let shim = Arc::new(Shim::new(key.to_owned(), pid, log.clone(), events.clone()));
     let (ends, mut is_over) = watch::channel(false);
     let number = arguments
         .listener
@@ -102,8 +107,8 @@ async fn serve_pod(
     let listener = Listener::try_from(UnixListener::from(listener)).map_err(|e| failed(&e))?;
     let mut server = Server::new()
         .add_listener(listener)
-        .register_service(service::services(&shim, &ends))
-        .register_service(sandbox::service(&shim, &ends));
+        .register_service(service::services(shim, &ends))
+        .register_service(sandbox::service(shim, &ends));
     server.start().await.map_err(|e| failed(&e))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| failed(&e))?;
     tokio::select! {
@@ -113,7 +118,7 @@ async fn serve_pod(
     tokio::time::sleep(GOODBYE).await;
     // Nobody is served by it any more, and a new pod of the same name has another one.
     let _ = remove_file(Path::new(&address::socket(key)));
-    let (finishing, folder) = (Arc::clone(&shim), folder.clone());
+    let (finishing, folder) = (Arc::clone(shim), folder.clone());
     let _ = tokio::task::spawn_blocking(move || finishing.finish(&folder)).await;
     events.drained(LAST_EVENTS).await;
     Ok(())

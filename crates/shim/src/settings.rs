@@ -6,6 +6,7 @@
 //! overhead = "128M"          # what a guest needs beside its containers; RuntimeClass.overhead has to be larger
 //! kernel = "NAME"            # in place of the default one
 //! flists = ["/srv/flists/", "oci://registry.example/"]      # what annotations of pods may name: beginnings; none when missing
+//! devices = 2                # so many block devices a pod may have as volumes, 16 at most; each costs its start a little
 //! ```
 
 use std::fs;
@@ -22,6 +23,9 @@ const FILE: &str = "/etc/zmachine/kubernetes.toml";
 /// Names another file.
 const FILE_VARIABLE: &str = "ZMACHINE_KUBERNETES_CONFIG";
 
+/// The most block devices of a pod: each is a bridge that its guest finds at boot.
+const MOST_DEVICES: u16 = 16;
+
 /// Everything that the file may say.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -31,6 +35,7 @@ pub(crate) struct Settings {
     pub(crate) overhead: String,
     pub(crate) kernel: Option<String>,
     pub(crate) flists: Vec<String>,
+    pub(crate) devices: u16,
 }
 
 impl Default for Settings {
@@ -41,6 +46,7 @@ impl Default for Settings {
             overhead: "128M".to_owned(),
             kernel: None,
             flists: Vec::new(),
+            devices: 2,
         }
     }
 }
@@ -65,6 +71,12 @@ impl Settings {
         let settings: Settings = toml::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
         for size in [&settings.memory, &settings.overhead] {
             bytes::parse(size).map_err(|error| unreadable(error.to_string()))?;
+        }
+        if settings.devices > MOST_DEVICES {
+            return Err(unreadable(format!(
+                "devices = {}: {MOST_DEVICES} at most",
+                settings.devices
+            )));
         }
         Ok(settings)
     }
@@ -95,7 +107,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("kubernetes.toml");
         assert_eq!(Settings::read_from(&file).unwrap(), Settings::default());
-        for (text, word) in [("memroy = '1G'", "memroy"), ("memory = 'much'", "much")] {
+        for (text, word) in [
+            ("memroy = '1G'", "memroy"),
+            ("memory = 'much'", "much"),
+            ("devices = 17", "17"),
+        ] {
             fs::write(&file, text).unwrap();
             let error = Settings::read_from(&file).unwrap_err().to_string();
             assert!(error.contains(word) && error.contains("kubernetes.toml"), "{error}");

@@ -31,12 +31,17 @@ use zmachine_flist::Digest;
 use zmachine_spec::pod::IMAGE_OPTION;
 
 use crate::error::ShimError;
+use crate::etc::{self, EtcFiles};
 use crate::host;
+use crate::layers;
 use crate::names::{MountOptions, mount_options};
 use crate::translate::{HostBind, MODULES, MOUNTS, ROOT};
 
 /// As many digits of a pod's key as its folder has.
 const DIGITS: usize = 16;
+
+/// The folder of a container's layers, where the host has to mount them.
+const LAYERS: &str = "layers";
 
 /// The most that the kernel takes as the data of one mount(2), in bytes.
 const DATA_LIMIT: usize = 4095;
@@ -175,6 +180,23 @@ impl PodFolder {
         let (what, root) = match mounts {
             // containerd has put it into the bundle.
             [] => (bundle_root.display().to_string(), host::copy_volume(bundle_root, all)),
+            mounts if layers::of(mounts)?.is_some() => {
+                let layers = layers::of(mounts)?.unwrap_or_default();
+                let places: Vec<PathBuf> = (0..layers.len())
+                    .map(|number| self.container(id).join(LAYERS).join(number.to_string()))
+                    .collect();
+                let stack = layers::stack(mounts, &places)?;
+                places.iter().try_for_each(|place| make(place))?;
+                let mount = || {
+                    let mut all = layers.iter().zip(&places);
+                    all.try_for_each(|(layer, place)| mount_snapshot(&layers::on_host(layer), place))?;
+                    mount_snapshot(&stack, &target)
+                };
+                (
+                    format!("{} layers of EROFS", layers.len()),
+                    host::mounted(&target, mount),
+                )
+            }
             mounts => {
                 let names: Vec<String> = mounts
                     .iter()
@@ -201,6 +223,26 @@ impl PodFolder {
             bind_one(bind, &target).map_err(|error| {
                 ShimError::failed(&format!("cannot bring {} to the pod", bind.source.display()), error)
             })?;
+        }
+        Ok(())
+    }
+
+    /// Brings files to the guest that all containers have in common.
+    ///
+    /// # Errors
+    /// Naming the file.
+    pub(crate) fn bring_files(&self, files: &EtcFiles) -> Result<(), ShimError> {
+        let (own, shared) = (self.path.join("etc"), self.share().join(etc::FOLDER));
+        make(&own)?;
+        make(&shared)?;
+        for (name, contents) in files.all() {
+            let bind = HostBind {
+                source: own.join(name),
+                name: name.to_owned(),
+                options: VolumeOptions::default(),
+            };
+            let written = fs::write(&bind.source, contents).and_then(|()| bind_one(&bind, &shared.join(name)));
+            written.map_err(|error| ShimError::failed(&format!("cannot bring /etc/{name} to the pod"), error))?;
         }
         Ok(())
     }

@@ -19,13 +19,15 @@ use tokio::runtime::Handle;
 use zmachine_agent_protocol::{ContainerReply, ContainerRequest, ContainerStats, ExitStatus, Input, WindowSize};
 use zmachine_spec::Failure;
 
+use crate::cgroup::{self, PodGroup};
 use crate::ending;
 use crate::error::ShimError;
+use crate::etc;
 use crate::events::{Events, timestamp};
 use crate::forward;
 use crate::log::Log;
 use crate::oci::{self, Spec};
-use crate::pod::{Pod, ThisHost};
+use crate::pod::{Needs, Pod, ThisHost};
 use crate::role::Role;
 use crate::seccomp;
 use crate::settings::Settings;
@@ -56,6 +58,8 @@ pub(crate) struct Shim {
     pub(crate) events: Events,
     table: Table,
     pod: Mutex<Option<Arc<Pod>>>,
+    /// The pod's control group on this host, with the shim in it.
+    group: Mutex<Option<PodGroup>>,
     /// Numbers the processes of the machine.
     sessions: Mutex<u64>,
 }
@@ -94,6 +98,7 @@ impl Shim {
             events,
             table: Table::default(),
             pod: Mutex::default(),
+            group: Mutex::default(),
             sessions: Mutex::default(),
         }
     }
@@ -121,22 +126,19 @@ impl Shim {
         pod.ok_or_else(|| ShimError::State("the pod's machine does not run".to_owned()))
     }
 
-    /// Boots the pod's machine, unless it runs. `uses_images`: as of [`Pod::boot`].
+    /// Boots the pod's machine, unless it runs.
     ///
     /// # Errors
     /// When it cannot be had.
-    pub(crate) fn boot(
-        self: &Arc<Shim>,
-        spec: &Spec,
-        netns: Option<&Path>,
-        uses_images: bool,
-    ) -> Result<(), ShimError> {
+    pub(crate) fn boot(self: &Arc<Shim>, spec: &Spec, netns: Option<&Path>, needs: &Needs) -> Result<(), ShimError> {
         let mut held = lock(&self.pod);
         if held.is_some() {
             return Ok(());
         }
         let settings = Settings::read()?;
-        let pod = Arc::new(Pod::boot(&self.key, spec, netns, &settings, uses_images, &self.log)?);
+        let group = self.enter_group(spec);
+        let booted = Pod::boot(&self.key, spec, netns, &settings, needs, group.as_ref(), &self.log);
+        let pod = Arc::new(booted?);
         *held = Some(Arc::clone(&pod));
         if let Some(namespace) = &pod.namespace
             && let Err(error) = forward::start(namespace, &pod, &self.log)
@@ -152,6 +154,25 @@ impl Shim {
         watched
             .map(drop)
             .map_err(|e| ShimError::failed("cannot watch the machine", e))
+    }
+
+    /// Moves the shim, and with it all that it starts from now on, into the pod's control group on this host.
+    fn enter_group(&self, spec: &Spec) -> Option<PodGroup> {
+        let path = &spec.linux.cgroups_path;
+        let group = PodGroup::of(Path::new(cgroup::ROOT), path);
+        let entered = match &group {
+            Some(group) => group.enter(&[self.pid, std::process::id()]),
+            None if path.is_empty() => return None,
+            None => Err(std::io::Error::other("this host has no control groups there")),
+        };
+        if let Err(error) = entered {
+            self.log.line(&format!(
+                "what the pod uses is not counted in its control group on this host ({path}): {error}"
+            ));
+            return None;
+        }
+        lock(&self.group).clone_from(&group);
+        group
     }
 
     /// Everything in the machine is over.
@@ -185,8 +206,7 @@ impl Shim {
             return Err(ShimError::Exists(format!("there is a task {} already", creation.id)));
         }
         if !matches!(role, Role::Member { .. }) {
-            let uses_images = creation.rootfs.iter().any(|mount| mount.image().is_some());
-            self.boot(&spec, None, uses_images)?;
+            self.boot(&spec, None, &Needs::of(&role, &creation.rootfs)?)?;
         }
         let bundle = creation.bundle.display().to_string();
         if role == Role::Sandbox {
@@ -226,13 +246,20 @@ impl Shim {
             !files.stdin.is_empty(),
             filter.unwrap_or_default(),
         )?;
-        let image = pod.image_of(&spec.annotations, &creation.rootfs)?;
+        let image = match pod.image_of(&spec.annotations, &creation.rootfs)? {
+            None => pod.layers_of(&creation.rootfs, &self.log)?,
+            image => image,
+        };
         let is_image = image.is_some();
         let root = image.unwrap_or_else(|| translate::root_in_guest(id));
         let (mut container, binds) = translate::container(id, spec, root, &ThisHost)?;
+        if pod.has_files() {
+            etc::add_to(&mut container);
+        }
         if translate::manages_networks(&process) {
             container.modules = pod.modules();
         }
+        pod.add_devices(&container.devices)?;
         let brought = (|| {
             if !is_image {
                 let root = spec.root.as_ref().map(|root| root.path.clone()).unwrap_or_default();
@@ -601,7 +628,7 @@ impl Shim {
         }
     }
 
-    /// What a container uses; for a sandbox, all of its pod.
+    /// What a container uses; for a sandbox, all of its pod: on this host where that is counted, otherwise its containers in the guest.
     ///
     /// # Errors
     /// When it does not run.
@@ -609,6 +636,9 @@ impl Shim {
         if !self.table.container(id)?.is_sandbox {
             self.ask(id, ContainerRequest::Pids)?;
             return self.container_stats(id);
+        }
+        if let Some(stats) = lock(&self.group).as_ref().and_then(PodGroup::stats) {
+            return Ok(stats);
         }
         let containers = self.table.containers();
         let all: Vec<ContainerStats> = containers
@@ -652,6 +682,13 @@ impl Shim {
         drop(lock(&self.pod).take());
         if let Err(error) = folder.remove() {
             self.log.line(&format!("the pod's folder stays: {error}"));
+        }
+    }
+
+    /// Leaves the pod's control group, after all others, and removes it.
+    pub(crate) fn leave_group(&self) {
+        if let Some(Err(error)) = lock(&self.group).take().map(|group| group.leave()) {
+            self.log.line(&format!("the pod's control group stays: {error}"));
         }
     }
 }

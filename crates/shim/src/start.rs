@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -24,6 +25,9 @@ const MAX_VERSION: &str = "MAX_SHIM_VERSION";
 
 /// Where containerd takes events.
 pub(crate) const EVENTS_ADDRESS: &str = "TTRPC_ADDRESS";
+
+/// By which the shim is found among processes.
+const PROGRAM: &str = "containerd-shim-zmachine-v2";
 
 /// Finds or starts the shim; the working directory is the container's bundle.
 ///
@@ -87,6 +91,7 @@ fn spawn(arguments: &Arguments, socket: &Path, events: Option<&str>) -> Result<(
     let listener = UnixListener::bind(socket).map_err(failed)?;
     let mut command = Command::new("/proc/self/exe");
     command
+        .arg0(PROGRAM)
         .args(["-namespace", &arguments.namespace])
         .args(["-id", &arguments.id])
         .args(["-address", &arguments.address])

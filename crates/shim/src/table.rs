@@ -287,6 +287,7 @@ mod tests {
             root: ContainerRoot::Image,
             read_only: false,
             mounts: Vec::new(),
+            devices_alone: false,
             devices: Vec::new(),
             masked: Vec::new(),
             read_only_paths: Vec::new(),

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use zmachine_agent_protocol::{
-    Container, ContainerLimits, ContainerMount, ContainerProcess, ContainerRoot, DeviceNode, MountSource,
-    ResourceLimit, WindowSize,
+    Container, ContainerLimits, ContainerMount, ContainerProcess, ContainerRoot, MountSource, ResourceLimit, WindowSize,
 };
 use zmachine_spec::pod::SHARE_TARGET;
 use zmachine_sys::mount::VolumeOptions;
 
+use crate::devices;
 use crate::error::ShimError;
 use crate::names::{self, MountOptions, mount_options};
 use crate::oci::{self, Place, Spec};
@@ -31,10 +31,10 @@ pub(crate) trait HostPaths {
 
     /// Whether something is mounted below it.
     fn has_mounts_below(&self, path: &Path) -> bool;
-}
 
-/// Devices of a guest that are worth having: the others that a privileged container is given are the host's. Type, major, minor.
-const DEVICES: [(&str, u32, u32); 3] = [("c", 10, 229), ("c", 10, 200), ("c", 10, 232)];
+    /// Whether it is the host's own node of the block device with these numbers.
+    fn is_node_of(&self, path: &Path, major: u32, minor: u32) -> bool;
+}
 
 /// The host's name of a container's root in the pod's share.
 pub(crate) const ROOT: &str = "rootfs";
@@ -78,7 +78,8 @@ pub(crate) fn container(
         read_only: spec.root.as_ref().is_some_and(|root| root.readonly),
         modules: Vec::new(),
         mounts,
-        devices: spec.linux.devices.iter().filter_map(device).collect(),
+        devices: devices::nodes(&spec.linux, host),
+        devices_alone: !devices::may_use_all(spec),
         masked: spec.linux.masked_paths.clone(),
         read_only_paths: spec.linux.readonly_paths.clone(),
         own_pids: spec.namespace("pid") == Place::Own,
@@ -190,21 +191,6 @@ fn memory_name(path: &Path) -> String {
     hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn device(device: &oci::Device) -> Option<DeviceNode> {
-    let known = DEVICES
-        .iter()
-        .any(|(kind, major, minor)| *kind == device.kind && (*major, *minor) == (device.major, device.minor));
-    known.then(|| DeviceNode {
-        path: device.path.clone(),
-        block: device.kind == "b",
-        major: device.major,
-        minor: device.minor,
-        mode: device.file_mode.unwrap_or(0o600),
-        uid: device.uid.unwrap_or(0),
-        gid: device.gid.unwrap_or(0),
-    })
-}
-
 /// What a container may use, as control groups of version 2 have it.
 pub(crate) fn limits(resources: Option<&oci::Resources>) -> ContainerLimits {
     let Some(resources) = resources else {
@@ -275,11 +261,11 @@ pub(crate) fn process(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Everything below `/memory` is a volume in memory.
-    struct Paths;
+    pub(crate) struct Paths;
 
     impl HostPaths for Paths {
         fn memory_volume(&self, path: &Path) -> Option<u64> {
@@ -288,6 +274,10 @@ mod tests {
 
         fn has_mounts_below(&self, path: &Path) -> bool {
             path.starts_with("/mounts")
+        }
+
+        fn is_node_of(&self, path: &Path, major: u32, minor: u32) -> bool {
+            path == Path::new("/dev/sda") && (major, minor) == (8, 0)
         }
     }
 

@@ -134,6 +134,16 @@ pub enum Request {
         /// Its digest in hex; its root disk is prepared.
         digest: String,
     },
+    /// Bring a file or a block device of this host to the machine as a disk; one that is there already is fine. A block device is in use
+    /// until the machine's end.
+    AddFile {
+        /// On this host.
+        path: PathBuf,
+        /// The serial number by which the guest knows it, and by which it is there already: at most 20 bytes.
+        serial: String,
+        /// The guest can only read it, as it always is with a file that is no device.
+        read_only: bool,
+    },
     /// Halt the virtual CPUs.
     Pause,
     /// Let them run again.

@@ -19,6 +19,13 @@ pub struct PodSettings {
     /// So many images may be brought to it while it runs, each as a disk that is read as it is needed.
     #[serde(default, skip_serializing_if = "is_none")]
     pub images: u16,
+    /// So many files and block devices of this host may be brought to it as disks.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub files: u16,
+    /// The control group (version 2) of the machine's processes on this host, made and removed by the monitor; one of its home where it is
+    /// missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<PathBuf>,
     /// Its network; `None`: it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<PodNetwork>,
@@ -28,13 +35,18 @@ pub struct PodSettings {
 /// host sees the image, and nobody looks at the option.
 pub const IMAGE_OPTION: &str = "x-zmachine.image=";
 
-fn is_none(images: &u16) -> bool {
-    *images == 0
+fn is_none(number: &u16) -> bool {
+    *number == 0
 }
 
 /// The serial number of the disk by which a pod's guest has the image with this digest, in hex: 19 bytes.
 pub fn image_serial(digest: &str) -> String {
     format!("zm-{digest:.16}")
+}
+
+/// The serial number of the disk by which a pod's guest has the block device with these numbers: at most 19 bytes.
+pub fn device_serial(major: u32, minor: u32) -> String {
+    format!("zm-dev-{major}-{minor}")
 }
 
 /// A network namespace of this host, whose links the guest takes over.

@@ -1,12 +1,14 @@
 //! The block cache, which may be that of several homes: what of it machines need.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use zmachine_flist::Digest;
 use zmachine_image::Library;
 use zmachine_image::library::TrimReport;
 use zmachine_spec::{Class, Failure, Home};
+
+use zmachine_sys::file::replace_json_unsynced;
 
 use crate::catalog;
 use crate::catalog::Machine;
@@ -65,6 +67,32 @@ pub fn images_of_home(
     })
 }
 
+/// The images that were brought to a machine while it runs, in its folder: a JSON list of digests.
+fn later_images_file(home: &Home, id: &str) -> PathBuf {
+    home.machine(id).join("images.json")
+}
+
+/// Notes the images that are brought to the machine `id` while it runs, before its guest has them: their blocks are needed then.
+///
+/// # Errors
+/// When they cannot be written.
+pub fn note_later_images(home: &Home, id: &str, digests: &[String]) -> Result<(), Failure> {
+    // Nobody needs it after a power cut.
+    Ok(replace_json_unsynced(&later_images_file(home, id), &digests)?)
+}
+
+/// The images that were brought to an active machine.
+fn later_images(home: &Home, machine: &Machine) -> Result<Vec<String>, Failure> {
+    if !machine.state.phase.is_active() {
+        return Ok(Vec::new());
+    }
+    match std::fs::read(later_images_file(home, &machine.id)) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| Failure::from_error(Class::Failed, &error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The images of snapshots: a machine that goes on from one reads what the guest has not read yet.
 fn images_of_snapshots(home: &Home) -> Result<HashSet<Digest>, Failure> {
     let mut images = HashSet::new();
@@ -105,9 +133,11 @@ fn images_of(home: &Home, is_meant: impl Fn(&Machine) -> bool) -> Result<HashSet
             Err(failure) => return Err(unknown(failure)),
         };
         let plan = machine.plan().map_err(unknown)?;
-        let Some(image) = plan.image() else { continue };
-        let digest = image.parse();
-        images.insert(digest.map_err(|_| unknown(Failure::new(Class::Failed, format!("'{image}' is no digest"))))?);
+        let later = later_images(home, &machine).map_err(unknown)?;
+        for image in plan.image().map(str::to_owned).into_iter().chain(later) {
+            let digest = image.parse();
+            images.insert(digest.map_err(|_| unknown(Failure::new(Class::Failed, format!("'{image}' is no digest"))))?);
+        }
     }
     Ok(images)
 }

@@ -259,6 +259,7 @@ mod tests {
             platform: Default::default(),
             is_saveable: false,
             later_disks: Vec::new(),
+            later_files: 0,
         }
     }
 

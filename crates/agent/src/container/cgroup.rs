@@ -56,6 +56,11 @@ impl Cgroup {
         Ok(group)
     }
 
+    /// Its folder.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The file that takes processes in.
     pub(super) fn members(&self) -> PathBuf {
         self.folder.join("cgroup.procs")

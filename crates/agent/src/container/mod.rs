@@ -18,6 +18,7 @@
 
 mod cgroup;
 mod credentials;
+mod devices;
 mod error;
 mod memory;
 mod root;
@@ -33,7 +34,9 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use tokio::time::{Instant, timeout_at};
-use zmachine_agent_protocol::{Container, ContainerProcess, ContainerReply, ContainerRequest, ContainerRoot};
+use zmachine_agent_protocol::{
+    Container, ContainerProcess, ContainerReply, ContainerRequest, ContainerRoot, ImageLayer,
+};
 
 use self::cgroup::Cgroup;
 pub(crate) use self::error::ContainerError;
@@ -135,11 +138,23 @@ impl Containers {
         fs::create_dir_all(&folder).map_err(|error| step("make the root's folder")(errno(&error)))?;
         let _image = match &container.root {
             ContainerRoot::Image => Some(root::Image::mount(id, &folder, host.layers)?),
-            ContainerRoot::Disk { serial } => Some(root::Image::mount_disk(id, &folder, host.layers, serial).await?),
+            ContainerRoot::Disk { serial } => {
+                let only = ImageLayer {
+                    serial: serial.clone(),
+                    devices: Vec::new(),
+                };
+                Some(root::Image::mount_disks(id, &folder, host.layers, &[only]).await?)
+            }
+            ContainerRoot::Layers { layers } => Some(root::Image::mount_disks(id, &folder, host.layers, layers).await?),
             ContainerRoot::Directory { .. } => None,
         };
+        let devices = devices::found(container).await?;
+        if container.devices_alone {
+            devices::restrict(cgroup.folder(), &devices)?;
+        }
         let place = Place::New {
             container,
+            devices: &devices,
             folder: &folder,
         };
         start(&place, process, cgroup, host).await

@@ -5,11 +5,10 @@
 //! No path of the container is followed out of its root: targets are looked up by descriptors, with the root as the place where
 //! absolute links begin.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, makedev};
 use rustix::io::Errno;
@@ -17,21 +16,14 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_move,
     mount_remount, unmount,
 };
-use tokio::time::{Instant, sleep};
-use zmachine_agent_protocol::{Container, ContainerMount, ContainerRoot, DeviceNode, MountSource};
+use zmachine_agent_protocol::{Container, ContainerMount, ContainerRoot, DeviceNode, ImageLayer, MountSource};
 
 use super::error::{ContainerError, step};
-use super::memory;
-use crate::setup::{Disk, Layers};
+use super::{devices, memory};
+use crate::setup::Layers;
 
 /// Where images are mounted that came by disks of their own.
 const IMAGES: &str = "/run/zmachine/images";
-
-/// How long the disk of an image may take to appear.
-const APPEAR: Duration = Duration::from_secs(30);
-
-/// How often it is looked for.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// As of the machine's own image.
 const READ_AHEAD_KIB: u32 = 512;
@@ -63,6 +55,7 @@ const LINKS: [(&str, &str); 5] = [
 /// [`ContainerError`] naming the mount.
 pub(super) fn enter(
     container: &Container,
+    devices: &[DeviceNode],
     place: &Path,
     terminal: Option<BorrowedFd<'_>>,
 ) -> Result<(), ContainerError> {
@@ -79,7 +72,7 @@ pub(super) fn enter(
     for mount in &container.mounts {
         put(root.as_fd(), mount)?;
     }
-    make_devices(root.as_fd(), &container.devices, terminal)?;
+    make_devices(root.as_fd(), devices, terminal)?;
     for path in &container.masked {
         mask(root.as_fd(), path)?;
     }
@@ -114,28 +107,34 @@ impl Image<'_> {
     /// [`ContainerError`]
     pub(super) fn mount<'a>(id: &str, place: &'a Path, layers: Option<&Layers>) -> Result<Image<'a>, ContainerError> {
         let layers = layers.ok_or_else(no_image)?;
-        Image::overlay(id, place, (&layers.lower, &layers.upper), "the machine's image")
+        Image::overlay(id, place, (&[&layers.lower], &layers.upper), "the machine's image")
     }
 
-    /// The same with the image on the disk `serial` in the place of the machine's own.
+    /// The same with other layers, each on a disk, in the place of the machine's own image.
     ///
     /// # Errors
-    /// [`ContainerError`], also when the disk does not come in time.
-    pub(super) async fn mount_disk<'a>(
+    /// [`ContainerError`], also when a disk does not come in time.
+    pub(super) async fn mount_disks<'a>(
         id: &str,
         place: &'a Path,
         layers: Option<&Layers>,
-        serial: &str,
+        wanted: &[ImageLayer],
     ) -> Result<Image<'a>, ContainerError> {
         let upper = &layers.ok_or_else(no_image)?.upper;
-        let lower = image_on(serial).await?;
-        Image::overlay(id, place, (&lower, upper), &format!("the image on the disk {serial}"))
+        let mut lower = Vec::new();
+        for layer in wanted {
+            lower.push(image_on(layer).await?);
+        }
+        let names: Vec<&str> = wanted.iter().map(|layer| layer.serial.as_str()).collect();
+        let lower: Vec<&OwnedFd> = lower.iter().collect();
+        let what = format!("the image on the disk {}", names.join(", "));
+        Image::overlay(id, place, (&lower, upper), &what)
     }
 
     fn overlay<'a>(
         id: &str,
         place: &'a Path,
-        (lower, upper): (&OwnedFd, &OwnedFd),
+        (lower, upper): (&[&OwnedFd], &OwnedFd),
         what: &str,
     ) -> Result<Image<'a>, ContainerError> {
         overlay(lower, upper, id, place).map_err(|source| ContainerError::Mount {
@@ -153,8 +152,9 @@ fn no_image() -> ContainerError {
     }
 }
 
-/// The file system of the disk `serial`, mounted by the first container that wants it.
-async fn image_on(serial: &str) -> Result<OwnedFd, ContainerError> {
+/// The file system of a disk, mounted by the first container that wants it.
+async fn image_on(layer: &ImageLayer) -> Result<OwnedFd, ContainerError> {
+    let serial = layer.serial.as_str();
     if !memory::is_name(serial) {
         let what = format!("the disk {serial:?}");
         return Err(ContainerError::Unusable { what });
@@ -164,22 +164,25 @@ async fn image_on(serial: &str) -> Result<OwnedFd, ContainerError> {
     if place.is_dir() {
         return open();
     }
-    let deadline = Instant::now() + APPEAR;
-    let disk = loop {
-        match Disk::find(serial) {
-            Some(disk) => break disk,
-            None if Instant::now() > deadline => {
-                let what = format!("the disk {serial}, which has not come within {} s,", APPEAR.as_secs());
-                return Err(ContainerError::Unusable { what });
-            }
-            None => sleep(LOOK).await,
-        }
-    };
+    let disk = devices::disk(serial).await?;
+    let mut options = Vec::new();
+    for data in &layer.devices {
+        let data = devices::disk(data).await?;
+        data.set_read_ahead(READ_AHEAD_KIB);
+        options.push(format!("device={}", data.device().display()));
+    }
+    let options = CString::new(options.join(",")).unwrap_or_default();
     disk.set_read_ahead(READ_AHEAD_KIB);
     // Under another name until it is mounted: who finds the place finds the image.
     let unfinished = Path::new(IMAGES).join(format!(".{serial}"));
     fs::create_dir_all(&unfinished).map_err(|error| step("make an image's folder")(super::error::errno(&error)))?;
-    let mounted = mount(disk.device(), &unfinished, "erofs", MountFlags::RDONLY, c"");
+    let mounted = mount(
+        disk.device(),
+        &unfinished,
+        "erofs",
+        MountFlags::RDONLY,
+        options.as_c_str(),
+    );
     mounted.map_err(|source| ContainerError::Mount {
         what: format!("the image on the disk {serial}"),
         target: place.display().to_string(),
@@ -195,11 +198,11 @@ async fn image_on(serial: &str) -> Result<OwnedFd, ContainerError> {
     Ok(image)
 }
 
-/// The machine's image below, and above it a layer that is this container's: on the machine's writable disk, or in memory.
+/// An image below, the uppermost of its layers first, and above it a layer that is this container's: on the machine's writable disk, or in memory.
 ///
 /// The layer is of no use to anybody after the container (`volatile`). Otherwise the kernel would write out the whole disk where the
 /// last process of the container ends, before anybody is told of that end, and even SIGKILL would wait for the host's disk.
-fn overlay(lower: &OwnedFd, upper: &OwnedFd, id: &str, place: &Path) -> Result<(), Errno> {
+fn overlay(lower: &[&OwnedFd], upper: &OwnedFd, id: &str, place: &Path) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let above = rustix::fs::openat(upper, "..", flags, Mode::empty())?;
     let mode = Mode::from_raw_mode(0o755);
@@ -213,7 +216,7 @@ fn overlay(lower: &OwnedFd, upper: &OwnedFd, id: &str, place: &Path) -> Result<(
     let by_number = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let options = format!(
         "lowerdir={},upperdir={},workdir={},redirect_dir=on,volatile",
-        by_number(lower),
+        lower.iter().map(|fd| by_number(fd)).collect::<Vec<_>>().join(":"),
         by_number(&own_upper),
         by_number(&work)
     );
@@ -364,14 +367,26 @@ fn make_device(root: BorrowedFd<'_>, device: &DeviceNode) -> Result<(), Errno> {
         false => FileType::CharacterDevice,
     };
     let mode = Mode::from_raw_mode(device.mode & 0o7777);
-    match rustix::fs::mknodat(&folder, name, kind, mode, makedev(device.major, device.minor)) {
-        Ok(()) => {}
-        Err(Errno::EXIST) => return Ok(()),
-        Err(errno) => return Err(errno),
+    let make = |folder: BorrowedFd<'_>, name: &OsStr| {
+        rustix::fs::mknodat(folder, name, kind, mode, makedev(device.major, device.minor))?;
+        rustix::fs::chmodat(folder, name, mode, AtFlags::empty())?;
+        let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+        rustix::fs::chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+    };
+    match make(folder.as_fd(), name) {
+        Err(Errno::EXIST) => Ok(()),
+        // A tree of the host's that takes no devices: a node of the guest's, which has no name any more once it is there.
+        Err(Errno::PERM) => {
+            let dev = open_directory(Path::new("/dev"))?;
+            let unnamed = format!("container-{}", std::process::id());
+            make(dev.as_fd(), OsStr::new(&unnamed))?;
+            let bound =
+                target(root, &device.path, false).and_then(|at| mount_bind(format!("/dev/{unnamed}"), path_of(&at)));
+            rustix::fs::unlinkat(&dev, unnamed, AtFlags::empty())?;
+            bound
+        }
+        other => other,
     }
-    rustix::fs::chmodat(&folder, name, mode, AtFlags::empty())?;
-    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
-    rustix::fs::chownat(&folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Hides a path: a file behind `/dev/null`, a directory behind an empty one.

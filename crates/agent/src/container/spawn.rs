@@ -15,7 +15,7 @@ use std::path::Path;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use zmachine_agent_protocol::{Container, ContainerProcess, ErrorKind};
+use zmachine_agent_protocol::{Container, ContainerProcess, DeviceNode, ErrorKind};
 
 use super::cgroup::Cgroup;
 use super::credentials;
@@ -47,6 +47,8 @@ pub(super) enum Place<'a> {
     /// In a container that is made for it.
     New {
         container: &'a Container,
+        /// Its devices, with their numbers.
+        devices: &'a [DeviceNode],
         /// An empty directory, or where the machine's image is mounted.
         folder: &'a Path,
     },
@@ -140,7 +142,11 @@ fn become_program(
     adjust_score(process.oom_score_adj.unwrap_or(0));
     fs::write(cgroup.members(), "0").map_err(|error| step("join the control group")(errno(&error)))?;
     match place {
-        Place::New { container, folder } => {
+        Place::New {
+            container,
+            devices,
+            folder,
+        } => {
             // After it joined: its group is the root of what it sees.
             // SAFETY: unshare takes a number.
             check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) }).map_err(step("make a control group namespace"))?;
@@ -151,7 +157,7 @@ fn become_program(
                 let written = fs::write(format!("/proc/sys/{name}"), value);
                 written.map_err(|error| step(format!("set {}", name.replace('/', ".")))(errno(&error)))?;
             }
-            root::enter(container, folder, stdio.terminal())?;
+            root::enter(container, devices, folder, stdio.terminal())?;
         }
         Place::Beside { first, .. } => {
             let namespaces = libc::CLONE_NEWCGROUP | libc::CLONE_NEWUTS | libc::CLONE_NEWNS;

@@ -56,6 +56,13 @@ impl Disk {
         Path::new("/dev").join(format!("{}{number}", self.name))
     }
 
+    /// Its major and minor number.
+    pub(crate) fn numbers(&self) -> Option<(u32, u32)> {
+        let text = fs::read_to_string(format!("/sys/block/{}/dev", self.name)).ok()?;
+        let (major, minor) = text.trim().split_once(':')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    }
+
     /// Sets how far the kernel reads ahead. A kernel that refuses is slower, not broken.
     pub(crate) fn set_read_ahead(&self, kib: u32) {
         let _ = fs::write(format!("/sys/block/{}/queue/read_ahead_kb", self.name), kib.to_string());

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::{Accel, Boot, Disk, LaterDisk, Nic, NicKind, Platform, Share, VmSpec};
+use crate::spec::later_file_id;
+use crate::{Accel, Boot, Disk, LaterDisk, LaterFile, Nic, NicKind, Platform, Share, VmSpec};
 
 use super::Qemu;
 
@@ -104,8 +105,10 @@ pub fn arguments(vm: &VmSpec, host: &Qemu, channels: &Channels) -> Vec<String> {
         args.device(nic_device(nic, vm.is_saveable));
     }
     // The root bus takes nothing while the machine runs.
-    let nic_slots = HOTPLUG_SLOTS.iter().filter(|_| !vm.nics.is_empty());
-    let disk_slots = vm.later_disks.iter().map(|disk| disk_slot(&disk.id));
+    let nic_slots = nic_slots(vm).iter();
+    let files = (0..vm.later_files).map(later_file_id);
+    let disk_slots = vm.later_disks.iter().map(|disk| disk.id.clone()).chain(files);
+    let disk_slots = disk_slots.map(|id| disk_slot(&id));
     for (index, slot) in nic_slots.map(ToString::to_string).chain(disk_slots).enumerate() {
         args.device(format!("pcie-root-port,id={slot},chassis={}", index + 1));
     }
@@ -237,6 +240,15 @@ fn nic_device(nic: &Nic, is_saveable: bool) -> String {
     )
 }
 
+/// The slots of a machine for interfaces that come while it runs. One that has places for files is a pod, whose network is what it was at
+/// its start.
+pub(super) fn nic_slots(vm: &VmSpec) -> &'static [&'static str] {
+    match vm.nics.is_empty() || vm.later_files > 0 {
+        true => &[],
+        false => &HOTPLUG_SLOTS,
+    }
+}
+
 /// The slot of a disk that comes while the machine runs.
 fn disk_slot(id: &str) -> String {
     format!("slot-{id}")
@@ -254,6 +266,31 @@ pub(super) fn later_disk(disk: &LaterDisk) -> (Value, Value) {
         "num-queues": queues, "bus": disk_slot(id),
     });
     (channel, device)
+}
+
+/// The block node of a file that comes while the machine runs, and its disk, as the control channel takes them. `set`: by which QEMU
+/// has it.
+pub(super) fn later_file(file: &LaterFile, set: u64) -> (Value, Value) {
+    let (id, sector) = (file.id(), file.sector_bytes);
+    // What the host's kernel would keep of a device, the guest's keeps already; layers are read by many machines.
+    let (driver, is_direct) = match file.is_device {
+        true => ("host_device", true),
+        false => ("file", false),
+    };
+    let node = json!({
+        "driver": "raw", "node-name": id, "read-only": file.read_only, "discard": "unmap",
+        "file": {
+            "driver": driver, "filename": format!("/dev/fdset/{set}"), "read-only": file.read_only, "auto-read-only": false,
+            "discard": "unmap", "cache": {"direct": is_direct},
+            // Whoever opened it has seen to that.
+            "locking": "off",
+        },
+    });
+    let device = json!({
+        "driver": "virtio-blk-pci-non-transitional", "id": format!("dev-{id}"), "drive": id, "serial": file.serial,
+        "logical_block_size": sector, "physical_block_size": sector, "bus": disk_slot(&id),
+    });
+    (node, device)
 }
 
 /// The same for an interface that comes while the machine runs, as the control channel takes it.
@@ -441,6 +478,33 @@ mod tests {
         assert_eq!(
             (&device["bus"], &device["chardev"]),
             (&json!("slot-root1"), &channel["id"])
+        );
+    }
+
+    #[test]
+    fn a_device_of_the_host_that_comes_later_has_its_sectors_and_is_opened_by_its_set() {
+        let vm = VmSpec { later_files: 1, ..vm() };
+        let line = line(&vm);
+        assert!(
+            line.ends_with("-device pcie-root-port,id=slot-file1,chassis=1"),
+            "{line}"
+        );
+        let file = LaterFile {
+            place: 0,
+            serial: "zm-dev-7-1".into(),
+            read_only: false,
+            is_device: true,
+            bytes: 1 << 20,
+            sector_bytes: 4096,
+        };
+        let (node, device) = later_file(&file, 9);
+        assert_eq!(
+            (&node["file"]["driver"], &node["file"]["filename"], &node["read-only"]),
+            (&json!("host_device"), &json!("/dev/fdset/9"), &json!(false))
+        );
+        assert_eq!(
+            (&device["bus"], &device["logical_block_size"], &device["serial"]),
+            (&json!("slot-file1"), &json!(4096), &json!("zm-dev-7-1"))
         );
     }
 

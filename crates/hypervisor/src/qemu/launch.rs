@@ -19,7 +19,7 @@ use crate::driver::{Saved, check_files};
 use crate::process_log::Log;
 use crate::{Accel, Boot, ControlError, Disk, LaunchError, NicKind, Platform, Resources, RunDir, VmSpec};
 
-use super::arguments::{AGENT_SOCKET, Channels, FIRMWARE_CODE, FIRMWARE_VARIABLES, Memory, arguments};
+use super::arguments::{AGENT_SOCKET, Channels, FIRMWARE_CODE, FIRMWARE_VARIABLES, Memory, arguments, nic_slots};
 use super::qmp::Qmp;
 use super::vm::QemuVm;
 use super::{BINARY, Qemu};
@@ -129,7 +129,9 @@ pub(super) async fn launch(
     match ready {
         Ok(qmp) => {
             let agent = (agent, run.path().join(AGENT_SOCKET));
-            Ok(QemuVm::new(child, qmp, console, agent, log).with_memory(memory))
+            Ok(QemuVm::new(child, qmp, console, agent, log)
+                .with_memory(memory)
+                .with_slots(nic_slots(vm).len()))
         }
         Err(error) => Err(post_mortem(error, child, log).await),
     }

@@ -75,6 +75,16 @@ impl Qmp {
         self.ask("getfd", arguments, Some(descriptor)).await.map(drop)
     }
 
+    /// Hands a descriptor over as a set of its own, which can be opened by this number.
+    pub(crate) async fn add_descriptor(&mut self, descriptor: OwnedFd) -> Result<u64, ControlError> {
+        let answer = self.ask("add-fd", json!({}), Some(descriptor)).await?;
+        let set = answer.get("fdset-id").and_then(Value::as_u64);
+        set.ok_or_else(|| ControlError::Refused {
+            command: "add-fd".to_owned(),
+            reason: "there is no set in the answer".to_owned(),
+        })
+    }
+
     /// Waits for an event, for at most `patience`; whether it came. Others that come meanwhile are kept.
     pub(crate) async fn await_event(
         &mut self,

@@ -16,9 +16,9 @@ use tokio::net::UnixStream;
 use tokio::process::Child;
 
 use crate::process_log::Log;
-use crate::{AgentStream, ControlError, ExitReason, LaterDisk, LogLines, Nic, Vm, VmEvent};
+use crate::{AgentStream, ControlError, ExitReason, LaterDisk, LaterFile, LogLines, Nic, Vm, VmEvent};
 
-use super::arguments::{AGENT_DEVICE, HOTPLUG_SLOTS, later_disk, later_nic};
+use super::arguments::{AGENT_DEVICE, HOTPLUG_SLOTS, later_disk, later_file, later_nic};
 use super::qmp::{Event, Qmp};
 use super::save;
 
@@ -54,8 +54,8 @@ pub(super) struct QemuVm {
     memory: Option<OwnedFd>,
     log: Log,
     end: End,
-    /// The interface in each slot of [`HOTPLUG_SLOTS`].
-    slots: [Option<String>; HOTPLUG_SLOTS.len()],
+    /// The interface in each of its slots, the first of [`HOTPLUG_SLOTS`].
+    slots: Vec<Option<String>>,
 }
 
 impl QemuVm {
@@ -80,13 +80,21 @@ impl QemuVm {
             memory: None,
             log,
             end: End::None,
-            slots: Default::default(),
+            slots: Vec::new(),
         }
     }
 
     /// `memory` is the guest's, and the machine can be saved.
     pub(super) fn with_memory(self, memory: Option<OwnedFd>) -> Self {
         Self { memory, ..self }
+    }
+
+    /// It has so many slots for interfaces that come later.
+    pub(super) fn with_slots(self, count: usize) -> Self {
+        Self {
+            slots: vec![None; count],
+            ..self
+        }
     }
 
     /// What an event means; `None` when it is of no interest.
@@ -245,13 +253,36 @@ impl Vm for QemuVm {
         Ok(())
     }
 
+    async fn add_file(&mut self, file: &LaterFile, opened: OwnedFd) -> Result<(), ControlError> {
+        zmachine_sys::process::allow_file_size(self.pid, file.bytes)?;
+        if self.deaf || !matches!(self.end, End::None) {
+            return Err(ControlError::Gone);
+        }
+        let set = self.qmp.add_descriptor(opened).await?;
+        let (node, device) = later_file(file, set);
+        let id = file.id();
+        let added = match self.order("blockdev-add", node).await {
+            Ok(_) => match self.order("device_add", device).await {
+                Ok(_) => Ok(()),
+                Err(error) => {
+                    let _ = self.order("blockdev-del", json!({ "node-name": id })).await;
+                    Err(error)
+                }
+            },
+            Err(error) => Err(error),
+        };
+        // QEMU has opened it by now, or will not: a set goes with the last one who has it open.
+        let _ = self.order("remove-fd", json!({ "fdset-id": set })).await;
+        added
+    }
+
     async fn add_nic(&mut self, nic: &Nic, tap: OwnedFd) -> Result<(), ControlError> {
         let Some(slot) = self.slots.iter().position(Option::is_none) else {
             return Err(ControlError::Refused {
                 command: "device_add".to_owned(),
                 reason: format!(
                     "the {} slots for interfaces that come later are taken",
-                    HOTPLUG_SLOTS.len()
+                    self.slots.len()
                 ),
             });
         };

@@ -38,6 +38,7 @@ fn is_of_the_guest(request: &Request) -> bool {
         | Request::Traffic
         | Request::Change(_)
         | Request::AddImage { .. }
+        | Request::AddFile { .. }
         // None of these machines is built for it.
         | Request::Save { .. }
         | Request::Claim { .. }

@@ -48,6 +48,7 @@ fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
     const NOT_YET: Answer = Refused("not running yet");
     const NO_AGENT: Answer = Refused("no zmachine agent");
     const UNSAVEABLE: Answer = Refused("not built to be saved");
+    const NO_FILE: Answer = Refused("no place for /nowhere");
     const NO_PLACE: Answer = Refused("no place for one more image");
     const NO_ENTRYPOINT: Answer = Refused("no entrypoint");
     match (request, kind) {
@@ -84,6 +85,8 @@ fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
         (Request::Resume, Kind::Vm) => [Waits, Done, Done, Done, RESTARTING],
         (Request::AddImage { .. }, Kind::Container) => [STARTING, NO_PLACE, NO_PLACE, NO_PLACE, RESTARTING],
         (Request::AddImage { .. }, Kind::Vm) => [Waits, NO_PLACE, NO_PLACE, NO_PLACE, RESTARTING],
+        (Request::AddFile { .. }, Kind::Container) => [STARTING, NO_FILE, NO_FILE, NO_FILE, RESTARTING],
+        (Request::AddFile { .. }, Kind::Vm) => [Waits, NO_FILE, NO_FILE, NO_FILE, RESTARTING],
         (Request::Reconnect(_), Kind::Container) => [STARTING, Done, PAUSED, Done, RESTARTING],
         (Request::Reconnect(_), Kind::Vm) => [Waits, Done, PAUSED, Done, RESTARTING],
         (Request::Change(_), Kind::Container) => [Done, Done, Done, Done, Done],
@@ -156,7 +159,12 @@ fn next_command(before: Option<&Request>) -> Option<Request> {
             size_bytes: 96 << 20,
         },
         Request::GrowVolume { .. } => Request::AddImage { digest: "0".repeat(64) },
-        Request::AddImage { .. } => return None,
+        Request::AddImage { .. } => Request::AddFile {
+            path: "/nowhere".into(),
+            serial: "zm-x".into(),
+            read_only: true,
+        },
+        Request::AddFile { .. } => return None,
     })
 }
 

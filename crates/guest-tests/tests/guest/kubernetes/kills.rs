@@ -1,6 +1,8 @@
 //! What becomes of a pod when one of its processes, or containerd, is killed: at every stage of its life it is reported as it is, and
 //! nothing of it stays.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -135,6 +137,51 @@ fn whatever_is_killed_at_whatever_stage_the_pod_is_reported_and_nothing_stays() 
         node.assert_no_pods();
     }
     a_guest_that_hangs_is_ended_all_the_same(node);
+    what_dies_slowly_is_gone_all_the_same(node);
+}
+
+/// Processes of which even SIGKILL makes an end only when this is dropped: frozen by a control group of version 1.
+struct Frozen {
+    folder: PathBuf,
+}
+
+impl Frozen {
+    /// `None`, with the reason printed, where this host has no such groups.
+    fn new(pids: &[i32]) -> Option<Frozen> {
+        let folder = PathBuf::from(format!("/sys/fs/cgroup/freezer/zmachine-test-{}", std::process::id()));
+        if let Err(error) = fs::create_dir(&folder) {
+            zmachine_testkit::skip(&format!("needs to freeze processes: {}: {error}", folder.display()));
+            return None;
+        }
+        let frozen = Frozen { folder };
+        for pid in pids {
+            fs::write(frozen.folder.join("cgroup.procs"), pid.to_string()).unwrap();
+        }
+        fs::write(frozen.folder.join("freezer.state"), "FROZEN").unwrap();
+        Some(frozen)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = fs::write(self.folder.join("freezer.state"), "THAWED");
+        until("the frozen processes end", SOON, || fs::remove_dir(&self.folder).ok());
+    }
+}
+
+/// A hypervisor that does not die within the five seconds that containerd gives whoever cleans up after a killed shim.
+fn what_dies_slowly_is_gone_all_the_same(node: &Node) {
+    let pod = Pod::run(node, "s", Value::Null);
+    let hypervisor = node.processes(HYPERVISOR);
+    let Some(frozen) = Frozen::new(&hypervisor) else {
+        return pod.stop_and_remove();
+    };
+    kill(&node.processes(SHIM));
+    std::thread::sleep(Duration::from_secs(8));
+    assert_eq!(node.processes(HYPERVISOR), hypervisor);
+    drop(frozen);
+    pod.stop_and_remove();
+    node.assert_no_pods();
 }
 
 /// A hypervisor that stands still: its guest answers nobody, and ends nothing.

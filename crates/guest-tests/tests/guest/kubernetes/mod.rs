@@ -3,10 +3,15 @@
 mod kills;
 mod node;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use zmachine_testkit::Finished;
 
 use self::node::{APP, BOX, IMAGE, Node};
 use crate::support::{Checks, until};
@@ -71,6 +76,20 @@ impl<'a> Pod<'a> {
         answer["container_id"].as_str().unwrap_or_default().to_owned()
     }
 
+    /// Asks for a container that cannot be had.
+    fn try_create(&self, name: &str, more: Value) -> Finished {
+        let mut config = json!({"metadata": {"name": name}, "image": {"image": IMAGE}, "command": ["true"]});
+        merge(&mut config, more);
+        let request = json!({"pod_sandbox_id": self.id, "config": config, "sandbox_config": self.config});
+        let answer = self.node.cri("CreateContainer", &request);
+        let started = self
+            .node
+            .try_cri("StartContainer", &json!({"container_id": answer["container_id"]}));
+        self.node
+            .cri("RemoveContainer", &json!({"container_id": answer["container_id"]}));
+        started
+    }
+
     /// What a container has written, as the kubelet shows it.
     fn log(&self, name: &str) -> String {
         let folder = self.config["log_directory"].as_str().unwrap_or_default();
@@ -82,6 +101,36 @@ impl<'a> Pod<'a> {
     fn stop_and_remove(&self) {
         self.node.cri("StopPodSandbox", &json!({"pod_sandbox_id": self.id}));
         self.node.cri("RemovePodSandbox", &json!({"pod_sandbox_id": self.id}));
+    }
+}
+
+/// A block device of this host whose blocks are a file's; it goes with this.
+struct LoopDevice {
+    path: String,
+}
+
+impl LoopDevice {
+    /// One of 8 MiB with sectors of so many bytes; `None`, with the reason printed, where this host has none.
+    fn new(file: &Path, sector_bytes: u32) -> Option<LoopDevice> {
+        File::create(file).unwrap().set_len(8 << 20).unwrap();
+        let sector = sector_bytes.to_string();
+        let words = ["--find", "--show", "--sector-size", &sector];
+        let made = Command::new("losetup").args(words).arg(file).output();
+        match made {
+            Ok(made) if made.status.success() => Some(LoopDevice {
+                path: String::from_utf8_lossy(&made.stdout).trim().to_owned(),
+            }),
+            _ => {
+                zmachine_testkit::skip("needs loop devices");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.path]).status();
     }
 }
 
@@ -148,7 +197,8 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
     std::os::unix::fs::symlink("..1", volume.join("..data")).unwrap();
     std::os::unix::fs::symlink("..data/key", volume.join("key")).unwrap();
 
-    let pod = Pod::run(node, "p", Value::Null);
+    let parent = format!("/zmachine-test-{}", std::process::id());
+    let pod = Pod::run(node, "p", json!({"linux": {"cgroup_parent": parent}}));
     let web = pod.start(
         "web",
         "echo up; echo bad >&2; mkdir /tmp/w; echo hello > /tmp/w/index.html; httpd -p 80 -h /tmp/w; sleep 1000",
@@ -314,6 +364,26 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
         let (code, ..) = exec(node, &web, "echo x > /config/y");
         assert_ne!(code, 0);
     });
+    checks.that("what the pod uses is counted in its control group on the host", || {
+        let log = fs::read_to_string(node.pods()[0].join("shim.log")).unwrap_or_default();
+        if log.contains("is not counted in its control group") {
+            return;
+        }
+        let group = format!("{parent}/{}", pod.id);
+        for role in [
+            "qemu-system",
+            "virtiofsd",
+            "containerd-shim-zmachine",
+            "--ends-with-client",
+        ] {
+            let pids = node.processes(&[role]);
+            assert!(!pids.is_empty(), "{role}");
+            for pid in pids {
+                let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+                assert!(groups.contains(&group), "{role}: {groups}");
+            }
+        }
+    });
     checks.that("what containers use is told", || {
         let stats = node.cri("ContainerStats", &json!({"container_id": web}))["stats"].clone();
         assert!(
@@ -323,6 +393,47 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
         let memory = stats["memory"]["working_set_bytes"]["value"].as_i64();
         assert!(memory > Some(10_000) && memory < Some(67_108_864), "{stats}");
     });
+    let device = LoopDevice::new(&node.home.file("volume.img"), 4096);
+    checks.that(
+        "a volume without a file system is a disk of the one container that has it",
+        || {
+            let Some(device) = &device else { return };
+            let devices =
+                json!({"devices": [{"container_path": "/data/disk", "host_path": device.path, "permissions": "mrw"}]});
+            let other = File::options()
+                .read(true)
+                .custom_flags(rustix::fs::OFlags::EXCL.bits().cast_signed())
+                .open(&device.path)
+                .unwrap();
+            let refused = pod.try_create("refused", devices.clone());
+            assert!(refused.stderr().contains("is in use"), "{refused}");
+            drop(other);
+            let id = pod.start("block", "sleep 1000", devices);
+            output(
+                node,
+                &id,
+                "echo from the guest | dd of=/data/disk bs=4096 count=1 conv=sync,fsync 2>/dev/null",
+            );
+            let mut start = vec![0; 15];
+            File::open(&device.path).unwrap().read_exact(&mut start).unwrap();
+            assert_eq!(String::from_utf8_lossy(&start), "from the guest\n");
+            // As on the host.
+            let mode = fs::metadata(&device.path).unwrap().mode() & 0o777;
+            let shown = "stat -c %a%F /data/disk; blockdev --getss /data/disk; blockdev --getsize64 /data/disk";
+            let expected = format!("{mode:o}block special file\n4096\n8388608");
+            assert_eq!(output(node, &id, shown), expected);
+            // Others of the pod cannot have it, whatever nodes they make; nor has this one the machine's own disks.
+            let numbers = output(node, &id, "stat -c '%t %T' /data/disk");
+            let open = |numbers: &str| {
+                let numbers: Vec<String> = numbers.split(' ').map(|hex| format!("$((0x{hex}))")).collect();
+                format!("rm -f /node; mknod /node b {} && head -c 1 /node", numbers.join(" "))
+            };
+            let (code, _, why) = exec(node, &web, &open(&numbers));
+            assert!(code != 0 && why.contains("not permitted"), "{why}");
+            node.cri("StopContainer", &json!({"container_id": id, "timeout": 0}));
+            node.cri("RemoveContainer", &json!({"container_id": id}));
+        },
+    );
     checks.that("memory of a pod is the guest's, and its containers share it", || {
         let memory = node.home.file("kubernetes.io~empty-dir/m").display().to_string();
         node.inside(&["mkdir", "-p", &memory]).expect_success();
@@ -407,6 +518,22 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
     });
     pod.stop_and_remove();
     node.assert_no_pods();
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    for folder in hierarchies.map(|entry| entry.path().join(parent.trim_start_matches('/'))) {
+        // Its parent is what a kubelet would have made; it is empty.
+        let removed = fs::remove_dir(&folder);
+        assert!(removed.is_ok() || !folder.exists(), "{}: {removed:?}", folder.display());
+    }
+    let _ = fs::remove_dir(format!("/sys/fs/cgroup{parent}"));
+    checks.that("a device of a pod that is gone is free", || {
+        let Some(device) = &device else { return };
+        let exclusive = rustix::fs::OFlags::EXCL.bits().cast_signed();
+        File::options()
+            .read(true)
+            .custom_flags(exclusive)
+            .open(&device.path)
+            .unwrap();
+    });
 }
 
 #[test]
