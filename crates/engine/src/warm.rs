@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use zmachine_hypervisor::{Accel, qemu};
-use zmachine_plan::Plan;
+use zmachine_plan::{ContainerPlan, Plan};
 use zmachine_spec::Failure;
 use zmachine_spec::saved::HostMark;
 use zmachine_store::catalog::Machine;
@@ -45,6 +45,11 @@ impl Engine {
         if !machine.spec.warm || !plan.vm.is_saveable || machine.dir.join(DISK).exists() {
             return None;
         }
+        // It is built to be saved all the same with --snapshots; but a template has no part in volumes, and a start is the first one by its
+        // disk.
+        if !plan.volumes.is_empty() || plan.upper_bytes.is_none() {
+            return None;
+        }
         let host = HostMark::of_this_host(plan.vm.accel == Accel::Kvm);
         let hypervisor = find_program(Path::new(qemu::BINARY))?;
         let key = key(&plan, &host, &hypervisor);
@@ -52,7 +57,7 @@ impl Engine {
         let Some((template, folder)) = templates.find(&key) else {
             return Some((key, None));
         };
-        let begun = match host.differs_from(&template.saved.host).or(plan.misfit(&template.plan)) {
+        let begun = match misfit(&plan, &host, &template) {
             Some(why) => Err(why),
             None => begin(machine, &template, &folder).map_err(|failure| failure.to_string()),
         };
@@ -68,6 +73,14 @@ impl Engine {
                 Some((key, None))
             }
         }
+    }
+}
+
+/// What of the machine or this host does not fit a template.
+fn misfit(plan: &ContainerPlan, host: &HostMark, template: &Snapshot) -> Option<String> {
+    match template.require_memory() {
+        Ok((was, saved)) => host.differs_from(&saved.host).or(plan.misfit(was)),
+        Err(failure) => Some(failure.message),
     }
 }
 

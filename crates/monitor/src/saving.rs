@@ -17,10 +17,11 @@ use zmachine_agent_protocol::{Request as AgentRequest, Thaw};
 use zmachine_hypervisor::{Accel, Vm};
 use zmachine_plan::Plan;
 use zmachine_spec::control::Reply;
-use zmachine_spec::saved::{FileMark, HostMark, MemoryMark, Saved};
+use zmachine_spec::saved::{FileMark, HostMark, MemoryMark, Saved, SavedVolume};
 use zmachine_spec::{Class, Failure, Phase};
 use zmachine_store::log::Source;
-use zmachine_store::snapshot::{DISK, MEMORY, STATE, memory};
+use zmachine_store::snapshot::{DISK, MEMORY, STATE, memory, volume_file};
+use zmachine_store::volume::Volume;
 use zmachine_sys::file::FileError;
 use zmachine_sys::sparse;
 
@@ -91,8 +92,12 @@ impl Follow<'_> {
         }
         self.monitor.kill.pass("save: guest frozen");
         let Plan::Container(plan) = &*self.plan else { return };
+        let volumes = plan.volumes.iter().zip(&self.monitor.volumes);
         let saving = Saving {
             disk: self.monitor.machine.dir.join(DISK),
+            volumes: volumes
+                .map(|(how, held)| (held.volume.clone(), how.read_only))
+                .collect(),
             accel: plan.vm.accel,
             has_entrypoint: !plan.is_idle(),
         };
@@ -129,6 +134,8 @@ impl Follow<'_> {
 pub(super) struct Saving {
     /// The machine's own disk, where it has one.
     pub(super) disk: PathBuf,
+    /// Its volumes, and which of them it only reads.
+    pub(super) volumes: Vec<(Volume, bool)>,
     /// What executes the guest's code.
     pub(super) accel: Accel,
     /// Its entrypoint has been started.
@@ -141,10 +148,15 @@ pub(super) struct Saving {
 /// Whatever could not be written, or that the hypervisor does not go on.
 pub(super) async fn save_vm(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Saved, Failure> {
     let begun = Instant::now();
-    let copied = copy(vm, &saving.disk, folder).await;
+    let copied = copy(vm, saving, folder).await;
     within("resume", vm.go_on()).await?;
     let paused_us = begun.elapsed().as_micros() as u64;
-    let (memory, state, disk_bytes) = copied?;
+    let Copied {
+        memory,
+        state,
+        disk_bytes,
+        volumes,
+    } = copied?;
     Ok(Saved {
         hypervisor: vm.version(),
         host: HostMark::of_this_host(saving.accel == Accel::Kvm),
@@ -152,27 +164,50 @@ pub(super) async fn save_vm(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> 
         state,
         memory,
         disk_bytes,
+        volumes,
         paused_us,
     })
 }
 
 /// Stops the hypervisor, and copies what the machine is.
-async fn copy(vm: &mut dyn Vm, disk: &Path, folder: &Path) -> Result<Copied, Failure> {
+async fn copy(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Copied, Failure> {
     let gone = || Failure::new(Class::Conflict, "its memory is not to be had");
     let memory = vm.memory().ok_or_else(gone)?.try_clone_to_owned()?;
-    let disk = match File::open(disk) {
-        Ok(file) => Some((file, make(folder, DISK)?)),
+    let mut disks = Vec::new();
+    let disk_bytes = match File::open(&saving.disk) {
+        Ok(file) => {
+            let bytes = file.metadata()?.len();
+            disks.push((file, make(folder, DISK)?));
+            Some(bytes)
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => return Err(FileError::io("open", disk, error).into()),
+        Err(error) => return Err(FileError::io("open", &saving.disk, error).into()),
     };
+    for (index, (volume, read_only)) in saving.volumes.iter().enumerate() {
+        if !read_only {
+            let path = volume.data();
+            let file = File::open(&path).map_err(|e| FileError::io("open", &path, e))?;
+            disks.push((file, make(folder, &volume_file(index))?));
+        }
+    }
     let files = Files {
         memory: (memory, make(folder, MEMORY)?),
-        disk,
+        disks,
     };
     let state = make(folder, STATE)?;
     let saved = within("save", vm.save(OwnedFd::from(state.try_clone()?))).await;
     saved.map_err(|failure| failure.context("the hypervisor does not save the machine"))?;
-    joined(in_thread(move || files.copy(&state))).await
+    // From here on nothing is written to the disks.
+    let volumes = saving.volumes.iter();
+    let volumes = volumes.map(|(volume, read_only)| volume.saved(*read_only));
+    let volumes = volumes.collect::<Result<_, Failure>>()?;
+    let (memory, state) = joined(in_thread(move || files.copy(&state))).await?;
+    Ok(Copied {
+        memory,
+        state,
+        disk_bytes,
+        volumes,
+    })
 }
 
 /// Makes a file of a folder that nobody else reads.
@@ -184,29 +219,30 @@ fn make(folder: &Path, name: &str) -> Result<File, FileError> {
     options.open(&path).map_err(|e| FileError::io("make", &path, e))
 }
 
-/// Memory, state, and the length of the disk.
-type Copied = (MemoryMark, FileMark, Option<u64>);
+/// What was saved of the machine itself.
+struct Copied {
+    memory: MemoryMark,
+    state: FileMark,
+    disk_bytes: Option<u64>,
+    volumes: Vec<SavedVolume>,
+}
 
 /// What is copied while the machine stands still, each with where it goes.
 struct Files {
     memory: (OwnedFd, File),
-    disk: Option<(File, File)>,
+    disks: Vec<(File, File)>,
 }
 
 impl Files {
-    fn copy(self, state: &File) -> Result<Copied, Failure> {
+    fn copy(self, state: &File) -> Result<(MemoryMark, FileMark), Failure> {
         let context = |what: &'static str| move |e: std::io::Error| Failure::from(e).context(what);
         let (from, to) = &self.memory;
         let memory = memory::save(from, to).map_err(context("the memory cannot be saved"))?;
-        let disk_bytes = match &self.disk {
-            None => None,
-            Some((from, to)) => {
-                sparse::copy(from, to).map_err(context("the disk cannot be saved"))?;
-                Some(from.metadata()?.len())
-            }
-        };
+        for (from, to) in &self.disks {
+            sparse::copy(from, to).map_err(context("a disk cannot be saved"))?;
+        }
         let state = memory::mark(state).map_err(context("the state cannot be read"))?;
-        Ok((memory, state, disk_bytes))
+        Ok((memory, state))
     }
 }
 

@@ -246,14 +246,12 @@ fn refuse_vm_settings(spec: &MachineSpec) -> Result<(), PlanError> {
 }
 
 /// Whether it is built so that it can be saved: a copy of a machine has its own root, and everything else of it only where that can be
-/// copied too. What need not be copied is only not warm then.
+/// copied too. What need not be copied is only not warm then; nor are machines whose disks a template has no part in.
 fn is_saveable(spec: &MachineSpec, volumes: &[ResolvedVolume], inputs: &Inputs<'_>) -> Result<bool, PlanError> {
     let has = [
         ("only an ordinary user's rights", !inputs.host.is_root),
-        ("a volume", !volumes.is_empty()),
         ("a directory of this host", !inputs.shares.is_empty()),
         ("a socket of this host", !spec.sockets.is_empty()),
-        ("a root that is only read", spec.read_only),
         ("an unpacked root", spec.rootfs == RootfsChoice::Virtiofs),
         ("a pod's network", spec.pod.is_some()),
         (
@@ -263,7 +261,10 @@ fn is_saveable(spec: &MachineSpec, volumes: &[ResolvedVolume], inputs: &Inputs<'
     ];
     match has.into_iter().find(|(_, has)| *has) {
         Some((what, _)) if spec.snapshots => Err(PlanError::NotSaveable { what: what.to_owned() }),
-        obstacle => Ok(spec.snapshots || (spec.warm && obstacle.is_none())),
+        obstacle => {
+            let is_warm = spec.warm && volumes.is_empty() && !spec.read_only;
+            Ok(spec.snapshots || (is_warm && obstacle.is_none()))
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use zmachine_testkit::TestHome;
 
-use crate::support::{Checks, exec_output, home_with_box, phase, sh, until, until_logged, zmachine};
+use crate::support::{Checks, exec_output, home_with_box, inspect, phase, sh, until, until_logged, zmachine};
 
 /// Counts once in 0.2 s, and keeps a file as long as what it has counted.
 const COUNT: &str = "i=0; while true; do i=$((i+1)); echo n$i; echo $i >>/count; sleep 0.2; done";
@@ -63,6 +63,8 @@ fn a_machine_is_saved_forked_and_restored() {
         "--snapshots",
         "-p",
         "18085:80",
+        "-v",
+        "data:/data:size=32M",
         &image,
         "sh",
         "-c",
@@ -70,6 +72,7 @@ fn a_machine_is_saved_forked_and_restored() {
     ];
     zmachine(&home, &words).expect_success();
     until_logged(&home, "web", "n3");
+    exec_output(&home, "web", "echo then >/data/x");
     exec_output(&home, "web", "echo 0123456789abcdef0123456789abcdef >/etc/machine-id");
 
     let hook = "mkdir -p /etc/zmachine/freeze.d /etc/zmachine/thaw.d; cd /etc/zmachine; \
@@ -87,6 +90,18 @@ fn a_machine_is_saved_forked_and_restored() {
         });
         let listed = zmachine(&home, &["snapshot", "ls", "-q"]).expect_success().stdout();
         assert_eq!(listed, "web@first\n");
+        let words = [
+            "snapshot",
+            "inspect",
+            "web@first",
+            "--format",
+            "{{.kind}} {{json .volumes}}",
+        ];
+        assert_eq!(
+            zmachine(&home, &words).expect_success().stdout(),
+            "machine [\"data\"]\n"
+        );
+        exec_output(&home, "web", "echo later >/data/x");
         refused(
             &home,
             &["snapshot", "create", "web@first"],
@@ -117,11 +132,18 @@ fn a_machine_is_saved_forked_and_restored() {
                 .duration_since(std::time::UNIX_EPOCH)
                 .expect("time");
             assert!((host.as_secs_f64() - guest).abs() < 5.0, "{guest}");
-            exec_output(&home, fork, &format!("echo {fork} >/own"));
+            assert_eq!(exec_output(&home, fork, "cat /data/x"), "then");
+            exec_output(&home, fork, &format!("echo {fork} | tee /own >/data/x; sync"));
         }
         for fork in ["f-1", "f-2"] {
-            assert_eq!(exec_output(&home, fork, "cat /own"), fork);
+            assert_eq!(exec_output(&home, fork, "cat /own /data/x"), format!("{fork}\n{fork}"));
         }
+        assert_eq!(exec_output(&home, "web", "cat /data/x"), "later");
+        // A fork's agent finds the volume under the name that it has there.
+        let volumes = volumes(&home);
+        assert_eq!(volumes.len(), 4, "{volumes:?}");
+        let own = format!("{}-0", inspect(&home, "f-1")["id"].as_str().expect("an id"));
+        zmachine(&home, &["volume", "snapshot", "create", &own]).expect_success();
         assert_ne!(sh(&home, "web", "test -e /own").code, 0);
         // Names and addresses of the network are each one's own.
         let own = exec_output(&home, "f-2", "ip -4 -o addr show eth0 | sed 's/.*inet //; s,/.*,,'");
@@ -160,11 +182,6 @@ fn a_machine_is_saved_forked_and_restored() {
         refused(&home, &["restore", "web@second"], "no snapshot 'web@second'");
         refused(&home, &["fork", "web@a/b"], "cannot be the tag");
         refused(&home, &["fork", "web@first", "--name", "f-1"], "f-1");
-        refused(
-            &home,
-            &["run", "-d", "--snapshots", "-v", "/data", &image, "true"],
-            "a machine with a volume cannot be saved",
-        );
         let folder = "/usr/share:/shared:ro";
         refused(
             &home,
@@ -188,7 +205,19 @@ fn a_machine_is_saved_forked_and_restored() {
         .expect_success();
         refused(&home, &["snapshot", "create", "plain"], "make it with --snapshots");
         refused(&home, &["fork", "plain"], "make it with --snapshots");
-        zmachine(&home, &["rm", "-f", "plain"]).expect_success();
+    });
+
+    checks.that("disks alone are saved of any machine, and boot elsewhere", || {
+        disks_alone(&home, "plain")
+    });
+
+    checks.that("a machine whose root is only read is saved and forked", || {
+        let words = ["run", "-d", "--name", "ro", "--snapshots", "--read-only", &image];
+        zmachine(&home, &[&words[..], &["sleep", "1000"]].concat()).expect_success();
+        zmachine(&home, &["fork", "ro", "--name", "ro2"]).expect_success();
+        assert_eq!(exec_output(&home, "ro2", "hostname; cat /etc/hostname"), "ro2\nro2");
+        assert_ne!(sh(&home, "ro2", "touch /x").code, 0);
+        zmachine(&home, &["rm", "-f", "ro", "ro2"]).expect_success();
     });
 
     checks.that(
@@ -214,6 +243,7 @@ fn a_machine_is_saved_forked_and_restored() {
             let ran = zmachine(&home, &run);
             assert_eq!(ran.expect_code(7).stdout(), "blue\n");
             zmachine(&home, &["rm", "-f", "web-fork1", "own", "f-2", "f-3"]).expect_success();
+            assert_eq!(volumes(&home).len(), 2, "volumes of forks go with them");
         },
     );
 
@@ -221,13 +251,27 @@ fn a_machine_is_saved_forked_and_restored() {
         zmachine(&home, &["stop", "-t", "1", "f-1"]).expect_success();
         assert_eq!(phase(&home, "f-1"), "stopped");
         zmachine(&home, &["start", "f-1"]).expect_success();
-        assert_eq!(exec_output(&home, "f-1", "cat /own"), "f-1");
+        assert_eq!(exec_output(&home, "f-1", "cat /own /data/x"), "f-1\nf-1");
         zmachine(&home, &["rm", "-f", "f-1"]).expect_success();
     });
 
     checks.that("it is restored, with its disk of then, and can be saved again", || {
         zmachine(&home, &["stop", "-t", "1", "web"]).expect_success();
         let before = zmachine(&home, &["logs", "web"]).stdout().lines().count();
+        {
+            let lock = fs::File::open(home.path().join("volumes/data/lock")).expect("its lock");
+            lock.try_lock().expect("nobody uses it");
+            refused(&home, &["restore", "web@first"], "the volume 'data' is in use");
+        }
+        let volume = home.path().join("volumes/data");
+        let aside = home.path().join("volumes/aside");
+        fs::rename(&volume, &aside).expect("aside");
+        refused(
+            &home,
+            &["restore", "web@first"],
+            "'data' of the snapshot 'web@first' was removed",
+        );
+        fs::rename(&aside, &volume).expect("put back");
         zmachine(&home, &["start", "--from", "web@first"]).expect_success();
         let next = until("it counts", Duration::from_secs(20), || {
             let log = zmachine(&home, &["logs", "web"]).stdout();
@@ -235,6 +279,7 @@ fn a_machine_is_saved_forked_and_restored() {
         });
         let next: u32 = next.trim_start_matches('n').parse().expect("a number");
         assert!((at..at + 30).contains(&next), "went on at {next}, saved at {at}");
+        assert_eq!(exec_output(&home, "web", "cat /data/x"), "then");
         // Of those without a tag of the user's, one of an hour stays.
         for _ in 0..2 {
             zmachine(&home, &["snapshot", "create", "web", "--keep", "1h"]).expect_success();
@@ -253,7 +298,7 @@ fn a_machine_is_saved_forked_and_restored() {
             let made = zmachine(&home, &["snapshot", "import", &archive, "--name", "copy@x"]);
             assert_eq!(made.expect_success().stdout(), "copy@x\n");
             zmachine(&home, &["fork", "copy@x", "--name", "g"]).expect_success();
-            assert_eq!(exec_output(&home, "g", "hostname"), "g");
+            assert_eq!(exec_output(&home, "g", "hostname; cat /data/x"), "g\nthen");
             zmachine(&home, &["rm", "-f", "g"]).expect_success();
             let file = fs::File::options().write(true).open(&archive).expect("the archive");
             file.set_len(file.metadata().expect("its length").len() / 2)
@@ -271,7 +316,45 @@ fn a_machine_is_saved_forked_and_restored() {
     zmachine(&home, &["rm", "-f", "web"]).expect_success();
     zmachine(&home, &["snapshot", "rm", "web@first", "web@snap1"]).expect_success();
     assert_eq!(snapshots(&home), Vec::<String>::new());
+    assert_eq!(volumes(&home), ["data"]);
     home.assert_host_clean();
+}
+
+/// The names of all volumes.
+fn volumes(home: &TestHome) -> Vec<String> {
+    let listed = zmachine(home, &["volume", "ls", "-q"]).expect_success().stdout();
+    listed.lines().map(str::to_owned).collect()
+}
+
+/// Snapshots without memory of a machine that runs and was not built to be saved, in boots of which there are two.
+fn disks_alone(home: &TestHome, machine: &str) {
+    exec_output(home, machine, "echo then >/x");
+    let name = format!("{machine}@disk");
+    let made = zmachine(home, &["snapshot", "create", "--disk-only", &name]);
+    assert_eq!(made.expect_success().stdout(), format!("{name}\n"));
+    // It goes on.
+    exec_output(home, machine, "echo later >/x");
+    let listed = zmachine(home, &["snapshot", "ls"]).expect_success().stdout();
+    assert!(
+        listed
+            .lines()
+            .any(|line| line.contains(&name) && line.contains("disks")),
+        "{listed}"
+    );
+    zmachine(home, &["fork", &name, "--name", "copy"]).expect_success();
+    assert_eq!(exec_output(home, "copy", "hostname; cat /x"), "copy\nthen");
+    zmachine(home, &["rm", "-f", "copy"]).expect_success();
+    refused(home, &["restore", &name], "stop it first");
+    zmachine(home, &["stop", "-t", "1", machine]).expect_success();
+    zmachine(home, &["snapshot", "create", "--disk-only", machine, "--keep", "1h"]).expect_success();
+    let archive = home.file("disk.tar").display().to_string();
+    zmachine(home, &["snapshot", "export", &name, "-o", &archive]).expect_success();
+    zmachine(home, &["snapshot", "rm", &name]).expect_success();
+    zmachine(home, &["snapshot", "import", &archive]).expect_success();
+    zmachine(home, &["restore", &name]).expect_success();
+    assert_eq!(exec_output(home, machine, "cat /x"), "then");
+    zmachine(home, &["snapshot", "rm", &name, &format!("{machine}@snap0")]).expect_success();
+    zmachine(home, &["rm", "-f", machine]).expect_success();
 }
 
 /// Changes of a snapshot's files, one at a time, with what is said of each. The machine `web` is stopped.
@@ -325,6 +408,11 @@ fn damaged(home: &TestHome) {
             file.write_all_at(changed.as_bytes(), 0).expect("written");
         }
     };
+    with(
+        "volume-0.img",
+        &|file| file.set_len(4096).expect("cut"),
+        "'volume-0.img' has another length",
+    );
     with(
         "snapshot.json",
         &text("\"memory_bytes\": 536870912", "\"memory_bytes\": 268435456"),

@@ -1,11 +1,7 @@
 use super::*;
 
-fn plan() -> ContainerPlan {
-    let golden = include_str!("../../../plan/tests/golden/plan-v1.json");
-    match serde_json::from_str(golden).unwrap() {
-        zmachine_plan::Plan::Container(plan) => *plan,
-        zmachine_plan::Plan::Vm(_) => panic!("it is a container's"),
-    }
+fn plan() -> Plan {
+    serde_json::from_str(include_str!("../../../plan/tests/golden/plan-v1.json")).unwrap()
 }
 
 fn snapshot(machine: &str, tag: &str, seconds: i64) -> Snapshot {
@@ -20,7 +16,7 @@ fn snapshot(machine: &str, tag: &str, seconds: i64) -> Snapshot {
         spec: MachineSpec::new(machine, "/x.fl"),
         plan: plan(),
         guest_kernel: None,
-        saved: Saved {
+        saved: Some(Saved {
             hypervisor: "qemu 7.2.22".into(),
             host: HostMark {
                 cpu: None,
@@ -33,8 +29,20 @@ fn snapshot(machine: &str, tag: &str, seconds: i64) -> Snapshot {
                 chunks: Vec::new(),
             },
             disk_bytes: None,
+            volumes: Vec::new(),
             paused_us: 1,
-        },
+        }),
+        disks: None,
+    }
+}
+
+fn volume(name: &str, written_at: Option<u64>) -> SavedVolume {
+    SavedVolume {
+        name: name.into(),
+        fs: zmachine_spec::volume::Fs::Ext4,
+        content: zmachine_spec::volume::Content::Formatted,
+        bytes: 7,
+        written_at,
     }
 }
 
@@ -125,4 +133,53 @@ fn names_are_checked() {
     for wrong in ["", "@a", "a@", "a@b@c", "../x", "a@../b", "a/b"] {
         assert_eq!(SnapshotName::parse(wrong).unwrap_err().class, Class::Usage, "{wrong}");
     }
+}
+
+#[test]
+fn its_files_are_those_of_its_kind() {
+    let mut one = snapshot("web", "a", 1);
+    if let Some(saved) = &mut one.saved {
+        saved.disk_bytes = Some(5);
+        saved.volumes = vec![volume("data", None), volume("read", Some(3)), volume("more", None)];
+    }
+    assert_eq!(
+        one.files(),
+        ["state", "memory", "root.img", "volume-0.img", "volume-2.img"]
+    );
+    let disks = Snapshot {
+        saved: None,
+        disks: Some(SavedDisks {
+            disk_bytes: None,
+            firmware_bytes: Some(9),
+            volumes: vec![volume("boot", None)],
+            was_running: true,
+            paused_us: 1,
+        }),
+        ..snapshot("vm", "a", 1)
+    };
+    assert_eq!(
+        disks.disk_files(),
+        [("firmware.vars".to_owned(), 9), ("volume-0.img".to_owned(), 7)]
+    );
+    let failure = disks.require_memory().unwrap_err();
+    assert!(failure.message.contains("vm@a"), "{failure}");
+}
+
+#[test]
+fn what_an_earlier_version_wrote_is_read() {
+    let mut json = serde_json::to_value(snapshot("web", "a", 1)).unwrap();
+    assert!(
+        json["saved"].get("volumes").is_none() && json.get("disks").is_none(),
+        "{json}"
+    );
+    let read: Snapshot = serde_json::from_value(json.clone()).unwrap();
+    assert!(read.memory().is_some() && read.volumes().is_empty());
+    // One that says nothing of what was saved is none.
+    json.as_object_mut().unwrap().remove("saved");
+    let dir = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::of(&home(&dir));
+    make(&snapshots, &snapshot("web", "a", 1)).unwrap();
+    let path = dir.path().join("data/snapshots/web@a").join(DESCRIPTION);
+    std::fs::write(path, json.to_string()).unwrap();
+    assert!(snapshots.get(&SnapshotName::parse("web@a").unwrap()).is_err());
 }
