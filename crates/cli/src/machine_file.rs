@@ -74,6 +74,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         sockets: _,
         snapshots,
         warm,
+        idle_timeout_ms,
     } = spec;
     let default = MachineSpec::new(name, flist);
     // The same image, whatever the name leads to by then.
@@ -148,6 +149,10 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     file.flag("legacy-cmdline", *legacy_cmdline);
     file.flag("snapshots", *snapshots);
     file.flag("warm", *warm);
+    file.text(
+        "idle-timeout",
+        idle_timeout_ms.map(zmachine_spec::health::time_text).as_ref(),
+    );
     file.word("rootfs", ROOTFS, rootfs, &default.rootfs);
     file.word("prefetch", PREFETCH, prefetch, &default.prefetch);
     file.text(

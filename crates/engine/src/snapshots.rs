@@ -199,6 +199,7 @@ impl Engine {
             )));
         }
         let folder = self.snapshots().folder(&snapshot);
+        self.require_image(&snapshot)?;
         let memory = match snapshot.memory() {
             Some((was, saved)) => {
                 self.require_fit(&machine, &snapshot, (was, saved), &folder)?;
@@ -280,6 +281,7 @@ impl Engine {
     ) -> Result<(Machine, Starting), Failure> {
         check_name(new)?;
         let snapshot = &source.snapshot;
+        self.require_image(snapshot)?;
         require_lengths(snapshot, &source.folder)?;
         let copied = spec_of_copy(&snapshot.spec, new);
         let spec = MachineSpec {
@@ -290,6 +292,9 @@ impl Engine {
             auto_remove: false,
             // It was installed.
             reinstall: false,
+            // Memory that is that of others as well cannot be saved; what it was built as is part of what has to fit.
+            idle_timeout_ms: copied.idle_timeout_ms.filter(|_| source.memory.is_none()),
+            snapshots: copied.snapshots || source.memory.is_some(),
             ..copied
         };
         let options = CreateOptions {
@@ -328,6 +333,19 @@ impl Engine {
             is_fork: true,
         };
         self.start_from(&created.id, Some(&from))
+    }
+
+    /// That the image is here from which the guest reads on.
+    fn require_image(&self, snapshot: &Snapshot) -> Result<(), Failure> {
+        let Some(image) = snapshot.plan.image() else {
+            return Ok(());
+        };
+        if file::is_there(&self.home.data().join("images").join(image))? {
+            return Ok(());
+        }
+        let (name, flist) = (snapshot.name(), &snapshot.spec.flist);
+        let message = format!("the image of the snapshot '{name}' is not here: {flist} ({image})");
+        Err(Failure::new(Class::NotFound, message).hint(format!("get it: zmachine image pull {flist}")))
     }
 
     /// That machine and files fit the snapshot.

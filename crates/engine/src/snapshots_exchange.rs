@@ -106,6 +106,7 @@ fn of_anybody(spec: &MachineSpec) -> MachineSpec {
         guest: spec.guest.clone(),
         snapshots: spec.snapshots,
         warm: spec.warm,
+        idle_timeout_ms: spec.idle_timeout_ms,
         ..MachineSpec::new(&spec.name, &spec.flist)
     }
 }

@@ -79,7 +79,7 @@ impl MachineSummary {
             id: machine.id.clone(),
             name: machine.spec.name.clone(),
             kind: machine.state.kind.word(),
-            state: machine.state.phase.word(),
+            state: machine.state.word(),
             booting: machine.state.is_booting(Timestamp::now()),
             health: machine.health().map(|health| health.status.word()),
             exit_code: match &machine.state.phase {

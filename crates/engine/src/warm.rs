@@ -1,5 +1,6 @@
 //! Starts that do not boot: from the template of an earlier machine like this one.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use zmachine_spec::Failure;
 use zmachine_spec::saved::HostMark;
 use zmachine_store::catalog::Machine;
 use zmachine_store::snapshot::{DISK, Snapshot};
-use zmachine_store::template::{Templates, key};
+use zmachine_store::template::{TemplateUse, Templates, key};
 use zmachine_sys::jail::find_program;
 
 use crate::Engine;
@@ -36,6 +37,14 @@ impl Warm {
 }
 
 impl Engine {
+    /// The templates of its home, by the digest of their image.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn template_uses(&self) -> Result<BTreeMap<String, TemplateUse>, Failure> {
+        Templates::of(&self.home).uses()
+    }
+
     /// The key of the machine's template, and that where there is one; `None` where this start has nothing to do with templates: only
     /// the first one has, whose disk is the template's.
     pub(super) fn template_of(&self, machine: &Machine) -> Option<(String, Option<Warm>)> {
@@ -47,7 +56,8 @@ impl Engine {
         }
         // It is built to be saved all the same with --snapshots; but a template has no part in volumes, and a start is the first one by its
         // disk.
-        if !plan.volumes.is_empty() || plan.upper_bytes.is_none() {
+        // A machine whose memory is that of others as well cannot be saved when it is idle.
+        if !plan.volumes.is_empty() || plan.upper_bytes.is_none() || machine.spec.idle_timeout_ms.is_some() {
             return None;
         }
         let host = HostMark::of_this_host(plan.vm.accel == Accel::Kvm);

@@ -14,11 +14,13 @@ use std::time::Duration;
 
 use zmachine_spec::Failure;
 
+mod activity;
 mod add_image;
 mod agent_port;
 mod agent_start;
 mod alter;
 mod appliance;
+mod asleep;
 mod backoff;
 mod cache;
 mod change;
@@ -39,6 +41,8 @@ mod frozen;
 mod grow;
 mod guest;
 mod health;
+mod idle;
+mod idle_frames;
 mod images;
 mod inbox;
 mod init;

@@ -46,7 +46,12 @@ impl Follow<'_> {
         let events = self.monitor.events.clone();
         tokio::spawn(async move {
             let result = guest::ask(&session, &AgentRequest::Freeze, FREEZE_TIMEOUT).await;
-            let frozen = Frozen { folder, client, result };
+            let frozen = Frozen {
+                folder,
+                client,
+                result,
+                to_sleep: false,
+            };
             // A machine that has ended tells its clients by closing their connections.
             let _ = events.send(Event::Frozen(Box::new(frozen))).await;
         });
@@ -85,7 +90,15 @@ impl Follow<'_> {
 
     /// The guest stands still, or does not.
     pub(super) async fn frozen(&mut self, frozen: Frozen) {
-        let Frozen { folder, client, result } = frozen;
+        let Frozen {
+            folder,
+            client,
+            result,
+            to_sleep,
+        } = frozen;
+        if to_sleep {
+            return self.go_to_sleep(result).await;
+        }
         self.is_saving = false;
         if let Err(failure) = result {
             return guest::reply(client, Err(failure.context("the guest does not stand still")));
@@ -94,7 +107,7 @@ impl Follow<'_> {
         let Plan::Container(plan) = &*self.plan else { return };
         let volumes = plan.volumes.iter().zip(&self.monitor.volumes);
         let saving = Saving {
-            disk: self.monitor.machine.dir.join(DISK),
+            disk: Some(self.monitor.machine.dir.join(DISK)),
             volumes: volumes
                 .map(|(how, held)| (held.volume.clone(), how.read_only))
                 .collect(),
@@ -132,8 +145,8 @@ impl Follow<'_> {
 /// What is saved, beside what the hypervisor has.
 #[derive(Debug)]
 pub(super) struct Saving {
-    /// The machine's own disk, where it has one.
-    pub(super) disk: PathBuf,
+    /// The machine's own disk, where it has one; `None` when it is not copied.
+    pub(super) disk: Option<PathBuf>,
     /// Its volumes, and which of them it only reads.
     pub(super) volumes: Vec<(Volume, bool)>,
     /// What executes the guest's code.
@@ -148,15 +161,26 @@ pub(super) struct Saving {
 /// Whatever could not be written, or that the hypervisor does not go on.
 pub(super) async fn save_vm(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Saved, Failure> {
     let begun = Instant::now();
-    let copied = copy(vm, saving, folder).await;
+    let saved = save_still(vm, saving, folder).await;
     within("resume", vm.go_on()).await?;
-    let paused_us = begun.elapsed().as_micros() as u64;
+    Ok(Saved {
+        paused_us: begun.elapsed().as_micros() as u64,
+        ..saved?
+    })
+}
+
+/// [`save_vm`] that leaves the hypervisor as it is then: it does not go on by itself.
+///
+/// # Errors
+/// Whatever could not be written.
+pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Saved, Failure> {
+    let begun = Instant::now();
     let Copied {
         memory,
         state,
         disk_bytes,
         volumes,
-    } = copied?;
+    } = copy(vm, saving, folder).await?;
     Ok(Saved {
         hypervisor: vm.version(),
         host: HostMark::of_this_host(saving.accel == Accel::Kvm),
@@ -165,7 +189,7 @@ pub(super) async fn save_vm(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> 
         memory,
         disk_bytes,
         volumes,
-        paused_us,
+        paused_us: begun.elapsed().as_micros() as u64,
     })
 }
 
@@ -174,15 +198,17 @@ async fn copy(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Copied,
     let gone = || Failure::new(Class::Conflict, "its memory is not to be had");
     let memory = vm.memory().ok_or_else(gone)?.try_clone_to_owned()?;
     let mut disks = Vec::new();
-    let disk_bytes = match File::open(&saving.disk) {
-        Ok(file) => {
-            let bytes = file.metadata()?.len();
-            disks.push((file, make(folder, DISK)?));
-            Some(bytes)
+    let mut disk_bytes = None;
+    if let Some(path) = &saving.disk {
+        match File::open(path) {
+            Ok(file) => {
+                disk_bytes = Some(file.metadata()?.len());
+                disks.push((file, make(folder, DISK)?));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(FileError::io("open", path, error).into()),
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => return Err(FileError::io("open", &saving.disk, error).into()),
-    };
+    }
     for (index, (volume, read_only)) in saving.volumes.iter().enumerate() {
         if !read_only {
             let path = volume.data();

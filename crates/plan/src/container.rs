@@ -259,11 +259,12 @@ fn is_saveable(spec: &MachineSpec, volumes: &[ResolvedVolume], inputs: &Inputs<'
             inputs.hypervisor.driver == Hypervisor::CloudHypervisor,
         ),
     ];
+    let is_wanted = spec.snapshots || spec.idle_timeout_ms.is_some();
     match has.into_iter().find(|(_, has)| *has) {
-        Some((what, _)) if spec.snapshots => Err(PlanError::NotSaveable { what: what.to_owned() }),
+        Some((what, _)) if is_wanted => Err(PlanError::NotSaveable { what: what.to_owned() }),
         obstacle => {
             let is_warm = spec.warm && volumes.is_empty() && !spec.read_only;
-            Ok(spec.snapshots || (is_warm && obstacle.is_none()))
+            Ok(is_wanted || (is_warm && obstacle.is_none()))
         }
     }
 }

@@ -180,6 +180,9 @@ pub struct MachineSpec {
     /// Its first start begins from the template of an earlier one like it, where there is one, and makes one otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub warm: bool,
+    /// Milliseconds after which it is saved and its hypervisor ends, when nobody has had to do with it for so long; who comes brings it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_ms: Option<u64>,
 }
 
 /// Whether the machine's processes are locked in.
@@ -293,6 +296,7 @@ impl MachineSpec {
             pod: None,
             snapshots: false,
             warm: false,
+            idle_timeout_ms: None,
         }
     }
 

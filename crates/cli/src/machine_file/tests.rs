@@ -54,6 +54,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("legacy-cmdline", "true", true),
     ("snapshots", "true", true),
     ("warm", "true", true),
+    ("idle-timeout", "\"90s\"", true),
     ("rootfs", "\"virtiofs\"", true),
     ("secret", "[\"db=/etc/pw\"]", true),
     ("jail", "\"off\"", true),

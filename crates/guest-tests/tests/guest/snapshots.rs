@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Duration;
 
 use zmachine_testkit::TestHome;
@@ -212,13 +213,33 @@ fn a_machine_is_saved_forked_and_restored() {
     });
 
     checks.that("a machine whose root is only read is saved and forked", || {
-        let words = ["run", "-d", "--name", "ro", "--snapshots", "--read-only", &image];
-        zmachine(&home, &[&words[..], &["sleep", "1000"]].concat()).expect_success();
+        let words = [
+            "run",
+            "-d",
+            "--name",
+            "ro",
+            "--idle-timeout",
+            "2s",
+            "--read-only",
+            "-p",
+            "18086:80",
+            &image,
+        ];
+        zmachine(
+            &home,
+            &[&words[..], &["httpd", "-f", "-p", "80", "-h", "/etc"]].concat(),
+        )
+        .expect_success();
         zmachine(&home, &["fork", "ro", "--name", "ro2"]).expect_success();
         assert_eq!(exec_output(&home, "ro2", "hostname; cat /etc/hostname"), "ro2\nro2");
         assert_ne!(sh(&home, "ro2", "touch /x").code, 0);
-        zmachine(&home, &["rm", "-f", "ro", "ro2"]).expect_success();
+        zmachine(&home, &["rm", "-f", "ro2"]).expect_success();
     });
+
+    checks.that(
+        "one that nobody has to do with ends, and is there when somebody comes",
+        || idle(&home, "ro", 18086),
+    );
 
     checks.that(
         "a machine that runs is forked as it is, and no snapshot is left",
@@ -288,7 +309,7 @@ fn a_machine_is_saved_forked_and_restored() {
         zmachine(&home, &["stop", "-t", "1", "web"]).expect_success();
     });
 
-    checks.that("what is damaged is told before anything starts", || damaged(&home));
+    checks.that("what does not fit is told before anything starts", || refusals(&home));
 
     checks.that(
         "an archive of it is a snapshot elsewhere, and a damaged one is none",
@@ -357,46 +378,75 @@ fn disks_alone(home: &TestHome, machine: &str) {
     zmachine(home, &["rm", "-f", machine]).expect_success();
 }
 
-/// Changes of a snapshot's files, one at a time, with what is said of each. The machine `web` is stopped.
-fn damaged(home: &TestHome) {
+/// A machine that serves `/etc` on `port` of the host, and has an idle timeout.
+fn idle(home: &TestHome, machine: &str, port: u16) {
+    let hypervisor = || inspect(home, machine)["state"]["hypervisor"].clone();
+    let is_idle = || !inspect(home, machine)["state"]["idle_since"].is_null();
+    let asleep = || {
+        until("it is idle", Duration::from_secs(30), || is_idle().then_some(()));
+        assert_eq!(hypervisor(), serde_json::Value::Null);
+    };
+    exec_output(home, machine, "echo kept >/dev/shm/mark");
+    asleep();
+    // Looking at it wakes nobody.
+    zmachine(home, &["ps"]).expect_success();
+    assert_ne!(zmachine(home, &["top", machine]).code, 0);
+    assert!(is_idle());
+    let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /hostname HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3");
+    let answer = home.command("timeout".as_ref(), ["30", "bash", "-c", &script]).finish();
+    let answer = answer.expect_success().stdout();
+    assert!(answer.ends_with(&format!("\r\n\r\n{machine}\n")), "{answer}");
+    assert_ne!(hypervisor(), serde_json::Value::Null);
+    asleep();
+    assert_eq!(exec_output(home, machine, "cat /dev/shm/mark"), "kept");
+    asleep();
+    // What was saved outlives its monitor.
+    let monitor = &inspect(home, machine)["state"]["monitor"]["pid"];
+    let monitor = monitor.as_i64().expect("a process").to_string();
+    home.command("kill".as_ref(), ["-9", &monitor])
+        .finish()
+        .expect_success();
+    until("its end is seen", Duration::from_secs(10), || {
+        (phase(home, machine) == "failed").then_some(())
+    });
+    zmachine(home, &["start", machine]).expect_success();
+    assert_eq!(exec_output(home, machine, "cat /dev/shm/mark"), "kept");
+    asleep();
+    zmachine(home, &["rm", "-f", machine]).expect_success();
+}
+
+/// Everything that does not fit, each refused by name before anything is started. The machine `web` is stopped.
+fn refusals(home: &TestHome) {
     let folder = home.path().join("snapshots/web@first");
-    let attempt = |part: &str| {
+    let mut count = 0;
+    let mut attempt = |part: &str| {
+        count += 1;
         refused(home, &["restore", "web@first"], part);
         refused(home, &["fork", "web@first", "--name", "broken"], part);
         let machines = zmachine(home, &["ps", "-a", "-q"]).stdout();
         assert_eq!(machines, "web\n", "{part}");
         assert_eq!(phase(home, "web"), "stopped", "{part}");
     };
-    let with = |name: &str, change: &dyn Fn(&fs::File), part: &str| {
+    // Files that are not what was saved: cut, altered, missing.
+    let mut with = |name: &str, change: &dyn Fn(&fs::File), part: &str| {
         let path = folder.join(name);
         let kept = folder.join("kept");
         fs::copy(&path, &kept).expect("a copy");
-        change(
-            &fs::File::options()
-                .read(true)
-                .write(true)
-                .open(&path)
-                .expect("the file"),
-        );
+        let file = fs::File::options().read(true).write(true).open(&path);
+        change(&file.expect("the file"));
         attempt(part);
         fs::rename(&kept, &path).expect("put back");
     };
-    with(
-        "state",
-        &|file| file.write_all_at(b"?", 1000).expect("written"),
-        "'state' is not what was saved",
-    );
-    with(
-        "state",
-        &|file| file.set_len(1000).expect("cut"),
-        "'state' is not what was saved",
-    );
-    with("memory", &|file| file.set_len(4096).expect("cut"), "another length");
-    with(
-        "root.img",
-        &|file| file.set_len(4096).expect("cut"),
-        "'root.img' has another length",
-    );
+    let cut = |file: &fs::File| file.set_len(1000).expect("cut");
+    let altered = |file: &fs::File| file.write_all_at(b"?", 1000).expect("written");
+    with("state", &altered, "'state' is not what was saved");
+    with("state", &cut, "'state' is not what was saved");
+    with("memory", &cut, "another length");
+    with("memory", &|file| alter_memory(file), "is not what was saved");
+    with("root.img", &cut, "'root.img' has another length");
+    with("volume-0.img", &cut, "'volume-0.img' has another length");
+    with("snapshot.json", &cut, "snapshot.json");
+    // What it says of itself, of this host, of the machine.
     let text = |old: &'static str, new: &'static str| {
         move |file: &fs::File| {
             let mut bytes = vec![0; file.metadata().expect("its length").len() as usize];
@@ -408,52 +458,69 @@ fn damaged(home: &TestHome) {
             file.write_all_at(changed.as_bytes(), 0).expect("written");
         }
     };
-    with(
-        "volume-0.img",
-        &|file| file.set_len(4096).expect("cut"),
-        "'volume-0.img' has another length",
-    );
-    with(
-        "snapshot.json",
-        &text("\"memory_bytes\": 536870912", "\"memory_bytes\": 268435456"),
-        "bytes of memory",
-    );
-    with("snapshot.json", &text("\"cpus\": 1", "\"cpus\": 2"), "CPUs|2 queues");
-    with(
-        "snapshot.json",
-        &text("\"hypervisor\": \"qemu ", "\"hypervisor\": \"qemu 1"),
-        "was saved by qemu 1",
-    );
-    with(
-        "snapshot.json",
-        &text("\"tsc_khz\": ", "\"tsc_khz\": 1"),
-        "does not fit this host",
-    );
-    with(
-        "snapshot.json",
-        &text("zm-upper", "zm-other"),
-        "it was saved with the devices",
-    );
-    // Memory that is not the guest's any more: any byte that is not zero.
-    let path = folder.join("memory");
-    let file = fs::File::options().read(true).write(true).open(&path).expect("memory");
-    let is_used = |at: &u64| {
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, *at).is_ok_and(|()| byte[0] != 0)
+    let cases = [
+        ("{\n  \"version\": 1", "{\n  \"version\": 9", "format version 9"),
+        (
+            "\"memory_bytes\": 536870912",
+            "\"memory_bytes\": 268435456",
+            "bytes of memory",
+        ),
+        ("\"cpus\": 1", "\"cpus\": 2", "CPUs|2 queues"),
+        (
+            "\"hypervisor\": \"qemu ",
+            "\"hypervisor\": \"qemu 1",
+            "was saved by qemu 1",
+        ),
+        (
+            "\"cpu\": null",
+            "\"cpu\": \"Xeon (flags 12ab)\"",
+            "saved with the CPU 'Xeon (flags 12ab)'",
+        ),
+        ("\"tsc_khz\": ", "\"tsc_khz\": 1", "does not fit this host"),
+        ("zm-upper", "zm-other", "it was saved with the devices"),
+        (
+            "\"id\": \"volume0\"",
+            "\"id\": \"volume7\"",
+            "it was saved with the devices",
+        ),
+        (
+            "\"is_saveable\": true",
+            "\"is_saveable\": false",
+            "not built to be saved",
+        ),
+    ];
+    for (old, new, part) in cases {
+        with("snapshot.json", &text(old, new), part);
+    }
+    let mut without = |path: &Path, part: &str| {
+        let aside = path.with_extension("aside");
+        fs::rename(path, &aside).expect("aside");
+        attempt(part);
+        fs::rename(&aside, path).expect("put back");
     };
-    let data = (1 << 20..64 << 20)
-        .step_by(512)
-        .find(is_used)
-        .expect("memory that is used");
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, data).expect("read");
-    file.write_all_at(&[byte[0] ^ 1], data).expect("written");
-    attempt("is not what was saved");
-    file.write_all_at(&byte, data).expect("put back");
-    let state = folder.join("state");
-    fs::rename(&state, folder.join("aside")).expect("aside");
-    attempt("damaged");
-    fs::rename(folder.join("aside"), &state).expect("put back");
+    without(&folder.join("state"), "damaged");
+    without(&folder.join("root.img"), "'root.img' is missing");
+    let image = inspect(home, "web")["plan"]["image"]
+        .as_str()
+        .expect("a digest")
+        .to_owned();
+    without(
+        &home.path().join("images").join(image),
+        "the image of the snapshot 'web@first' is not here",
+    );
+    assert!(count >= 15, "only {count} refusals");
+}
+
+/// Changes one byte of memory that is used.
+fn alter_memory(file: &fs::File) {
+    let byte_at = |at: u64| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("read");
+        byte[0]
+    };
+    let used = (1 << 20..64 << 20).step_by(512).find(|at| byte_at(*at) != 0);
+    let used = used.expect("memory that is used");
+    file.write_all_at(&[byte_at(used) ^ 1], used).expect("written");
 }
 
 #[test]

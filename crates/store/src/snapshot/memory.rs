@@ -128,11 +128,18 @@ fn read_chunks(from: &File, mark: &MemoryMark, mut take: impl FnMut(&[u8], u64) 
     Ok(())
 }
 
-/// Length and checksum of a file. Holes are not read.
+/// Length and checksum of a file. Holes are not read. Whoever shares the open file finds its position as it was.
 ///
 /// # Errors
 /// When it cannot be read.
 pub fn mark(file: &File) -> io::Result<FileMark> {
+    let position = seek(file, SeekFrom::Current(0))?;
+    let found = marked(file);
+    seek(file, SeekFrom::Start(position))?;
+    found
+}
+
+fn marked(file: &File) -> io::Result<FileMark> {
     let end = file.metadata()?.len();
     let (mut at, mut crc32c) = (0, 0);
     let mut buffer = vec![0; 256 * 1024];
@@ -173,6 +180,7 @@ fn crc_of_zeros(count: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Seek;
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
@@ -231,7 +239,9 @@ mod tests {
             bytes: 3 << 20,
             crc32c: crc32c::crc32c(&bytes),
         };
+        (&file).seek(io::SeekFrom::Start(5)).unwrap();
         assert_eq!(mark(&file).unwrap(), wanted);
+        assert_eq!((&file).stream_position().unwrap(), 5);
         file.set_len(8 << 20).unwrap();
         bytes.resize(8 << 20, 0);
         assert_eq!(mark(&file).unwrap().crc32c, crc32c::crc32c(&bytes));
