@@ -77,6 +77,7 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         pool,
         // It is nobody's.
         standby: _,
+        idle_timeout_ms,
     } = spec;
     let default = MachineSpec::new(name, flist);
     // The same image, whatever the name leads to by then.
@@ -152,6 +153,10 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     file.flag("snapshots", *snapshots);
     file.flag("warm", *warm);
     file.number("pool", (*pool != 0).then_some(u64::from(*pool)));
+    file.text(
+        "idle-timeout",
+        idle_timeout_ms.map(zmachine_spec::health::time_text).as_ref(),
+    );
     file.word("rootfs", ROOTFS, rootfs, &default.rootfs);
     file.word("prefetch", PREFETCH, prefetch, &default.prefetch);
     file.text(

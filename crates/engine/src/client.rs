@@ -337,7 +337,8 @@ pub(super) fn patience_for(request: &Request, machine: &Machine) -> Duration {
             let grace = grace_ms.map_or(Duration::from_secs(default), Duration::from_millis);
             grace.saturating_add(for_guest)
         }
-        Request::GrowVolume { .. } => Duration::from_secs(900),
+        // Copying volumes takes as long as they are large.
+        Request::GrowVolume { .. } | Request::Save { .. } => Duration::from_secs(900),
         // Whoever renames a machine has the catalog's lock meanwhile, and so must not wait for a monitor that wants it.
         Request::Change(_) => Duration::from_secs(20),
         Request::Container { .. } => Duration::from_secs(40),

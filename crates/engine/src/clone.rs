@@ -32,7 +32,10 @@ impl Engine {
             return Err(Failure::new(Class::Conflict, message).hint(format!("stop it first: zmachine stop {name}")));
         }
         let _held = self.held(&machine)?;
-        let spec = self.spec_of_copy(&machine.spec, new)?;
+        let spec = MachineSpec {
+            volumes: self.volumes_of_clone(&machine.spec)?,
+            ..spec_of_copy(&machine.spec, new)
+        };
         let options = CreateOptions {
             cwd: Path::new("/"),
             pull: PullPolicy::Never,
@@ -52,8 +55,7 @@ impl Engine {
         Ok(created)
     }
 
-    /// What the copy is made by.
-    pub(super) fn spec_of_copy(&self, of: &MachineSpec, new: &str) -> Result<MachineSpec, Failure> {
+    fn volumes_of_clone(&self, of: &MachineSpec) -> Result<Vec<VolumeRequest>, Failure> {
         let mut volumes = Vec::new();
         for request in &of.volumes {
             volumes.push(match &request.origin {
@@ -69,27 +71,7 @@ impl Engine {
                 _ => request.clone(),
             });
         }
-        let network = |request: &NetworkRequest| NetworkRequest {
-            ipv4: None,
-            ipv6: None,
-            ..request.clone()
-        };
-        let publish = |request: &PublishRequest| PublishRequest {
-            host: None,
-            ..request.clone()
-        };
-        // A project of compose would take the copy for its own, and remove it.
-        let labels = of.labels.clone().into_iter();
-        let labels = labels.filter(|(name, _)| !name.starts_with("com.docker.compose."));
-        Ok(MachineSpec {
-            name: new.to_owned(),
-            labels: labels.collect(),
-            networks: of.networks.iter().map(network).collect(),
-            publish: of.publish.iter().map(publish).collect(),
-            volumes,
-            pod: None,
-            ..of.clone()
-        })
+        Ok(volumes)
     }
 
     fn copy_volumes(&self, from: &Machine, to: &Machine) -> Result<(), Failure> {
@@ -100,14 +82,39 @@ impl Engine {
                 continue;
             }
             let source = volumes.hold(&source.name, true, &from.id)?;
-            volumes.hold(&target.name, false, &to.id)?.copy_from(&source)?;
+            let (disk, content) = (source.volume.data(), source.volume.record.content.clone());
+            volumes.hold(&target.name, false, &to.id)?.fill(&disk, content)?;
         }
         Ok(())
     }
 }
 
+/// What a copy of a machine is made by; its volumes are the caller's business.
+pub(super) fn spec_of_copy(of: &MachineSpec, new: &str) -> MachineSpec {
+    let network = |request: &NetworkRequest| NetworkRequest {
+        ipv4: None,
+        ipv6: None,
+        ..request.clone()
+    };
+    let publish = |request: &PublishRequest| PublishRequest {
+        host: None,
+        ..request.clone()
+    };
+    // A project of compose would take the copy for its own, and remove it.
+    let labels = of.labels.clone().into_iter();
+    let labels = labels.filter(|(name, _)| !name.starts_with("com.docker.compose."));
+    MachineSpec {
+        name: new.to_owned(),
+        labels: labels.collect(),
+        networks: of.networks.iter().map(network).collect(),
+        publish: of.publish.iter().map(publish).collect(),
+        pod: None,
+        ..of.clone()
+    }
+}
+
 /// The image that a machine was made from; `None` for a disk image of this host.
-fn image_of(plan: &Plan) -> Option<Digest> {
+pub(super) fn image_of(plan: &Plan) -> Option<Digest> {
     match plan {
         Plan::Container(plan) => plan.image.parse().ok(),
         Plan::Vm(plan) => match plan.install().map(|install| &install.source) {

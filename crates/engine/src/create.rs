@@ -435,7 +435,8 @@ impl Engine {
         if hypervisor.driver == Hypervisor::CloudHypervisor {
             // Its interfaces are taps, and passt has none.
             let by_passt = uses_passt(&spec.networks).then_some("it has no network without root");
-            let saved = spec.snapshots.then_some("no machine is saved there while it runs");
+            let saved =
+                (spec.snapshots || spec.idle_timeout_ms.is_some()).then_some("no machine is saved there while it runs");
             if let Some(lacks) = by_passt
                 .or(saved)
                 .or(makes.beyond_cloud_hypervisor(uses_shares, cloud_firmware.is_some()))

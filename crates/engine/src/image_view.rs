@@ -6,7 +6,8 @@ use zmachine_image::reference::DOCKER_HUB;
 use zmachine_image::{ImageKind, ImageName, Library, Mode};
 use zmachine_pack::oci::config_json;
 use zmachine_pack::oci::pull::{CONFIGURATION, MANIFEST};
-use zmachine_spec::{Class, Failure};
+use zmachine_spec::{Class, Failure, Home};
+use zmachine_store::template::Templates;
 
 /// A document that came with the image; null when it came with none.
 ///
@@ -20,6 +21,23 @@ pub fn document(library: &Library, digest: &Digest, name: &str) -> Result<Value,
             .context(format!("{name} of image {digest} cannot be read"))
             .hint("pull the image again")
     })
+}
+
+/// [`image_view`] with what warm starts have of the image.
+///
+/// # Errors
+/// As that, and when they cannot be listed.
+pub fn image_view_with_templates(
+    home: &Home,
+    library: &Library,
+    digest: &Digest,
+    text: &str,
+) -> Result<Value, Failure> {
+    let mut view = image_view(library, digest, text)?;
+    let found = Templates::of(home).uses()?;
+    let found = found.get(&digest.to_string()).copied().unwrap_or_default();
+    view["Templates"] = json!({"Count": found.count, "Size": found.bytes});
+    Ok(view)
 }
 
 /// Everything about an image, in the form that docker has it; `text` names it in errors.

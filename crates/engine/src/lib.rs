@@ -34,6 +34,7 @@ mod published;
 mod reconcile;
 mod remove;
 mod root;
+mod snapshot_disks;
 mod snapshot_memory;
 mod snapshots;
 mod snapshots_exchange;
@@ -66,7 +67,7 @@ pub use self::images::{FoundImage, ImageRequest, RegistryFiles, Removed, guest_l
 pub use self::programs::Programs;
 pub use self::prune::Shared;
 pub use self::root::{OpenRoot, RootPart};
-pub use self::snapshots::ForkSource;
+pub use self::snapshots::{ForkSource, Saves};
 pub use self::ssh::SshTarget;
 pub use self::start::Starting;
 pub use self::volume_snapshots::VolumeSnapshotView;

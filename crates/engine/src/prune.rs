@@ -27,7 +27,8 @@ impl Engine {
         let report = prune.run(|home| images_of_home(&self.home, home, |_| true))?;
         // A start from a template reads the image, too.
         let images = self.home.data().join("images");
-        Templates::of(&self.home).prune(|template| images.join(&template.plan.image).is_dir())?;
+        Templates::of(&self.home)
+            .prune(|template| template.plan.image().is_some_and(|image| images.join(image).is_dir()))?;
         Ok(report)
     }
 

@@ -1,23 +1,23 @@
 //! Snapshots as archives: tar with the holes of memory and disk left out.
 //!
-//! The first entry is `snapshot.json`, then `state`, `memory`, and where there is one `root.img` with `root.img.crc32c`, its checksum in
-//! decimal. The image is not in it: where the snapshot is used it has to be in the library.
+//! The first entry is `snapshot.json`, then come `state` and `memory`, unless it is one of disks alone, and each disk with its checksum:
+//! `root.img` and `root.img.crc32c`, in decimal. The image is not in it: where the snapshot is used it has to be in the library.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
 use zmachine_flist::Digest;
-use zmachine_spec::{Class, Failure, MachineSpec};
-use zmachine_store::snapshot::{DISK, MEMORY, SNAPSHOT_VERSION, STATE, Snapshot, SnapshotName, memory};
+use zmachine_spec::{Class, Failure, MachineSpec, Origin, VolumeRequest};
+use zmachine_store::snapshot::{MEMORY, SNAPSHOT_VERSION, STATE, Snapshot, SnapshotName, memory};
 use zmachine_sys::file::FileError;
 
 use crate::Engine;
 
 /// The description of a snapshot in its folder.
 const DESCRIPTION: &str = "snapshot.json";
-/// The checksum of its disk in an archive.
-const DISK_SUM: &str = "root.img.crc32c";
+/// How the name of the checksum of a disk ends in an archive.
+const SUM: &str = ".crc32c";
 /// The longest description in bytes.
 const DESCRIPTION_LIMIT: u64 = 16 << 20;
 
@@ -37,15 +37,19 @@ impl Engine {
             Ok(tar.append_file(file, &mut opened)?)
         };
         add(DESCRIPTION)?;
-        add(STATE)?;
-        add(MEMORY)?;
-        if snapshot.saved.disk_bytes.is_some() {
-            add(DISK)?;
-            let sum = memory::mark(&File::open(folder.join(DISK))?)?.crc32c.to_string();
+        if snapshot.saved.is_some() {
+            add(STATE)?;
+            add(MEMORY)?;
+        }
+        for (disk, _) in snapshot.disk_files() {
+            let path = folder.join(&disk);
+            let mut opened = File::open(&path).map_err(|e| FileError::io("open", &path, e))?;
+            tar.append_file(&disk, &mut opened)?;
+            let sum = memory::mark(&opened)?.crc32c.to_string();
             let mut header = tar::Header::new_gnu();
             header.set_size(sum.len() as u64);
             header.set_mode(0o600);
-            tar.append_data(&mut header, DISK_SUM, sum.as_bytes())?;
+            tar.append_data(&mut header, format!("{disk}{SUM}"), sum.as_bytes())?;
         }
         Ok(tar.into_inner()?.flush()?)
     }
@@ -63,8 +67,8 @@ impl Engine {
             }
             // What is in it may be anybody's.
             SnapshotName::parse(&snapshot.name())?;
-            snapshot.spec = of_anybody(&snapshot.spec);
             check(&snapshot, &draft.folder)?;
+            snapshot.spec = of_anybody(&snapshot.spec);
             Ok(snapshot)
         });
         let snapshot = imported?;
@@ -88,6 +92,10 @@ fn of_anybody(spec: &MachineSpec) -> MachineSpec {
         workdir: spec.workdir.clone(),
         user: spec.user.clone(),
         networks: spec.networks.clone(),
+        // Those that it wrote to are in the archive. What it only read is whatever has that name here.
+        volumes: spec.volumes.iter().filter(|volume| is_own(volume)).cloned().collect(),
+        read_only: spec.read_only,
+        mode: spec.mode,
         terminal: spec.terminal,
         stdin: spec.stdin,
         init: spec.init,
@@ -98,9 +106,14 @@ fn of_anybody(spec: &MachineSpec) -> MachineSpec {
         guest: spec.guest.clone(),
         snapshots: spec.snapshots,
         warm: spec.warm,
-        pool: 0,
+        idle_timeout_ms: spec.idle_timeout_ms,
         ..MachineSpec::new(&spec.name, &spec.flist)
     }
+}
+
+/// Whether a machine has a volume for itself.
+fn is_own(volume: &VolumeRequest) -> bool {
+    !volume.read_only && !matches!(volume.origin, Origin::Directory(_))
 }
 
 /// Unpacks the files of a snapshot, and nothing else.
@@ -110,12 +123,12 @@ fn unpacked(archive: impl Read, folder: &Path) -> Result<Snapshot, Failure> {
             .context("this is no archive of a snapshot")
             .hint("'zmachine snapshot export' makes one")
     };
-    let mut snapshot = None;
+    let mut snapshot: Option<(Snapshot, Vec<String>)> = None;
     for entry in tar::Archive::new(archive).entries().map_err(unreadable)? {
         let mut entry = entry.map_err(unreadable)?;
         let name = entry.path().map_err(unreadable)?.to_string_lossy().into_owned();
-        match name.as_str() {
-            DESCRIPTION => {
+        match (&snapshot, name.as_str()) {
+            (None, DESCRIPTION) => {
                 let read: Snapshot = serde_json::from_reader(entry.take(DESCRIPTION_LIMIT)).map_err(|e| {
                     Failure::from_error(Class::Usage, &e).context("the archive's snapshot.json cannot be understood")
                 })?;
@@ -126,23 +139,32 @@ fn unpacked(archive: impl Read, folder: &Path) -> Result<Snapshot, Failure> {
                     );
                     return Err(Failure::new(Class::Unsupported, message));
                 }
-                snapshot = Some(read);
+                let files = read.files().into_iter();
+                let sums = read.disk_files().into_iter().map(|(disk, _)| format!("{disk}{SUM}"));
+                let files = files.chain(sums).collect();
+                snapshot = Some((read, files));
             }
-            STATE | MEMORY | DISK | DISK_SUM if snapshot.is_some() => {
+            // No link, which would lead out of the folder.
+            (Some((_, files)), name) if files.iter().any(|file| file == name) && is_file(&entry) => {
                 entry.set_preserve_permissions(false);
-                entry.unpack(folder.join(&name)).map_err(unreadable)?;
+                entry.unpack(folder.join(name)).map_err(unreadable)?;
                 use std::os::unix::fs::PermissionsExt;
-                std::fs::set_permissions(folder.join(&name), std::fs::Permissions::from_mode(0o600))?;
+                std::fs::set_permissions(folder.join(name), std::fs::Permissions::from_mode(0o600))?;
             }
-            other => {
+            (_, other) => {
                 let message = format!("the archive has '{other}' in it, which is no part of a snapshot");
                 return Err(Failure::new(Class::Usage, message).hint("'zmachine snapshot export' makes one"));
             }
         }
     }
-    snapshot.ok_or_else(|| {
+    snapshot.map(|(snapshot, _)| snapshot).ok_or_else(|| {
         Failure::new(Class::Usage, "the archive has no snapshot.json").hint("'zmachine snapshot export' makes one")
     })
+}
+
+fn is_file(entry: &tar::Entry<'_, impl Read>) -> bool {
+    let kind = entry.header().entry_type();
+    kind.is_file() || kind.is_gnu_sparse()
 }
 
 /// That the files are those that were saved.
@@ -154,22 +176,39 @@ fn check(snapshot: &Snapshot, folder: &Path) -> Result<(), Failure> {
         )
         .hint("export it again")
     };
-    if snapshot.plan.image.parse::<Digest>().is_err() {
-        return Err(damaged("the name of its image"));
+    if snapshot.memory().is_some() == snapshot.disks.is_some() {
+        return Err(damaged("what it says of its kind"));
     }
-    let open = |name: &str| File::open(folder.join(name)).map_err(|_| damaged(&format!("'{name}'")));
-    if memory::mark(&open(STATE)?)? != snapshot.saved.state {
-        return Err(damaged("'state'"));
-    }
-    memory::check(&open(MEMORY)?, &snapshot.saved.memory).map_err(|_| damaged("'memory'"))?;
-    if let Some(bytes) = snapshot.saved.disk_bytes {
-        let found = memory::mark(&open(DISK)?)?;
-        let sum = std::fs::read_to_string(folder.join(DISK_SUM)).unwrap_or_default();
-        if found.bytes != bytes || found.crc32c.to_string() != sum {
-            return Err(damaged("'root.img'"));
+    match snapshot.plan.image() {
+        Some(image) if image.parse::<Digest>().is_err() => return Err(damaged("the name of its image")),
+        Some(_) => {}
+        None => {
+            return Err(Failure::new(
+                Class::Unsupported,
+                "the archive is that of a VM of a disk image, which only the host that exported it has",
+            ));
         }
     }
-    Ok(zmachine_sys::file::remove_if_there(&folder.join(DISK_SUM))?)
+    let own = snapshot.spec.volumes.iter().filter(|volume| is_own(volume)).count();
+    if own != snapshot.volumes().iter().filter(|volume| volume.is_copied()).count() {
+        return Err(damaged("what it says of its volumes"));
+    }
+    let open = |name: &str| File::open(folder.join(name)).map_err(|_| damaged(&format!("'{name}'")));
+    if let Some((_, saved)) = snapshot.memory() {
+        if memory::mark(&open(STATE)?)? != saved.state {
+            return Err(damaged("'state'"));
+        }
+        memory::check(&open(MEMORY)?, &saved.memory).map_err(|_| damaged("'memory'"))?;
+    }
+    for (disk, bytes) in snapshot.disk_files() {
+        let found = memory::mark(&open(&disk)?)?;
+        let sum = folder.join(format!("{disk}{SUM}"));
+        if found.bytes != bytes || found.crc32c.to_string() != std::fs::read_to_string(&sum).unwrap_or_default() {
+            return Err(damaged(&format!("'{disk}'")));
+        }
+        zmachine_sys::file::remove_if_there(&sum)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -185,8 +224,11 @@ mod tests {
         spec.jail = zmachine_spec::JailChoice::Off;
         spec.command = vec!["sleep".into()];
         spec.snapshots = true;
+        let volume = |text: &str| VolumeRequest::parse(text, Path::new("/")).unwrap();
+        spec.volumes = ["/etc:/etc", "data:/data", "theirs:/read:ro"].map(volume).to_vec();
         let taken = of_anybody(&spec);
         let wanted = MachineSpec {
+            volumes: vec![volume("data:/data")],
             command: vec!["sleep".into()],
             snapshots: true,
             ..MachineSpec::new("web", "/x.fl")

@@ -81,7 +81,7 @@ impl MachineSummary {
             kind: machine.state.kind.word(),
             state: match machine.spec.standby {
                 true => "standby",
-                false => machine.state.phase.word(),
+                false => machine.state.word(),
             },
             booting: machine.state.is_booting(Timestamp::now()),
             health: machine.health().map(|health| health.status.word()),
@@ -202,16 +202,20 @@ pub struct SnapshotView {
     pub tag: String,
     /// When it was made.
     pub created_at: Timestamp,
-    /// Digest of the image that the guest reads on from.
+    /// `machine`, or `disks` for one of these alone.
+    pub kind: &'static str,
+    /// Digest of the image that the guest reads on from; empty for a VM of a disk image of this host.
     pub image: String,
-    /// Memory of the guest in bytes.
+    /// Memory of the guest in bytes; 0 for one of disks alone.
     pub memory_bytes: u64,
     /// Room that all of it takes on the host, in bytes; blocks that a disk shares with others are counted.
     pub used_bytes: u64,
-    /// How long the machine stood still for it, in microseconds.
+    /// The volumes of the machine; those that it writes to are in the snapshot.
+    pub volumes: Vec<String>,
+    /// How long the machine stood still for it, in microseconds; in one of disks alone, how long nobody could write.
     pub paused_us: u64,
-    /// What it was saved by, and can be restored by alone.
-    pub hypervisor: String,
+    /// What it was saved by, and can be restored by alone; nothing in one of disks alone.
+    pub hypervisor: Option<String>,
     /// Its folder.
     pub path: String,
 }

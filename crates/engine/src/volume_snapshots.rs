@@ -19,16 +19,19 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A volume that nobody writes to as long as this is there.
 #[derive(Debug)]
-enum Quiet {
+pub(super) enum Quiet {
     /// No machine uses it.
     Unused { _held: Held },
     /// The machine that does lets nobody in its guest write.
     Guest(Box<GuestHold>),
 }
 
+/// Disks to which a machine's guest does not write as long as this is there.
 #[derive(Debug)]
-struct GuestHold {
+pub(super) struct GuestHold {
     machine: String,
+    /// What is held still, for people.
+    what: String,
     /// Its end lets the guest write again.
     _input: ProcessInput,
     output: ProcessOutput,
@@ -36,11 +39,20 @@ struct GuestHold {
 
 impl Quiet {
     /// That nobody wrote until now.
-    fn confirm(&mut self) -> Result<(), Failure> {
-        let Quiet::Guest(hold) = self else { return Ok(()) };
+    pub(super) fn confirm(&mut self) -> Result<(), Failure> {
+        match self {
+            Quiet::Unused { .. } => Ok(()),
+            Quiet::Guest(hold) => hold.confirm(),
+        }
+    }
+}
+
+impl GuestHold {
+    /// That the guest did not write until now.
+    pub(super) fn confirm(&mut self) -> Result<(), Failure> {
         // Nothing comes as long as it holds still.
-        if let Ok(None) = hold.output.next_frame_within(Duration::from_millis(1)) {
-            let message = format!("the machine '{}' ended while its volume was copied", hold.machine);
+        if let Ok(None) = self.output.next_frame_within(Duration::from_millis(1)) {
+            let message = format!("the machine '{}' ended while {} was copied", self.machine, self.what);
             return Err(Failure::new(Class::Conflict, message).hint("try again"));
         }
         Ok(())
@@ -69,26 +81,32 @@ pub struct VolumeSnapshotView {
 }
 
 impl Engine {
-    fn quiet(&self, name: &str) -> Result<Quiet, Failure> {
+    pub(super) fn quiet(&self, name: &str) -> Result<Quiet, Failure> {
         let volumes = self.volumes();
         match volumes.writer(name)? {
             None => Ok(Quiet::Unused {
                 _held: volumes.hold(name, true, "")?,
             }),
-            Some(machine) => Ok(Quiet::Guest(Box::new(self.hold_in_guest(&machine, name)?))),
+            Some(machine) => {
+                let hold = self.hold_in_guest(&machine, vec![serial(name)], &format!("its volume '{name}'"))?;
+                Ok(Quiet::Guest(Box::new(hold)))
+            }
         }
     }
 
-    fn hold_in_guest(&self, machine: &Machine, volume: &str) -> Result<GuestHold, Failure> {
+    /// Has the guest of `machine` write what it has to `disks`, and write no more. `what` they are, for people.
+    pub(super) fn hold_in_guest(
+        &self,
+        machine: &Machine,
+        disks: Vec<String>,
+        what: &str,
+    ) -> Result<GuestHold, Failure> {
         let name = &machine.spec.name;
-        let request = Request::Hold {
-            disks: vec![serial(volume)],
-        };
-        let (input, mut output) = self.stream(machine, &request)?;
-        let refused = |what: String| {
+        let (input, mut output) = self.stream(machine, &Request::Hold { disks })?;
+        let refused = |why: String| {
             Failure::new(
                 Class::Conflict,
-                format!("the machine '{name}' does not hold its volume '{volume}' still: {what}"),
+                format!("the machine '{name}' does not hold {what} still: {why}"),
             )
             .hint(format!("stop it first: zmachine stop {name}"))
         };
@@ -98,6 +116,7 @@ impl Engine {
         match frame.map(|frame| frame.parse::<AgentReply>()) {
             Some(Ok(AgentReply::Done)) => Ok(GuestHold {
                 machine: name.clone(),
+                what: what.to_owned(),
                 _input: input,
                 output,
             }),

@@ -1,16 +1,17 @@
 //! Starts that do not boot: from the template of an earlier machine like this one.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use zmachine_hypervisor::{Accel, qemu};
-use zmachine_plan::Plan;
+use zmachine_plan::{ContainerPlan, Plan};
 use zmachine_spec::Failure;
 use zmachine_spec::saved::HostMark;
 use zmachine_store::catalog::Machine;
 use zmachine_store::snapshot::holders::Holders;
 use zmachine_store::snapshot::{DISK, Snapshot};
-use zmachine_store::template::{Templates, key};
+use zmachine_store::template::{TemplateUse, Templates, key};
 use zmachine_sys::jail::find_program;
 
 use crate::Engine;
@@ -38,12 +39,26 @@ impl Warm {
 }
 
 impl Engine {
+    /// The templates of its home, by the digest of their image.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn template_uses(&self) -> Result<BTreeMap<String, TemplateUse>, Failure> {
+        Templates::of(&self.home).uses()
+    }
+
     /// The key of the template that machines like this one begin from, where they can.
     pub(super) fn template_key(&self, machine: &Machine) -> Option<String> {
         let Ok(Plan::Container(plan)) = machine.plan() else {
             return None;
         };
         if !machine.spec.warm || !plan.vm.is_saveable {
+            return None;
+        }
+        // It is built to be saved all the same with --snapshots; but a template has no part in volumes, and a start is the first one by its
+        // disk.
+        // A machine whose memory is that of others as well cannot be saved when it is idle.
+        if !plan.volumes.is_empty() || plan.upper_bytes.is_none() || machine.spec.idle_timeout_ms.is_some() {
             return None;
         }
         let host = HostMark::of_this_host(plan.vm.accel == Accel::Kvm);
@@ -66,7 +81,7 @@ impl Engine {
         let Some((template, folder)) = templates.find(&key) else {
             return Some((key, None));
         };
-        let begun = match host.differs_from(&template.saved.host).or(plan.misfit(&template.plan)) {
+        let begun = match misfit(&plan, &host, &template) {
             Some(why) => Err(why),
             None => self
                 .begin(machine, &template, &folder)
@@ -103,5 +118,13 @@ impl Engine {
             std::fs::rename(&new, &disk)?;
         }
         Ok(memory)
+    }
+}
+
+/// What of the machine or this host does not fit a template.
+fn misfit(plan: &ContainerPlan, host: &HostMark, template: &Snapshot) -> Option<String> {
+    match template.require_memory() {
+        Ok((was, saved)) => host.differs_from(&saved.host).or(plan.misfit(was)),
+        Err(failure) => Some(failure.message),
     }
 }

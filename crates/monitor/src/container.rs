@@ -30,6 +30,8 @@ impl Monitor {
         let images = Images::listen(&plan.vm.later_disks, self.sandbox.as_ref()).map_err(at("rootfs server"))?;
         let shares = self.start_shares(&plan.shares).map_err(at("rootfs server"))?;
         self.phase("rootfs server");
+        // What was kept of them while it was asleep is made anew.
+        self.kept = None;
         let mut attached = self.attach(&plan.attachments).await.map_err(at("network"))?;
         if let Some(network) = &plan.pod_network {
             let taps = zmachine_network::pod::open_taps(&network.namespace, &pod_links(network)).await;

@@ -2,6 +2,8 @@
 //! process is confined. It knows none of its users.
 
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::net::UnixListener;
@@ -24,6 +26,8 @@ use zmachine_sys::jail::{Jail, status};
 use zmachine_sys::process::ProcessId;
 use zmachine_sys::{affinity, file};
 
+use super::activity::Activity;
+use super::asleep::Kept;
 use super::backoff::{Backoff, StopReason};
 use super::frozen::Restore;
 use super::guest;
@@ -74,6 +78,16 @@ pub(super) struct Monitor {
     pub(super) template: Option<String>,
     /// The guest waits to be taken for a machine like it.
     pub(super) stands_by: bool,
+    /// Whether anybody has to do with the machine.
+    pub(super) activity: Activity,
+    /// It was saved because nobody has: its hypervisor ends, and it does not.
+    pub(super) is_asleep: bool,
+    /// Its taps, where packets are to wake it, by interface.
+    pub(super) taps: Vec<(String, OwnedFd)>,
+    /// What stays of it while it is asleep, until its next run makes that itself.
+    pub(super) kept: Option<Kept>,
+    /// Its control socket, over all runs between which it was asleep.
+    pub(super) listener: Option<Arc<UnixListener>>,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
 }
@@ -113,6 +127,11 @@ impl Monitor {
             restore: None,
             template: None,
             stands_by: false,
+            activity: Activity::default(),
+            is_asleep: false,
+            taps: Vec::new(),
+            kept: None,
+            listener: None,
             waiters: Vec::new(),
         }
     }
@@ -169,6 +188,17 @@ impl Monitor {
             self.journal.claim(Resource::Process { role, id })?;
         }
         Ok(())
+    }
+
+    /// Its control socket: that of the run before, if it was asleep since.
+    ///
+    /// # Errors
+    /// As [`Monitor::make_run_dir`].
+    pub(super) fn control_socket(&mut self) -> Result<Arc<UnixListener>, Failure> {
+        match self.listener.take() {
+            Some(listener) => Ok(listener),
+            None => self.make_run_dir().map(Arc::new),
+        }
     }
 
     pub(super) fn make_run_dir(&mut self) -> Result<UnixListener, Failure> {

@@ -17,7 +17,9 @@ use super::change::Change;
 use super::context::{Monitor, Outcome, at};
 use super::ending::Ending;
 use super::enospc::{self, Enospc};
+use super::execs::Execs;
 use super::guest;
+use super::idle::Quiet;
 use super::inbox::{Event, Inbox};
 use super::init::{Init, POWER_OFF_TIMEOUT};
 use super::running::Running;
@@ -47,6 +49,10 @@ pub(super) struct Follow<'a> {
     pub(super) enospc: Enospc,
     /// Its guest is being made to stand still, so that it can be saved.
     pub(super) is_saving: bool,
+    /// Since when nobody has had to do with it, where that counts.
+    pub(super) quiet: Option<Quiet>,
+    /// The processes that have an id.
+    pub(super) execs: Execs,
     /// When its guest last restarted.
     rebooted: Option<Instant>,
 }
@@ -71,6 +77,8 @@ impl<'a> Follow<'a> {
             changing: None,
             enospc: Enospc::default(),
             is_saving: false,
+            quiet: None,
+            execs: Execs::default(),
             rebooted: None,
         }
     }
@@ -78,7 +86,13 @@ impl<'a> Follow<'a> {
     /// Follows the machine until its hypervisor is gone.
     pub(super) async fn follow(mut self) -> Outcome {
         self.monitor.ready().map_err(at("state"))?;
+        // Memory that is that of others as well cannot be saved.
+        let timeout = self.monitor.machine.spec.idle_timeout_ms;
+        self.quiet = timeout.filter(|_| self.running.vm.memory().is_some()).map(Quiet::new);
         loop {
+            if self.monitor.is_asleep {
+                return Ok(Exit::Killed);
+            }
             tokio::select! {
                 event = self.running.vm.next_event() => match event {
                     VmEvent::Exited(reason) => return self.ended(reason),
@@ -95,6 +109,7 @@ impl<'a> Follow<'a> {
                 }
                 () = due(self.monitor.watch.due().map(Instant::from_std)) => self.monitor.save_due(),
                 () = due(self.enospc.next_try()) => self.try_again().await,
+                () = due(self.quiet.as_ref().map(|quiet| quiet.next)) => self.look_for_quiet(),
                 () = due(self.ending.press_again) => self.press_power_button().await,
                 () = due(self.ending.deadline) => {
                     if let Some(exit) = self.overdue() {

@@ -16,6 +16,8 @@ pub(super) struct Frozen {
     pub(super) client: oneshot::Sender<Reply>,
     /// What the guest's agent said.
     pub(super) result: Result<(), Failure>,
+    /// It is saved to be ended, as nobody has to do with it.
+    pub(super) to_sleep: bool,
 }
 
 /// What a machine goes on from.

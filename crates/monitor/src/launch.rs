@@ -51,6 +51,7 @@ impl Monitor {
         } = backed;
         shares.also(failures);
         self.kill.pass("start: before the hypervisor");
+        self.keep_taps(&taps);
         let mut vm = match self.start_hypervisor(on, spec, taps, saved).await {
             Ok(vm) => vm,
             Err(error) => return Err(shares.reason().await.unwrap_or_else(|| not_launched(on, &error))),

@@ -14,12 +14,14 @@ use std::time::Duration;
 
 use zmachine_spec::Failure;
 
+mod activity;
 mod add_file;
 mod add_image;
 mod agent_port;
 mod agent_start;
 mod alter;
 mod appliance;
+mod asleep;
 mod backoff;
 mod cache;
 mod change;
@@ -41,6 +43,8 @@ mod frozen;
 mod grow;
 mod guest;
 mod health;
+mod idle;
+mod idle_frames;
 mod images;
 mod inbox;
 mod init;

@@ -14,8 +14,10 @@ use zmachine_plan::container::DEFAULT_PATH;
 use zmachine_plan::{Plan, VmPlan};
 use zmachine_spec::control::Report;
 use zmachine_spec::{Class, Failure};
+use zmachine_store::log::Source;
 
 use super::agent_start::EntryStart;
+use super::asleep::Kept;
 use super::context::{AbortOnDrop, Monitor, Outcome, Started, at};
 use super::execs::Execs;
 use super::follow::Follow;
@@ -27,14 +29,14 @@ use super::session::Session;
 use super::standby::Stood;
 use super::streams::{Attachable, Shared};
 use super::takeover::take_over;
-use super::{clock, console, entry};
+use super::{clock, console, entry, idle};
 
 impl Monitor {
     /// From the first state to the end of the hypervisor.
     pub(super) async fn life(&mut self, plan: &mut Plan, inbox: &mut Inbox) -> Outcome {
         self.begin(plan.warnings()).map_err(at("state"))?;
         self.make_group(plan.vm());
-        let listener = self.make_run_dir().map_err(at("run folder"))?;
+        let listener = self.control_socket().map_err(at("run folder"))?;
         let (agent, session) = watch::channel(None);
         let _clock = AbortOnDrop(tokio::spawn(clock::follow(session.clone())));
         let (entry, entry_waiting) = entry::new();
@@ -59,8 +61,10 @@ impl Monitor {
             execs: Execs::default(),
             relays: self.relays.clone(),
             paused: self.paused.subscribe(),
+            activity: self.activity.clone(),
         };
-        let _server = AbortOnDrop(tokio::spawn(server::serve(listener, shared)));
+        let server = server::serve(Arc::clone(&listener), shared.clone());
+        let _server = AbortOnDrop(tokio::spawn(server));
         self.report.send(&Report::Listening);
 
         if let Plan::Vm(plan) = plan
@@ -95,22 +99,50 @@ impl Monitor {
         let how = restoring.as_ref().map(|restoring| (restoring, taken_over));
         let started = self.start_guest(plan, how, &mut running, &agent, entry, inbox);
         let outcome = match started.await {
-            Ok(None) => Follow::new(self, plan, &mut running, inbox, agent).follow().await,
+            Ok(None) => {
+                // Those who came while it was asleep.
+                for client in self.activity.wake() {
+                    tokio::spawn(server::serve_one(client, shared.clone()));
+                }
+                let mut follow = Follow::new(self, plan, &mut running, inbox, agent);
+                follow.execs = shared.execs;
+                follow.follow().await
+            }
             Ok(Some(exit)) => Ok(exit),
             Err(failure) => Err(failure),
         };
         running.halt().await;
         self.last_rootfs_lines(&mut running.rootfs).await;
+        if self.is_asleep {
+            self.listener = Some(listener);
+            self.kept = Some(Kept {
+                _networks: std::mem::take(&mut running.networks),
+                taps: std::mem::take(&mut self.taps),
+            });
+        }
         running.end().await;
         outcome
     }
 
     /// What this run goes on from, if it does; the next one boots.
     pub(super) fn take_restore(&mut self, plan: &Plan) -> Result<Option<(Restoring, SavedVm)>, Failure> {
-        match (self.restore.take(), plan) {
+        let restore = self.restore.take();
+        let is_of_idle = restore.as_ref().is_some_and(|restore| self.is_of_idle(restore));
+        let taken = match (restore, plan) {
             (None, _) => Ok(None),
             (Some(restore), Plan::Container(plan)) => self.restoring(restore, plan).map(Some),
             (Some(_), Plan::Vm(_)) => Err(Failure::new(Class::Unsupported, "a VM does not go on from a snapshot")),
+        };
+        // Its files are open: whatever becomes of this run, no other one goes on from there.
+        idle::forget(&self.machine.dir);
+        match taken {
+            Err(failure) if is_of_idle => {
+                let text =
+                    format!("the machine boots: what it was saved to while it was idle cannot be used: {failure}");
+                self.log.note(Source::Monitor, &text);
+                Ok(None)
+            }
+            taken => taken,
         }
     }
 

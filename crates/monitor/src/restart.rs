@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::watch;
-use zmachine_agent_protocol::Process;
 use zmachine_spec::restart::{Ended, Next};
 use zmachine_spec::{Class, Failure, Phase, Setting};
 use zmachine_store::log::Source;
@@ -13,8 +11,6 @@ use zmachine_store::log::Source;
 use super::context::{AbortOnDrop, Monitor};
 use super::inbox::Inbox;
 use super::server;
-use super::streams::{Attachable, Shared};
-use super::{console, entry};
 
 impl Monitor {
     /// What follows a run that ended in `phase`. The phase tells when it was restarted as often as it may be.
@@ -67,31 +63,9 @@ impl Monitor {
         );
         self.advance_if_possible(Phase::Restarting { after, at });
         let until = tokio::time::Instant::now() + wait;
-        // Clients that attach now are let go at once: there is nothing to attach to.
-        let (entry, _) = entry::new();
-        let (console, _) = console::new();
-        let nothing = Process {
-            args: Vec::new(),
-            env: Vec::new(),
-            cwd: None,
-            user: None,
-            terminal: None,
-            stdin: false,
-            init: false,
-            restrictions: None,
-        };
-        let shared = Shared {
-            attachable: Attachable::Entrypoint(entry),
-            console,
-            session: watch::channel(None).1,
-            events: self.events.clone(),
-            paused: self.paused.subscribe(),
-            exec_base: Arc::new(nothing),
-            execs: super::execs::Execs::default(),
-            relays: self.relays.clone(),
-        };
+        let shared = self.nobody();
         let _server = match self.make_run_dir() {
-            Ok(listener) => Some(AbortOnDrop(tokio::spawn(server::serve(listener, shared)))),
+            Ok(listener) => Some(AbortOnDrop(tokio::spawn(server::serve(Arc::new(listener), shared)))),
             Err(failure) => {
                 self.log
                     .note(Source::Monitor, &format!("no commands are taken now: {failure}"));

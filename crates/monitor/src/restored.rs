@@ -23,7 +23,6 @@ use super::inbox::Inbox;
 use super::running::Running;
 use super::saving::unix_nanos;
 use super::session::{Session, SessionError};
-use super::sockets;
 
 /// How long a guest may take to go on as what it is now.
 const THAW_TIMEOUT: Duration = Duration::from_secs(120);
@@ -33,7 +32,10 @@ const SEED: usize = 64;
 
 /// The same, held against this machine.
 pub(super) struct Restoring {
-    snapshot: Snapshot,
+    name: String,
+    guest_kernel: Option<String>,
+    was: Box<ContainerPlan>,
+    has_entrypoint: bool,
     is_fork: bool,
     /// Memory that others begin with as well: they find it open here, see `zmachine_store::snapshot::holders`.
     _shared: Option<OwnedFd>,
@@ -49,7 +51,8 @@ impl Monitor {
             is_fork,
         } = restore;
         let snapshot: Snapshot = file::read_json(&folder.join("snapshot.json"))?;
-        if let Some(why) = plan.misfit(&snapshot.plan) {
+        let (was, kept) = snapshot.require_memory()?;
+        if let Some(why) = plan.misfit(was) {
             return Err(Failure::new(
                 Class::Unsupported,
                 format!("the snapshot does not fit this machine: {why}"),
@@ -57,7 +60,7 @@ impl Monitor {
             .hint("start the machine without it"));
         }
         let host = HostMark::of_this_host(plan.vm.accel == Accel::Kvm);
-        if let Some(why) = host.differs_from(&snapshot.saved.host) {
+        if let Some(why) = host.differs_from(&kept.host) {
             let message = format!("the snapshot does not fit this host: {why}");
             return Err(
                 Failure::new(Class::Unsupported, message).hint("start the machine anew, or go on where it was saved")
@@ -66,7 +69,7 @@ impl Monitor {
         let path = folder.join(STATE);
         let state = File::open(&path).map_err(|e| FileError::io("open", &path, e))?;
         let found = memory::mark(&state).map_err(|e| FileError::io("read", &path, e))?;
-        if found != snapshot.saved.state {
+        if found != kept.state {
             let message = format!("{} is not what was saved", path.display());
             return Err(Failure::new(Class::Failed, message).hint("the snapshot is damaged: remove it"));
         }
@@ -75,10 +78,13 @@ impl Monitor {
             state: state.into(),
             memory,
             is_private: is_shared,
-            version: snapshot.saved.hypervisor.clone(),
+            version: kept.hypervisor.clone(),
         };
         let restoring = Restoring {
-            snapshot,
+            name: snapshot.name(),
+            guest_kernel: snapshot.guest_kernel.clone(),
+            was: Box::new(was.clone()),
+            has_entrypoint: kept.has_entrypoint,
             is_fork,
             _shared: shared,
         };
@@ -100,8 +106,8 @@ impl Monitor {
             return Ok(Some(exit));
         }
         let secrets = zmachine_store::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;
-        let identity = plan.identity(&restoring.snapshot.plan, secrets);
-        let has_entrypoint = restoring.snapshot.saved.has_entrypoint;
+        let identity = plan.identity(&restoring.was, secrets);
+        let has_entrypoint = restoring.has_entrypoint;
         let run = (!has_entrypoint && !plan.is_idle()).then(|| AgentRequest::Run(plan.process.clone()));
         let asked = async {
             let mut seed = vec![0; SEED];
@@ -137,18 +143,14 @@ impl Monitor {
         };
         self.phase("guest thaw");
         self.kill.pass("restore: guest goes on");
-        self.machine
-            .state
-            .guest_kernel
-            .clone_from(&restoring.snapshot.guest_kernel);
-        let name = restoring.snapshot.name();
+        self.machine.state.guest_kernel.clone_from(&restoring.guest_kernel);
+        let name = &restoring.name;
         let how = match (restoring.is_fork, has_entrypoint) {
             (false, _) => "restored from",
             (true, true) => "forked from",
             (true, false) => "began from the template",
         };
         self.log.note(Source::Monitor, &format!("{how} {name}"));
-        sockets::forward(session, &self.machine.spec.sockets);
         if let Some(started) = started {
             let _ = stream.send(started);
         }

@@ -1,6 +1,7 @@
 //! The monitor's life: from the lock to the last line of its state.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -19,6 +20,7 @@ use zmachine_store::{attempt, catalog, leftovers};
 use zmachine_sys::file;
 use zmachine_sys::lock::FileLock;
 
+use super::asleep::Woken;
 use super::backoff::StopReason;
 use super::context::{Monitor, Outcome};
 use super::frozen::Restore;
@@ -79,7 +81,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     monitor.kill = kill;
     monitor.wait_for_owner = args.wait_for_owner;
     monitor.forwarder = forwarder;
-    monitor.restore = args.restore;
+    monitor.restore = args.restore.or_else(|| monitor.saved_idle());
     monitor.template = args.template;
     monitor.stands_by = args.stands_by;
     monitor.runs(lock, plan, &mut inbox).await
@@ -106,8 +108,18 @@ impl Monitor {
     pub(super) async fn runs(mut self, lock: FileLock, mut plan: Plan, inbox: &mut Inbox) -> Result<(), Failure> {
         self.machine.state.restarts = 0;
         loop {
-            let outcome = self.life(&mut plan, inbox).await;
+            let mut outcome = self.life(&mut plan, inbox).await;
             inbox.end_of_run();
+            if std::mem::take(&mut self.is_asleep) {
+                match self.slept(&plan, inbox).await {
+                    Ok(Woken::Up) => continue,
+                    Ok(Woken::Ended { by_user }) => outcome = Ok(self.end_of_sleep(by_user)),
+                    Err(failure) => outcome = Err(("idle".to_owned(), failure)),
+                }
+            }
+            // Whoever waits for it to run waits for nothing.
+            drop(self.activity.wake());
+            (self.kept, self.listener) = (None, None);
             let (phase, settled) = self.settle(outcome).await;
             let (phase, wait) = match settled.undone {
                 true => self.decide(phase),
@@ -125,6 +137,33 @@ impl Monitor {
                 }
                 _ => return self.finish(lock, phase, &settled).await,
             }
+        }
+    }
+
+    /// The time between two runs in which it is asleep.
+    async fn slept(&mut self, plan: &Plan, inbox: &mut Inbox) -> Result<Woken, Failure> {
+        self.note_disks()?;
+        self.end_record(attempt::Outcome::Stopped {
+            exit: Exit::Killed,
+            asked: true,
+        });
+        let (kept, listener) = match (self.kept.take(), &self.listener) {
+            (Some(kept), Some(listener)) => (kept, Arc::clone(listener)),
+            _ => return Err(Failure::new(Class::Failed, "nothing was kept of the machine")),
+        };
+        let woken = self.sleep(plan, &kept, listener, inbox).await;
+        self.kept = Some(kept);
+        if woken == Woken::Up {
+            self.restore = self.saved_idle();
+            self.wait_for_owner = false;
+        }
+        Ok(woken)
+    }
+
+    fn end_record(&mut self, ended: attempt::Outcome) {
+        let console = self.log.take_console();
+        if let Some(recorder) = self.recorder.take() {
+            recorder.end(ended, &self.machine.state, &console);
         }
     }
 
@@ -159,10 +198,7 @@ impl Monitor {
                 (phase, attempt::Outcome::Failed { step, failure })
             }
         };
-        let console = self.log.take_console();
-        if let Some(recorder) = self.recorder.take() {
-            recorder.end(ended, &self.machine.state, &console);
-        }
+        self.end_record(ended);
         (phase, Settled { undone: undone.is_ok() })
     }
 

@@ -17,10 +17,11 @@ use zmachine_agent_protocol::{Request as AgentRequest, Thaw};
 use zmachine_hypervisor::{Accel, Vm};
 use zmachine_plan::Plan;
 use zmachine_spec::control::Reply;
-use zmachine_spec::saved::{FileMark, HostMark, MemoryMark, Saved};
+use zmachine_spec::saved::{FileMark, HostMark, MemoryMark, Saved, SavedVolume};
 use zmachine_spec::{Class, Failure, Phase};
 use zmachine_store::log::Source;
-use zmachine_store::snapshot::{DISK, MEMORY, STATE, memory};
+use zmachine_store::snapshot::{DISK, MEMORY, STATE, memory, volume_file};
+use zmachine_store::volume::Volume;
 use zmachine_sys::file::FileError;
 use zmachine_sys::sparse;
 
@@ -45,7 +46,12 @@ impl Follow<'_> {
         let events = self.monitor.events.clone();
         tokio::spawn(async move {
             let result = guest::ask(&session, &AgentRequest::Freeze, FREEZE_TIMEOUT).await;
-            let frozen = Frozen { folder, client, result };
+            let frozen = Frozen {
+                folder,
+                client,
+                result,
+                to_sleep: false,
+            };
             // A machine that has ended tells its clients by closing their connections.
             let _ = events.send(Event::Frozen(Box::new(frozen))).await;
         });
@@ -84,15 +90,27 @@ impl Follow<'_> {
 
     /// The guest stands still, or does not.
     pub(super) async fn frozen(&mut self, frozen: Frozen) {
-        let Frozen { folder, client, result } = frozen;
+        let Frozen {
+            folder,
+            client,
+            result,
+            to_sleep,
+        } = frozen;
+        if to_sleep {
+            return self.go_to_sleep(result).await;
+        }
         self.is_saving = false;
         if let Err(failure) = result {
             return guest::reply(client, Err(failure.context("the guest does not stand still")));
         }
         self.monitor.kill.pass("save: guest frozen");
         let Plan::Container(plan) = &*self.plan else { return };
+        let volumes = plan.volumes.iter().zip(&self.monitor.volumes);
         let saving = Saving {
-            disk: self.monitor.machine.dir.join(DISK),
+            disk: Some(self.monitor.machine.dir.join(DISK)),
+            volumes: volumes
+                .map(|(how, held)| (held.volume.clone(), how.read_only))
+                .collect(),
             accel: plan.vm.accel,
             has_entrypoint: !plan.is_idle(),
         };
@@ -127,8 +145,10 @@ impl Follow<'_> {
 /// What is saved, beside what the hypervisor has.
 #[derive(Debug)]
 pub(super) struct Saving {
-    /// The machine's own disk, where it has one.
-    pub(super) disk: PathBuf,
+    /// The machine's own disk, where it has one; `None` when it is not copied.
+    pub(super) disk: Option<PathBuf>,
+    /// Its volumes, and which of them it only reads.
+    pub(super) volumes: Vec<(Volume, bool)>,
     /// What executes the guest's code.
     pub(super) accel: Accel,
     /// Its entrypoint has been started.
@@ -141,10 +161,26 @@ pub(super) struct Saving {
 /// Whatever could not be written, or that the hypervisor does not go on.
 pub(super) async fn save_vm(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Saved, Failure> {
     let begun = Instant::now();
-    let copied = copy(vm, &saving.disk, folder).await;
+    let saved = save_still(vm, saving, folder).await;
     within("resume", vm.go_on()).await?;
-    let paused_us = begun.elapsed().as_micros() as u64;
-    let (memory, state, disk_bytes) = copied?;
+    Ok(Saved {
+        paused_us: begun.elapsed().as_micros() as u64,
+        ..saved?
+    })
+}
+
+/// [`save_vm`] that leaves the hypervisor as it is then: it does not go on by itself.
+///
+/// # Errors
+/// Whatever could not be written.
+pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Saved, Failure> {
+    let begun = Instant::now();
+    let Copied {
+        memory,
+        state,
+        disk_bytes,
+        volumes,
+    } = copy(vm, saving, folder).await?;
     Ok(Saved {
         hypervisor: vm.version(),
         host: HostMark::of_this_host(saving.accel == Accel::Kvm),
@@ -152,27 +188,52 @@ pub(super) async fn save_vm(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> 
         state,
         memory,
         disk_bytes,
-        paused_us,
+        volumes,
+        paused_us: begun.elapsed().as_micros() as u64,
     })
 }
 
 /// Stops the hypervisor, and copies what the machine is.
-async fn copy(vm: &mut dyn Vm, disk: &Path, folder: &Path) -> Result<Copied, Failure> {
+async fn copy(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Copied, Failure> {
     let gone = || Failure::new(Class::Conflict, "its memory is not to be had");
     let memory = vm.memory().ok_or_else(gone)?.try_clone_to_owned()?;
-    let disk = match File::open(disk) {
-        Ok(file) => Some((file, make(folder, DISK)?)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => return Err(FileError::io("open", disk, error).into()),
-    };
+    let mut disks = Vec::new();
+    let mut disk_bytes = None;
+    if let Some(path) = &saving.disk {
+        match File::open(path) {
+            Ok(file) => {
+                disk_bytes = Some(file.metadata()?.len());
+                disks.push((file, make(folder, DISK)?));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(FileError::io("open", path, error).into()),
+        }
+    }
+    for (index, (volume, read_only)) in saving.volumes.iter().enumerate() {
+        if !read_only {
+            let path = volume.data();
+            let file = File::open(&path).map_err(|e| FileError::io("open", &path, e))?;
+            disks.push((file, make(folder, &volume_file(index))?));
+        }
+    }
     let files = Files {
         memory: (memory, make(folder, MEMORY)?),
-        disk,
+        disks,
     };
     let state = make(folder, STATE)?;
     let saved = within("save", vm.save(OwnedFd::from(state.try_clone()?))).await;
     saved.map_err(|failure| failure.context("the hypervisor does not save the machine"))?;
-    joined(in_thread(move || files.copy(&state))).await
+    // From here on nothing is written to the disks.
+    let volumes = saving.volumes.iter();
+    let volumes = volumes.map(|(volume, read_only)| volume.saved(*read_only));
+    let volumes = volumes.collect::<Result<_, Failure>>()?;
+    let (memory, state) = joined(in_thread(move || files.copy(&state))).await?;
+    Ok(Copied {
+        memory,
+        state,
+        disk_bytes,
+        volumes,
+    })
 }
 
 /// Makes a file of a folder that nobody else reads.
@@ -184,29 +245,30 @@ fn make(folder: &Path, name: &str) -> Result<File, FileError> {
     options.open(&path).map_err(|e| FileError::io("make", &path, e))
 }
 
-/// Memory, state, and the length of the disk.
-type Copied = (MemoryMark, FileMark, Option<u64>);
+/// What was saved of the machine itself.
+struct Copied {
+    memory: MemoryMark,
+    state: FileMark,
+    disk_bytes: Option<u64>,
+    volumes: Vec<SavedVolume>,
+}
 
 /// What is copied while the machine stands still, each with where it goes.
 struct Files {
     memory: (OwnedFd, File),
-    disk: Option<(File, File)>,
+    disks: Vec<(File, File)>,
 }
 
 impl Files {
-    fn copy(self, state: &File) -> Result<Copied, Failure> {
+    fn copy(self, state: &File) -> Result<(MemoryMark, FileMark), Failure> {
         let context = |what: &'static str| move |e: std::io::Error| Failure::from(e).context(what);
         let (from, to) = &self.memory;
         let memory = memory::save(from, to).map_err(context("the memory cannot be saved"))?;
-        let disk_bytes = match &self.disk {
-            None => None,
-            Some((from, to)) => {
-                sparse::copy(from, to).map_err(context("the disk cannot be saved"))?;
-                Some(from.metadata()?.len())
-            }
-        };
+        for (from, to) in &self.disks {
+            sparse::copy(from, to).map_err(context("a disk cannot be saved"))?;
+        }
         let state = memory::mark(state).map_err(context("the state cannot be read"))?;
-        Ok((memory, state, disk_bytes))
+        Ok((memory, state))
     }
 }
 

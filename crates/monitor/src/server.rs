@@ -3,6 +3,7 @@
 //! `attach` and `exec` are carried out here, beside the monitor's own loop, since they only move bytes. Everything that
 //! changes the machine goes to the loop as an [`Event`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
@@ -11,6 +12,7 @@ use zmachine_agent_protocol::{self as protocol, Frame};
 use zmachine_spec::control::{Reply, Request};
 use zmachine_spec::{Class, Failure};
 
+use super::activity::{Waiting, counts};
 use super::entry::{Client, Entry, client_queue};
 use super::exec_sessions;
 use super::inbox::Event;
@@ -24,7 +26,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const CONTAINER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Accepts connections until the task is aborted.
-pub(super) async fn serve(listener: UnixListener, shared: Shared) {
+pub(super) async fn serve(listener: Arc<UnixListener>, shared: Shared) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => drop(tokio::spawn(connection(stream, shared.clone()))),
@@ -47,6 +49,35 @@ async fn connection(stream: UnixStream, shared: Shared) {
             return;
         }
     };
+    serve_one(
+        Waiting {
+            request,
+            reader,
+            writer,
+        },
+        shared,
+    )
+    .await;
+}
+
+/// Serves one client. As long as the machine is asleep it waits, and is a reason to wake it.
+pub(super) async fn serve_one(client: Waiting, shared: Shared) {
+    let served = shared.activity.serve();
+    if served.is_none() && counts(&client.request) {
+        if let Err(mut refused) = shared.activity.keep(client) {
+            let failure = Failure::new(Class::Conflict, "too many wait for the machine, which wakes");
+            let reply = Reply::Failed(failure.hint("try again in a moment"));
+            let _ = refused.writer.send(&Frame::message(&reply)).await;
+        }
+        return;
+    }
+    // Who only looks at it, or waits for its end, has nothing to do with it.
+    let _served = served.filter(|_| counts(&client.request));
+    let Waiting {
+        request,
+        reader,
+        mut writer,
+    } = client;
     match request {
         Request::Attach { stdin, owner } => {
             // As with docker's `-i`: when the client that opened the input goes, the input ends. Not so on a terminal,
@@ -182,6 +213,12 @@ async fn ask_within(
     request: &protocol::Request,
     patience: Duration,
 ) -> Result<protocol::Reply, Failure> {
+    if shared.activity.is_asleep() {
+        return Err(Failure::new(
+            Class::Conflict,
+            "the machine is idle: its guest does not run",
+        ));
+    }
     let session = shared.session.borrow().clone();
     let session = session.ok_or_else(|| Failure::new(Class::Conflict, "the machine is not running yet"))?;
     if *shared.paused.borrow() {

@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
 use zmachine_agent_protocol::{self as protocol, AgentError, ErrorKind, Frame, Process};
 
+use super::activity::Activity;
 use super::console::Console;
 use super::entry::Entry;
 use super::execs::Execs;
@@ -36,6 +37,8 @@ pub(super) struct Shared {
     pub(super) relays: Relays,
     /// Whether the guest stands still, and can answer nobody.
     pub(super) paused: watch::Receiver<bool>,
+    /// Whether anybody has to do with the machine.
+    pub(super) activity: Activity,
 }
 
 /// What `attach` follows.

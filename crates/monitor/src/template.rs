@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use zmachine_agent_protocol::{Request as AgentRequest, Thaw};
-use zmachine_plan::ContainerPlan;
+use zmachine_plan::{ContainerPlan, Plan};
 use zmachine_spec::Failure;
 use zmachine_store::log::Source;
 use zmachine_store::snapshot::{DISK, SNAPSHOT_VERSION, Snapshot};
@@ -49,7 +49,9 @@ impl Monitor {
             return Ok(());
         }
         let saving = Saving {
-            disk: self.machine.dir.join(DISK),
+            disk: Some(self.machine.dir.join(DISK)),
+            // One with volumes makes no template.
+            volumes: Vec::new(),
             accel: plan.vm.accel,
             has_entrypoint: false,
         };
@@ -69,9 +71,10 @@ impl Monitor {
                 automatic: true,
                 created_at: Timestamp::now(),
                 spec: self.machine.spec.clone(),
-                plan: plan.clone(),
+                plan: Plan::Container(Box::new(plan.clone())),
                 guest_kernel: self.machine.state.guest_kernel.clone(),
-                saved,
+                saved: Some(saved),
+                disks: None,
             };
             Templates::of(&self.home).publish(draft, &snapshot)
         });

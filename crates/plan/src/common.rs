@@ -294,9 +294,12 @@ impl VolumeUse {
     }
 }
 
+/// How the ids of volumes' disks begin.
+pub(super) const VOLUME_DISK: &str = "volume";
+
 /// Id of the disk of a machine's volume number `index`, counted from 0.
 pub fn volume_disk(index: usize) -> String {
-    format!("volume{index}")
+    format!("{VOLUME_DISK}{index}")
 }
 
 /// The health check that is run, and what is to be said about what is not.

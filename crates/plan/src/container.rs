@@ -246,7 +246,7 @@ fn refuse_vm_settings(spec: &MachineSpec) -> Result<(), PlanError> {
 }
 
 /// Whether it is built so that it can be saved: a copy of a machine has its own root, and everything else of it only where that can be
-/// copied too. What need not be copied is only not warm then.
+/// copied too. What need not be copied is only not warm then; nor are machines whose disks a template has no part in.
 fn is_saveable(spec: &MachineSpec, volumes: &[ResolvedVolume], inputs: &Inputs<'_>) -> Result<bool, PlanError> {
     let has = [
         ("only an ordinary user's rights", !inputs.host.is_root),
@@ -254,10 +254,8 @@ fn is_saveable(spec: &MachineSpec, volumes: &[ResolvedVolume], inputs: &Inputs<'
             "root without the capabilities SYS_ADMIN, SETUID, SETGID and CHOWN",
             inputs.host.is_root && !inputs.host.may_change_user && spec.jail == JailChoice::Auto,
         ),
-        ("a volume", !volumes.is_empty()),
         ("a directory of this host", !inputs.shares.is_empty()),
         ("a socket of this host", !spec.sockets.is_empty()),
-        ("a root that is only read", spec.read_only),
         ("an unpacked root", spec.rootfs == RootfsChoice::Virtiofs),
         ("a pod's network", spec.pod.is_some()),
         (
@@ -265,9 +263,13 @@ fn is_saveable(spec: &MachineSpec, volumes: &[ResolvedVolume], inputs: &Inputs<'
             inputs.hypervisor.driver == Hypervisor::CloudHypervisor,
         ),
     ];
+    let is_wanted = spec.snapshots || spec.idle_timeout_ms.is_some();
     match has.into_iter().find(|(_, has)| *has) {
-        Some((what, _)) if spec.snapshots => Err(PlanError::NotSaveable { what: what.to_owned() }),
-        obstacle => Ok(spec.snapshots || (spec.warm && obstacle.is_none())),
+        Some((what, _)) if is_wanted => Err(PlanError::NotSaveable { what: what.to_owned() }),
+        obstacle => {
+            let is_warm = spec.warm && volumes.is_empty() && !spec.read_only;
+            Ok(is_wanted || (is_warm && obstacle.is_none()))
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use zmachine_agent_protocol::{Identity, Renewed, Secret};
 use zmachine_hypervisor::{Disk, Nic, VmSpec};
 
 use super::ContainerPlan;
+use super::common::VOLUME_DISK;
 
 impl ContainerPlan {
     /// What of this machine does not fit the memory and the devices of `saved`. Names, paths, addresses and what it boots may differ.
@@ -71,9 +72,13 @@ impl ContainerPlan {
     }
 }
 
-/// The devices in their order, as far as a guest and a saved state know them.
+/// The devices in their order, as far as a guest and a saved state know them. The serial number of a volume's disk is its name, which is
+/// another one in a copy: a guest asks the device for it whenever it wants to know.
 fn devices(vm: &VmSpec) -> Vec<String> {
     let disk = |disk: &Disk| match disk {
+        Disk::File {
+            id, read_only, discard, ..
+        } if id.starts_with(VOLUME_DISK) => format!("disk {id} (read-only {read_only}, discard {discard})"),
         Disk::File {
             id,
             serial,
@@ -131,6 +136,26 @@ mod tests {
         assert_eq!(fits, None);
     }
 
+    fn volume(name: &str) -> Disk {
+        Disk::File {
+            id: "volume0".into(),
+            path: name.into(),
+            serial: name.into(),
+            read_only: false,
+            discard: true,
+        }
+    }
+
+    #[test]
+    fn a_copy_has_volumes_of_other_names() {
+        let with = |name: &str| {
+            let mut plan = plan();
+            plan.vm.disks.push(volume(name));
+            plan
+        };
+        assert_eq!(with("0123456789ab-0").misfit(&with("data")), None);
+    }
+
     #[test]
     fn what_does_not_fit_is_named() {
         let named = |part: &str, change: &dyn Fn(&mut ContainerPlan)| {
@@ -150,6 +175,9 @@ mod tests {
             })
         });
         named("disk", &|plan| drop(plan.vm.disks.pop()));
+        named("disk volume0 (read-only false", &|plan| {
+            plan.vm.disks.push(volume("data"))
+        });
         named("directory", &|plan| {
             plan.vm.shares.push(zmachine_hypervisor::Share {
                 id: "fs0".into(),

@@ -120,7 +120,9 @@ impl PlanError {
             PlanError::TooManyInterfaces { .. } => "leave out a network",
             PlanError::NoShareServer => zmachine_share::MissingServer.hint(),
             PlanError::SharesNeedRoot => "run zmachine as root, or use a volume",
-            PlanError::NotSaveable { .. } => "leave it out, or run the machine without snapshots",
+            PlanError::NotSaveable { .. } => {
+                "leave it out, or run the machine without snapshots and without an idle timeout"
+            }
             PlanError::PublishWithoutNetwork => "publish nothing, or join the network 'default'",
         }
     }

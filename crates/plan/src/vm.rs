@@ -349,6 +349,7 @@ fn refuse_container_settings(spec: &MachineSpec) -> Result<(), PlanError> {
         (Setting::Secrets, !spec.secrets.is_empty()),
         (Setting::Volumes, !spec.sockets.is_empty()),
         (Setting::Snapshots, spec.snapshots),
+        (Setting::IdleTimeout, spec.idle_timeout_ms.is_some()),
     ];
     match first_used(used).or(spec.guest.used()) {
         Some(setting) => Err(PlanError::NotForVms { setting }),

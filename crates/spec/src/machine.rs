@@ -180,6 +180,9 @@ pub struct MachineSpec {
     /// Its first start begins from the template of an earlier one like it, where there is one, and makes one otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub warm: bool,
+    /// Milliseconds after which it is saved and its hypervisor ends, when nobody has had to do with it for so long; who comes brings it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_ms: Option<u64>,
     /// So many guests like it are kept waiting for the next machines like it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pool: u16,
@@ -305,6 +308,7 @@ impl MachineSpec {
             warm: false,
             pool: 0,
             standby: false,
+            idle_timeout_ms: None,
         }
     }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::volume::{Content, Fs};
+
 /// Bytes of memory that have one checksum: the unit in which memory is kept.
 pub const CHUNK: u64 = 1 << 20;
 
@@ -20,8 +22,52 @@ pub struct Saved {
     pub memory: MemoryMark,
     /// Bytes of the file of its writable disk, where it has one.
     pub disk_bytes: Option<u64>,
+    /// Its volumes, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<SavedVolume>,
     /// How long it stood still, in microseconds.
     pub paused_us: u64,
+}
+
+/// The disks of a machine that were saved without its memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedDisks {
+    /// Bytes of the file of its own writable disk, where it has one.
+    pub disk_bytes: Option<u64>,
+    /// Bytes of the file of its firmware's variables, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware_bytes: Option<u64>,
+    /// Its volumes, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<SavedVolume>,
+    /// It ran meanwhile, and its guest did not write.
+    pub was_running: bool,
+    /// How long nobody could write, in microseconds.
+    pub paused_us: u64,
+}
+
+/// A volume of a machine that was saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedVolume {
+    /// Its name then.
+    pub name: String,
+    /// The file system that it was made for.
+    pub fs: Fs,
+    /// What it held.
+    pub content: Content,
+    /// Bytes of its disk.
+    pub bytes: u64,
+    /// When its disk was written to last, in nanoseconds since 1970, for one that the machine only read: there is no copy of it, and a guest
+    /// that goes on relies on it being the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_at: Option<u64>,
+}
+
+impl SavedVolume {
+    /// Whether a copy of its disk was saved.
+    pub fn is_copied(&self) -> bool {
+        self.written_at.is_none()
+    }
 }
 
 /// What a guest knows of its host's CPUs, and cannot be told anew.

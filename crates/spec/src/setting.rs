@@ -48,11 +48,12 @@ pub enum Setting {
     Health,
     CpuSet,
     Snapshots,
+    IdleTimeout,
 }
 
 impl Setting {
     /// All there are.
-    pub const ALL: [Setting; 39] = [
+    pub const ALL: [Setting; 40] = [
         Setting::Name,
         Setting::Flist,
         Setting::Cpus,
@@ -92,6 +93,7 @@ impl Setting {
         Setting::Health,
         Setting::CpuSet,
         Setting::Snapshots,
+        Setting::IdleTimeout,
     ];
 }
 
@@ -138,6 +140,7 @@ impl fmt::Display for Setting {
             Setting::Health => "health check",
             Setting::CpuSet => "choice of CPUs",
             Setting::Snapshots => "snapshots",
+            Setting::IdleTimeout => "idle timeout",
         })
     }
 }

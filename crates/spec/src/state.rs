@@ -199,6 +199,9 @@ pub struct State {
     /// Its last run ended because a user wanted that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stopped_by_user: bool,
+    /// Since when it runs without a hypervisor, because nobody had to do with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<Timestamp>,
 }
 
 /// No boot takes longer, in seconds. Under emulation minutes were seen.
@@ -236,6 +239,7 @@ impl State {
             warnings: Vec::new(),
             restarts: 0,
             stopped_by_user: false,
+            idle_since: None,
         }
     }
 
@@ -254,7 +258,16 @@ impl State {
         self.user = None;
         self.rootfs_counters = Stats::default();
         self.warnings.clear();
+        self.idle_since = None;
         self
+    }
+
+    /// Where it is in one word, as listings show it: the phase, or that it is idle.
+    pub fn word(&self) -> &'static str {
+        match (&self.phase, self.idle_since) {
+            (Phase::Running, Some(_)) => "idle",
+            (phase, _) => phase.word(),
+        }
     }
 
     /// Whether it is a VM whose guest may still be booting: neither its agent nor a login was seen. One without either is taken for

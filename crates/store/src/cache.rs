@@ -103,7 +103,8 @@ fn images_of_snapshots(home: &Home) -> Result<HashSet<Digest>, Failure> {
                 .hint(format!("remove it with 'zmachine snapshot rm {name}', then try again"))
         };
         let snapshot = listed.map_err(|(name, failure)| unknown(&name, failure))?;
-        let image = &snapshot.plan.image;
+        // A disk image of this host is none of the library's.
+        let Some(image) = snapshot.plan.image() else { continue };
         let digest = image.parse();
         let no_digest = |_| {
             unknown(

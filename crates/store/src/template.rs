@@ -3,6 +3,7 @@
 //! The files are those of a snapshot. The key is a digest of all that such a guest knows of its machine and cannot be told anew, so what
 //! does not fit is never found. Nobody misses a template: a start without one boots.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -20,10 +21,22 @@ use crate::snapshot::{Snapshot, publish_files};
 /// Templates of a home; the least recently used ones go when there is one more.
 const MOST: usize = 16;
 
+/// What they take at the most, in bytes of the host's disk; the last one is kept whatever it takes.
+const MOST_BYTES: u64 = 4 << 30;
+
 /// The templates of a home.
 #[derive(Debug, Clone)]
 pub struct Templates {
     folder: PathBuf,
+}
+
+/// The templates of an image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TemplateUse {
+    /// How many there are.
+    pub count: usize,
+    /// What they take of the host's disk, in bytes; blocks that they share with other files are counted.
+    pub bytes: u64,
 }
 
 /// A template that is being made. It is nobody's until it is published.
@@ -129,10 +142,32 @@ impl Templates {
             let used = std::fs::metadata(self.folder.join(key)).and_then(|m| m.modified());
             std::cmp::Reverse(used.unwrap_or(SystemTime::UNIX_EPOCH))
         });
-        for key in all.iter().skip(MOST) {
+        let sizes: Vec<u64> = all.iter().map(|key| used(&self.folder.join(key))).collect();
+        for key in &all[kept(&sizes)..] {
             self.discard(key)?;
         }
         Ok(())
+    }
+
+    /// What there is, by the digest of the image.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn uses(&self) -> Result<BTreeMap<String, TemplateUse>, Failure> {
+        let mut uses = BTreeMap::<String, TemplateUse>::new();
+        for key in self.keys()? {
+            let path = self.folder.join(&key);
+            // One that cannot be read is none.
+            let Ok(read) = file::read_json::<Snapshot>(&path.join("snapshot.json")) else {
+                continue;
+            };
+            let of_image = uses
+                .entry(read.plan.image().unwrap_or_default().to_owned())
+                .or_default();
+            of_image.count += 1;
+            of_image.bytes += used(&path);
+        }
+        Ok(uses)
     }
 
     /// Removes one: what it says turned out not to be so.
@@ -184,6 +219,16 @@ impl Templates {
     }
 }
 
+/// How many of templates with these sizes in bytes, the most recently used first, are kept.
+fn kept(sizes: &[u64]) -> usize {
+    let mut bytes = 0_u64;
+    let fits = sizes.iter().enumerate().take_while(|(index, size)| {
+        bytes = bytes.saturating_add(**size);
+        *index == 0 || (*index < MOST && bytes <= MOST_BYTES)
+    });
+    fits.count()
+}
+
 /// The room that a folder's files take, in bytes.
 fn used(folder: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -215,6 +260,45 @@ mod tests {
             tsc_khz: Some(2_000_000),
         };
         key(&plan, &host, Path::new("/bin/sh"))
+    }
+
+    #[test]
+    fn so_many_are_kept_as_have_room() {
+        assert_eq!(kept(&[]), 0);
+        assert_eq!(kept(&[1; 20]), MOST);
+        assert_eq!(kept(&[MOST_BYTES / 4; 20]), 4);
+        assert_eq!(kept(&[MOST_BYTES * 2, 1]), 1);
+    }
+
+    #[test]
+    fn what_there_is_of_an_image_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(&dir.path().join("data"), &dir.path().join("run")).unwrap();
+        let templates = Templates::of(&home);
+        assert!(templates.uses().unwrap().is_empty());
+        for key in ["a", "b"] {
+            let draft = templates.begin(key).unwrap().unwrap();
+            std::fs::write(draft.folder.join("root.img"), [7; 8192]).unwrap();
+            let snapshot = Snapshot {
+                version: 1,
+                machine: "m".into(),
+                machine_id: "0123456789ab".into(),
+                tag: key.into(),
+                automatic: true,
+                created_at: jiff::Timestamp::UNIX_EPOCH,
+                spec: zmachine_spec::MachineSpec::new("m", "/x.fl"),
+                plan: Plan::Container(Box::new(plan())),
+                guest_kernel: None,
+                saved: None,
+                disks: None,
+            };
+            templates.publish(draft, &snapshot).unwrap();
+        }
+        std::fs::create_dir(dir.path().join("data/templates/broken")).unwrap();
+        let uses = templates.uses().unwrap();
+        let found = uses[&plan().image];
+        assert_eq!((uses.len(), found.count), (1, 2));
+        assert!(found.bytes >= 16384, "{found:?}");
     }
 
     #[test]

@@ -47,6 +47,22 @@ pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
     Ok(device.into())
 }
 
+/// Bytes that precede each frame that is read from, or written to, a tap: its virtio-net header, as whoever had it last chose.
+///
+/// # Errors
+/// For what is no tap.
+pub fn header_bytes(tap: &impl AsRawFd) -> io::Result<usize> {
+    /// `_IOR('T', 215, int)` (linux/if_tun.h).
+    const TUNGETVNETHDRSZ: libc::c_ulong = 0x8004_54d7;
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request writes one `int`, which lives on this stack frame for the whole call.
+    let done = unsafe { libc::ioctl(tap.as_raw_fd(), TUNGETVNETHDRSZ as _, &raw mut bytes) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    usize::try_from(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -177,7 +177,8 @@ impl Agent {
         let mut written = std::pin::pin!(self.written.notified());
         written.as_mut().enable();
         let held = async {
-            let roots = setup::hold::mounted(&self.proc, disks).map_err(|error| error.to_string())?;
+            let roots =
+                setup::hold::mounted(&self.proc, disks, &self.writable.borrow()).map_err(|error| error.to_string())?;
             // In a child: a slow disk keeps nobody's output waiting.
             work(&self.reaper, || setup::hold::freeze(&roots)).await?;
             self.held.replace(roots);

@@ -14,23 +14,26 @@ use rustix::io::Errno;
 use super::disks::Disk;
 use super::error::SetupError;
 use super::grow::mount_point;
+use super::root::Writable;
 
 /// `_IOWR('X', 119, int)`.
 const FIFREEZE: libc::Ioctl = 0xc004_5877_u32 as libc::Ioctl;
 /// `_IOWR('X', 120, int)`.
 const FITHAW: libc::Ioctl = 0xc004_5878_u32 as libc::Ioctl;
 
-/// The directories on which what is on the disks `serials`, or on their partitions, is mounted. `proc` is the agent's own `/proc`.
+/// The directories on which what is on the disks `serials`, or on their partitions, is mounted. `proc` is the agent's own `/proc`. The
+/// container's own disk is mounted nowhere that its processes could see: it is one of `writable`.
 ///
 /// # Errors
 /// [`SetupError`] for a disk that is not there.
-pub(crate) fn mounted(proc: &OwnedFd, serials: &[String]) -> Result<Vec<OwnedFd>, SetupError> {
+pub(crate) fn mounted(proc: &OwnedFd, serials: &[String], writable: &[Writable]) -> Result<Vec<OwnedFd>, SetupError> {
     let mut roots = Vec::new();
     for serial in serials {
         let disk = Disk::find(serial).ok_or_else(|| SetupError::DiskMissing {
             serial: serial.clone(),
             after_s: 0,
         })?;
+        let before = roots.len();
         for device in disk.devices() {
             let Some(point) = mount_point(proc, &device) else {
                 continue;
@@ -41,6 +44,14 @@ pub(crate) fn mounted(proc: &OwnedFd, serials: &[String]) -> Result<Vec<OwnedFd>
             };
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let root = rustix::fs::openat(CWD, point.as_str(), flags, Mode::empty()).map_err(failed)?;
+            roots.push(root);
+        }
+        let own = writable.iter().find(|own| own.name == *serial);
+        if let (Some(own), true) = (own, roots.len() == before) {
+            let root = own.open().map_err(|source| SetupError::Hold {
+                device: serial.clone(),
+                source,
+            })?;
             roots.push(root);
         }
     }

@@ -68,6 +68,11 @@ pub(crate) fn disconnect(connection: &Connection) -> Result<(), SetupError> {
 /// # Errors
 /// The first [`SetupError`]; the guest is not to run then.
 pub(crate) fn renew(identity: &Identity) -> Result<(), SetupError> {
+    // Nothing else runs meanwhile.
+    let is_sealed = root::is_sealed()?;
+    if is_sealed {
+        root::unseal()?;
+    }
     etc::write_machine_id(&identity.machine_id)?;
     etc::write_names(
         &identity.hostname,
@@ -77,6 +82,9 @@ pub(crate) fn renew(identity: &Identity) -> Result<(), SetupError> {
     )?;
     secrets::write_all(&identity.secrets)?;
     secrets::place_all(&identity.secrets)?;
+    if is_sealed {
+        root::seal()?;
+    }
     network::renew(&identity.interfaces, &identity.routes)
 }
 

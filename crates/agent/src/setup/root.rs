@@ -49,6 +49,15 @@ impl Writable {
         })
     }
 
+    /// Its root, opened: requests to a file system need more than what is held.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn open(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.root, ".", flags, Mode::empty())
+    }
+
     /// Makes the file system read-only: everything is written and its journal is empty afterwards.
     ///
     /// # Errors
@@ -250,6 +259,31 @@ fn empty(directory: BorrowedFd<'_>, device: u64) {
 pub(super) fn seal() -> Result<(), SetupError> {
     mount_remount("/", MountFlags::RDONLY, "").map_err(|source| SetupError::Mount {
         what: "overlay (read-only)".into(),
+        target: "/".into(),
+        source,
+    })
+}
+
+/// Whether the root is read-only.
+///
+/// # Errors
+/// [`SetupError::Mount`] when it cannot be looked at.
+pub(super) fn is_sealed() -> Result<bool, SetupError> {
+    let found = rustix::fs::statvfs("/").map_err(|source| SetupError::Mount {
+        what: "overlay".into(),
+        target: "/".into(),
+        source,
+    })?;
+    Ok(found.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
+/// Lets the root be written to, until it is made read-only again.
+///
+/// # Errors
+/// [`SetupError::Mount`].
+pub(super) fn unseal() -> Result<(), SetupError> {
+    mount_remount("/", MountFlags::empty(), "").map_err(|source| SetupError::Mount {
+        what: "overlay (writable)".into(),
         target: "/".into(),
         source,
     })

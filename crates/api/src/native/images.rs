@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use zmachine_engine::image_view::{document, image_view};
+use zmachine_engine::image_view::{document, image_view_with_templates};
 use zmachine_engine::{ImageRequest, import_failure};
 use zmachine_image::reference::DOCKER_HUB;
 use zmachine_image::{ImageKind, ImageName, ImageSource, Library, Mode, PullPolicy, Silent};
@@ -140,7 +140,7 @@ pub async fn get(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
     let name = call.place("name");
     let view = failing(app, move |app| {
         let found = found(app, &name)?;
-        image_view(&library(app)?, &found.digest, &found.reference())
+        image_view_with_templates(app.engine.home(), &library(app)?, &found.digest, &found.reference())
     })
     .await?;
     Ok(json(StatusCode::OK, &view))

@@ -192,6 +192,15 @@ pub fn schemas() -> Value {
             }),
             &["name"],
         ),
+        "NewMachineSnapshot": request(
+            "A wanted snapshot of a machine",
+            json!({
+                "name": {"type": "string", "description": "NAME or NAME@TAG"},
+                "disk_only": {"type": "boolean", "description": "its disk and its volumes without its memory, whether it runs or not"},
+                "keep": {"type": "string", "description": "older ones of the same kind without a tag of the caller's go, but the newest of each of so many hours, days, weeks, months, years: 24h,7d,4w"},
+            }),
+            &["name"],
+        ),
         "NewSize": request("A wanted size", json!({"size_bytes": number()}), &["size_bytes"]),
         "Pruned": object(
             "What is gone",
@@ -203,7 +212,8 @@ pub fn schemas() -> Value {
             "A machine as it was",
             json!({
                 "name": text(), "machine": text(), "machine_id": text(), "tag": text(), "created_at": text(), "image": text(),
-                "memory_bytes": number(), "used_bytes": number(), "paused_us": number(), "hypervisor": text(), "path": text(),
+                "kind": {"type": "string", "enum": ["machine", "disks"]}, "volumes": list(&text()),
+                "memory_bytes": number(), "used_bytes": number(), "paused_us": number(), "hypervisor": or_null("string"), "path": text(),
             }),
             &[],
         ),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
-use zmachine_engine::Engine;
+use zmachine_engine::{Engine, Saves};
 use zmachine_image::Silent;
 use zmachine_spec::keep::Keep;
 use zmachine_spec::{Class, Failure};
@@ -36,17 +36,17 @@ pub async fn list(app: &Arc<App>) -> Result<Answer, Problem> {
     Ok(json(StatusCode::OK, &listed))
 }
 
-/// Saves a machine as it is.
+/// Saves a machine as it is, or its disks.
 ///
 /// # Errors
-/// 404; 409 for a machine that does not run, and for a tag that is taken.
+/// 404; 409 for a machine that does not run, unless its disks alone are saved, and for a tag that is taken.
 pub async fn create(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
-    let wanted: NewSnapshot = read(call).await?;
+    let wanted: NewMachineSnapshot = read(call).await?;
     let keep = wanted.keep()?;
     let made = failing(app, move |app| {
-        let snapshot = app
-            .engine
-            .create_snapshot(&SnapshotName::parse(&wanted.name)?, keep.as_ref())?;
+        let snapshot =
+            app.engine
+                .create_snapshot(&SnapshotName::parse(&wanted.name)?, wanted.saves(), keep.as_ref())?;
         app.engine.snapshot_view(&SnapshotName::parse(&snapshot.name())?)
     })
     .await?;
@@ -145,9 +145,37 @@ pub(super) struct NewSnapshot {
 impl NewSnapshot {
     /// Which older ones stay.
     pub(super) fn keep(&self) -> Result<Option<Keep>, Failure> {
-        let keep = self.keep.as_deref().map(str::parse::<Keep>).transpose();
-        keep.map_err(|message| Failure::new(Class::Usage, format!("keep: {message}")))
+        kept(self.keep.as_deref())
     }
+}
+
+/// A wanted snapshot of a machine.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewMachineSnapshot {
+    name: String,
+    #[serde(default)]
+    disk_only: bool,
+    #[serde(default)]
+    keep: Option<String>,
+}
+
+impl NewMachineSnapshot {
+    fn keep(&self) -> Result<Option<Keep>, Failure> {
+        kept(self.keep.as_deref())
+    }
+
+    fn saves(&self) -> Saves {
+        match self.disk_only {
+            true => Saves::Disks,
+            false => Saves::Machine,
+        }
+    }
+}
+
+fn kept(text: Option<&str>) -> Result<Option<Keep>, Failure> {
+    let keep = text.map(str::parse::<Keep>).transpose();
+    keep.map_err(|message| Failure::new(Class::Usage, format!("keep: {message}")))
 }
 
 fn one() -> u16 {

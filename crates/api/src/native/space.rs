@@ -57,6 +57,14 @@ pub async fn usage(app: &Arc<App>) -> Result<Answer, Problem> {
         let nameless = nameless.filter(|(image, (is_used, _))| image.names.is_empty() && !is_used);
         let nameless = nameless.map(|(_, (_, bytes))| bytes).sum();
         let cache = library.cache_usage()?;
+        let templates: Vec<_> = engine.template_uses()?.into_iter().collect();
+        let of_templates = json!({
+            "kind": "templates",
+            "total": templates.iter().map(|(_, found)| found.count).sum::<usize>(),
+            "active": 0,
+            "bytes": templates.iter().map(|(_, found)| found.bytes).sum::<u64>(),
+            "reclaimable_bytes": 0,
+        });
         let (views, failures) = engine.volume_list()?;
         unreadable.extend(failures.iter().map(ToString::to_string));
         let volumes: Vec<_> = views
@@ -72,6 +80,7 @@ pub async fn usage(app: &Arc<App>) -> Result<Answer, Problem> {
             "usage": [
                 of("images", &images, nameless),
                 {"kind": "blocks", "total": cache.blocks, "active": 0, "bytes": cache.bytes, "reclaimable_bytes": 0},
+                of_templates,
                 of("machines", &disks, idle(&disks)),
                 of("volumes", &volumes, idle(&volumes)),
             ],

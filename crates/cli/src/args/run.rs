@@ -193,6 +193,9 @@ pub(crate) struct CreateArgs {
     /// Build it so that it can be saved and forked while it runs
     #[arg(long)]
     snapshots: bool,
+    /// Save it and end its hypervisor when nobody has had to do with it for so long, as 10m; who comes brings it back
+    #[arg(long, value_name = "TIME")]
+    idle_timeout: Option<String>,
     /// Begin from the guest of an earlier machine like it instead of booting one, where there is one; make one otherwise
     #[arg(long)]
     warm: bool,
@@ -299,6 +302,8 @@ impl CreateArgs {
         spec.snapshots = self.snapshots;
         spec.pool = self.pool.unwrap_or_default();
         spec.warm = self.warm || self.pool.is_some() || environment("ZMACHINE_WARM").is_some_and(|value| value == "1");
+        let idle_timeout = self.idle_timeout.as_deref().map(zmachine_spec::health::parse_time);
+        spec.idle_timeout_ms = idle_timeout.transpose()?.flatten();
         let secret = |text: &String| zmachine_spec::secret::parse(text, cwd);
         spec.secrets = self.secret.iter().map(secret).collect::<Result<_, Failure>>()?;
         spec.jail = self.jail;

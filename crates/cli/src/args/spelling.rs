@@ -44,6 +44,7 @@ pub(crate) fn flag(setting: Setting) -> &'static str {
         Setting::Health => "--health-cmd",
         Setting::CpuSet => "--cpuset-cpus",
         Setting::Snapshots => "--snapshots",
+        Setting::IdleTimeout => "--idle-timeout",
     }
 }
 

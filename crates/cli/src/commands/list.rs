@@ -29,6 +29,7 @@ fn status(machine: &MachineSummary, now: Timestamp) -> String {
             Some(health) => format!("Up {up} ({health})"),
         },
         ("paused", _) => format!("Up {up} (Paused)"),
+        ("idle", _) => format!("Up {up} (idle)"),
         (_, Some(code)) => format!("Exited ({code}) {} ago", since(machine.finished_at)),
         ("failed", _) => format!("Failed {} ago", since(machine.finished_at)),
         ("restarting", _) => format!("Restarting {} ago", since(machine.finished_at)),

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, IsTerminal as _};
 
 use serde_json::json;
-use zmachine_engine::Engine;
 use zmachine_engine::views::SnapshotView;
+use zmachine_engine::{Engine, Saves};
 use zmachine_spec::bytes::Human;
 use zmachine_spec::{Class, Failure};
 use zmachine_store::snapshot::SnapshotName;
@@ -21,8 +21,9 @@ use crate::progress::Bars;
 /// Makes, lists, shows and removes snapshots.
 pub(crate) fn snapshot(engine: &Engine, command: SnapshotCommand) -> Result<u8, Failure> {
     match command {
-        SnapshotCommand::Create { name, keep } => {
-            let made = engine.create_snapshot(&SnapshotName::parse(&name)?, keep.as_ref())?;
+        SnapshotCommand::Create { name, disk_only, keep } => {
+            let what = if disk_only { Saves::Disks } else { Saves::Machine };
+            let made = engine.create_snapshot(&SnapshotName::parse(&name)?, what, keep.as_ref())?;
             output::print(&format!("{}\n", made.name()))?;
             Ok(0)
         }
@@ -86,14 +87,23 @@ fn list(engine: &Engine, args: &ListingArgs) -> Result<u8, Failure> {
         cells: vec![
             view.name.clone(),
             output::human_age(view.created_at, now),
-            Human(view.memory_bytes).to_string(),
+            view.kind.to_owned(),
+            match view.memory_bytes {
+                0 => "-".to_owned(),
+                bytes => Human(bytes).to_string(),
+            },
+            view.volumes.len().to_string(),
             Human(view.used_bytes).to_string(),
             view.image.chars().take(12).collect(),
         ],
         fields: json!(view),
     };
     let rows: Vec<Row> = views.iter().map(row).collect();
-    args.show(&["NAME", "CREATED", "MEMORY", "USED", "IMAGE"], &rows, &views)?;
+    args.show(
+        &["NAME", "CREATED", "KIND", "MEMORY", "VOLUMES", "USED", "IMAGE"],
+        &rows,
+        &views,
+    )?;
     Ok(code)
 }
 

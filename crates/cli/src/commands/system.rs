@@ -89,6 +89,14 @@ fn df(engine: &Engine, format: Format) -> Result<u8, Failure> {
         size: cache.bytes,
         reclaimable: 0,
     };
+    let found = engine.template_uses()?;
+    let templates = Usage {
+        kind: "Templates",
+        total_count: found.values().map(|found| found.count).sum(),
+        active: 0,
+        size: found.values().map(|found| found.bytes).sum(),
+        reclaimable: 0,
+    };
     let (views, failures) = engine.volume_list()?;
     for failure in failures {
         crate::failure::print(&failure);
@@ -106,7 +114,7 @@ fn df(engine: &Engine, format: Format) -> Result<u8, Failure> {
             false => volumes.active += 1,
         }
     }
-    let all = [images, blocks, machines, volumes];
+    let all = [images, blocks, templates, machines, volumes];
     if format == Format::Json {
         output::json(&all)?;
         return Ok(code);

@@ -55,6 +55,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("snapshots", "true", true),
     ("warm", "true", true),
     ("pool", "2", true),
+    ("idle-timeout", "\"90s\"", true),
     ("rootfs", "\"virtiofs\"", true),
     ("secret", "[\"db=/etc/pw\"]", true),
     ("jail", "\"off\"", true),

@@ -7,9 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
-use zmachine_testkit::Need;
+use zmachine_testkit::{Need, lacking, skip};
 
-use crate::support::{exec_output, home_with_box, lacking, skip, until, until_logged, zmachine};
+use crate::support::{exec_output, home_with_box, until, until_logged, zmachine};
 
 const BATCHES: usize = 10;
 const EACH: usize = 10;
@@ -115,8 +115,8 @@ fn a_hundred_forks_have_nothing_in_common() {
     let mut count = 0;
     for batch in 0..BATCHES {
         let prefix = format!("b{batch}");
-        let made = zmachine(&home, &["fork", "web@s", "-n", &EACH.to_string(), "--name", &prefix]).expect_success();
-        let forks: Vec<String> = made.stdout().lines().map(str::to_owned).collect();
+        let made = zmachine(&home, &["fork", "web@s", "-n", &EACH.to_string(), "--name", &prefix]);
+        let forks: Vec<String> = made.expect_success().stdout().lines().map(str::to_owned).collect();
         assert_eq!(forks.len(), EACH);
         for fork in &forks {
             let all = exec_output(&home, fork, &script);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Duration;
 
 use zmachine_testkit::TestHome;
@@ -63,6 +64,8 @@ fn a_machine_is_saved_forked_and_restored() {
         "--snapshots",
         "-p",
         "18085:80",
+        "-v",
+        "data:/data:size=32M",
         &image,
         "sh",
         "-c",
@@ -70,6 +73,7 @@ fn a_machine_is_saved_forked_and_restored() {
     ];
     zmachine(&home, &words).expect_success();
     until_logged(&home, "web", "n3");
+    exec_output(&home, "web", "echo then >/data/x");
     exec_output(&home, "web", "echo 0123456789abcdef0123456789abcdef >/etc/machine-id");
 
     let hook = "mkdir -p /etc/zmachine/freeze.d /etc/zmachine/thaw.d; cd /etc/zmachine; \
@@ -87,6 +91,18 @@ fn a_machine_is_saved_forked_and_restored() {
         });
         let listed = zmachine(&home, &["snapshot", "ls", "-q"]).expect_success().stdout();
         assert_eq!(listed, "web@first\n");
+        let words = [
+            "snapshot",
+            "inspect",
+            "web@first",
+            "--format",
+            "{{.kind}} {{json .volumes}}",
+        ];
+        assert_eq!(
+            zmachine(&home, &words).expect_success().stdout(),
+            "machine [\"data\"]\n"
+        );
+        exec_output(&home, "web", "echo later >/data/x");
         refused(
             &home,
             &["snapshot", "create", "web@first"],
@@ -117,11 +133,18 @@ fn a_machine_is_saved_forked_and_restored() {
                 .duration_since(std::time::UNIX_EPOCH)
                 .expect("time");
             assert!((host.as_secs_f64() - guest).abs() < 5.0, "{guest}");
-            exec_output(&home, fork, &format!("echo {fork} >/own"));
+            assert_eq!(exec_output(&home, fork, "cat /data/x"), "then");
+            exec_output(&home, fork, &format!("echo {fork} | tee /own >/data/x; sync"));
         }
         for fork in ["f-1", "f-2"] {
-            assert_eq!(exec_output(&home, fork, "cat /own"), fork);
+            assert_eq!(exec_output(&home, fork, "cat /own /data/x"), format!("{fork}\n{fork}"));
         }
+        assert_eq!(exec_output(&home, "web", "cat /data/x"), "later");
+        // A fork's agent finds the volume under the name that it has there.
+        let volumes = volumes(&home);
+        assert_eq!(volumes.len(), 4, "{volumes:?}");
+        let own = format!("{}-0", inspect(&home, "f-1")["id"].as_str().expect("an id"));
+        zmachine(&home, &["volume", "snapshot", "create", &own]).expect_success();
         assert_ne!(sh(&home, "web", "test -e /own").code, 0);
         // Names and addresses of the network are each one's own.
         let own = exec_output(&home, "f-2", "ip -4 -o addr show eth0 | sed 's/.*inet //; s,/.*,,'");
@@ -160,11 +183,6 @@ fn a_machine_is_saved_forked_and_restored() {
         refused(&home, &["restore", "web@second"], "no snapshot 'web@second'");
         refused(&home, &["fork", "web@a/b"], "cannot be the tag");
         refused(&home, &["fork", "web@first", "--name", "f-1"], "f-1");
-        refused(
-            &home,
-            &["run", "-d", "--snapshots", "-v", "/data", &image, "true"],
-            "a machine with a volume cannot be saved",
-        );
         let folder = "/usr/share:/shared:ro";
         refused(
             &home,
@@ -185,8 +203,40 @@ fn a_machine_is_saved_forked_and_restored() {
         home.zmachine(words).env("ZMACHINE_WARM", "0").finish().expect_success();
         refused(&home, &["snapshot", "create", "plain"], "make it with --snapshots");
         refused(&home, &["fork", "plain"], "make it with --snapshots");
-        zmachine(&home, &["rm", "-f", "plain"]).expect_success();
     });
+
+    checks.that("disks alone are saved of any machine, and boot elsewhere", || {
+        disks_alone(&home, "plain")
+    });
+
+    checks.that("a machine whose root is only read is saved and forked", || {
+        let words = [
+            "run",
+            "-d",
+            "--name",
+            "ro",
+            "--idle-timeout",
+            "2s",
+            "--read-only",
+            "-p",
+            "18086:80",
+            &image,
+        ];
+        zmachine(
+            &home,
+            &[&words[..], &["httpd", "-f", "-p", "80", "-h", "/etc"]].concat(),
+        )
+        .expect_success();
+        zmachine(&home, &["fork", "ro", "--name", "ro2"]).expect_success();
+        assert_eq!(exec_output(&home, "ro2", "hostname; cat /etc/hostname"), "ro2\nro2");
+        assert_ne!(sh(&home, "ro2", "touch /x").code, 0);
+        zmachine(&home, &["rm", "-f", "ro2"]).expect_success();
+    });
+
+    checks.that(
+        "one that nobody has to do with ends, and is there when somebody comes",
+        || idle(&home, "ro", 18086),
+    );
 
     checks.that(
         "a machine that runs is forked as it is, and no snapshot is left",
@@ -211,6 +261,7 @@ fn a_machine_is_saved_forked_and_restored() {
             let ran = zmachine(&home, &run);
             assert_eq!(ran.expect_code(7).stdout(), "blue\n");
             zmachine(&home, &["rm", "-f", "web-fork1", "own", "f-2", "f-3"]).expect_success();
+            assert_eq!(volumes(&home).len(), 2, "volumes of forks go with them");
         },
     );
 
@@ -218,13 +269,27 @@ fn a_machine_is_saved_forked_and_restored() {
         zmachine(&home, &["stop", "-t", "1", "f-1"]).expect_success();
         assert_eq!(phase(&home, "f-1"), "stopped");
         zmachine(&home, &["start", "f-1"]).expect_success();
-        assert_eq!(exec_output(&home, "f-1", "cat /own"), "f-1");
+        assert_eq!(exec_output(&home, "f-1", "cat /own /data/x"), "f-1\nf-1");
         zmachine(&home, &["rm", "-f", "f-1"]).expect_success();
     });
 
     checks.that("it is restored, with its disk of then, and can be saved again", || {
         zmachine(&home, &["stop", "-t", "1", "web"]).expect_success();
         let before = zmachine(&home, &["logs", "web"]).stdout().lines().count();
+        {
+            let lock = fs::File::open(home.path().join("volumes/data/lock")).expect("its lock");
+            lock.try_lock().expect("nobody uses it");
+            refused(&home, &["restore", "web@first"], "the volume 'data' is in use");
+        }
+        let volume = home.path().join("volumes/data");
+        let aside = home.path().join("volumes/aside");
+        fs::rename(&volume, &aside).expect("aside");
+        refused(
+            &home,
+            &["restore", "web@first"],
+            "'data' of the snapshot 'web@first' was removed",
+        );
+        fs::rename(&aside, &volume).expect("put back");
         zmachine(&home, &["start", "--from", "web@first"]).expect_success();
         let next = until("it counts", Duration::from_secs(20), || {
             let log = zmachine(&home, &["logs", "web"]).stdout();
@@ -232,6 +297,7 @@ fn a_machine_is_saved_forked_and_restored() {
         });
         let next: u32 = next.trim_start_matches('n').parse().expect("a number");
         assert!((at..at + 30).contains(&next), "went on at {next}, saved at {at}");
+        assert_eq!(exec_output(&home, "web", "cat /data/x"), "then");
         // Of those without a tag of the user's, one of an hour stays.
         for _ in 0..2 {
             zmachine(&home, &["snapshot", "create", "web", "--keep", "1h"]).expect_success();
@@ -240,7 +306,7 @@ fn a_machine_is_saved_forked_and_restored() {
         zmachine(&home, &["stop", "-t", "1", "web"]).expect_success();
     });
 
-    checks.that("what is damaged is told before anything starts", || damaged(&home));
+    checks.that("what does not fit is told before anything starts", || refusals(&home));
 
     checks.that(
         "an archive of it is a snapshot elsewhere, and a damaged one is none",
@@ -250,7 +316,7 @@ fn a_machine_is_saved_forked_and_restored() {
             let made = zmachine(&home, &["snapshot", "import", &archive, "--name", "copy@x"]);
             assert_eq!(made.expect_success().stdout(), "copy@x\n");
             zmachine(&home, &["fork", "copy@x", "--name", "g"]).expect_success();
-            assert_eq!(exec_output(&home, "g", "hostname"), "g");
+            assert_eq!(exec_output(&home, "g", "hostname; cat /data/x"), "g\nthen");
             zmachine(&home, &["rm", "-f", "g"]).expect_success();
             let file = fs::File::options().write(true).open(&archive).expect("the archive");
             file.set_len(file.metadata().expect("its length").len() / 2)
@@ -268,49 +334,116 @@ fn a_machine_is_saved_forked_and_restored() {
     zmachine(&home, &["rm", "-f", "web"]).expect_success();
     zmachine(&home, &["snapshot", "rm", "web@first", "web@snap1"]).expect_success();
     assert_eq!(snapshots(&home), Vec::<String>::new());
+    assert_eq!(volumes(&home), ["data"]);
     home.assert_host_clean();
 }
 
-/// Changes of a snapshot's files, one at a time, with what is said of each. The machine `web` is stopped.
-fn damaged(home: &TestHome) {
+/// The names of all volumes.
+fn volumes(home: &TestHome) -> Vec<String> {
+    let listed = zmachine(home, &["volume", "ls", "-q"]).expect_success().stdout();
+    listed.lines().map(str::to_owned).collect()
+}
+
+/// Snapshots without memory of a machine that runs and was not built to be saved, in boots of which there are two.
+fn disks_alone(home: &TestHome, machine: &str) {
+    exec_output(home, machine, "echo then >/x");
+    let name = format!("{machine}@disk");
+    let made = zmachine(home, &["snapshot", "create", "--disk-only", &name]);
+    assert_eq!(made.expect_success().stdout(), format!("{name}\n"));
+    // It goes on.
+    exec_output(home, machine, "echo later >/x");
+    let listed = zmachine(home, &["snapshot", "ls"]).expect_success().stdout();
+    assert!(
+        listed
+            .lines()
+            .any(|line| line.contains(&name) && line.contains("disks")),
+        "{listed}"
+    );
+    zmachine(home, &["fork", &name, "--name", "copy"]).expect_success();
+    assert_eq!(exec_output(home, "copy", "hostname; cat /x"), "copy\nthen");
+    zmachine(home, &["rm", "-f", "copy"]).expect_success();
+    refused(home, &["restore", &name], "stop it first");
+    zmachine(home, &["stop", "-t", "1", machine]).expect_success();
+    zmachine(home, &["snapshot", "create", "--disk-only", machine, "--keep", "1h"]).expect_success();
+    let archive = home.file("disk.tar").display().to_string();
+    zmachine(home, &["snapshot", "export", &name, "-o", &archive]).expect_success();
+    zmachine(home, &["snapshot", "rm", &name]).expect_success();
+    zmachine(home, &["snapshot", "import", &archive]).expect_success();
+    zmachine(home, &["restore", &name]).expect_success();
+    assert_eq!(exec_output(home, machine, "cat /x"), "then");
+    zmachine(home, &["snapshot", "rm", &name, &format!("{machine}@snap0")]).expect_success();
+    zmachine(home, &["rm", "-f", machine]).expect_success();
+}
+
+/// A machine that serves `/etc` on `port` of the host, and has an idle timeout.
+fn idle(home: &TestHome, machine: &str, port: u16) {
+    let hypervisor = || inspect(home, machine)["state"]["hypervisor"].clone();
+    let is_idle = || !inspect(home, machine)["state"]["idle_since"].is_null();
+    let asleep = || {
+        until("it is idle", Duration::from_secs(30), || is_idle().then_some(()));
+        assert_eq!(hypervisor(), serde_json::Value::Null);
+    };
+    exec_output(home, machine, "echo kept >/dev/shm/mark");
+    asleep();
+    // Looking at it wakes nobody.
+    zmachine(home, &["ps"]).expect_success();
+    assert_ne!(zmachine(home, &["top", machine]).code, 0);
+    assert!(is_idle());
+    let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET /hostname HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3");
+    let answer = home.command("timeout".as_ref(), ["30", "bash", "-c", &script]).finish();
+    let answer = answer.expect_success().stdout();
+    assert!(answer.ends_with(&format!("\r\n\r\n{machine}\n")), "{answer}");
+    assert_ne!(hypervisor(), serde_json::Value::Null);
+    asleep();
+    assert_eq!(exec_output(home, machine, "cat /dev/shm/mark"), "kept");
+    asleep();
+    // What was saved outlives its monitor.
+    let monitor = &inspect(home, machine)["state"]["monitor"]["pid"];
+    let monitor = monitor.as_i64().expect("a process").to_string();
+    home.command("kill".as_ref(), ["-9", &monitor])
+        .finish()
+        .expect_success();
+    until("its end is seen", Duration::from_secs(10), || {
+        (phase(home, machine) == "failed").then_some(())
+    });
+    zmachine(home, &["start", machine]).expect_success();
+    assert_eq!(exec_output(home, machine, "cat /dev/shm/mark"), "kept");
+    asleep();
+    zmachine(home, &["rm", "-f", machine]).expect_success();
+}
+
+/// Everything that does not fit, each refused by name before anything is started. The machine `web` is stopped.
+fn refusals(home: &TestHome) {
     let folder = home.path().join("snapshots/web@first");
-    let attempt = |part: &str| {
+    let mut count = 0;
+    let mut attempt = |part: &str| {
+        count += 1;
         refused(home, &["restore", "web@first"], part);
         refused(home, &["fork", "web@first", "--name", "broken"], part);
         let machines = zmachine(home, &["ps", "-a", "-q"]).stdout();
         assert_eq!(machines, "web\n", "{part}");
         assert_eq!(phase(home, "web"), "stopped", "{part}");
     };
-    let with = |name: &str, change: &dyn Fn(&fs::File), part: &str| {
+    // Files that are not what was saved: cut, altered, missing.
+    let mut with = |name: &str, change: &dyn Fn(&fs::File), part: &str| {
         let path = folder.join(name);
         let kept = folder.join("kept");
         fs::copy(&path, &kept).expect("a copy");
-        change(
-            &fs::File::options()
-                .read(true)
-                .write(true)
-                .open(&path)
-                .expect("the file"),
-        );
+        let file = fs::File::options().read(true).write(true).open(&path);
+        change(&file.expect("the file"));
         attempt(part);
         fs::rename(&kept, &path).expect("put back");
     };
-    with(
-        "state",
-        &|file| file.write_all_at(b"?", 1000).expect("written"),
-        "'state' is not what was saved",
-    );
-    with(
-        "state",
-        &|file| file.set_len(1000).expect("cut"),
-        "'state' is not what was saved",
-    );
-    with("memory", &|file| file.set_len(4096).expect("cut"), "another length");
-    with(
-        "root.img",
-        &|file| file.set_len(4096).expect("cut"),
-        "'root.img' has another length",
-    );
+    let cut = |file: &fs::File| file.set_len(1000).expect("cut");
+    let altered = |file: &fs::File| file.write_all_at(b"?", 1000).expect("written");
+    with("state", &altered, "'state' is not what was saved");
+    with("state", &cut, "'state' is not what was saved");
+    with("memory", &cut, "another length");
+    with("memory", &|file| alter_memory(file), "is not what was saved");
+    with("root.img", &cut, "'root.img' has another length");
+    with("volume-0.img", &cut, "'volume-0.img' has another length");
+    with("snapshot.json", &cut, "snapshot.json");
+    // What it says of itself, of this host, of the machine.
     let text = |old: &'static str, new: &'static str| {
         move |file: &fs::File| {
             let mut bytes = vec![0; file.metadata().expect("its length").len() as usize];
@@ -322,47 +455,69 @@ fn damaged(home: &TestHome) {
             file.write_all_at(changed.as_bytes(), 0).expect("written");
         }
     };
-    with(
-        "snapshot.json",
-        &text("\"memory_bytes\": 536870912", "\"memory_bytes\": 268435456"),
-        "bytes of memory",
-    );
-    with("snapshot.json", &text("\"cpus\": 1", "\"cpus\": 2"), "CPUs|2 queues");
-    with(
-        "snapshot.json",
-        &text("\"hypervisor\": \"qemu ", "\"hypervisor\": \"qemu 1"),
-        "was saved by qemu 1",
-    );
-    with(
-        "snapshot.json",
-        &text("\"tsc_khz\": ", "\"tsc_khz\": 1"),
-        "does not fit this host",
-    );
-    with(
-        "snapshot.json",
-        &text("zm-upper", "zm-other"),
-        "it was saved with the devices",
-    );
-    // Memory that is not the guest's any more: any byte that is not zero.
-    let path = folder.join("memory");
-    let file = fs::File::options().read(true).write(true).open(&path).expect("memory");
-    let is_used = |at: &u64| {
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, *at).is_ok_and(|()| byte[0] != 0)
+    let cases = [
+        ("{\n  \"version\": 1", "{\n  \"version\": 9", "format version 9"),
+        (
+            "\"memory_bytes\": 536870912",
+            "\"memory_bytes\": 268435456",
+            "bytes of memory",
+        ),
+        ("\"cpus\": 1", "\"cpus\": 2", "CPUs|2 queues"),
+        (
+            "\"hypervisor\": \"qemu ",
+            "\"hypervisor\": \"qemu 1",
+            "was saved by qemu 1",
+        ),
+        (
+            "\"cpu\": null",
+            "\"cpu\": \"Xeon (flags 12ab)\"",
+            "saved with the CPU 'Xeon (flags 12ab)'",
+        ),
+        ("\"tsc_khz\": ", "\"tsc_khz\": 1", "does not fit this host"),
+        ("zm-upper", "zm-other", "it was saved with the devices"),
+        (
+            "\"id\": \"volume0\"",
+            "\"id\": \"volume7\"",
+            "it was saved with the devices",
+        ),
+        (
+            "\"is_saveable\": true",
+            "\"is_saveable\": false",
+            "not built to be saved",
+        ),
+    ];
+    for (old, new, part) in cases {
+        with("snapshot.json", &text(old, new), part);
+    }
+    let mut without = |path: &Path, part: &str| {
+        let aside = path.with_extension("aside");
+        fs::rename(path, &aside).expect("aside");
+        attempt(part);
+        fs::rename(&aside, path).expect("put back");
     };
-    let data = (1 << 20..64 << 20)
-        .step_by(512)
-        .find(is_used)
-        .expect("memory that is used");
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, data).expect("read");
-    file.write_all_at(&[byte[0] ^ 1], data).expect("written");
-    attempt("is not what was saved");
-    file.write_all_at(&byte, data).expect("put back");
-    let state = folder.join("state");
-    fs::rename(&state, folder.join("aside")).expect("aside");
-    attempt("damaged");
-    fs::rename(folder.join("aside"), &state).expect("put back");
+    without(&folder.join("state"), "damaged");
+    without(&folder.join("root.img"), "'root.img' is missing");
+    let image = inspect(home, "web")["plan"]["image"]
+        .as_str()
+        .expect("a digest")
+        .to_owned();
+    without(
+        &home.path().join("images").join(image),
+        "the image of the snapshot 'web@first' is not here",
+    );
+    assert!(count >= 15, "only {count} refusals");
+}
+
+/// Changes one byte of memory that is used.
+fn alter_memory(file: &fs::File) {
+    let byte_at = |at: u64| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("read");
+        byte[0]
+    };
+    let used = (1 << 20..64 << 20).step_by(512).find(|at| byte_at(*at) != 0);
+    let used = used.expect("memory that is used");
+    file.write_all_at(&[byte_at(used) ^ 1], used).expect("written");
 }
 
 #[test]

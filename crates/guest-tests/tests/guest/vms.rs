@@ -367,15 +367,23 @@ fn a_vm_has_a_disk_without_being_given_one_and_can_be_cloned() {
     checks.that("a machine that runs is not copied", || {
         zmachine(&home, &["clone", "m", "n"]).expect_code(4);
     });
+    checks.that("its disk is saved while it runs, and others boot from there", || {
+        zmachine(&home, &["snapshot", "create", "--disk-only", "m@disk"]).expect_success();
+        assert_eq!(phase(&home, "m"), "running");
+        zmachine(&home, &["fork", "m@disk", "--name", "f"]).expect_success();
+        booted(&home, "f", 2);
+        zmachine(&home, &["rm", "-f", "f"]).expect_success();
+    });
     zmachine(&home, &["stop", "m"]).expect_success();
     checks.that("the copy goes on where the machine was, with a disk of its own", || {
         zmachine(&home, &["clone", "m", "n"]).expect_success();
         zmachine(&home, &["start", "n"]).expect_success();
         booted(&home, "n", 2);
         zmachine(&home, &["rm", "-f", "n"]).expect_success();
-        zmachine(&home, &["start", "m"]).expect_success();
+        zmachine(&home, &["start", "--from", "m@disk"]).expect_success();
         booted(&home, "m", 2);
     });
+    zmachine(&home, &["snapshot", "rm", "m@disk"]).expect_success();
     zmachine(&home, &["rm", "-f", "m"]).expect_success();
     let volumes = zmachine(&home, &["volume", "ls", "-q"]).expect_success().stdout();
     assert_eq!(volumes, "", "their disks go with them");

@@ -110,6 +110,7 @@ fn whatever_comes_over_the_control_socket_is_answered_or_dropped() {
                 session: watch::channel(None).1,
                 events: events.clone(),
                 exec_base: Arc::new(process()),
+                activity: Default::default(),
             };
             let mut followers = Vec::new();
             for _ in 0..CLIENTS {

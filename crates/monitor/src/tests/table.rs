@@ -49,6 +49,7 @@ fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
     const NO_AGENT: Answer = Refused("no zmachine agent");
     const UNSAVEABLE: Answer = Refused("not built to be saved");
     const NO_FILE: Answer = Refused("no place for /nowhere");
+    const TAKEN: Answer = Refused("does not stand by");
     const NO_PLACE: Answer = Refused("no place for one more image");
     const NO_ENTRYPOINT: Answer = Refused("no entrypoint");
     match (request, kind) {
@@ -91,6 +92,8 @@ fn answers(kind: Kind, request: &Request) -> [Answer; 5] {
         (Request::Reconnect(_), Kind::Vm) => [Waits, Done, PAUSED, Done, RESTARTING],
         (Request::Change(_), Kind::Container) => [Done, Done, Done, Done, Done],
         (Request::Change(_), Kind::Vm) => [Waits, Done, Done, Done, Done],
+        (Request::Claim { .. }, Kind::Container) => [STARTING, TAKEN, TAKEN, TAKEN, RESTARTING],
+        (Request::Claim { .. }, Kind::Vm) => [Waits, TAKEN, TAKEN, TAKEN, RESTARTING],
         (Request::GrowVolume { .. }, Kind::Container) => [STARTING, Done, PAUSED, Done, RESTARTING],
         // The disk has grown; the file system does when the guest runs on.
         (Request::GrowVolume { .. }, Kind::Vm) => [Waits, Done, Done, Done, RESTARTING],
@@ -154,7 +157,11 @@ fn next_command(before: Option<&Request>) -> Option<Request> {
             restart: Some(RestartPolicy::UnlessStopped),
             ..Change::default()
         })),
-        Request::Change(_) => Request::GrowVolume {
+        Request::Change(_) => Request::Claim {
+            wait_for_owner: false,
+            ends_with_client: false,
+        },
+        Request::Claim { .. } => Request::GrowVolume {
             name: VOLUME.into(),
             size_bytes: 96 << 20,
         },

@@ -14,8 +14,8 @@ fn path(name: &str) -> String {
 
 pub(super) async fn snapshot(server: &Server, command: Snapshot) -> Result<(), Failure> {
     match command {
-        Snapshot::Create { name, keep } => {
-            let mut body = json!({"name": name});
+        Snapshot::Create { name, disk_only, keep } => {
+            let mut body = json!({"name": name, "disk_only": disk_only});
             if let Some(keep) = keep {
                 body["keep"] = json!(keep);
             }
@@ -28,12 +28,14 @@ pub(super) async fn snapshot(server: &Server, command: Snapshot) -> Result<(), F
                 &listing,
                 &snapshots,
                 resources::named,
-                &["NAME", "CREATED", "MEMORY", "USED", "IMAGE"],
+                &["NAME", "CREATED", "KIND", "MEMORY", "VOLUMES", "USED", "IMAGE"],
                 |snapshot| {
                     vec![
                         resources::named(snapshot),
                         output::text(&snapshot["created_at"]),
+                        output::text(&snapshot["kind"]),
                         output::bytes(&snapshot["memory_bytes"]),
+                        snapshot["volumes"].as_array().map_or(0, Vec::len).to_string(),
                         output::bytes(&snapshot["used_bytes"]),
                         output::text(&snapshot["image"]).chars().take(12).collect(),
                     ]

@@ -266,6 +266,9 @@ pub enum Snapshot {
         /// The tag is snap0, snap1 ... when none is given
         #[arg(value_name = "MACHINE[@TAG]")]
         name: String,
+        /// Save its disk and its volumes without its memory, whether it runs or not: what goes on from there boots
+        #[arg(long)]
+        disk_only: bool,
         /// Remove older ones without a tag of your own but the newest of each of so many hours, days, weeks, months, years: 24h,7d,4w
         #[arg(long, value_name = "NUMBERS")]
         keep: Option<String>,

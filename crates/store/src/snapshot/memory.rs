@@ -128,26 +128,59 @@ fn read_chunks(from: &File, mark: &MemoryMark, mut take: impl FnMut(&[u8], u64) 
     Ok(())
 }
 
-/// Length and checksum of a file that is not large.
+/// Length and checksum of a file. Holes are not read. Whoever shares the open file finds its position as it was.
 ///
 /// # Errors
 /// When it cannot be read.
 pub fn mark(file: &File) -> io::Result<FileMark> {
-    let (mut bytes, mut crc32c) = (0, 0);
+    let position = seek(file, SeekFrom::Current(0))?;
+    let found = marked(file);
+    seek(file, SeekFrom::Start(position))?;
+    found
+}
+
+fn marked(file: &File) -> io::Result<FileMark> {
+    let end = file.metadata()?.len();
+    let (mut at, mut crc32c) = (0, 0);
     let mut buffer = vec![0; 256 * 1024];
-    loop {
-        match file.read_at(&mut buffer, bytes)? {
-            0 => return Ok(FileMark { bytes, crc32c }),
-            count => {
-                crc32c = crc32c::crc32c_append(crc32c, &buffer[..count]);
-                bytes += count as u64;
+    while at < end {
+        // Of a file system that knows no holes, all is data.
+        let data = data_from(file, at, end)?.unwrap_or(end).clamp(at, end);
+        crc32c = crc32c::crc32c_combine(crc32c, crc_of_zeros(data - at), (data - at) as usize);
+        at = data;
+        let hole = match at < end {
+            true => seek(file, SeekFrom::Hole(at))?.min(end),
+            false => end,
+        };
+        while at < hole {
+            let wanted = buffer.len().min((hole - at) as usize);
+            let count = file.read_at(&mut buffer[..wanted], at)?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            crc32c = crc32c::crc32c_append(crc32c, &buffer[..count]);
+            at += count as u64;
         }
     }
+    Ok(FileMark { bytes: end, crc32c })
+}
+
+/// The checksum of so many zeros, put together from that of one, two, four, ...
+fn crc_of_zeros(count: u64) -> u32 {
+    let (mut all, mut power) = (0, crc32c::crc32c(&[0]));
+    for bit in 0..u64::BITS - count.leading_zeros() {
+        let bytes = 1_usize << bit;
+        if count & (1 << bit) != 0 {
+            all = crc32c::crc32c_combine(all, power, bytes);
+        }
+        power = crc32c::crc32c_combine(power, power, bytes);
+    }
+    all
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Seek;
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
@@ -186,6 +219,30 @@ mod tests {
         assert!(file.metadata().unwrap().blocks() * 512 <= 64 * 1024);
         let loaded = load(&file, &mark, None).unwrap();
         assert!(all(&loaded) == bytes);
+    }
+
+    #[test]
+    fn the_checksum_of_a_file_with_holes_is_that_of_its_bytes() {
+        for zeros in [0, 1, 3, 4096, (1 << 20) + 5] {
+            assert_eq!(crc_of_zeros(zeros), crc32c::crc32c(&vec![0; zeros as usize]), "{zeros}");
+        }
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(mark(&file).unwrap(), FileMark { bytes: 0, crc32c: 0 });
+        file.set_len(3 << 20).unwrap();
+        file.write_all_at(b"some", (1 << 20) + 7).unwrap();
+        file.write_all_at(b"end", (3 << 20) - 3).unwrap();
+        let mut bytes = vec![0; 3 << 20];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        let wanted = FileMark {
+            bytes: 3 << 20,
+            crc32c: crc32c::crc32c(&bytes),
+        };
+        (&file).seek(io::SeekFrom::Start(5)).unwrap();
+        assert_eq!(mark(&file).unwrap(), wanted);
+        assert_eq!((&file).stream_position().unwrap(), 5);
+        file.set_len(8 << 20).unwrap();
+        bytes.resize(8 << 20, 0);
+        assert_eq!(mark(&file).unwrap().crc32c, crc32c::crc32c(&bytes));
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! Snapshots: machines as they were at an instant while they ran, in `snapshots/<machine>@<tag>/`.
+//! Snapshots: machines as they were at an instant, in `snapshots/<machine>@<tag>/`.
 //!
 //! ```text
 //! snapshot.json     what it is, and what has to fit; written last
-//! state             the hypervisor's devices
-//! memory            the guest's memory, with holes for its zeros
-//! root.img          the machine's own disk at that instant
+//! state             the hypervisor's devices; not in a snapshot of disks alone
+//! memory            the guest's memory, with holes for its zeros; not in a snapshot of disks alone
+//! root.img          the machine's own disk at that instant, where it has one
+//! volume-<n>.img    the disk of its volume number n, unless it only reads that
+//! firmware.vars     the variables of a VM's firmware; in a snapshot of disks alone
 //! ```
 //! # Invariants
 //! A folder has its name when everything in it is on the disk. What is being made, or removed, begins with a dot; it is swept by whoever
@@ -18,8 +20,8 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use zmachine_plan::ContainerPlan;
-use zmachine_spec::saved::Saved;
+use zmachine_plan::{ContainerPlan, Plan};
+use zmachine_spec::saved::{Saved, SavedDisks, SavedVolume};
 use zmachine_spec::{Class, Failure, Home, MachineSpec, check_name};
 use zmachine_sys::file::{self, FileError};
 use zmachine_sys::lock::FileLock;
@@ -34,6 +36,13 @@ pub const STATE: &str = "state";
 pub const MEMORY: &str = "memory";
 /// The machine's own disk.
 pub const DISK: &str = "root.img";
+/// The variables of its firmware.
+pub const FIRMWARE: &str = "firmware.vars";
+
+/// The disk of the machine's volume number `index`, counted from 0.
+pub fn volume_file(index: usize) -> String {
+    format!("volume-{index}.img")
+}
 
 /// A machine at an instant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,18 +63,72 @@ pub struct Snapshot {
     /// What the machine was asked to be.
     pub spec: MachineSpec,
     /// What it was.
-    pub plan: ContainerPlan,
+    pub plan: Plan,
     /// Release of the kernel that its guest runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_kernel: Option<String>,
-    /// What was saved of it.
-    pub saved: Saved,
+    /// What was saved of it while it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<Saved>,
+    /// What was saved of it without its memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<SavedDisks>,
 }
 
 impl Snapshot {
     /// `MACHINE@TAG`.
     pub fn name(&self) -> String {
         format!("{}@{}", self.machine, self.tag)
+    }
+
+    /// What a machine goes on from; `None` for a snapshot of disks alone.
+    pub fn memory(&self) -> Option<(&ContainerPlan, &Saved)> {
+        match (&self.plan, &self.saved) {
+            (Plan::Container(plan), Some(saved)) => Some((plan, saved)),
+            _ => None,
+        }
+    }
+
+    /// [`Snapshot::memory`] of one that has it.
+    ///
+    /// # Errors
+    /// [`Class::Unsupported`] when it has none.
+    pub fn require_memory(&self) -> Result<(&ContainerPlan, &Saved), Failure> {
+        self.memory().ok_or_else(|| {
+            let message = format!("the snapshot '{}' has no memory: nothing goes on from it", self.name());
+            Failure::new(Class::Unsupported, message)
+        })
+    }
+
+    /// The volumes of its machine, in their order.
+    pub fn volumes(&self) -> &[SavedVolume] {
+        match (&self.saved, &self.disks) {
+            (Some(saved), _) => &saved.volumes,
+            (None, Some(disks)) => &disks.volumes,
+            (None, None) => &[],
+        }
+    }
+
+    /// The files of its disks, each with its length in bytes.
+    pub fn disk_files(&self) -> Vec<(String, u64)> {
+        let (disk, firmware) = match (&self.saved, &self.disks) {
+            (Some(saved), _) => (saved.disk_bytes, None),
+            (None, Some(disks)) => (disks.disk_bytes, disks.firmware_bytes),
+            (None, None) => (None, None),
+        };
+        let own = disk.map(|bytes| (DISK.to_owned(), bytes));
+        let firmware = firmware.map(|bytes| (FIRMWARE.to_owned(), bytes));
+        let volumes = self.volumes().iter().enumerate();
+        let volumes = volumes.filter(|(_, volume)| volume.is_copied());
+        let volumes = volumes.map(|(index, volume)| (volume_file(index), volume.bytes));
+        own.into_iter().chain(firmware).chain(volumes).collect()
+    }
+
+    /// All of its files but the description.
+    pub fn files(&self) -> Vec<String> {
+        let of_memory = self.saved.iter().flat_map(|_| [STATE.to_owned(), MEMORY.to_owned()]);
+        let disks = self.disk_files().into_iter().map(|(name, _)| name);
+        of_memory.chain(disks).collect()
     }
 }
 
@@ -219,9 +282,16 @@ impl Snapshots {
                 );
             }
         }
-        serde_json::from_value(version).map_err(|error| {
+        let read: Snapshot = serde_json::from_value(version).map_err(|error| {
             Failure::from_error(Class::Failed, &error).context(format!("{} cannot be understood", path.display()))
-        })
+        })?;
+        match read.memory().is_some() != read.disks.is_some() {
+            true => Ok(read),
+            false => Err(Failure::new(
+                Class::Failed,
+                format!("{} says neither of memory nor of disks what was saved", path.display()),
+            )),
+        }
     }
 
     /// A tag behind all that the machine has: `snap0`, `snap1`, ... One that was removed last is taken again.
@@ -340,13 +410,11 @@ impl Snapshots {
 /// # Errors
 /// When something cannot be written.
 pub(crate) fn publish_files(draft: &Path, snapshot: &Snapshot, target: &Path) -> Result<(), Failure> {
-    for name in [STATE, MEMORY, DISK] {
+    for name in snapshot.files() {
         let path = draft.join(name);
-        match File::open(&path).and_then(|file| file.sync_all()) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && name == DISK => {}
-            Err(error) => return Err(FileError::io("write", &path, error).into()),
-            Ok(()) => {}
-        }
+        File::open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| FileError::io("write", &path, error))?;
     }
     file::replace_json(&draft.join(DESCRIPTION), snapshot)?;
     std::fs::rename(draft, target).map_err(|e| FileError::io("name", target, e))?;

@@ -5,12 +5,8 @@ use zmachine_sys::process::ProcessId;
 use super::holders::Holders;
 use super::*;
 
-fn plan() -> ContainerPlan {
-    let golden = include_str!("../../../plan/tests/golden/plan-v1.json");
-    match serde_json::from_str(golden).unwrap() {
-        zmachine_plan::Plan::Container(plan) => *plan,
-        zmachine_plan::Plan::Vm(_) => panic!("it is a container's"),
-    }
+fn plan() -> Plan {
+    serde_json::from_str(include_str!("../../../plan/tests/golden/plan-v1.json")).unwrap()
 }
 
 fn snapshot(machine: &str, tag: &str, seconds: i64) -> Snapshot {
@@ -25,7 +21,7 @@ fn snapshot(machine: &str, tag: &str, seconds: i64) -> Snapshot {
         spec: MachineSpec::new(machine, "/x.fl"),
         plan: plan(),
         guest_kernel: None,
-        saved: Saved {
+        saved: Some(Saved {
             hypervisor: "qemu 7.2.22".into(),
             host: HostMark {
                 cpu: None,
@@ -38,8 +34,20 @@ fn snapshot(machine: &str, tag: &str, seconds: i64) -> Snapshot {
                 chunks: Vec::new(),
             },
             disk_bytes: None,
+            volumes: Vec::new(),
             paused_us: 1,
-        },
+        }),
+        disks: None,
+    }
+}
+
+fn volume(name: &str, written_at: Option<u64>) -> SavedVolume {
+    SavedVolume {
+        name: name.into(),
+        fs: zmachine_spec::volume::Fs::Ext4,
+        content: zmachine_spec::volume::Content::Formatted,
+        bytes: 7,
+        written_at,
     }
 }
 
@@ -133,6 +141,55 @@ fn names_are_checked() {
 }
 
 #[test]
+fn its_files_are_those_of_its_kind() {
+    let mut one = snapshot("web", "a", 1);
+    if let Some(saved) = &mut one.saved {
+        saved.disk_bytes = Some(5);
+        saved.volumes = vec![volume("data", None), volume("read", Some(3)), volume("more", None)];
+    }
+    assert_eq!(
+        one.files(),
+        ["state", "memory", "root.img", "volume-0.img", "volume-2.img"]
+    );
+    let disks = Snapshot {
+        saved: None,
+        disks: Some(SavedDisks {
+            disk_bytes: None,
+            firmware_bytes: Some(9),
+            volumes: vec![volume("boot", None)],
+            was_running: true,
+            paused_us: 1,
+        }),
+        ..snapshot("vm", "a", 1)
+    };
+    assert_eq!(
+        disks.disk_files(),
+        [("firmware.vars".to_owned(), 9), ("volume-0.img".to_owned(), 7)]
+    );
+    let failure = disks.require_memory().unwrap_err();
+    assert!(failure.message.contains("vm@a"), "{failure}");
+}
+
+#[test]
+fn what_an_earlier_version_wrote_is_read() {
+    let mut json = serde_json::to_value(snapshot("web", "a", 1)).unwrap();
+    assert!(
+        json["saved"].get("volumes").is_none() && json.get("disks").is_none(),
+        "{json}"
+    );
+    let read: Snapshot = serde_json::from_value(json.clone()).unwrap();
+    assert!(read.memory().is_some() && read.volumes().is_empty());
+    // One that says nothing of what was saved is none.
+    json.as_object_mut().unwrap().remove("saved");
+    let dir = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::of(&home(&dir));
+    make(&snapshots, &snapshot("web", "a", 1)).unwrap();
+    let path = dir.path().join("data/snapshots/web@a").join(DESCRIPTION);
+    std::fs::write(path, json.to_string()).unwrap();
+    assert!(snapshots.get(&SnapshotName::parse("web@a").unwrap()).is_err());
+}
+
+#[test]
 fn memory_is_found_with_a_process_that_has_it_and_only_if_it_is_sealed() {
     let dir = tempfile::tempdir().unwrap();
     let home = home(&dir);
@@ -141,7 +198,9 @@ fn memory_is_found_with_a_process_that_has_it_and_only_if_it_is_sealed() {
     file.write_all_at(&bytes, 0).unwrap();
     let mark = memory::save(&file, &tempfile::tempfile().unwrap()).unwrap();
     let mut snapshot = snapshot("a", "b", 1);
-    snapshot.saved.memory = mark.clone();
+    if let Some(saved) = &mut snapshot.saved {
+        saved.memory = mark.clone();
+    }
     let holders = Holders::of(&home, &snapshot);
     holders.add(ProcessId::current()).unwrap();
     assert!(holders.find().is_none());

@@ -19,18 +19,21 @@
 //! | [`record`] | `volume.json` |
 //! | [`store`] | making, finding, growing, removing, locking |
 //! | [`snapshots`] | the volume as it was at an instant: made, found, restored, removed |
+//! | [`saved`] | volumes in snapshots of their machines |
 //! | [`wanted`] | what the volumes in the spec of a machine stand for, before anything is made |
 //! | [`mod@shared`] | the directories of the host among them |
 //! | [`mod@format`] | the file systems that are made on a fresh volume |
 
 pub mod format;
 pub mod record;
+pub mod saved;
 pub mod shared;
 pub mod snapshots;
 pub mod store;
 pub mod wanted;
 
 pub use record::Record;
+pub use saved::Replacement;
 pub use shared::shared;
 pub use snapshots::{VolumeName, VolumeSnapshot};
 pub use store::{Held, Volume, Volumes, check_new};

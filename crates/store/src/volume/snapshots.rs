@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use zmachine_spec::volume::{Content, check_name};
+use zmachine_spec::volume::check_name;
 use zmachine_spec::{Class, Failure};
 use zmachine_sys::file::{self, FileError};
 use zmachine_sys::lock::FileLock;
@@ -237,31 +237,11 @@ impl Volumes {
     }
 
     fn replace(&self, name: &str, folder: &Path, snapshot: &VolumeSnapshot) -> Result<(), Failure> {
-        let mut held = self.hold(name, false, "")?;
-        let _lock = swept(&self.folder(name))?;
         let source = folder.join(DATA);
         require_length(&source, snapshot)?;
-        let target = held.volume.data();
-        let new = target.with_extension("img.new-restored");
-        file::remove_if_there(&new)?;
-        copy(&source, &new).map_err(|failure| {
-            // A full disk is not to stay so.
-            let _ = file::remove_if_there(&new);
-            failure.context(format!("the volume '{name}' cannot be restored"))
-        })?;
-        // An interruption must never leave data that the record takes for an empty disk.
-        let content = snapshot.record.content.clone();
-        let before = content != Content::Empty;
-        if before {
-            held.set_content(content.clone())?;
-        }
-        fs::rename(&new, &target)
-            .map_err(Failure::from)
-            .and_then(|()| Ok(file::sync_dir(target.parent().unwrap_or(&target))?))?;
-        if !before {
-            held.set_content(content)?;
-        }
-        Ok(())
+        let ready = self.replacement(name, &source, &snapshot.record.content, "")?;
+        let _lock = swept(&self.folder(name))?;
+        ready.put()
     }
 
     /// Makes the volume `new` of a snapshot.
@@ -410,7 +390,7 @@ fn swept(folder: &Path) -> Result<FileLock, Failure> {
     Ok(lock)
 }
 
-fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+pub(super) fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
     let mut options = OpenOptions::new();
     let target = options.read(true).write(true).create_new(true).mode(0o600).open(to);
     let target = target.map_err(|e| FileError::io("make", to, e))?;

@@ -469,21 +469,21 @@ impl Held {
         Ok(())
     }
 
-    /// Makes this volume, which holds nothing yet, a copy of another one.
+    /// Makes this volume, which holds nothing yet, a copy of the disk `source`, which holds `content`.
     ///
     /// # Errors
     /// When it cannot be read or written; it holds nothing by its record then.
-    pub fn copy_from(&mut self, from: &Held) -> Result<(), Failure> {
-        let (source, target) = (from.volume.data(), self.volume.data());
+    pub fn fill(&mut self, source: &Path, content: Content) -> Result<(), Failure> {
+        let target = self.volume.data();
         let open = |path: &Path, options: &mut OpenOptions| {
             options.open(path).map_err(|e| file::FileError::io("open", path, e))
         };
-        let source_file = open(&source, OpenOptions::new().read(true))?;
+        let source_file = open(source, OpenOptions::new().read(true))?;
         let target_file = open(&target, OpenOptions::new().write(true).truncate(true))?;
         zmachine_sys::sparse::copy(&source_file, &target_file)
             .and_then(|()| target_file.sync_all())
             .map_err(|e| file::FileError::io("copy a volume to", &target, e))?;
-        self.set_content(from.volume.record.content.clone())
+        self.set_content(content)
     }
 
     /// Makes the whole disk zeros again, which gives its space back. Everything on it is lost.

@@ -245,7 +245,7 @@ pub const ROUTES: &[Route] = &[
     route("POST", "/v1/machines/{name}/copy", O::CopyMachine, "Copy a machine that does not run, with its disk and the volumes that it writes to", 201, Document("Machine")).taking("NewName"),
     route("POST", "/v1/machines/prune", O::PruneMachines, "Remove the machines that do not run", 200, Document("Pruned")),
     route("GET", "/v1/snapshots", O::ListSnapshots, "List snapshots", 200, Document("Snapshots")),
-    route("POST", "/v1/snapshots", O::CreateSnapshot, "Save a machine as it is, while it runs. The name is MACHINE or MACHINE@TAG", 201, Document("Snapshot")).taking("NewSnapshot"),
+    route("POST", "/v1/snapshots", O::CreateSnapshot, "Save a machine as it is, while it runs, or its disks alone. The name is MACHINE or MACHINE@TAG", 201, Document("Snapshot")).taking("NewMachineSnapshot"),
     route("GET", "/v1/snapshots/{name}", O::GetSnapshot, "Show a snapshot, by MACHINE@TAG", 200, Document("Snapshot")),
     route("DELETE", "/v1/snapshots/{name}", O::RemoveSnapshot, "Remove a snapshot; machines that were made from it go on", 204, Nothing),
     route("POST", "/v1/snapshots/{name}/restore", O::RestoreSnapshot, "Let a machine that does not run go on from a snapshot of it; from its newest, when the name has no tag", 200, Document("Machine")),

@@ -103,6 +103,7 @@ fn spelling(setting: Setting) -> Option<&'static str> {
         Setting::Cpus => "cpus",
         Setting::CpuSet => "cpuset",
         Setting::Snapshots => "snapshots",
+        Setting::IdleTimeout => "x-zmachine: idle-timeout",
         Setting::Memory => "mem_limit",
         Setting::Size => "x-zmachine: size",
         Setting::Env => "environment",

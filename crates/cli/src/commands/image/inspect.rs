@@ -1,7 +1,7 @@
 //! `image inspect` and `history`, in the form that docker has them.
 
 use serde_json::{Value, json};
-use zmachine_engine::image_view::{document, image_view};
+use zmachine_engine::image_view::{document, image_view_with_templates};
 use zmachine_image::Library;
 use zmachine_pack::oci::pull::CONFIGURATION;
 use zmachine_spec::bytes::Human;
@@ -10,16 +10,17 @@ use zmachine_spec::{Class, Failure};
 use super::names::found;
 use crate::args::Format;
 use crate::args::image::{HistoryArgs, InspectImageArgs};
-use crate::{listing, output};
+use crate::{context, listing, output};
 
 /// The longest command of a step that is shown, in characters.
 const SHOWN: usize = 60;
 
 pub(super) fn inspect(library: &Library, args: &InspectImageArgs) -> Result<u8, Failure> {
+    let home = context::home()?;
     let all: Vec<Value> = args
         .images
         .iter()
-        .map(|text| image_view(library, &found(library, text)?, text))
+        .map(|text| image_view_with_templates(&home, library, &found(library, text)?, text))
         .collect::<Result<_, _>>()?;
     match &args.format {
         Some(format) => listing::by_template(format, &all)?,

@@ -9,8 +9,10 @@ use zmachine_image::{ImageKind, Library};
 use zmachine_pack::oci::pull::CONFIGURATION;
 use zmachine_spec::Failure;
 use zmachine_spec::bytes::Human;
+use zmachine_store::template::{TemplateUse, Templates};
 
 use crate::args::image::ImagesArgs;
+use crate::context;
 use crate::listing::Row;
 use crate::output;
 
@@ -23,6 +25,9 @@ struct View {
     /// When it was made; when it came here, where it does not say.
     created: Option<Timestamp>,
     files_bytes: Option<u64>,
+    /// Guests that are set up for warm starts.
+    templates: usize,
+    templates_bytes: u64,
     error: Option<String>,
     #[serde(skip)]
     labels: Vec<(String, String)>,
@@ -37,10 +42,14 @@ pub(super) fn list(library: &Library, args: &ImagesArgs) -> Result<u8, Failure> 
         let why = std::error::Error::source(&error).map_or_else(String::new, |why| format!(": {why}"));
         eprintln!("warning: {error}{why}");
     }
+    let templates = Templates::of(&context::home()?).uses()?;
     let mut views: Vec<View> = images
         .into_iter()
         .filter(|image| !image.is_superseded)
-        .map(|image| view(library, image))
+        .map(|image| {
+            let found = templates.get(&image.digest.to_string()).copied();
+            view(library, image, found.unwrap_or_default())
+        })
         .collect();
     // The newest first, as docker has them.
     views.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.names.cmp(&b.names)));
@@ -80,12 +89,15 @@ pub(super) fn list(library: &Library, args: &ImagesArgs) -> Result<u8, Failure> 
     });
     let now = Timestamp::now();
     let rows: Vec<Row> = views.iter().flat_map(|view| rows(view, &args.listing, now)).collect();
-    args.listing
-        .show(&["NAME", "DIGEST", "KIND", "CREATED", "SIZE"], &rows, &views)?;
+    args.listing.show(
+        &["NAME", "DIGEST", "KIND", "CREATED", "SIZE", "TEMPLATES"],
+        &rows,
+        &views,
+    )?;
     Ok(0)
 }
 
-fn view(library: &Library, image: ListedImage) -> View {
+fn view(library: &Library, image: ListedImage, templates: TemplateUse) -> View {
     let kind = |kind: &ImageKind| match kind {
         ImageKind::Container => "container",
         ImageKind::OwnKernel { .. } => "container with its own kernel",
@@ -99,6 +111,8 @@ fn view(library: &Library, image: ListedImage) -> View {
         digest: image.digest.to_string(),
         kind: facts.map(|facts| kind(&facts.kind).to_owned()),
         files_bytes: facts.map(|facts| facts.sizes.file_bytes),
+        templates: templates.count,
+        templates_bytes: templates.bytes,
         error: image.facts.as_ref().err().map(ToString::to_string),
         labels: config.map_or_else(Vec::new, |config| config.labels.into_iter().collect()),
     }
@@ -149,6 +163,10 @@ fn rows(view: &View, listing: &crate::listing::ListingArgs, now: Timestamp) -> V
         view.kind.clone().or_else(|| view.error.clone()).unwrap_or_default(),
         age.clone(),
         size.clone(),
+        match view.templates {
+            0 => "-".to_owned(),
+            count => format!("{count} ({})", Human(view.templates_bytes)),
+        },
     ];
     let row = |name: Option<&String>| {
         let (repository, tag) = parts(name.map(String::as_str));
@@ -161,6 +179,8 @@ fn rows(view: &View, listing: &crate::listing::ListingArgs, now: Timestamp) -> V
             "CreatedAt": view.created.map(|at| at.to_string()),
             "Size": size,
             "Kind": view.kind,
+            "Templates": view.templates,
+            "TemplatesSize": view.templates_bytes,
             "Names": view.names,
         });
         Row {

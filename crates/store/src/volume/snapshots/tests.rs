@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 
 use zmachine_spec::Home;
-use zmachine_spec::volume::{Fs, NewVolume};
+use zmachine_spec::volume::{Content, Fs, NewVolume};
 
 use super::*;
 

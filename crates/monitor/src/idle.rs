@@ -1,0 +1,355 @@
+//! A machine that nobody has to do with is saved, and its hypervisor ends. Its monitor stays, with its networks, and brings it back when
+//! somebody comes.
+//!
+//! ```text
+//! running ─ quiet for so long ─> frozen ─> saved to machines/<id>/idle ─> hypervisor ends ─> asleep ─ a client, a packet ─> restored
+//! ```
+//! # Invariants
+//! Memory and devices lie in `idle/` of the machine's folder, with what its disks were then in `disks.json`, written last. They are used
+//! once: from the moment that the machine goes on, or is started in another way, they are gone. A disk that was written to since makes them
+//! worth nothing, and the machine boots.
+
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use zmachine_agent_protocol::{Request as AgentRequest, Thaw};
+use zmachine_plan::Plan;
+use zmachine_spec::{Class, Exit, Failure, Phase};
+use zmachine_store::catalog::Machine;
+use zmachine_store::log::Source;
+use zmachine_store::snapshot::{DISK, MEMORY, SNAPSHOT_VERSION, Snapshot, memory};
+use zmachine_store::volume::Volumes;
+use zmachine_sys::file::{self, FileError};
+
+use super::context::Monitor;
+use super::follow::Follow;
+use super::frozen::{Frozen, Restore};
+use super::guest::{self, within};
+use super::inbox::Event;
+use super::saving::{FREEZE_TIMEOUT, Saving, save_still, unix_nanos};
+
+const FOLDER: &str = "idle";
+const DISKS: &str = "disks.json";
+
+/// So many bytes may come to a machine between two looks at it: what is sent to all of a network.
+const NOISE: u64 = 256;
+
+/// How often it is looked at: ten times in what it may be idle for, but within these bounds.
+const PERIODS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// Since when nobody has had to do with a machine.
+#[derive(Debug)]
+pub(super) struct Quiet {
+    timeout: Duration,
+    since: Instant,
+    received: u64,
+    /// When it is looked at next.
+    pub(super) next: tokio::time::Instant,
+}
+
+impl Quiet {
+    /// From now on, for a machine that may be idle for so long.
+    pub(super) fn new(timeout_ms: u64) -> Quiet {
+        let timeout = Duration::from_millis(timeout_ms);
+        Quiet {
+            timeout,
+            since: Instant::now(),
+            received: 0,
+            next: tokio::time::Instant::now() + period(timeout),
+        }
+    }
+
+    /// What was seen now: bytes that have come to the machine in all, and since when no client is served, unless one is. Whether it has
+    /// been quiet long enough.
+    fn look(&mut self, now: Instant, received: u64, clients: Option<Instant>) -> bool {
+        let came = received.saturating_sub(self.received);
+        self.received = received;
+        self.since = match clients {
+            Some(quiet) if came <= NOISE => self.since.max(quiet),
+            _ => now,
+        };
+        now.saturating_duration_since(self.since) >= self.timeout
+    }
+}
+
+fn period(timeout: Duration) -> Duration {
+    (timeout / 10).clamp(PERIODS.0, PERIODS.1)
+}
+
+impl Follow<'_> {
+    /// Looks whether anybody has had to do with the machine.
+    pub(super) fn look_for_quiet(&mut self) {
+        let received = self.received();
+        // What runs without a client is somebody's as well, and is found by its id.
+        let execs = self.execs.all().iter().any(|record| record.ended.is_none());
+        let is_busy = execs
+            || self.is_saving
+            || self.changing.is_some()
+            || self.monitor.machine.state.phase != Phase::Running
+            || self.ending.deadline.is_some();
+        let clients = self.monitor.activity.quiet_since().filter(|_| !is_busy);
+        let Some(quiet) = &mut self.quiet else { return };
+        quiet.next = tokio::time::Instant::now() + period(quiet.timeout);
+        if !quiet.look(Instant::now(), received, clients) {
+            return;
+        }
+        let Ok(session) = self.awake_agent() else { return };
+        self.is_saving = true;
+        let events = self.monitor.events.clone();
+        tokio::spawn(async move {
+            let result = guest::ask(&session, &AgentRequest::Freeze, FREEZE_TIMEOUT).await;
+            let frozen = Frozen {
+                folder: PathBuf::new(),
+                // Nobody waits for it.
+                client: oneshot::channel().0,
+                result,
+                to_sleep: true,
+            };
+            let _ = events.send(Event::Frozen(Box::new(frozen))).await;
+        });
+    }
+
+    /// Bytes that its networks have sent to it.
+    fn received(&self) -> u64 {
+        let taps = self.plan.attachments().iter().map(|attachment| &attachment.tap);
+        let sent = taps.filter_map(|tap| {
+            let text = std::fs::read_to_string(format!("/sys/class/net/{tap}/statistics/tx_bytes")).ok()?;
+            text.trim().parse::<u64>().ok()
+        });
+        sent.sum()
+    }
+
+    /// The guest stands still, and is saved to be ended, unless somebody has come meanwhile.
+    pub(super) async fn go_to_sleep(&mut self, result: Result<(), Failure>) {
+        self.is_saving = false;
+        if let Some(quiet) = &mut self.quiet {
+            quiet.since = Instant::now();
+        }
+        let log = self.monitor.log.clone();
+        if let Err(failure) = result {
+            return log.note(Source::Monitor, &format!("it is idle, and not saved: {failure}"));
+        }
+        let folder = self.monitor.machine.dir.join(FOLDER);
+        let saved = self.save_to_sleep(&folder);
+        // Otherwise the machine is about to end.
+        let Ok(saved) = saved.await else { return };
+        match saved {
+            // From here on nobody is served until it runs again.
+            Ok(()) if self.monitor.activity.fall_asleep() => self.monitor.is_asleep = true,
+            Ok(()) => self.stay_awake().await,
+            Err(failure) => {
+                log.note(Source::Monitor, &format!("it is idle, and not saved: {failure}"));
+                self.stay_awake().await;
+            }
+        }
+    }
+
+    async fn save_to_sleep(&mut self, folder: &Path) -> Result<Result<(), Failure>, super::inbox::Cut> {
+        let Plan::Container(plan) = &*self.plan else {
+            return Ok(Err(Failure::new(Class::Unsupported, "only containers can be saved")));
+        };
+        let saving = Saving {
+            // Its disks stay where they are.
+            disk: None,
+            volumes: Vec::new(),
+            accel: plan.vm.accel,
+            has_entrypoint: !plan.is_idle(),
+        };
+        let machine = &self.monitor.machine;
+        let (id, spec, guest_kernel) = (
+            machine.id.clone(),
+            machine.spec.clone(),
+            machine.state.guest_kernel.clone(),
+        );
+        let plan = self.plan.clone();
+        let vm = &mut *self.running.vm;
+        let work = async {
+            make(folder)?;
+            let saved = save_still(vm, &saving, folder).await?;
+            let snapshot = Snapshot {
+                version: SNAPSHOT_VERSION,
+                machine: spec.name.clone(),
+                machine_id: id,
+                tag: FOLDER.to_owned(),
+                automatic: true,
+                created_at: Timestamp::now(),
+                spec,
+                plan,
+                guest_kernel,
+                saved: Some(saved),
+                disks: None,
+            };
+            for name in snapshot.files() {
+                let path = folder.join(name);
+                let synced = File::open(&path).and_then(|file| file.sync_all());
+                synced.map_err(|e| FileError::io("write", &path, e))?;
+            }
+            Ok(file::replace_json(&folder.join("snapshot.json"), &snapshot)?)
+        };
+        self.inbox.unless_ended(work).await
+    }
+
+    async fn stay_awake(&mut self) {
+        forget(&self.monitor.machine.dir);
+        let goes_on = within("resume", self.running.vm.go_on());
+        if let Ok(Err(failure)) = self.inbox.unless_ended(goes_on).await {
+            let text = format!("the guest cannot be let go on: {failure}");
+            self.monitor.log.note(Source::Monitor, &text);
+        }
+        let Some(session) = self.session() else { return };
+        let log = self.monitor.log.clone();
+        tokio::spawn(async move {
+            let thaw = Thaw {
+                seed: Vec::new(),
+                unix_nanos: unix_nanos(),
+                identity: None,
+            };
+            let request = AgentRequest::Thaw(Box::new(thaw));
+            if let Err(failure) = guest::ask(&session, &request, guest::ANSWER_TIMEOUT).await {
+                log.note(Source::Monitor, &format!("the guest does not go on: {failure}"));
+            }
+        });
+    }
+}
+
+/// A disk as it was when its machine fell asleep.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct DiskMark {
+    path: PathBuf,
+    bytes: u64,
+    written_at: (i64, i64),
+}
+
+impl DiskMark {
+    fn of(path: PathBuf) -> std::io::Result<DiskMark> {
+        let found = path.metadata()?;
+        Ok(DiskMark {
+            bytes: found.len(),
+            written_at: (found.mtime(), found.mtime_nsec()),
+            path,
+        })
+    }
+}
+
+/// What the disks of a machine are.
+fn marks(monitor_home: &Volumes, machine: &Machine) -> Result<Vec<DiskMark>, Failure> {
+    let plan = machine.plan()?;
+    let own = machine.dir.join(DISK);
+    let own = own.exists().then_some(own);
+    let volumes = plan.volumes().iter().map(|volume| monitor_home.data(&volume.name));
+    let mark = |path: PathBuf| {
+        let shown = path.clone();
+        DiskMark::of(path).map_err(|e| FileError::io("read", &shown, e).into())
+    };
+    own.into_iter().chain(volumes).map(mark).collect()
+}
+
+impl Monitor {
+    /// Writes down what the disks are, once nobody writes to them any more: from then on what was saved counts.
+    pub(super) fn note_disks(&self) -> Result<(), Failure> {
+        let marks = marks(&Volumes::new(&self.home), &self.machine)?;
+        let folder = self.machine.dir.join(FOLDER);
+        file::replace_json(&folder.join(DISKS), &marks)?;
+        self.kill.pass("idle: saved");
+        Ok(())
+    }
+
+    /// What the machine was saved to when nobody had to do with it, for the next run; `None` when there is nothing, or it is worth nothing
+    /// any more.
+    pub(super) fn saved_idle(&self) -> Option<Restore> {
+        let folder = self.machine.dir.join(FOLDER);
+        if !folder.exists() {
+            return None;
+        }
+        let restore = || -> Result<Restore, Failure> {
+            let then: Vec<DiskMark> = file::read_json(&folder.join(DISKS))?;
+            if marks(&Volumes::new(&self.home), &self.machine)? != then {
+                let message = "one of its disks has been written to since";
+                return Err(Failure::new(Class::Conflict, message));
+            }
+            let snapshot: Snapshot = file::read_json(&folder.join("snapshot.json"))?;
+            let (_, saved) = snapshot.require_memory()?;
+            let path = folder.join(MEMORY);
+            let file = File::open(&path).map_err(|e| FileError::io("open", &path, e))?;
+            let memory = memory::load(&file, &saved.memory, None).map_err(|e| FileError::io("read", &path, e))?;
+            Ok(Restore {
+                folder: folder.clone(),
+                memory,
+                is_shared: false,
+                is_fork: false,
+            })
+        };
+        restore()
+            .inspect_err(|failure| {
+                let text =
+                    format!("the machine boots: what it was saved to while it was idle cannot be used: {failure}");
+                self.log.note(Source::Monitor, &text);
+            })
+            .ok()
+    }
+
+    /// Whether `restore` is what an idle machine was saved to.
+    pub(super) fn is_of_idle(&self, restore: &Restore) -> bool {
+        restore.folder == self.machine.dir.join(FOLDER)
+    }
+
+    /// Ends what is asleep for good: it is not to go on from there.
+    pub(super) fn end_of_sleep(&mut self, is_killed: bool) -> Exit {
+        if is_killed {
+            forget(&self.machine.dir);
+        }
+        self.machine.state.idle_since = None;
+        Exit::Killed
+    }
+}
+
+/// Removes what a machine was saved to while it was idle: it goes on from elsewhere.
+pub(super) fn forget(machine: &Path) {
+    let _ = file::remove_dir_all(&machine.join(FOLDER));
+}
+
+fn make(folder: &Path) -> Result<(), Failure> {
+    file::remove_dir_all(folder)?;
+    let made = std::fs::DirBuilder::new().mode(0o700).create(folder);
+    Ok(made.map_err(|e| FileError::io("make", folder, e))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_idle_when_nobody_came_for_so_long() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let mut quiet = Quiet::new(10_000);
+        quiet.since = begin;
+        assert!(!quiet.look(at(5), 100, Some(begin)));
+        assert!(quiet.look(at(11), 200, Some(begin)), "noise is nothing");
+        // Bytes, a client that is served, and one that was, begin it anew.
+        assert!(!quiet.look(at(12), 5_000, Some(begin)));
+        assert!(!quiet.look(at(21), 5_000, Some(begin)));
+        assert!(!quiet.look(at(22), 5_000, None));
+        assert!(!quiet.look(at(33), 5_000, Some(at(30))));
+        assert!(quiet.look(at(40), 5_000, Some(at(30))));
+    }
+
+    #[test]
+    fn a_disk_that_was_written_to_is_not_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, "a").unwrap();
+        let mark = || DiskMark::of(path.clone()).unwrap();
+        let then = mark();
+        assert_eq!(mark(), then);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(std::time::SystemTime::now() + Duration::from_secs(1))
+            .unwrap();
+        assert_ne!(mark(), then);
+    }
+}
