@@ -15,10 +15,10 @@ impl Follow<'_> {
         let is_serial =
             (1..=SERIAL).contains(&wanted.serial.len()) && wanted.serial.bytes().all(|c| c.is_ascii_graphic());
         let place = match is_serial {
-            true => self
-                .monitor
-                .require_awake()
-                .and_then(|()| self.running.files.place(&wanted)),
+            true => {
+                let place = self.running.files.place(&wanted);
+                place.and_then(|place| self.monitor.require_awake().map(|()| place))
+            }
             false => Err(Failure::new(
                 Class::Usage,
                 format!(

@@ -669,6 +669,14 @@ fn a_container_by_itself_and_pods_whose_roots_are_disks() {
             let id = pod.start(name, "sleep 1000", merged(all.clone(), json!({"image": {"image": BOX}})));
             assert_eq!(output(node, &id, "cat /from"), from);
         }
+        // They have no names, and are needed as long as the pod has them.
+        let images = || {
+            let listed = node.home.zmachine(["image", "ls"]).finish();
+            listed.expect_success().stdout().lines().count()
+        };
+        let before = images();
+        node.home.zmachine(["image", "prune"]).finish().expect_success();
+        assert_eq!(images(), before);
         pod.stop_and_remove();
     });
     checks.that("images that nobody has any more are given back", || {
