@@ -3,6 +3,7 @@
 
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -193,9 +194,24 @@ impl Monitor {
     /// As [`Monitor::make_run_dir`].
     pub(super) fn control_socket(&mut self) -> Result<Arc<UnixListener>, Failure> {
         match self.listener.take() {
-            Some(listener) => Ok(listener),
+            Some(listener) => {
+                self.remove_old_sockets()?;
+                Ok(listener)
+            }
             None => self.make_run_dir().map(Arc::new),
         }
+    }
+
+    /// Removes the sockets that processes of the run before have left beside the control socket.
+    fn remove_old_sockets(&self) -> Result<(), Failure> {
+        let own = self.home.control_socket(&self.machine.id);
+        for entry in std::fs::read_dir(self.home.run_dir(&self.machine.id))? {
+            let entry = entry?;
+            if entry.file_type()?.is_socket() && entry.path() != own {
+                file::remove_if_there(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn make_run_dir(&mut self) -> Result<UnixListener, Failure> {
