@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use zmachine_spec::control::Request;
 
-use super::streams::{Reader, Writer};
+use super::session::{Reader, Writer};
 
 /// Clients that wait for a machine that is asleep; those beyond are refused.
 const WAITING: usize = 256;

@@ -1,6 +1,7 @@
 //! What a monitor knows of its machine, and what every part of it does with that: the state is advanced, a step is noted, a
 //! process is confined. It knows none of its users.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
@@ -28,7 +29,6 @@ use zmachine_sys::process::ProcessId;
 use zmachine_sys::{affinity, file};
 
 use super::activity::Activity;
-use super::asleep::Kept;
 use super::backoff::{Backoff, StopReason};
 use super::frozen::Restore;
 use super::guest;
@@ -89,6 +89,16 @@ pub(super) struct Monitor {
     pub(super) listener: Option<Arc<UnixListener>>,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
+}
+
+/// What stays of a machine's networks while it is asleep.
+pub(super) struct Kept {
+    /// Its published ports, so that nobody else takes one.
+    pub(super) _ports: Vec<OwnedFd>,
+    /// Those who watch over its networks.
+    pub(super) _watches: HashMap<String, AbortOnDrop>,
+    /// Its taps, by interface.
+    pub(super) taps: Vec<(String, OwnedFd)>,
 }
 
 impl Monitor {

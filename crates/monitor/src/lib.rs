@@ -51,6 +51,7 @@ mod life;
 mod networks;
 mod output;
 mod passt;
+mod quiet;
 mod reconnect;
 mod relays;
 mod restart;

@@ -9,7 +9,7 @@ use zmachine_spec::Failure;
 use zmachine_store::journal::Resource;
 use zmachine_store::log::Source;
 
-use super::context::{AbortOnDrop, Monitor};
+use super::context::{AbortOnDrop, Kept, Monitor};
 
 /// What a machine has of its networks when its hypervisor starts.
 #[derive(Default)]
@@ -29,6 +29,17 @@ pub(super) struct NetworkHold {
     ports: Vec<OwnedFd>,
     /// Those who start a network's name service, or passt, again, by the network's name.
     pub(super) watches: HashMap<String, AbortOnDrop>,
+}
+
+impl NetworkHold {
+    /// The same with the machine's taps, while it is asleep.
+    pub(super) fn kept(self, taps: Vec<(String, OwnedFd)>) -> Kept {
+        Kept {
+            _ports: self.ports,
+            _watches: self.watches,
+            taps,
+        }
+    }
 }
 
 impl Monitor {
