@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use zmachine_spec::control::Request;
 
-use super::streams::{Reader, Writer};
+use super::session::{Reader, Writer};
 
 /// Clients that wait for a machine that is asleep; those beyond are refused.
 const WAITING: usize = 256;
@@ -97,10 +97,10 @@ impl Activity {
     ///
     /// # Errors
     /// It comes back when there are too many.
-    pub(super) fn keep(&self, client: Waiting) -> Result<(), Waiting> {
+    pub(super) fn keep(&self, client: Waiting) -> Result<(), Box<Waiting>> {
         let mut table = self.table();
         if table.waiting.len() >= WAITING {
-            return Err(client);
+            return Err(Box::new(client));
         }
         table.waiting.push(client);
         self.0.came.notify_one();

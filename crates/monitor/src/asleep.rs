@@ -14,23 +14,14 @@ use zmachine_agent_protocol::Process;
 use zmachine_plan::Plan;
 use zmachine_store::log::Source;
 
-use super::context::{AbortOnDrop, Monitor};
+use super::context::{AbortOnDrop, Kept, Monitor};
 use super::idle_frames::{Meaning, Sleeper};
 use super::inbox::{Event, Inbox};
-use super::networks::NetworkHold;
 use super::streams::{Attachable, Shared};
 use super::{console, entry, server};
 
 /// The largest frame that a tap hands over: a packet of 64 KiB with its headers.
 const FRAME: usize = 65_536 + 128;
-
-/// What stays of a machine that is asleep.
-pub(super) struct Kept {
-    /// Its published ports, and who watches over its networks.
-    pub(super) _networks: NetworkHold,
-    /// Its taps, by interface.
-    pub(super) taps: Vec<(String, OwnedFd)>,
-}
 
 /// How a sleep ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

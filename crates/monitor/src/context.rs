@@ -1,8 +1,10 @@
 //! What a monitor knows of its machine, and what every part of it does with that: the state is advanced, a step is noted, a
 //! process is confined. It knows none of its users.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -27,7 +29,6 @@ use zmachine_sys::process::ProcessId;
 use zmachine_sys::{affinity, file};
 
 use super::activity::Activity;
-use super::asleep::Kept;
 use super::backoff::{Backoff, StopReason};
 use super::frozen::Restore;
 use super::guest;
@@ -90,6 +91,16 @@ pub(super) struct Monitor {
     pub(super) listener: Option<Arc<UnixListener>>,
     /// Those who wait for the machine to end.
     pub(super) waiters: Vec<oneshot::Sender<Reply>>,
+}
+
+/// What stays of a machine's networks while it is asleep.
+pub(super) struct Kept {
+    /// Its published ports, so that nobody else takes one.
+    pub(super) _ports: Vec<OwnedFd>,
+    /// Those who watch over its networks.
+    pub(super) _watches: HashMap<String, AbortOnDrop>,
+    /// Its taps, by interface.
+    pub(super) taps: Vec<(String, OwnedFd)>,
 }
 
 impl Monitor {
@@ -196,9 +207,24 @@ impl Monitor {
     /// As [`Monitor::make_run_dir`].
     pub(super) fn control_socket(&mut self) -> Result<Arc<UnixListener>, Failure> {
         match self.listener.take() {
-            Some(listener) => Ok(listener),
+            Some(listener) => {
+                self.remove_old_sockets()?;
+                Ok(listener)
+            }
             None => self.make_run_dir().map(Arc::new),
         }
+    }
+
+    /// Removes the sockets that processes of the run before have left beside the control socket.
+    fn remove_old_sockets(&self) -> Result<(), Failure> {
+        let own = self.home.control_socket(&self.machine.id);
+        for entry in std::fs::read_dir(self.home.run_dir(&self.machine.id))? {
+            let entry = entry?;
+            if entry.file_type()?.is_socket() && entry.path() != own {
+                file::remove_if_there(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn make_run_dir(&mut self) -> Result<UnixListener, Failure> {

@@ -12,7 +12,7 @@
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -36,51 +36,6 @@ use super::saving::{FREEZE_TIMEOUT, Saving, save_still, unix_nanos};
 const FOLDER: &str = "idle";
 const DISKS: &str = "disks.json";
 
-/// So many bytes may come to a machine between two looks at it: what is sent to all of a network.
-const NOISE: u64 = 256;
-
-/// How often it is looked at: ten times in what it may be idle for, but within these bounds.
-const PERIODS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-
-/// Since when nobody has had to do with a machine.
-#[derive(Debug)]
-pub(super) struct Quiet {
-    timeout: Duration,
-    since: Instant,
-    received: u64,
-    /// When it is looked at next.
-    pub(super) next: tokio::time::Instant,
-}
-
-impl Quiet {
-    /// From now on, for a machine that may be idle for so long.
-    pub(super) fn new(timeout_ms: u64) -> Quiet {
-        let timeout = Duration::from_millis(timeout_ms);
-        Quiet {
-            timeout,
-            since: Instant::now(),
-            received: 0,
-            next: tokio::time::Instant::now() + period(timeout),
-        }
-    }
-
-    /// What was seen now: bytes that have come to the machine in all, and since when no client is served, unless one is. Whether it has
-    /// been quiet long enough.
-    fn look(&mut self, now: Instant, received: u64, clients: Option<Instant>) -> bool {
-        let came = received.saturating_sub(self.received);
-        self.received = received;
-        self.since = match clients {
-            Some(quiet) if came <= NOISE => self.since.max(quiet),
-            _ => now,
-        };
-        now.saturating_duration_since(self.since) >= self.timeout
-    }
-}
-
-fn period(timeout: Duration) -> Duration {
-    (timeout / 10).clamp(PERIODS.0, PERIODS.1)
-}
-
 impl Follow<'_> {
     /// Looks whether anybody has had to do with the machine.
     pub(super) fn look_for_quiet(&mut self) {
@@ -94,7 +49,6 @@ impl Follow<'_> {
             || self.ending.deadline.is_some();
         let clients = self.monitor.activity.quiet_since().filter(|_| !is_busy);
         let Some(quiet) = &mut self.quiet else { return };
-        quiet.next = tokio::time::Instant::now() + period(quiet.timeout);
         if !quiet.look(Instant::now(), received, clients) {
             return;
         }
@@ -128,7 +82,7 @@ impl Follow<'_> {
     pub(super) async fn go_to_sleep(&mut self, result: Result<(), Failure>) {
         self.is_saving = false;
         if let Some(quiet) = &mut self.quiet {
-            quiet.since = Instant::now();
+            quiet.begin_anew();
         }
         let log = self.monitor.log.clone();
         if let Err(failure) = result {
@@ -321,23 +275,9 @@ fn make(folder: &Path) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
 
-    #[test]
-    fn a_machine_is_idle_when_nobody_came_for_so_long() {
-        let begin = Instant::now();
-        let at = |seconds: u64| begin + Duration::from_secs(seconds);
-        let mut quiet = Quiet::new(10_000);
-        quiet.since = begin;
-        assert!(!quiet.look(at(5), 100, Some(begin)));
-        assert!(quiet.look(at(11), 200, Some(begin)), "noise is nothing");
-        // Bytes, a client that is served, and one that was, begin it anew.
-        assert!(!quiet.look(at(12), 5_000, Some(begin)));
-        assert!(!quiet.look(at(21), 5_000, Some(begin)));
-        assert!(!quiet.look(at(22), 5_000, None));
-        assert!(!quiet.look(at(33), 5_000, Some(at(30))));
-        assert!(quiet.look(at(40), 5_000, Some(at(30))));
-    }
+    use super::*;
 
     #[test]
     fn a_disk_that_was_written_to_is_not_the_same() {

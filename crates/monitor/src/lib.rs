@@ -53,6 +53,7 @@ mod life;
 mod networks;
 mod output;
 mod passt;
+mod quiet;
 mod reconnect;
 mod relays;
 mod restart;

@@ -17,7 +17,6 @@ use zmachine_spec::{Class, Failure};
 use zmachine_store::log::Source;
 
 use super::agent_start::EntryStart;
-use super::asleep::Kept;
 use super::context::{AbortOnDrop, Monitor, Outcome, Started, at};
 use super::execs::Execs;
 use super::follow::Follow;
@@ -115,10 +114,8 @@ impl Monitor {
         self.last_rootfs_lines(&mut running.rootfs).await;
         if self.is_asleep {
             self.listener = Some(listener);
-            self.kept = Some(Kept {
-                _networks: std::mem::take(&mut running.networks),
-                taps: std::mem::take(&mut self.taps),
-            });
+            let networks = std::mem::take(&mut running.networks);
+            self.kept = Some(networks.kept(std::mem::take(&mut self.taps)));
         }
         running.end().await;
         outcome

@@ -9,7 +9,7 @@ use zmachine_spec::Failure;
 use zmachine_store::journal::Resource;
 use zmachine_store::log::Source;
 
-use super::context::{AbortOnDrop, Monitor};
+use super::context::{AbortOnDrop, Kept, Monitor};
 
 /// What a machine has of its networks when its hypervisor starts.
 #[derive(Default)]
@@ -35,6 +35,15 @@ impl NetworkHold {
     /// Keeps published ports from being taken by others.
     pub(super) fn keep_ports(&mut self, ports: Vec<OwnedFd>) {
         self.ports.extend(ports);
+    }
+
+    /// The same with the machine's taps, while it is asleep.
+    pub(super) fn kept(self, taps: Vec<(String, OwnedFd)>) -> Kept {
+        Kept {
+            _ports: self.ports,
+            _watches: self.watches,
+            taps,
+        }
     }
 }
 

@@ -139,6 +139,10 @@ impl AgentStream {
     }
 }
 
+/// The two directions of a client's connection.
+pub(super) type Reader = FrameReader<tokio::net::unix::OwnedReadHalf>;
+pub(super) type Writer = FrameWriter<tokio::net::unix::OwnedWriteHalf>;
+
 /// Reads frames from a byte stream.
 #[derive(Debug)]
 pub(super) struct FrameReader<R> {

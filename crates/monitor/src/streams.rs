@@ -13,7 +13,7 @@ use super::entry::Entry;
 use super::execs::Execs;
 use super::inbox::Event;
 use super::relays::Relays;
-use super::session::{AgentStream, FrameReader, FrameWriter, Session, SessionError};
+use super::session::{AgentStream, Session, SessionError};
 
 /// How long the agent may take to begin with what a client wants. Under emulation a process takes seconds to start.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -50,8 +50,7 @@ pub(super) enum Attachable {
     Console,
 }
 
-pub(super) type Reader = FrameReader<tokio::net::unix::OwnedReadHalf>;
-pub(super) type Writer = FrameWriter<tokio::net::unix::OwnedWriteHalf>;
+pub(super) use super::session::{Reader, Writer};
 
 /// A process as the machine starts it: with the entrypoint's environment, user, folder and restrictions where it says
 /// nothing else.
