@@ -71,6 +71,15 @@ pub struct MachineSummary {
 }
 
 impl MachineSummary {
+    /// Whether docker calls its state so.
+    pub fn has_status(&self, wanted: &str) -> bool {
+        match wanted {
+            "exited" => self.state == "stopped",
+            "dead" => self.state == "failed",
+            other => self.state == other,
+        }
+    }
+
     /// Of a machine.
     pub fn new(machine: &Machine) -> MachineSummary {
         let plan = machine.plan().ok();

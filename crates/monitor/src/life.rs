@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
 use zmachine_agent_protocol::Process;
-use zmachine_hypervisor::{AgentStream as AgentChannel, Saved as SavedVm};
+use zmachine_hypervisor::Saved as SavedVm;
 use zmachine_plan::container::DEFAULT_PATH;
 use zmachine_plan::{Plan, VmPlan};
 use zmachine_spec::control::Report;
@@ -21,13 +21,12 @@ use super::context::{AbortOnDrop, Monitor, Outcome, Started, at};
 use super::execs::Execs;
 use super::follow::Follow;
 use super::inbox::{Cut, Inbox};
-use super::restored::Restoring;
+use super::restored::{Restoring, agent_of, taken_over_from};
 use super::running::Running;
 use super::server;
 use super::session::Session;
 use super::standby::Stood;
 use super::streams::{Attachable, Shared};
-use super::takeover::take_over;
 use super::{clock, console, entry, idle};
 
 impl Monitor {
@@ -193,17 +192,6 @@ impl Monitor {
         }
         Ok(started)
     }
-}
-
-fn agent_of(running: &mut Running) -> Result<AgentChannel, (String, Failure)> {
-    let no_agent = || Failure::new(Class::Failed, "the hypervisor gave no channel to the agent");
-    running.vm.take_agent().ok_or_else(no_agent).map_err(at("hypervisor"))
-}
-
-/// The session with an agent that was somebody else's.
-pub(super) fn taken_over_from(running: &mut Running) -> Result<Session, (String, Failure)> {
-    let channel = agent_of(running)?;
-    Ok(Session::start(async { take_over(channel.connected().await?).await }))
 }
 
 /// What a client follows that attaches.

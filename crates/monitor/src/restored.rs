@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest, Thaw};
-use zmachine_hypervisor::{Accel, Saved as SavedVm};
+use zmachine_hypervisor::{Accel, AgentStream as AgentChannel, Saved as SavedVm};
 use zmachine_plan::ContainerPlan;
 use zmachine_spec::saved::HostMark;
 use zmachine_spec::{Class, Failure};
@@ -23,6 +23,7 @@ use super::inbox::Inbox;
 use super::running::Running;
 use super::saving::unix_nanos;
 use super::session::{Session, SessionError};
+use super::takeover::take_over;
 
 /// How long a guest may take to go on as what it is now.
 const THAW_TIMEOUT: Duration = Duration::from_secs(120);
@@ -156,4 +157,19 @@ impl Monitor {
         }
         Ok(None)
     }
+}
+
+/// The channel to the agent of a guest that was started.
+///
+/// # Errors
+/// When its hypervisor has none.
+pub(super) fn agent_of(running: &mut Running) -> Result<AgentChannel, (String, Failure)> {
+    let no_agent = || Failure::new(Class::Failed, "the hypervisor gave no channel to the agent");
+    running.vm.take_agent().ok_or_else(no_agent).map_err(at("hypervisor"))
+}
+
+/// The session with an agent that was somebody else's.
+pub(super) fn taken_over_from(running: &mut Running) -> Result<Session, (String, Failure)> {
+    let channel = agent_of(running)?;
+    Ok(Session::start(async { take_over(channel.connected().await?).await }))
 }

@@ -195,6 +195,14 @@ fn is_zero(number: &u16) -> bool {
     *number == 0
 }
 
+/// The public keys of a file as that of `authorized_keys`.
+pub fn public_keys(text: &str) -> impl Iterator<Item = String> {
+    let lines = text.lines().map(str::trim);
+    lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+}
+
 /// Whether the machine's processes are locked in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use zmachine_network::{Allow, Policy, PortRange, Protocol, Rate};
 
 use crate::failure::{Class, Failure};
+use crate::setting::Setting;
 
 /// A network that a machine joins.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,25 @@ pub struct NetworkRequest {
 }
 
 impl NetworkRequest {
+    /// What the names say together; the one word `none` is no network.
+    ///
+    /// # Errors
+    /// When one of them cannot be read, or `none` is among others.
+    pub fn parse_all(names: &[String]) -> Result<Vec<NetworkRequest>, Failure> {
+        match names {
+            [one] if one == "none" => Ok(Vec::new()),
+            names if names.iter().any(|n| n == "none") => Err(Failure::new(
+                Class::Usage,
+                "the network 'none' does not go with other networks",
+            )
+            .about(Setting::Networks)),
+            names => {
+                let request = |text: &String| NetworkRequest::parse(text).map_err(|e| e.about(Setting::Networks));
+                names.iter().map(request).collect()
+            }
+        }
+    }
+
     /// The network `name`, and nothing asked for there.
     pub fn new(name: impl Into<String>) -> NetworkRequest {
         NetworkRequest {

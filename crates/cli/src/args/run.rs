@@ -252,7 +252,7 @@ impl CreateArgs {
         spec.hostname = self.hostname.clone();
         let volume = |text: &String| volume(text, cwd);
         spec.volumes = self.volume.iter().map(volume).collect::<Result<_, Failure>>()?;
-        spec.networks = networks(&self.network)?;
+        spec.networks = NetworkRequest::parse_all(&self.network)?;
         let alias = |alias: &String| {
             spec::check_alias(alias).map_err(|what| {
                 Failure::new(Class::Usage, what)
@@ -466,33 +466,14 @@ fn ssh_keys(files: &[PathBuf]) -> Result<Vec<String>, Failure> {
     let mut keys = Vec::new();
     for file in files {
         let text = content("--ssh-key", file)?;
-        let lines = text
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty() && !line.starts_with('#'));
         let before = keys.len();
-        keys.extend(lines.map(str::to_owned));
+        keys.extend(zmachine_spec::public_keys(&text));
         if keys.len() == before || keys.iter().any(|key| key.contains("PRIVATE KEY")) {
             let message = format!("--ssh-key {} holds no public key", file.display());
             return Err(Failure::new(Class::Usage, message).hint("name the file that ends in .pub"));
         }
     }
     Ok(keys)
-}
-
-fn networks(names: &[String]) -> Result<Vec<NetworkRequest>, Failure> {
-    match names {
-        [one] if one == "none" => Ok(Vec::new()),
-        names if names.iter().any(|n| n == "none") => Err(Failure::new(
-            Class::Usage,
-            "the network 'none' does not go with other networks",
-        )
-        .about(Setting::Networks)),
-        names => {
-            let request = |text: &String| NetworkRequest::parse(text).map_err(|e| e.about(Setting::Networks));
-            names.iter().map(request).collect()
-        }
-    }
 }
 
 pub(crate) fn labels(texts: &[String]) -> BTreeMap<String, String> {

@@ -42,15 +42,6 @@ fn status(machine: &MachineSummary, now: Timestamp) -> String {
     }
 }
 
-/// Whether docker calls a machine in `state` so.
-pub(super) fn has_status(machine: &MachineSummary, wanted: &str) -> bool {
-    match wanted {
-        "exited" => machine.state == "stopped",
-        "dead" => machine.state == "failed",
-        other => machine.state == other,
-    }
-}
-
 pub(super) fn row(machine: &MachineSummary, size: Option<u64>, args: &PsArgs, now: Timestamp) -> Row {
     let command = machine.command.join(" ");
     let shown = match args.listing.no_trunc || command.chars().count() <= COMMAND_WIDTH {
@@ -203,7 +194,7 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Result<u8, Failure> {
             && filters.allow("name", |name| summary.name.contains(name))
             && filters.allow("id", |id| summary.id.starts_with(id))
             && filters.allow("kind", |kind| summary.kind == kind)
-            && filters.allow("status", |status| has_status(&summary, status))
+            && filters.allow("status", |status| summary.has_status(status))
             && filters.allow("exited", |code| {
                 summary.exit_code.is_some_and(|c| c.to_string() == code)
             })

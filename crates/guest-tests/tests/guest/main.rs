@@ -38,6 +38,7 @@ mod settings;
 mod shared_cache;
 mod shares;
 mod snapshots;
+mod standby;
 mod streams;
 mod support;
 mod terminal;

@@ -56,7 +56,7 @@ pub(super) fn ps(scope: &Scope, args: ComposePsArgs) -> Result<u8, Failure> {
     let mut chosen: Vec<(String, MachineSummary)> = Vec::new();
     for owned in machines.into_iter().filter(|owned| all || owned.is_active()) {
         let summary = MachineSummary::new(&owned.machine);
-        let is_wanted = filters.allow("status", |status| list::has_status(&summary, status))
+        let is_wanted = filters.allow("status", |status| summary.has_status(status))
             && filters.allow("name", |name| summary.name.contains(name));
         if is_wanted {
             chosen.push((owned.service.clone(), summary));
