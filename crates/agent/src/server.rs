@@ -218,9 +218,9 @@ impl Agent {
             // What is no frame of the old connection may be the beginning of a greeting.
             if self.is_frozen.get() {
                 let greeted = greeted.take();
-                match tokio::time::timeout(self.takeover(), host::taken_over(&port, greeted)).await {
-                    Ok(Ok(())) => continue,
-                    Ok(Err(_)) | Err(_) => {}
+                let taken = tokio::time::timeout(self.takeover(), host::taken_over(&port, greeted)).await;
+                if let Ok(Ok(())) = taken {
+                    continue;
                 }
             }
             // Closed before it is opened again: it can be open once.
