@@ -301,3 +301,50 @@ pub struct ContainerStats {
     /// The limit of these.
     pub pids_limit: Option<u64>,
 }
+
+impl ContainerStats {
+    /// What the files of a control group of version 2 say, which `read` gives by their names; one that is not there is empty.
+    pub fn of_group(read: impl Fn(&str) -> String) -> ContainerStats {
+        let (cpu, memory, events) = (read("cpu.stat"), read("memory.stat"), read("memory.events"));
+        // `max` is none.
+        let number = |file: &str| read(file).trim().parse().ok();
+        ContainerStats {
+            cpu_us: keyed(&cpu, "usage_usec"),
+            cpu_user_us: keyed(&cpu, "user_usec"),
+            cpu_system_us: keyed(&cpu, "system_usec"),
+            cpu_periods: keyed(&cpu, "nr_periods"),
+            cpu_throttled_periods: keyed(&cpu, "nr_throttled"),
+            cpu_throttled_us: keyed(&cpu, "throttled_usec"),
+            memory_bytes: number("memory.current").unwrap_or_default(),
+            memory_limit_bytes: number("memory.max"),
+            memory_anon_bytes: keyed(&memory, "anon"),
+            memory_file_bytes: keyed(&memory, "file"),
+            memory_inactive_file_bytes: keyed(&memory, "inactive_file"),
+            memory_kernel_bytes: keyed(&memory, "kernel"),
+            page_faults: keyed(&memory, "pgfault"),
+            major_page_faults: keyed(&memory, "pgmajfault"),
+            oom_kills: keyed(&events, "oom_kill"),
+            pids: number("pids.current").unwrap_or_default(),
+            pids_limit: number("pids.max"),
+        }
+    }
+}
+
+/// The value of `key` in a file of lines `key value`, as control groups have them; 0 when it is not there.
+pub fn keyed(text: &str, key: &str) -> u64 {
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_no_prefix_of_another_one() {
+        let text = "oom 3\noom_kill 2\noom_group_kill 1\n";
+        assert_eq!(keyed(text, "oom_kill"), 2);
+        assert_eq!(keyed(text, "oom"), 3);
+        assert_eq!(keyed(text, "none"), 0);
+    }
+}

@@ -42,7 +42,7 @@ mod thaw;
 
 pub use container::{
     Capabilities, Container, ContainerLimits, ContainerMount, ContainerProcess, ContainerReply, ContainerRequest,
-    ContainerRoot, ContainerStats, DeviceNode, ImageLayer, MountSource,
+    ContainerRoot, ContainerStats, DeviceNode, ImageLayer, MountSource, keyed,
 };
 pub use frame::{Frame, FrameDecoder, FrameError, HEADER_LEN, MAX_DATA, MAX_PAYLOAD};
 pub use message::{

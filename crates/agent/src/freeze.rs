@@ -199,11 +199,12 @@ fn is_program_by(stat: &str) -> bool {
     !matches!(state, "Z" | "X") && flags.is_some_and(|flags| flags & KERNEL_THREAD == 0)
 }
 
-/// Makes a guest what it is to be, before its processes go on.
+/// Makes a guest what it is to be, before its processes go on. The time that it is told was right when the request `arrived`.
 ///
 /// # Errors
 /// The first thing that cannot be done. The guest is not to run then.
-pub(crate) fn renew(thaw: &Thaw) -> Result<(), FreezeError> {
+pub(crate) fn renew(thaw: &Thaw, arrived: Instant) -> Result<(), FreezeError> {
+    let now = || Duration::from_nanos(thaw.unix_nanos) + arrived.elapsed();
     if let Some(identity) = &thaw.identity {
         if thaw.seed.len() < SEED {
             return Err(FreezeError::Seed {
@@ -211,13 +212,13 @@ pub(crate) fn renew(thaw: &Thaw) -> Result<(), FreezeError> {
             });
         }
         reseed(&thaw.seed).map_err(|source| FreezeError::Random { source })?;
-        clock::set_exactly(Duration::from_nanos(thaw.unix_nanos)).map_err(|source| FreezeError::Clock { source })?;
+        clock::set_exactly(now()).map_err(|source| FreezeError::Clock { source })?;
         return Ok(setup::renew(identity)?);
     }
     if !thaw.seed.is_empty() {
         reseed(&thaw.seed).map_err(|source| FreezeError::Random { source })?;
     }
-    clock::set(Duration::from_nanos(thaw.unix_nanos)).map_err(|source| FreezeError::Clock { source })
+    clock::set(now()).map_err(|source| FreezeError::Clock { source })
 }
 
 /// Mixes `seed` into the kernel's generator, and takes it into use.
@@ -266,6 +267,9 @@ mod tests {
             unix_nanos: 0,
             identity: Some(Box::new(identity)),
         };
-        assert!(matches!(renew(&thaw), Err(FreezeError::Seed { length: 31 })));
+        assert!(matches!(
+            renew(&thaw, Instant::now()),
+            Err(FreezeError::Seed { length: 31 })
+        ));
     }
 }

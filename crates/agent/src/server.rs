@@ -20,6 +20,7 @@ use tokio::net::UnixListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
+use tokio::time::Instant;
 use yamux::{Config, Connection, Mode};
 use zmachine_agent_protocol::{
     AgentError, BootConfig, Container, ContainerProcess, ContainerRequest, ErrorKind, ExitStatus, Frame, FrameDecoder,
@@ -268,6 +269,7 @@ impl Agent {
             // The host closed without a word, or is out of step: there is nobody to answer.
             _ => return,
         };
+        let arrived = Instant::now();
         let request = match frame.parse::<Request>() {
             Ok(request) => request,
             Err(error) => return answer(stream, failure(ErrorKind::BadRequest, error)).await,
@@ -284,7 +286,7 @@ impl Agent {
                 let reply = self.freeze().await;
                 answer(stream, reply).await;
             }
-            Request::Thaw(thaw) => self.thaw(&thaw, stream).await,
+            Request::Thaw(thaw) => self.thaw(&thaw, arrived, stream).await,
             Request::Rehearse => {
                 let reply = self.rehearse().await;
                 answer(stream, reply).await;

@@ -9,7 +9,7 @@ use zmachine_monitor::{MonitorArgs, Restore};
 use zmachine_pack::oci::lazy::chunk_source;
 use zmachine_rootfs::RootfsArgs;
 use zmachine_share::{ShareArgs, Tree};
-use zmachine_spec::{Class, Failure, Home};
+use zmachine_spec::{Class, Failure};
 use zmachine_sys::fd;
 use zmachine_sys::jail::{self, Jail};
 
@@ -29,7 +29,7 @@ pub(crate) fn monitor(role: MonitorRole) -> Result<u8, Failure> {
     show_as(c"zm-monitor");
     let report = fd::take_inherited(role.report_fd)
         .map_err(|e| Failure::from_error(Class::Usage, &e).context("this role is started by 'zmachine start' alone"))?;
-    let home = Home::open(&role.data, &role.run)?;
+    let home = role.home.open()?;
     let restore = match (role.restore, role.memory_fd) {
         (Some(folder), Some(memory)) => Some(Restore {
             folder,
@@ -92,7 +92,7 @@ pub(crate) fn complete(role: CompleteRole) -> Result<u8, Failure> {
     show_as(c"zm-complete");
     // What machines do goes first.
     let _ = rustix::process::nice(19);
-    let engine = Engine::new(Home::open(&role.data, &role.run)?, Programs::own());
+    let engine = Engine::new(role.home.open()?, Programs::own());
     let files = RegistryFiles {
         auth: role.authfile,
         ..engine.registry_files().clone()
@@ -108,7 +108,7 @@ pub(crate) fn complete(role: CompleteRole) -> Result<u8, Failure> {
 pub(crate) fn standby(role: StandbyRole) -> Result<u8, Failure> {
     show_as(c"zm-standby");
     let spec = serde_json::from_reader(std::io::stdin().lock()).map_err(std::io::Error::from)?;
-    let engine = Engine::new(Home::open(&role.data, &role.run)?, Programs::own());
+    let engine = Engine::new(role.home.open()?, Programs::own());
     engine.make_standbys(&spec, &role.image, &role.template)?;
     Ok(0)
 }

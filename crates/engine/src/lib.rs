@@ -50,15 +50,25 @@ mod volume_snapshots;
 mod volumes;
 mod warm;
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::time::Instant;
+
+use zmachine_hypervisor::choice::SEARCH_PATH;
 
 use zmachine_network::Networks;
 use zmachine_spec::{Class, Failure, Home};
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::killpoint::Killpoints;
 use zmachine_store::volume::Volumes;
+use zmachine_sys::file::FileError;
 use zmachine_sys::lock::FileLock;
+use zmachine_sys::process::{ChildSetup, prepare_child, role_of};
+use zmachine_sys::reap::reap_later;
 
 pub use self::commit::CommitRequest;
 pub use self::create::CreateOptions;
@@ -145,6 +155,32 @@ impl Engine {
     /// The state it works on.
     pub fn home(&self) -> &Home {
         &self.home
+    }
+
+    /// A process of its host program for this home, in the place of `name`'s role.
+    fn role(&self, name: &str) -> Command {
+        let mut command = role_of(self.programs.host(), name, SEARCH_PATH);
+        command
+            .arg("--data")
+            .arg(self.home.data())
+            .arg("--run")
+            .arg(self.home.run());
+        command.arg0("zmachine").stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+
+    /// Starts a process that outlives this one, and says what goes wrong in the file `log`.
+    fn start_beside(mut command: Command, log: &Path) -> Result<(), Failure> {
+        let mut options = OpenOptions::new();
+        let opened = options.write(true).create(true).truncate(true).mode(0o600).open(log);
+        command.stderr(opened.map_err(|e| FileError::io("open", log, e))?);
+        let setup = ChildSetup {
+            new_session: true,
+            ..ChildSetup::default()
+        };
+        prepare_child(&mut command, setup);
+        reap_later(command.spawn()?);
+        Ok(())
     }
 
     /// The programs that its machines are made of.

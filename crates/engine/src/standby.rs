@@ -8,13 +8,10 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use zmachine_agent_protocol::Frame;
-use zmachine_hypervisor::choice::SEARCH_PATH;
 use zmachine_image::{PullPolicy, Silent};
 use zmachine_plan::Plan;
 use zmachine_spec::control::Request;
@@ -22,8 +19,6 @@ use zmachine_spec::{Class, Failure, HealthRequest, MachineSpec, NetworkRequest, 
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::template::Templates;
 use zmachine_sys::lock::FileLock;
-use zmachine_sys::process::{ChildSetup, prepare_child, role_of};
-use zmachine_sys::reap::reap_later;
 
 use super::Engine;
 use super::create::CreateOptions;
@@ -70,11 +65,11 @@ fn fixed(spec: &MachineSpec) -> MachineSpec {
     }
 }
 
-/// Whether nothing in it could only be had by a machine that is made for it.
+/// Whether nothing in it could only be had by a machine that is made for it: addresses of its choice, and a log that is sent elsewhere under
+/// its name from the beginning.
 fn can_be_taken(spec: &MachineSpec) -> bool {
-    spec.networks
-        .iter()
-        .all(|request| request.ipv4.is_none() && request.ipv6.is_none())
+    let is_any = |request: &NetworkRequest| request.ipv4.is_none() && request.ipv6.is_none();
+    spec.log_to.is_none() && spec.networks.iter().all(is_any)
 }
 
 impl Engine {
@@ -169,7 +164,7 @@ impl Engine {
 
     /// Has a process make what the machine's pool lacks. A start needs none of it.
     pub(super) fn fill_pool(&self, machine: &Machine, key: &str) {
-        if machine.spec.pool == 0 || machine.spec.standby {
+        if machine.spec.pool == 0 || machine.spec.standby || !can_be_taken(&machine.spec) {
             return;
         }
         if let Err(failure) = self.begin_to_fill(machine, key) {
@@ -190,29 +185,13 @@ impl Engine {
         };
         let plan = machine.plan()?;
         let Some(image) = plan.image() else { return Ok(()) };
-        let mut command = role_of(self.programs.host(), "standby", SEARCH_PATH);
-        command
-            .arg("--data")
-            .arg(self.home.data())
-            .arg("--run")
-            .arg(self.home.run());
+        let mut command = self.role("standby");
         command.args(["--template", key, "--image", image]);
         // Not among its arguments, which everybody sees.
         let (stdin, mut told) = std::io::pipe()?;
         let text = serde_json::to_vec(&spec).map_err(std::io::Error::from)?;
-        command
-            .arg0("zmachine")
-            .stdin(stdin)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let setup = ChildSetup {
-            new_session: true,
-            ..ChildSetup::default()
-        };
-        prepare_child(&mut command, setup);
-        let child = command.spawn()?;
-        reap_later(child);
-        drop(command);
+        command.stdin(stdin);
+        Engine::start_beside(command, &self.home.run().join(format!("standby-{key}.log")))?;
         told.write_all(&text)?;
         Ok(())
     }

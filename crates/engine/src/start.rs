@@ -4,14 +4,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use zmachine_agent_protocol::PROTOCOL_VERSION;
-use zmachine_hypervisor::choice::SEARCH_PATH;
 use zmachine_image::Progress;
 use zmachine_plan::Plan;
 use zmachine_spec::control::Report;
@@ -19,7 +17,7 @@ use zmachine_spec::{Class, Failure};
 use zmachine_store::catalog::Machine;
 use zmachine_sys::file::FileError;
 use zmachine_sys::lock::FileLock;
-use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child, role_of};
+use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
 use zmachine_sys::reap::reap_later;
 
 use super::Engine;
@@ -150,12 +148,7 @@ impl Engine {
         self.kill.pass("start: before the monitor");
         let (reader, writer) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
-        let mut command = role_of(self.programs.host(), "monitor", SEARCH_PATH);
-        command
-            .arg("--data")
-            .arg(self.home.data())
-            .arg("--run")
-            .arg(self.home.run());
+        let mut command = self.role("monitor");
         command
             .arg("--id")
             .arg(&machine.id)
@@ -170,19 +163,14 @@ impl Engine {
         if let Some(n) = self.monitor_abort_at {
             command.arg("--abort-at").arg(n.to_string());
         }
-        command
-            .arg0("zmachine")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr_file(&machine)?);
+        command.stderr(stderr_file(&machine)?);
         let setup = ChildSetup {
             keep: [Some(writer.as_raw_fd()), from.map(|from| from.memory.as_raw_fd())]
                 .into_iter()
                 .flatten()
                 .collect(),
-            die_with_parent: false,
             new_session: true,
-            no_huge_pages: false,
+            ..ChildSetup::default()
         };
         prepare_child(&mut command, setup);
         let monitor = command

@@ -17,7 +17,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
-use zmachine_agent_protocol::{Request as AgentRequest, Thaw};
+use zmachine_agent_protocol::Request as AgentRequest;
 use zmachine_plan::Plan;
 use zmachine_spec::{Class, Exit, Failure, Phase};
 use zmachine_store::catalog::Machine;
@@ -31,7 +31,7 @@ use super::follow::Follow;
 use super::frozen::{Frozen, Restore};
 use super::guest::{self, within};
 use super::inbox::Event;
-use super::saving::{FREEZE_TIMEOUT, Saving, save_still, unix_nanos};
+use super::saving::{FREEZE_TIMEOUT, Saving, save_still, thaw};
 
 const FOLDER: &str = "idle";
 const DISKS: &str = "disks.json";
@@ -158,13 +158,7 @@ impl Follow<'_> {
         let Some(session) = self.session() else { return };
         let log = self.monitor.log.clone();
         tokio::spawn(async move {
-            let thaw = Thaw {
-                seed: Vec::new(),
-                unix_nanos: unix_nanos(),
-                identity: None,
-            };
-            let request = AgentRequest::Thaw(Box::new(thaw));
-            if let Err(failure) = guest::ask(&session, &request, guest::ANSWER_TIMEOUT).await {
+            if let Err(failure) = thaw(&session).await {
                 log.note(Source::Monitor, &format!("the guest does not go on: {failure}"));
             }
         });
@@ -216,15 +210,26 @@ impl Monitor {
     /// What the machine was saved to when nobody had to do with it, for the next run; `None` when there is nothing, or it is worth nothing
     /// any more.
     pub(super) fn saved_idle(&self) -> Option<Restore> {
+        self.saved_to_sleep(true)
+    }
+
+    /// The same right after it was saved, without a look at the disks.
+    pub(super) fn saved_just_now(&self) -> Option<Restore> {
+        self.saved_to_sleep(false)
+    }
+
+    fn saved_to_sleep(&self, are_disks_compared: bool) -> Option<Restore> {
         let folder = self.machine.dir.join(FOLDER);
         if !folder.exists() {
             return None;
         }
         let restore = || -> Result<Restore, Failure> {
-            let then: Vec<DiskMark> = file::read_json(&folder.join(DISKS))?;
-            if marks(&Volumes::new(&self.home), &self.machine)? != then {
-                let message = "one of its disks has been written to since";
-                return Err(Failure::new(Class::Conflict, message));
+            if are_disks_compared {
+                let then: Vec<DiskMark> = file::read_json(&folder.join(DISKS))?;
+                if marks(&Volumes::new(&self.home), &self.machine)? != then {
+                    let message = "one of its disks has been written to since";
+                    return Err(Failure::new(Class::Conflict, message));
+                }
             }
             let snapshot: Snapshot = file::read_json(&folder.join("snapshot.json"))?;
             let (_, saved) = snapshot.require_memory()?;

@@ -110,8 +110,7 @@ impl PasstProcess {
             ChildSetup {
                 keep: vec![socket.as_raw_fd()],
                 die_with_parent: true,
-                new_session: false,
-                no_huge_pages: false,
+                ..ChildSetup::default()
             },
         );
         Command::from(command).kill_on_drop(true).spawn().map_err(context)

@@ -111,6 +111,8 @@ impl Monitor {
         let has_entrypoint = restoring.has_entrypoint;
         let run = (!has_entrypoint && !plan.is_idle()).then(|| AgentRequest::Run(plan.process.clone()));
         let asked = async {
+            // The connection is there, and the guest awake, before it is told what time it is.
+            session.ask(&AgentRequest::Ping).await?;
             let mut seed = vec![0; SEED];
             zmachine_sys::file::fill_random(&mut seed)?;
             let thaw = Thaw {

@@ -205,8 +205,7 @@ fn spawn(listener: &UnixListener, settings: &Settings, jail: Option<&Jail>) -> i
     let setup = ChildSetup {
         keep: vec![listener.as_raw_fd(), theirs.as_raw_fd()],
         die_with_parent: true,
-        new_session: false,
-        no_huge_pages: false,
+        ..ChildSetup::default()
     };
     let child = jailed.spawn(setup, |command| Command::from(command).kill_on_drop(true).spawn())?;
     Ok((child, Lines::new(UnixStream::from_std(ours)?, LINE_BYTES)))

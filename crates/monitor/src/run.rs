@@ -142,11 +142,21 @@ impl Monitor {
 
     /// The time between two runs in which it is asleep.
     async fn slept(&mut self, plan: &Plan, inbox: &mut Inbox) -> Result<Woken, Failure> {
-        self.note_disks()?;
+        let noted = self.note_disks();
         self.end_record(attempt::Outcome::Stopped {
             exit: Exit::Killed,
             asked: true,
         });
+        if let Err(failure) = noted {
+            // On a full disk, say. Without that what was saved counts only now, and to this process.
+            self.log.note(
+                Source::Monitor,
+                &format!("it cannot stay asleep, and goes on: {failure}"),
+            );
+            self.restore = self.saved_just_now();
+            self.wait_for_owner = false;
+            return Ok(Woken::Up);
+        }
         let (kept, listener) = match (self.kept.take(), &self.listener) {
             (Some(kept), Some(listener)) => (kept, Arc::clone(listener)),
             _ => return Err(Failure::new(Class::Failed, "nothing was kept of the machine")),

@@ -30,6 +30,7 @@ use super::frozen::Frozen;
 use super::guest::{self, within};
 use super::inbox::Event;
 use super::launch::{in_thread, joined};
+use super::session::Session;
 
 /// How long a guest may take to stand still; its agent gives up before.
 pub(super) const FREEZE_TIMEOUT: Duration = Duration::from_secs(40);
@@ -123,12 +124,7 @@ impl Follow<'_> {
         let Some(session) = self.session() else { return };
         let log = self.monitor.log.clone();
         tokio::spawn(async move {
-            let thaw = Thaw {
-                seed: Vec::new(),
-                unix_nanos: unix_nanos(),
-                identity: None,
-            };
-            let thawed = guest::ask(&session, &AgentRequest::Thaw(Box::new(thaw)), guest::ANSWER_TIMEOUT).await;
+            let thawed = thaw(&session).await;
             if let Err(failure) = &thawed {
                 log.note(Source::Monitor, &format!("the guest does not go on: {failure}"));
             }
@@ -140,6 +136,19 @@ impl Follow<'_> {
             let _ = client.send(reply);
         });
     }
+}
+
+/// Lets the processes of a guest go on that is the machine which it was.
+///
+/// # Errors
+/// When it does not.
+pub(super) async fn thaw(session: &Session) -> Result<(), Failure> {
+    let thaw = Thaw {
+        seed: Vec::new(),
+        unix_nanos: unix_nanos(),
+        identity: None,
+    };
+    guest::ask(session, &AgentRequest::Thaw(Box::new(thaw)), guest::ANSWER_TIMEOUT).await
 }
 
 /// What is saved, beside what the hypervisor has.

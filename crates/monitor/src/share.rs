@@ -157,8 +157,7 @@ impl Monitor {
         let setup = ChildSetup {
             keep: vec![listener.as_raw_fd()],
             die_with_parent: true,
-            new_session: false,
-            no_huge_pages: false,
+            ..ChildSetup::default()
         };
         jailed.spawn(setup, |command| Command::from(command).kill_on_drop(true).spawn())
     }

@@ -5,16 +5,17 @@
 //! and the interfaces that it has; its guest hears who it is as every copy of a template does.
 
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use zmachine_agent_protocol::{Frame, Request as AgentRequest};
-use zmachine_network::Made;
+use zmachine_network::{Made, Resource as NetworkResource};
 use zmachine_plan::Plan;
 use zmachine_spec::control::{Reply, Report, Request};
-use zmachine_spec::{Class, Exit, Failure};
+use zmachine_spec::{Class, Exit, Failure, Home};
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::journal::Resource;
 use zmachine_sys::file;
@@ -23,6 +24,7 @@ use super::agent_start::{Interrupt, RootfsEnd};
 use super::console;
 use super::context::{Monitor, Outcome, at};
 use super::inbox::{Cut, Event, Inbox};
+use super::launch::{in_thread, joined};
 use super::output::ReportPipe;
 use super::restored::{Restoring, taken_over_from};
 use super::run::end_with;
@@ -112,24 +114,25 @@ impl Monitor {
         std::fs::write(self.home.standby_mark(&self.machine.id), []).map_err(|e| Err(at("standby")(e)))?;
         self.report.send(&Report::Ready);
         self.report.close();
+        let mut is_taken = false;
         let events = self.events.clone();
-        let claimed = async {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => {
-                        if let Ok(Some(claim)) = tokio::time::timeout(REQUEST, claim(stream, &events)).await {
-                            return claim;
-                        }
-                    }
-                    // Out of descriptors, most likely.
-                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-                }
+        // Over all rounds: a claim on its way is not lost between two.
+        let mut claimed = pin!(claimed(listener, &events));
+        loop {
+            let round = self.during(running, inbox, RootfsEnd::IsMended, LONGEST, claimed.as_mut());
+            match round.await {
+                Ok(claim) => return Ok((session, claim)),
+                Err(Interrupt::Timeout(_)) => {}
+                Err(interrupt) => return Err(self.not_taken(interrupt)),
             }
-        };
-        match self.during(running, inbox, RootfsEnd::IsMended, LONGEST, claimed).await {
-            Ok(claim) => Ok((session, claim)),
-            Err(Interrupt::Timeout(_)) => Err(Ok(Exit::Killed)),
-            Err(interrupt) => Err(self.not_taken(interrupt)),
+            let (home, id) = (self.home.clone(), self.machine.id.clone());
+            let given_up = joined(in_thread(move || give_up(&home, &id))).await;
+            match given_up {
+                // It is about to be claimed. Who took it and did not has all of that time once more.
+                Ok(false) if !is_taken => is_taken = true,
+                Ok(_) => return Err(Ok(Exit::Killed)),
+                Err(failure) => return Err(Err(at("standby")(failure))),
+            }
         }
     }
 
@@ -158,7 +161,7 @@ impl Monitor {
             for resource in attachment.resources() {
                 if matches!(
                     resource,
-                    zmachine_network::Resource::NetworkUp { .. } | zmachine_network::Resource::Publish { .. }
+                    NetworkResource::NetworkUp { .. } | NetworkResource::Publish { .. }
                 ) {
                     self.journal.claim(Resource::Network(resource.clone()))?;
                     if let Made::Ports(held) = resource.make(&self.networks).await? {
@@ -183,8 +186,40 @@ impl Monitor {
     }
 }
 
+/// Lets nobody take it any more, unless somebody has: whether nobody has. Who takes it does so under the same lock.
+fn give_up(home: &Home, id: &str) -> Result<bool, Failure> {
+    let _catalog = catalog::lock(home)?;
+    let is_nobodys = Machine::load(home, id)?.spec.standby;
+    if is_nobodys {
+        file::remove_if_there(&home.standby_mark(id))?;
+    }
+    Ok(is_nobodys)
+}
+
+/// Waits for who takes it; each client by itself, so that none keeps that one waiting.
+async fn claimed(listener: &UnixListener, events: &mpsc::Sender<Event>) -> Claim {
+    let (claims, mut claimed) = mpsc::channel(1);
+    loop {
+        tokio::select! {
+            Some(claim) = claimed.recv() => return claim,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let (claims, events) = (claims.clone(), events.clone());
+                    tokio::spawn(async move {
+                        if let Ok(Some(claim)) = tokio::time::timeout(REQUEST, claim(stream, &events)).await {
+                            let _ = claims.send(claim).await;
+                        }
+                    });
+                }
+                // Out of descriptors, most likely.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+}
+
 /// What a client wants: the machine; anything else is for the monitor's loop.
-async fn claim(stream: UnixStream, events: &tokio::sync::mpsc::Sender<Event>) -> Option<Claim> {
+async fn claim(stream: UnixStream, events: &mpsc::Sender<Event>) -> Option<Claim> {
     let (read, write) = stream.into_split();
     let mut reader = FrameReader::new(read);
     let request = reader.next().await.ok()??.parse::<Request>().ok()?;

@@ -1,7 +1,7 @@
 //! The template of a machine: its guest, set up, before its entrypoint is started. Later machines like it begin from there.
 
 use jiff::Timestamp;
-use zmachine_agent_protocol::{Request as AgentRequest, Thaw};
+use zmachine_agent_protocol::Request as AgentRequest;
 use zmachine_plan::{ContainerPlan, Plan};
 use zmachine_spec::Failure;
 use zmachine_store::log::Source;
@@ -9,9 +9,9 @@ use zmachine_store::snapshot::{DISK, SNAPSHOT_VERSION, Snapshot};
 use zmachine_store::template::{TemplateDraft, Templates};
 
 use super::context::Monitor;
-use super::guest::{ANSWER_TIMEOUT, ask};
+use super::guest::ask;
 use super::running::Running;
-use super::saving::{FREEZE_TIMEOUT, Saving, save_vm, unix_nanos};
+use super::saving::{FREEZE_TIMEOUT, Saving, save_vm, thaw};
 use super::session::Session;
 
 impl Monitor {
@@ -56,12 +56,7 @@ impl Monitor {
             has_entrypoint: false,
         };
         let saved = save_vm(&mut *running.vm, &saving, &draft.folder).await;
-        let thaw = Thaw {
-            seed: Vec::new(),
-            unix_nanos: unix_nanos(),
-            identity: None,
-        };
-        ask(session, &AgentRequest::Thaw(Box::new(thaw)), ANSWER_TIMEOUT).await?;
+        thaw(session).await?;
         let published = saved.and_then(|saved| {
             let snapshot = Snapshot {
                 version: SNAPSHOT_VERSION,

@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use zmachine_agent_protocol::ContainerStats;
+use zmachine_agent_protocol::{ContainerStats, keyed};
 
 /// Where hierarchies are mounted.
 pub(crate) const ROOT: &str = "/sys/fs/cgroup";
@@ -163,7 +163,13 @@ impl PodGroup {
     /// What all of the pod's processes use on this host; `None` where there is no such group.
     pub(crate) fn stats(&self) -> Option<ContainerStats> {
         let found = self.folders.iter().any(|folder| folder.is_dir());
-        found.then(|| if self.is_v2 { self.stats_v2() } else { self.stats_v1() })
+        found.then(|| {
+            if self.is_v2 {
+                ContainerStats::of_group(|file| self.read(file))
+            } else {
+                self.stats_v1()
+            }
+        })
     }
 
     /// A file of the group, in the first hierarchy that has it.
@@ -175,33 +181,6 @@ impl PodGroup {
     /// The number in a file; `max` is none.
     fn number(&self, file: &str) -> Option<u64> {
         self.read(file).trim().parse().ok()
-    }
-
-    fn stats_v2(&self) -> ContainerStats {
-        let (cpu, memory, events) = (
-            self.read("cpu.stat"),
-            self.read("memory.stat"),
-            self.read("memory.events"),
-        );
-        ContainerStats {
-            cpu_us: keyed(&cpu, "usage_usec"),
-            cpu_user_us: keyed(&cpu, "user_usec"),
-            cpu_system_us: keyed(&cpu, "system_usec"),
-            cpu_periods: keyed(&cpu, "nr_periods"),
-            cpu_throttled_periods: keyed(&cpu, "nr_throttled"),
-            cpu_throttled_us: keyed(&cpu, "throttled_usec"),
-            memory_bytes: self.number("memory.current").unwrap_or_default(),
-            memory_limit_bytes: self.number("memory.max"),
-            memory_anon_bytes: keyed(&memory, "anon"),
-            memory_file_bytes: keyed(&memory, "file"),
-            memory_inactive_file_bytes: keyed(&memory, "inactive_file"),
-            memory_kernel_bytes: keyed(&memory, "kernel"),
-            page_faults: keyed(&memory, "pgfault"),
-            major_page_faults: keyed(&memory, "pgmajfault"),
-            oom_kills: keyed(&events, "oom_kill"),
-            pids: self.number("pids.current").unwrap_or_default(),
-            pids_limit: self.number("pids.max"),
-        }
     }
 
     fn stats_v1(&self) -> ContainerStats {
@@ -244,12 +223,6 @@ fn write(procs: &Path, pid: u32) -> io::Result<()> {
         .truncate(false)
         .open(procs)?;
     file.write_all(pid.to_string().as_bytes())
-}
-
-/// The value of `key` in a file of lines `key value`; 0 when it is not there.
-fn keyed(text: &str, key: &str) -> u64 {
-    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-    value.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
 }
 
 #[cfg(test)]

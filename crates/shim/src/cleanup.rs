@@ -83,10 +83,8 @@ fn start_cleaning() -> io::Result<Child> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let setup = ChildSetup {
-        keep: Vec::new(),
-        die_with_parent: false,
         new_session: true,
-        no_huge_pages: false,
+        ..ChildSetup::default()
     };
     prepare_child(&mut command, setup);
     command.spawn()

@@ -43,10 +43,8 @@ pub(crate) fn start(namespace: Option<&Path>) -> Result<Child, ShimError> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
     let setup = ChildSetup {
-        keep: Vec::new(),
         die_with_parent: true,
-        new_session: false,
-        no_huge_pages: false,
+        ..ChildSetup::default()
     };
     prepare_child(&mut command, setup);
     let mut child = command.spawn().map_err(failed)?;

@@ -106,9 +106,8 @@ fn spawn(arguments: &Arguments, socket: &Path, events: Option<&str>) -> Result<(
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let setup = ChildSetup {
         keep: vec![listener.as_raw_fd()],
-        die_with_parent: false,
         new_session: true,
-        no_huge_pages: false,
+        ..ChildSetup::default()
     };
     prepare_child(&mut command, setup);
     command.spawn().map(drop).map_err(failed)

@@ -113,28 +113,7 @@ impl Cgroup {
 
     /// What it uses.
     pub(super) fn stats(&self) -> ContainerStats {
-        let cpu = self.read("cpu.stat");
-        let memory = self.read("memory.stat");
-        let events = self.read("memory.events");
-        ContainerStats {
-            cpu_us: keyed(&cpu, "usage_usec"),
-            cpu_user_us: keyed(&cpu, "user_usec"),
-            cpu_system_us: keyed(&cpu, "system_usec"),
-            cpu_periods: keyed(&cpu, "nr_periods"),
-            cpu_throttled_periods: keyed(&cpu, "nr_throttled"),
-            cpu_throttled_us: keyed(&cpu, "throttled_usec"),
-            memory_bytes: self.number("memory.current").unwrap_or_default(),
-            memory_limit_bytes: self.number("memory.max"),
-            memory_anon_bytes: keyed(&memory, "anon"),
-            memory_file_bytes: keyed(&memory, "file"),
-            memory_inactive_file_bytes: keyed(&memory, "inactive_file"),
-            memory_kernel_bytes: keyed(&memory, "kernel"),
-            page_faults: keyed(&memory, "pgfault"),
-            major_page_faults: keyed(&memory, "pgmajfault"),
-            oom_kills: keyed(&events, "oom_kill"),
-            pids: self.number("pids.current").unwrap_or_default(),
-            pids_limit: self.number("pids.max"),
-        }
+        ContainerStats::of_group(|file| self.read(file))
     }
 
     fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
@@ -144,11 +123,6 @@ impl Cgroup {
 
     fn read(&self, file: &str) -> String {
         fs::read_to_string(self.folder.join(file)).unwrap_or_default()
-    }
-
-    /// The number in a file; `max` is none.
-    fn number(&self, file: &str) -> Option<u64> {
-        self.read(file).trim().parse().ok()
     }
 }
 
@@ -173,12 +147,6 @@ fn settings(limits: &ContainerLimits) -> Vec<(&'static str, String)> {
     all
 }
 
-/// The value of `key` in a file of lines `key value`; 0 when it is not there.
-fn keyed(text: &str, key: &str) -> u64 {
-    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-    value.and_then(|value| value.trim().parse().ok()).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,13 +167,5 @@ mod tests {
             ("memory.max", "67108864"),
         ];
         assert_eq!(written, expected.map(|(file, value)| (file, value.to_owned())));
-    }
-
-    #[test]
-    fn a_key_is_no_prefix_of_another_one() {
-        let text = "oom 3\noom_kill 2\noom_group_kill 1\n";
-        assert_eq!(keyed(text, "oom_kill"), 2);
-        assert_eq!(keyed(text, "oom"), 3);
-        assert_eq!(keyed(text, "none"), 0);
     }
 }

@@ -64,12 +64,13 @@ impl Agent {
     }
 
     /// Lets them go on, once everything is as it is to be. A copy that cannot be made another machine never runs.
-    pub(super) async fn thaw(&self, thaw: &Thaw, stream: yamux::Stream) {
+    /// The host's time was right when the request `arrived`.
+    pub(super) async fn thaw(&self, thaw: &Thaw, arrived: Instant, stream: yamux::Stream) {
         if !self.is_frozen.get() {
             return answer(stream, bad_request("the guest is not frozen")).await;
         }
         let is_copy = thaw.identity.is_some();
-        let renewed = match freeze::renew(thaw) {
+        let renewed = match freeze::renew(thaw, arrived) {
             Ok(()) => self.hooks(freeze::AFTER, is_copy).await,
             Err(error) => Err(error.to_string()),
         };

@@ -3,15 +3,29 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use zmachine_spec::{Failure, Home};
 
 use super::words;
 
+/// The state that a process works on
+#[derive(Debug, Args)]
+pub(crate) struct HomeArgs {
+    #[arg(long)]
+    data: PathBuf,
+    #[arg(long)]
+    run: PathBuf,
+}
+
+impl HomeArgs {
+    pub(crate) fn open(&self) -> Result<Home, Failure> {
+        Home::open(&self.data, &self.run)
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct MonitorRole {
-    #[arg(long)]
-    pub(crate) data: PathBuf,
-    #[arg(long)]
-    pub(crate) run: PathBuf,
+    #[command(flatten)]
+    pub(crate) home: HomeArgs,
     #[arg(long)]
     pub(crate) id: String,
     #[arg(long)]
@@ -68,10 +82,8 @@ pub(crate) struct RootfsRole {
 
 #[derive(Debug, Args)]
 pub(crate) struct CompleteRole {
-    #[arg(long)]
-    pub(crate) data: PathBuf,
-    #[arg(long)]
-    pub(crate) run: PathBuf,
+    #[command(flatten)]
+    pub(crate) home: HomeArgs,
     #[arg(long)]
     pub(crate) image: String,
     #[arg(long)]
@@ -80,10 +92,8 @@ pub(crate) struct CompleteRole {
 
 #[derive(Debug, Args)]
 pub(crate) struct StandbyRole {
-    #[arg(long)]
-    pub(crate) data: PathBuf,
-    #[arg(long)]
-    pub(crate) run: PathBuf,
+    #[command(flatten)]
+    pub(crate) home: HomeArgs,
     /// The digest of their image
     #[arg(long)]
     pub(crate) image: String,

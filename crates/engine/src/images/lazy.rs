@@ -5,23 +5,15 @@
 //! the image.
 
 use std::collections::HashSet;
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
 
 use zmachine_flist::Digest;
-use zmachine_hypervisor::choice::SEARCH_PATH;
 use zmachine_image::lazy::{KNOWN_FILE, is_lazy};
 use zmachine_image::{Image, Library, Mode, Progress, Silent};
 use zmachine_pack::oci::lazy::complete;
 use zmachine_spec::Failure;
 use zmachine_store::cache::images_of_home;
-use zmachine_sys::file::FileError;
 use zmachine_sys::lock::FileLock;
-use zmachine_sys::process::{ChildSetup, prepare_child, role_of};
-use zmachine_sys::reap::reap_later;
 
 use super::{Engine, import_failure};
 
@@ -81,36 +73,12 @@ impl Engine {
         if !is_unfinished(image) || FileLock::is_held(&image.join(LOCK_FILE))? {
             return Ok(());
         }
-        let path = image.join(LOG_FILE);
-        let mut options = OpenOptions::new();
-        let log = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
-        let log = log.map_err(|e| FileError::io("open", &path, e))?;
-        let mut command = role_of(self.programs.host(), "complete", SEARCH_PATH);
-        command
-            .arg("--data")
-            .arg(self.home.data())
-            .arg("--run")
-            .arg(self.home.run());
+        let mut command = self.role("complete");
         command.arg("--image").arg(image.file_name().unwrap_or_default());
         for file in &self.registry_files.auth {
             command.arg("--authfile").arg(file);
         }
-        command
-            .arg0("zmachine")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        let setup = ChildSetup {
-            keep: Vec::new(),
-            die_with_parent: false,
-            new_session: true,
-            no_huge_pages: false,
-        };
-        prepare_child(&mut command, setup);
-        let child = command
-            .spawn()
-            .map_err(|e| Failure::from(e).context("cannot bring the rest of the image"))?;
-        reap_later(child);
-        Ok(())
+        Engine::start_beside(command, &image.join(LOG_FILE))
+            .map_err(|failure| failure.context("cannot bring the rest of the image"))
     }
 }

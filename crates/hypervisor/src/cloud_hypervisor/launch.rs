@@ -167,7 +167,7 @@ fn spawn(host: &CloudHypervisor, mut jailed: Jailed, files: &Files, folder: &Fol
         keep: files.descriptors().chain(folder.mount()).collect(),
         die_with_parent: true,
         new_session: true,
-        no_huge_pages: false,
+        ..ChildSetup::default()
     };
     let start = |command| tokio::process::Command::from(command).kill_on_drop(true).spawn();
     jailed.spawn(setup, start).map_err(not_spawned(host))
