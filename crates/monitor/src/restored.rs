@@ -154,6 +154,8 @@ impl Monitor {
             (true, false) => "began from the template",
         };
         self.log.note(Source::Monitor, &format!("{how} {name}"));
+        // On a busy host an emulated guest may have taken its time to hear of it.
+        super::clock::tell(Some(session.clone()));
         if let Some(started) = started {
             let _ = stream.send(started);
         }
