@@ -64,7 +64,7 @@ pub use log_limits::LogLimits;
 pub use log_target::LogTarget;
 pub use machine::{
     DEFAULT_MEMORY, DEFAULT_STOP_SIGNAL, DEFAULT_STOP_TIMEOUT_S, DEFAULT_VM_STOP_TIMEOUT_S, JailChoice, MachineSpec,
-    ModeChoice, RootfsChoice, SPEC_VERSION, check_name, public_keys, user_data_text,
+    ModeChoice, RootfsChoice, SPEC_VERSION, check_name, labels, public_keys, user_data_text,
 };
 pub use network_request::{NetworkRequest, check_alias};
 pub use pod::{PodLink, PodNetwork, PodSettings};

@@ -195,6 +195,15 @@ fn is_zero(number: &u16) -> bool {
     *number == 0
 }
 
+/// Labels as they are written: `KEY` or `KEY=VALUE`.
+pub fn labels(texts: &[String]) -> BTreeMap<String, String> {
+    let pair = |text: &String| {
+        text.split_once('=')
+            .map_or((text.clone(), String::new()), |(k, v)| (k.into(), v.into()))
+    };
+    texts.iter().map(pair).collect()
+}
+
 /// The public keys of a file as that of `authorized_keys`.
 pub fn public_keys(text: &str) -> impl Iterator<Item = String> {
     let lines = text.lines().map(str::trim);

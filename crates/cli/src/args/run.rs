@@ -1,6 +1,5 @@
 //! The flags of `run` and `create`, and their conversion to a [`MachineSpec`].
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -279,7 +278,7 @@ impl CreateArgs {
         spec.stop_signal = self.stop_signal.as_ref().map(signal).transpose()?;
         spec.stop_timeout_s = self.stop_timeout;
         spec.stores = self.store.clone();
-        spec.labels = labels(&self.label);
+        spec.labels = zmachine_spec::labels(&self.label);
         let restart = self.restart.parse();
         spec.restart = restart.map_err(|e: Failure| e.about(Setting::Restart))?;
         let log_to = |url: &String| url.parse().map_err(|e: Failure| e.about(Setting::LogTo));
@@ -474,14 +473,6 @@ fn ssh_keys(files: &[PathBuf]) -> Result<Vec<String>, Failure> {
         }
     }
     Ok(keys)
-}
-
-pub(crate) fn labels(texts: &[String]) -> BTreeMap<String, String> {
-    let pair = |text: &String| {
-        text.split_once('=')
-            .map_or((text.clone(), String::new()), |(k, v)| (k.into(), v.into()))
-    };
-    texts.iter().map(pair).collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@ use zmachine_engine::Engine;
 use zmachine_spec::{Change, Class, Failure, Setting, bytes};
 
 use super::machines::each;
-use crate::args::run::labels;
 use crate::args::{RenameArgs, UpdateArgs};
 use crate::output;
 use crate::progress::Bars;
@@ -24,7 +23,7 @@ pub(crate) fn update(engine: &Engine, args: &UpdateArgs) -> Result<u8, Failure> 
         restart: restart
             .transpose()
             .map_err(|failure: Failure| failure.about(Setting::Restart))?,
-        labels: labels(&args.label),
+        labels: zmachine_spec::labels(&args.label),
         labels_removed: args.label_rm.clone(),
         cpus: args.cpus.as_deref().map(str::parse).transpose()?,
         cpuset: args.cpuset_cpus.as_deref().map(str::parse).transpose()?,
