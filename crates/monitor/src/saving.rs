@@ -25,6 +25,7 @@ use zmachine_store::volume::Volume;
 use zmachine_sys::file::FileError;
 use zmachine_sys::sparse;
 
+use super::clock::GuestClock;
 use super::follow::Follow;
 use super::frozen::Frozen;
 use super::guest::{self, within};
@@ -46,7 +47,7 @@ impl Follow<'_> {
         self.is_saving = true;
         let events = self.monitor.events.clone();
         tokio::spawn(async move {
-            let result = guest::ask(&session, &AgentRequest::Freeze, FREEZE_TIMEOUT).await;
+            let result = freeze(&session).await;
             let frozen = Frozen {
                 folder,
                 client,
@@ -101,9 +102,10 @@ impl Follow<'_> {
             return self.go_to_sleep(result).await;
         }
         self.is_saving = false;
-        if let Err(failure) = result {
-            return guest::reply(client, Err(failure.context("the guest does not stand still")));
-        }
+        let clock = match result {
+            Ok(clock) => clock,
+            Err(failure) => return guest::reply(client, Err(failure.context("the guest does not stand still"))),
+        };
         self.monitor.kill.pass("save: guest frozen");
         let Plan::Container(plan) = &*self.plan else { return };
         let volumes = plan.volumes.iter().zip(&self.monitor.volumes);
@@ -114,6 +116,7 @@ impl Follow<'_> {
                 .collect(),
             accel: plan.vm.accel,
             has_entrypoint: !plan.is_idle(),
+            clock,
         };
         let saved = save_vm(&mut *self.running.vm, &saving, &folder);
         // Otherwise the machine is about to end.
@@ -138,6 +141,15 @@ impl Follow<'_> {
     }
 }
 
+/// Has the guest stand still, and looks at its clock.
+///
+/// # Errors
+/// When it does not stand still. It goes on then.
+pub(super) async fn freeze(session: &Session) -> Result<Option<GuestClock>, Failure> {
+    guest::ask(session, &AgentRequest::Freeze, FREEZE_TIMEOUT).await?;
+    Ok(GuestClock::read(session).await)
+}
+
 /// Lets the processes of a guest go on that is the machine which it was.
 ///
 /// # Errors
@@ -146,6 +158,7 @@ pub(super) async fn thaw(session: &Session) -> Result<(), Failure> {
     let thaw = Thaw {
         seed: Vec::new(),
         unix_nanos: unix_nanos(),
+        monotonic_began: None,
         identity: None,
     };
     guest::ask(session, &AgentRequest::Thaw(Box::new(thaw)), guest::ANSWER_TIMEOUT).await
@@ -162,6 +175,8 @@ pub(super) struct Saving {
     pub(super) accel: Accel,
     /// Its entrypoint has been started.
     pub(super) has_entrypoint: bool,
+    /// What its guest's clock shows.
+    pub(super) clock: Option<GuestClock>,
 }
 
 /// Saves a machine, whose guest stands still, and lets the hypervisor go on whatever comes of it.
@@ -189,6 +204,7 @@ pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) 
         state,
         disk_bytes,
         volumes,
+        stopped,
     } = copy(vm, saving, folder).await?;
     Ok(Saved {
         hypervisor: vm.version(),
@@ -199,6 +215,7 @@ pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) 
         disk_bytes,
         volumes,
         paused_us: begun.elapsed().as_micros() as u64,
+        guest_monotonic: saving.clock.map(|clock| clock.at(stopped)),
     })
 }
 
@@ -231,7 +248,7 @@ async fn copy(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Copied,
     };
     let state = make(folder, STATE)?;
     let saved = within("save", vm.save(OwnedFd::from(state.try_clone()?))).await;
-    saved.map_err(|failure| failure.context("the hypervisor does not save the machine"))?;
+    let stopped = saved.map_err(|failure| failure.context("the hypervisor does not save the machine"))?;
     // From here on nothing is written to the disks.
     let volumes = saving.volumes.iter();
     let volumes = volumes.map(|(volume, read_only)| volume.saved(*read_only));
@@ -242,6 +259,7 @@ async fn copy(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Copied,
         state,
         disk_bytes,
         volumes,
+        stopped,
     })
 }
 
@@ -260,6 +278,7 @@ struct Copied {
     state: FileMark,
     disk_bytes: Option<u64>,
     volumes: Vec<SavedVolume>,
+    stopped: SystemTime,
 }
 
 /// What is copied while the machine stands still, each with where it goes.
