@@ -13,6 +13,7 @@
 
 mod plan;
 mod pump;
+pub(crate) mod rehearsal;
 mod resume;
 mod spawn;
 mod stdio;
