@@ -49,7 +49,7 @@ impl Monitor {
             return Ok(());
         }
         let saving = Saving {
-            disk: Some(self.machine.dir.join(DISK)),
+            own: vec![self.machine.dir.join(DISK)],
             // One with volumes makes no template.
             volumes: Vec::new(),
             accel: plan.vm.accel,

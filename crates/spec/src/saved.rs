@@ -22,6 +22,9 @@ pub struct Saved {
     pub memory: MemoryMark,
     /// Bytes of the file of its writable disk, where it has one.
     pub disk_bytes: Option<u64>,
+    /// Bytes of the file of its firmware's variables, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware_bytes: Option<u64>,
     /// Its volumes, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<SavedVolume>,

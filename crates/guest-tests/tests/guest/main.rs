@@ -37,6 +37,7 @@ mod safety;
 mod settings;
 mod shared_cache;
 mod shares;
+mod snapshot_kills;
 mod snapshots;
 mod standby;
 mod streams;

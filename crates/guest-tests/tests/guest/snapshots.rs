@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use zmachine_testkit::TestHome;
 
+use crate::snapshot_kills::restore_cut_at_every_step;
 use crate::support::{Checks, exec_output, home_with_box, inspect, phase, sh, until, until_logged, zmachine};
 
 /// Counts once in 0.2 s, and keeps a file as long as what it has counted.
@@ -536,11 +537,14 @@ fn saving_and_forking_survive_a_power_cut_at_every_point() {
         "--snapshots",
         "--network",
         "none",
+        "-v",
+        "data:/data:size=32M",
         &image,
         "sleep",
         "1000",
     ];
     zmachine(&home, &run).expect_success();
+    exec_output(&home, "web", "echo then | tee /mark >/data/mark");
     let cut = |words: &[&str], after: &dyn Fn()| {
         for point in 0..40 {
             let run = home.zmachine(words).env(VARIABLE, format!("engine:{point}")).finish();
@@ -575,7 +579,13 @@ fn saving_and_forking_survive_a_power_cut_at_every_point() {
         assert_eq!(snapshots(&home), ["web@a"]);
     });
     assert!(points >= 6, "only {points} points in fork");
-    zmachine(&home, &["rm", "-f", "web", "f"]).expect_success();
+    zmachine(&home, &["rm", "-f", "f"]).expect_success();
+    zmachine(&home, &["snapshot", "create", "web@then"]).expect_success();
+    exec_output(&home, "web", "echo now | tee /mark >/data/mark; sync");
+    zmachine(&home, &["stop", "-t", "1", "web"]).expect_success();
+    let points = restore_cut_at_every_step(&home);
+    assert!(points >= 7, "only {points} points in restore");
+    zmachine(&home, &["rm", "-f", "web"]).expect_success();
     home.assert_host_clean();
 }
 

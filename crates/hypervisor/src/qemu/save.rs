@@ -46,7 +46,7 @@ pub(super) async fn go_on(qmp: &mut Qmp) -> Result<(), ControlError> {
     qmp.await_event(|event| event.name == "RESUME", EVENT).await.map(drop)
 }
 
-/// Takes the state of a QEMU that waits for it, and lets the machine run.
+/// Gives a QEMU that waits for it the state. The machine stands still until [`go_on`].
 ///
 /// # Errors
 /// When QEMU refuses: the state is of another machine.
@@ -65,8 +65,7 @@ pub(super) async fn restore(qmp: &mut Qmp, state: OwnedFd, version: &str) -> Res
     qmp.pass_descriptor(STATE, state).await?;
     qmp.execute("migrate-incoming", json!({ "uri": format!("fd:{STATE}") }))
         .await?;
-    ended(qmp, "migrate-incoming").await?;
-    go_on(qmp).await
+    ended(qmp, "migrate-incoming").await
 }
 
 async fn set_up(qmp: &mut Qmp) -> Result<(), ControlError> {

@@ -34,6 +34,7 @@ fn snapshot(machine: &str, tag: &str, seconds: i64) -> Snapshot {
                 chunks: Vec::new(),
             },
             disk_bytes: None,
+            firmware_bytes: None,
             volumes: Vec::new(),
             paused_us: 1,
         }),
