@@ -68,7 +68,7 @@ fuzz: setup ## let every fuzz target run for SECONDS (60 by default), and keep w
 	fuzz/run --keep $(or $(SECONDS),60)
 
 test-long: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
-test-long: build test-kernel ## what takes minutes: a disk server that is killed a hundred times
+test-long: build test-kernel ## what takes minutes: a disk server that is killed a hundred times, every process of a snapshot killed at every step, a PostgreSQL saved twenty times ...
 	$(CARGO) test $(TEST_ARGS) --test guest -- --ignored --skip debian
 
 test-warm: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default

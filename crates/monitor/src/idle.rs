@@ -46,6 +46,7 @@ impl Follow<'_> {
         let execs = self.execs.all().iter().any(|record| record.ended.is_none());
         let is_busy = execs
             || self.is_saving
+            || self.is_rewired
             || self.changing.is_some()
             || self.monitor.machine.state.phase != Phase::Running
             || self.ending.deadline.is_some();
@@ -116,6 +117,7 @@ impl Follow<'_> {
             own: Vec::new(),
             volumes: Vec::new(),
             accel: plan.vm.accel,
+            memory_bytes: plan.vm.memory_bytes,
             has_entrypoint: !plan.is_idle(),
         };
         let machine = &self.monitor.machine;

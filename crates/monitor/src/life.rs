@@ -12,8 +12,8 @@ use zmachine_agent_protocol::Process;
 use zmachine_hypervisor::Saved as SavedVm;
 use zmachine_plan::container::DEFAULT_PATH;
 use zmachine_plan::{Plan, VmPlan};
-use zmachine_spec::control::Report;
 use zmachine_spec::Failure;
+use zmachine_spec::control::Report;
 use zmachine_store::log::Source;
 
 use super::agent_start::EntryStart;

@@ -80,7 +80,8 @@ impl Monitor {
         let saved = SavedVm {
             state: state.into(),
             memory,
-            is_private: is_shared,
+            // What it reads from its state is its own, and not the file's.
+            is_private: is_shared || kept.is_memory_in_state,
             version,
         };
         let restoring = Restoring {

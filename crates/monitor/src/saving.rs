@@ -78,10 +78,10 @@ impl Follow<'_> {
                 "make it with --snapshots",
             );
         }
-        if self.running.vm.memory().is_none() {
+        if self.is_rewired {
             return refused(
-                format!("the machine '{name}' shares its memory with what it was forked from"),
-                "save that one, or start this one anew",
+                format!("the machine '{name}' has joined or left a network since it was started"),
+                "start it anew, then it can be saved",
             );
         }
         if self.is_saving {
@@ -125,6 +125,7 @@ impl Follow<'_> {
                 .map(|(how, held)| (held.volume.clone(), how.read_only))
                 .collect(),
             accel: self.plan.vm().accel,
+            memory_bytes: self.plan.vm().memory_bytes,
             has_entrypoint: matches!(&*self.plan, Plan::Container(plan) if !plan.is_idle()),
         };
         let saved = save_vm(&mut *self.running.vm, &saving, &folder);
@@ -177,6 +178,8 @@ pub(super) struct Saving {
     pub(super) volumes: Vec<(Volume, bool)>,
     /// What executes the guest's code.
     pub(super) accel: Accel,
+    /// Its memory.
+    pub(super) memory_bytes: u64,
     /// Its entrypoint has been started.
     pub(super) has_entrypoint: bool,
 }
@@ -203,6 +206,7 @@ pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) 
     let begun = Instant::now();
     let Copied {
         memory,
+        is_memory_in_state,
         state,
         own_bytes,
         volumes,
@@ -213,6 +217,7 @@ pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) 
         has_entrypoint: saving.has_entrypoint,
         state,
         memory,
+        is_memory_in_state,
         disk_bytes: own_bytes.get(DISK).copied(),
         firmware_bytes: own_bytes.get(FIRMWARE).copied(),
         volumes,
@@ -222,8 +227,10 @@ pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) 
 
 /// Stops the hypervisor, and copies what the machine is.
 async fn copy(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Copied, Failure> {
-    let gone = || Failure::new(Class::Conflict, "its memory is not to be had");
-    let memory = vm.memory().ok_or_else(gone)?.try_clone_to_owned()?;
+    // Of one that shares its memory with others, what it has written is in the hypervisor alone, which puts all of it into the state.
+    let own = vm.memory().map(|memory| memory.try_clone_to_owned()).transpose()?;
+    let is_memory_in_state = own.is_none();
+    let memory = own.map_or_else(|| memory::zeros(saving.memory_bytes), Ok)?;
     let mut disks = Vec::new();
     let mut own_bytes = BTreeMap::new();
     for path in &saving.own {
@@ -258,6 +265,7 @@ async fn copy(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Copied,
     let (memory, state) = joined(in_thread(move || files.copy(&state))).await?;
     Ok(Copied {
         memory,
+        is_memory_in_state,
         state,
         own_bytes,
         volumes,
@@ -276,6 +284,7 @@ fn make(folder: &Path, name: &str) -> Result<File, FileError> {
 /// What was saved of the machine itself.
 struct Copied {
     memory: MemoryMark,
+    is_memory_in_state: bool,
     state: FileMark,
     /// Lengths of its own disks, by their names.
     own_bytes: BTreeMap<String, u64>,

@@ -53,6 +53,7 @@ impl Monitor {
             // One with volumes makes no template.
             volumes: Vec::new(),
             accel: plan.vm.accel,
+            memory_bytes: plan.vm.memory_bytes,
             has_entrypoint: false,
         };
         let saved = save_vm(&mut *running.vm, &saving, &draft.folder).await;

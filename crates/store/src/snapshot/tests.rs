@@ -33,6 +33,7 @@ fn snapshot(machine: &str, tag: &str, seconds: i64) -> Snapshot {
                 bytes: 0,
                 chunks: Vec::new(),
             },
+            is_memory_in_state: false,
             disk_bytes: None,
             firmware_bytes: None,
             volumes: Vec::new(),
