@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use zmachine_testkit::{Need, TestHome, Tree, lacking, skip};
+use zmachine_testkit::{Need, TestHome, Tree, debian_program, lacking, skip};
 
 use crate::support::{Checks, exec_output, home, sh, until, zmachine};
 
@@ -31,6 +31,9 @@ i=$(sql -c 'select coalesce(max(n), 0) from t')
 while true; do i=$((i+1)); echo "insert into t values ($i, repeat('x', 500)) returning n;"; done | sql
 "#;
 
+/// Gives forks SSH host keys of their own.
+const NEW_KEYS: &str = include_str!("../../../../examples/thaw.d/ssh-host-keys");
+
 /// All that Debian's PostgreSQL needs, unpacked over a tree with busybox.
 fn image(home: &TestHome) -> String {
     let packages = home.cache().join("postgresql-15");
@@ -55,10 +58,16 @@ fn image(home: &TestHome) -> String {
             home.command(Path::new("dpkg-deb"), words).finish().expect_success();
         }
     }
+    let keygen = debian_program("openssh-client", "usr/bin/ssh-keygen", &home.cache());
     let users = "root:x:0:0:root:/root:/bin/sh\npostgres:x:100:100:postgres:/data:/bin/sh\n";
     tree.file("etc/passwd", users)
         .file("etc/group", "root:x:0:\npostgres:x:100:\n")
         .program("run-database", RUN)
+        .folder("etc/ssh", 0o755)
+        .folder("etc/zmachine", 0o755)
+        .folder("etc/zmachine/thaw.d", 0o755)
+        .program("etc/zmachine/thaw.d/ssh-host-keys", NEW_KEYS)
+        .program("usr/bin/ssh-keygen", fs::read(keygen).expect("a program"))
         .pack(home, "postgresql")
 }
 
@@ -122,6 +131,9 @@ fn a_database_under_load_loses_no_commit() {
     until("it commits", PATIENCE * 2, || {
         (acknowledged(&home, "db") > 20).then_some(())
     });
+    let key = "cat /etc/ssh/ssh_host_ed25519_key.pub";
+    exec_output(&home, "db", "ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key");
+    let mut keys = BTreeSet::from([exec_output(&home, "db", key)]);
     let mut instants = BTreeSet::new();
     for number in 0..SNAPSHOTS {
         checks.that(&format!("snapshot {number}"), || {
@@ -138,6 +150,7 @@ fn a_database_under_load_loses_no_commit() {
             zmachine(&home, &["fork", &name, "--name", &fork]).expect_success();
             assert_whole(&home, &fork, before);
             if !is_of_disks {
+                assert!(keys.insert(exec_output(&home, &fork, key)), "another one has its key");
                 // It is cut off in its turn, and recovers.
                 let committed = acknowledged(&home, &fork);
                 assert!(committed == 0 || committed > before, "{committed} after {before}");

@@ -335,6 +335,20 @@ fn restoring_survives_the_end_of_any_process() {
     assert!(rows >= 15, "only {rows} rows");
     assert!(restore_cut_at_every_step(&home) >= 7);
     end(&home, "web");
+    // Between the command and the monitor nobody else gets the volume.
+    let restore = home.zmachine(["restore", "web@then"]);
+    let mut restore = restore.env(VARIABLE, "engine:stop start: before the monitor").start();
+    let command = restore.id() as i32;
+    until("it is held", PATIENCE, || {
+        process(command).filter(|(_, _, state)| *state == 'T').map(drop)
+    });
+    let words = ["run", "--rm", "--network", "none", "-v", "data:/data", &image, "true"];
+    let other = zmachine(&home, &words);
+    assert!(other.code != 0 && other.stderr().contains("'data' is in use"), "{other}");
+    send(command, Signal::CONT);
+    until("it is restored", PATIENCE, || restore.try_wait().expect("its status"));
+    assert_eq!(exec_output(&home, "web", "cat /mark /data/mark"), "then\nthen");
+    end(&home, "web");
 }
 
 #[test]
