@@ -56,6 +56,11 @@ impl Finder {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// What came behind the last greeting.
+    pub fn into_rest(self) -> Vec<u8> {
+        self.buffer
+    }
+
     /// The next greeting; `None` until more bytes are pushed. What is before it is dropped.
     pub fn next_greeting(&mut self) -> Option<Greeting> {
         let found = self

@@ -117,7 +117,7 @@ pub enum Request {
         unix_nanos: u64,
     },
     /// Stop all processes and write what they have to the disks, so that the machine can be saved: it can be copied from then on until
-    /// [`Request::Thaw`]. Answer: [`Reply::Done`]. Until then nothing but that, `Ping` and `Shutdown` is carried out.
+    /// [`Request::Thaw`]. Answer: [`Reply::Done`]. Until then nothing but that, `Ping`, `Clock` and `Shutdown` is carried out; `Run` and `Resume` wait.
     Freeze,
     /// Let a frozen guest go on. Answer: [`Reply::Done`], or an error after which the guest powers off.
     Thaw(Box<Thaw>),
@@ -126,6 +126,8 @@ pub enum Request {
     Rehearse,
     /// Is the agent alive? Answer: [`Reply::Done`].
     Ping,
+    /// What the guest's `CLOCK_MONOTONIC` shows. Answer: [`Reply::Clock`].
+    Clock,
     /// Memory and load of the guest. Answer: [`Reply::Capacity`].
     Capacity,
     /// The processes of the container, or of the whole guest that has an init of its own. Answer: [`Reply::Processes`].
@@ -171,6 +173,11 @@ pub enum Reply {
     Processes(Vec<ProcessState>),
     /// Answer to [`Request::Container`].
     Container(ContainerReply),
+    /// Answer to [`Request::Clock`].
+    Clock {
+        /// In nanoseconds.
+        monotonic: u64,
+    },
     /// The request failed.
     Error(AgentError),
 }

@@ -7,6 +7,17 @@
 //! later, each restored copy:
 //! host:  greeting, then Thaw          a new connection (see [`crate::greeting`]); no process has run yet
 //! ```
+//! # At once
+//! The host of a copy need not wait for any answer: it may send [`crate::greeting::Greeting::Begin`], `Thaw`, and `Run` or `Resume` behind each
+//! other. Each answer is waited for in its place; the guest becomes idle once instead of five times.
+//!
+//! # The time
+//! ```text
+//! host:  Freeze, Clock                CLOCK_MONOTONIC of the guest, at a time that the host knows
+//!        the CPUs stop                and with them that clock: what it shows then is known
+//! later: the CPUs go on               at a time that the host knows
+//! host:  Thaw                         so the host can say what time it was when that clock showed nothing
+//! ```
 
 use std::net::IpAddr;
 
@@ -22,6 +33,10 @@ pub struct Thaw {
     pub seed: Vec<u8>,
     /// Time of the host, in nanoseconds since the epoch.
     pub unix_nanos: u64,
+    /// The host's time, in nanoseconds since the epoch, when `CLOCK_MONOTONIC` of the guest was 0. It is better than `unix_nanos`, because it
+    /// does not matter how long the message takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monotonic_began: Option<u64>,
     /// Who the guest is from now on; `None`: who it was.
     pub identity: Option<Box<Identity>>,
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
-use rustix::time::{ClockId, Timespec, clock_settime};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 /// A difference that is left alone: it is what the message took, or less than programs care for, and a clock that is set
 /// back for it would go through the same moment twice.
@@ -19,6 +19,23 @@ pub(crate) fn set(host: Duration) -> Result<(), Errno> {
         return Ok(());
     }
     set_exactly(host)
+}
+
+/// Sets `CLOCK_REALTIME` to the host's, which was `began`, in nanoseconds since the epoch, when `CLOCK_MONOTONIC` was 0.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn set_by_monotonic(began: u64) -> Result<(), Errno> {
+    set_exactly(Duration::from_nanos(began.saturating_add(monotonic())))
+}
+
+/// What `CLOCK_MONOTONIC` shows, in nanoseconds.
+pub(crate) fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // Neither is ever negative.
+    (now.tv_sec as u64)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(now.tv_nsec as u64)
 }
 
 /// Sets `CLOCK_REALTIME` to the host's, however little they differ: of a guest whose programs have not seen its own yet.

@@ -11,9 +11,9 @@ use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
@@ -32,6 +32,9 @@ const OWN: &str = "guest";
 /// How long processes may take to stop: one that waits for a disk does not before that answers.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// How long a guest is left alone that stands still: what its kernel puts off for a moment, every copy would have to do first.
+pub(crate) const SETTLE: Duration = Duration::from_millis(40);
 
 /// The folder of an image's programs that are run before its processes stop.
 pub(crate) const BEFORE: &str = "/etc/zmachine/freeze.d";
@@ -74,10 +77,38 @@ pub(crate) enum FreezeError {
     Setup(#[from] SetupError),
 }
 
+/// A group that stands still.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    group: PathBuf,
+    /// Its `cgroup.freeze`, open: a copy finds nothing by its name before it runs.
+    freeze: File,
+}
+
+/// What a copy of this guest will need, see [`setup::Prepared`].
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    random: Option<File>,
+    setup: setup::Prepared,
+    /// The programs of [`AFTER`].
+    pub(crate) hooks: Option<Vec<String>>,
+}
+
+impl Prepared {
+    /// Finds it, while the guest stands still.
+    pub(crate) fn new(has_resolvers: bool) -> Prepared {
+        Prepared {
+            random: random().ok(),
+            setup: setup::Prepared::new(has_resolvers),
+            hooks: Some(hooks(AFTER)),
+        }
+    }
+}
+
 /// The groups that stand still.
 #[derive(Debug, Default)]
 pub(crate) struct Freezer {
-    frozen: RefCell<Vec<PathBuf>>,
+    frozen: RefCell<Vec<Frozen>>,
 }
 
 impl Freezer {
@@ -108,7 +139,7 @@ impl Freezer {
             }
             sleep(PAUSE).await;
         }
-        let frozen = self.frozen.borrow().clone();
+        let frozen: Vec<PathBuf> = self.frozen.borrow().iter().map(|frozen| frozen.group.clone()).collect();
         for group in &frozen {
             while !is_still(group) {
                 if Instant::now() > deadline {
@@ -123,16 +154,23 @@ impl Freezer {
 
     fn stop(&self, group: &Path) -> Result<(), FreezeError> {
         let path = group.join("cgroup.freeze");
-        fs::write(&path, "1").map_err(|source| FreezeError::Group { path, source })?;
-        self.frozen.borrow_mut().push(group.to_owned());
+        let opened = File::options().write(true).open(&path);
+        let stopped = opened.and_then(|freeze| freeze.write_all_at(b"1", 0).map(|()| freeze));
+        let freeze = stopped.map_err(|source| FreezeError::Group { path, source })?;
+        let group = group.to_owned();
+        self.frozen.borrow_mut().push(Frozen { group, freeze });
         Ok(())
     }
 
     /// Lets them go on.
-    pub(crate) fn thaw(&self) {
-        for group in self.frozen.take() {
-            let _ = fs::write(group.join("cgroup.freeze"), "0");
+    ///
+    /// What is returned is closed when there is time for that.
+    pub(crate) fn thaw(&self) -> Vec<Frozen> {
+        let frozen = self.frozen.take();
+        for frozen in &frozen {
+            let _ = frozen.freeze.write_all_at(b"0", 0);
         }
+        frozen
     }
 }
 
@@ -203,7 +241,7 @@ fn is_program_by(stat: &str) -> bool {
 ///
 /// # Errors
 /// The first thing that cannot be done. The guest is not to run then.
-pub(crate) fn renew(thaw: &Thaw, arrived: Instant) -> Result<(), FreezeError> {
+pub(crate) fn renew(thaw: &Thaw, arrived: Instant, prepared: &Prepared) -> Result<(), FreezeError> {
     let now = || Duration::from_nanos(thaw.unix_nanos) + arrived.elapsed();
     if let Some(identity) = &thaw.identity {
         if thaw.seed.len() < SEED {
@@ -211,19 +249,37 @@ pub(crate) fn renew(thaw: &Thaw, arrived: Instant) -> Result<(), FreezeError> {
                 length: thaw.seed.len(),
             });
         }
-        reseed(&thaw.seed).map_err(|source| FreezeError::Random { source })?;
-        clock::set_exactly(now()).map_err(|source| FreezeError::Clock { source })?;
-        return Ok(setup::renew(identity)?);
+        reseed(&thaw.seed, prepared.random.as_ref()).map_err(|source| FreezeError::Random { source })?;
+        let set = match thaw.monotonic_began {
+            Some(began) => clock::set_by_monotonic(began),
+            None => clock::set_exactly(now()),
+        };
+        set.map_err(|source| FreezeError::Clock { source })?;
+        return Ok(setup::renew(identity, &prepared.setup)?);
     }
     if !thaw.seed.is_empty() {
-        reseed(&thaw.seed).map_err(|source| FreezeError::Random { source })?;
+        reseed(&thaw.seed, prepared.random.as_ref()).map_err(|source| FreezeError::Random { source })?;
     }
     clock::set(now()).map_err(|source| FreezeError::Clock { source })
 }
 
+/// What [`renew`] will do, with what there is. The seed that a copy gets comes after it.
+pub(crate) fn rehearse(prepared: &Prepared) {
+    let _ = reseed(&[0; SEED], prepared.random.as_ref());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let _ = clock::set_exactly(now);
+    setup::rehearse(&prepared.setup);
+}
+
 /// Mixes `seed` into the kernel's generator, and takes it into use.
-fn reseed(seed: &[u8]) -> io::Result<()> {
-    let device = File::options().write(true).open("/dev/random")?;
+fn reseed(seed: &[u8], device: Option<&File>) -> io::Result<()> {
+    let opened = match device {
+        Some(_) => None,
+        None => Some(random()?),
+    };
+    let Some(device) = device.or(opened.as_ref()) else {
+        return Err(io::ErrorKind::NotFound.into());
+    };
     // struct rand_pool_info { int entropy_count; int buf_size; __u32 buf[]; }
     let length = seed.len() as i32;
     let mut pool = (length * 8).to_ne_bytes().to_vec();
@@ -236,6 +292,11 @@ fn reseed(seed: &[u8]) -> io::Result<()> {
             && libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG as _) == 0
     };
     done.then_some(()).ok_or_else(io::Error::last_os_error)
+}
+
+/// The device through which it takes it.
+fn random() -> io::Result<File> {
+    File::options().write(true).open("/dev/random")
 }
 
 #[cfg(test)]
@@ -265,10 +326,11 @@ mod tests {
         let thaw = Thaw {
             seed: vec![1; 31],
             unix_nanos: 0,
+            monotonic_began: None,
             identity: Some(Box::new(identity)),
         };
         assert!(matches!(
-            renew(&thaw, Instant::now()),
+            renew(&thaw, Instant::now(), &Prepared::default()),
             Err(FreezeError::Seed { length: 31 })
         ));
     }

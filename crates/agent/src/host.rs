@@ -52,22 +52,22 @@ pub(crate) async fn next(device: Option<&PathBuf>) -> Result<OwnedFd, PortError>
     Ok(port)
 }
 
-/// The next host that takes the machine over, once it has said so: see [`zmachine_agent_protocol::greeting`].
+/// The next host that takes the machine over, once it has said so, and what it has said since: see [`zmachine_agent_protocol::greeting`].
 ///
 /// # Errors
 /// As [`next`], and when the host is gone again.
-pub(crate) async fn next_that_takes_over() -> Result<Pollable, TakeoverError> {
+pub(crate) async fn next_that_takes_over() -> Result<(Pollable, Vec<u8>), TakeoverError> {
     let port = Pollable::new(next(None).await?)?;
-    taken_over(&port, Greeted::default()).await?;
-    Ok(port)
+    let rest = taken_over(&port, Greeted::default()).await?;
+    Ok((port, rest))
 }
 
 /// Answers the host of a copy on the port that the one before it had: to open it anew takes longer than all the rest. What is still
-/// on its way was meant for the other host, and is dropped with what comes before a greeting.
+/// on its way was meant for the other host, and is dropped with what comes before a greeting. What has come behind the last one is returned.
 ///
 /// # Errors
 /// When the host is gone again.
-pub(crate) async fn taken_over(port: &Pollable, greeted: Greeted) -> io::Result<()> {
+pub(crate) async fn taken_over(port: &Pollable, greeted: Greeted) -> io::Result<Vec<u8>> {
     let Greeted { mut first, mut rest } = greeted;
     let mut piece = Vec::with_capacity(PIECE);
     loop {
@@ -79,7 +79,7 @@ pub(crate) async fn taken_over(port: &Pollable, greeted: Greeted) -> io::Result<
                 left = &left[written..];
             }
             if matches!(greeting, Greeting::Begin(_)) {
-                return Ok(());
+                return Ok(rest.into_rest());
             }
         }
         piece.clear();

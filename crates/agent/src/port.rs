@@ -125,6 +125,8 @@ pub(crate) fn has_host(port: &OwnedFd) -> bool {
 #[derive(Debug)]
 pub(crate) struct Port {
     port: Rc<Pollable>,
+    /// What it has read already.
+    first: Vec<u8>,
     is_frozen: Rc<Cell<bool>>,
     greeted: Rc<RefCell<Greeted>>,
 }
@@ -140,9 +142,15 @@ pub(crate) struct Greeted {
 
 impl Port {
     /// `is_frozen`: whether the guest is. The greeting that ends the stream is left in `greeted`.
-    pub(crate) fn new(port: Rc<Pollable>, is_frozen: Rc<Cell<bool>>, greeted: Rc<RefCell<Greeted>>) -> Port {
+    pub(crate) fn new(
+        port: Rc<Pollable>,
+        first: Vec<u8>,
+        is_frozen: Rc<Cell<bool>>,
+        greeted: Rc<RefCell<Greeted>>,
+    ) -> Port {
         Port {
             port,
+            first,
             is_frozen,
             greeted,
         }
@@ -150,7 +158,13 @@ impl Port {
 }
 
 impl AsyncRead for Port {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        if !self.first.is_empty() {
+            let count = self.first.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&self.first[..count]);
+            self.first.drain(..count);
+            return Poll::Ready(Ok(count));
+        }
         let read = self
             .port
             .poll_read_with(cx, |fd| Ok(rustix::io::read(fd, &mut *buffer)?));

@@ -30,7 +30,7 @@ use zmachine_agent_protocol::{
 use crate::boot::{Booted, Phases};
 use crate::container::{Containers, Host};
 use crate::dial::ProgramEnds;
-use crate::freeze::Freezer;
+use crate::freeze::{Freezer, Frozen, Prepared};
 use crate::pollable::Pollable;
 use crate::port::{Greeted, Port};
 use crate::process::{AgentSide, Namespaces, NextStreams, Plan, Session, StartError, Started, open_stdio, start, work};
@@ -108,6 +108,14 @@ struct Agent {
     /// Whether they do so only to be read.
     is_paused: Cell<bool>,
     freezer: Freezer,
+    /// What a copy finds open.
+    prepared: RefCell<Prepared>,
+    /// What a copy has found open, until there is time to close it: nobody can make a disk read-only meanwhile.
+    spent: RefCell<Option<(Vec<Frozen>, Prepared)>>,
+    /// The guest stands still no longer.
+    thawed: Notify,
+    /// It was given name servers.
+    has_resolvers: Cell<bool>,
     /// File systems that nobody writes to while their disks are copied.
     held: RefCell<Vec<OwnedFd>>,
     is_holding: Cell<bool>,
@@ -156,7 +164,7 @@ where
         agent.reap();
         loop {
             let port = Pollable::new(next().await?)?;
-            connection(agent.port(&Rc::new(port), &Rc::default()), &agent).await;
+            connection(agent.port(&Rc::new(port), &Rc::default(), Vec::new()), &agent).await;
         }
     })
 }
@@ -205,6 +213,10 @@ impl Agent {
             is_frozen: Rc::default(),
             is_paused: Cell::default(),
             freezer: Freezer::default(),
+            prepared: RefCell::default(),
+            spent: RefCell::default(),
+            thawed: Notify::new(),
+            has_resolvers: Cell::default(),
             held: RefCell::default(),
             is_holding: Cell::default(),
             written: Notify::new(),
@@ -213,29 +225,35 @@ impl Agent {
 
     /// Serves one host after the other, until none comes in time.
     async fn hosts(self: &Rc<Self>, mut port: Rc<Pollable>) {
+        let mut first = Vec::new();
         loop {
             let greeted: Rc<RefCell<Greeted>> = Rc::default();
-            connection(self.port(&port, &greeted), self).await;
+            connection(self.port(&port, &greeted, std::mem::take(&mut first)), self).await;
             // What is no frame of the old connection may be the beginning of a greeting.
             if self.is_frozen.get() {
                 let greeted = greeted.take();
                 let taken = tokio::time::timeout(self.takeover(), host::taken_over(&port, greeted)).await;
-                if let Ok(Ok(())) = taken {
+                if let Ok(Ok(rest)) = taken {
+                    first = rest;
                     continue;
                 }
             }
             // Closed before it is opened again: it can be open once.
             drop(port);
             port = match tokio::time::timeout(self.takeover(), host::next_that_takes_over()).await {
-                Ok(Ok(next)) => Rc::new(next),
+                Ok(Ok((next, rest))) => {
+                    first = rest;
+                    Rc::new(next)
+                }
                 Ok(Err(_)) | Err(_) => return,
             };
             console::info("another host takes over");
         }
     }
 
-    fn port(&self, port: &Rc<Pollable>, greeted: &Rc<RefCell<Greeted>>) -> Port {
-        Port::new(Rc::clone(port), Rc::clone(&self.is_frozen), Rc::clone(greeted))
+    /// `first`: what it has read already.
+    fn port(&self, port: &Rc<Pollable>, greeted: &Rc<RefCell<Greeted>>, first: Vec<u8>) -> Port {
+        Port::new(Rc::clone(port), first, Rc::clone(&self.is_frozen), Rc::clone(greeted))
     }
 
     /// How long the next host may take when this one is gone.
@@ -276,9 +294,15 @@ impl Agent {
         };
         let may_be_frozen = matches!(
             request,
-            Request::Freeze | Request::Thaw(_) | Request::Rehearse | Request::Ping | Request::Shutdown { .. }
+            Request::Freeze
+                | Request::Thaw(_)
+                | Request::Rehearse
+                | Request::Ping
+                | Request::Clock
+                | Request::Shutdown { .. }
         );
-        if self.is_frozen.get() && !may_be_frozen {
+        let waits = matches!(request, Request::Run(_) | Request::Resume { .. });
+        if self.is_frozen.get() && !may_be_frozen && !(waits && self.until_thawed().await) {
             return answer(stream, bad_request(FROZEN)).await;
         }
         match request {
@@ -363,6 +387,9 @@ impl Agent {
                 answer(stream, bad_request(HAS_INIT)).await;
             }
             Request::Connect(connection) => {
+                if !connection.nameservers.is_empty() {
+                    self.has_resolvers.set(true);
+                }
                 let reply = self.set_up(|| setup::connect(&connection)).await;
                 answer(stream, reply).await;
             }
@@ -376,6 +403,10 @@ impl Agent {
                 answer(stream, set.map_or_else(failed, |()| Reply::Done)).await;
             }
             Request::Ping => answer(stream, Reply::Done).await,
+            Request::Clock => {
+                let monotonic = clock::monotonic();
+                answer(stream, Reply::Clock { monotonic }).await;
+            }
             Request::Processes => {
                 let listed = processes::list(&self.proc, self.state.get() == State::Guest);
                 let reply = listed.map_or_else(|error| failure(ErrorKind::Internal, error), Reply::Processes);
@@ -432,6 +463,7 @@ impl Agent {
         let result = setup::configure(config, &mut phases, &mut outcome);
         self.writable.replace(outcome.writable);
         self.layers.replace(outcome.layers);
+        self.has_resolvers.set(!config.nameservers.is_empty());
         let sockets = outcome.sockets.into_iter().map(|(path, listener)| {
             let listener = UnixListener::from_std(listener).map_err(|source| SetupError::File {
                 path: path.clone(),
@@ -747,6 +779,7 @@ impl Stoppable for Agent {
 
     fn begin_stop(&self) -> Option<i32> {
         let state = self.state.replace(State::Stopping);
+        self.spent.take();
         // Nobody ends who waits to write.
         self.let_write();
         match state {

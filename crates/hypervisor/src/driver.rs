@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -59,9 +59,11 @@ pub trait Vm: Send {
     /// Stops the virtual CPUs and writes the state of all devices to `state`, a regular file. The memory is in the file that
     /// [`Vm::memory`] gives, and nothing changes in it or on a disk until [`Vm::go_on`]. No event follows.
     ///
+    /// Answer: when the CPUs stopped.
+    ///
     /// # Errors
     /// When the hypervisor cannot; the machine stands still or runs then, and [`Vm::go_on`] lets it run.
-    async fn save(&mut self, state: OwnedFd) -> Result<(), ControlError> {
+    async fn save(&mut self, state: OwnedFd) -> Result<SystemTime, ControlError> {
         drop(state);
         Err(ControlError::Refused {
             command: "save".to_owned(),
@@ -75,6 +77,11 @@ pub trait Vm: Send {
     /// When the hypervisor cannot.
     async fn go_on(&mut self) -> Result<(), ControlError> {
         Ok(())
+    }
+
+    /// When the CPUs of a guest that was saved went on.
+    fn went_on_at(&self) -> Option<SystemTime> {
+        None
     }
 
     /// The file that is the guest's memory, of a machine that can be saved.

@@ -7,6 +7,8 @@ use tokio::sync::oneshot;
 use zmachine_spec::Failure;
 use zmachine_spec::control::Reply;
 
+use super::clock::GuestClock;
+
 /// A saving that is under way: its guest stands still, or not.
 #[derive(Debug)]
 pub(super) struct Frozen {
@@ -14,8 +16,8 @@ pub(super) struct Frozen {
     pub(super) folder: PathBuf,
     /// Who is told of its end.
     pub(super) client: oneshot::Sender<Reply>,
-    /// What the guest's agent said.
-    pub(super) result: Result<(), Failure>,
+    /// What the guest's agent said, and its clock.
+    pub(super) result: Result<Option<GuestClock>, Failure>,
     /// It is saved to be ended, as nobody has to do with it.
     pub(super) to_sleep: bool,
 }

@@ -18,7 +18,6 @@ use std::time::Instant;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
-use zmachine_agent_protocol::Request as AgentRequest;
 use zmachine_plan::Plan;
 use zmachine_spec::{Class, Exit, Failure, Phase};
 use zmachine_store::catalog::Machine;
@@ -27,12 +26,13 @@ use zmachine_store::snapshot::{DISK, MEMORY, SNAPSHOT_VERSION, Snapshot, memory}
 use zmachine_store::volume::Volumes;
 use zmachine_sys::file::{self, FileError};
 
+use super::clock::GuestClock;
 use super::context::Monitor;
 use super::follow::Follow;
 use super::frozen::{Frozen, Restore};
-use super::guest::{self, within};
+use super::guest::within;
 use super::inbox::Event;
-use super::saving::{FREEZE_TIMEOUT, Saving, save_still, thaw};
+use super::saving::{Saving, freeze, save_still, thaw};
 
 const FOLDER: &str = "idle";
 const DISKS: &str = "disks.json";
@@ -59,7 +59,7 @@ impl Follow<'_> {
         self.is_saving = true;
         let events = self.monitor.events.clone();
         tokio::spawn(async move {
-            let result = guest::ask(&session, &AgentRequest::Freeze, FREEZE_TIMEOUT).await;
+            let result = freeze(&session).await;
             let frozen = Frozen {
                 folder: PathBuf::new(),
                 // Nobody waits for it.
@@ -82,18 +82,19 @@ impl Follow<'_> {
     }
 
     /// The guest stands still, and is saved to be ended, unless somebody has come meanwhile.
-    pub(super) async fn go_to_sleep(&mut self, result: Result<(), Failure>) {
+    pub(super) async fn go_to_sleep(&mut self, result: Result<Option<GuestClock>, Failure>) {
         self.is_saving = false;
         if let Some(quiet) = &mut self.quiet {
             quiet.begin_anew();
         }
         let log = self.monitor.log.clone();
-        if let Err(failure) = result {
-            return log.note(Source::Monitor, &format!("it is idle, and not saved: {failure}"));
-        }
+        let clock = match result {
+            Ok(clock) => clock,
+            Err(failure) => return log.note(Source::Monitor, &format!("it is idle, and not saved: {failure}")),
+        };
         self.monitor.kill.pass("idle: guest frozen");
         let folder = self.monitor.machine.dir.join(FOLDER);
-        let saved = self.save_to_sleep(&folder);
+        let saved = self.save_to_sleep(&folder, clock);
         // Otherwise the machine is about to end.
         let Ok(saved) = saved.await else { return };
         self.monitor.kill.pass("idle: machine saved");
@@ -108,7 +109,11 @@ impl Follow<'_> {
         }
     }
 
-    async fn save_to_sleep(&mut self, folder: &Path) -> Result<Result<(), Failure>, super::inbox::Cut> {
+    async fn save_to_sleep(
+        &mut self,
+        folder: &Path,
+        clock: Option<GuestClock>,
+    ) -> Result<Result<(), Failure>, super::inbox::Cut> {
         let Plan::Container(plan) = &*self.plan else {
             return Ok(Err(Failure::new(Class::Unsupported, "only containers can be saved")));
         };
@@ -119,6 +124,7 @@ impl Follow<'_> {
             accel: plan.vm.accel,
             memory_bytes: plan.vm.memory_bytes,
             has_entrypoint: !plan.is_idle(),
+            clock,
         };
         let machine = &self.monitor.machine;
         let (id, spec, guest_kernel) = (

@@ -21,7 +21,7 @@ use super::context::{AbortOnDrop, Monitor, Outcome, Started, at};
 use super::execs::Execs;
 use super::follow::Follow;
 use super::inbox::{Cut, Inbox};
-use super::restored::{Restoring, agent_of, taken_over_from};
+use super::restored::{Restoring, agent_of};
 use super::running::Running;
 use super::server;
 use super::session::Session;
@@ -183,7 +183,7 @@ impl Monitor {
             Some((restoring, taken_over)) => {
                 let session = match taken_over {
                     Some(session) => session,
-                    None => taken_over_from(running)?,
+                    None => restoring.session(running)?,
                 };
                 let started = self.go_on(restoring, plan, running, &session, entry, inbox).await?;
                 (session, started)

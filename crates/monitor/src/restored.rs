@@ -17,13 +17,14 @@ use zmachine_store::snapshot::{STATE, Snapshot, memory};
 use zmachine_sys::file::{self, FileError};
 
 use super::agent_start::{EntryStart, RootfsEnd};
+use super::clock::{self, GuestClock};
 use super::context::{Monitor, Started, at};
 use super::frozen::Restore;
 use super::inbox::Inbox;
 use super::running::Running;
 use super::saving::unix_nanos;
 use super::session::{Session, SessionError};
-use super::takeover::take_over;
+use super::takeover::{begin_at_once, take_over};
 
 /// How long a guest may take to go on as what it is now.
 const THAW_TIMEOUT: Duration = Duration::from_secs(120);
@@ -38,6 +39,10 @@ pub(super) struct Restoring {
     was: Box<Plan>,
     has_entrypoint: bool,
     is_fork: bool,
+    /// What its guest's clock showed when it was saved. With that its agent takes everything at once.
+    monotonic: Option<u64>,
+    /// The same as it was seen since.
+    pub(super) seen: Option<GuestClock>,
     /// Memory that others begin with as well: they find it open here, see `zmachine_store::snapshot::holders`.
     _shared: Option<OwnedFd>,
 }
@@ -77,6 +82,7 @@ impl Monitor {
         let shared = is_shared.then(|| memory.try_clone()).transpose()?;
         let (name, guest_kernel) = (snapshot.name(), snapshot.guest_kernel.clone());
         let (has_entrypoint, version) = (kept.has_entrypoint, kept.hypervisor.clone());
+        let monotonic = kept.guest_monotonic;
         let saved = SavedVm {
             state: state.into(),
             memory,
@@ -90,6 +96,8 @@ impl Monitor {
             was: Box::new(snapshot.plan),
             has_entrypoint,
             is_fork,
+            monotonic,
+            seen: None,
             _shared: shared,
         };
         Ok((restoring, saved))
@@ -117,27 +125,43 @@ impl Monitor {
         let identity = plan.identity(was, secrets);
         let has_entrypoint = restoring.has_entrypoint;
         let run = (!has_entrypoint && !plan.is_idle()).then(|| AgentRequest::Run(plan.process.clone()));
+        let monotonic_began = restoring.began(running);
         let asked = async {
-            // The connection is there, and the guest awake, before it is told what time it is.
-            session.ask(&AgentRequest::Ping).await?;
+            if monotonic_began.is_none() {
+                // The connection is there, and the guest awake, before it is told what time it is.
+                session.ask(&AgentRequest::Ping).await?;
+            }
             let mut seed = vec![0; SEED];
             zmachine_sys::file::fill_random(&mut seed)?;
             let thaw = Thaw {
                 seed,
                 unix_nanos: unix_nanos(),
+                monotonic_began,
                 identity: Some(Box::new(identity)),
             };
-            match session.ask(&AgentRequest::Thaw(Box::new(thaw))).await? {
-                AgentReply::Done => {}
-                _ => return Err(SessionError::Unexpected),
+            let mut thawed = session.open(&AgentRequest::Thaw(Box::new(thaw))).await?;
+            let mut thawed = async || match thawed.reader.reply().await? {
+                AgentReply::Done => Ok(()),
+                _ => Err(SessionError::Unexpected),
+            };
+            if monotonic_began.is_none() {
+                thawed().await?;
             }
             // What it wrote before was read by whoever it was.
             let resume = has_entrypoint.then_some(AgentRequest::Resume {
                 id: None,
                 received: u64::MAX,
             });
-            let Some(request) = run.or(resume) else { return Ok(None) };
-            let mut stream = session.open(&request).await?;
+            let mut stream = match run.or(resume) {
+                Some(request) => Some(session.open(&request).await?),
+                None => None,
+            };
+            if monotonic_began.is_some() {
+                thawed().await?;
+            }
+            let Some(mut stream) = stream.take() else {
+                return Ok(None);
+            };
             match stream.reader.reply().await? {
                 AgentReply::Started { pid } | AgentReply::Resumed { pid, .. } => Ok(Some((stream, pid))),
                 _ => Err(SessionError::Unexpected),
@@ -161,8 +185,10 @@ impl Monitor {
             (true, false) => "began from the template",
         };
         self.log.note(Source::Monitor, &format!("{how} {name}"));
-        // On a busy host an emulated guest may have taken its time to hear of it.
-        super::clock::tell(Some(session.clone()));
+        if monotonic_began.is_none() {
+            // On a busy host an emulated guest may have taken its time to hear of it.
+            super::clock::tell(Some(session.clone()));
+        }
         if let Some(started) = started {
             let _ = stream.send(started);
         }
@@ -180,6 +206,25 @@ impl Monitor {
     }
 }
 
+impl Restoring {
+    /// When its guest's clock showed nothing, in nanoseconds since the epoch.
+    fn began(&self, running: &Running) -> Option<u64> {
+        match self.seen {
+            Some(clock) => Some(clock.began()),
+            None => Some(clock::began(running.vm.went_on_at()?, self.monotonic?)),
+        }
+    }
+
+    /// The session with an agent that was somebody else's.
+    pub(super) fn session(&self, running: &mut Running) -> Result<Session, (String, Failure)> {
+        let channel = agent_of(running)?;
+        Ok(match self.monotonic {
+            Some(_) => Session::start(async { begin_at_once(channel.connected().await?).await }),
+            None => Session::start(async { take_over(channel.connected().await?).await }),
+        })
+    }
+}
+
 /// The channel to the agent of a guest that was started.
 ///
 /// # Errors
@@ -187,10 +232,4 @@ impl Monitor {
 pub(super) fn agent_of(running: &mut Running) -> Result<AgentChannel, (String, Failure)> {
     let no_agent = || Failure::new(Class::Failed, "the hypervisor gave no channel to the agent");
     running.vm.take_agent().ok_or_else(no_agent).map_err(at("hypervisor"))
-}
-
-/// The session with an agent that was somebody else's.
-pub(super) fn taken_over_from(running: &mut Running) -> Result<Session, (String, Failure)> {
-    let channel = agent_of(running)?;
-    Ok(Session::start(async { take_over(channel.connected().await?).await }))
 }

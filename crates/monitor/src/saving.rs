@@ -26,7 +26,7 @@ use zmachine_store::volume::Volume;
 use zmachine_sys::file::FileError;
 use zmachine_sys::sparse;
 
-use super::clock;
+use super::clock::{self, GuestClock};
 use super::follow::Follow;
 use super::frozen::Frozen;
 use super::guest::{self, within};
@@ -55,8 +55,8 @@ impl Follow<'_> {
         let events = self.monitor.events.clone();
         tokio::spawn(async move {
             let result = match session {
-                Some(session) => guest::ask(&session, &AgentRequest::Freeze, FREEZE_TIMEOUT).await,
-                None => Ok(()),
+                Some(session) => freeze(&session).await,
+                None => Ok(None),
             };
             let frozen = Frozen {
                 folder,
@@ -112,9 +112,10 @@ impl Follow<'_> {
             return self.go_to_sleep(result).await;
         }
         self.is_saving = false;
-        if let Err(failure) = result {
-            return guest::reply(client, Err(failure.context("the guest does not stand still")));
-        }
+        let clock = match result {
+            Ok(clock) => clock,
+            Err(failure) => return guest::reply(client, Err(failure.context("the guest does not stand still"))),
+        };
         self.monitor.kill.pass("save: guest frozen");
         let volumes = self.plan.volumes().iter().zip(&self.monitor.volumes);
         let saving = Saving {
@@ -127,6 +128,7 @@ impl Follow<'_> {
             accel: self.plan.vm().accel,
             memory_bytes: self.plan.vm().memory_bytes,
             has_entrypoint: matches!(&*self.plan, Plan::Container(plan) if !plan.is_idle()),
+            clock,
         };
         let saved = save_vm(&mut *self.running.vm, &saving, &folder);
         // Otherwise the machine is about to end.
@@ -156,6 +158,15 @@ impl Follow<'_> {
     }
 }
 
+/// Has the guest stand still, and looks at its clock.
+///
+/// # Errors
+/// When it does not stand still. It goes on then.
+pub(super) async fn freeze(session: &Session) -> Result<Option<GuestClock>, Failure> {
+    guest::ask(session, &AgentRequest::Freeze, FREEZE_TIMEOUT).await?;
+    Ok(GuestClock::read(session).await)
+}
+
 /// Lets the processes of a guest go on that is the machine which it was.
 ///
 /// # Errors
@@ -164,6 +175,7 @@ pub(super) async fn thaw(session: &Session) -> Result<(), Failure> {
     let thaw = Thaw {
         seed: Vec::new(),
         unix_nanos: unix_nanos(),
+        monotonic_began: None,
         identity: None,
     };
     guest::ask(session, &AgentRequest::Thaw(Box::new(thaw)), guest::ANSWER_TIMEOUT).await
@@ -182,6 +194,8 @@ pub(super) struct Saving {
     pub(super) memory_bytes: u64,
     /// Its entrypoint has been started.
     pub(super) has_entrypoint: bool,
+    /// What its guest's clock shows.
+    pub(super) clock: Option<GuestClock>,
 }
 
 /// Saves a machine, whose guest stands still, and lets the hypervisor go on whatever comes of it.
@@ -210,6 +224,7 @@ pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) 
         state,
         own_bytes,
         volumes,
+        stopped,
     } = copy(vm, saving, folder).await?;
     Ok(Saved {
         hypervisor: vm.version(),
@@ -222,6 +237,7 @@ pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) 
         firmware_bytes: own_bytes.get(FIRMWARE).copied(),
         volumes,
         paused_us: begun.elapsed().as_micros() as u64,
+        guest_monotonic: saving.clock.map(|clock| clock.at(stopped)),
     })
 }
 
@@ -257,7 +273,7 @@ async fn copy(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Copied,
     };
     let state = make(folder, STATE)?;
     let saved = within("save", vm.save(OwnedFd::from(state.try_clone()?))).await;
-    saved.map_err(|failure| failure.context("the hypervisor does not save the machine"))?;
+    let stopped = saved.map_err(|failure| failure.context("the hypervisor does not save the machine"))?;
     // From here on nothing is written to the disks.
     let volumes = saving.volumes.iter();
     let volumes = volumes.map(|(volume, read_only)| volume.saved(*read_only));
@@ -269,6 +285,7 @@ async fn copy(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Copied,
         state,
         own_bytes,
         volumes,
+        stopped,
     })
 }
 
@@ -289,6 +306,7 @@ struct Copied {
     /// Lengths of its own disks, by their names.
     own_bytes: BTreeMap<String, u64>,
     volumes: Vec<SavedVolume>,
+    stopped: SystemTime,
 }
 
 /// What is copied while the machine stands still, each with where it goes.

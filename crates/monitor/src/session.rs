@@ -8,8 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use zmachine_agent_protocol::{AgentError, Frame, FrameDecoder, FrameError, Reply, Request};
@@ -47,7 +46,10 @@ pub(super) enum SessionError {
 
 impl Session {
     /// Starts the session on the stream to the guest, once that is there. Data waits until then, and until the guest reads.
-    pub(super) fn start(stream: impl Future<Output = io::Result<UnixStream>> + Send + 'static) -> Session {
+    pub(super) fn start<S>(stream: impl Future<Output = io::Result<S>> + Send + 'static) -> Session
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let mut config = yamux::Config::default();
         config.set_split_send_size(zmachine_agent_protocol::MAX_DATA);
         let (open, requests) = mpsc::channel(16);
@@ -83,7 +85,10 @@ impl Session {
     }
 }
 
-async fn drive(mut connection: yamux::Connection<Compat<UnixStream>>, mut requests: mpsc::Receiver<Opened>) {
+async fn drive<S>(mut connection: yamux::Connection<Compat<S>>, mut requests: mpsc::Receiver<Opened>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut waiting: VecDeque<Opened> = VecDeque::new();
     poll_fn(|cx| {
         loop {

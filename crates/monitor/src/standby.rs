@@ -21,18 +21,20 @@ use zmachine_store::journal::Resource;
 use zmachine_sys::file;
 
 use super::agent_start::{Interrupt, RootfsEnd};
+use super::clock::GuestClock;
 use super::console;
 use super::context::{Monitor, Outcome, at};
 use super::inbox::{Cut, Event, Inbox};
 use super::launch::{in_thread, joined};
 use super::output::ReportPipe;
-use super::restored::{Restoring, taken_over_from};
+use super::restored::Restoring;
 use super::run::end_with;
 use super::running::Running;
 use super::session::{FrameReader, FrameWriter, Session, SessionError};
 
-/// How long a guest is kept that nobody takes.
-const LONGEST: Duration = Duration::from_secs(600);
+/// How long a guest is kept that nobody takes: so many rounds of so long.
+const ROUNDS: u32 = 9;
+const ROUND: Duration = Duration::from_secs(60);
 
 /// How long the guest may take to answer.
 const ANSWER: Duration = Duration::from_secs(120);
@@ -68,13 +70,16 @@ impl Monitor {
     ) -> Result<Stood, Outcome> {
         let without = || Failure::new(Class::Failed, "a machine that stands by begins from a template");
         let restore = self.take_restore(plan).and_then(|restore| restore.ok_or_else(without));
-        let (restoring, saved) = restore.map_err(|failure| Err(at("snapshot")(failure)))?;
+        let (mut restoring, saved) = restore.map_err(|failure| Err(at("snapshot")(failure)))?;
         let console = console.unwrap_or_else(|| console::new().1);
         let mut running = match inbox.unless_stopped(self.launch(plan, console, Some(saved))).await {
             Ok(launched) => launched.map_err(Err)?,
             Err(Cut) => return Err(Ok(self.cut_short(inbox).await)),
         };
-        let taken = match self.wait_to_be_taken(&mut running, listener, inbox).await {
+        let taken = match self
+            .wait_to_be_taken(&mut restoring, &mut running, listener, inbox)
+            .await
+        {
             Ok((session, claim)) => match self.become_what_it_is(plan, &mut running, claim).await {
                 Ok(()) => Ok(session),
                 Err(failure) => Err(Err(at("standby")(failure))),
@@ -98,12 +103,17 @@ impl Monitor {
 
     async fn wait_to_be_taken(
         &mut self,
+        restoring: &mut Restoring,
         running: &mut Running,
         listener: &UnixListener,
         inbox: &mut Inbox,
     ) -> Result<(Session, Claim), Outcome> {
-        let session = taken_over_from(running).map_err(Err)?;
-        let asked = session.ask(&AgentRequest::Rehearse);
+        let session = restoring.session(running).map_err(Err)?;
+        let asked = async {
+            let done = session.ask(&AgentRequest::Rehearse).await;
+            restoring.seen = GuestClock::read(&session).await;
+            done
+        };
         match self.during(running, inbox, RootfsEnd::IsMended, ANSWER, asked).await {
             // An agent that cannot do it answers as well.
             Ok(Ok(_) | Err(SessionError::Agent(_))) => {}
@@ -115,14 +125,21 @@ impl Monitor {
         self.report.send(&Report::Ready);
         self.report.close();
         let mut is_taken = false;
+        let mut rounds = 0;
         let events = self.events.clone();
         // Over all rounds: a claim on its way is not lost between two.
         let mut claimed = pin!(claimed(listener, &events));
         loop {
-            let round = self.during(running, inbox, RootfsEnd::IsMended, LONGEST, claimed.as_mut());
+            let round = self.during(running, inbox, RootfsEnd::IsMended, ROUND, claimed.as_mut());
             match round.await {
                 Ok(claim) => return Ok((session, claim)),
-                Err(Interrupt::Timeout(_)) => {}
+                Err(Interrupt::Timeout(_)) if rounds < ROUNDS => {
+                    rounds += 1;
+                    // The guest counts its time a little faster or slower than this host.
+                    restoring.seen = GuestClock::read(&session).await.or(restoring.seen);
+                    continue;
+                }
+                Err(Interrupt::Timeout(_)) => rounds = 0,
                 Err(interrupt) => return Err(self.not_taken(interrupt)),
             }
             let (home, id) = (self.home.clone(), self.machine.id.clone());

@@ -1,7 +1,6 @@
 //! The template of a machine: its guest, set up, before its entrypoint is started. Later machines like it begin from there.
 
 use jiff::Timestamp;
-use zmachine_agent_protocol::Request as AgentRequest;
 use zmachine_plan::{ContainerPlan, Plan};
 use zmachine_spec::Failure;
 use zmachine_store::log::Source;
@@ -9,9 +8,8 @@ use zmachine_store::snapshot::{DISK, SNAPSHOT_VERSION, Snapshot};
 use zmachine_store::template::{TemplateDraft, Templates};
 
 use super::context::Monitor;
-use super::guest::ask;
 use super::running::Running;
-use super::saving::{FREEZE_TIMEOUT, Saving, save_vm, thaw};
+use super::saving::{Saving, freeze, save_vm, thaw};
 use super::session::Session;
 
 impl Monitor {
@@ -43,11 +41,14 @@ impl Monitor {
         running: &mut Running,
         session: &Session,
     ) -> Result<(), Failure> {
-        if let Err(failure) = ask(session, &AgentRequest::Freeze, FREEZE_TIMEOUT).await {
-            self.log
-                .note(Source::Monitor, &format!("no template is made: {failure}"));
-            return Ok(());
-        }
+        let clock = match freeze(session).await {
+            Ok(clock) => clock,
+            Err(failure) => {
+                self.log
+                    .note(Source::Monitor, &format!("no template is made: {failure}"));
+                return Ok(());
+            }
+        };
         let saving = Saving {
             own: vec![self.machine.dir.join(DISK)],
             // One with volumes makes no template.
@@ -55,6 +56,7 @@ impl Monitor {
             accel: plan.vm.accel,
             memory_bytes: plan.vm.memory_bytes,
             has_entrypoint: false,
+            clock,
         };
         let saved = save_vm(&mut *running.vm, &saving, &draft.folder).await;
         thaw(session).await?;

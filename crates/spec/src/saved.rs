@@ -33,6 +33,10 @@ pub struct Saved {
     pub volumes: Vec<SavedVolume>,
     /// How long it stood still, in microseconds.
     pub paused_us: u64,
+    /// What `CLOCK_MONOTONIC` of its guest showed, in nanoseconds. Absent where its agent does not tell, which then has to be asked for
+    /// one thing after the other when it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_monotonic: Option<u64>,
 }
 
 /// The disks of a machine that were saved without its memory.

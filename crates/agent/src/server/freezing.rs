@@ -12,12 +12,18 @@ use super::{Agent, FROZEN, HAS_INIT, PAUSED, State, answer, bad_request, failure
 use crate::process::{Namespaces, work};
 use crate::{console, freeze, power, setup};
 
+/// How long a process may wait to be started in a guest that is frozen.
+const THAW: Duration = Duration::from_secs(60);
+
+/// How long what a copy needed stays open: whoever waits for it is not to wait for that.
+const CLOSE: Duration = Duration::from_millis(500);
+
 /// Processes stand still as long as it is there.
 pub(super) struct Paused(Rc<Agent>);
 
 impl Drop for Paused {
     fn drop(&mut self) {
-        self.0.freezer.thaw();
+        drop(self.0.freezer.thaw());
         self.0.is_paused.set(false);
     }
 }
@@ -50,7 +56,8 @@ impl Agent {
     }
 
     async fn stand_still(&self) -> Result<(), String> {
-        self.hooks(freeze::BEFORE, false).await?;
+        self.run_hooks(freeze::hooks(freeze::BEFORE), freeze::BEFORE, false)
+            .await?;
         // While all still run, so that little is left to write when they do not. In a child: a slow disk keeps nobody's output waiting.
         let sync = || {
             rustix::fs::sync();
@@ -60,7 +67,10 @@ impl Agent {
         self.is_frozen.set(true);
         let stopped = self.freezer.freeze(&self.proc).await;
         stopped.map_err(|error| format!("stop all processes: {error}"))?;
-        work(&self.reaper, sync).await
+        self.prepared.replace(freeze::Prepared::new(self.has_resolvers.get()));
+        work(&self.reaper, sync).await?;
+        tokio::time::sleep(freeze::SETTLE).await;
+        Ok(())
     }
 
     /// Lets them go on, once everything is as it is to be. A copy that cannot be made another machine never runs.
@@ -70,8 +80,12 @@ impl Agent {
             return answer(stream, bad_request("the guest is not frozen")).await;
         }
         let is_copy = thaw.identity.is_some();
-        let renewed = match freeze::renew(thaw, arrived) {
-            Ok(()) => self.hooks(freeze::AFTER, is_copy).await,
+        let mut prepared = self.prepared.take();
+        let renewed = match freeze::renew(thaw, arrived, &prepared) {
+            Ok(()) => {
+                let programs = prepared.hooks.take().unwrap_or_else(|| freeze::hooks(freeze::AFTER));
+                self.run_hooks(programs, freeze::AFTER, is_copy).await
+            }
             Err(error) => Err(error.to_string()),
         };
         // What the machine that was saved has to undo must not end it.
@@ -84,8 +98,11 @@ impl Agent {
         });
         match renewed {
             Ok(()) => {
-                self.release();
+                let frozen = self.go_on();
+                self.spent.replace(Some((frozen, prepared)));
                 answer(stream, Reply::Done).await;
+                tokio::time::sleep(CLOSE).await;
+                self.spent.take();
             }
             Err(error) => {
                 console::error(&format!("go on as another machine: {error}"));
@@ -103,7 +120,7 @@ impl Agent {
         if !self.is_frozen.get() {
             return bad_request("the guest is not frozen");
         }
-        setup::rehearse();
+        freeze::rehearse(&self.prepared.borrow());
         // The small init starts, and finds no program of this name. It is in no group that is frozen.
         let process = Process {
             init: true,
@@ -118,10 +135,10 @@ impl Agent {
         Reply::Done
     }
 
-    /// Runs the image's programs in `folder`, in the order of their names, in the container: while nothing is frozen yet, or all else is.
-    async fn hooks(&self, folder: &str, is_copy: bool) -> Result<(), String> {
+    /// Runs the image's `programs`, those of `folder`, in the order of their names, in the container: while nothing is frozen yet, or all else is.
+    async fn run_hooks(&self, programs: Vec<String>, folder: &str, is_copy: bool) -> Result<(), String> {
         let deadline = Instant::now() + freeze::HOOKS;
-        for program in freeze::hooks(folder) {
+        for program in programs {
             let namespaces = self
                 .namespaces()
                 .map_err(|_| format!("{program}: the machine is not configured"))?;
@@ -161,8 +178,30 @@ impl Agent {
 
     /// Lets processes go on.
     pub(super) fn release(&self) {
-        self.freezer.thaw();
+        drop(self.go_on());
+        self.prepared.take();
+    }
+
+    /// The same. What is returned is closed when there is time for that.
+    fn go_on(&self) -> Vec<freeze::Frozen> {
+        let closed = self.freezer.thaw();
         self.is_frozen.set(false);
+        self.thawed.notify_waiters();
+        closed
+    }
+
+    /// Waits until a copy is told who it is: its host need not wait for that before it says what is to run in it.
+    pub(super) async fn until_thawed(&self) -> bool {
+        let thawed = async {
+            loop {
+                let notified = self.thawed.notified();
+                if !self.is_frozen.get() {
+                    return;
+                }
+                notified.await;
+            }
+        };
+        tokio::time::timeout(THAW, thawed).await.is_ok()
     }
 
     /// Lets nobody write to the file systems on `disks` until the stream ends.

@@ -6,14 +6,15 @@
 //! copy in the writable layer.
 //!
 //! A copy of a machine writes over the content of files instead, where they are files with one name: nothing runs that could read half
-//! of one, and a new file of a journalled file system is a good part of all that a copy has to do before it runs.
+//! of one, and a new file of a journalled file system is a good part of all that a copy has to do before it runs. To find a file by its
+//! name is another part, so those that a copy will write are open already when it begins.
 
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use zmachine_agent_protocol::HostEntry;
@@ -23,6 +24,9 @@ use super::error::SetupError;
 /// The most the agent reads of a file that the guest may have written.
 const LIMIT: u64 = 1024 * 1024;
 
+/// The id of a machine, where it has one: an empty file says that the first boot makes it.
+const MACHINE_ID: &str = "/etc/machine-id";
+
 /// Sets the host name and writes `/etc/hostname`, `/etc/hosts` and, with name servers, `/etc/resolv.conf`.
 ///
 /// # Errors
@@ -31,55 +35,41 @@ pub(super) fn write_names(
     hostname: &str,
     entries: &[HostEntry],
     (nameservers, search): (&[IpAddr], &[String]),
-    how: Writing,
+    how: Writing<'_>,
 ) -> Result<(), SetupError> {
     rustix::system::sethostname(hostname.as_bytes()).map_err(|source| SetupError::Hostname {
         name: hostname.to_owned(),
         source,
     })?;
-    fs::create_dir_all("/etc").map_err(|source| SetupError::File {
-        path: "/etc".into(),
-        source,
-    })?;
+    if matches!(how, Writing::Beside) {
+        fs::create_dir_all("/etc").map_err(|source| SetupError::File {
+            path: "/etc".into(),
+            source,
+        })?;
+    }
     write("/etc/hostname", format!("{hostname}\n"), 0o644, how)?;
     write("/etc/hosts", hosts(hostname, entries), 0o644, how)?;
     write_resolvers(nameservers, search, how)
 }
 
-/// Gives the machine another id in `/etc/machine-id`, where there is one: an empty one says that the first boot makes it.
+/// Gives the machine another id.
 ///
 /// # Errors
 /// [`SetupError`] naming the file.
-pub(super) fn write_machine_id(id: &str) -> Result<(), SetupError> {
-    const FILE: &str = "/etc/machine-id";
-    match fs::symlink_metadata(FILE) {
-        Ok(there) if there.is_file() && there.len() > 0 => write(FILE, format!("{id}\n"), 0o444, Writing::InPlace),
-        _ => Ok(()),
-    }
+pub(super) fn write_machine_id(id: &str, how: Writing<'_>) -> Result<(), SetupError> {
+    write(MACHINE_ID, format!("{id}\n"), 0o444, how)
 }
 
-/// Writes over the files as a copy will, and leaves in them what was there.
-pub(super) fn rehearse() {
-    for path in ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"].map(Path::new) {
-        let Ok(there) = fs::symlink_metadata(path) else {
-            continue;
-        };
-        if !there.is_file() || there.nlink() != 1 || there.len() > LIMIT {
-            continue;
-        }
-        if let Ok(text) = fs::read(path) {
-            let longer = [text.as_slice(), b"\n"].concat();
-            let written = overwrite(path, &longer, text.len() as u64);
-            let _ = written.and_then(|()| overwrite(path, &text, longer.len() as u64));
-        }
-    }
+/// Whether the guest has an id.
+pub(super) fn has_machine_id() -> bool {
+    fs::symlink_metadata(MACHINE_ID).is_ok_and(|there| there.is_file() && there.len() > 0)
 }
 
 /// Writes `/etc/resolv.conf`, when there are name servers.
 ///
 /// # Errors
 /// [`SetupError`] naming the file.
-pub(super) fn write_resolvers(nameservers: &[IpAddr], search: &[String], how: Writing) -> Result<(), SetupError> {
+pub(super) fn write_resolvers(nameservers: &[IpAddr], search: &[String], how: Writing<'_>) -> Result<(), SetupError> {
     match nameservers.is_empty() {
         true => Ok(()),
         false => write("/etc/resolv.conf", resolv_conf(nameservers, search), 0o644, how),
@@ -192,22 +182,92 @@ fn with_keys(present: &[u8], keys: &[String]) -> Vec<u8> {
 }
 
 /// How a file gets its content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Writing {
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Writing<'a> {
     /// Written beside its place, and renamed over what is there.
     Beside,
-    /// Over the content of what is there, if that can be.
-    InPlace,
+    /// Over the content of what is there, if that can be; some of it is open already.
+    Over(&'a Opened),
 }
 
-fn write(path: &str, text: impl AsRef<[u8]>, mode: u32, how: Writing) -> Result<(), SetupError> {
+/// Files that a copy will write over, opened while nobody runs who could put others in their places.
+#[derive(Debug, Default)]
+pub(crate) struct Opened(Vec<Known>);
+
+/// One of them.
+#[derive(Debug)]
+struct Known {
+    path: PathBuf,
+    file: File,
+    content: Vec<u8>,
+}
+
+impl Opened {
+    /// Opens those of `paths` that can be written over.
+    pub(super) fn of<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Opened {
+        Opened(paths.into_iter().filter_map(Known::open).collect())
+    }
+
+    /// Writes over all of them, and leaves in them what was there.
+    pub(super) fn rehearse(&self) {
+        for known in &self.0 {
+            let longer = [known.content.as_slice(), b"\n"].concat();
+            let written = known.write(&longer).and_then(|()| known.write(&known.content));
+            let _ = written.and_then(|()| known.file.set_len(known.content.len() as u64));
+        }
+    }
+
+    /// Writes over one of them; whether it is.
+    fn write(&self, path: &Path, text: &[u8]) -> bool {
+        self.0
+            .iter()
+            .find(|known| known.path == path)
+            .is_some_and(|known| known.content == text || known.write(text).is_ok())
+    }
+}
+
+impl Known {
+    fn open(path: &Path) -> Option<Known> {
+        let there = fs::symlink_metadata(path).ok()?;
+        if !there.is_file() || there.nlink() != 1 || there.len() > LIMIT {
+            return None;
+        }
+        let flags = OFlags::NOFOLLOW.bits() as i32;
+        let options = OpenOptions::new().read(true).write(true).custom_flags(flags).clone();
+        let file = options.open(path).ok()?;
+        let mut content = Vec::new();
+        (&file).take(LIMIT).read_to_end(&mut content).ok()?;
+        // As long as it is: what the kernel has to say when it does this for the first time, it does not say in every copy.
+        file.set_len(content.len() as u64).ok()?;
+        Some(Known {
+            path: path.to_owned(),
+            file,
+            content,
+        })
+    }
+
+    fn write(&self, text: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(text, 0)?;
+        match self.content.len() > text.len() {
+            true => self.file.set_len(text.len() as u64),
+            false => Ok(()),
+        }
+    }
+}
+
+fn write(path: &str, text: impl AsRef<[u8]>, mode: u32, how: Writing<'_>) -> Result<(), SetupError> {
     put(Path::new(path), text.as_ref(), mode, how).map_err(|source| SetupError::File {
         path: path.into(),
         source,
     })
 }
 
-fn put(path: &Path, text: &[u8], mode: u32, how: Writing) -> io::Result<()> {
+fn put(path: &Path, text: &[u8], mode: u32, how: Writing<'_>) -> io::Result<()> {
+    if let Writing::Over(opened) = how
+        && opened.write(path, text)
+    {
+        return Ok(());
+    }
     let there = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file);
     if let Some(there) = there {
         // Only a file that may be the same is read, so its length is a limit.
@@ -215,7 +275,7 @@ fn put(path: &Path, text: &[u8], mode: u32, how: Writing) -> io::Result<()> {
             return Ok(());
         }
         // One with other names is the content of those as well.
-        if how == Writing::InPlace && there.nlink() == 1 && overwrite(path, text, there.len()).is_ok() {
+        if matches!(how, Writing::Over(_)) && there.nlink() == 1 && overwrite(path, text, there.len()).is_ok() {
             return Ok(());
         }
     }
@@ -316,9 +376,11 @@ mod tests {
         let (victim, path) = (directory.path().join("victim"), directory.path().join("resolv.conf"));
         fs::write(&victim, "untouched").unwrap();
         let targets = [victim.as_path(), Path::new("/nowhere/stub")].into_iter();
-        for (target, how) in targets.flat_map(|target| [(target, Writing::Beside), (target, Writing::InPlace)]) {
+        for (target, over) in targets.flat_map(|target| [(target, false), (target, true)]) {
             let _ = fs::remove_file(&path);
             std::os::unix::fs::symlink(target, &path).unwrap();
+            let opened = Opened::of([path.as_path()]);
+            let how = if over { Writing::Over(&opened) } else { Writing::Beside };
             put(&path, b"nameserver ::1\n", 0o644, how).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver ::1\n");
             assert!(fs::symlink_metadata(&path).unwrap().is_file());
@@ -343,13 +405,18 @@ mod tests {
         fs::write(&path, "a-long-name\n").unwrap();
         let inode = fs::metadata(&path).unwrap().ino();
         for text in ["short\n", "a-longer-name-than-before\n"] {
-            put(&path, text.as_bytes(), 0o644, Writing::InPlace).unwrap();
-            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+            for opened in [Opened::default(), Opened::of([path.as_path()])] {
+                fs::write(&path, "a-long-name\n").unwrap();
+                put(&path, text.as_bytes(), 0o644, Writing::Over(&opened)).unwrap();
+                assert_eq!(fs::read_to_string(&path).unwrap(), text);
+            }
         }
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
         let other = directory.path().join("other");
         fs::hard_link(&path, &other).unwrap();
-        put(&path, b"new\n", 0o644, Writing::InPlace).unwrap();
+        let opened = Opened::of([path.as_path()]);
+        assert!(opened.0.is_empty());
+        put(&path, b"new\n", 0o644, Writing::Over(&opened)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new\n");
         assert_eq!(fs::read_to_string(&other).unwrap(), "a-longer-name-than-before\n");
     }

@@ -27,8 +27,8 @@ use crate::boot::Phases;
 use crate::modules;
 pub(crate) use disks::Disk;
 pub(crate) use error::SetupError;
-use etc::Writing;
 pub(crate) use etc::read_whole;
+use etc::{Opened, Writing};
 pub(crate) use grow::grow;
 pub(crate) use root::{Layers, Writable};
 
@@ -63,22 +63,55 @@ pub(crate) fn disconnect(connection: &Connection) -> Result<(), SetupError> {
     etc::write_resolvers(&connection.nameservers, &connection.search, Writing::Beside)
 }
 
+/// What a copy of this guest will need, found while the guest stands still: to find it by its name would be most of what the copy does.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    is_sealed: Option<bool>,
+    has_machine_id: Option<bool>,
+    names: Opened,
+}
+
+impl Prepared {
+    /// Opens it. `has_resolvers`: the list of name servers is this machine's own, and not its image's.
+    pub(crate) fn new(has_resolvers: bool) -> Prepared {
+        let names = ["/etc/hostname", "/etc/hosts"].into_iter();
+        let names = names.chain(has_resolvers.then_some("/etc/resolv.conf"));
+        let is_sealed = root::is_sealed().ok();
+        let names = match is_sealed {
+            Some(false) => Opened::of(names.map(Path::new)),
+            // It could not be written to.
+            Some(true) | None => Opened::default(),
+        };
+        Prepared {
+            is_sealed,
+            has_machine_id: Some(etc::has_machine_id()),
+            names,
+        }
+    }
+}
+
 /// Makes another machine of a guest that is a copy: names, network, secrets.
 ///
 /// # Errors
 /// The first [`SetupError`]; the guest is not to run then.
-pub(crate) fn renew(identity: &Identity) -> Result<(), SetupError> {
+pub(crate) fn renew(identity: &Identity, prepared: &Prepared) -> Result<(), SetupError> {
     // Nothing else runs meanwhile.
-    let is_sealed = root::is_sealed()?;
+    let is_sealed = match prepared.is_sealed {
+        Some(is_sealed) => is_sealed,
+        None => root::is_sealed()?,
+    };
+    let how = Writing::Over(&prepared.names);
     if is_sealed {
         root::unseal()?;
     }
-    etc::write_machine_id(&identity.machine_id)?;
+    if prepared.has_machine_id.unwrap_or_else(etc::has_machine_id) {
+        etc::write_machine_id(&identity.machine_id, how)?;
+    }
     etc::write_names(
         &identity.hostname,
         &identity.hosts,
         (&identity.nameservers, &identity.search),
-        Writing::InPlace,
+        how,
     )?;
     secrets::write_all(&identity.secrets)?;
     secrets::place_all(&identity.secrets)?;
@@ -89,8 +122,10 @@ pub(crate) fn renew(identity: &Identity) -> Result<(), SetupError> {
 }
 
 /// What [`renew`] will do, with what there is.
-pub(crate) fn rehearse() {
-    etc::rehearse();
+pub(crate) fn rehearse(prepared: &Prepared) {
+    let name = rustix::system::uname();
+    let _ = rustix::system::sethostname(name.nodename().to_bytes());
+    prepared.names.rehearse();
     network::rehearse();
 }
 

@@ -132,7 +132,11 @@ fn a_database_under_load_loses_no_commit() {
         (acknowledged(&home, "db") > 20).then_some(())
     });
     let key = "cat /etc/ssh/ssh_host_ed25519_key.pub";
-    exec_output(&home, "db", "ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key");
+    exec_output(
+        &home,
+        "db",
+        "ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key",
+    );
     let mut keys = BTreeSet::from([exec_output(&home, "db", key)]);
     let mut instants = BTreeSet::new();
     for number in 0..SNAPSHOTS {

@@ -344,7 +344,10 @@ fn restoring_survives_the_end_of_any_process() {
     });
     let words = ["run", "--rm", "--network", "none", "-v", "data:/data", &image, "true"];
     let other = zmachine(&home, &words);
-    assert!(other.code != 0 && other.stderr().contains("'data' is in use"), "{other}");
+    assert!(
+        other.code != 0 && other.stderr().contains("'data' is in use"),
+        "{other}"
+    );
     send(command, Signal::CONT);
     until("it is restored", PATIENCE, || restore.try_wait().expect("its status"));
     assert_eq!(exec_output(&home, "web", "cat /mark /data/mark"), "then\nthen");

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Map, Value, json};
@@ -28,6 +28,8 @@ pub(crate) struct Event {
     pub(crate) name: String,
     /// Its data, an empty object when there is none.
     pub(crate) data: Value,
+    /// When it happened, if it says so.
+    pub(crate) at: Option<SystemTime>,
 }
 
 /// The control channel of one QEMU.
@@ -85,23 +87,22 @@ impl Qmp {
         })
     }
 
-    /// Waits for an event, for at most `patience`; whether it came. Others that come meanwhile are kept.
+    /// Waits for an event, for at most `patience`; `None` when it did not come. Others that come meanwhile are kept.
     pub(crate) async fn await_event(
         &mut self,
         wanted: impl Fn(&Event) -> bool,
         patience: Duration,
-    ) -> Result<bool, ControlError> {
+    ) -> Result<Option<Event>, ControlError> {
         let come = async {
             loop {
                 if let Some(at) = self.events.iter().position(&wanted) {
-                    self.events.remove(at);
-                    return Ok(true);
+                    return Ok(self.events.remove(at));
                 }
                 let message = self.read_message().await?;
                 self.keep_event(message);
             }
         };
-        tokio::time::timeout(patience, come).await.unwrap_or(Ok(false))
+        tokio::time::timeout(patience, come).await.unwrap_or(Ok(None))
     }
 
     async fn ask(
@@ -170,7 +171,8 @@ impl Qmp {
     fn keep_event(&mut self, mut message: Map<String, Value>) {
         if let Some(Value::String(name)) = message.remove("event") {
             let data = message.remove("data").unwrap_or_else(|| json!({}));
-            self.events.push_back(Event { name, data });
+            let at = message.get("timestamp").and_then(time_of);
+            self.events.push_back(Event { name, data, at });
         }
     }
 
@@ -230,6 +232,13 @@ fn version(greeting: &Value) -> String {
     }
 }
 
+/// The time of an event.
+fn time_of(stamp: &Value) -> Option<SystemTime> {
+    let part = |name: &str| stamp.get(name).and_then(Value::as_u64);
+    let since = Duration::from_secs(part("seconds")?).checked_add(Duration::from_micros(part("microseconds")?))?;
+    UNIX_EPOCH.checked_add(since)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,16 +256,19 @@ mod tests {
     #[tokio::test]
     async fn events_before_an_answer_are_kept_in_order() {
         let output = GREETING.to_owned()
-            + "{\"event\": \"STOP\"}\r\n{\"event\": \"RESUME\", \"data\": {\"x\": 1}}\r\n{\"return\": 7, \"id\": 2}\r\n";
+            + "{\"event\": \"STOP\", \"timestamp\": {\"seconds\": 3, \"microseconds\": 5}}\r\n{\"event\": \"RESUME\", \"data\": {\"x\": 1}}\r\n{\"return\": 7, \"id\": 2}\r\n";
         let (qmp, _peer) = client(&output).await;
         let mut qmp = qmp.unwrap();
         assert_eq!(qmp.execute("query-x", json!({})).await.unwrap(), 7);
-        assert_eq!(qmp.next_event().await.unwrap().name, "STOP");
+        let stop = qmp.next_event().await.unwrap();
+        assert_eq!(stop.name, "STOP");
+        assert_eq!(stop.at, Some(UNIX_EPOCH + Duration::from_micros(3_000_005)));
         assert_eq!(
             qmp.next_event().await.unwrap(),
             Event {
                 name: "RESUME".into(),
-                data: json!({"x": 1})
+                data: json!({"x": 1}),
+                at: None,
             }
         );
     }

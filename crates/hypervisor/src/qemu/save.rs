@@ -5,7 +5,7 @@
 //! a QEMU without it.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -21,29 +21,36 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long QEMU may take to tell that it has stopped or gone on, which it has by then.
 const EVENT: Duration = Duration::from_secs(5);
 
-/// Stops the machine and writes its state.
+/// Stops the machine and writes its state. Answer: when it stopped.
 ///
 /// # Errors
 /// When QEMU refuses or does not come to an end.
-pub(super) async fn save(qmp: &mut Qmp, state: OwnedFd) -> Result<(), ControlError> {
+pub(super) async fn save(qmp: &mut Qmp, state: OwnedFd) -> Result<SystemTime, ControlError> {
     qmp.execute("stop", json!({})).await?;
-    qmp.await_event(|event| event.name == "STOP", EVENT).await?;
+    let stopped = time_of(qmp, "STOP").await?;
     set_up(qmp).await?;
     // No limit: the machine stands still for as long as this takes.
     qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": i64::MAX }))
         .await?;
     qmp.pass_descriptor(STATE, state).await?;
     qmp.execute("migrate", json!({ "uri": format!("fd:{STATE}") })).await?;
-    ended(qmp, "migrate").await
+    ended(qmp, "migrate").await?;
+    Ok(stopped)
 }
 
-/// Lets a saved machine run on.
+/// Lets a saved machine run on. Answer: since when it does.
 ///
 /// # Errors
 /// When QEMU refuses.
-pub(super) async fn go_on(qmp: &mut Qmp) -> Result<(), ControlError> {
+pub(super) async fn go_on(qmp: &mut Qmp) -> Result<SystemTime, ControlError> {
     qmp.execute("cont", json!({})).await?;
-    qmp.await_event(|event| event.name == "RESUME", EVENT).await.map(drop)
+    time_of(qmp, "RESUME").await
+}
+
+/// When this event happened, which is on its way.
+async fn time_of(qmp: &mut Qmp, event: &str) -> Result<SystemTime, ControlError> {
+    let come = qmp.await_event(|come| come.name == event, EVENT).await?;
+    Ok(come.and_then(|event| event.at).unwrap_or_else(SystemTime::now))
 }
 
 /// Gives a QEMU that waits for it the state. The machine stands still until [`go_on`].
@@ -83,7 +90,7 @@ async fn ended(qmp: &mut Qmp, command: &str) -> Result<(), ControlError> {
                 Some("completed" | "failed" | "cancelled")
             )
     };
-    if !qmp.await_event(has_ended, PATIENCE).await? {
+    if qmp.await_event(has_ended, PATIENCE).await?.is_none() {
         return Err(ControlError::Silent {
             command: command.to_owned(),
             patience: PATIENCE,

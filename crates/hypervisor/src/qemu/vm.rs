@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -52,6 +52,7 @@ pub(super) struct QemuVm {
     agent: Option<UnixStream>,
     agent_socket: PathBuf,
     memory: Option<OwnedFd>,
+    went_on_at: Option<SystemTime>,
     log: Log,
     end: End,
     /// The interface in each of its slots, the first of [`HOTPLUG_SLOTS`].
@@ -78,6 +79,7 @@ impl QemuVm {
             agent,
             agent_socket,
             memory: None,
+            went_on_at: None,
             log,
             end: End::None,
             slots: Vec::new(),
@@ -217,7 +219,7 @@ impl Vm for QemuVm {
         self.order("cont", json!({})).await.map(drop)
     }
 
-    async fn save(&mut self, state: OwnedFd) -> Result<(), ControlError> {
+    async fn save(&mut self, state: OwnedFd) -> Result<SystemTime, ControlError> {
         if self.deaf || !matches!(self.end, End::None) {
             return Err(ControlError::Gone);
         }
@@ -228,7 +230,12 @@ impl Vm for QemuVm {
         if self.deaf || !matches!(self.end, End::None) {
             return Err(ControlError::Gone);
         }
-        save::go_on(&mut self.qmp).await
+        self.went_on_at = Some(save::go_on(&mut self.qmp).await?);
+        Ok(())
+    }
+
+    fn went_on_at(&self) -> Option<SystemTime> {
+        self.went_on_at
     }
 
     fn memory(&self) -> Option<BorrowedFd<'_>> {
@@ -309,7 +316,7 @@ impl Vm for QemuVm {
                 event.name == "DEVICE_DELETED" && event.data.get("device").and_then(Value::as_str) == Some(&device)
             };
             // The guest has to let it go. One that does not keeps it, without a link, and the slot.
-            if self.qmp.await_event(is_gone, UNPLUG_TIMEOUT).await? {
+            if self.qmp.await_event(is_gone, UNPLUG_TIMEOUT).await?.is_some() {
                 self.slots[slot] = None;
             }
         }

@@ -37,6 +37,7 @@ fn snapshot(machine: &str, tag: &str, seconds: i64) -> Snapshot {
             disk_bytes: None,
             firmware_bytes: None,
             volumes: Vec::new(),
+            guest_monotonic: None,
             paused_us: 1,
         }),
         disks: None,
