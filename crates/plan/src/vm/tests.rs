@@ -180,7 +180,7 @@ fn a_vm_looks_for_names_in_its_networks() {
 fn one_that_is_to_be_saved_runs_on_qemu_and_shares_nothing_with_its_host() {
     assert!(!plan(|_, _| ()).unwrap().vm.is_saveable);
     assert!(plan(|spec, _| spec.snapshots = true).unwrap().vm.is_saveable);
-    let refused = |change: &dyn Fn(&mut Around)| {
+    let refused = |change: &dyn Fn(&mut Around<'_>)| {
         let mut spec = MachineSpec::new("box", "/x.fl");
         spec.networks.clear();
         spec.snapshots = true;
