@@ -75,7 +75,7 @@ fuzz: setup ## let every fuzz target run for SECONDS (60 by default), and keep w
 	fuzz/run --keep $(or $(SECONDS),60)
 
 test-long: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
-test-long: build test-kernel ## what takes minutes: a disk server that is killed a hundred times
+test-long: build test-kernel ## what takes minutes: a disk server that is killed a hundred times, every process of a snapshot killed at every step, a PostgreSQL saved twenty times ...
 	$(CARGO) test $(TEST_ARGS) --test guest -- --ignored --skip debian
 
 test-warm: export ZMACHINE_TEST_KERNEL := $(abspath $(TARGET_DIR))/test-home/kernels/default
@@ -102,7 +102,7 @@ test-tools: setup
 
 check: setup ## format, lints, dependencies, layers, documentation, scripts
 	$(CARGO) fmt --all --check
-	for script in scripts/* packaging/stage packaging/deb packaging/tarball packaging/test packaging/test-systemd packaging/debian/p* examples/*/build benches/run fuzz/run fuzz/rustc-instrumented .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *python3) python3 -c "import ast, sys; ast.parse(open(sys.argv[1]).read())" "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
+	for script in scripts/* packaging/stage packaging/deb packaging/tarball packaging/test packaging/test-systemd packaging/debian/p* examples/*/build examples/thaw.d/* benches/run fuzz/run fuzz/rustc-instrumented .ci/run; do case "$$(head -n 1 "$$script")" in *bash) bash -n "$$script" ;; *python3) python3 -c "import ast, sys; ast.parse(open(sys.argv[1]).read())" "$$script" ;; *) sh -n "$$script" ;; esac || exit; done
 	$(CARGO) xtask layering
 	$(CARGO) xtask tidy
 	scripts/draw-architecture --check

@@ -33,7 +33,9 @@ pub(crate) fn set_by_monotonic(began: u64) -> Result<(), Errno> {
 pub(crate) fn monotonic() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     // Neither is ever negative.
-    (now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64)
+    (now.tv_sec as u64)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(now.tv_nsec as u64)
 }
 
 /// Sets `CLOCK_REALTIME` to the host's, however little they differ: of a guest whose programs have not seen its own yet.

@@ -39,7 +39,17 @@ pub(crate) fn monitor(role: MonitorRole) -> Result<u8, Failure> {
         }),
         _ => None,
     };
+    let held = |text: &String| {
+        let (number, name) = text.split_once(':').ok_or(std::io::ErrorKind::InvalidInput)?;
+        let number = number.parse().map_err(|_| std::io::ErrorKind::InvalidInput)?;
+        Ok((name.to_owned(), fd::take_inherited(number)?))
+    };
+    let held_volumes = role.held_volumes.iter().map(held);
+    let held_volumes = held_volumes
+        .collect::<Result<_, std::io::Error>>()
+        .map_err(|e| Failure::from_error(Class::Usage, &e))?;
     monitor::run(MonitorArgs {
+        held_volumes,
         home,
         id: role.id,
         report,

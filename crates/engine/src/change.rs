@@ -4,8 +4,9 @@
 //! A machine has a name at every moment of a rename: the new one leads to it before its spec says so, and the old one goes
 //! last. What a crash leaves of the two is one name too many, which the next sweep takes away.
 
+use zmachine_plan::Plan;
 use zmachine_spec::control::Request;
-use zmachine_spec::{Change, Class, Failure, RestartPolicy, check_name};
+use zmachine_spec::{Change, Class, Failure, RestartPolicy, Setting, check_name};
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::events::{self, Event};
 use zmachine_sys::host::HostFacts;
@@ -23,6 +24,9 @@ impl Engine {
         if machine.spec.auto_remove && change.restart.is_some_and(|policy| policy != RestartPolicy::No) {
             let message = format!("machine '{name}' is removed when it stops (--rm), so it is not started again");
             return Err(Failure::new(Class::Conflict, message).hint("make it again without --rm"));
+        }
+        if change.idle_timeout_ms.is_some_and(|timeout| timeout > 0) {
+            require_idleable(&machine)?;
         }
         let lock = match machine.state.phase.is_active() {
             true => None,
@@ -101,5 +105,25 @@ impl Engine {
         let spec = change.applied(&current.spec);
         let plan = current.plan()?.changed(&current.spec, &spec, &HostFacts::gather())?;
         Ok(catalog::write_networks(&current.dir, &spec, &plan)?)
+    }
+}
+
+/// That a machine can be saved when it is idle, which it was built for or not.
+fn require_idleable(machine: &Machine) -> Result<(), Failure> {
+    match machine.plan()? {
+        Plan::Container(plan) if plan.vm.is_saveable => Ok(()),
+        Plan::Container(_) => {
+            let message = format!(
+                "machine '{}' was not built to be saved when it is idle",
+                machine.spec.name
+            );
+            Err(Failure::new(Class::Conflict, message)
+                .hint("make it with --idle-timeout or --snapshots")
+                .about(Setting::IdleTimeout))
+        }
+        Plan::Vm(_) => {
+            let message = format!("machine '{}' is a VM, and never idle", machine.spec.name);
+            Err(Failure::new(Class::Unsupported, message).about(Setting::IdleTimeout))
+        }
     }
 }

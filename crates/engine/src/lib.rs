@@ -63,7 +63,7 @@ use zmachine_hypervisor::choice::SEARCH_PATH;
 use zmachine_network::Networks;
 use zmachine_spec::{Class, Failure, Home};
 use zmachine_store::catalog::{self, Machine};
-use zmachine_store::killpoint::Killpoints;
+use zmachine_store::killpoint::{At, Killpoints};
 use zmachine_store::volume::Volumes;
 use zmachine_sys::file::FileError;
 use zmachine_sys::lock::FileLock;
@@ -88,7 +88,7 @@ pub struct Engine {
     home: Home,
     programs: Programs,
     kill: Killpoints,
-    monitor_abort_at: Option<u32>,
+    monitor_abort_at: Option<At>,
     registry_files: RegistryFiles,
     warn: Box<dyn Fn(&str) + Send + Sync>,
     reconciles: bool,
@@ -106,13 +106,13 @@ impl std::fmt::Debug for Engine {
 /// One machine of a listing; for one whose state cannot be read, its id and why.
 pub type Listed = Result<Machine, (String, Failure)>;
 
-/// Where a test wants a process to end; see [`zmachine_store::killpoint`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Where a test wants a process to end or to wait; see [`zmachine_store::killpoint`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AbortAt {
     /// In the calling process.
-    pub engine: Option<u32>,
+    pub engine: Option<At>,
     /// In the monitors it starts.
-    pub monitor: Option<u32>,
+    pub monitor: Option<At>,
 }
 
 impl Engine {

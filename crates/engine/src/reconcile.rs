@@ -8,7 +8,7 @@ use zmachine_store::attempt::{Attempt, Outcome};
 use zmachine_store::catalog::Machine;
 use zmachine_store::journal::Journal;
 use zmachine_store::log::{LogWriter, Source};
-use zmachine_store::{catalog, events, leftovers, tombstones};
+use zmachine_store::{catalog, events, leftovers, restoring, tombstones};
 use zmachine_sys::file;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::lock::FileLock;
@@ -32,6 +32,12 @@ impl Engine {
             let Ok(state) = catalog::load_state(&self.home.machine(&id)) else {
                 continue;
             };
+            match self.settle_restore(&id) {
+                Ok(line) => lines.extend(line),
+                Err(failure) => lines.push(format!(
+                    "an interrupted restore of machine {id} cannot be put right: {failure}"
+                )),
+            }
             if state.phase.is_active() {
                 match self.reconcile_one(&id) {
                     Ok(line) => lines.extend(line),
@@ -47,7 +53,25 @@ impl Engine {
         Ok(())
     }
 
-    /// The same for who has not done so a moment ago.
+    /// Finishes or undoes a restore that was cut off, unless it is under way.
+    fn settle_restore(&self, id: &str) -> Result<Option<String>, Failure> {
+        let folder = self.home.machine(id);
+        if !restoring::is_pending(&folder)? {
+            return Ok(None);
+        }
+        let Some(_lock) = FileLock::try_exclusive(&folder.join("lock"))? else {
+            return Ok(None);
+        };
+        let became = match restoring::settle(&self.home, id)? {
+            Some(restoring::Settled::Finished) => "was finished: its disks are those of the snapshot",
+            Some(restoring::Settled::Undone) => "was undone",
+            None => return Ok(None),
+        };
+        let name = Machine::load(&self.home, id).map_or_else(|_| id.to_owned(), |machine| machine.spec.name);
+        Ok(Some(format!("an interrupted restore of machine '{name}' {became}")))
+    }
+
+    /// [`Engine::reconcile`] for who has not done so a moment ago.
     pub(super) fn reconcile_anew(&self) -> Result<(), Failure> {
         let last = *self.reconciled.lock().unwrap_or_else(PoisonError::into_inner);
         match self.reconciles && last.is_none_or(|last| last.elapsed() >= ANEW) {

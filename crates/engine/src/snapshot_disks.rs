@@ -1,7 +1,6 @@
 //! Disks in snapshots: those of a machine that are saved without its memory, and how a machine gets the disks of then.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use zmachine_plan::{Plan, UPPER_SERIAL};
@@ -9,9 +8,9 @@ use zmachine_spec::saved::{SavedDisks, SavedVolume};
 use zmachine_spec::volume::serial;
 use zmachine_spec::{Class, Failure, Origin, VolumeRequest};
 use zmachine_store::catalog::Machine;
+use zmachine_store::restoring::Restoring;
 use zmachine_store::snapshot::{DISK, FIRMWARE, Snapshot, volume_file};
-use zmachine_store::volume::Replacement;
-use zmachine_sys::file::{self, FileError};
+use zmachine_sys::file::FileError;
 
 use crate::Engine;
 use crate::root::copy_file;
@@ -115,7 +114,7 @@ impl Engine {
         machine: &Machine,
         snapshot: &Snapshot,
         folder: &Path,
-    ) -> Result<ReadyDisks, Failure> {
+    ) -> Result<Restoring, Failure> {
         let name = snapshot.name();
         let plan = machine.plan()?;
         let named = |all: &mut dyn Iterator<Item = (&str, bool)>| {
@@ -146,25 +145,22 @@ impl Engine {
             }
             _ => failure,
         };
-        let mut volumes = Vec::new();
+        let written = kept.iter().filter(|volume| volume.is_copied());
+        let written = written.map(|volume| volume.name.clone()).collect();
+        let mut restoring = Restoring::begin(&self.home, machine, &[DISK, FIRMWARE], written)?;
         for (index, volume) in kept.iter().enumerate() {
             if volume.is_copied() {
                 let from = folder.join(volume_file(index));
-                let ready = self
-                    .volumes()
-                    .replacement(&volume.name, &from, &volume.content, &machine.id);
-                volumes.push(ready.map_err(|failure| missing(failure, volume))?);
+                let copied = restoring.volume(&volume.name, &from, &volume.content);
+                copied.map_err(|failure| missing(failure, volume))?;
             } else if snapshot.memory().is_some() {
                 self.volumes()
                     .require_unchanged(volume)
                     .map_err(|failure| missing(failure, volume))?;
             }
         }
-        let mut own = Vec::new();
-        for name in [DISK, FIRMWARE] {
-            own.push(OwnDisk::ready(&folder.join(name), &machine.dir.join(name))?);
-        }
-        Ok(ReadyDisks { own, volumes })
+        restoring.own(folder)?;
+        Ok(restoring)
     }
 
     /// The volumes of a copy of `of`: those that it writes to become the copy's own, as large as those that are `kept`.
@@ -233,85 +229,11 @@ fn length(path: &Path) -> Result<Option<u64>, Failure> {
     }
 }
 
-/// Disks that are ready to take the place of others.
-pub(super) struct ReadyDisks {
-    own: Vec<OwnDisk>,
-    volumes: Vec<Replacement>,
-}
-
-impl ReadyDisks {
-    /// Puts all there, the machine's own last.
-    pub(super) fn put(self) -> Result<(), Failure> {
-        self.volumes.into_iter().try_for_each(Replacement::put)?;
-        self.own.into_iter().try_for_each(OwnDisk::put)
-    }
-}
-
-/// A file of a machine's folder that takes the place of another one; `None`: that is to be gone, as it was not there then.
-struct OwnDisk {
-    new: Option<PathBuf>,
-    target: PathBuf,
-}
-
-impl Drop for OwnDisk {
-    fn drop(&mut self) {
-        if let Some(new) = &self.new {
-            let _ = file::remove_if_there(new);
-        }
-    }
-}
-
-impl OwnDisk {
-    fn ready(from: &Path, target: &Path) -> Result<OwnDisk, Failure> {
-        let ready = |new| OwnDisk {
-            new,
-            target: target.to_owned(),
-        };
-        if !file::is_there(from)? {
-            return Ok(ready(None));
-        }
-        let mut name = target.file_name().unwrap_or_default().to_owned();
-        name.push(".new-restored");
-        let new = target.with_file_name(name);
-        file::remove_if_there(&new)?;
-        let ready = ready(Some(new.clone()));
-        copy_file(from, &new)?;
-        File::open(&new)
-            .and_then(|file| file.sync_all())
-            .map_err(|e| FileError::io("write", &new, e))?;
-        Ok(ready)
-    }
-
-    fn put(mut self) -> Result<(), Failure> {
-        match self.new.take() {
-            Some(new) => std::fs::rename(&new, &self.target).map_err(|e| FileError::io("replace", &self.target, e))?,
-            None => file::remove_if_there(&self.target)?,
-        }
-        Ok(self.target.parent().map_or(Ok(()), file::sync_dir)?)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use zmachine_spec::volume::{Content, Fs};
 
     use super::*;
-
-    #[test]
-    fn a_disk_is_replaced_as_a_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("a"), dir.path().join("root.img"));
-        std::fs::write(&from, "new").unwrap();
-        std::fs::write(&to, "older content").unwrap();
-        let read = || std::fs::read_to_string(&to).unwrap();
-        drop(OwnDisk::ready(&from, &to).unwrap());
-        assert_eq!(read(), "older content");
-        OwnDisk::ready(&from, &to).unwrap().put().unwrap();
-        assert_eq!(read(), "new");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
-        OwnDisk::ready(&dir.path().join("none"), &to).unwrap().put().unwrap();
-        assert!(!to.exists(), "there was none then");
-    }
 
     #[test]
     fn a_copy_has_volumes_of_its_own_where_it_writes() {

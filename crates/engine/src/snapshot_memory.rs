@@ -27,7 +27,7 @@ impl Engine {
 /// The snapshot's memory, held against what was saved.
 pub(super) fn load(snapshot: &Snapshot, folder: &Path, holders: Option<&Holders>) -> Result<OwnedFd, Failure> {
     let name = snapshot.name();
-    let (_, saved) = snapshot.require_memory()?;
+    let saved = snapshot.require_memory()?;
     let read = open(folder, MEMORY)
         .map_err(Failure::from)
         .and_then(|file| memory::load(&file, &saved.memory, holders).map_err(Failure::from));

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use zmachine_hypervisor::{Accel, qemu};
 use zmachine_image::{Progress, PullPolicy};
-use zmachine_plan::{ContainerPlan, Plan};
+use zmachine_plan::Plan;
 use zmachine_spec::control::{Reply, Request};
 use zmachine_spec::keep::Keep;
 use zmachine_spec::saved::{HostMark, Saved};
@@ -117,6 +117,7 @@ impl Engine {
         };
         self.kill.pass("snapshot: saved");
         snapshots.publish(draft, &snapshot)?;
+        self.kill.pass("snapshot: published");
         if let Some(keep) = keep {
             let mut automatic = snapshots.readable(Some(of))?;
             let is_same = |other: &Snapshot| other.disks.is_some() == snapshot.disks.is_some();
@@ -203,8 +204,8 @@ impl Engine {
         let folder = self.snapshots().folder(&snapshot);
         self.require_image(&snapshot)?;
         let memory = match snapshot.memory() {
-            Some((was, saved)) => {
-                self.require_fit(&machine, &snapshot, (was, saved), &folder)?;
+            Some(saved) => {
+                self.require_fit(&machine, &snapshot, saved, &folder)?;
                 require_version(&snapshot, saved)?;
                 Some(load(&snapshot, &folder, None)?)
             }
@@ -213,23 +214,18 @@ impl Engine {
                 None
             }
         };
-        {
+        let volumes = {
             let _held = self.held(&machine)?;
-            let disks = self.ready_disks(&machine, &snapshot, &folder)?;
-            self.kill.pass("restore: disks copied");
-            disks.put()?;
-        }
-        self.kill.pass("restore: disks replaced");
+            self.ready_disks(&machine, &snapshot, &folder)?.put(&self.kill)?
+        };
         let from = memory.as_ref().map(|memory| RestoreFrom {
             folder: &folder,
             memory,
             shared: None,
             is_fork: false,
         });
-        match &from {
-            Some(_) => self.start_from(&machine.id, from.as_ref()),
-            None => self.start(&machine.id, false),
-        }
+        // Nobody else has the volumes until the machine does.
+        self.start_holding(&machine.id, from.as_ref(), volumes)
     }
 
     /// What forks are made of: a snapshot; or, without a tag, the machine as it is now.
@@ -240,6 +236,9 @@ impl Engine {
         let (snapshot, folder, draft) = match &name.tag {
             Some(_) => {
                 let snapshot = self.snapshots().get(name)?;
+                if snapshot.memory().is_some() {
+                    require_forkable(&snapshot.plan, &snapshot.name(), &snapshot.machine)?;
+                }
                 let folder = self.snapshots().folder(&snapshot);
                 (snapshot, folder, None)
             }
@@ -252,6 +251,8 @@ impl Engine {
                         machine.spec.name
                     )));
                 }
+                let of = &machine.spec.name;
+                require_forkable(&machine.plan()?, of, of)?;
                 let draft = self.snapshots().begin()?;
                 let snapshot = self.save(&machine, Saves::Machine, &draft, "now".to_owned())?;
                 file::replace_json_unsynced(&draft.folder.join("snapshot.json"), &snapshot)?;
@@ -325,11 +326,11 @@ impl Engine {
     }
 
     fn start_fork(&self, source: &ForkSource, created: &Machine) -> Result<Starting, Failure> {
-        let (Some((memory, holders)), Some(was)) = (&source.memory, source.snapshot.memory()) else {
+        let (Some((memory, holders)), Some(saved)) = (&source.memory, source.snapshot.memory()) else {
             self.kill.pass("fork: created");
             return self.start(&created.id, false);
         };
-        self.require_fit(created, &source.snapshot, was, &source.folder)?;
+        self.require_fit(created, &source.snapshot, saved, &source.folder)?;
         let memory = memory.end()?;
         self.kill.pass("fork: created");
         let from = RestoreFrom {
@@ -355,30 +356,22 @@ impl Engine {
     }
 
     /// That machine and files fit the snapshot.
-    fn require_fit(
-        &self,
-        machine: &Machine,
-        snapshot: &Snapshot,
-        (was, saved): (&ContainerPlan, &Saved),
-        folder: &Path,
-    ) -> Result<(), Failure> {
+    fn require_fit(&self, machine: &Machine, snapshot: &Snapshot, saved: &Saved, folder: &Path) -> Result<(), Failure> {
         let name = snapshot.name();
-        let Plan::Container(plan) = machine.plan()? else {
-            return Err(Failure::new(Class::Unsupported, "a VM does not go on from a snapshot"));
-        };
-        if let Some(why) = plan.misfit(was) {
+        let plan = machine.plan()?;
+        if let Some(why) = plan.misfit(&snapshot.plan) {
             let message = format!(
                 "the snapshot '{name}' does not fit the machine '{}': {why}",
                 machine.spec.name
             );
             return Err(Failure::new(Class::Unsupported, message).hint("start the machine without it"));
         }
-        let (kept, wanted) = (saved.memory.bytes, plan.vm.memory_bytes);
+        let (kept, wanted) = (saved.memory.bytes, plan.vm().memory_bytes);
         if kept != wanted {
             let message = format!("the snapshot '{name}' has {kept} bytes of memory, and the machine has {wanted}");
             return Err(Failure::new(Class::Unsupported, message).hint("start the machine without it"));
         }
-        if let Some(why) = HostMark::of_this_host(plan.vm.accel == Accel::Kvm).differs_from(&saved.host) {
+        if let Some(why) = HostMark::of_this_host(plan.vm().accel == Accel::Kvm).differs_from(&saved.host) {
             let message = format!("the snapshot '{name}' does not fit this host: {why}");
             return Err(
                 Failure::new(Class::Unsupported, message).hint("go on where it was saved, or start the machine anew")
@@ -470,6 +463,20 @@ impl Engine {
 pub(super) fn open(folder: &Path, name: &str) -> Result<File, FileError> {
     let path = folder.join(name);
     File::open(&path).map_err(|e| FileError::io("open", &path, e))
+}
+
+/// That a copy of a guest can be told who it is: a VM's own init cannot be stopped before it is.
+fn require_forkable(plan: &Plan, what: &str, machine: &str) -> Result<(), Failure> {
+    match plan {
+        Plan::Container(_) => Ok(()),
+        Plan::Vm(_) => Err(Failure::new(
+            Class::Unsupported,
+            format!("'{what}' cannot be forked with its memory: it is that of a VM, whose programs would run on under its name and addresses"),
+        )
+        .hint(format!(
+            "fork its disks: zmachine snapshot create --disk-only {machine}@TAG, then zmachine fork {machine}@TAG"
+        ))),
+    }
 }
 
 /// That the hypervisor is the one that saved it, before anything of the machine is changed. One that differs in less is found out when it

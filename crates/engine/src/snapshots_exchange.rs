@@ -194,7 +194,7 @@ fn check(snapshot: &Snapshot, folder: &Path) -> Result<(), Failure> {
         return Err(damaged("what it says of its volumes"));
     }
     let open = |name: &str| File::open(folder.join(name)).map_err(|_| damaged(&format!("'{name}'")));
-    if let Some((_, saved)) = snapshot.memory() {
+    if let Some(saved) = snapshot.memory() {
         if memory::mark(&open(STATE)?)? != saved.state {
             return Err(damaged("'state'"));
         }

@@ -15,6 +15,7 @@ use zmachine_plan::Plan;
 use zmachine_spec::control::Report;
 use zmachine_spec::{Class, Failure};
 use zmachine_store::catalog::Machine;
+use zmachine_store::volume::Held;
 use zmachine_sys::file::FileError;
 use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
@@ -116,11 +117,32 @@ impl Engine {
         self.start_with(name, None, from)
     }
 
+    /// A start of a machine whose volumes this process has for it: they are handed over.
+    pub(super) fn start_holding(
+        &self,
+        name: &str,
+        from: Option<&RestoreFrom<'_>>,
+        volumes: Vec<Held>,
+    ) -> Result<Starting, Failure> {
+        let volumes: Vec<(String, FileLock)> = volumes.into_iter().map(Held::into_lock).collect();
+        self.start_handing(name, None, from, &volumes)
+    }
+
     pub(super) fn start_with(
         &self,
         name: &str,
         option: Option<&str>,
         from: Option<&RestoreFrom<'_>>,
+    ) -> Result<Starting, Failure> {
+        self.start_handing(name, option, from, &[])
+    }
+
+    fn start_handing(
+        &self,
+        name: &str,
+        option: Option<&str>,
+        from: Option<&RestoreFrom<'_>>,
+        volumes: &[(String, FileLock)],
     ) -> Result<Starting, Failure> {
         let machine = self.machine(name)?;
         if let Some(starting) = self.claim_standby(&machine, option)? {
@@ -160,14 +182,19 @@ impl Engine {
         } else if let Some(key) = &template {
             command.arg("--template").arg(key);
         }
-        if let Some(n) = self.monitor_abort_at {
-            command.arg("--abort-at").arg(n.to_string());
+        for (volume, lock) in volumes {
+            let number = lock.file().as_raw_fd();
+            command.arg("--held-volume").arg(format!("{number}:{volume}"));
+        }
+        if let Some(at) = &self.monitor_abort_at {
+            command.arg("--abort-at").arg(at.to_string());
         }
         command.stderr(stderr_file(&machine)?);
         let setup = ChildSetup {
             keep: [Some(writer.as_raw_fd()), from.map(|from| from.memory.as_raw_fd())]
                 .into_iter()
                 .flatten()
+                .chain(volumes.iter().map(|(_, lock)| lock.file().as_raw_fd()))
                 .collect(),
             new_session: true,
             ..ChildSetup::default()

@@ -123,8 +123,9 @@ impl Engine {
 
 /// What of the machine or this host does not fit a template.
 fn misfit(plan: &ContainerPlan, host: &HostMark, template: &Snapshot) -> Option<String> {
-    match template.require_memory() {
-        Ok((was, saved)) => host.differs_from(&saved.host).or(plan.misfit(was)),
-        Err(failure) => Some(failure.message),
+    match (template.require_memory(), &template.plan) {
+        (Ok(saved), Plan::Container(was)) => host.differs_from(&saved.host).or(plan.misfit(was)),
+        (Ok(_), Plan::Vm(_)) => Some("it is that of a VM".to_owned()),
+        (Err(failure), _) => Some(failure.message),
     }
 }

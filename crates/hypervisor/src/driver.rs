@@ -196,7 +196,7 @@ pub struct Resources {
     /// What the hypervisor is locked into: user and folder; the driver adds what it must see. `None`: it runs as its
     /// starter, with nothing but its own sandbox. With a jail the calling program has the role [`zmachine_sys::jail::ROLE`].
     pub jail: Option<Jail>,
-    /// What the machine goes on from, instead of booting. Only for one that [`VmSpec::is_saveable`].
+    /// What the machine goes on from, instead of booting: it stands still until [`Vm::go_on`]. Only for one that [`VmSpec::is_saveable`].
     pub saved: Option<Saved>,
 }
 

@@ -46,6 +46,9 @@ impl Follow<'_> {
             if change.cpus.is_some() || change.cpuset.is_some() {
                 self.monitor.limit_again(self.plan.vm());
             }
+            if change.idle_timeout_ms.is_some() {
+                self.expect_quiet();
+            }
         }
         let saved = written.map_err(Failure::from).and_then(|()| self.monitor.save());
         guest::reply(client, saved);

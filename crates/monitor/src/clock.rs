@@ -49,7 +49,9 @@ impl GuestClock {
         for _ in 0..LOOKS {
             let (asked, at) = (Instant::now(), SystemTime::now());
             let answer = tokio::time::timeout(TIMEOUT, session.ask(&Request::Clock)).await;
-            let Ok(Ok(Reply::Clock { monotonic })) = answer else { break };
+            let Ok(Ok(Reply::Clock { monotonic })) = answer else {
+                break;
+            };
             let took = asked.elapsed();
             let clock = GuestClock {
                 monotonic,

@@ -25,6 +25,7 @@ use zmachine_store::log::{Forwarder, Source};
 use zmachine_store::volume::Held;
 use zmachine_sys::host::boot_id;
 use zmachine_sys::jail::{Jail, status};
+use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::ProcessId;
 use zmachine_sys::{affinity, file};
 
@@ -66,6 +67,8 @@ pub(super) struct Monitor {
     pub(super) backoff: Backoff,
     /// The volumes it uses; nobody else writes to them until this is gone, after the hypervisor.
     pub(super) volumes: Vec<Held>,
+    /// Volumes that were held for its first run.
+    pub(super) handed: HashMap<String, FileLock>,
     pub(super) relays: Relays,
     /// What its processes are locked into, while it runs.
     pub(super) sandbox: Option<Sandbox>,
@@ -131,6 +134,7 @@ impl Monitor {
             recorder: None,
             backoff: Backoff::default(),
             volumes: Vec::new(),
+            handed: HashMap::new(),
             relays: Relays::default(),
             sandbox: None,
             host_cpus: affinity::allowed(),

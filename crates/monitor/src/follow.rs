@@ -49,6 +49,8 @@ pub(super) struct Follow<'a> {
     pub(super) enospc: Enospc,
     /// Its guest is being made to stand still, so that it can be saved.
     pub(super) is_saving: bool,
+    /// An interface has come or gone since its guest began to run: its devices are not where the plan has them.
+    pub(super) is_rewired: bool,
     /// Since when nobody has had to do with it, where that counts.
     pub(super) quiet: Option<Quiet>,
     /// The processes that have an id.
@@ -77,6 +79,7 @@ impl<'a> Follow<'a> {
             changing: None,
             enospc: Enospc::default(),
             is_saving: false,
+            is_rewired: false,
             quiet: None,
             execs: Execs::default(),
             rebooted: None,
@@ -86,9 +89,7 @@ impl<'a> Follow<'a> {
     /// Follows the machine until its hypervisor is gone.
     pub(super) async fn follow(mut self) -> Outcome {
         self.monitor.ready().map_err(at("state"))?;
-        // Memory that is that of others as well cannot be saved.
-        let timeout = self.monitor.machine.spec.idle_timeout_ms;
-        self.quiet = timeout.filter(|_| self.running.vm.memory().is_some()).map(Quiet::new);
+        self.expect_quiet();
         loop {
             if self.monitor.is_asleep {
                 return Ok(Exit::Killed);
@@ -118,6 +119,14 @@ impl<'a> Follow<'a> {
                 }
             }
         }
+    }
+
+    /// Counts, from now on, for how long nobody has to do with it, where that is of any use: one that shares its memory has little to give
+    /// back.
+    pub(super) fn expect_quiet(&mut self) {
+        let timeout = self.monitor.machine.spec.idle_timeout_ms;
+        let is_possible = self.plan.vm().is_saveable && self.running.vm.memory().is_some();
+        self.quiet = timeout.filter(|_| is_possible).map(Quiet::new);
     }
 
     /// What comes from clients, from the host, and from the tasks that wait for the guest.

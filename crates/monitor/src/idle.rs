@@ -6,8 +6,9 @@
 //! ```
 //! # Invariants
 //! Memory and devices lie in `idle/` of the machine's folder, with what its disks were then in `disks.json`, written last. They are used
-//! once: from the moment that the machine goes on, or is started in another way, they are gone. A disk that was written to since makes them
-//! worth nothing, and the machine boots.
+//! once: before the guest's first instruction, or when it is started in another way, they are gone. A waking that fails before leaves them for
+//! the next start, which is the last one that tries (`tried`). A disk that was written to since makes them worth nothing, and the machine
+//! boots.
 
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -35,6 +36,7 @@ use super::saving::{Saving, freeze, save_still, thaw};
 
 const FOLDER: &str = "idle";
 const DISKS: &str = "disks.json";
+const TRIED: &str = "tried";
 
 impl Follow<'_> {
     /// Looks whether anybody has had to do with the machine.
@@ -44,6 +46,7 @@ impl Follow<'_> {
         let execs = self.execs.all().iter().any(|record| record.ended.is_none());
         let is_busy = execs
             || self.is_saving
+            || self.is_rewired
             || self.changing.is_some()
             || self.monitor.machine.state.phase != Phase::Running
             || self.ending.deadline.is_some();
@@ -89,10 +92,12 @@ impl Follow<'_> {
             Ok(clock) => clock,
             Err(failure) => return log.note(Source::Monitor, &format!("it is idle, and not saved: {failure}")),
         };
+        self.monitor.kill.pass("idle: guest frozen");
         let folder = self.monitor.machine.dir.join(FOLDER);
         let saved = self.save_to_sleep(&folder, clock);
         // Otherwise the machine is about to end.
         let Ok(saved) = saved.await else { return };
+        self.monitor.kill.pass("idle: machine saved");
         match saved {
             // From here on nobody is served until it runs again.
             Ok(()) if self.monitor.activity.fall_asleep() => self.monitor.is_asleep = true,
@@ -114,9 +119,10 @@ impl Follow<'_> {
         };
         let saving = Saving {
             // Its disks stay where they are.
-            disk: None,
+            own: Vec::new(),
             volumes: Vec::new(),
             accel: plan.vm.accel,
+            memory_bytes: plan.vm.memory_bytes,
             has_entrypoint: !plan.is_idle(),
             clock,
         };
@@ -155,7 +161,9 @@ impl Follow<'_> {
     }
 
     async fn stay_awake(&mut self) {
-        forget(&self.monitor.machine.dir);
+        if let Err(failure) = forget(&self.monitor.machine.dir) {
+            self.monitor.log.note(Source::Monitor, &failure.to_string());
+        }
         let goes_on = within("resume", self.running.vm.go_on());
         if let Ok(Err(failure)) = self.inbox.unless_ended(goes_on).await {
             let text = format!("the guest cannot be let go on: {failure}");
@@ -238,7 +246,7 @@ impl Monitor {
                 }
             }
             let snapshot: Snapshot = file::read_json(&folder.join("snapshot.json"))?;
-            let (_, saved) = snapshot.require_memory()?;
+            let saved = snapshot.require_memory()?;
             let path = folder.join(MEMORY);
             let file = File::open(&path).map_err(|e| FileError::io("open", &path, e))?;
             let memory = memory::load(&file, &saved.memory, None).map_err(|e| FileError::io("read", &path, e))?;
@@ -258,6 +266,14 @@ impl Monitor {
             .ok()
     }
 
+    /// Says that what an idle machine was saved to is still there after it could not be woken.
+    pub(super) fn note_kept(&self) {
+        if self.machine.dir.join(FOLDER).join(DISKS).exists() {
+            let text = "it did not go on: the next start tries again from what it was saved to";
+            self.log.note(Source::Monitor, text);
+        }
+    }
+
     /// Whether `restore` is what an idle machine was saved to.
     pub(super) fn is_of_idle(&self, restore: &Restore) -> bool {
         restore.folder == self.machine.dir.join(FOLDER)
@@ -265,17 +281,27 @@ impl Monitor {
 
     /// Ends what is asleep for good: it is not to go on from there.
     pub(super) fn end_of_sleep(&mut self, is_killed: bool) -> Exit {
-        if is_killed {
-            forget(&self.machine.dir);
+        if is_killed && let Err(failure) = forget(&self.machine.dir) {
+            self.log.note(Source::Monitor, &failure.to_string());
         }
         self.machine.state.idle_since = None;
         Exit::Killed
     }
 }
 
-/// Removes what a machine was saved to while it was idle: it goes on from elsewhere.
-pub(super) fn forget(machine: &Path) {
-    let _ = file::remove_dir_all(&machine.join(FOLDER));
+/// Whether nobody has tried to go on from what the machine was saved to while it was idle; from now on somebody has.
+pub(super) fn is_first_try(machine: &Path) -> Result<bool, FileError> {
+    let mark = machine.join(FOLDER).join(TRIED);
+    match File::create_new(&mark) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(FileError::io("make", &mark, e)),
+    }
+}
+
+/// Removes what a machine was saved to while it was idle: it goes on from elsewhere. After a power cut it is not there either.
+pub(super) fn forget(machine: &Path) -> Result<(), FileError> {
+    file::remove_dir_all(&machine.join(FOLDER))
 }
 
 fn make(folder: &Path) -> Result<(), Failure> {
@@ -289,6 +315,18 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn what_an_idle_machine_was_saved_to_is_tried_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        forget(dir.path()).unwrap();
+        std::fs::create_dir(dir.path().join(FOLDER)).unwrap();
+        std::fs::write(dir.path().join(FOLDER).join(DISKS), "[]").unwrap();
+        assert!(is_first_try(dir.path()).unwrap());
+        assert!(!is_first_try(dir.path()).unwrap());
+        forget(dir.path()).unwrap();
+        assert!(!dir.path().join(FOLDER).exists());
+    }
 
     #[test]
     fn a_disk_that_was_written_to_is_not_the_same() {

@@ -15,6 +15,8 @@ use zmachine_store::volume::{Held, Volumes};
 use super::console;
 use super::context::{AbortOnDrop, Monitor};
 use super::files::Files;
+use super::guest::within;
+use super::idle;
 use super::images::Images;
 use super::networks::Attached;
 use super::output::SharedLog;
@@ -52,11 +54,18 @@ impl Monitor {
         shares.also(failures);
         self.kill.pass("start: before the hypervisor");
         self.keep_taps(&taps);
+        let is_saved = saved.is_some();
         let mut vm = match self.start_hypervisor(on, spec, taps, saved).await {
             Ok(vm) => vm,
             Err(error) => return Err(shares.reason().await.unwrap_or_else(|| not_launched(on, &error))),
         };
         self.kill.pass("start: hypervisor started");
+        if is_saved {
+            // What it went on from is of no use once it has written to a disk.
+            idle::forget(&self.machine.dir)?;
+            within("resume", vm.go_on()).await?;
+            self.kill.pass("restore: hypervisor goes on");
+        }
         self.report.send(&Report::Booting);
         self.confine(vm.pid());
         self.check_protections("hypervisor", vm.pid(), false);
@@ -114,16 +123,20 @@ impl Monitor {
         self.volumes.clear();
         let volumes = Volumes::new(&self.home);
         let id = self.machine.id.clone();
+        let mut handed = std::mem::take(&mut self.handed);
         in_thread(move || {
-            let ready = |volume: &VolumeUse| {
-                let mut held = volumes.hold(&volume.name, volume.read_only, &id)?;
+            let mut ready = |volume: &VolumeUse| {
+                let mut held = match handed.remove(&volume.name) {
+                    Some(lock) => volumes.hold_handed(&volume.name, lock)?,
+                    None => volumes.hold(&volume.name, volume.read_only, &id)?,
+                };
                 match volume.read_only {
                     true => held.require_formatted()?,
                     false => held.ensure_formatted()?,
                 }
                 Ok(held)
             };
-            uses.iter().map(ready).collect()
+            uses.iter().map(&mut ready).collect()
         })
     }
 }

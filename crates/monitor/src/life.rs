@@ -12,8 +12,8 @@ use zmachine_agent_protocol::Process;
 use zmachine_hypervisor::Saved as SavedVm;
 use zmachine_plan::container::DEFAULT_PATH;
 use zmachine_plan::{Plan, VmPlan};
+use zmachine_spec::Failure;
 use zmachine_spec::control::Report;
-use zmachine_spec::{Class, Failure};
 use zmachine_store::log::Source;
 
 use super::agent_start::EntryStart;
@@ -124,13 +124,10 @@ impl Monitor {
     pub(super) fn take_restore(&mut self, plan: &Plan) -> Result<Option<(Restoring, SavedVm)>, Failure> {
         let restore = self.restore.take();
         let is_of_idle = restore.as_ref().is_some_and(|restore| self.is_of_idle(restore));
-        let taken = match (restore, plan) {
-            (None, _) => Ok(None),
-            (Some(restore), Plan::Container(plan)) => self.restoring(restore, plan).map(Some),
-            (Some(_), Plan::Vm(_)) => Err(Failure::new(Class::Unsupported, "a VM does not go on from a snapshot")),
-        };
-        // Its files are open: whatever becomes of this run, no other one goes on from there.
-        idle::forget(&self.machine.dir);
+        let taken = restore.map(|restore| self.restoring(restore, plan)).transpose();
+        if !(is_of_idle && taken.is_ok() && idle::is_first_try(&self.machine.dir)?) {
+            idle::forget(&self.machine.dir)?;
+        }
         match taken {
             Err(failure) if is_of_idle => {
                 let text =
@@ -152,7 +149,7 @@ impl Monitor {
         let (mut backed, wait_for_owner) = match plan {
             // The entrypoint waits for the owner, not the boot.
             Plan::Container(plan) => (self.back_container(plan).await?, false),
-            Plan::Vm(plan) => (self.back_vm(plan).await?, self.wait_for_owner),
+            Plan::Vm(plan) => (self.back_vm(plan, saved.is_some()).await?, self.wait_for_owner),
         };
         backed.saved = saved;
         let on = plan.hypervisor().driver;
@@ -171,7 +168,12 @@ impl Monitor {
         entry: EntryStart,
         inbox: &mut Inbox,
     ) -> Started {
-        let Plan::Container(plan) = plan else { return Ok(None) };
+        let Plan::Container(plan) = plan else {
+            if let Some((restoring, _)) = restoring {
+                self.went_on(restoring);
+            }
+            return Ok(None);
+        };
         let (session, started) = match restoring {
             None => {
                 let session = Session::start(agent_of(running)?.connected());

@@ -82,6 +82,7 @@ impl Follow<'_> {
     }
 
     async fn begin_to_join(&mut self, attachment: &Attachment, agent: Option<Session>, change: Change) {
+        self.is_rewired = true;
         let plugged = within("join a network", plug_in(self.monitor, self.running, attachment));
         match self.inbox.unless_ended(plugged).await {
             Err(Cut) => return,
@@ -116,6 +117,7 @@ impl Follow<'_> {
     }
 
     async fn leave(&mut self, attachment: &Attachment, change: Change) {
+        self.is_rewired = true;
         let left = within("leave a network", leave(self.monitor, self.running, attachment));
         match self.inbox.unless_ended(left).await {
             Err(Cut) => {}

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use zmachine_agent_protocol::{Rehearsal, Reply as AgentReply, Request as AgentRequest, Thaw};
 use zmachine_hypervisor::{Accel, AgentStream as AgentChannel, Saved as SavedVm};
-use zmachine_plan::ContainerPlan;
+use zmachine_plan::{ContainerPlan, Plan};
 use zmachine_spec::saved::HostMark;
 use zmachine_spec::{Class, Failure};
 use zmachine_store::log::Source;
@@ -36,7 +36,7 @@ const SEED: usize = 64;
 pub(super) struct Restoring {
     name: String,
     guest_kernel: Option<String>,
-    was: Box<ContainerPlan>,
+    was: Box<Plan>,
     has_entrypoint: bool,
     is_fork: bool,
     /// What its guest's clock showed when it was saved. With that its agent takes everything at once.
@@ -49,7 +49,7 @@ pub(super) struct Restoring {
 
 impl Monitor {
     /// Opens what the machine goes on from; what does not fit is refused before anything is started.
-    pub(super) fn restoring(&self, restore: Restore, plan: &ContainerPlan) -> Result<(Restoring, SavedVm), Failure> {
+    pub(super) fn restoring(&self, restore: Restore, plan: &Plan) -> Result<(Restoring, SavedVm), Failure> {
         let Restore {
             folder,
             memory,
@@ -57,15 +57,15 @@ impl Monitor {
             is_fork,
         } = restore;
         let snapshot: Snapshot = file::read_json(&folder.join("snapshot.json"))?;
-        let (was, kept) = snapshot.require_memory()?;
-        if let Some(why) = plan.misfit(was) {
+        let kept = snapshot.require_memory()?;
+        if let Some(why) = plan.misfit(&snapshot.plan) {
             return Err(Failure::new(
                 Class::Unsupported,
                 format!("the snapshot does not fit this machine: {why}"),
             )
             .hint("start the machine without it"));
         }
-        let host = HostMark::of_this_host(plan.vm.accel == Accel::Kvm);
+        let host = HostMark::of_this_host(plan.vm().accel == Accel::Kvm);
         if let Some(why) = host.differs_from(&kept.host) {
             let message = format!("the snapshot does not fit this host: {why}");
             return Err(
@@ -80,19 +80,23 @@ impl Monitor {
             return Err(Failure::new(Class::Failed, message).hint("the snapshot is damaged: remove it"));
         }
         let shared = is_shared.then(|| memory.try_clone()).transpose()?;
+        let (name, guest_kernel) = (snapshot.name(), snapshot.guest_kernel.clone());
+        let (has_entrypoint, version) = (kept.has_entrypoint, kept.hypervisor.clone());
+        let monotonic = kept.guest_monotonic;
         let saved = SavedVm {
             state: state.into(),
             memory,
-            is_private: is_shared,
-            version: kept.hypervisor.clone(),
+            // What it reads from its state is its own, and not the file's.
+            is_private: is_shared || kept.is_memory_in_state,
+            version,
         };
         let restoring = Restoring {
-            name: snapshot.name(),
-            guest_kernel: snapshot.guest_kernel.clone(),
-            was: Box::new(was.clone()),
-            has_entrypoint: kept.has_entrypoint,
+            name,
+            guest_kernel,
+            was: Box::new(snapshot.plan),
+            has_entrypoint,
             is_fork,
-            monotonic: kept.guest_monotonic,
+            monotonic,
             seen: None,
             _shared: shared,
         };
@@ -113,8 +117,12 @@ impl Monitor {
         if let Some(exit) = self.await_owner(&mut entry, inbox).await {
             return Ok(Some(exit));
         }
+        let Plan::Container(was) = &*restoring.was else {
+            let failure = Failure::new(Class::Unsupported, "a container does not go on from a VM");
+            return Err(at("snapshot")(failure));
+        };
         let secrets = zmachine_store::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;
-        let identity = plan.identity(&restoring.was, secrets);
+        let identity = plan.identity(was, secrets);
         let has_entrypoint = restoring.has_entrypoint;
         let run = (!has_entrypoint && !plan.is_idle()).then(|| AgentRequest::Run(plan.process.clone()));
         let monotonic_began = restoring.began(running);
@@ -151,7 +159,9 @@ impl Monitor {
             if monotonic_began.is_some() {
                 thawed().await?;
             }
-            let Some(mut stream) = stream.take() else { return Ok(None) };
+            let Some(mut stream) = stream.take() else {
+                return Ok(None);
+            };
             match stream.reader.reply().await? {
                 AgentReply::Started { pid } | AgentReply::Resumed { pid, .. } => Ok(Some((stream, pid))),
                 _ => Err(SessionError::Unexpected),
@@ -183,6 +193,16 @@ impl Monitor {
             let _ = stream.send(started);
         }
         Ok(None)
+    }
+}
+
+impl Monitor {
+    /// Takes note of a VM that went on: its own init and its agent, if it has one, find out the rest by themselves.
+    pub(super) fn went_on(&mut self, restoring: &Restoring) {
+        self.machine.state.guest_kernel.clone_from(&restoring.guest_kernel);
+        let text = format!("restored from {}", restoring.name);
+        self.log.note(Source::Monitor, &text);
+        self.kill.pass("restore: guest goes on");
     }
 }
 

@@ -13,10 +13,10 @@ use zmachine_spec::control::{Reply, Report};
 use zmachine_spec::{Class, Exit, Failure, Home, Phase};
 use zmachine_store::catalog::Machine;
 use zmachine_store::journal::Journal;
-use zmachine_store::killpoint::Killpoints;
+use zmachine_store::killpoint::{At, Killpoints};
 use zmachine_store::log::{LogWriter, Source};
 use zmachine_store::volume::Volumes;
-use zmachine_store::{attempt, catalog, leftovers};
+use zmachine_store::{attempt, catalog, leftovers, restoring};
 use zmachine_sys::file;
 use zmachine_sys::lock::FileLock;
 
@@ -42,12 +42,14 @@ pub struct MonitorArgs {
     pub ends_with_client: bool,
     /// What the first run goes on from, instead of booting.
     pub restore: Option<Restore>,
+    /// Its volumes that whoever started it has held for it: name and lock.
+    pub held_volumes: Vec<(String, OwnedFd)>,
     /// The key of the template that the first run makes.
     pub template: Option<String>,
     /// The guest waits, before its entrypoint, to be taken for a machine like it.
     pub stands_by: bool,
     /// See [`zmachine_store::killpoint`].
-    pub abort_at: Option<u32>,
+    pub abort_at: Option<At>,
 }
 
 /// Runs the machine of `args` from start to end.
@@ -81,6 +83,8 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     monitor.kill = kill;
     monitor.wait_for_owner = args.wait_for_owner;
     monitor.forwarder = forwarder;
+    let handed = args.held_volumes.into_iter();
+    monitor.handed = handed.map(|(name, lock)| (name, FileLock::handed(lock))).collect();
     monitor.restore = args.restore.or_else(|| monitor.saved_idle());
     monitor.template = args.template;
     monitor.stands_by = args.stands_by;
@@ -119,6 +123,9 @@ impl Monitor {
             }
             // Whoever waits for it to run waits for nothing.
             drop(self.activity.wake());
+            if outcome.is_err() {
+                self.note_kept();
+            }
             (self.kept, self.listener) = (None, None);
             let (phase, settled) = self.settle(outcome).await;
             let (phase, wait) = match settled.undone {
@@ -129,6 +136,7 @@ impl Monitor {
             match wait {
                 Some(wait) if self.wait_to_restart(&phase, wait, inbox).await => {
                     self.machine.state.restarts += 1;
+                    self.restore = self.saved_idle();
                     self.wait_for_owner = false;
                     // It may be in other networks by now.
                     if let Ok(changed) = self.machine.plan() {
@@ -273,6 +281,8 @@ async fn claim(home: &Home, id: &str) -> Result<Claimed, Failure> {
             format!("the machine '{}' is running already", machine.spec.name),
         ));
     };
+    // Before anything looks at its disks.
+    restoring::settle(home, id)?;
     // Loaded again: the state may have changed before the lock was ours.
     let machine = Machine::load(home, id)?;
     let networks = Networks::open(home.data())?.with_jail();

@@ -7,6 +7,7 @@
 //! The loop waits for no guest: what the agent does is done by tasks. What it waits for are the hypervisor and copies within this host,
 //! while the machine stands still.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -20,16 +21,17 @@ use zmachine_spec::control::Reply;
 use zmachine_spec::saved::{FileMark, HostMark, MemoryMark, Saved, SavedVolume};
 use zmachine_spec::{Class, Failure, Phase};
 use zmachine_store::log::Source;
-use zmachine_store::snapshot::{DISK, MEMORY, STATE, memory, volume_file};
+use zmachine_store::snapshot::{DISK, FIRMWARE, MEMORY, STATE, memory, volume_file};
 use zmachine_store::volume::Volume;
 use zmachine_sys::file::FileError;
 use zmachine_sys::sparse;
 
-use super::clock::GuestClock;
+use super::clock::{self, GuestClock};
 use super::follow::Follow;
 use super::frozen::Frozen;
 use super::guest::{self, within};
 use super::inbox::Event;
+use super::init::Init;
 use super::launch::{in_thread, joined};
 use super::session::Session;
 
@@ -39,7 +41,12 @@ pub(super) const FREEZE_TIMEOUT: Duration = Duration::from_secs(40);
 impl Follow<'_> {
     /// Begins to save the machine.
     pub(super) fn save(&mut self, folder: PathBuf, client: oneshot::Sender<Reply>) {
-        let session = self.may_be_saved().and_then(|()| self.awake_agent());
+        // An init of the guest's own has nobody who would stop its processes; its CPUs are stopped, and memory and disks of one instant
+        // belong together all the same.
+        let session = self.may_be_saved().and_then(|()| match self.init {
+            Init::Agent { .. } => self.awake_agent().map(Some),
+            Init::Own => Ok(None),
+        });
         let session = match session {
             Ok(session) => session,
             Err(failure) => return guest::reply(client, Err(failure)),
@@ -47,7 +54,10 @@ impl Follow<'_> {
         self.is_saving = true;
         let events = self.monitor.events.clone();
         tokio::spawn(async move {
-            let result = freeze(&session).await;
+            let result = match session {
+                Some(session) => freeze(&session).await,
+                None => Ok(None),
+            };
             let frozen = Frozen {
                 folder,
                 client,
@@ -62,16 +72,16 @@ impl Follow<'_> {
     fn may_be_saved(&self) -> Result<(), Failure> {
         let name = &self.monitor.machine.spec.name;
         let refused = |message: String, hint: &str| Err(Failure::new(Class::Conflict, message).hint(hint));
-        if !matches!(&*self.plan, Plan::Container(plan) if plan.vm.is_saveable) {
+        if !self.plan.vm().is_saveable {
             return refused(
                 format!("the machine '{name}' was not built to be saved while it runs"),
                 "make it with --snapshots",
             );
         }
-        if self.running.vm.memory().is_none() {
+        if self.is_rewired {
             return refused(
-                format!("the machine '{name}' shares its memory with what it was forked from"),
-                "save that one, or start this one anew",
+                format!("the machine '{name}' has joined or left a network since it was started"),
+                "start it anew, then it can be saved",
             );
         }
         if self.is_saving {
@@ -107,15 +117,17 @@ impl Follow<'_> {
             Err(failure) => return guest::reply(client, Err(failure.context("the guest does not stand still"))),
         };
         self.monitor.kill.pass("save: guest frozen");
-        let Plan::Container(plan) = &*self.plan else { return };
-        let volumes = plan.volumes.iter().zip(&self.monitor.volumes);
+        let volumes = self.plan.volumes().iter().zip(&self.monitor.volumes);
         let saving = Saving {
-            disk: Some(self.monitor.machine.dir.join(DISK)),
+            own: [DISK, FIRMWARE]
+                .map(|name| self.monitor.machine.dir.join(name))
+                .to_vec(),
             volumes: volumes
                 .map(|(how, held)| (held.volume.clone(), how.read_only))
                 .collect(),
-            accel: plan.vm.accel,
-            has_entrypoint: !plan.is_idle(),
+            accel: self.plan.vm().accel,
+            memory_bytes: self.plan.vm().memory_bytes,
+            has_entrypoint: matches!(&*self.plan, Plan::Container(plan) if !plan.is_idle()),
             clock,
         };
         let saved = save_vm(&mut *self.running.vm, &saving, &folder);
@@ -124,6 +136,11 @@ impl Follow<'_> {
             return;
         };
         self.monitor.kill.pass("save: machine saved");
+        if self.init == Init::Own {
+            // It stood still for a moment.
+            clock::tell(self.session());
+            return drop(client.send(saved.map_or_else(Reply::Failed, |saved| Reply::Saved(Box::new(saved)))));
+        }
         let Some(session) = self.session() else { return };
         let log = self.monitor.log.clone();
         tokio::spawn(async move {
@@ -167,12 +184,14 @@ pub(super) async fn thaw(session: &Session) -> Result<(), Failure> {
 /// What is saved, beside what the hypervisor has.
 #[derive(Debug)]
 pub(super) struct Saving {
-    /// The machine's own disk, where it has one; `None` when it is not copied.
-    pub(super) disk: Option<PathBuf>,
+    /// The files of its folder that are disks, where they are there.
+    pub(super) own: Vec<PathBuf>,
     /// Its volumes, and which of them it only reads.
     pub(super) volumes: Vec<(Volume, bool)>,
     /// What executes the guest's code.
     pub(super) accel: Accel,
+    /// Its memory.
+    pub(super) memory_bytes: u64,
     /// Its entrypoint has been started.
     pub(super) has_entrypoint: bool,
     /// What its guest's clock shows.
@@ -201,8 +220,9 @@ pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) 
     let begun = Instant::now();
     let Copied {
         memory,
+        is_memory_in_state,
         state,
-        disk_bytes,
+        own_bytes,
         volumes,
         stopped,
     } = copy(vm, saving, folder).await?;
@@ -212,7 +232,9 @@ pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) 
         has_entrypoint: saving.has_entrypoint,
         state,
         memory,
-        disk_bytes,
+        is_memory_in_state,
+        disk_bytes: own_bytes.get(DISK).copied(),
+        firmware_bytes: own_bytes.get(FIRMWARE).copied(),
         volumes,
         paused_us: begun.elapsed().as_micros() as u64,
         guest_monotonic: saving.clock.map(|clock| clock.at(stopped)),
@@ -221,15 +243,18 @@ pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) 
 
 /// Stops the hypervisor, and copies what the machine is.
 async fn copy(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Copied, Failure> {
-    let gone = || Failure::new(Class::Conflict, "its memory is not to be had");
-    let memory = vm.memory().ok_or_else(gone)?.try_clone_to_owned()?;
+    // Of one that shares its memory with others, what it has written is in the hypervisor alone, which puts all of it into the state.
+    let own = vm.memory().map(|memory| memory.try_clone_to_owned()).transpose()?;
+    let is_memory_in_state = own.is_none();
+    let memory = own.map_or_else(|| memory::zeros(saving.memory_bytes), Ok)?;
     let mut disks = Vec::new();
-    let mut disk_bytes = None;
-    if let Some(path) = &saving.disk {
+    let mut own_bytes = BTreeMap::new();
+    for path in &saving.own {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         match File::open(path) {
             Ok(file) => {
-                disk_bytes = Some(file.metadata()?.len());
-                disks.push((file, make(folder, DISK)?));
+                own_bytes.insert(name.to_owned(), file.metadata()?.len());
+                disks.push((file, make(folder, name)?));
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(FileError::io("open", path, error).into()),
@@ -256,8 +281,9 @@ async fn copy(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Copied,
     let (memory, state) = joined(in_thread(move || files.copy(&state))).await?;
     Ok(Copied {
         memory,
+        is_memory_in_state,
         state,
-        disk_bytes,
+        own_bytes,
         volumes,
         stopped,
     })
@@ -275,8 +301,10 @@ fn make(folder: &Path, name: &str) -> Result<File, FileError> {
 /// What was saved of the machine itself.
 struct Copied {
     memory: MemoryMark,
+    is_memory_in_state: bool,
     state: FileMark,
-    disk_bytes: Option<u64>,
+    /// Lengths of its own disks, by their names.
+    own_bytes: BTreeMap<String, u64>,
     volumes: Vec<SavedVolume>,
     stopped: SystemTime,
 }

@@ -50,10 +50,11 @@ impl Monitor {
             }
         };
         let saving = Saving {
-            disk: Some(self.machine.dir.join(DISK)),
+            own: vec![self.machine.dir.join(DISK)],
             // One with volumes makes no template.
             volumes: Vec::new(),
             accel: plan.vm.accel,
+            memory_bytes: plan.vm.memory_bytes,
             has_entrypoint: false,
             clock,
         };

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use zmachine_agent_protocol::{HostEntry, Interface, Mount, Route};
-use zmachine_hypervisor::choice::Choice;
+use zmachine_hypervisor::choice::{Choice, Hypervisor};
 use zmachine_hypervisor::firmware::Pinned;
 use zmachine_hypervisor::{Accel, Boot, Disk, Nic, NicKind, Platform, Share, VmSpec};
 use zmachine_network::{Attachment, HostDns};
 use zmachine_spec::volume::{ResolvedVolume, SharedDirectory};
-use zmachine_spec::{CpuSet, HealthCheck, HealthRequest, Home, MachineSpec, Setting};
+use zmachine_spec::{CpuSet, HealthCheck, HealthRequest, Home, JailChoice, MachineSpec, Setting};
 use zmachine_sys::host::HostFacts;
 
 use super::error::PlanError;
@@ -344,6 +344,23 @@ pub(super) struct Start {
     pub(super) shares: Vec<Share>,
     pub(super) platform: Platform,
     pub(super) is_saveable: bool,
+}
+
+/// What of any machine keeps it from being saved while it runs.
+pub(super) fn not_saveable(spec: &MachineSpec, inputs: &Inputs<'_>) -> Option<&'static str> {
+    let has = [
+        ("only an ordinary user's rights", !inputs.host.is_root),
+        (
+            "root without the capabilities SYS_ADMIN, SETUID, SETGID and CHOWN",
+            inputs.host.is_root && !inputs.host.may_change_user && spec.jail == JailChoice::Auto,
+        ),
+        ("a directory of this host", !inputs.shares.is_empty()),
+        (
+            "Cloud Hypervisor",
+            inputs.hypervisor.driver == Hypervisor::CloudHypervisor,
+        ),
+    ];
+    has.into_iter().find(|(_, has)| *has).map(|(what, _)| what)
 }
 
 /// The virtual machine of a plan.

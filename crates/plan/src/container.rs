@@ -16,12 +16,12 @@ use zmachine_network::Attachment;
 use zmachine_rootfs::Prefetch;
 use zmachine_spec as spec;
 use zmachine_spec::volume::ResolvedVolume;
-use zmachine_spec::{HealthCheck, JailChoice, MachineSpec, PodNetwork, RootfsChoice, Setting, Signal, User};
+use zmachine_spec::{HealthCheck, MachineSpec, PodNetwork, RootfsChoice, Setting, Signal, User};
 
 use super::common::{
     ImageFacts, Inputs, KernelChoice, PLAN_VERSION, ROOT_TAG, Start, VolumeUse, arguments, dns, first_used, grace_ms,
-    health, hostname, hosts, interface, merged_env, mounts, routes, ssh_keys, start_timeout_s, vm_spec, volume_disks,
-    warnings,
+    health, hostname, hosts, interface, merged_env, mounts, not_saveable, routes, ssh_keys, start_timeout_s, vm_spec,
+    volume_disks, warnings,
 };
 use super::error::PlanError;
 use super::pod;
@@ -248,24 +248,17 @@ fn refuse_vm_settings(spec: &MachineSpec) -> Result<(), PlanError> {
 /// Whether it is built so that it can be saved: a copy of a machine has its own root, and everything else of it only where that can be
 /// copied too. What need not be copied is only not warm then; nor are machines whose disks a template has no part in.
 fn is_saveable(spec: &MachineSpec, volumes: &[ResolvedVolume], inputs: &Inputs<'_>) -> Result<bool, PlanError> {
-    let has = [
-        ("only an ordinary user's rights", !inputs.host.is_root),
-        (
-            "root without the capabilities SYS_ADMIN, SETUID, SETGID and CHOWN",
-            inputs.host.is_root && !inputs.host.may_change_user && spec.jail == JailChoice::Auto,
-        ),
-        ("a directory of this host", !inputs.shares.is_empty()),
-        ("a socket of this host", !spec.sockets.is_empty()),
-        ("an unpacked root", spec.rootfs == RootfsChoice::Virtiofs),
-        ("a pod's network", spec.pod.is_some()),
-        (
-            "Cloud Hypervisor",
-            inputs.hypervisor.driver == Hypervisor::CloudHypervisor,
-        ),
-    ];
+    let obstacle = not_saveable(spec, inputs).or_else(|| {
+        let has = [
+            ("a socket of this host", !spec.sockets.is_empty()),
+            ("an unpacked root", spec.rootfs == RootfsChoice::Virtiofs),
+            ("a pod's network", spec.pod.is_some()),
+        ];
+        has.into_iter().find(|(_, has)| *has).map(|(what, _)| what)
+    });
     let is_wanted = spec.snapshots || spec.idle_timeout_ms.is_some();
-    match has.into_iter().find(|(_, has)| *has) {
-        Some((what, _)) if is_wanted => Err(PlanError::NotSaveable { what: what.to_owned() }),
+    match obstacle {
+        Some(what) if is_wanted => Err(PlanError::NotSaveable { what: what.to_owned() }),
         obstacle => {
             let is_warm = spec.warm && volumes.is_empty() && !spec.read_only;
             Ok(is_wanted || (is_warm && obstacle.is_none()))

@@ -1,48 +1,93 @@
-//! A container that goes on from what was saved of another one: what has to be the same, and what becomes different.
+//! A machine that goes on from what was saved: what has to be the same, and what becomes different in a copy.
 
 use zmachine_agent_protocol::{Identity, Renewed, Secret};
-use zmachine_hypervisor::{Disk, Nic, VmSpec};
+use zmachine_hypervisor::choice::Hypervisor;
+use zmachine_hypervisor::{Boot, Disk, Nic, VmSpec};
 
-use super::ContainerPlan;
 use super::common::VOLUME_DISK;
+use super::{ContainerPlan, Plan, VmPlan};
+
+impl Plan {
+    /// What of this machine does not fit the memory and the devices of `saved`. Names, paths, addresses and what it boots may differ.
+    pub fn misfit(&self, saved: &Plan) -> Option<String> {
+        match (self, saved) {
+            (Plan::Container(here), Plan::Container(there)) => here.misfit(there),
+            (Plan::Vm(here), Plan::Vm(there)) => here.misfit(there),
+            _ => Some("one of both is a container and the other one a VM".to_owned()),
+        }
+    }
+}
+
+impl VmPlan {
+    fn misfit(&self, saved: &VmPlan) -> Option<String> {
+        let digest = |plan: &VmPlan| {
+            plan.install()
+                .map_or_else(String::new, |install| install.digest.clone())
+        };
+        let drivers = (self.hypervisor.driver, saved.hypervisor.driver);
+        let misfit = misfit(&self.vm, &saved.vm, (digest(self), digest(saved)), drivers);
+        misfit.or_else(|| {
+            (kind(&self.vm.boot) != kind(&saved.vm.boot)).then(|| {
+                let (here, there) = (kind(&self.vm.boot), kind(&saved.vm.boot));
+                format!("it was saved with {there}, and this machine has {here}")
+            })
+        })
+    }
+}
+
+/// What the guest finds beneath it.
+fn kind(boot: &Boot) -> &'static str {
+    match boot {
+        Boot::Kernel { .. } => "a kernel that the hypervisor loads",
+        Boot::Firmware { variables: None, .. } => "a firmware without variables",
+        _ => "a firmware with variables",
+    }
+}
+
+/// What of a virtual machine does not fit what was saved of another one. `images` and `drivers`: this one's, and the other one's.
+fn misfit(
+    here: &VmSpec,
+    there: &VmSpec,
+    images: (String, String),
+    drivers: (Hypervisor, Hypervisor),
+) -> Option<String> {
+    let differs = |what: &str, here: &dyn std::fmt::Display, there: &dyn std::fmt::Display| {
+        Some(format!("it was saved with {what} {there}, and this machine has {here}"))
+    };
+    if !there.is_saveable || !here.is_saveable {
+        return Some("it was not built to be saved".to_owned());
+    }
+    if images.0 != images.1 {
+        return differs("image", &images.0, &images.1);
+    }
+    if here.memory_bytes != there.memory_bytes {
+        return differs("bytes of memory:", &here.memory_bytes, &there.memory_bytes);
+    }
+    if here.cpus != there.cpus {
+        return differs("CPUs:", &here.cpus, &there.cpus);
+    }
+    if here.accel != there.accel {
+        return differs("accelerator", &here.accel, &there.accel);
+    }
+    if drivers.0 != drivers.1 {
+        return differs("hypervisor", &drivers.0.name(), &drivers.1.name());
+    }
+    let (devices_here, devices_there) = (devices(here), devices(there));
+    (devices_here != devices_there).then(|| {
+        format!(
+            "it was saved with the devices {}, and this machine has {}",
+            devices_there.join(", "),
+            devices_here.join(", ")
+        )
+    })
+}
 
 impl ContainerPlan {
     /// What of this machine does not fit the memory and the devices of `saved`. Names, paths, addresses and what it boots may differ.
     pub fn misfit(&self, saved: &ContainerPlan) -> Option<String> {
-        let differs = |what: &str, here: &dyn std::fmt::Display, there: &dyn std::fmt::Display| {
-            Some(format!("it was saved with {what} {there}, and this machine has {here}"))
-        };
-        let (here, there) = (&self.vm, &saved.vm);
-        if !there.is_saveable || !here.is_saveable {
-            return Some("it was not built to be saved".to_owned());
-        }
-        if self.image != saved.image {
-            return differs("image", &self.image, &saved.image);
-        }
-        if here.memory_bytes != there.memory_bytes {
-            return differs("bytes of memory:", &here.memory_bytes, &there.memory_bytes);
-        }
-        if here.cpus != there.cpus {
-            return differs("CPUs:", &here.cpus, &there.cpus);
-        }
-        if here.accel != there.accel {
-            return differs("accelerator", &here.accel, &there.accel);
-        }
-        if self.hypervisor.driver != saved.hypervisor.driver {
-            return differs(
-                "hypervisor",
-                &self.hypervisor.driver.name(),
-                &saved.hypervisor.driver.name(),
-            );
-        }
-        let (devices_here, devices_there) = (devices(here), devices(there));
-        (devices_here != devices_there).then(|| {
-            format!(
-                "it was saved with the devices {}, and this machine has {}",
-                devices_there.join(", "),
-                devices_here.join(", ")
-            )
-        })
+        let images = (self.image.clone(), saved.image.clone());
+        let drivers = (self.hypervisor.driver, saved.hypervisor.driver);
+        misfit(&self.vm, &saved.vm, images, drivers)
     }
 
     /// The devices in their order, as far as a guest and a saved state know them.
@@ -104,7 +149,6 @@ fn devices(vm: &VmSpec) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Plan;
     use super::*;
 
     fn plan() -> ContainerPlan {

@@ -73,6 +73,7 @@ impl VmPlan {
                 cmdline,
             },
             volumes: &facts.volumes,
+            is_saveable: false,
             shares,
             seed,
             health,
@@ -91,6 +92,8 @@ fn refuse_settings(spec: &MachineSpec) -> Result<(), PlanError> {
         (Setting::Rootfs, spec.rootfs == RootfsChoice::Block),
         (Setting::Secrets, !spec.secrets.is_empty()),
         (Setting::Volumes, !spec.sockets.is_empty()),
+        (Setting::Snapshots, spec.snapshots),
+        (Setting::IdleTimeout, spec.idle_timeout_ms.is_some()),
     ];
     match first_used(used).or(spec.guest.used()) {
         Some(setting) => Err(PlanError::NotForOwnKernels { setting }),

@@ -16,7 +16,7 @@ use zmachine_spec::{DEFAULT_VM_STOP_TIMEOUT_S, HealthCheck, MachineSpec, RootfsC
 use super::cmdline::{self, RootDevice};
 use super::common::{
     ImageFacts, Inputs, KernelChoice, PLAN_VERSION, Start, VolumeUse, dns, first_used, grace_ms, health, hostname,
-    interface, merged_env, mounts, routes, ssh_keys, vm_spec, volume_disks, warnings,
+    interface, merged_env, mounts, not_saveable, routes, ssh_keys, vm_spec, volume_disks, warnings,
 };
 use super::error::PlanError;
 use super::share::{self, ShareUse};
@@ -214,6 +214,7 @@ impl VmPlan {
             appliance: facts.appliance.clone(),
             boot,
             volumes: &facts.volumes,
+            is_saveable: is_saveable(spec, &inputs)?,
             shares,
             seed,
             health,
@@ -229,7 +230,7 @@ impl VmPlan {
             disks: disks(own.volumes, &own.seed),
             shares: share::devices(&own.shares, inputs.home, inputs.id),
             platform: Platform::Pc,
-            is_saveable: false,
+            is_saveable: own.is_saveable,
         };
         VmPlan {
             version: PLAN_VERSION,
@@ -256,6 +257,7 @@ pub(super) struct Own<'a> {
     pub(super) appliance: Option<KernelChoice>,
     pub(super) boot: Boot,
     pub(super) volumes: &'a [ResolvedVolume],
+    pub(super) is_saveable: bool,
     pub(super) shares: Vec<ShareUse>,
     pub(super) seed: Seed,
     pub(super) health: Option<HealthCheck>,
@@ -338,6 +340,14 @@ fn told_to_everybody(start: &VmStart, env: &[(String, String)]) -> Vec<String> {
     }
 }
 
+/// Whether it is built so that it can be saved while it runs.
+fn is_saveable(spec: &MachineSpec, inputs: &Inputs<'_>) -> Result<bool, PlanError> {
+    match not_saveable(spec, inputs) {
+        Some(what) if spec.snapshots => Err(PlanError::NotSaveable { what: what.to_owned() }),
+        _ => Ok(spec.snapshots),
+    }
+}
+
 fn refuse_container_settings(spec: &MachineSpec) -> Result<(), PlanError> {
     let used = [
         (Setting::User, spec.user.is_some()),
@@ -348,7 +358,6 @@ fn refuse_container_settings(spec: &MachineSpec) -> Result<(), PlanError> {
         (Setting::Rootfs, spec.rootfs != RootfsChoice::Auto),
         (Setting::Secrets, !spec.secrets.is_empty()),
         (Setting::Volumes, !spec.sockets.is_empty()),
-        (Setting::Snapshots, spec.snapshots),
         (Setting::IdleTimeout, spec.idle_timeout_ms.is_some()),
     ];
     match first_used(used).or(spec.guest.used()) {

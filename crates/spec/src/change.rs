@@ -32,6 +32,9 @@ pub struct Change {
     /// Its memory in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// For how many milliseconds nobody has had to do with it before it is saved and its hypervisor ends; 0: it is never idle.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_ms: Option<u64>,
 }
 
 impl Change {
@@ -70,6 +73,9 @@ impl Change {
         if let Some(cpuset) = &self.cpuset {
             changed.cpuset.clone_from(cpuset);
         }
+        if let Some(timeout) = self.idle_timeout_ms {
+            changed.idle_timeout_ms = (timeout > 0).then_some(timeout);
+        }
         changed.memory_bytes = self.memory_bytes.unwrap_or(spec.memory_bytes);
         changed
     }
@@ -91,6 +97,7 @@ mod tests {
             labels: [("c".to_owned(), "3".to_owned())].into(),
             labels_removed: vec!["a".into(), "none".into()],
             cpus: Some("0.5".parse().unwrap()),
+            idle_timeout_ms: Some(500),
             ..Change::default()
         };
         let changed = change.applied(&spec);
@@ -106,6 +113,12 @@ mod tests {
             ..Change::default()
         };
         assert_eq!(again.applied(&changed).hostname.as_deref(), Some("web"));
+        assert_eq!(again.applied(&changed).idle_timeout_ms, Some(500));
+        let never = Change {
+            idle_timeout_ms: Some(0),
+            ..Change::default()
+        };
+        assert_eq!(never.applied(&changed).idle_timeout_ms, None);
     }
 
     #[test]

@@ -20,8 +20,14 @@ pub struct Saved {
     pub state: FileMark,
     /// Its memory.
     pub memory: MemoryMark,
+    /// The memory is part of the state, as it was shared with other machines: what goes on begins with zeros that are its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_memory_in_state: bool,
     /// Bytes of the file of its writable disk, where it has one.
     pub disk_bytes: Option<u64>,
+    /// Bytes of the file of its firmware's variables, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware_bytes: Option<u64>,
     /// Its volumes, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<SavedVolume>,

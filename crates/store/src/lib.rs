@@ -8,6 +8,7 @@
 //! | [`cgroup`], [`user`] | two of those: control groups, and users of the host |
 //! | [`attempt`], [`events`], [`log`] | what happened, and what was written |
 //! | [`snapshot`] | machines as they were while they ran |
+//! | [`restoring`] | disks of a machine that become all at once what they were |
 //! | [`template`] | guests that are set up, for starts that do not boot |
 //! | [`volume`] | volumes: making, finding, growing, removing, locking |
 //! | [`cache`], [`disk_source`] | what of the image library machines need |
@@ -30,6 +31,7 @@ pub mod journal;
 pub mod killpoint;
 pub mod leftovers;
 pub mod log;
+pub mod restoring;
 pub mod secret;
 pub mod snapshot;
 pub mod template;

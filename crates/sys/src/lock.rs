@@ -129,6 +129,11 @@ impl FileLock {
         }
     }
 
+    /// The lock that this process was handed as an open file: that of whoever took it, and held until the last one lets it go.
+    pub fn handed(file: std::os::fd::OwnedFd) -> FileLock {
+        FileLock { file: file.into() }
+    }
+
     /// The locked file.
     pub fn file(&self) -> &File {
         &self.file

@@ -56,7 +56,8 @@ impl Agent {
     }
 
     async fn stand_still(&self) -> Result<(), String> {
-        self.run_hooks(freeze::hooks(freeze::BEFORE), freeze::BEFORE, false).await?;
+        self.run_hooks(freeze::hooks(freeze::BEFORE), freeze::BEFORE, false)
+            .await?;
         // While all still run, so that little is left to write when they do not. In a child: a slow disk keeps nobody's output waiting.
         let sync = || {
             rustix::fs::sync();

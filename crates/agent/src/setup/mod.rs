@@ -27,8 +27,8 @@ use crate::boot::Phases;
 use crate::modules;
 pub(crate) use disks::Disk;
 pub(crate) use error::SetupError;
-use etc::{Opened, Writing};
 pub(crate) use etc::read_whole;
+use etc::{Opened, Writing};
 pub(crate) use grow::grow;
 pub(crate) use root::{Layers, Writable};
 

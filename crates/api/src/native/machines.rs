@@ -289,7 +289,7 @@ pub async fn get(app: &Arc<App>, call: &Call) -> Result<Answer, Problem> {
 pub async fn change(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
     let (name, headers) = (call.place("name"), call.headers.clone());
     let change: Value = read(call).await?;
-    const KNOWN: [&str; 7] = [
+    const KNOWN: [&str; 8] = [
         "name",
         "restart",
         "labels",
@@ -297,6 +297,7 @@ pub async fn change(app: &Arc<App>, call: Call) -> Result<Answer, Problem> {
         "cpus",
         "cpuset",
         "memory_bytes",
+        "idle_timeout_ms",
     ];
     let fields = change.as_object().cloned().unwrap_or_default();
     if let Some(unknown) = fields.keys().find(|field| !KNOWN.contains(&field.as_str())) {

@@ -140,7 +140,7 @@ pub fn schemas() -> Value {
             "What of a machine is to be something else",
             json!({
                 "name": text(), "restart": {}, "labels": map(), "labels_removed": list(&text()), "cpus": any(), "cpuset": text(),
-                "memory_bytes": number(),
+                "memory_bytes": number(), "idle_timeout_ms": number(),
             }),
             &[],
         ),

@@ -191,8 +191,15 @@ fn snapshots(remote: &Remote<'_>) {
         "far@two"
     );
     assert_eq!(
-        remote.output(&["snapshot", "rm", "far@one", "far@two"]),
-        "far@one\nfar@two"
+        remote.output(&["snapshot", "create", "--disk-only", "far@disks"]),
+        "far@disks"
+    );
+    let kind = ["snapshot", "inspect", "far@disks", "--format", "{{.kind}}"];
+    assert_eq!(remote.output(&kind), "disks");
+    assert_eq!(remote.output(&["exec", "far", "cat", "/kept"]), "kept");
+    assert_eq!(
+        remote.output(&["snapshot", "rm", "far@one", "far@two", "far@disks"]),
+        "far@one\nfar@two\nfar@disks"
     );
 }
 

@@ -353,6 +353,9 @@ pub(crate) struct UpdateArgs {
     /// Guest memory; only while they do not run
     #[arg(short, long, value_name = "SIZE")]
     pub(crate) memory: Option<String>,
+    /// After how long without anybody they are saved, and their hypervisors end; 0: never
+    #[arg(long, value_name = "TIME")]
+    pub(crate) idle_timeout: Option<String>,
     #[command(flatten)]
     pub(crate) names: NamesArgs,
 }

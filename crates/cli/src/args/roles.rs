@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use zmachine_spec::{Failure, Home};
+use zmachine_store::killpoint::At;
 
 use super::words;
 
@@ -43,13 +44,16 @@ pub(crate) struct MonitorRole {
     pub(crate) shared_memory: bool,
     #[arg(long)]
     pub(crate) fork: bool,
+    /// A volume that is held for it: FD:NAME
+    #[arg(long = "held-volume")]
+    pub(crate) held_volumes: Vec<String>,
     /// It waits to be taken for a machine like it
     #[arg(long, requires = "restore")]
     pub(crate) stands_by: bool,
     #[arg(long, conflicts_with = "restore")]
     pub(crate) template: Option<String>,
     #[arg(long)]
-    pub(crate) abort_at: Option<u32>,
+    pub(crate) abort_at: Option<At>,
 }
 
 #[derive(Debug, Args)]

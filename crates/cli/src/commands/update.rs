@@ -17,6 +17,7 @@ pub(crate) fn update(engine: &Engine, args: &UpdateArgs) -> Result<u8, Failure> 
                 .hint(e.hint())
         })
     };
+    let idle = |text: &str| Ok::<_, Failure>(zmachine_spec::health::parse_time(text)?.unwrap_or(0));
     let restart = args.restart.as_ref().map(|text| text.parse());
     let change = Change {
         name: None,
@@ -28,10 +29,11 @@ pub(crate) fn update(engine: &Engine, args: &UpdateArgs) -> Result<u8, Failure> 
         cpus: args.cpus.as_deref().map(str::parse).transpose()?,
         cpuset: args.cpuset_cpus.as_deref().map(str::parse).transpose()?,
         memory_bytes: args.memory.as_ref().map(memory).transpose()?,
+        idle_timeout_ms: args.idle_timeout.as_deref().map(idle).transpose()?,
     };
     if change == Change::default() {
         return Err(Failure::new(Class::Usage, "nothing is to be changed")
-            .hint("say what: --restart, --label, --label-rm, --cpus, --cpuset-cpus or --memory"));
+            .hint("say what: --restart, --label, --label-rm, --cpus, --cpuset-cpus, --memory or --idle-timeout"));
     }
     each(&args.names.names, |name| engine.update(name, &change))
 }

@@ -344,17 +344,7 @@ fn a_vm_has_a_disk_without_being_given_one_and_can_be_cloned() {
         "{}",
         small.stderr()
     );
-    let words = [
-        "run",
-        "-d",
-        "--name",
-        "m",
-        "--network",
-        "none",
-        "--disk-size",
-        "256M",
-        &image,
-    ];
+    let words = ["run", "-d", "--name", "m", "--snapshots", "--disk-size", "256M", &image];
     zmachine(&home, &words).expect_success();
     checks.that(
         "its disk is as large as was asked for, and its log is its console",
@@ -374,6 +364,11 @@ fn a_vm_has_a_disk_without_being_given_one_and_can_be_cloned() {
         booted(&home, "f", 2);
         zmachine(&home, &["rm", "-f", "f"]).expect_success();
     });
+    checks.that("it is saved with its memory, and goes on", || {
+        saved_with_memory(&home, "m")
+    });
+    zmachine(&home, &["kill", "m"]).expect_success();
+    checks.that("it goes on from there, and does not boot", || restored(&home, "m"));
     zmachine(&home, &["stop", "m"]).expect_success();
     checks.that("the copy goes on where the machine was, with a disk of its own", || {
         zmachine(&home, &["clone", "m", "n"]).expect_success();
@@ -383,10 +378,70 @@ fn a_vm_has_a_disk_without_being_given_one_and_can_be_cloned() {
         zmachine(&home, &["start", "--from", "m@disk"]).expect_success();
         booted(&home, "m", 2);
     });
-    zmachine(&home, &["snapshot", "rm", "m@disk"]).expect_success();
+    zmachine(&home, &["snapshot", "rm", "m@disk", "m@memory"]).expect_success();
     zmachine(&home, &["rm", "-f", "m"]).expect_success();
     let volumes = zmachine(&home, &["volume", "ls", "-q"]).expect_success().stdout();
     assert_eq!(volumes, "", "their disks go with them");
+}
+
+/// The numbers that its guest has counted on its console.
+fn counted(console: &str) -> Vec<u32> {
+    let numbers = console
+        .lines()
+        .filter_map(|line| line.trim_end().strip_prefix("COUNT "));
+    numbers.filter_map(|number| number.parse().ok()).collect()
+}
+
+/// A guest counts on its console and writes what it counts to its disk; it is saved meanwhile, and counts on.
+fn saved_with_memory(home: &TestHome, machine: &str) {
+    let mut screen = home.zmachine(["console", machine]).on_terminal();
+    screen.type_in("\r");
+    screen.expect("#");
+    screen.type_in("i=0; while true; do i=$((i+1)); echo COUNT $i; echo $i >/count; sleep 0.3; done &\r");
+    screen.expect("COUNT 2");
+    let name = format!("{machine}@memory");
+    zmachine(home, &["snapshot", "create", &name]).expect_success();
+    let last = counted(&console(home, machine)).pop().expect("it counts");
+    until("it counts on", BOOT, || {
+        (counted(&console(home, machine)).pop() > Some(last + 3)).then_some(())
+    });
+    screen.type_in("\x10\x11");
+    screen.finish();
+    let fork = zmachine(home, &["fork", &name, "--name", "f"]);
+    let refused = fork.expect_code(6).stderr();
+    assert!(
+        refused.contains("that of a VM") && refused.contains("--disk-only"),
+        "{refused}"
+    );
+    let fork = zmachine(home, &["fork", machine, "--name", "f"]);
+    assert!(fork.expect_code(6).stderr().contains("that of a VM"), "{fork}");
+}
+
+/// It counts on from where it was saved, its disk is as it was then, and its clock is not.
+fn restored(home: &TestHome, machine: &str) {
+    let before = console(home, machine);
+    let reached = counted(&before).pop().expect("it has counted");
+    zmachine(home, &["restore", &format!("{machine}@memory")]).expect_success();
+    let new = until("it counts", BOOT, || {
+        let new = console(home, machine).split_off(before.len());
+        (counted(&new).len() > 2).then_some(new)
+    });
+    let first = counted(&new)[0];
+    assert!(
+        first > 1 && first < reached,
+        "it counts on at {first}, had reached {reached}"
+    );
+    assert!(!new.contains("CMDLINE"), "it booted: {new}");
+    let mut screen = home.zmachine(["console", machine]).on_terminal();
+    screen.expect("COUNT ");
+    // Not in what the guest echoes.
+    screen.type_in("\rkill %1; echo FO''UND $(cat /count)\r");
+    screen.expect("FOUND ");
+    screen.type_in("\x10\x11");
+    screen.finish();
+    // It can be saved again.
+    zmachine(home, &["snapshot", "create", &format!("{machine}@again")]).expect_success();
+    zmachine(home, &["snapshot", "rm", &format!("{machine}@again")]).expect_success();
 }
 
 #[test]

@@ -123,18 +123,14 @@ pub(super) async fn launch(
         }
     };
     let ready = match (greeted, saved_state) {
-        (Ok(mut qmp), Some((state, version))) => {
-            let restored = super::save::restore(&mut qmp, state, &version).await;
-            restored.map(|went_on_at| (qmp, Some(went_on_at)))
-        }
-        (greeted, _) => greeted.map(|qmp| (qmp, None)),
+        (Ok(mut qmp), Some((state, version))) => super::save::restore(&mut qmp, state, &version).await.map(|()| qmp),
+        (greeted, _) => greeted,
     };
     match ready {
-        Ok((qmp, went_on_at)) => {
+        Ok(qmp) => {
             let agent = (agent, run.path().join(AGENT_SOCKET));
             Ok(QemuVm::new(child, qmp, console, agent, log)
                 .with_memory(memory)
-                .with_time(went_on_at)
                 .with_slots(nic_slots(vm).len()))
         }
         Err(error) => Err(post_mortem(error, child, log).await),

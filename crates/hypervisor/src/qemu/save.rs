@@ -53,11 +53,11 @@ async fn time_of(qmp: &mut Qmp, event: &str) -> Result<SystemTime, ControlError>
     Ok(come.and_then(|event| event.at).unwrap_or_else(SystemTime::now))
 }
 
-/// Takes the state of a QEMU that waits for it, and lets the machine run. Answer: since when it does.
+/// Gives a QEMU that waits for it the state. The machine stands still until [`go_on`].
 ///
 /// # Errors
 /// When QEMU refuses: the state is of another machine.
-pub(super) async fn restore(qmp: &mut Qmp, state: OwnedFd, version: &str) -> Result<SystemTime, ControlError> {
+pub(super) async fn restore(qmp: &mut Qmp, state: OwnedFd, version: &str) -> Result<(), ControlError> {
     if qmp.version() != version {
         // It would refuse some of what does not fit, and take the rest for something else.
         return Err(ControlError::Refused {
@@ -72,8 +72,7 @@ pub(super) async fn restore(qmp: &mut Qmp, state: OwnedFd, version: &str) -> Res
     qmp.pass_descriptor(STATE, state).await?;
     qmp.execute("migrate-incoming", json!({ "uri": format!("fd:{STATE}") }))
         .await?;
-    ended(qmp, "migrate-incoming").await?;
-    go_on(qmp).await
+    ended(qmp, "migrate-incoming").await
 }
 
 async fn set_up(qmp: &mut Qmp) -> Result<(), ControlError> {

@@ -91,11 +91,6 @@ impl QemuVm {
         Self { memory, ..self }
     }
 
-    /// Its guest was saved, and went on then.
-    pub(super) fn with_time(self, went_on_at: Option<SystemTime>) -> Self {
-        Self { went_on_at, ..self }
-    }
-
     /// It has so many slots for interfaces that come later.
     pub(super) fn with_slots(self, count: usize) -> Self {
         Self {

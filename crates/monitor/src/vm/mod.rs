@@ -38,9 +38,12 @@ impl Monitor {
         Ok(None)
     }
 
-    /// Makes everything that the hypervisor of a VM needs, from a boot volume with the image on it.
-    pub(super) async fn back_vm(&mut self, plan: &VmPlan) -> Result<Backed, (String, Failure)> {
-        self.fit(plan).await.map_err(at("grow"))?;
+    /// Makes everything that the hypervisor of a VM needs, from a boot volume with the image on it. A guest that goes on has its file systems
+    /// mounted: nobody else changes them.
+    pub(super) async fn back_vm(&mut self, plan: &VmPlan, goes_on: bool) -> Result<Backed, (String, Failure)> {
+        if !goes_on {
+            self.fit(plan).await.map_err(at("grow"))?;
+        }
         self.make_seed(plan).map_err(at("seed"))?;
         self.make_firmware_variables(plan).map_err(at("firmware"))?;
         self.phase("disks");

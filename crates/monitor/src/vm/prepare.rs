@@ -25,10 +25,14 @@ impl Monitor {
     }
 
     /// Takes all volumes of a VM. What a guest writes on those after the first is its own business.
-    fn hold_volumes(&self, plan: &VmPlan) -> Result<Vec<Held>, Failure> {
+    fn hold_volumes(&mut self, plan: &VmPlan) -> Result<Vec<Held>, Failure> {
         let volumes = Volumes::new(&self.home);
+        let mut handed = std::mem::take(&mut self.handed);
         let hold = |(index, used): (usize, &VolumeUse)| {
-            let mut held = volumes.hold(&used.name, used.read_only, &self.machine.id)?;
+            let mut held = match handed.remove(&used.name) {
+                Some(lock) => volumes.hold_handed(&used.name, lock)?,
+                None => volumes.hold(&used.name, used.read_only, &self.machine.id)?,
+            };
             let is_fresh = matches!(held.volume.record.content, Content::Empty | Content::Formatting);
             if index > 0 && !used.read_only && is_fresh {
                 held.set_content(Content::Raw)?;

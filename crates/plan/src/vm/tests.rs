@@ -175,3 +175,67 @@ fn a_vm_looks_for_names_in_its_networks() {
     };
     assert_eq!(plan.seed.search, ["front", "back"]);
 }
+
+#[test]
+fn one_that_is_to_be_saved_runs_on_qemu_and_shares_nothing_with_its_host() {
+    assert!(!plan(|_, _| ()).unwrap().vm.is_saveable);
+    assert!(plan(|spec, _| spec.snapshots = true).unwrap().vm.is_saveable);
+    let refused = |change: &dyn Fn(&mut Around<'_>)| {
+        let mut spec = MachineSpec::new("box", "/x.fl");
+        spec.networks.clear();
+        spec.snapshots = true;
+        let mut around = Around::default();
+        change(&mut around);
+        let refusal = planned(&spec, plan::Content::Vm(&facts()), &around).unwrap_err();
+        assert!(matches!(refusal, PlanError::NotSaveable { .. }), "{refusal}");
+        refusal.to_string()
+    };
+    let on_cloud_hypervisor =
+        refused(&|around| around.hypervisor.driver = zmachine_hypervisor::choice::Hypervisor::CloudHypervisor);
+    assert!(
+        on_cloud_hypervisor.contains("Cloud Hypervisor"),
+        "{on_cloud_hypervisor}"
+    );
+    assert!(refused(&|around| around.host.is_root = false).contains("ordinary user"));
+    // What only waits to be idle is refused by the setting's name: nobody could stop its init.
+    let idle = plan(|spec, _| spec.idle_timeout_ms = Some(1000)).unwrap_err();
+    assert!(
+        matches!(
+            idle,
+            PlanError::NotForVms {
+                setting: Setting::IdleTimeout
+            }
+        ),
+        "{idle}"
+    );
+}
+
+#[test]
+fn a_vm_goes_on_from_one_that_was_started_alike() {
+    let saveable = |change: &dyn Fn(&mut VmFacts)| {
+        let plan = plan(|spec, facts| {
+            spec.snapshots = true;
+            change(facts);
+        });
+        Plan::Vm(Box::new(plan.unwrap()))
+    };
+    let saved = saveable(&|_| ());
+    assert_eq!(saved.misfit(&saved), None);
+    let of_firmware = saveable(&|facts| firmware(facts, true));
+    let why = of_firmware.misfit(&saved).unwrap();
+    assert!(
+        why.contains("a kernel that the hypervisor loads") && why.contains("a firmware with variables"),
+        "{why}"
+    );
+    let other = saveable(&|facts| facts.digest = "cd".into());
+    assert!(other.misfit(&saved).unwrap().contains("image ab"));
+    let fewer = saveable(&|facts| drop(facts.volumes.pop()));
+    assert!(fewer.misfit(&saved).unwrap().contains("volume1"));
+    let container = serde_json::from_str(include_str!("../../tests/golden/plan-v1.json")).unwrap();
+    assert!(
+        saved
+            .misfit(&container)
+            .unwrap()
+            .contains("a container and the other one a VM")
+    );
+}

@@ -211,6 +211,9 @@ pub(super) async fn update(server: &Server, args: &Update) -> Result<(), Failure
     args.memory
         .iter()
         .for_each(|bytes| change["memory_bytes"] = json!(bytes));
+    if let Some(time) = &args.idle_timeout {
+        change["idle_timeout_ms"] = json!(zmachine_spec::health::parse_time(time)?.unwrap_or(0));
+    }
     if !args.label.is_empty() {
         change["labels"] = super::labels(&args.label);
     }
@@ -219,7 +222,7 @@ pub(super) async fn update(server: &Server, args: &Update) -> Result<(), Failure
     }
     if change == json!({}) {
         return Err(Failure::new(Class::Usage, "nothing is to be changed")
-            .hint("say what: --restart, --label, --label-rm, --cpus, --cpuset-cpus or --memory"));
+            .hint("say what: --restart, --label, --label-rm, --cpus, --cpuset-cpus, --memory or --idle-timeout"));
     }
     all(&args.names.names, async |name| {
         server

@@ -246,6 +246,9 @@ pub struct Update {
     /// Guest memory; only while they do not run
     #[arg(short, long, value_name = "SIZE", value_parser = bytes)]
     pub memory: Option<u64>,
+    /// After how long without anybody they are saved, and their hypervisors end; 0: never
+    #[arg(long, value_name = "TIME")]
+    pub idle_timeout: Option<String>,
     /// Which
     #[command(flatten)]
     pub names: Names,

@@ -44,7 +44,7 @@ impl Holders {
         Holders {
             folder: home.run().join("memory"),
             name: format!("guest-memory-{hex}"),
-            bytes: snapshot.memory().map_or(0, |(_, saved)| saved.memory.bytes),
+            bytes: snapshot.memory().map_or(0, |saved| saved.memory.bytes),
         }
     }
 

@@ -42,6 +42,16 @@ pub fn save(memory: impl AsFd, to: &File) -> io::Result<MemoryMark> {
     Ok(MemoryMark { bytes, chunks })
 }
 
+/// New memory that is all zeros, for a guest that finds its own in its state.
+///
+/// # Errors
+/// When there is none.
+pub fn zeros(bytes: u64) -> io::Result<OwnedFd> {
+    let memory = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
+    ftruncate(&memory, bytes)?;
+    Ok(memory)
+}
+
 /// Where data begin at `at` or behind it.
 fn data_from(file: &File, at: u64, end: u64) -> io::Result<Option<u64>> {
     if at >= end {

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use zmachine_plan::{ContainerPlan, Plan};
+use zmachine_plan::Plan;
 use zmachine_spec::saved::{Saved, SavedDisks, SavedVolume};
 use zmachine_spec::{Class, Failure, Home, MachineSpec, check_name};
 use zmachine_sys::file::{self, FileError};
@@ -82,18 +82,15 @@ impl Snapshot {
     }
 
     /// What a machine goes on from; `None` for a snapshot of disks alone.
-    pub fn memory(&self) -> Option<(&ContainerPlan, &Saved)> {
-        match (&self.plan, &self.saved) {
-            (Plan::Container(plan), Some(saved)) => Some((plan, saved)),
-            _ => None,
-        }
+    pub fn memory(&self) -> Option<&Saved> {
+        self.saved.as_ref()
     }
 
     /// [`Snapshot::memory`] of one that has it.
     ///
     /// # Errors
     /// [`Class::Unsupported`] when it has none.
-    pub fn require_memory(&self) -> Result<(&ContainerPlan, &Saved), Failure> {
+    pub fn require_memory(&self) -> Result<&Saved, Failure> {
         self.memory().ok_or_else(|| {
             let message = format!("the snapshot '{}' has no memory: nothing goes on from it", self.name());
             Failure::new(Class::Unsupported, message)
@@ -112,7 +109,7 @@ impl Snapshot {
     /// The files of its disks, each with its length in bytes.
     pub fn disk_files(&self) -> Vec<(String, u64)> {
         let (disk, firmware) = match (&self.saved, &self.disks) {
-            (Some(saved), _) => (saved.disk_bytes, None),
+            (Some(saved), _) => (saved.disk_bytes, saved.firmware_bytes),
             (None, Some(disks)) => (disks.disk_bytes, disks.firmware_bytes),
             (None, None) => (None, None),
         };

@@ -12,6 +12,7 @@ use zmachine_spec::volume::Content;
 use zmachine_spec::{Class, Failure};
 use zmachine_sys::file::{self, FileError};
 
+use super::replacing::{Replacing, forget, new_disk, put};
 use super::snapshots::copy;
 use super::store::{Held, Volume, Volumes};
 
@@ -39,18 +40,22 @@ fn looked_at(disk: &Path) -> Result<(u64, u64), FileError> {
     Ok((found.len(), seconds.saturating_mul(1_000_000_000).saturating_add(nanos)))
 }
 
-/// A disk that is ready to take the place of a volume's. What is not put there goes with it.
+/// A disk that is ready to take the place of a volume's. What is not put there goes with it, unless others go with it there: see
+/// [`super::replacing`].
 #[derive(Debug)]
 pub struct Replacement {
-    held: Held,
+    held: Option<Held>,
     new: PathBuf,
     content: Content,
+    is_announced: bool,
 }
 
 impl Drop for Replacement {
     /// A full disk is not to stay so. One that was put in its place has another name by now.
     fn drop(&mut self) {
-        let _ = file::remove_if_there(&self.new);
+        if !self.is_announced {
+            let _ = file::remove_if_there(&self.new);
+        }
     }
 }
 
@@ -62,12 +67,13 @@ impl Volumes {
     /// [`Class::NotFound`]; [`Class::Conflict`] that names the machine which uses it; when it cannot be copied. Nothing is changed then.
     pub fn replacement(&self, name: &str, from: &Path, content: &Content, id: &str) -> Result<Replacement, Failure> {
         let held = self.hold(name, false, id)?;
-        let new = held.volume.data().with_extension("img.new-restored");
+        let new = new_disk(&held.volume.data());
         file::remove_if_there(&new)?;
         let ready = Replacement {
-            held,
+            held: Some(held),
             new,
             content: content.clone(),
+            is_announced: false,
         };
         let copied = copy(from, &ready.new);
         copied.map_err(|failure| failure.context(format!("the volume '{name}' cannot be restored")))?;
@@ -96,19 +102,43 @@ impl Replacement {
     ///
     /// # Errors
     /// When that cannot be written.
-    pub fn put(mut self) -> Result<(), Failure> {
-        let target = self.held.volume.data();
-        // An interruption must never leave data that the record takes for an empty disk.
-        let before = self.content != Content::Empty;
-        if before {
-            self.held.set_content(self.content.clone())?;
-        }
-        fs::rename(&self.new, &target).map_err(|e| FileError::io("replace", &target, e))?;
-        file::sync_dir(target.parent().unwrap_or(&target))?;
-        if !before {
-            self.held.set_content(self.content.clone())?;
+    pub fn put(self) -> Result<(), Failure> {
+        self.put_in_place().map(drop)
+    }
+
+    /// The same; the volume stays this process's.
+    pub(crate) fn put_in_place(mut self) -> Result<Held, Failure> {
+        let gone = || Failure::new(Class::Failed, "the volume was let go");
+        let mut held = self.held.take().ok_or_else(gone)?;
+        put(&mut held, &self.content)?;
+        Ok(held)
+    }
+
+    /// Writes down to which restore it belongs, which is about to be decided: from then on it is that which says what becomes of it.
+    pub(crate) fn announce(&mut self, replacing: impl FnOnce(Content) -> Replacing) -> Result<(), Failure> {
+        if let Some(held) = &self.held {
+            self.is_announced = true;
+            let data = held.volume.data();
+            replacing(self.content.clone()).write(data.parent().unwrap_or(&data))?;
         }
         Ok(())
+    }
+
+    /// As when the process is killed: nothing is removed.
+    #[cfg(test)]
+    pub(crate) fn forget_as_killed(&mut self) {
+        self.is_announced = true;
+    }
+
+    /// Takes that back.
+    pub(crate) fn discard(mut self) {
+        if let Some(held) = &self.held
+            && std::mem::take(&mut self.is_announced)
+        {
+            let data = held.volume.data();
+            // Without a decision it counts for nothing.
+            let _ = forget(data.parent().unwrap_or(&data));
+        }
     }
 }
 

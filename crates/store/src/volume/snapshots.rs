@@ -390,7 +390,7 @@ fn swept(folder: &Path) -> Result<FileLock, Failure> {
     Ok(lock)
 }
 
-pub(super) fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
     let mut options = OpenOptions::new();
     let target = options.read(true).write(true).create_new(true).mode(0o600).open(to);
     let target = target.map_err(|e| FileError::io("make", to, e))?;

@@ -15,6 +15,7 @@ use zmachine_sys::lock::FileLock;
 
 use super::format;
 use super::record::{RECORD_VERSION, Record};
+use super::replacing;
 use super::snapshots::{ARRIVING, ARRIVING_LOCK};
 use crate::catalog;
 use crate::catalog::{Machine, VolumeUse};
@@ -73,7 +74,7 @@ pub struct Volume {
 pub struct Held {
     /// The volume, as it was when it was locked or last recorded.
     pub volume: Volume,
-    _lock: FileLock,
+    lock: FileLock,
 }
 
 impl Volumes {
@@ -303,16 +304,50 @@ impl Volumes {
     /// [`Class::NotFound`], or [`Class::Conflict`] that names the machine which has it.
     pub fn hold(&self, name: &str, read_only: bool, id: &str) -> Result<Held, Failure> {
         let volume = self.get(name)?;
-        let lock = match read_only {
-            true => FileLock::try_shared(&volume.lock_path())?,
-            false => FileLock::try_exclusive(&volume.lock_path())?,
-        };
-        let Some(lock) = lock else {
-            return Err(self.in_use(name, id)?);
-        };
-        // Read again: whoever had it until now may have changed it.
-        let volume = self.get(name)?;
-        Ok(Held { volume, _lock: lock })
+        let path = volume.lock_path();
+        loop {
+            let lock = match read_only {
+                true => FileLock::try_shared(&path)?,
+                false => FileLock::try_exclusive(&path)?,
+            };
+            let Some(lock) = lock else {
+                return Err(self.in_use(name, id)?);
+            };
+            if !read_only {
+                return self.taken(name, lock);
+            }
+            if !replacing::is_pending(&volume.dir)? {
+                return Ok(Held::with(self.get(name)?, lock));
+            }
+            drop(lock);
+            // Who reads it with others cannot put it right.
+            match FileLock::try_exclusive(&path)? {
+                Some(lock) => drop(self.taken(name, lock)?),
+                None => return Err(self.in_use(name, id)?),
+            }
+        }
+    }
+
+    /// The volume whose `lock` was taken for this process by the one that started it.
+    ///
+    /// # Errors
+    /// [`Class::Conflict`] when the lock is that of another one by now.
+    pub fn hold_handed(&self, name: &str, lock: FileLock) -> Result<Held, Failure> {
+        match lock.is_at(&self.get(name)?.lock_path()) {
+            true => self.taken(name, lock),
+            false => Err(Failure::new(
+                Class::Conflict,
+                format!("the volume '{name}' is not the one that was restored"),
+            )),
+        }
+    }
+
+    /// The volume as whoever had it until now has left it.
+    fn taken(&self, name: &str, lock: FileLock) -> Result<Held, Failure> {
+        let mut held = Held::with(self.get(name)?, lock);
+        self.settle(&mut held)?;
+        held.volume = self.get(name)?;
+        Ok(held)
     }
 
     fn exclusive(&self, volume: &Volume) -> Result<FileLock, Failure> {
@@ -449,12 +484,21 @@ impl Volume {
         self.dir.join(DATA)
     }
 
-    fn lock_path(&self) -> PathBuf {
+    pub(super) fn lock_path(&self) -> PathBuf {
         self.dir.join("lock")
     }
 }
 
 impl Held {
+    pub(super) fn with(volume: Volume, lock: FileLock) -> Held {
+        Held { volume, lock }
+    }
+
+    /// Name of the volume, and the lock, for a process that is to have it next.
+    pub fn into_lock(self) -> (String, FileLock) {
+        (self.volume.name, self.lock)
+    }
+
     /// Writes down what the volume holds, before it does.
     ///
     /// # Errors
