@@ -98,12 +98,13 @@ impl Node {
         Some(node)
     }
 
-    /// Puts the images into the registry.
+    /// Puts the images into the registry. Their archives end with two blocks of zeros, without those that tar fills a record up with: what skopeo
+    /// 1.9 writes with a table of contents has no more, and would not be the layer that the configuration names.
     fn push(&self, archive: &str) {
         let folder = self.file("image");
         let script = format!(
             r#"set -e; cd {folder}; echo the app > app; echo read late > late; tar -cf app.tar app late
-head -c 12582912 /dev/urandom > large; echo a small one > small; tar -cf large.tar large small
+head -c 12582912 /dev/urandom > large; echo a small one > small; tar -b 1 -cf large.tar large small
 first=$(sha256sum layer.tar | cut -d' ' -f1)
 for name in app large; do
 second=$(sha256sum $name.tar | cut -d' ' -f1)
@@ -317,7 +318,7 @@ state = "{state}"
         let tree = Tree::busybox(&self.home);
         let (folder, archive) = (self.file("image"), self.file("image.tar"));
         let script = format!(
-            r#"set -e; mkdir {folder}; tar -C {tree} -cf {folder}/layer.tar .
+            r#"set -e; mkdir {folder}; tar -b 1 -C {tree} -cf {folder}/layer.tar .
 digest=$(sha256sum {folder}/layer.tar | cut -d' ' -f1)
 echo '{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/bin"],"Cmd":["sh"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:'$digest'"]}}}}' > {folder}/config.json
 echo '[{{"Config":"config.json","RepoTags":["{IMAGE}"],"Layers":["layer.tar"]}}]' > {folder}/manifest.json
