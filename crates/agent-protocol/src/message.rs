@@ -337,6 +337,9 @@ pub enum Upper {
     Memory,
     /// Nothing: the root is read-only.
     ReadOnly,
+    /// Nothing, and nothing below: the root is what the set-up makes in memory, read-only then. For a machine that is there for containers
+    /// whose roots come from elsewhere: its image is empty, and neither its disk nor what reads it is touched.
+    WithoutImage,
 }
 
 /// One more file system of a container.
