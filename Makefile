@@ -22,11 +22,18 @@ help: ## this list
 setup: ## install what is missing on this host (Debian packages), and say what
 	@scripts/setup
 
+# Tests compile everything at once: what is compiled together decides which features shared dependencies have, so one selection after the other
+# would compile half of them anew each time.
+PROGRAMS = --package zmachine --package zmachine-agent
+NODE_PROGRAMS = --package zmachine-shim --package zmachine-snapshotter
+test test-long test-warm test-kubernetes test-debian: PROGRAMS = --workspace --bins --tests
+test test-long test-warm test-kubernetes test-debian: NODE_PROGRAMS = --workspace --bins --tests
+
 build: setup ## the host binary and the guest agent, in $(TARGET_DIR)/release
-	@$(CARGO) build --release --package zmachine --package zmachine-agent
+	@$(CARGO) build --release $(PROGRAMS)
 
 shim: setup ## the shim for Kubernetes and the snapshotter (docs/kubernetes.md), in $(TARGET_DIR)/release
-	@$(CARGO) build --release --package zmachine-shim --package zmachine-snapshotter
+	@$(CARGO) build --release $(NODE_PROGRAMS)
 
 build-api: setup ## the server of 'zmachine serve', in $(TARGET_DIR)/release
 	@$(CARGO) build --release --package zmachine-api

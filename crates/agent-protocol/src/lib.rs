@@ -50,7 +50,7 @@ pub use message::{
     Process, ProcessState, Reply, Request, ResourceLimit, Restrictions, Root, Route, Secret, SessionState, Tmpfs,
     Transfer, Upper, WindowSize,
 };
-pub use thaw::{Identity, Renewed, Thaw};
+pub use thaw::{Identity, Rehearsal, Renewed, Thaw};
 
 /// Version of the messages. Host and agent come from one build, so a difference is a broken installation.
 pub const PROTOCOL_VERSION: u32 = 1;

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Thaw;
 use crate::container::{Container, ContainerProcess, ContainerReply, ContainerRequest};
+use crate::thaw::{Rehearsal, Thaw};
 
 /// What the host asks; the first frame of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,9 +121,9 @@ pub enum Request {
     Freeze,
     /// Let a frozen guest go on. Answer: [`Reply::Done`], or an error after which the guest powers off.
     Thaw(Box<Thaw>),
-    /// Do what a frozen copy will have to do when it is told who it is, so that it is done quicker then. Nothing of it stays. Answer:
-    /// [`Reply::Done`].
-    Rehearse,
+    /// Do what a frozen copy will have to do when it is told who it is and runs a process like this one, so that it is done quicker then.
+    /// The program itself is read and not run, and nothing of it stays. Answer: [`Reply::Done`].
+    Rehearse(Box<Rehearsal>),
     /// Is the agent alive? Answer: [`Reply::Done`].
     Ping,
     /// What the guest's `CLOCK_MONOTONIC` shows. Answer: [`Reply::Clock`].
@@ -337,6 +337,9 @@ pub enum Upper {
     Memory,
     /// Nothing: the root is read-only.
     ReadOnly,
+    /// Nothing, and nothing below: the root is what the set-up makes in memory, read-only then. For a machine that is there for containers
+    /// whose roots come from elsewhere: its image is empty, and neither its disk nor what reads it is touched.
+    WithoutImage,
 }
 
 /// One more file system of a container.

@@ -23,7 +23,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::message::{HostEntry, Interface, Route, Secret};
+use crate::message::{HostEntry, Interface, Process, Route, Secret};
 
 /// How a frozen guest goes on. All of it is done before any process runs; a guest that cannot do it never runs any, and loses its power.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,15 @@ pub struct Thaw {
     pub monotonic_began: Option<u64>,
     /// Who the guest is from now on; `None`: who it was.
     pub identity: Option<Box<Identity>>,
+}
+
+/// What a frozen copy is likely to be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rehearsal {
+    /// What it will be told, with somebody else's names. Nobody becomes that.
+    pub thaw: Thaw,
+    /// What it will run.
+    pub process: Process,
 }
 
 /// Who a copy of a guest is.

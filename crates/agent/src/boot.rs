@@ -104,7 +104,7 @@ pub(crate) fn boot(started: Instant) -> Result<Booted, BootError> {
     // What the host has to say comes in while the modules load. Where the port itself needs one, it is opened after.
     let early_port = port::open_if_there()?;
     phases.end("port");
-    modules::load_all(Path::new(modules::ORDER))?;
+    modules::load_first()?;
     phases.end("modules");
     let port = match early_port {
         None if Path::new(vsock::ORDER).exists() => {

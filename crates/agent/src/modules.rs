@@ -7,6 +7,7 @@
 //! only in a machine that has one. The host computed the order and unpacked the files: here is no dependency logic and no
 //! decompression.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,14 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 /// What every machine loads.
-pub(crate) const ORDER: &str = "/lib/modules/order";
+const ORDER: &str = "/lib/modules/order";
+/// What of it only a machine loads that has a disk.
+const FOR_DISKS: [&str; 4] = ["virtio_blk.ko", "libcrc32c.ko", "erofs.ko", "overlay.ko"];
+
+thread_local! {
+    /// Modules for disks that a machine without any has not loaded yet, in load order: their files are gone from the root.
+    static KEPT: RefCell<Vec<(PathBuf, File)>> = const { RefCell::new(Vec::new()) };
+}
 /// What a machine with interfaces loads besides; gone with the initramfs when the roots are switched.
 pub(crate) const NETWORK_ORDER: &str = "/lib/modules/order.network";
 /// What containers inside of the machine need; there only in a machine that has a volume for them.
@@ -47,21 +55,67 @@ pub(crate) enum ModuleError {
 /// # Errors
 /// The first module that cannot be read or loaded; one that is there already counts as loaded.
 pub(crate) fn load_all(list: &Path) -> Result<usize, ModuleError> {
-    let text = match fs::read_to_string(list) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(source) => {
-            return Err(ModuleError::Read {
-                path: list.into(),
-                source,
-            });
-        }
-    };
-    let names = order(&text);
+    load_some(list, &|_| true)
+}
+
+/// Loads what every machine needs, whether it has a disk or not.
+///
+/// # Errors
+/// As [`load_all`].
+pub(crate) fn load_first() -> Result<(), ModuleError> {
+    load_some(Path::new(ORDER), &|name| !FOR_DISKS.contains(&name)).map(drop)
+}
+
+/// Loads what disks need.
+///
+/// # Errors
+/// As [`load_all`].
+pub(crate) fn load_for_disks() -> Result<(), ModuleError> {
+    load_some(Path::new(ORDER), &|name| FOR_DISKS.contains(&name)).map(drop)
+}
+
+/// Keeps what disks need, for a machine that has none yet: until [`load_kept`], also when the initramfs is gone.
+///
+/// # Errors
+/// The first module that cannot be opened.
+pub(crate) fn keep_for_disks() -> Result<(), ModuleError> {
+    let list = Path::new(ORDER);
+    let text = read_order(list)?.unwrap_or_default();
+    let names = order(&text).into_iter().filter(|name| FOR_DISKS.contains(name));
+    let files = names.map(|name| list.with_file_name(name)).map(open);
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    KEPT.set(files);
+    Ok(())
+}
+
+/// Loads what was kept for a disk that comes now; nothing the second time.
+///
+/// # Errors
+/// As [`load_all`].
+pub(crate) fn load_kept() -> Result<(), ModuleError> {
+    KEPT.take().iter().try_for_each(|(path, file)| load_file(path, file))
+}
+
+/// Loads those modules of a list that are wanted; their number.
+fn load_some(list: &Path, is_wanted: &dyn Fn(&str) -> bool) -> Result<usize, ModuleError> {
+    let Some(text) = read_order(list)? else { return Ok(0) };
+    let names: Vec<&str> = order(&text).into_iter().filter(|name| is_wanted(name)).collect();
     for name in &names {
         load(&list.with_file_name(name))?;
     }
     Ok(names.len())
+}
+
+/// A list; `None`: there is none.
+fn read_order(list: &Path) -> Result<Option<String>, ModuleError> {
+    match fs::read_to_string(list) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ModuleError::Read {
+            path: list.into(),
+            source,
+        }),
+    }
 }
 
 /// Loads a module; one that is there already is fine.
@@ -69,11 +123,19 @@ pub(crate) fn load_all(list: &Path) -> Result<usize, ModuleError> {
 /// # Errors
 /// When it cannot be read, or the kernel refuses it.
 pub(crate) fn load(path: &Path) -> Result<(), ModuleError> {
-    let file = File::open(path).map_err(|source| ModuleError::Read {
-        path: path.into(),
-        source,
-    })?;
-    match rustix::system::finit_module(&file, c"", 0) {
+    let (path, file) = open(path.into())?;
+    load_file(&path, &file)
+}
+
+fn open(path: PathBuf) -> Result<(PathBuf, File), ModuleError> {
+    match File::open(&path) {
+        Ok(file) => Ok((path, file)),
+        Err(source) => Err(ModuleError::Read { path, source }),
+    }
+}
+
+fn load_file(path: &Path, file: &File) -> Result<(), ModuleError> {
+    match rustix::system::finit_module(file, c"", 0) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(source) => Err(ModuleError::Load {
             path: path.into(),

@@ -296,7 +296,7 @@ impl Agent {
             request,
             Request::Freeze
                 | Request::Thaw(_)
-                | Request::Rehearse
+                | Request::Rehearse(_)
                 | Request::Ping
                 | Request::Clock
                 | Request::Shutdown { .. }
@@ -311,8 +311,8 @@ impl Agent {
                 answer(stream, reply).await;
             }
             Request::Thaw(thaw) => self.thaw(&thaw, arrived, stream).await,
-            Request::Rehearse => {
-                let reply = self.rehearse().await;
+            Request::Rehearse(rehearsal) => {
+                let reply = self.rehearse(rehearsal.process).await;
                 answer(stream, reply).await;
             }
             Request::Configure(config) => {

@@ -8,11 +8,11 @@ use zmachine_agent_protocol::{Container, ContainerProcess, ContainerReply, Conta
 use zmachine_flist::Digest;
 use zmachine_hypervisor::Boot;
 use zmachine_image::library::hold_images;
-use zmachine_image::{Library, Mode};
+use zmachine_image::{ImageName, Library, Mode};
 use zmachine_kernel::{FsDriver, Kernel};
 use zmachine_plan::Plan;
 use zmachine_spec::control::{ExecRecord, Reply, Request};
-use zmachine_spec::pod::image_serial;
+use zmachine_spec::pod::{begun_image_name, image_serial};
 use zmachine_spec::{Class, Failure};
 
 use super::Engine;
@@ -53,14 +53,22 @@ impl Engine {
     pub fn add_image(&self, machine: &str, image: &Digest) -> Result<String, Failure> {
         let found = self.machine(machine)?;
         require_awake(&found)?;
-        let digest = image.to_string();
         // What is pruned is so either before, or not at all.
         let _kept = hold_images(self.home.data())?;
         let library = Library::open(self.home.data())?;
-        prepare_root(&library.by_its_digest(image, Mode::Container, &digest)?, &digest)?;
+        let image = self.whole_one(&library, image)?;
+        let digest = image.to_string();
+        prepare_root(&library.by_its_digest(&image, Mode::Container, &digest)?, &digest)?;
         let serial = image_serial(&digest);
         self.ask(&found, &Request::AddImage { digest })?;
         Ok(serial)
+    }
+
+    /// The image that is here in the place of one that our snapshotter began, when all of that has come; else `image` itself.
+    fn whole_one(&self, library: &Library, image: &Digest) -> Result<Digest, Failure> {
+        let name = begun_image_name(&image.to_string());
+        let name = ImageName::new(&name).map_err(|error| Failure::from_error(Class::Failed, &error))?;
+        Ok(library.find(&name)?.unwrap_or(*image))
     }
 
     /// Brings a file or a block device of this host to a machine that was made for it (`files` of a pod), as a disk with this serial number

@@ -181,6 +181,11 @@ impl Engine {
             auto_remove: true,
             standby: true,
             pool: machine.spec.pool,
+            // The next one most likely runs the same, so the guest prepares for that.
+            entrypoint: machine.spec.entrypoint.clone(),
+            command: machine.spec.command.clone(),
+            user: machine.spec.user.clone(),
+            init: machine.spec.init,
             ..fixed(&machine.spec)
         };
         let plan = machine.plan()?;

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest, Thaw};
+use zmachine_agent_protocol::{Rehearsal, Reply as AgentReply, Request as AgentRequest, Thaw};
 use zmachine_hypervisor::{Accel, AgentStream as AgentChannel, Saved as SavedVm};
 use zmachine_plan::{ContainerPlan, Plan};
 use zmachine_spec::saved::HostMark;
@@ -213,6 +213,18 @@ impl Restoring {
             Some(clock) => Some(clock.began()),
             None => Some(clock::began(running.vm.went_on_at()?, self.monotonic?)),
         }
+    }
+
+    /// What its guest will be asked for, if it becomes what the plan says.
+    pub(super) fn rehearsal(&self, plan: &ContainerPlan) -> Rehearsal {
+        let thaw = Thaw {
+            seed: vec![0; SEED],
+            unix_nanos: unix_nanos(),
+            monotonic_began: self.monotonic,
+            identity: Some(Box::new(plan.identity(&self.was, Vec::new()))),
+        };
+        let process = plan.process.clone();
+        Rehearsal { thaw, process }
     }
 
     /// The session with an agent that was somebody else's.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
-use zmachine_agent_protocol::{Frame, Request as AgentRequest};
+use zmachine_agent_protocol::{Frame, Rehearsal, Request as AgentRequest};
 use zmachine_network::{Made, Resource as NetworkResource};
 use zmachine_plan::Plan;
 use zmachine_spec::control::{Reply, Report, Request};
@@ -71,15 +71,16 @@ impl Monitor {
         let without = || Failure::new(Class::Failed, "a machine that stands by begins from a template");
         let restore = self.take_restore(plan).and_then(|restore| restore.ok_or_else(without));
         let (mut restoring, saved) = restore.map_err(|failure| Err(at("snapshot")(failure)))?;
+        let rehearsal = match &*plan {
+            Plan::Container(plan) => restoring.rehearsal(plan),
+            Plan::Vm(_) => return Err(Err(at("standby")(without()))),
+        };
         let console = console.unwrap_or_else(|| console::new().1);
         let mut running = match inbox.unless_stopped(self.launch(plan, console, Some(saved))).await {
             Ok(launched) => launched.map_err(Err)?,
             Err(Cut) => return Err(Ok(self.cut_short(inbox).await)),
         };
-        let taken = match self
-            .wait_to_be_taken(&mut restoring, &mut running, listener, inbox)
-            .await
-        {
+        let taken = match self.wait_to_be_taken(rehearsal, &mut restoring, &mut running, listener, inbox).await {
             Ok((session, claim)) => match self.become_what_it_is(plan, &mut running, claim).await {
                 Ok(()) => Ok(session),
                 Err(failure) => Err(Err(at("standby")(failure))),
@@ -103,6 +104,7 @@ impl Monitor {
 
     async fn wait_to_be_taken(
         &mut self,
+        rehearsal: Rehearsal,
         restoring: &mut Restoring,
         running: &mut Running,
         listener: &UnixListener,
@@ -110,7 +112,7 @@ impl Monitor {
     ) -> Result<(Session, Claim), Outcome> {
         let session = restoring.session(running).map_err(Err)?;
         let asked = async {
-            let done = session.ask(&AgentRequest::Rehearse).await;
+            let done = session.ask(&AgentRequest::Rehearse(Box::new(rehearsal))).await;
             restoring.seen = GuestClock::read(&session).await;
             done
         };

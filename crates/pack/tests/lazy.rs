@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use sha2::{Digest as _, Sha256};
 use zmachine_flist::{BlockRef, NodeKind};
-use zmachine_image::lazy::{LazyBlocks, is_lazy};
+use zmachine_image::lazy::is_lazy;
 use zmachine_image::{Fetcher, Image, ImageSource, Library, Mode, Silent};
 use zmachine_pack::oci::ImportOptions;
-use zmachine_pack::oci::lazy::{chunk_source, complete};
+use zmachine_pack::oci::lazy::{self, complete};
 use zmachine_pack::oci::pull::pull;
 
 fn sha256(bytes: &[u8]) -> String {
@@ -311,11 +311,8 @@ fn lazily() -> ImportOptions {
 
 /// A fetcher as a machine's block broker has it.
 fn fetcher(library: &Library, image: &Image) -> Fetcher {
-    let chunks = chunk_source(&image.directory).unwrap().expect("a lazy image");
-    let blocks = library.cache().directory();
-    let lazy = LazyBlocks::open(&image.directory, blocks, chunks).unwrap();
     let flist = image.open_flist().unwrap();
-    library.fetcher(flist.routes).unwrap().with_lazy(lazy)
+    lazy::fetcher(image, flist.routes, library).unwrap()
 }
 
 fn content(fetcher: &Fetcher, image: &Image, path: &str) -> Vec<u8> {

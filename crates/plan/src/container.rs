@@ -153,7 +153,7 @@ impl ContainerPlan {
         // Nothing runs that could be healthy.
         let health = health.filter(|_| !spec.idle);
         let disks = Disks {
-            has_image: image.tree.is_none(),
+            has_image: image.tree.is_none() && !pod::is_without_image(spec),
             has_upper: upper_bytes.is_some(),
             is_saveable,
         };
@@ -441,12 +441,13 @@ fn boot(
         hostname,
         root: Root {
             lower_serial: ROOT_SERIAL.to_owned(),
-            lower_fstype: if has.has_image { "erofs" } else { "virtiofs" }.to_owned(),
+            lower_fstype: if image.tree.is_none() { "erofs" } else { "virtiofs" }.to_owned(),
             upper: match has.has_upper {
                 true => Upper::Disk {
                     serial: UPPER_SERIAL.to_owned(),
                     fstype: "ext4".to_owned(),
                 },
+                false if pod::is_without_image(spec) => Upper::WithoutImage,
                 false => Upper::ReadOnly,
             },
         },

@@ -5,9 +5,15 @@ use std::path::Path;
 use zmachine_agent_protocol::{Interface, Mount};
 use zmachine_hypervisor::{LaterDisk, Nic, NicKind};
 use zmachine_spec::pod::SHARE_TARGET;
-use zmachine_spec::{PodNetwork, PodSettings};
+use zmachine_spec::{MachineSpec, PodNetwork, PodSettings};
 
 use super::share::POD_TAG;
+
+/// Whether it has no use for an image: a pod that none of our images is meant for, which is the one whose root is read-only. Its own is empty
+/// then, and the disk, its server and what the guest needs to read it are a good part of what such a pod costs.
+pub(super) fn is_without_image(spec: &MachineSpec) -> bool {
+    spec.pod.is_some() && spec.read_only
+}
 
 /// One for each link, which the guest knows by the link's own address.
 pub(super) fn nics(network: &PodNetwork) -> Vec<Nic> {

@@ -94,6 +94,9 @@ impl Snapshots {
         })?;
         let image = self.whole(&parent, of)?;
         let mounts = self.mounts_of(&image)?;
+        if kind == Kind::Active {
+            self.images.complete_later(&image.digest);
+        }
         let mut snapshot = Snapshot::new(kind, &parent, Some(image));
         snapshot.labels = labels.into_iter().collect();
         self.table().set(&key, snapshot).map_err(unwritten)?;
@@ -139,12 +142,16 @@ impl Snapshots {
         }
     }
 
-    /// The image that ends with the layer `name`.
+    /// The image that ends with the layer `name`, as it is by now.
     fn whole(&self, name: &str, of: LayerOf) -> Result<LayerOf, Status> {
-        if of.is_whole {
+        let current = self.images.current(&of.digest);
+        if of.is_whole && current == of.digest {
             return Ok(of);
         }
-        let digest = self.images.first_layers(&of.digest, of.depth).map_err(failed)?;
+        let digest = match of.is_whole {
+            true => current,
+            false => self.images.first_layers(&current, of.depth).map_err(failed)?,
+        };
         let whole = LayerOf {
             digest,
             is_whole: true,
@@ -176,9 +183,12 @@ impl Snapshots {
     pub(crate) fn mounts(&self, key: &str) -> Result<wire::MountsResponse, Status> {
         let snapshot = self.table().get(key).cloned().ok_or_else(|| missing(key))?;
         match snapshot.image {
-            Some(image) if snapshot.kind != Kind::Committed => Ok(wire::MountsResponse {
-                mounts: self.mounts_of(&image)?,
-            }),
+            Some(mut image) if snapshot.kind != Kind::Committed => {
+                image.digest = self.images.current(&image.digest);
+                Ok(wire::MountsResponse {
+                    mounts: self.mounts_of(&image)?,
+                })
+            }
             _ => Err(Status::failed_precondition(format!(
                 "{key} is a layer, and has no mounts"
             ))),
@@ -202,10 +212,10 @@ impl Snapshots {
             )));
         }
         let removed = table.remove(key).map_err(unwritten)?.ok_or_else(|| missing(key))?;
-        let digest = removed.image.map(|image| image.digest);
+        let digest = removed.image.map(|image| self.images.current(&image.digest));
         let is_used = |digest: &String| {
             let mut images = table.iter().filter_map(|(_, snapshot)| snapshot.image.as_ref());
-            images.any(|image| image.digest == *digest)
+            images.any(|image| self.images.current(&image.digest) == *digest)
         };
         let unused = digest.filter(|digest| !is_used(digest));
         drop(table);

@@ -35,6 +35,12 @@ pub struct PodSettings {
 /// host sees the image, and nobody looks at the option.
 pub const IMAGE_OPTION: &str = "x-zmachine.image=";
 
+/// The name by which our snapshotter keeps an image that is used before it is here as a whole, by the digest that it has until then, in hex: it
+/// leads to the whole one as soon as that is here.
+pub fn begun_image_name(digest: &str) -> String {
+    format!("containerd/{digest:.24}")
+}
+
 fn is_none(number: &u16) -> bool {
     *number == 0
 }

@@ -37,9 +37,7 @@ impl Cgroup {
     /// # Errors
     /// When the guest has no control groups, or a limit cannot be set.
     pub(super) fn make(id: &str, limits: &ContainerLimits) -> Result<Cgroup, CgroupError> {
-        for controller in CONTROLLERS {
-            let _ = fs::write(Path::new(ROOT).join("cgroup.subtree_control"), format!("+{controller}"));
-        }
+        enable();
         let group = Cgroup {
             folder: Path::new(ROOT).join(format!("container-{id}")),
         };
@@ -123,6 +121,17 @@ impl Cgroup {
 
     fn read(&self, file: &str) -> String {
         fs::read_to_string(self.folder.join(file)).unwrap_or_default()
+    }
+}
+
+/// Gives the groups of containers what there is of the controllers. All at once where it can be: the kernel goes over all groups each time.
+fn enable() {
+    let file = Path::new(ROOT).join("cgroup.subtree_control");
+    let wanted = CONTROLLERS.map(|controller| format!("+{controller}"));
+    if fs::write(&file, wanted.join(" ")).is_err() {
+        for one in wanted {
+            let _ = fs::write(&file, one);
+        }
     }
 }
 

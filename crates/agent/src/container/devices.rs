@@ -16,6 +16,7 @@ use zmachine_agent_protocol::{Container, DeviceNode};
 
 use super::error::{ContainerError, step};
 use super::memory;
+use crate::modules;
 use crate::setup::Disk;
 
 /// How long a disk that is on its way may take to appear.
@@ -30,21 +31,9 @@ const READ: i32 = 2;
 const WRITE: i32 = 4;
 const ALL: i32 = MAKE | READ | WRITE;
 
-/// Character devices that every container may use: major and minor number, all of them where there is none. `null`, `zero`, `full`,
-/// `random`, `urandom`; `tty`, `console`, `ptmx` and pseudoterminals; `net/tun`, whose
-/// interfaces need a capability.
-const USABLE: [(i32, Option<i32>); 10] = [
-    (1, Some(3)),
-    (1, Some(5)),
-    (1, Some(7)),
-    (1, Some(8)),
-    (1, Some(9)),
-    (5, Some(0)),
-    (5, Some(1)),
-    (5, Some(2)),
-    (136, None),
-    (10, Some(200)),
-];
+/// Character devices that every container may use: a major number and its minor ones, all of them where there are none. `null`, `zero`,
+/// `full`, `random`, `urandom`; `tty`, `console`, `ptmx`; pseudoterminals; `net/tun`, whose interfaces need a capability.
+const USABLE: [(i32, &[i32]); 4] = [(1, &[3, 5, 7, 8, 9]), (5, &[0, 1, 2]), (136, &[]), (10, &[200])];
 
 /// The disk with this serial number, once it is there.
 ///
@@ -55,6 +44,9 @@ pub(super) async fn disk(serial: &str) -> Result<Disk, ContainerError> {
         let what = format!("the disk {serial:?}");
         return Err(ContainerError::Unusable { what });
     }
+    modules::load_kept().map_err(|error| ContainerError::Unusable {
+        what: format!("the disk {serial} ({error})"),
+    })?;
     let deadline = Instant::now() + APPEAR;
     loop {
         match Disk::find(serial) {
@@ -95,41 +87,8 @@ pub(super) fn restrict(folder: &Path, devices: &[DeviceNode]) -> Result<(), Cont
     let failed = step("restrict its devices");
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let attached = rustix::fs::openat(CWD, folder, flags, Mode::empty())
-        .and_then(|group| attach(&group, &load(&program(&rules(devices)))?));
+        .and_then(|group| attach(&group, &load(&program(devices))?));
     attached.map_err(failed)
-}
-
-/// What may be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Rule {
-    block: bool,
-    /// All when `None`.
-    major: Option<i32>,
-    minor: Option<i32>,
-    access: i32,
-}
-
-fn rules(devices: &[DeviceNode]) -> Vec<Rule> {
-    // A node by itself gives nothing.
-    let nodes = [false, true].map(|block| Rule {
-        block,
-        major: None,
-        minor: None,
-        access: MAKE,
-    });
-    let usable = USABLE.map(|(major, minor)| Rule {
-        block: false,
-        major: Some(major),
-        minor,
-        access: ALL,
-    });
-    let own = devices.iter().map(|device| Rule {
-        block: device.block,
-        major: Some(device.major.cast_signed()),
-        minor: Some(device.minor.cast_signed()),
-        access: if device.read_only { ALL & !WRITE } else { ALL },
-    });
-    nodes.into_iter().chain(usable).chain(own).collect()
 }
 
 /// One instruction.
@@ -141,48 +100,98 @@ fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
         | u64::from(value.cast_unsigned()) << 32
 }
 
-/// Answers 1 to what one of the rules allows, 0 to all else.
-///
-/// Registers: 1 is what is asked about (kind and access, major, minor: 32 bits each), 2 the kind, 3 the access, 4 and 5 the numbers.
-fn program(rules: &[Rule]) -> Vec<u64> {
-    const LOAD: u8 = 0x61;
-    const COPY: u8 = 0xbf;
-    const SET: u8 = 0xb7;
-    const AND: u8 = 0x57;
-    const SHIFT_RIGHT: u8 = 0x77;
-    const JUMP_UNLESS_EQUAL: u8 = 0x55;
-    const EXIT: u8 = 0x95;
-    const BLOCK: i32 = 1;
-    const CHARACTER: i32 = 2;
+const LOAD: u8 = 0x61;
+const COPY: u8 = 0xbf;
+const SET: u8 = 0xb7;
+const AND: u8 = 0x57;
+const SHIFT_RIGHT: u8 = 0x77;
+const JUMP_IF_EQUAL: u8 = 0x15;
+const JUMP_UNLESS_EQUAL: u8 = 0x55;
+const EXIT: u8 = 0x95;
 
+/// What the kernel calls a block device and a character device.
+const BLOCK: i32 = 1;
+const CHARACTER: i32 = 2;
+
+// What a program has in its registers: 1 is what is asked about (kind and access, major, minor: 32 bits each), and the answer in 0.
+const KIND: u8 = 2;
+const ACCESS: u8 = 3;
+const MAJOR: u8 = 4;
+const MINOR: u8 = 5;
+const WORK: u8 = 6;
+
+/// Where a jump leads that is not known yet: to the answer that allows it.
+const TO_YES: i16 = i16::MAX;
+
+/// Answers 1 to what a container may do, 0 to all else. As short as it can be: the kernel follows every way through it before it takes it, in
+/// each container's start.
+fn program(devices: &[DeviceNode]) -> Vec<u64> {
     let mut all = vec![
-        instruction(LOAD, 2, 1, 0, 0),
-        instruction(COPY, 3, 2, 0, 0),
-        instruction(AND, 2, 0, 0, 0xffff),
-        instruction(SHIFT_RIGHT, 3, 0, 0, 16),
-        instruction(LOAD, 4, 1, 4, 0),
-        instruction(LOAD, 5, 1, 8, 0),
+        instruction(LOAD, KIND, 1, 0, 0),
+        instruction(COPY, ACCESS, KIND, 0, 0),
+        instruction(AND, KIND, 0, 0, 0xffff),
+        instruction(SHIFT_RIGHT, ACCESS, 0, 0, 16),
+        instruction(LOAD, MAJOR, 1, 4, 0),
+        instruction(LOAD, MINOR, 1, 8, 0),
+        // A node by itself gives nothing.
+        instruction(COPY, WORK, ACCESS, 0, 0),
+        instruction(AND, WORK, 0, 0, ALL & !MAKE),
+        instruction(JUMP_IF_EQUAL, WORK, 0, TO_YES, 0),
     ];
-    for rule in rules {
-        let kind = if rule.block { BLOCK } else { CHARACTER };
-        let conditions: Vec<(u8, i32)> = [Some((2, kind)), rule.major.map(|n| (4, n)), rule.minor.map(|n| (5, n))]
-            .into_iter()
-            .flatten()
-            .collect();
-        // Each condition leads to the next rule; five instructions follow them.
-        for (at, (register, value)) in conditions.iter().enumerate() {
-            let skip = conditions.len() - at - 1 + 5;
-            all.push(instruction(JUMP_UNLESS_EQUAL, *register, 0, skip as i16, *value));
+    let usable = usable();
+    all.push(instruction(JUMP_UNLESS_EQUAL, KIND, 0, usable.len() as i16, CHARACTER));
+    all.extend(usable);
+    for device in devices {
+        let kind = if device.block { BLOCK } else { CHARACTER };
+        let mut forbidden = vec![];
+        if device.read_only {
+            forbidden = vec![
+                instruction(COPY, WORK, ACCESS, 0, 0),
+                instruction(AND, WORK, 0, 0, WRITE),
+                instruction(JUMP_UNLESS_EQUAL, WORK, 0, 1, 0),
+            ];
         }
-        all.extend([
-            instruction(COPY, 6, 3, 0, 0),
-            instruction(AND, 6, 0, 0, ALL & !rule.access),
-            instruction(JUMP_UNLESS_EQUAL, 6, 0, 2, 0),
-            instruction(SET, 0, 0, 0, 1),
-            instruction(EXIT, 0, 0, 0, 0),
-        ]);
+        let conditions = [
+            (KIND, kind),
+            (MAJOR, device.major.cast_signed()),
+            (MINOR, device.minor.cast_signed()),
+        ];
+        // Each condition that does not hold leads behind the jump.
+        for (at, (register, value)) in conditions.into_iter().enumerate() {
+            let skip = conditions.len() - at - 1 + forbidden.len() + 1;
+            all.push(instruction(JUMP_UNLESS_EQUAL, register, 0, skip as i16, value));
+        }
+        all.extend(forbidden);
+        all.push(instruction(JUMP_IF_EQUAL, KIND, 0, TO_YES, kind));
     }
     all.extend([instruction(SET, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
+    let yes = all.len();
+    all.extend([instruction(SET, 0, 0, 0, 1), instruction(EXIT, 0, 0, 0, 0)]);
+    for (at, one) in all.iter_mut().enumerate() {
+        if (*one >> 16) as i16 == TO_YES {
+            let offset = (yes - at - 1) as u16;
+            *one = *one & !0xffff_0000 | u64::from(offset) << 16;
+        }
+    }
+    all
+}
+
+/// The part about character devices that every container may use.
+fn usable() -> Vec<u64> {
+    let mut all = Vec::new();
+    for (major, minors) in USABLE {
+        match minors {
+            [] => all.push(instruction(JUMP_IF_EQUAL, MAJOR, 0, TO_YES, major)),
+            minors => {
+                all.push(instruction(JUMP_UNLESS_EQUAL, MAJOR, 0, minors.len() as i16, major));
+                all.extend(
+                    minors
+                        .iter()
+                        .map(|minor| instruction(JUMP_IF_EQUAL, MINOR, 0, TO_YES, *minor)),
+                );
+            }
+        }
+    }
     all
 }
 
@@ -281,8 +290,9 @@ mod tests {
                 0xb7 => registers[to] = value,
                 0x57 => registers[to] &= value,
                 0x77 => registers[to] >>= value,
+                0x15 if registers[to] == value => at += offset as usize,
                 0x55 if registers[to] != value => at += offset as usize,
-                0x55 => {}
+                0x15 | 0x55 => {}
                 0x95 => return registers[0],
                 other => panic!("{other:#x}"),
             }
@@ -291,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_container_may_open_what_it_was_given_and_no_other_disk() {
-        let own = program(&rules(&[disk(false)]));
+        let own = program(&[disk(false)]);
         let (read, write, make) = (i64::from(READ), i64::from(WRITE), i64::from(MAKE));
         assert_eq!(answer(&own, true, (254, 16), read | write), 1);
         assert_eq!(answer(&own, true, (254, 0), read), 0);
@@ -300,11 +310,15 @@ mod tests {
         assert_eq!(answer(&own, false, (1, 3), read | write), 1);
         assert_eq!(answer(&own, false, (136, 7), read | write), 1);
         assert_eq!(answer(&own, false, (1, 1), read), 0, "the guest's memory");
+        assert_eq!(answer(&own, false, (5, 3), read), 0);
+        assert_eq!(answer(&own, false, (10, 200), read | write), 1);
+        assert_eq!(answer(&own, false, (10, 201), read), 0);
+        assert_eq!(answer(&own, true, (1, 3), read), 0, "a block device");
     }
 
     #[test]
     fn what_is_only_read_is_not_written() {
-        let own = program(&rules(&[disk(true)]));
+        let own = program(&[disk(true)]);
         assert_eq!(answer(&own, true, (254, 16), i64::from(READ)), 1);
         assert_eq!(answer(&own, true, (254, 16), i64::from(READ | WRITE)), 0);
     }

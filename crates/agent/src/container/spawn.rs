@@ -9,7 +9,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::future::poll_fn;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -23,8 +23,8 @@ use super::error::{ContainerError, errno, step};
 use super::root;
 use crate::pollable::Pollable;
 use crate::process::{
-    ChildSide, DEFAULT_PATH, Started, Step, candidates, check, connect_stdio, execute, fork, pointers, reset_signals,
-    set_namespace, take_terminal,
+    ChildSide, DEFAULT_PATH, Started, Step, candidates, check, connect_stdio, execute, fork_in, pointers,
+    reset_signals, set_namespace, take_terminal,
 };
 use crate::reaper::Reaper;
 use crate::users;
@@ -69,15 +69,18 @@ pub(super) async fn start(
     reaper: &Reaper,
 ) -> Result<Started, ContainerError> {
     let (reason, report) = pipe_with(PipeFlags::CLOEXEC).map_err(step("open a pipe"))?;
-    let child = || {
-        let Err(error) = become_program(place, process, cgroup, &stdio);
+    let child = |is_member: bool| {
+        let Err(error) = become_program(place, process, cgroup, is_member, &stdio);
         let kind = KINDS.iter().position(|kind| *kind == error.kind()).unwrap_or_default();
         let mut text = vec![kind as u8];
         text.extend_from_slice(error.to_string().as_bytes());
         text.truncate(REASON);
         let _ = rustix::io::write(&report, &text);
     };
-    let pid = fork_at(place, proc, child).map_err(step("fork"))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let group =
+        rustix::fs::openat(CWD, cgroup.folder(), flags, Mode::empty()).map_err(step("open the control group"))?;
+    let pid = fork_at(place, group.as_fd(), proc, child).map_err(step("fork"))?;
     let exited = reaper.watch(pid);
     drop(stdio);
     drop(report);
@@ -90,7 +93,7 @@ pub(super) async fn start(
     }
 }
 
-fn fork_at(place: &Place<'_>, proc: &OwnedFd, child: impl FnOnce()) -> Result<i32, Errno> {
+fn fork_at(place: &Place<'_>, group: BorrowedFd<'_>, proc: &OwnedFd, child: impl FnOnce(bool)) -> Result<i32, Errno> {
     match place {
         Place::New { container, .. } => {
             let mut flags = libc::CLONE_NEWNS;
@@ -100,14 +103,14 @@ fn fork_at(place: &Place<'_>, proc: &OwnedFd, child: impl FnOnce()) -> Result<i3
             if container.hostname.is_some() {
                 flags |= libc::CLONE_NEWUTS;
             }
-            fork(flags, child)
+            fork_in(flags, group, child)
         }
-        Place::Beside { own_pids: false, .. } => fork(0, child),
+        Place::Beside { own_pids: false, .. } => fork_in(0, group, child),
         // The agent's next children are sent there, for the moment of the fork.
         Place::Beside { first, own_pids: true } => {
             let own = rustix::fs::openat(proc, "self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
             set_namespace(first.as_fd(), libc::CLONE_NEWPID)?;
-            let forked = fork(0, child);
+            let forked = fork_in(0, group, child);
             set_namespace(own.as_fd(), libc::CLONE_NEWPID)?;
             forked
         }
@@ -135,12 +138,15 @@ fn become_program(
     place: &Place<'_>,
     process: &ContainerProcess,
     cgroup: &Cgroup,
+    is_member: bool,
     stdio: &ChildSide,
 ) -> Result<std::convert::Infallible, ContainerError> {
     reset_signals();
     rustix::process::setsid().map_err(step("make a session"))?;
     adjust_score(process.oom_score_adj.unwrap_or(0));
-    fs::write(cgroup.members(), "0").map_err(|error| step("join the control group")(errno(&error)))?;
+    if !is_member {
+        fs::write(cgroup.members(), "0").map_err(|error| step("join the control group")(errno(&error)))?;
+    }
     match place {
         Place::New {
             container,

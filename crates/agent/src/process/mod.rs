@@ -13,6 +13,7 @@
 
 mod plan;
 mod pump;
+pub(crate) mod rehearsal;
 mod resume;
 mod spawn;
 mod stdio;
@@ -27,7 +28,7 @@ pub(crate) use plan::{DEFAULT_PATH, Plan, candidates};
 pub(crate) use pump::Session;
 pub(crate) use resume::{Ended, Handle, NextStreams, handle};
 pub(crate) use spawn::{
-    Namespaces, REPORT, Started, Step, check, connect_stdio, execute, fork, pidfd, pointers, report, reset_signals,
+    Namespaces, REPORT, Started, Step, check, connect_stdio, execute, fork_in, pidfd, pointers, report, reset_signals,
     set_namespace, start, take_terminal, work,
 };
 pub(crate) use stdio::{AgentSide, ChildSide, open as open_stdio};

@@ -221,6 +221,36 @@ pub(crate) fn fork<T>(flags: libc::c_int, child: impl FnOnce() -> T) -> Result<i
     }
 }
 
+/// [`fork`] into a control group (version 2), which costs less than a move: its child is told whether it is in it already. Kernels before 5.7
+/// cannot.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn fork_in<T>(
+    flags: libc::c_int,
+    group: BorrowedFd<'_>,
+    child: impl FnOnce(bool) -> T,
+) -> Result<i32, Errno> {
+    const INTO_GROUP: u64 = 0x2_0000_0000;
+    // SAFETY: numbers alone, for which zero means nothing.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = u64::from(flags.cast_unsigned()) | INTO_GROUP;
+    arguments.exit_signal = libc::SIGCHLD.cast_unsigned().into();
+    arguments.cgroup = group.as_raw_fd().cast_unsigned().into();
+    // SAFETY: as in `fork`; the kernel reads as many bytes as it is told.
+    let forked = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
+    match forked {
+        0 => {
+            child(true);
+            // SAFETY: ends this process, and nothing of it is needed.
+            unsafe { libc::_exit(127) }
+        }
+        -1 if matches!(last_errno(), Errno::NOSYS | Errno::INVAL | Errno::TOOBIG) => fork(flags, || child(false)),
+        -1 => Err(last_errno()),
+        pid => Ok(pid as i32),
+    }
+}
+
 /// Reads the error pipe to its end: nothing means that the program runs.
 async fn verdict(errors: OwnedFd) -> Option<(u8, Errno)> {
     let errors = Pollable::new(errors).ok()?;

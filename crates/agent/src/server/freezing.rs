@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use zmachine_agent_protocol::{ErrorKind, ExitStatus, Frame, FrameDecoder, Process, Reply, Thaw};
 
 use super::{Agent, FROZEN, HAS_INIT, PAUSED, State, answer, bad_request, failure, first_frame};
-use crate::process::{Namespaces, work};
+use crate::process::{Namespaces, rehearsal, work};
 use crate::{console, freeze, power, setup};
 
 /// How long a process may wait to be started in a guest that is frozen.
@@ -114,23 +114,31 @@ impl Agent {
         }
     }
 
-    /// Does once what [`Agent::thaw`] and the start of an entrypoint will do: what they need of the kernel and of the image is in memory then,
+    /// Does once what [`Agent::thaw`] and the start of a process will do: what they need of the kernel and of the image is in memory then,
     /// and translated where the guest is emulated. What fails is tried again when it counts.
-    pub(super) async fn rehearse(&self) -> Reply {
+    pub(super) async fn rehearse(&self, like: Process) -> Reply {
         if !self.is_frozen.get() {
             return bad_request("the guest is not frozen");
         }
         freeze::rehearse(&self.prepared.borrow());
-        // The small init starts, and finds no program of this name. It is in no group that is frozen.
+        rehearsal::read_program(&like);
         let process = Process {
-            init: true,
-            user: Some("root".to_owned()),
-            ..Process::new(["/.zmachine-rehearsal"])
+            args: rehearsal::command(),
+            // It would be made.
+            cwd: None,
+            ..like
         };
-        if let Ok((started, side)) = self.start(&process, &Namespaces::New, false).await {
+        // They are in no group that is frozen.
+        let first = self.start(&process, &Namespaces::New, true).await;
+        if let Ok((first, side)) = first {
+            if let Ok((second, side)) = self.start(&process, &Namespaces::Join(first.pid), false).await {
+                drop(side);
+                let _ = self.reaper.signal(second.pid, libc::SIGKILL);
+                let _ = second.exited.await;
+            }
             drop(side);
-            let _ = self.reaper.signal(started.pid, libc::SIGKILL);
-            let _ = started.exited.await;
+            let _ = self.reaper.signal(first.pid, libc::SIGKILL);
+            let _ = first.exited.await;
         }
         Reply::Done
     }

@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::error::SetupError;
+use crate::modules;
 
 /// How long a disk may take to appear. Disks that were there at boot are found at the first look.
 pub(super) const APPEAR: Duration = Duration::from_secs(10);
@@ -22,8 +23,9 @@ impl Disk {
     /// The disk with this serial, waiting for it.
     ///
     /// # Errors
-    /// [`SetupError::DiskMissing`] after 10 s.
+    /// [`SetupError::DiskMissing`] after 10 s; [`SetupError::Module`] when the kernel cannot have disks.
     pub(super) fn wait_for(serial: &str) -> Result<Disk, SetupError> {
+        modules::load_kept()?;
         let deadline = Instant::now() + APPEAR;
         loop {
             if let Some(disk) = Disk::find(serial) {

@@ -134,6 +134,12 @@ pub(crate) fn rehearse(prepared: &Prepared) {
 /// # Errors
 /// The first [`SetupError`]; the guest is then good for nothing but a power-off.
 pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut Outcome) -> Result<(), SetupError> {
+    // Not before it is said whether there is any: this is most of what all modules take.
+    match config.root.upper {
+        Upper::WithoutImage => modules::keep_for_disks()?,
+        _ => modules::load_for_disks()?,
+    }
+    phases.end("disk modules");
     if !config.interfaces.is_empty() {
         modules::load_all(Path::new(modules::NETWORK_ORDER))?;
         phases.end("network modules");
@@ -150,12 +156,11 @@ pub(crate) fn configure(config: &BootConfig, phases: &mut Phases, outcome: &mut 
             .warnings
             .push(format!("not all that containers inside may need is there: {error}"));
     }
-    let layers = root::assemble(&config.root, config.read_ahead_kib, &mut outcome.writable)?;
-    outcome.layers = Some(layers);
+    outcome.layers = root::assemble(&config.root, config.read_ahead_kib, &mut outcome.writable)?;
     phases.end("root");
     root::switch()?;
     phases.end("switch");
-    let read_only = config.root.upper == Upper::ReadOnly;
+    let read_only = matches!(config.root.upper, Upper::ReadOnly | Upper::WithoutImage);
     special::mount_all(read_only, config.shm_bytes, &mut outcome.warnings)?;
     phases.end("special");
     let resolvers = (&*config.nameservers, &*config.search);

@@ -8,7 +8,7 @@
 //! ```
 //! After the switch `/lower` and `/upper` are mounted still, below the new root, where no path of the guest leads.
 //! A read-only root is an overlay too, with a tmpfs above that is sealed when the set-up is done: so mount points and
-//! `/etc` files exist whatever the image brings.
+//! `/etc` files exist whatever the image brings. A machine without an image of its own has that tmpfs alone.
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -109,11 +109,26 @@ impl Layers {
     }
 }
 
-/// Mounts both layers and the overlay on `/newroot`.
+/// Mounts both layers and the overlay on `/newroot`; the layers, where there are any.
 ///
 /// # Errors
 /// [`SetupError`] naming the disk or the mount.
-pub(super) fn assemble(root: &Root, read_ahead_kib: u32, writable: &mut Vec<Writable>) -> Result<Layers, SetupError> {
+pub(super) fn assemble(
+    root: &Root,
+    read_ahead_kib: u32,
+    writable: &mut Vec<Writable>,
+) -> Result<Option<Layers>, SetupError> {
+    if root.upper == Upper::WithoutImage {
+        make_directory("/newroot")?;
+        mount_at(
+            Path::new("tmpfs"),
+            "/newroot",
+            "tmpfs",
+            MountFlags::NOATIME,
+            "mode=0755",
+        )?;
+        return Ok(None);
+    }
     for directory in ["/lower", "/upper", "/newroot"] {
         make_directory(directory)?;
     }
@@ -131,7 +146,7 @@ pub(super) fn assemble(root: &Root, read_ahead_kib: u32, writable: &mut Vec<Writ
     // redirect_dir: an image's directory can be renamed without EXDEV; safe, because lower and upper stay a pair.
     let layers = "lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work,redirect_dir=on";
     mount_at(Path::new("overlay"), "/newroot", "overlay", MountFlags::empty(), layers)?;
-    Layers::hold()
+    Layers::hold().map(Some)
 }
 
 fn mount_upper(upper: &Upper) -> Result<Option<Writable>, SetupError> {
@@ -145,7 +160,7 @@ fn mount_upper(upper: &Upper) -> Result<Option<Writable>, SetupError> {
                 source,
             })
         }
-        Upper::Memory | Upper::ReadOnly => {
+        Upper::Memory | Upper::ReadOnly | Upper::WithoutImage => {
             mount_at(Path::new("tmpfs"), "/upper", "tmpfs", MountFlags::NOATIME, "mode=0755")?;
             Ok(None)
         }
@@ -258,7 +273,7 @@ fn empty(directory: BorrowedFd<'_>, device: u64) {
 /// [`SetupError::Mount`].
 pub(super) fn seal() -> Result<(), SetupError> {
     mount_remount("/", MountFlags::RDONLY, "").map_err(|source| SetupError::Mount {
-        what: "overlay (read-only)".into(),
+        what: "the root (read-only)".into(),
         target: "/".into(),
         source,
     })
@@ -270,7 +285,7 @@ pub(super) fn seal() -> Result<(), SetupError> {
 /// [`SetupError::Mount`] when it cannot be looked at.
 pub(super) fn is_sealed() -> Result<bool, SetupError> {
     let found = rustix::fs::statvfs("/").map_err(|source| SetupError::Mount {
-        what: "overlay".into(),
+        what: "the root".into(),
         target: "/".into(),
         source,
     })?;
@@ -283,7 +298,7 @@ pub(super) fn is_sealed() -> Result<bool, SetupError> {
 /// [`SetupError::Mount`].
 pub(super) fn unseal() -> Result<(), SetupError> {
     mount_remount("/", MountFlags::empty(), "").map_err(|source| SetupError::Mount {
-        what: "overlay (writable)".into(),
+        what: "the root (writable)".into(),
         target: "/".into(),
         source,
     })

@@ -67,9 +67,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Starts the process that brings the rest of an image, when there is one to bring. That it cannot be started is no reason not to start a
-    /// machine: its blocks come one by one then.
-    pub(crate) fn complete_later(&self, image: &Path) -> Result<(), Failure> {
+    /// Starts the process that brings the rest of the image in this directory, when there is one to bring.
+    ///
+    /// # Errors
+    /// When it cannot be started, which is no reason not to start a machine: its blocks come one by one then.
+    pub fn complete_later(&self, image: &Path) -> Result<(), Failure> {
         if !is_unfinished(image) || FileLock::is_held(&image.join(LOCK_FILE))? {
             return Ok(());
         }

@@ -14,9 +14,8 @@ use crate::support::{exec_output, home_with_box, until, until_logged, zmachine};
 const BATCHES: usize = 10;
 const EACH: usize = 10;
 
-/// How far a clock may be off in seconds. The message takes its time to a guest that is emulated, the more so where ten start at a time; what is
-/// more than the agent's tolerance of 0.25 s is set right a moment later.
-const LAG: f64 = 0.3;
+/// How far a clock may be off in seconds.
+const LAG: f64 = 0.05;
 
 /// Writes to its disk all the time.
 const WRITE: &str = "i=0; while true; do i=$((i+1)); echo $i; echo $i >>/count; sleep 0.1; done";

@@ -1,9 +1,11 @@
 //! What the tests share: a home when this host can have guests, short forms of the commands, named checks.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Child;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -146,7 +148,11 @@ impl Drop for Checks {
 }
 
 /// Debian's `docker-registry` in the network of the home.
-pub(crate) struct Registry(Child);
+pub(crate) struct Registry {
+    child: Child,
+    /// What it has answered, a line each.
+    answers: Arc<Mutex<Vec<String>>>,
+}
 
 impl Registry {
     /// Where it listens.
@@ -162,7 +168,15 @@ impl Registry {
         );
         let file = home.file("registry.yml");
         fs::write(&file, config).expect("a file");
-        let registry = Registry(home.command(&program, ["serve".as_ref(), file.as_os_str()]).start());
+        let mut child = home.command(&program, ["serve".as_ref(), file.as_os_str()]).start();
+        let answers = Arc::<Mutex<Vec<String>>>::default();
+        let (lines, into) = (child.stdout.take().expect("its output"), Arc::clone(&answers));
+        std::thread::spawn(move || {
+            for line in BufReader::new(lines).lines().map_while(Result::ok) {
+                into.lock().expect("no test panics here").push(line);
+            }
+        });
+        let registry = Registry { child, answers };
         let probe =
             "for i in $(seq 300); do (exec 3<>/dev/tcp/127.0.0.1/5000) 2>/dev/null && exit 0; sleep 0.2; done; exit 1";
         home.command(Path::new("bash"), ["-c", probe])
@@ -171,11 +185,23 @@ impl Registry {
             .expect_success();
         registry
     }
+
+    /// So many bytes of the blobs of a repository have been sent, by so many answers.
+    pub(crate) fn sent(&self, repository: &str) -> (u64, usize) {
+        // HOST - - [TIME] "GET /v2/NAME/blobs/DIGEST HTTP/1.1" STATUS BYTES "REFERRER" "AGENT"
+        let path = format!("\"GET /v2/{repository}/blobs/");
+        let answers = self.answers.lock().expect("no test panics here");
+        let of_blobs = answers.iter().filter_map(|line| line.split_once(&path));
+        let bytes: Vec<u64> = of_blobs
+            .filter_map(|(_, rest)| rest.split(' ').nth(3)?.parse().ok())
+            .collect();
+        (bytes.iter().sum(), bytes.len())
+    }
 }
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

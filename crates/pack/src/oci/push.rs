@@ -11,9 +11,9 @@ use flate2::write::GzEncoder;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use zmachine_flist::Digest;
-use zmachine_image::Library;
 use zmachine_image::progress::Progress;
 use zmachine_image::reference::ImageSource;
+use zmachine_image::{Library, Mode};
 use zmachine_sys::file::NewFile;
 
 use super::frame::write_tar;
@@ -102,7 +102,10 @@ pub fn push(
         Err(SaveError::NoLayers { .. }) if library.layers_of(image).is_ok_and(|layers| layers.is_empty()) => {
             let registry = Registry::open(host, repository, reference, options).map_err(named)?;
             let mut flist = library.flist_file(image).map_err(SaveError::from)?;
-            return Ok(artifact::push(&mut flist, &registry, progress).map_err(named)?);
+            // One that cannot be run here goes as it is.
+            let facts = library.by_its_digest(image, Mode::Auto, &target.to_string());
+            let facts = facts.ok().map(|image| image.facts);
+            return Ok(artifact::push(&mut flist, facts.as_ref(), &registry, progress).map_err(named)?);
         }
         Err(error) => return Err(error.into()),
     };

@@ -272,6 +272,25 @@ fn an_unpacked_image_is_a_read_only_share_below_the_writable_disk() {
 }
 
 #[test]
+fn a_pod_that_has_none_of_our_images_has_no_disk_of_an_image() {
+    let planned = |read_only: bool| {
+        let mut spec = MachineSpec::new("web", "/x.fl");
+        spec.networks.clear();
+        (spec.read_only, spec.idle) = (read_only, true);
+        spec.pod = Some(serde_json::from_str(r#"{"share": "/share", "network": null}"#).unwrap());
+        plan_of(&spec, &ImageFacts::default()).unwrap()
+    };
+    let without = planned(true);
+    assert!(without.vm.disks.is_empty() && without.image_queues().is_none());
+    assert_eq!(without.boot.root.upper, Upper::WithoutImage);
+    let with = planned(false);
+    assert_eq!(
+        with.vm.disks.iter().map(Disk::id).collect::<Vec<_>>(),
+        ["root", "upper"]
+    );
+}
+
+#[test]
 fn a_machine_that_is_to_be_saved_has_a_disk_that_does_not_see_its_memory() {
     let root =
         |change: &dyn Fn(&mut MachineSpec)| plan(change).map(|plan| (plan.vm.is_saveable, plan.is_image_by_nbd()));

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use zmachine_testkit::Finished;
 
-use self::node::{APP, BOX, IMAGE, Node};
+use self::node::{APP, BOX, FLIST, IMAGE, LARGE, Node};
 use crate::support::{Checks, until};
 
 /// States of a container in the runtime interface.
@@ -625,6 +625,27 @@ fn a_container_by_itself_and_pods_whose_roots_are_disks() {
         let largest = contents.lines().filter(|line| line.contains("tar"));
         assert_eq!(largest.count(), 0, "{contents}");
     });
+    checks.that("a flist in the registry is an image, and says how it is run", || {
+        let startup = "[startup.entry]\nname = \"core.system\"\n[startup.entry.args]\nname = \"/bin/sh\"\ndir = \"/work\"\n\
+                       args = [\"-c\", \"pwd; echo $SAID; cat from; sleep 1000\"]\nenv = {SAID = \"as it says\"}\n";
+        let tree = zmachine_testkit::Tree::empty(&node.home, "started-tree")
+            .with_busybox()
+            .file("work/from", "a flist in a registry\n")
+            .file(".startup.toml", startup);
+        let flist = tree.pack(&node.home, "started");
+        node.home.zmachine(["image", "pull", &flist, FLIST]).finish().expect_success();
+        node.home.zmachine(["push", FLIST]).finish().expect_success();
+        node.home.zmachine(["image", "rm", FLIST]).finish().expect_success();
+        node.pull(FLIST);
+    });
+    checks.that(
+        "of an image with a table of contents, little comes with the pull",
+        || {
+            node.pull(LARGE);
+            let (bytes, answers) = node.sent("large");
+            assert!(bytes < 2 << 20 && answers > 0, "{bytes} in {answers} answers");
+        },
+    );
     checks.that("a flist and images of the registry are roots in one pod", || {
         // That of one container alone: that of the pod is for all.
         let annotations = json!({"annotations": {"zmachine.io/flist.c": flist}});
@@ -651,6 +672,37 @@ fn a_container_by_itself_and_pods_whose_roots_are_disks() {
         assert_eq!(output(node, &again, "ls /sys/block | grep -c ^vd"), "4");
         node.cri("StopContainer", &json!({"container_id": app, "timeout": 0}));
         assert_eq!(output(node, &again, "cat /app"), "the app");
+        let own = pod.start("own", "", json!({"image": {"image": FLIST}, "command": []}));
+        until("what the flist's program says", SOON, || {
+            (pod.log("own") == "/work\nas it says\na flist in a registry").then_some(())
+        });
+        // From its first layers, which are here, and from pieces of the last one.
+        let large = pod.start("large", "sleep 1000", of(LARGE));
+        let sum = node.inside(&["sha256sum", &node.home.file("image/large").display().to_string()]);
+        let sum = sum.stdout().split(' ').next().unwrap_or_default().to_owned();
+        let script = "cat /small; sha256sum < /large | cut -d' ' -f1; cat /small";
+        let expected = format!("a small one\n{sum}\na small one");
+        assert_eq!(output(node, &large, script), expected);
+        let on_host = format!(
+            "cat {}/*/small | uniq",
+            node.home.path().join("snapshotter/images").display()
+        );
+        assert_eq!(node.inside(&["sh", "-c", &on_host]).stdout(), "a small one\n");
+        // The rest comes meanwhile, and is all that is needed afterwards.
+        until("the whole image in its place", SOON, || {
+            let inspected = node
+                .home
+                .zmachine(["image", "inspect", &format!("containerd/{LARGE}")])
+                .finish();
+            let images: Value = serde_json::from_str(&inspected.expect_success().stdout()).unwrap();
+            let whole = images[0]["Digest"].as_str().unwrap_or_default();
+            let place = node.home.path().join("images").join(whole);
+            (place.is_dir() && !place.join("lazy.json").exists()).then_some(())
+        });
+        let before = node.sent("large");
+        let whole = pod.start("whole", "sleep 1000", of(LARGE));
+        assert_eq!(output(node, &whole, script), expected);
+        assert_eq!(node.sent("large"), before);
         // A disk's server that is killed has a successor.
         for pid in node.processes(&["--image-dir", "--serial"]) {
             let pid = rustix::process::Pid::from_raw(pid).unwrap();
@@ -680,12 +732,12 @@ fn a_container_by_itself_and_pods_whose_roots_are_disks() {
         pod.stop_and_remove();
     });
     checks.that("images that nobody has any more are given back", || {
-        for image in [APP, BOX] {
+        for image in [APP, BOX, LARGE, FLIST] {
             node.cri("RemoveImage", &json!({"image": {"image": image}}));
         }
         until("no image has a name", SOON, || {
             let images = node.home.zmachine(["image", "ls"]).finish().stdout();
-            (!images.contains("app") && !images.contains("box")).then_some(())
+            (!images.contains("containerd/")).then_some(())
         });
     });
     checks.that("a node says which flists pods may name", || {

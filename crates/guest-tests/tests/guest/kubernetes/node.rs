@@ -30,6 +30,12 @@ pub(super) const BOX: &str = "127.0.0.1:5000/box:1";
 /// The same with one more layer, which has the files `/app` and `/late`.
 pub(super) const APP: &str = "127.0.0.1:5000/app:1";
 
+/// One whose second layer has a table of contents, and the files `/large`, of 12 MiB that nothing makes shorter, and `/small`.
+pub(super) const LARGE: &str = "127.0.0.1:5000/large:1";
+
+/// A flist in the registry.
+pub(super) const FLIST: &str = "127.0.0.1:5000/flist:1";
+
 /// Where a node with our snapshotter has the images of pods from.
 const SNAPSHOTTER: &str = r#"
     snapshotter = "zmachine"
@@ -92,17 +98,23 @@ impl Node {
         Some(node)
     }
 
-    /// Puts the images into the registry.
+    /// Puts the images into the registry. Their archives end with two blocks of zeros, without those that tar fills a record up with: what skopeo
+    /// 1.9 writes with a table of contents has no more, and would not be the layer that the configuration names.
     fn push(&self, archive: &str) {
         let folder = self.file("image");
         let script = format!(
             r#"set -e; cd {folder}; echo the app > app; echo read late > late; tar -cf app.tar app late
-first=$(sha256sum layer.tar | cut -d' ' -f1); second=$(sha256sum app.tar | cut -d' ' -f1)
+head -c 12582912 /dev/urandom > large; echo a small one > small; tar -b 1 -cf large.tar large small
+first=$(sha256sum layer.tar | cut -d' ' -f1)
+for name in app large; do
+second=$(sha256sum $name.tar | cut -d' ' -f1)
 echo '{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/bin"],"Cmd":["sh"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:'$first'","sha256:'$second'"]}}}}' > config.json
-echo '[{{"Config":"config.json","RepoTags":["docker.io/library/app:1"],"Layers":["layer.tar","app.tar"]}}]' > manifest.json
-tar -cf app-image.tar manifest.json config.json layer.tar app.tar
+echo '[{{"Config":"config.json","RepoTags":["docker.io/library/'$name':1"],"Layers":["layer.tar","'$name'.tar"]}}]' > manifest.json
+tar -cf $name-image.tar manifest.json config.json layer.tar $name.tar
+done
 skopeo copy -q --dest-tls-verify=false docker-archive:{archive} docker://{BOX}
-skopeo copy -q --dest-tls-verify=false docker-archive:app-image.tar docker://{APP}"#
+skopeo copy -q --dest-tls-verify=false docker-archive:app-image.tar docker://{APP}
+skopeo copy -q --dest-tls-verify=false --dest-compress-format zstd:chunked docker-archive:large-image.tar docker://{LARGE}"#
         );
         let pushed = self.home.command(Path::new("/bin/sh"), ["-c", &script]);
         pushed.deadline(Duration::from_secs(120)).finish().expect_success();
@@ -112,6 +124,11 @@ skopeo copy -q --dest-tls-verify=false docker-archive:app-image.tar docker://{AP
     #[track_caller]
     pub(super) fn pull(&self, image: &str) {
         self.cri("PullImage", &json!({"image": {"image": image}}));
+    }
+
+    /// What the registry has sent of an image's blobs: bytes, and answers.
+    pub(super) fn sent(&self, repository: &str) -> (u64, usize) {
+        self.registry.as_ref().expect("a registry").sent(repository)
     }
 
     fn file(&self, name: &str) -> String {
@@ -301,7 +318,7 @@ state = "{state}"
         let tree = Tree::busybox(&self.home);
         let (folder, archive) = (self.file("image"), self.file("image.tar"));
         let script = format!(
-            r#"set -e; mkdir {folder}; tar -C {tree} -cf {folder}/layer.tar .
+            r#"set -e; mkdir {folder}; tar -b 1 -C {tree} -cf {folder}/layer.tar .
 digest=$(sha256sum {folder}/layer.tar | cut -d' ' -f1)
 echo '{{"architecture":"amd64","os":"linux","config":{{"Env":["PATH=/bin"],"Cmd":["sh"]}},"rootfs":{{"type":"layers","diff_ids":["sha256:'$digest'"]}}}}' > {folder}/config.json
 echo '[{{"Config":"config.json","RepoTags":["{IMAGE}"],"Layers":["layer.tar"]}}]' > {folder}/manifest.json

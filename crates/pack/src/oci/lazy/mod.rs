@@ -12,11 +12,13 @@ use std::fs::File;
 use std::time::Duration;
 
 use zmachine_flist::{Flist, NodeId, NodeKind, RouteTable, Tree};
-use zmachine_image::lazy::{INDEX_FILE, KNOWN_FILE, LazyIndex, LazyLayer, ORIGIN_FILE, Origin, write_known};
+use zmachine_image::lazy::{
+    INDEX_FILE, KNOWN_FILE, LazyBlocks, LazyIndex, LazyLayer, ORIGIN_FILE, Origin, write_known,
+};
 use zmachine_image::library::{Layer, NewImage, ResolveError};
 use zmachine_image::progress::Progress;
 use zmachine_image::reference::ImageSource;
-use zmachine_image::{Image, ImageKind, Library, Mode};
+use zmachine_image::{Fetcher, Image, ImageKind, Library, Mode};
 
 pub use self::chunks::chunk_source;
 use self::toc::Listed;
@@ -142,6 +144,23 @@ fn assemble(all: &Documents, parts: Vec<Part>) -> Option<(Flist, LazyIndex)> {
     Some((flist, index))
 }
 
+/// A fetcher for the blocks of an image, whose flist has these routes, wherever they are: in stores, or still inside its layers.
+///
+/// # Errors
+/// [`ImportError`] when a file of the image, or one with credentials, cannot be read.
+pub fn fetcher(image: &Image, routes: RouteTable, library: &Library) -> Result<Fetcher, ImportError> {
+    let here = |source: ResolveError| ImportError::Here {
+        image: image.digest.to_string(),
+        source: Box::new(source),
+    };
+    let fetcher = library.fetcher(routes).map_err(here)?;
+    let Some(chunks) = chunk_source(&image.directory)? else {
+        return Ok(fetcher);
+    };
+    let blocks = LazyBlocks::open(&image.directory, library.cache().directory(), chunks);
+    Ok(fetcher.with_lazy(blocks.map_err(|e| here(e.into()))?))
+}
+
 /// Brings all layers of an image that was begun with its tables of contents; the image that is made of them. From then on both have all
 /// they need on this host.
 ///
@@ -159,8 +178,8 @@ pub fn complete(
         source: Box::new(source),
     };
     let origin = Origin::read(&image.directory).map_err(|e| here(e.into()))?;
-    let source = origin.and_then(|origin| ImageSource::parse(&origin.source).ok());
-    let Some(source) = source else {
+    let begun = origin.and_then(|origin| Some((ImageSource::parse(&origin.source).ok()?, origin.auth_files)));
+    let Some((source, auth_files)) = begun else {
         return Ok(image.clone());
     };
     // What is here already needs no registry, which may be gone.
@@ -171,10 +190,12 @@ pub fn complete(
     {
         return library.by_its_digest(&digest, Mode::Auto, &shown).map_err(here);
     }
-    let options = ImportOptions {
+    let mut options = ImportOptions {
         is_lazy: false,
         ..options.clone()
     };
+    // Whoever began it may have had others.
+    options.auth_files.extend(auth_files);
     let Pulled { image: whole, .. } = pull(&source, &options, library, Mode::Auto, progress)?;
     let (lazy, real) = (image.open_flist().map_err(here)?, whole.open_flist().map_err(here)?);
     let pairs = same_blocks(&lazy.tree, &real.tree);
