@@ -10,6 +10,7 @@ use zmachine_pack::oci::lazy::chunk_source;
 use zmachine_rootfs::RootfsArgs;
 use zmachine_share::{ShareArgs, Tree};
 use zmachine_spec::{Class, Failure};
+use zmachine_store::volume::handed;
 use zmachine_sys::fd;
 use zmachine_sys::jail::{self, Jail};
 
@@ -39,17 +40,8 @@ pub(crate) fn monitor(role: MonitorRole) -> Result<u8, Failure> {
         }),
         _ => None,
     };
-    let held = |text: &String| {
-        let (number, name) = text.split_once(':').ok_or(std::io::ErrorKind::InvalidInput)?;
-        let number = number.parse().map_err(|_| std::io::ErrorKind::InvalidInput)?;
-        Ok((name.to_owned(), fd::take_inherited(number)?))
-    };
-    let held_volumes = role.held_volumes.iter().map(held);
-    let held_volumes = held_volumes
-        .collect::<Result<_, std::io::Error>>()
-        .map_err(|e| Failure::from_error(Class::Usage, &e))?;
     monitor::run(MonitorArgs {
-        held_volumes,
+        held_volumes: handed::take_all(&role.held_volumes).map_err(|e| Failure::from_error(Class::Usage, &e))?,
         home,
         id: role.id,
         report,

@@ -15,7 +15,7 @@ use zmachine_plan::Plan;
 use zmachine_spec::control::Report;
 use zmachine_spec::{Class, Failure};
 use zmachine_store::catalog::Machine;
-use zmachine_store::volume::Held;
+use zmachine_store::volume::{Held, handed};
 use zmachine_sys::file::FileError;
 use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::{ChildSetup, ProcessId, prepare_child};
@@ -183,8 +183,7 @@ impl Engine {
             command.arg("--template").arg(key);
         }
         for (volume, lock) in volumes {
-            let number = lock.file().as_raw_fd();
-            command.arg("--held-volume").arg(format!("{number}:{volume}"));
+            command.arg("--held-volume").arg(handed::argument(volume, lock));
         }
         if let Some(at) = &self.monitor_abort_at {
             command.arg("--abort-at").arg(at.to_string());

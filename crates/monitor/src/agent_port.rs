@@ -3,6 +3,7 @@
 use zmachine_agent_protocol::Request as AgentRequest;
 use zmachine_store::log::Source;
 
+use super::clock;
 use super::follow::Follow;
 use super::guest;
 use super::inbox::Event;
@@ -24,6 +25,8 @@ impl Follow<'_> {
             Err(_) => return,
         };
         let session = Session::start(std::future::ready(Ok(stream)));
+        // Until then nobody could tell a guest that was saved what time it is by now.
+        let is_behind = self.was_saved;
         let (slot, log, events) = (self.agent.clone(), log.clone(), self.monitor.events.clone());
         tokio::spawn(async move {
             let note = |text: &str| log.note(Source::Monitor, text);
@@ -31,6 +34,7 @@ impl Follow<'_> {
             match guest::ask(&session, &AgentRequest::Ping, guest::ANSWER_TIMEOUT).await {
                 Ok(()) => {
                     note("the guest's agent is here");
+                    clock::tell(is_behind.then(|| session.clone()));
                     slot.send_replace(Some(session));
                     let _ = events.send(Event::GuestUp).await;
                 }

@@ -51,6 +51,8 @@ pub(super) struct Follow<'a> {
     pub(super) is_saving: bool,
     /// An interface has come or gone since its guest began to run: its devices are not where the plan has them.
     pub(super) is_rewired: bool,
+    /// Its guest went on from what was saved, with the clock of then.
+    pub(super) was_saved: bool,
     /// Since when nobody has had to do with it, where that counts.
     pub(super) quiet: Option<Quiet>,
     /// The processes that have an id.
@@ -80,6 +82,7 @@ impl<'a> Follow<'a> {
             enospc: Enospc::default(),
             is_saving: false,
             is_rewired: false,
+            was_saved: false,
             quiet: None,
             execs: Execs::default(),
             rebooted: None,

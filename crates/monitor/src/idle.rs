@@ -5,26 +5,20 @@
 //! running ─ quiet for so long ─> frozen ─> saved to machines/<id>/idle ─> hypervisor ends ─> asleep ─ a client, a packet ─> restored
 //! ```
 //! # Invariants
-//! Memory and devices lie in `idle/` of the machine's folder, with what its disks were then in `disks.json`, written last. They are used
-//! once: before the guest's first instruction, or when it is started in another way, they are gone. A waking that fails before leaves them for
-//! the next start, which is the last one that tries (`tried`). A disk that was written to since makes them worth nothing, and the machine
-//! boots.
+//! Memory and devices ([`zmachine_store::idle`]) are used once: before the guest's first instruction, or when it is started in another way,
+//! they are gone. A waking that fails before leaves them for the next start, which is the last one that tries. A disk that was written to
+//! since makes them worth nothing, and the machine boots.
 
-use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use zmachine_plan::Plan;
 use zmachine_spec::{Class, Exit, Failure, Phase};
-use zmachine_store::catalog::Machine;
+use zmachine_store::idle::{IdleState, TAG};
 use zmachine_store::log::Source;
-use zmachine_store::snapshot::{DISK, MEMORY, SNAPSHOT_VERSION, Snapshot, memory};
-use zmachine_store::volume::Volumes;
-use zmachine_sys::file::{self, FileError};
+use zmachine_store::snapshot::{SNAPSHOT_VERSION, Snapshot};
 
 use super::clock::GuestClock;
 use super::context::Monitor;
@@ -33,10 +27,6 @@ use super::frozen::{Frozen, Restore};
 use super::guest::within;
 use super::inbox::Event;
 use super::saving::{Saving, freeze, save_still, thaw};
-
-const FOLDER: &str = "idle";
-const DISKS: &str = "disks.json";
-const TRIED: &str = "tried";
 
 impl Follow<'_> {
     /// Looks whether anybody has had to do with the machine.
@@ -93,8 +83,8 @@ impl Follow<'_> {
             Err(failure) => return log.note(Source::Monitor, &format!("it is idle, and not saved: {failure}")),
         };
         self.monitor.kill.pass("idle: guest frozen");
-        let folder = self.monitor.machine.dir.join(FOLDER);
-        let saved = self.save_to_sleep(&folder, clock);
+        let idle = IdleState::of(&self.monitor.machine.dir);
+        let saved = self.save_to_sleep(&idle, clock);
         // Otherwise the machine is about to end.
         let Ok(saved) = saved.await else { return };
         self.monitor.kill.pass("idle: machine saved");
@@ -111,7 +101,7 @@ impl Follow<'_> {
 
     async fn save_to_sleep(
         &mut self,
-        folder: &Path,
+        idle: &IdleState,
         clock: Option<GuestClock>,
     ) -> Result<Result<(), Failure>, super::inbox::Cut> {
         let Plan::Container(plan) = &*self.plan else {
@@ -135,13 +125,13 @@ impl Follow<'_> {
         let plan = self.plan.clone();
         let vm = &mut *self.running.vm;
         let work = async {
-            make(folder)?;
-            let saved = save_still(vm, &saving, folder).await?;
+            idle.begin()?;
+            let saved = save_still(vm, &saving, idle.folder()).await?;
             let snapshot = Snapshot {
                 version: SNAPSHOT_VERSION,
                 machine: spec.name.clone(),
                 machine_id: id,
-                tag: FOLDER.to_owned(),
+                tag: TAG.to_owned(),
                 automatic: true,
                 created_at: Timestamp::now(),
                 spec,
@@ -150,18 +140,13 @@ impl Follow<'_> {
                 saved: Some(saved),
                 disks: None,
             };
-            for name in snapshot.files() {
-                let path = folder.join(name);
-                let synced = File::open(&path).and_then(|file| file.sync_all());
-                synced.map_err(|e| FileError::io("write", &path, e))?;
-            }
-            Ok(file::replace_json(&folder.join("snapshot.json"), &snapshot)?)
+            Ok(idle.describe(&snapshot)?)
         };
         self.inbox.unless_ended(work).await
     }
 
     async fn stay_awake(&mut self) {
-        if let Err(failure) = forget(&self.monitor.machine.dir) {
+        if let Err(failure) = IdleState::of(&self.monitor.machine.dir).forget() {
             self.monitor.log.note(Source::Monitor, &failure.to_string());
         }
         let goes_on = within("resume", self.running.vm.go_on());
@@ -179,44 +164,10 @@ impl Follow<'_> {
     }
 }
 
-/// A disk as it was when its machine fell asleep.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct DiskMark {
-    path: PathBuf,
-    bytes: u64,
-    written_at: (i64, i64),
-}
-
-impl DiskMark {
-    fn of(path: PathBuf) -> std::io::Result<DiskMark> {
-        let found = path.metadata()?;
-        Ok(DiskMark {
-            bytes: found.len(),
-            written_at: (found.mtime(), found.mtime_nsec()),
-            path,
-        })
-    }
-}
-
-/// What the disks of a machine are.
-fn marks(monitor_home: &Volumes, machine: &Machine) -> Result<Vec<DiskMark>, Failure> {
-    let plan = machine.plan()?;
-    let own = machine.dir.join(DISK);
-    let own = own.exists().then_some(own);
-    let volumes = plan.volumes().iter().map(|volume| monitor_home.data(&volume.name));
-    let mark = |path: PathBuf| {
-        let shown = path.clone();
-        DiskMark::of(path).map_err(|e| FileError::io("read", &shown, e).into())
-    };
-    own.into_iter().chain(volumes).map(mark).collect()
-}
-
 impl Monitor {
     /// Writes down what the disks are, once nobody writes to them any more: from then on what was saved counts.
     pub(super) fn note_disks(&self) -> Result<(), Failure> {
-        let marks = marks(&Volumes::new(&self.home), &self.machine)?;
-        let folder = self.machine.dir.join(FOLDER);
-        file::replace_json(&folder.join(DISKS), &marks)?;
+        IdleState::of(&self.machine.dir).note_disks(&self.home, &self.machine)?;
         self.kill.pass("idle: saved");
         Ok(())
     }
@@ -233,26 +184,17 @@ impl Monitor {
     }
 
     fn saved_to_sleep(&self, are_disks_compared: bool) -> Option<Restore> {
-        let folder = self.machine.dir.join(FOLDER);
-        if !folder.exists() {
+        let idle = IdleState::of(&self.machine.dir);
+        if !idle.folder().exists() {
             return None;
         }
         let restore = || -> Result<Restore, Failure> {
             if are_disks_compared {
-                let then: Vec<DiskMark> = file::read_json(&folder.join(DISKS))?;
-                if marks(&Volumes::new(&self.home), &self.machine)? != then {
-                    let message = "one of its disks has been written to since";
-                    return Err(Failure::new(Class::Conflict, message));
-                }
+                idle.require_same_disks(&self.home, &self.machine)?;
             }
-            let snapshot: Snapshot = file::read_json(&folder.join("snapshot.json"))?;
-            let saved = snapshot.require_memory()?;
-            let path = folder.join(MEMORY);
-            let file = File::open(&path).map_err(|e| FileError::io("open", &path, e))?;
-            let memory = memory::load(&file, &saved.memory, None).map_err(|e| FileError::io("read", &path, e))?;
             Ok(Restore {
-                folder: folder.clone(),
-                memory,
+                folder: idle.folder().to_owned(),
+                memory: idle.memory()?,
                 is_shared: false,
                 is_fork: false,
             })
@@ -268,7 +210,7 @@ impl Monitor {
 
     /// Says that what an idle machine was saved to is still there after it could not be woken.
     pub(super) fn note_kept(&self) {
-        if self.machine.dir.join(FOLDER).join(DISKS).exists() {
+        if IdleState::of(&self.machine.dir).is_whole() {
             let text = "it did not go on: the next start tries again from what it was saved to";
             self.log.note(Source::Monitor, text);
         }
@@ -276,69 +218,15 @@ impl Monitor {
 
     /// Whether `restore` is what an idle machine was saved to.
     pub(super) fn is_of_idle(&self, restore: &Restore) -> bool {
-        restore.folder == self.machine.dir.join(FOLDER)
+        restore.folder == IdleState::of(&self.machine.dir).folder()
     }
 
     /// Ends what is asleep for good: it is not to go on from there.
     pub(super) fn end_of_sleep(&mut self, is_killed: bool) -> Exit {
-        if is_killed && let Err(failure) = forget(&self.machine.dir) {
+        if is_killed && let Err(failure) = IdleState::of(&self.machine.dir).forget() {
             self.log.note(Source::Monitor, &failure.to_string());
         }
         self.machine.state.idle_since = None;
         Exit::Killed
-    }
-}
-
-/// Whether nobody has tried to go on from what the machine was saved to while it was idle; from now on somebody has.
-pub(super) fn is_first_try(machine: &Path) -> Result<bool, FileError> {
-    let mark = machine.join(FOLDER).join(TRIED);
-    match File::create_new(&mark) {
-        Ok(_) => Ok(true),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(FileError::io("make", &mark, e)),
-    }
-}
-
-/// Removes what a machine was saved to while it was idle: it goes on from elsewhere. After a power cut it is not there either.
-pub(super) fn forget(machine: &Path) -> Result<(), FileError> {
-    file::remove_dir_all(&machine.join(FOLDER))
-}
-
-fn make(folder: &Path) -> Result<(), Failure> {
-    file::remove_dir_all(folder)?;
-    let made = std::fs::DirBuilder::new().mode(0o700).create(folder);
-    Ok(made.map_err(|e| FileError::io("make", folder, e))?)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn what_an_idle_machine_was_saved_to_is_tried_twice() {
-        let dir = tempfile::tempdir().unwrap();
-        forget(dir.path()).unwrap();
-        std::fs::create_dir(dir.path().join(FOLDER)).unwrap();
-        std::fs::write(dir.path().join(FOLDER).join(DISKS), "[]").unwrap();
-        assert!(is_first_try(dir.path()).unwrap());
-        assert!(!is_first_try(dir.path()).unwrap());
-        forget(dir.path()).unwrap();
-        assert!(!dir.path().join(FOLDER).exists());
-    }
-
-    #[test]
-    fn a_disk_that_was_written_to_is_not_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk");
-        std::fs::write(&path, "a").unwrap();
-        let mark = || DiskMark::of(path.clone()).unwrap();
-        let then = mark();
-        assert_eq!(mark(), then);
-        let file = File::options().write(true).open(&path).unwrap();
-        file.set_modified(std::time::SystemTime::now() + Duration::from_secs(1))
-            .unwrap();
-        assert_ne!(mark(), then);
     }
 }

@@ -9,6 +9,7 @@ use zmachine_hypervisor::{LaunchError, LogLines, Resources, RunDir, Saved, Vm, V
 use zmachine_plan::VolumeUse;
 use zmachine_spec::control::Report;
 use zmachine_spec::{Class, Failure};
+use zmachine_store::idle::IdleState;
 use zmachine_store::log::Source;
 use zmachine_store::volume::{Held, Volumes};
 
@@ -16,7 +17,6 @@ use super::console;
 use super::context::{AbortOnDrop, Monitor};
 use super::files::Files;
 use super::guest::within;
-use super::idle;
 use super::images::Images;
 use super::networks::Attached;
 use super::output::SharedLog;
@@ -62,7 +62,7 @@ impl Monitor {
         self.kill.pass("start: hypervisor started");
         if is_saved {
             // What it went on from is of no use once it has written to a disk.
-            idle::forget(&self.machine.dir)?;
+            IdleState::of(&self.machine.dir).forget()?;
             within("resume", vm.go_on()).await?;
             self.kill.pass("restore: hypervisor goes on");
         }

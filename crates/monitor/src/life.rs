@@ -14,6 +14,7 @@ use zmachine_plan::container::DEFAULT_PATH;
 use zmachine_plan::{Plan, VmPlan};
 use zmachine_spec::Failure;
 use zmachine_spec::control::Report;
+use zmachine_store::idle::IdleState;
 use zmachine_store::log::Source;
 
 use super::agent_start::EntryStart;
@@ -27,7 +28,7 @@ use super::server;
 use super::session::Session;
 use super::standby::Stood;
 use super::streams::{Attachable, Shared};
-use super::{clock, console, entry, idle};
+use super::{clock, console, entry};
 
 impl Monitor {
     /// From the first state to the end of the hypervisor.
@@ -104,6 +105,7 @@ impl Monitor {
                 }
                 let mut follow = Follow::new(self, plan, &mut running, inbox, agent);
                 follow.execs = shared.execs;
+                follow.was_saved = restoring.is_some();
                 follow.follow().await
             }
             Ok(Some(exit)) => Ok(exit),
@@ -125,8 +127,9 @@ impl Monitor {
         let restore = self.restore.take();
         let is_of_idle = restore.as_ref().is_some_and(|restore| self.is_of_idle(restore));
         let taken = restore.map(|restore| self.restoring(restore, plan)).transpose();
-        if !(is_of_idle && taken.is_ok() && idle::is_first_try(&self.machine.dir)?) {
-            idle::forget(&self.machine.dir)?;
+        let idle = IdleState::of(&self.machine.dir);
+        if !(is_of_idle && taken.is_ok() && idle.is_first_try()?) {
+            idle.forget()?;
         }
         match taken {
             Err(failure) if is_of_idle => {

@@ -43,7 +43,7 @@ pub struct MonitorArgs {
     /// What the first run goes on from, instead of booting.
     pub restore: Option<Restore>,
     /// Its volumes that whoever started it has held for it: name and lock.
-    pub held_volumes: Vec<(String, OwnedFd)>,
+    pub held_volumes: Vec<(String, FileLock)>,
     /// The key of the template that the first run makes.
     pub template: Option<String>,
     /// The guest waits, before its entrypoint, to be taken for a machine like it.
@@ -83,8 +83,7 @@ pub(super) async fn run(args: MonitorArgs) -> Result<(), Failure> {
     monitor.kill = kill;
     monitor.wait_for_owner = args.wait_for_owner;
     monitor.forwarder = forwarder;
-    let handed = args.held_volumes.into_iter();
-    monitor.handed = handed.map(|(name, lock)| (name, FileLock::handed(lock))).collect();
+    monitor.handed = args.held_volumes.into_iter().collect();
     monitor.restore = args.restore.or_else(|| monitor.saved_idle());
     monitor.template = args.template;
     monitor.stands_by = args.stands_by;

@@ -9,6 +9,7 @@
 //! | [`attempt`], [`events`], [`log`] | what happened, and what was written |
 //! | [`snapshot`] | machines as they were while they ran |
 //! | [`restoring`] | disks of a machine that become all at once what they were |
+//! | [`idle`] | machines that nobody has had to do with |
 //! | [`template`] | guests that are set up, for starts that do not boot |
 //! | [`volume`] | volumes: making, finding, growing, removing, locking |
 //! | [`cache`], [`disk_source`] | what of the image library machines need |
@@ -27,6 +28,7 @@ pub mod cgroup;
 pub mod disk_source;
 pub mod events;
 pub mod firmware;
+pub mod idle;
 pub mod journal;
 pub mod killpoint;
 pub mod leftovers;

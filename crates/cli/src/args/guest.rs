@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use zmachine_spec::guest::{Tmpfs, parse_sysctl};
-use zmachine_spec::{Class, Failure, MachineSpec, Origin, Setting, VolumeRequest, bytes};
+use zmachine_spec::{Class, Failure, MachineSpec, Origin, Setting, VolumeRequest};
 
 /// The flags.
 #[derive(Debug, Args)]
@@ -264,13 +264,7 @@ impl GuestArgs {
         spec.guest.tmpfs.extend(all::<Tmpfs>(&self.tmpfs)?);
         spec.guest.hosts = all(&self.add_host)?;
         spec.guest.dns_search = self.dns_search.clone();
-        let size = |text: &String| {
-            bytes::parse(text).map_err(|e| {
-                Failure::from_error(Class::Usage, &e)
-                    .context(format!("--shm-size {text}"))
-                    .hint(e.hint())
-            })
-        };
+        let size = |text: &String| super::size("--shm-size", text);
         spec.guest.shm_bytes = self.shm_size.as_ref().map(size).transpose()?;
         spec.guest.sysctls = self
             .sysctl

@@ -27,7 +27,7 @@ pub(crate) use flist::FlistCommand;
 pub(crate) use image::{CacheCommand, ImageCommand};
 pub(crate) use resources::{NetworkCommand, VolumeCommand, VolumeSnapshotCommand};
 pub(crate) use roles::{CompleteRole, JailRole, MemoryRole, MonitorRole, RootfsRole, ShareRole, StandbyRole};
-pub(crate) use run::{CreateArgs, RunArgs};
+pub(crate) use run::{CreateArgs, RunArgs, size};
 pub(crate) use snapshot::{ForkArgs, RestoreArgs, SnapshotCommand};
 
 const ELSEWHERE: &str = "On another host: zmachine --host URL [--token-file PATH] [--ca-file PATH] COMMAND, or --context NAME (docs/api.md)";

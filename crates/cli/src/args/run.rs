@@ -371,7 +371,7 @@ pub(super) fn is_content(value: &str) -> bool {
         || ["ssh-", "ecdsa-", "sk-"].iter().any(|kind| value.starts_with(kind))
 }
 
-fn size(flag: &str, text: &str) -> Result<u64, Failure> {
+pub(crate) fn size(flag: &str, text: &str) -> Result<u64, Failure> {
     bytes::parse(text).map_err(|e| {
         Failure::from_error(Class::Usage, &e)
             .context(format!("{flag} {text}"))

@@ -1,22 +1,16 @@
 //! `update` and `rename`.
 
 use zmachine_engine::Engine;
-use zmachine_spec::{Change, Class, Failure, Setting, bytes};
+use zmachine_spec::{Change, Class, Failure, Setting};
 
 use super::machines::each;
-use crate::args::{RenameArgs, UpdateArgs};
+use crate::args::{RenameArgs, UpdateArgs, size};
 use crate::output;
 use crate::progress::Bars;
 
 /// Changes machines.
 pub(crate) fn update(engine: &Engine, args: &UpdateArgs) -> Result<u8, Failure> {
-    let memory = |text: &String| {
-        bytes::parse(text).map_err(|e| {
-            Failure::from_error(Class::Usage, &e)
-                .context(format!("--memory {text}"))
-                .hint(e.hint())
-        })
-    };
+    let memory = |text: &String| size("--memory", text);
     let idle = |text: &str| Ok::<_, Failure>(zmachine_spec::health::parse_time(text)?.unwrap_or(0));
     let restart = args.restart.as_ref().map(|text| text.parse());
     let change = Change {

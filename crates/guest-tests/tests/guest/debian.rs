@@ -32,6 +32,14 @@ fn exec_output(home: &TestHome, script: &str) -> String {
     exec_output.expect_success().stdout().trim_end().to_owned()
 }
 
+fn wait_for_agent(home: &TestHome) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while zmachine(home, &["exec", "deb", "true"]).code != 0 {
+        assert!(Instant::now() < deadline, "the agent does not come back");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 fn wait_for_cloud_init(home: &TestHome) {
     let deadline = Instant::now() + BOOT;
     loop {
@@ -58,7 +66,17 @@ fn debian_gets_its_seed_from_cloud_init_and_its_agent_from_our_package() {
     let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEYTxlKbPKHIqgPspUOwMMkw6POd522sj8Gel99mSeGB me@example";
     let key_file = file(&home, "key.pub", &format!("{key}\n"));
     let flags = [
-        &["run", "-d", "--name", "deb", "-m", "1G", "-v", "boot:/:size=2G"][..],
+        &[
+            "run",
+            "-d",
+            "--snapshots",
+            "--name",
+            "deb",
+            "-m",
+            "1G",
+            "-v",
+            "boot:/:size=2G",
+        ][..],
         &[
             "--hostname",
             "cloudy",
@@ -120,13 +138,39 @@ fn debian_gets_its_seed_from_cloud_init_and_its_agent_from_our_package() {
             &home,
             &["exec", "deb", "systemctl", "--no-block", "restart", "zmachine-agent"],
         );
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while zmachine(&home, &["exec", "deb", "true"]).code != 0 {
-            assert!(Instant::now() < deadline, "the agent does not come back");
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        wait_for_agent(&home);
         assert_eq!(phase(&home, "deb"), "running");
     });
+    checks.that(
+        "it goes on with its memory, its agent comes back, and tells it the time",
+        || {
+            exec_output(&home, "echo then | tee /dev/shm/mark >/root/mark");
+            let boots = exec_output(&home, "cat /proc/sys/kernel/random/boot_id");
+            zmachine(&home, &["snapshot", "create", "deb@then"]).expect_success();
+            exec_output(&home, "echo later | tee /dev/shm/mark >/root/mark");
+            zmachine(&home, &["kill", "deb"]).expect_success();
+            std::thread::sleep(Duration::from_secs(20));
+            zmachine(&home, &["start", "--from", "deb@then"]).expect_success();
+            wait_for_agent(&home);
+            assert_eq!(exec_output(&home, "cat /dev/shm/mark /root/mark"), "then\nthen");
+            assert_eq!(exec_output(&home, "cat /proc/sys/kernel/random/boot_id"), boots);
+            let now = || {
+                std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .expect("time")
+            };
+            let deadline = Instant::now() + Duration::from_secs(30);
+            loop {
+                let guest: u64 = exec_output(&home, "date +%s").parse().expect("seconds");
+                let behind = now().as_secs().saturating_sub(guest);
+                if behind < 5 {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "its clock is {behind} s behind");
+            }
+            zmachine(&home, &["snapshot", "rm", "deb@then"]).expect_success();
+        },
+    );
     checks.that("the power button ends it in order", || {
         zmachine(&home, &["stop", "deb"]).expect_success();
         assert_eq!(phase(&home, "deb"), "stopped");

@@ -20,12 +20,14 @@
 //! | [`store`] | making, finding, growing, removing, locking |
 //! | [`snapshots`] | the volume as it was at an instant: made, found, restored, removed |
 //! | [`saved`] | volumes in snapshots of their machines |
+//! | [`handed`] | volumes that a command has for the monitor that it starts |
 //! | [`replacing`] | disks that replace others together |
 //! | [`wanted`] | what the volumes in the spec of a machine stand for, before anything is made |
 //! | [`mod@shared`] | the directories of the host among them |
 //! | [`mod@format`] | the file systems that are made on a fresh volume |
 
 pub mod format;
+pub mod handed;
 pub mod record;
 pub mod replacing;
 pub mod saved;
