@@ -51,7 +51,10 @@ fn main() {
     if std::env::args_os().next().is_some_and(|name| name == init::NAME) {
         std::process::exit(init::run(std::env::args_os()));
     }
-    if std::env::args_os().nth(1).is_some_and(|word| word == process::rehearsal::WORD) {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == process::rehearsal::WORD)
+    {
         process::rehearsal::run();
     }
     if std::process::id() != 1 {

@@ -217,11 +217,15 @@ impl Restoring {
 
     /// What its guest will be asked for, if it becomes what the plan says.
     pub(super) fn rehearsal(&self, plan: &ContainerPlan) -> Rehearsal {
+        let identity = match &*self.was {
+            Plan::Container(was) => Some(Box::new(plan.identity(was, Vec::new()))),
+            Plan::Vm(_) => None,
+        };
         let thaw = Thaw {
             seed: vec![0; SEED],
             unix_nanos: unix_nanos(),
             monotonic_began: self.monotonic,
-            identity: Some(Box::new(plan.identity(&self.was, Vec::new()))),
+            identity,
         };
         let process = plan.process.clone();
         Rehearsal { thaw, process }

@@ -80,7 +80,10 @@ impl Monitor {
             Ok(launched) => launched.map_err(Err)?,
             Err(Cut) => return Err(Ok(self.cut_short(inbox).await)),
         };
-        let taken = match self.wait_to_be_taken(rehearsal, &mut restoring, &mut running, listener, inbox).await {
+        let taken = match self
+            .wait_to_be_taken(rehearsal, &mut restoring, &mut running, listener, inbox)
+            .await
+        {
             Ok((session, claim)) => match self.become_what_it_is(plan, &mut running, claim).await {
                 Ok(()) => Ok(session),
                 Err(failure) => Err(Err(at("standby")(failure))),
