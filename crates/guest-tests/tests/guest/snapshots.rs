@@ -115,6 +115,14 @@ fn a_machine_is_saved_forked_and_restored() {
     checks.that("forks go on from there, each as a machine of its own", || {
         let made = zmachine(&home, &["fork", "web@first", "-n", "3", "--name", "f"]);
         assert_eq!(made.expect_success().stdout(), "f-1\nf-2\nf-3\n");
+        until(
+            "the memory is kept for the next fork",
+            Duration::from_secs(20),
+            || match keepers(&home)[..] {
+                [keeper] => Some(keeper),
+                _ => None,
+            },
+        );
         let all = ["web", "f-1", "f-2", "f-3"].map(|machine| identity(&home, machine));
         for index in 0..all[0].len() {
             let distinct: BTreeSet<&String> = all.iter().map(|one| &one[index]).collect();
