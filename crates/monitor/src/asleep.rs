@@ -11,11 +11,11 @@ use tokio::net::UnixListener;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::{mpsc, watch};
 use zmachine_agent_protocol::Process;
+use zmachine_network::sleeper::{Meaning, Sleeper};
 use zmachine_plan::Plan;
 use zmachine_store::log::Source;
 
 use super::context::{AbortOnDrop, Kept, Monitor};
-use super::idle_frames::{Meaning, Sleeper};
 use super::inbox::{Event, Inbox};
 use super::streams::{Attachable, Shared};
 use super::{console, entry, server};

@@ -44,7 +44,6 @@ mod grow;
 mod guest;
 mod health;
 mod idle;
-mod idle_frames;
 mod images;
 mod inbox;
 mod init;

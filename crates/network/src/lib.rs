@@ -50,6 +50,7 @@ mod reconcile;
 mod requirements;
 mod resource;
 mod rules;
+pub mod sleeper;
 mod spoofing;
 mod subnet;
 mod sysctl;

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use zmachine_network::Attachment;
+use super::attachment::Attachment;
 
 /// `EtherType`s.
 const IPV4: u16 = 0x0800;
@@ -23,7 +23,7 @@ const NEIGHBOR_SOLICITATION: u8 = 135;
 
 /// An interface of a machine that is asleep.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Sleeper {
+pub struct Sleeper {
     mac: [u8; 6],
     ipv4: Vec<Ipv4Addr>,
     ipv6: Vec<Ipv6Addr>,
@@ -31,7 +31,7 @@ pub(super) struct Sleeper {
 
 /// What a frame means for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Meaning {
+pub enum Meaning {
     /// It is for others, or for all.
     Nothing,
     /// Its address is asked for; the answer.
@@ -42,7 +42,7 @@ pub(super) enum Meaning {
 
 impl Sleeper {
     /// The interface of an attachment; `None` when its Ethernet address cannot be read.
-    pub(super) fn of(attachment: &Attachment) -> Option<Sleeper> {
+    pub fn of(attachment: &Attachment) -> Option<Sleeper> {
         let mac = attachment.mac.to_string();
         let bytes: Vec<u8> = mac
             .split(':')
@@ -68,7 +68,7 @@ impl Sleeper {
     }
 
     /// What an Ethernet frame that comes from the network means.
-    pub(super) fn meaning(&self, frame: &[u8]) -> Meaning {
+    pub fn meaning(&self, frame: &[u8]) -> Meaning {
         let Some((header, packet)) = frame.split_at_checked(ETHERNET) else {
             return Meaning::Nothing;
         };
