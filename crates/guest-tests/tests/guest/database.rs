@@ -136,11 +136,20 @@ fn a_database_under_load_loses_no_commit() {
         (acknowledged(&home, "db") > 20).then_some(())
     });
     let key = "cat /etc/ssh/ssh_host_ed25519_key.pub";
-    exec_output(
-        &home,
+    let words = [
+        "exec",
+        "-u",
+        "0:0",
         "db",
-        "ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key",
-    );
+        "ssh-keygen",
+        "-q",
+        "-t",
+        "ed25519",
+        "-N",
+        "",
+        "-f",
+    ];
+    zmachine(&home, &[&words[..], &["/etc/ssh/ssh_host_ed25519_key"]].concat()).expect_success();
     let mut keys = BTreeSet::from([exec_output(&home, "db", key)]);
     let mut instants = BTreeSet::new();
     for number in 0..SNAPSHOTS {
