@@ -5,11 +5,11 @@
 //! request that does not fit it is answered with `BadRequest` and changes nothing.
 
 mod freezing;
+mod hosts;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -21,7 +21,6 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::Instant;
-use yamux::{Config, Connection, Mode};
 use zmachine_agent_protocol::{
     AgentError, BootConfig, Container, ContainerProcess, ContainerRequest, ErrorKind, ExitStatus, Frame, FrameDecoder,
     PROTOCOL_VERSION, Process, Reply, Request, Transfer,
@@ -32,20 +31,13 @@ use crate::container::{Containers, Host};
 use crate::dial::ProgramEnds;
 use crate::freeze::{Freezer, Frozen, Prepared};
 use crate::pollable::Pollable;
-use crate::port::{Greeted, Port};
 use crate::process::{AgentSide, Namespaces, NextStreams, Plan, Session, StartError, Started, open_stdio, start, work};
 use crate::reaper::Reaper;
 use crate::sessions::Sessions;
 use crate::setup::{self, Layers, Outcome, SetupError, Writable};
 use crate::shutdown::{self, Stop, Stoppable};
-use crate::{capacity, clock, console, dial, host, power, processes, users};
+use crate::{capacity, clock, console, dial, power, processes, users};
 
-/// Streams open at once; yamux gives up the connection beyond it.
-const STREAMS: usize = 4096;
-/// yamux's window of a stream in bytes (its specification's default); no more is granted, so memory stays bounded.
-const WINDOW: usize = 256 * 1024;
-/// The largest piece yamux cuts a write into.
-const PIECE: usize = 32 * 1024;
 /// How long the host may take to send a request on a stream it opened.
 const REQUEST: Duration = Duration::from_secs(60);
 
@@ -70,12 +62,6 @@ enum State {
 
 /// How long a `Run` waits for its `Configure`. The host sends both at once, so this is for hosts that never will.
 const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a machine waits for a host that takes over from one that is gone, before it stops.
-const TAKEOVER: Duration = Duration::from_secs(5);
-
-/// The same for a machine that was frozen: whoever copies it may be busy.
-const FROZEN_TAKEOVER: Duration = Duration::from_secs(120);
 
 /// What a frozen guest says to everything else.
 const FROZEN: &str = "the guest is frozen";
@@ -164,33 +150,14 @@ where
         agent.reap();
         loop {
             let port = Pollable::new(next().await?)?;
-            connection(agent.port(&Rc::new(port), &Rc::default(), Vec::new()), &agent).await;
+            let port = agent.port(&Rc::new(port), &Rc::default(), Vec::new());
+            agent.connection(port).await;
         }
     })
 }
 
 fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_io().enable_time().build()
-}
-
-/// Accepts streams until the host is gone.
-async fn connection(port: Port, agent: &Rc<Agent>) {
-    let mut config = Config::default();
-    config.set_max_connection_receive_window(Some(STREAMS * WINDOW));
-    config.set_max_num_streams(STREAMS);
-    config.set_split_send_size(PIECE);
-    let mut connection = Connection::new(port, config, Mode::Server);
-    let reason = loop {
-        match poll_fn(|cx| connection.poll_next_inbound(cx)).await {
-            Some(Ok(stream)) => drop(spawn_local(Rc::clone(agent).stream(stream))),
-            Some(Err(error)) => break error.to_string(),
-            None => break "closed".into(),
-        }
-    };
-    // A copy says nothing: its host knows, and whoever it is for waits.
-    if !agent.is_frozen.get() {
-        console::info(&format!("the host is gone: {reason}"));
-    }
 }
 
 impl Agent {
@@ -220,48 +187,6 @@ impl Agent {
             held: RefCell::default(),
             is_holding: Cell::default(),
             written: Notify::new(),
-        }
-    }
-
-    /// Serves one host after the other, until none comes in time.
-    async fn hosts(self: &Rc<Self>, mut port: Rc<Pollable>) {
-        let mut first = Vec::new();
-        loop {
-            let greeted: Rc<RefCell<Greeted>> = Rc::default();
-            connection(self.port(&port, &greeted, std::mem::take(&mut first)), self).await;
-            // What is no frame of the old connection may be the beginning of a greeting.
-            if self.is_frozen.get() {
-                let greeted = greeted.take();
-                let taken = tokio::time::timeout(self.takeover(), host::taken_over(&port, greeted)).await;
-                if let Ok(Ok(rest)) = taken {
-                    first = rest;
-                    continue;
-                }
-            }
-            // Closed before it is opened again: it can be open once.
-            drop(port);
-            port = match tokio::time::timeout(self.takeover(), host::next_that_takes_over()).await {
-                Ok(Ok((next, rest))) => {
-                    first = rest;
-                    Rc::new(next)
-                }
-                Ok(Err(_)) | Err(_) => return,
-            };
-            console::info("another host takes over");
-        }
-    }
-
-    /// `first`: what it has read already.
-    fn port(&self, port: &Rc<Pollable>, greeted: &Rc<RefCell<Greeted>>, first: Vec<u8>) -> Port {
-        Port::new(Rc::clone(port), first, Rc::clone(&self.is_frozen), Rc::clone(greeted))
-    }
-
-    /// How long the next host may take when this one is gone.
-    fn takeover(&self) -> Duration {
-        if self.is_frozen.get() {
-            FROZEN_TAKEOVER
-        } else {
-            TAKEOVER
         }
     }
 

@@ -9,7 +9,7 @@ use clap::CommandFactory;
 
 use crate::args::Cli;
 use crate::args::guest::GuestArgs;
-use crate::usage::{COMMANDS, FLAGS};
+use zmachine_term::foreign::{COMMANDS, FLAGS};
 
 const HEAD: &str = "# From docker\nWhat docker's commands and the flags of `docker run` are here. Containers are virtual machines: each has a kernel of its \
 own, so some flags change nothing, and what would share a kernel is not there. `zmachine COMMAND --help` and [cli.md](cli.md) say more. This page is made of the program's own \

@@ -14,7 +14,7 @@ use zmachine_store::volume::handed;
 use zmachine_sys::fd;
 use zmachine_sys::jail::{self, Jail};
 
-use crate::args::{CompleteRole, JailRole, MonitorRole, RootfsRole, ShareRole, StandbyRole};
+use crate::args::{CompleteRole, JailRole, MemoryRole, MonitorRole, RootfsRole, ShareRole, StandbyRole};
 
 /// The longest a guest waits for one block, over all routes and retries, before its read fails.
 const BLOCK_DEADLINE: Duration = Duration::from_secs(60);
@@ -160,4 +160,12 @@ pub(crate) fn jail(role: &JailRole) -> Result<u8, Failure> {
     let error = std::process::Command::new(program).args(arguments).exec();
     let text = format!("cannot become {}", program.display());
     Err(Failure::from_error(Class::Failed, &error).context(text))
+}
+
+/// `zmachine memory`: keeps the memory of a snapshot open for those who begin with it next.
+pub(crate) fn memory(role: MemoryRole) -> Result<u8, Failure> {
+    show_as(c"zm-memory");
+    let memory = fd::take_inherited(role.memory_fd).map_err(|e| Failure::from_error(Class::Usage, &e))?;
+    Engine::new(role.home.open()?, Programs::own()).keep_memory(&role.folder, memory)?;
+    Ok(0)
 }

@@ -24,6 +24,7 @@ mod image_facts;
 pub mod image_view;
 mod images;
 mod measure;
+mod memory_keeper;
 mod metrics;
 mod networks;
 pub mod node;
@@ -51,6 +52,7 @@ mod volumes;
 mod warm;
 
 use std::fs::OpenOptions;
+use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -169,12 +171,13 @@ impl Engine {
         command
     }
 
-    /// Starts a process that outlives this one, and says what goes wrong in the file `log`.
-    fn start_beside(mut command: Command, log: &Path) -> Result<(), Failure> {
+    /// Starts a process that outlives this one, has the descriptors `keep`, and says what goes wrong in the file `log`.
+    fn start_beside(mut command: Command, log: &Path, keep: &[RawFd]) -> Result<(), Failure> {
         let mut options = OpenOptions::new();
         let opened = options.write(true).create(true).truncate(true).mode(0o600).open(log);
         command.stderr(opened.map_err(|e| FileError::io("open", log, e))?);
         let setup = ChildSetup {
+            keep: keep.to_vec(),
             new_session: true,
             ..ChildSetup::default()
         };

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
@@ -18,7 +19,11 @@ impl Engine {
         let holders = Holders::of(&self.home, snapshot);
         let memory = match holders.find() {
             Some(memory) => memory,
-            None => load(snapshot, folder, Some(&holders))?,
+            None => {
+                let memory = load(snapshot, folder, Some(&holders))?;
+                self.keep_memory_of(folder, &memory);
+                memory
+            }
         };
         Ok((memory, holders))
     }
@@ -43,6 +48,8 @@ pub(super) fn load(snapshot: &Snapshot, folder: &Path, holders: Option<&Holders>
 pub(super) struct Reading {
     reader: Mutex<Option<JoinHandle<Result<OwnedFd, Failure>>>>,
     memory: OnceLock<Result<OwnedFd, Failure>>,
+    /// Nobody had it, and nobody has been told of it.
+    is_new: AtomicBool,
 }
 
 impl Reading {
@@ -51,6 +58,7 @@ impl Reading {
             return Ok(Reading {
                 reader: Mutex::new(None),
                 memory: OnceLock::from(Ok(memory)),
+                is_new: AtomicBool::new(false),
             });
         }
         let (snapshot, folder, holders) = (snapshot.clone(), folder.to_owned(), holders.clone());
@@ -59,7 +67,13 @@ impl Reading {
         Ok(Reading {
             reader: Mutex::new(Some(reader)),
             memory: OnceLock::new(),
+            is_new: AtomicBool::new(true),
         })
+    }
+
+    /// Whether it was read from the file, the first time that somebody asks.
+    pub(super) fn was_read(&self) -> bool {
+        self.is_new.swap(false, Ordering::Relaxed)
     }
 
     /// The memory, once it is whole.

@@ -65,7 +65,7 @@ pub struct ForkSource {
     /// `None`: of disks alone, its forks boot.
     memory: Option<(Reading, Holders)>,
     /// Of a machine that runs: there is no snapshot but for its forks.
-    _draft: Option<Draft>,
+    draft: Option<Draft>,
 }
 
 impl ForkSource {
@@ -270,7 +270,7 @@ impl Engine {
             snapshot,
             folder,
             memory,
-            _draft: draft,
+            draft,
         })
     }
 
@@ -331,7 +331,11 @@ impl Engine {
             return self.start(&created.id, false);
         };
         self.require_fit(created, &source.snapshot, saved, &source.folder)?;
-        let memory = memory.end()?;
+        let (reading, memory) = (memory, memory.end()?);
+        // What is saved for these forks alone is gone with this command.
+        if source.draft.is_none() && reading.was_read() {
+            self.keep_memory_of(&source.folder, &memory);
+        }
         self.kill.pass("fork: created");
         let from = RestoreFrom {
             folder: &source.folder,

@@ -196,7 +196,7 @@ impl Engine {
         let (stdin, mut told) = std::io::pipe()?;
         let text = serde_json::to_vec(&spec).map_err(std::io::Error::from)?;
         command.stdin(stdin);
-        Engine::start_beside(command, &self.home.run().join(format!("standby-{key}.log")))?;
+        Engine::start_beside(command, &self.home.run().join(format!("standby-{key}.log")), &[])?;
         told.write_all(&text)?;
         Ok(())
     }

@@ -216,19 +216,18 @@ impl Restoring {
     }
 
     /// What its guest will be asked for, if it becomes what the plan says.
-    pub(super) fn rehearsal(&self, plan: &ContainerPlan) -> Rehearsal {
-        let identity = match &*self.was {
-            Plan::Container(was) => Some(Box::new(plan.identity(was, Vec::new()))),
-            Plan::Vm(_) => None,
+    pub(super) fn rehearsal(&self, plan: &Plan) -> Option<Rehearsal> {
+        let (Plan::Container(plan), Plan::Container(was)) = (plan, &*self.was) else {
+            return None;
         };
         let thaw = Thaw {
             seed: vec![0; SEED],
             unix_nanos: unix_nanos(),
             monotonic_began: self.monotonic,
-            identity,
+            identity: Some(Box::new(plan.identity(was, Vec::new()))),
         };
         let process = plan.process.clone();
-        Rehearsal { thaw, process }
+        Some(Rehearsal { thaw, process })
     }
 
     /// The session with an agent that was somebody else's.

@@ -71,10 +71,8 @@ impl Monitor {
         let without = || Failure::new(Class::Failed, "a machine that stands by begins from a template");
         let restore = self.take_restore(plan).and_then(|restore| restore.ok_or_else(without));
         let (mut restoring, saved) = restore.map_err(|failure| Err(at("snapshot")(failure)))?;
-        let rehearsal = match &*plan {
-            Plan::Container(plan) => restoring.rehearsal(plan),
-            Plan::Vm(_) => return Err(Err(at("standby")(without()))),
-        };
+        let rehearsal = restoring.rehearsal(plan).ok_or_else(without);
+        let rehearsal = rehearsal.map_err(|failure| Err(at("standby")(failure)))?;
         let console = console.unwrap_or_else(|| console::new().1);
         let mut running = match inbox.unless_stopped(self.launch(plan, console, Some(saved))).await {
             Ok(launched) => launched.map_err(Err)?,

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::attachment::Attachment;
+use crate::Attachment;
 
 /// `EtherType`s.
 const IPV4: u16 = 0x0800;

@@ -26,6 +26,7 @@ impl Surroundings {
         seen.extend(
             processes(folder)
                 .into_iter()
+                .filter(|(_, line)| !keeps_memory(line))
                 .map(|(pid, line)| format!("process {pid}: {line}")),
         );
         seen.extend(mounts(folder).into_iter().map(|mount| format!("mount {mount}")));
@@ -95,6 +96,14 @@ fn processes(folder: &Path) -> Vec<(i32, String)> {
             named.then(|| (pid, words.trim_end().to_owned()))
         })
         .collect()
+}
+
+/// Whether it keeps the memory of a snapshot open that is there: it does for a minute after the last start, by design.
+fn keeps_memory(line: &str) -> bool {
+    let mut words = line.split(' ');
+    let folder = words.clone().skip_while(|word| *word != "--folder").nth(1);
+    (words.next(), words.next()) == (Some("zmachine"), Some("memory"))
+        && folder.is_some_and(|folder| Path::new(folder).join("snapshot.json").exists())
 }
 
 /// Whether the root of a process is a file system of its own that is named after something in `folder`.

@@ -26,7 +26,7 @@ pub(crate) use compose::ComposeArgs;
 pub(crate) use flist::FlistCommand;
 pub(crate) use image::{CacheCommand, ImageCommand};
 pub(crate) use resources::{NetworkCommand, VolumeCommand, VolumeSnapshotCommand};
-pub(crate) use roles::{CompleteRole, JailRole, MonitorRole, RootfsRole, ShareRole, StandbyRole};
+pub(crate) use roles::{CompleteRole, JailRole, MemoryRole, MonitorRole, RootfsRole, ShareRole, StandbyRole};
 pub(crate) use run::{CreateArgs, RunArgs, size};
 pub(crate) use snapshot::{ForkArgs, RestoreArgs, SnapshotCommand};
 
@@ -216,6 +216,9 @@ pub(crate) enum Command {
     /// Make machines that stand by
     #[command(hide = true)]
     Standby(StandbyRole),
+    /// Keep the memory of a snapshot open
+    #[command(hide = true)]
+    Memory(MemoryRole),
     /// The server of a directory for a machine
     #[command(hide = true)]
     Share(ShareRole),

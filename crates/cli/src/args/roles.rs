@@ -107,6 +107,16 @@ pub(crate) struct StandbyRole {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct MemoryRole {
+    #[command(flatten)]
+    pub(crate) home: HomeArgs,
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+    #[arg(long)]
+    pub(crate) memory_fd: i32,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ShareRole {
     #[arg(long)]
     pub(crate) listener_fd: i32,

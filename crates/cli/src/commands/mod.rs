@@ -103,6 +103,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Monitor(role) => roles::monitor(role),
         Command::Complete(role) => roles::complete(role),
         Command::Standby(role) => roles::standby(role),
+        Command::Memory(role) => roles::memory(role),
         Command::Rootfs(role) => roles::rootfs(role),
         Command::Share(role) => roles::share(role),
         Command::Jail(role) => roles::jail(&role),

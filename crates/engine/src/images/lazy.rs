@@ -80,7 +80,7 @@ impl Engine {
         for file in &self.registry_files.auth {
             command.arg("--authfile").arg(file);
         }
-        Engine::start_beside(command, &image.join(LOG_FILE))
+        Engine::start_beside(command, &image.join(LOG_FILE), &[])
             .map_err(|failure| failure.context("cannot bring the rest of the image"))
     }
 }

@@ -9,6 +9,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::fs::{SealFlags, fcntl_get_seals};
 use sha2::{Digest, Sha256};
@@ -51,6 +52,25 @@ impl Holders {
     /// The name of the memory.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The lock of who keeps it open for others.
+    pub fn lock_path(&self) -> PathBuf {
+        self.folder.join(format!("{}.lock", self.name))
+    }
+
+    /// Removes what is known of a snapshot that is gone.
+    pub fn forget(&self) {
+        for path in [self.folder.join(&self.name), self.lock_path()] {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// How long nobody has been added; `None` when that is not known.
+    pub fn unused_for(&self) -> Option<Duration> {
+        let there = fs::metadata(self.folder.join(&self.name)).ok()?;
+        // A clock that was set back says nothing about it.
+        there.modified().ok()?.elapsed().ok().or(Some(Duration::ZERO))
     }
 
     /// The memory, if a process has it open.

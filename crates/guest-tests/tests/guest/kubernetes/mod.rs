@@ -672,7 +672,7 @@ fn a_container_by_itself_and_pods_whose_roots_are_disks() {
         assert_eq!(output(node, &again, "ls /sys/block | grep -c ^vd"), "4");
         node.cri("StopContainer", &json!({"container_id": app, "timeout": 0}));
         assert_eq!(output(node, &again, "cat /app"), "the app");
-        let own = pod.start("own", "", json!({"image": {"image": FLIST}, "command": []}));
+        pod.start("own", "", json!({"image": {"image": FLIST}, "command": []}));
         until("what the flist's program says", SOON, || {
             (pod.log("own") == "/work\nas it says\na flist in a registry").then_some(())
         });
