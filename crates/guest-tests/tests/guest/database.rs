@@ -20,17 +20,18 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// commit was acknowledged.
 const RUN: &str = r#"#!/bin/sh
 export PATH=/usr/lib/postgresql/15/bin:/bin PGDATA=/data/pg LC_ALL=C
-mkdir -p $PGDATA /run/postgresql; chown -R postgres /data /run/postgresql; chmod 700 $PGDATA
-as() { setuidgid postgres "$@"; }
-[ -e $PGDATA/PG_VERSION ] || as initdb -E UTF8 --no-locale -A trust >/data/initdb.log 2>&1 || { cat /data/initdb.log >&2; exit 1; }
+[ -e $PGDATA/PG_VERSION ] || initdb -E UTF8 --no-locale -A trust >/data/initdb.log 2>&1 || { cat /data/initdb.log >&2; exit 1; }
 echo jit=off >$PGDATA/postgresql.auto.conf
-as postgres >>/data/server.log 2>&1 &
-until as pg_isready -q -h /run/postgresql; do sleep 0.2; done
-sql() { as psql -q -At -h /run/postgresql -U postgres postgres "$@"; }
+postgres -k /tmp >>/data/server.log 2>&1 &
+until pg_isready -q -h /tmp; do sleep 0.2; done
+sql() { psql -q -At -h /tmp postgres "$@"; }
 sql -c 'create table if not exists t (n int primary key, filler text)'
 i=$(sql -c 'select coalesce(max(n), 0) from t')
 while true; do i=$((i+1)); echo "insert into t values ($i, repeat('x', 500)) returning n;"; done | sql
 "#;
+
+/// The database's user.
+const POSTGRES: u32 = 100;
 
 /// Gives forks SSH host keys of their own.
 const NEW_KEYS: &str = include_str!("../../../../examples/thaw.d/ssh-host-keys");
@@ -59,15 +60,19 @@ fn image(home: &TestHome) -> String {
     }
     let keygen = debian_program("openssh-client", "usr/bin/ssh-keygen", &home.cache());
     let users = "root:x:0:0:root:/root:/bin/sh\npostgres:x:100:100:postgres:/data:/bin/sh\n";
-    tree.file("etc/passwd", users)
+    let tree = tree
+        .file("etc/passwd", users)
         .file("etc/group", "root:x:0:\npostgres:x:100:\n")
         .program("run-database", RUN)
+        .folder("data", 0o755)
         .folder("etc/ssh", 0o755)
         .folder("etc/zmachine", 0o755)
         .folder("etc/zmachine/thaw.d", 0o755)
         .program("etc/zmachine/thaw.d/ssh-host-keys", NEW_KEYS)
-        .program("usr/bin/ssh-keygen", fs::read(keygen).expect("a program"))
-        .pack(home, "postgresql")
+        .program("usr/bin/ssh-keygen", fs::read(keygen).expect("a program"));
+    // A fresh volume is its user's, as the folder is that it takes the place of.
+    std::os::unix::fs::chown(tree.root().join("data"), Some(POSTGRES), Some(POSTGRES)).expect("chown");
+    tree.pack(home, "postgresql")
 }
 
 /// The last row whose commit was acknowledged.
@@ -81,16 +86,14 @@ fn acknowledged(home: &TestHome, machine: &str) -> u64 {
 }
 
 fn sql(home: &TestHome, machine: &str, query: &str) -> String {
-    let psql = format!(
-        "setuidgid postgres /usr/lib/postgresql/15/bin/psql -At -h /run/postgresql -U postgres postgres -c \"{query}\""
-    );
+    let psql = format!("/usr/lib/postgresql/15/bin/psql -At -h /tmp postgres -c \"{query}\"");
     exec_output(home, machine, &psql)
 }
 
 /// What a database that goes on has: all rows up to the last one, and that is not before `least`.
 fn assert_whole(home: &TestHome, machine: &str, least: u64) {
     until("the database answers", PATIENCE, || {
-        let ready = "setuidgid postgres /usr/lib/postgresql/15/bin/pg_isready -q -h /run/postgresql";
+        let ready = "/usr/lib/postgresql/15/bin/pg_isready -q -h /tmp";
         (sh(home, machine, ready).code == 0).then_some(())
     });
     // One statement, so that rows that come meanwhile are in both or in none.
@@ -122,6 +125,8 @@ fn a_database_under_load_loses_no_commit() {
         "--snapshots",
         "-v",
         "db:/data:size=1G",
+        "-u",
+        "100:100",
         "--memory",
         "512M",
         &image,
@@ -131,11 +136,20 @@ fn a_database_under_load_loses_no_commit() {
         (acknowledged(&home, "db") > 20).then_some(())
     });
     let key = "cat /etc/ssh/ssh_host_ed25519_key.pub";
-    exec_output(
-        &home,
+    let words = [
+        "exec",
+        "-u",
+        "0:0",
         "db",
-        "ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key",
-    );
+        "ssh-keygen",
+        "-q",
+        "-t",
+        "ed25519",
+        "-N",
+        "",
+        "-f",
+    ];
+    zmachine(&home, &[&words[..], &["/etc/ssh/ssh_host_ed25519_key"]].concat()).expect_success();
     let mut keys = BTreeSet::from([exec_output(&home, "db", key)]);
     let mut instants = BTreeSet::new();
     for number in 0..SNAPSHOTS {
