@@ -75,6 +75,10 @@ pub(crate) fn grow(
     fstype: &str,
     disk_bytes: u64,
 ) -> Result<(), SetupError> {
+    if is_init {
+        // An appliance is asked before anything has been configured, which is when they are loaded otherwise.
+        modules::load_for_disks()?;
+    }
     let disk = Disk::wait_for(serial)?;
     let deadline = Instant::now() + APPEAR;
     while device_bytes(&disk.device()).is_ok_and(|bytes| bytes < disk_bytes) && Instant::now() < deadline {
