@@ -44,8 +44,10 @@ pub struct Following<'a> {
 pub struct Starting<'scope> {
     /// The thread.
     pub thread: ScopedJoinHandle<'scope, Result<(), Failure>>,
-    /// Set by it when it has failed.
+    /// Set by it when it has failed by itself.
     pub has_failed: &'scope AtomicBool,
+    /// Has it start nothing more: what fails from then on was stopped.
+    pub stop: &'scope (dyn Fn() + Sync),
 }
 
 /// Where the logs of machines ended that were there before: what they wrote then is not shown again.
@@ -110,6 +112,7 @@ impl Following<'_> {
                         ended_first.get_or_insert(code);
                     }
                     if self.ends_with_one && interrupts.load(Ordering::SeqCst) == 0 {
+                        (starting.stop)();
                         end::stop_all(self.engine, self.front, self.project, self.grace);
                     }
                 }

@@ -194,8 +194,9 @@ fn snapshots(remote: &Remote<'_>) {
         remote.output(&["snapshot", "create", "--disk-only", "far@disks"]),
         "far@disks"
     );
-    let kind = ["snapshot", "inspect", "far@disks", "--format", "{{.kind}}"];
-    assert_eq!(remote.output(&kind), "disks");
+    let inspected = remote.output(&["snapshot", "inspect", "far@disks"]);
+    let inspected: serde_json::Value = serde_json::from_str(&inspected).expect("JSON");
+    assert_eq!(inspected[0]["kind"], "disks");
     assert_eq!(remote.output(&["exec", "far", "cat", "/kept"]), "kept");
     assert_eq!(
         remote.output(&["snapshot", "rm", "far@one", "far@two", "far@disks"]),

@@ -81,7 +81,11 @@ fn attached(engine: &Engine, project: &Project, wish: Wish, following: &Followin
     let handle = signals.handle();
     let begun = Begun::now(engine, project)?;
     let convergence = &Convergence::new(engine, &Terminal, project, wish)?;
-    let has_failed = AtomicBool::new(false);
+    let (has_failed, is_stopped) = (AtomicBool::new(false), AtomicBool::new(false));
+    let stop = || {
+        is_stopped.store(true, Ordering::SeqCst);
+        convergence.stop();
+    };
     let ended = thread::scope(|scope| {
         let counted = interrupts.clone();
         scope.spawn(move || {
@@ -101,10 +105,14 @@ fn attached(engine: &Engine, project: &Project, wish: Wish, following: &Followin
         let starting = Starting {
             thread: scope.spawn(|| {
                 let started = convergence.run();
+                if is_stopped.load(Ordering::SeqCst) {
+                    return Ok(());
+                }
                 has_failed.store(started.is_err(), Ordering::SeqCst);
                 started
             }),
             has_failed: &has_failed,
+            stop: &stop,
         };
         let ended = following.run(begun, &interrupts, &starting);
         let started = match starting.thread.join() {
