@@ -13,7 +13,6 @@ use zmachine_store::snapshot::Snapshot;
 use zmachine_store::snapshot::holders::Holders;
 use zmachine_sys::file;
 use zmachine_sys::host::HostFacts;
-use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::ProcessId;
 
 use crate::Engine;
@@ -49,7 +48,7 @@ impl Engine {
         let description = folder.join("snapshot.json");
         let snapshot: Snapshot = file::read_json(&description)?;
         let holders = Holders::of(&self.home, &snapshot);
-        let Some(_alone) = FileLock::try_exclusive(&holders.lock_path())? else {
+        let Some(_alone) = holders.try_keep()? else {
             return Ok(());
         };
         holders.add(ProcessId::current())?;

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use rustix::fs::{SealFlags, fcntl_get_seals};
 use sha2::{Digest, Sha256};
-use zmachine_spec::Home;
+use zmachine_spec::{Failure, Home};
 use zmachine_sys::file;
+use zmachine_sys::lock::FileLock;
 use zmachine_sys::process::ProcessId;
 
 use super::{Snapshot, make_private};
@@ -54,8 +55,17 @@ impl Holders {
         &self.name
     }
 
-    /// The lock of who keeps it open for others.
-    pub fn lock_path(&self) -> PathBuf {
+    /// Takes the lock of who keeps it open for others; `None` when somebody does already.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn try_keep(&self) -> Result<Option<FileLock>, Failure> {
+        // Whoever is started for this may be the first who needs the folder.
+        make_private(&self.folder)?;
+        Ok(FileLock::try_exclusive(&self.lock_path())?)
+    }
+
+    fn lock_path(&self) -> PathBuf {
         self.folder.join(format!("{}.lock", self.name))
     }
 
