@@ -122,7 +122,7 @@ pub enum Request {
     /// Let a frozen guest go on. Answer: [`Reply::Done`], or an error after which the guest powers off.
     Thaw(Box<Thaw>),
     /// Do what a frozen copy will have to do when it is told who it is and runs a process like this one, so that it is done quicker then.
-    /// The program itself is read and not run, and nothing of it stays. Answer: [`Reply::Done`].
+    /// The program itself is read and not run, and nothing of it stays. Answer: [`Reply::Done`], or why not all of it was done.
     Rehearse(Box<Rehearsal>),
     /// Is the agent alive? Answer: [`Reply::Done`].
     Ping,

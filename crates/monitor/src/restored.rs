@@ -185,9 +185,10 @@ impl Monitor {
             (true, false) => "began from the template",
         };
         self.log.note(Source::Monitor, &format!("{how} {name}"));
-        if monotonic_began.is_none() {
-            // On a busy host an emulated guest may have taken its time to hear of it.
-            super::clock::tell(Some(session.clone()));
+        if monotonic_began.is_none() || restoring.seen.is_some() {
+            // On a busy host an emulated guest may have taken its time to hear of it; and where it was looked at before, this host's own clock
+            // may have been set since.
+            clock::tell(Some(session.clone()));
         }
         if let Some(started) = started {
             let _ = stream.send(started);

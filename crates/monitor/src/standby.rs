@@ -18,6 +18,7 @@ use zmachine_spec::control::{Reply, Report, Request};
 use zmachine_spec::{Class, Exit, Failure, Home};
 use zmachine_store::catalog::{self, Machine};
 use zmachine_store::journal::Resource;
+use zmachine_store::log::Source;
 use zmachine_sys::file;
 
 use super::agent_start::{Interrupt, RootfsEnd};
@@ -118,8 +119,12 @@ impl Monitor {
             done
         };
         match self.during(running, inbox, RootfsEnd::IsMended, ANSWER, asked).await {
-            // An agent that cannot do it answers as well.
-            Ok(Ok(_) | Err(SessionError::Agent(_))) => {}
+            Ok(Ok(_)) => {}
+            // It waits all the same, and takes a little longer when it is taken.
+            Ok(Err(SessionError::Agent(error))) => {
+                let text = format!("what is to come was not rehearsed: {}", error.message);
+                self.log.note(Source::Monitor, &text);
+            }
             Ok(Err(error)) => return Err(Err(self.cut_off(running, error, "standby").await)),
             Err(interrupt) => return Err(self.not_taken(interrupt)),
         }

@@ -115,7 +115,7 @@ impl Agent {
     }
 
     /// Does once what [`Agent::thaw`] and the start of a process will do: what they need of the kernel and of the image is in memory then,
-    /// and translated where the guest is emulated. What fails is tried again when it counts.
+    /// and translated where the guest is emulated. What fails is tried again when it counts, and told, as nobody would notice it otherwise.
     pub(super) async fn rehearse(&self, like: Process) -> Reply {
         if !self.is_frozen.get() {
             return bad_request("the guest is not frozen");
@@ -129,18 +129,24 @@ impl Agent {
             ..like
         };
         // They are in no group that is frozen.
-        let first = self.start(&process, &Namespaces::New, true).await;
-        if let Ok((first, side)) = first {
-            if let Ok((second, side)) = self.start(&process, &Namespaces::Join(first.pid), false).await {
+        let (first, side) = match self.start(&process, &Namespaces::New, true).await {
+            Ok(started) => started,
+            Err(error) => return failure(error.kind(), error),
+        };
+        let second = self.start(&process, &Namespaces::Join(first.pid), false).await;
+        let reply = match second {
+            Ok((second, side)) => {
                 drop(side);
                 let _ = self.reaper.signal(second.pid, libc::SIGKILL);
                 let _ = second.exited.await;
+                Reply::Done
             }
-            drop(side);
-            let _ = self.reaper.signal(first.pid, libc::SIGKILL);
-            let _ = first.exited.await;
-        }
-        Reply::Done
+            Err(error) => failure(error.kind(), error),
+        };
+        drop(side);
+        let _ = self.reaper.signal(first.pid, libc::SIGKILL);
+        let _ = first.exited.await;
+        reply
     }
 
     /// Runs the image's `programs`, those of `folder`, in the order of their names, in the container: while nothing is frozen yet, or all else is.

@@ -296,23 +296,25 @@ fn saving_survives_the_end_of_any_process() {
     assert!(kept >= 1, "a machine whose root server dies is saved all the same");
 }
 
+/// Where a start from a snapshot is interrupted.
+const STEPS: [&str; 7] = [
+    "start: state is starting",
+    "start: volumes ready",
+    "start: before the hypervisor",
+    "start: hypervisor started",
+    "restore: hypervisor goes on",
+    "restore: guest goes on",
+    "start: state is running",
+];
+
 #[test]
 #[ignore = "minutes: make test-long"]
 fn restoring_survives_the_end_of_any_process() {
     let Some((home, image)) = home_with_box() else { return };
     saved(&home, &image);
     let disks = Disks::of(&home);
-    let steps = [
-        "start: state is starting",
-        "start: volumes ready",
-        "start: before the hypervisor",
-        "start: hypervisor started",
-        "restore: hypervisor goes on",
-        "restore: guest goes on",
-        "start: state is running",
-    ];
     let mut rows = 0;
-    for step in steps {
+    for step in STEPS {
         for victim in OF_ONE {
             let restore = home.zmachine(["restore", "web@then"]);
             let restore = restore.env(VARIABLE, format!("monitor:stop {step}")).start();
@@ -359,17 +361,8 @@ fn restoring_survives_the_end_of_any_process() {
 fn forking_survives_the_end_of_any_process() {
     let Some((home, image)) = home_with_box() else { return };
     saved(&home, &image);
-    let steps = [
-        "start: state is starting",
-        "start: volumes ready",
-        "start: before the hypervisor",
-        "start: hypervisor started",
-        "restore: hypervisor goes on",
-        "restore: guest goes on",
-        "start: state is running",
-    ];
     let mut rows = 0;
-    for step in steps {
+    for step in STEPS {
         for victim in OF_FORKS {
             zmachine(&home, &["fork", "web@then", "--name", "holder"]).expect_success();
             let fork = home.zmachine(["fork", "web@then", "--name", "f"]);

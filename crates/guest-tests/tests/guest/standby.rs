@@ -69,6 +69,11 @@ fn a_machine_begins_as_one_that_stands_by() {
             log.contains("own").then_some(log)
         });
         assert_eq!(logged, "b\n/tmp\n1\nown\n");
+        let noted = zmachine(&home, &["logs", "--source", "monitor", "web"]).stdout();
+        assert!(
+            noted.contains("began from the template") && !noted.contains("not rehearsed"),
+            "{noted}"
+        );
         assert_eq!(exec_output(&home, "web", "cat /run/secrets/s"), "hidden");
         let own = exec_output(&home, "web", "ip -4 -o addr show eth0 | sed 's/.*inet //; s,/.*,,'");
         assert!(exec_output(&home, "web", "nslookup web").contains(&own));
