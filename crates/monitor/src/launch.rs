@@ -12,6 +12,7 @@ use zmachine_spec::{Class, Failure};
 use zmachine_store::idle::IdleState;
 use zmachine_store::log::Source;
 use zmachine_store::volume::{Held, Volumes};
+use zmachine_sys::process::ProcessId;
 
 use super::console;
 use super::context::{AbortOnDrop, Monitor};
@@ -60,12 +61,6 @@ impl Monitor {
             Err(error) => return Err(shares.reason().await.unwrap_or_else(|| not_launched(on, &error))),
         };
         self.kill.pass("start: hypervisor started");
-        if is_saved {
-            // What it went on from is of no use once it has written to a disk.
-            IdleState::of(&self.machine.dir).forget()?;
-            within("resume", vm.go_on()).await?;
-            self.kill.pass("restore: hypervisor goes on");
-        }
         self.report.send(&Report::Booting);
         self.confine(vm.pid());
         self.check_protections("hypervisor", vm.pid(), false);
@@ -74,6 +69,19 @@ impl Monitor {
             recorder.hypervisor(vm.version());
         }
         self.claim_hypervisor(vm.pid())?;
+        if is_saved {
+            // A guest that never ran has written nothing, so what it was to go on from is still good.
+            if !ProcessId::of(vm.pid()).is_some_and(ProcessId::is_alive) {
+                return Err(Failure::new(
+                    Class::Failed,
+                    "the hypervisor ended before its guest went on",
+                ));
+            }
+            // From here on it is of no use: the guest writes to its disks.
+            IdleState::of(&self.machine.dir).forget()?;
+            within("resume", vm.go_on()).await?;
+            self.kill.pass("restore: hypervisor goes on");
+        }
         let stream = vm.take_console();
         let (log, events) = (self.log.clone(), self.events.clone());
         let console = tokio::spawn(async move {
