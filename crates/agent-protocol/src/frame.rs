@@ -160,6 +160,12 @@ impl FrameDecoder {
         }))
     }
 
+    /// What came behind the last complete frame.
+    pub fn into_rest(mut self) -> Vec<u8> {
+        self.buffer.drain(..self.start);
+        self.buffer
+    }
+
     /// Whether bytes of an unfinished frame are waiting: at the end of a stream, it was cut.
     pub fn is_mid_frame(&self) -> bool {
         self.start < self.buffer.len()

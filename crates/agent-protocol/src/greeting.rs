@@ -9,13 +9,16 @@ pub type Nonce = [u8; 16];
 /// Length of a greeting in bytes.
 pub const LEN: usize = MARK.len() + 1 + size_of::<Nonce>();
 
-/// One of the two greetings.
+/// One of the greetings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Greeting {
     /// Is anybody there?
     Hello(Nonce),
     /// What follows is the connection.
     Begin(Nonce),
+    /// What follows is one frame, a [`crate::Thaw`], and then the connection. The answer is the greeting and one frame as well,
+    /// [`crate::Reply::Thawed`] or an error. An agent takes this whose [`crate::Reply::Clock`] says so.
+    Thaw(Nonce),
 }
 
 impl Greeting {
@@ -24,6 +27,7 @@ impl Greeting {
         let (kind, nonce) = match self {
             Greeting::Hello(nonce) => (b'?', nonce),
             Greeting::Begin(nonce) => (b'!', nonce),
+            Greeting::Thaw(nonce) => (b'>', nonce),
         };
         let mut bytes = [0; LEN];
         bytes[..MARK.len()].copy_from_slice(&MARK);
@@ -39,6 +43,7 @@ impl Greeting {
         match kind {
             b'?' => Some(Greeting::Hello(nonce)),
             b'!' => Some(Greeting::Begin(nonce)),
+            b'>' => Some(Greeting::Thaw(nonce)),
             _ => None,
         }
     }
@@ -93,6 +98,7 @@ mod tests {
             Greeting::Hello([1; 16]),
             Greeting::Hello([2; 16]),
             Greeting::Begin([2; 16]),
+            Greeting::Thaw([3; 16]),
         ];
         let mut bytes = b"zmachine takeover#zmachine takeov".to_vec();
         for greeting in all {

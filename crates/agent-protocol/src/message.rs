@@ -177,6 +177,14 @@ pub enum Reply {
     Clock {
         /// In nanoseconds.
         monotonic: u64,
+        /// A copy of this guest takes [`crate::greeting::Greeting::Thaw`].
+        #[serde(default)]
+        is_thawed_first: bool,
+    },
+    /// A copy is what it is told to be, and its processes go on.
+    Thawed {
+        /// Bytes of its entrypoint's output that were sent before it was saved: [`Request::Resume`] has the rest.
+        sent: u64,
     },
     /// The request failed.
     Error(AgentError),

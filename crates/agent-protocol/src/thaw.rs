@@ -5,11 +5,13 @@
 //!        the machine is saved, and goes on
 //! host:  Thaw without identity        on the same connection: the machine that was saved goes on
 //! later, each restored copy:
-//! host:  greeting, then Thaw          a new connection (see [`crate::greeting`]); no process has run yet
+//! host:  greeting with a Thaw         a new connection (see [`crate::greeting`]); no process has run yet
+//! agent: greeting with Thawed         they run; the connection begins
 //! ```
 //! # At once
-//! The host of a copy need not wait for any answer: it may send [`crate::greeting::Greeting::Begin`], `Thaw`, and `Run` or `Resume` behind each
-//! other. Each answer is waited for in its place; the guest becomes idle once instead of five times.
+//! The host of a copy need not wait for any answer: it may send what is to be asked on the connection, such as `Run`, behind the greeting.
+//! The `Thaw` comes before the connection because a copy has everything to do for the first time, and an emulated one translates it
+//! first: what a connection takes is no part of the first answer.
 //!
 //! # The time
 //! ```text

@@ -136,9 +136,8 @@ fn early_mount(fstype: &'static str, target: &'static str, flags: MountFlags) ->
     }
 }
 
-/// The kernel drops every signal to PID 1 that has no handler; memory shortage and ctrl-alt-del remain.
+/// The kernel drops every signal to PID 1 that has no handler, and takes others when memory is short; ctrl-alt-del remains.
 fn protect_init() {
-    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
     let _ = rustix::system::reboot(rustix::system::RebootCommand::CadOff);
     let (soft, hard) = OPEN_FILES;
     let _ = setrlimit(

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use zmachine_agent_protocol::greeting::Greeting;
+use zmachine_agent_protocol::{FrameDecoder, Thaw};
 
 use crate::pollable::Pollable;
 use crate::port::{self, Greeted, PortError};
@@ -28,6 +29,15 @@ pub(crate) enum TakeoverError {
     /// It broke.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+/// A host that takes the machine over.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    /// What has come of its connection.
+    pub(crate) first: Vec<u8>,
+    /// What it wants of a copy before that, and its greeting, which waits for the answer.
+    pub(crate) thaw: Option<(Greeting, Box<Thaw>)>,
 }
 
 /// Pause between two calls over the virtual socket.
@@ -52,42 +62,75 @@ pub(crate) async fn next(device: Option<&PathBuf>) -> Result<OwnedFd, PortError>
     Ok(port)
 }
 
-/// The next host that takes the machine over, once it has said so, and what it has said since: see [`zmachine_agent_protocol::greeting`].
+/// The next host that takes the machine over, once it has said so: see [`zmachine_agent_protocol::greeting`].
 ///
 /// # Errors
 /// As [`next`], and when the host is gone again.
-pub(crate) async fn next_that_takes_over() -> Result<(Pollable, Vec<u8>), TakeoverError> {
+pub(crate) async fn next_that_takes_over() -> Result<(Pollable, Taken), TakeoverError> {
     let port = Pollable::new(next(None).await?)?;
-    let rest = taken_over(&port, Greeted::default()).await?;
-    Ok((port, rest))
+    let taken = taken_over(&port, Greeted::default()).await?;
+    Ok((port, taken))
 }
 
 /// Answers the host of a copy on the port that the one before it had: to open it anew takes longer than all the rest. What is still
-/// on its way was meant for the other host, and is dropped with what comes before a greeting. What has come behind the last one is returned.
+/// on its way was meant for the other host, and is dropped with what comes before a greeting.
 ///
 /// # Errors
-/// When the host is gone again.
-pub(crate) async fn taken_over(port: &Pollable, greeted: Greeted) -> io::Result<Vec<u8>> {
+/// When the host is gone again, or what it says is none of ours.
+pub(crate) async fn taken_over(port: &Pollable, greeted: Greeted) -> io::Result<Taken> {
     let Greeted { mut first, mut rest } = greeted;
     let mut piece = Vec::with_capacity(PIECE);
     loop {
         while let Some(greeting) = first.take().or_else(|| rest.next_greeting()) {
-            let answer = greeting.to_bytes();
-            let mut left = answer.as_slice();
-            while !left.is_empty() {
-                let written = poll_fn(|cx| port.poll_write(cx, left)).await?;
-                left = &left[written..];
+            if let Greeting::Thaw(_) = greeting {
+                let (thaw, first) = thaw(port, rest.into_rest()).await?;
+                let thaw = Some((greeting, Box::new(thaw)));
+                return Ok(Taken { first, thaw });
             }
-            if matches!(greeting, Greeting::Begin(_)) {
-                return Ok(rest.into_rest());
+            write(port, &greeting.to_bytes()).await?;
+            if let Greeting::Begin(_) = greeting {
+                let first = rest.into_rest();
+                return Ok(Taken { first, thaw: None });
             }
         }
-        piece.clear();
-        if poll_fn(|cx| port.poll_read_into(cx, &mut piece)).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        read(port, &mut piece).await?;
         rest.push(&piece);
     }
+}
+
+/// What comes behind a greeting with which a copy is told who it is, and what came behind that.
+async fn thaw(port: &Pollable, came: Vec<u8>) -> io::Result<(Thaw, Vec<u8>)> {
+    let mut frames = FrameDecoder::new();
+    frames.push(&came);
+    let mut piece = Vec::with_capacity(PIECE);
+    loop {
+        if let Some(frame) = frames.next_frame().map_err(io::Error::other)? {
+            let thaw = frame.parse().map_err(io::Error::other)?;
+            return Ok((thaw, frames.into_rest()));
+        }
+        read(port, &mut piece).await?;
+        frames.push(&piece);
+    }
+}
+
+async fn read(port: &Pollable, piece: &mut Vec<u8>) -> io::Result<()> {
+    piece.clear();
+    match poll_fn(|cx| port.poll_read_into(cx, piece)).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Writes all of it.
+///
+/// # Errors
+/// When the host is gone.
+pub(crate) async fn write(port: &Pollable, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = poll_fn(|cx| port.poll_write(cx, bytes)).await?;
+        bytes = &bytes[written..];
+    }
+    Ok(())
 }
 
 /// Calls the host until it answers.

@@ -120,8 +120,8 @@ pub(crate) fn has_host(port: &OwnedFd) -> bool {
     !fds[0].revents().contains(PollFlags::HUP)
 }
 
-/// The open port as a byte stream. It is at its end when a host greets a frozen guest: that is the host of a copy of it, which knows
-/// nothing of what the one before it has begun. The descriptor stays open then: see [`crate::host::taken_over`].
+/// The open port as a byte stream. It has nothing more to say when a host greets a frozen guest: that is the host of a copy of it, which
+/// knows nothing of what the one before it has begun. The descriptor stays open then: see [`crate::host::taken_over`].
 #[derive(Debug)]
 pub(crate) struct Port {
     port: Rc<Pollable>,
@@ -141,7 +141,7 @@ pub(crate) struct Greeted {
 }
 
 impl Port {
-    /// `is_frozen`: whether the guest is. The greeting that ends the stream is left in `greeted`.
+    /// `is_frozen`: whether the guest is. The greeting is left in `greeted`; whoever polls the stream looks there.
     pub(crate) fn new(
         port: Rc<Pollable>,
         first: Vec<u8>,
@@ -159,6 +159,9 @@ impl Port {
 
 impl AsyncRead for Port {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        if self.greeted.borrow().first.is_some() {
+            return Poll::Pending;
+        }
         if !self.first.is_empty() {
             let count = self.first.len().min(buffer.len());
             buffer[..count].copy_from_slice(&self.first[..count]);
@@ -177,7 +180,7 @@ impl AsyncRead for Port {
                 greeted.first = greeted.rest.next_greeting();
             }
             if greeted.first.is_some() {
-                return Poll::Ready(Ok(0));
+                return Poll::Pending;
             }
         }
         read

@@ -150,8 +150,9 @@ where
         agent.reap();
         loop {
             let port = Pollable::new(next().await?)?;
-            let port = agent.port(&Rc::new(port), &Rc::default(), Vec::new());
-            agent.connection(port).await;
+            let greeted = Rc::default();
+            let port = agent.port(&Rc::new(port), &greeted, Vec::new());
+            drop(agent.connection(port, &greeted).await);
         }
     })
 }
@@ -330,7 +331,12 @@ impl Agent {
             Request::Ping => answer(stream, Reply::Done).await,
             Request::Clock => {
                 let monotonic = clock::monotonic();
-                answer(stream, Reply::Clock { monotonic }).await;
+                let is_thawed_first = true;
+                let reply = Reply::Clock {
+                    monotonic,
+                    is_thawed_first,
+                };
+                answer(stream, reply).await;
             }
             Request::Processes => {
                 let listed = processes::list(&self.proc, self.state.get() == State::Guest);

@@ -131,6 +131,12 @@ impl Sessions {
         Ok(())
     }
 
+    /// Bytes of output of the entrypoint that were sent so far.
+    pub(crate) fn sent_of_entrypoint(&self) -> u64 {
+        let running = self.running.borrow();
+        running.get(&None).map_or(0, |running| running.handle.sent())
+    }
+
     /// All of them, the entrypoint first.
     pub(crate) fn states(&self) -> Vec<SessionState> {
         let mut all: Vec<SessionState> = Vec::new();

@@ -142,6 +142,7 @@ impl Engine {
     pub fn new(home: Home, programs: Programs) -> Engine {
         // A start may want to know the speed of this host's counter.
         zmachine_sys::clock::begin();
+        zmachine_sys::clock::note_in(home.counter());
         Engine {
             registry_files: RegistryFiles::of(&home),
             home,

@@ -24,6 +24,8 @@ pub fn kernel_cmdline(accel: Accel, cpus: u32) -> String {
         "reboot=t",
         // The self-tests of the ciphers run at every boot and protect nobody here.
         "cryptomgr.notests",
+        // A scheduling group for every session is for desktops; here it is made for every process that is started, and taken apart after it.
+        "noautogroup",
         BLACKLIST,
     ];
     if accel == Accel::Tcg {
@@ -62,7 +64,7 @@ mod tests {
     fn one_emulated_cpu_gets_everything() {
         assert_eq!(
             kernel_cmdline(Accel::Tcg, 1),
-            "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests initcall_blacklist=jent_mod_init,trace_eval_init,load_system_certificate_list \
+            "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests noautogroup initcall_blacklist=jent_mod_init,trace_eval_init,load_system_certificate_list \
              tsc=reliable no_timer_check noapictimer noreplace-smp"
         );
     }

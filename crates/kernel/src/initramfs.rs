@@ -18,7 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -28,17 +28,17 @@ use zmachine_sys::file::{self, NewFile};
 use crate::description::FsDriver;
 use crate::error::AtPath;
 use crate::install::hex;
-use crate::{Kernel, KernelError, KernelLibrary};
+use crate::{Kernel, KernelError, KernelLibrary, known_digest};
 
 /// Changes when the layout changes, so that a cached file of an older program is not used.
-const LAYOUT: &str = "zmachine initramfs 3\n";
+const LAYOUT: &str = "zmachine initramfs 4\n";
 /// How many initramfs files are kept per kernel: those in use, by their drivers, and what older programs on the same home
 /// use.
 const KEEP: usize = 8;
 
 impl KernelLibrary {
     /// The initramfs of `kernel` with the agent binary `agent` and the `drivers` of further file systems: made when it is not
-    /// there yet. Its name has the first 12 hex digits of the SHA-256 over the layout's version, the drivers and the agent.
+    /// there yet. Its name has the first 12 hex digits of the SHA-256 over the layout's version, the drivers and the digest of the agent.
     ///
     /// # Errors
     /// When the agent or a module cannot be read, or the file cannot be written.
@@ -54,15 +54,19 @@ impl Kernel {
     /// When the agent or a module cannot be read, or the file cannot be written.
     pub fn initramfs(&self, agent: &Path, drivers: &[FsDriver]) -> Result<PathBuf, KernelError> {
         let drivers: BTreeSet<FsDriver> = drivers.iter().copied().collect();
-        let init = fs::read(agent).at("read", agent)?;
+        let known = known_digest::sha256(agent, &self.dir.join("agent.json")).at("read", agent)?;
         let mut digest = Sha256::new().chain_update(LAYOUT);
         for driver in &drivers {
             digest.update(format!("{}\n", driver.name()));
         }
-        let digest = hex(&digest.chain_update(&init).finalize());
+        let digest = hex(&digest.chain_update(&known).finalize());
         let path = self.dir.join(format!("initramfs-{}.cpio", &digest[..12]));
         if path.try_exists().at("read", &path)? {
             return Ok(path);
+        }
+        let init = fs::read(agent).at("read", agent)?;
+        if hex(&Sha256::digest(&init)) != known {
+            return Err(io::Error::other("it was replaced meanwhile: try again")).at("read", agent);
         }
         let network = self.description.network_modules();
         let plain = self.description.boot_modules().filter(|name| !network.contains(name));

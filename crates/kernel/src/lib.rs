@@ -10,6 +10,7 @@
 //! kernels/<name>/vmlinux               uncompressed ELF with a PVH entry note
 //! kernels/<name>/modules/<file>.ko     uncompressed modules without their appended signatures
 //! kernels/<name>/initramfs-<12 hex>.cpio   made on demand for one agent binary; always re-creatable
+//! kernels/<name>/agent.json            the digest of the agent binary that was used last, and what tells whether it is the same file
 //! ```
 //!
 //! Invariants: a kernel folder appears by rename and its description's files never change afterwards; nothing is ever
@@ -26,6 +27,7 @@ mod error;
 mod image;
 mod initramfs;
 mod install;
+mod known_digest;
 mod library;
 mod modules;
 

@@ -40,6 +40,8 @@ pub(super) struct GuestClock {
     monotonic: u64,
     /// When.
     at: SystemTime,
+    /// Whether the agent of a copy takes a greeting with all that it is to be.
+    pub(super) is_thawed_first: bool,
 }
 
 impl GuestClock {
@@ -49,13 +51,18 @@ impl GuestClock {
         for _ in 0..LOOKS {
             let (asked, at) = (Instant::now(), SystemTime::now());
             let answer = tokio::time::timeout(TIMEOUT, session.ask(&Request::Clock)).await;
-            let Ok(Ok(Reply::Clock { monotonic })) = answer else {
+            let Ok(Ok(Reply::Clock {
+                monotonic,
+                is_thawed_first,
+            })) = answer
+            else {
                 break;
             };
             let took = asked.elapsed();
             let clock = GuestClock {
                 monotonic,
                 at: at + took / 2,
+                is_thawed_first,
             };
             if best.is_none_or(|(least, _)| took < least) {
                 best = Some((took, clock));
@@ -136,6 +143,7 @@ mod tests {
         let clock = GuestClock {
             monotonic: 5_000_000_000,
             at: UNIX_EPOCH + Duration::from_secs(100),
+            is_thawed_first: false,
         };
         assert_eq!(clock.began(), 95_000_000_000);
         // It stood still from 102 s on, and goes on at 200 s.

@@ -88,6 +88,7 @@ pub fn run(args: MonitorArgs) -> Result<(), Failure> {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     // Known by the time that an emulated guest is to be told of it.
     zmachine_sys::clock::begin();
+    zmachine_sys::clock::note_in(args.home.counter());
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     // Its threads have nothing more to do after what they were made for.
     let runtime = runtime.enable_all().thread_keep_alive(Duration::ZERO).build()?;

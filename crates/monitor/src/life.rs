@@ -22,7 +22,7 @@ use super::context::{AbortOnDrop, Monitor, Outcome, Started, at};
 use super::execs::Execs;
 use super::follow::Follow;
 use super::inbox::{Cut, Inbox};
-use super::restored::{Restoring, agent_of};
+use super::restored::{Restoring, TakenOver, agent_of};
 use super::running::Running;
 use super::server;
 use super::session::Session;
@@ -184,11 +184,12 @@ impl Monitor {
                 (session, started)
             }
             Some((restoring, taken_over)) => {
-                let session = match taken_over {
-                    Some(session) => session,
-                    None => restoring.session(running)?,
+                let taken = match taken_over {
+                    Some(session) => TakenOver { session, first: None },
+                    None => restoring.take_over(running)?,
                 };
-                let started = self.go_on(restoring, plan, running, &session, entry, inbox).await?;
+                let session = taken.session.clone();
+                let started = self.go_on(restoring, plan, running, taken, entry, inbox).await?;
                 (session, started)
             }
         };

@@ -4,10 +4,12 @@
 //! (see `takeover`), tells it who it is now, and takes over what its entrypoint writes.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use zmachine_agent_protocol::{Rehearsal, Reply as AgentReply, Request as AgentRequest, Thaw};
+use tokio::sync::{mpsc, oneshot};
+use zmachine_agent_protocol::{Frame, Rehearsal, Reply as AgentReply, Request as AgentRequest, Thaw};
 use zmachine_hypervisor::{Accel, AgentStream as AgentChannel, Saved as SavedVm};
 use zmachine_plan::{ContainerPlan, Plan};
 use zmachine_spec::saved::HostMark;
@@ -19,12 +21,13 @@ use zmachine_sys::file::{self, FileError};
 use super::agent_start::{EntryStart, RootfsEnd};
 use super::clock::{self, GuestClock};
 use super::context::{Monitor, Started, at};
+use super::entry;
 use super::frozen::Restore;
-use super::inbox::Inbox;
+use super::inbox::{Event, Inbox};
 use super::running::Running;
 use super::saving::unix_nanos;
-use super::session::{Session, SessionError};
-use super::takeover::{begin_at_once, take_over};
+use super::session::{AgentStream, Session, SessionError};
+use super::takeover::{begin_with_thaw, take_over};
 
 /// How long a guest may take to go on as what it is now.
 const THAW_TIMEOUT: Duration = Duration::from_secs(120);
@@ -41,6 +44,8 @@ pub(super) struct Restoring {
     is_fork: bool,
     /// What its guest's clock showed when it was saved. With that its agent takes everything at once.
     monotonic: Option<u64>,
+    /// Its agent takes it even before a connection begins.
+    is_thawed_first: bool,
     /// The same as it was seen since.
     pub(super) seen: Option<GuestClock>,
     /// Memory that others begin with as well: they find it open here, see `zmachine_store::snapshot::holders`.
@@ -83,6 +88,7 @@ impl Monitor {
         let (name, guest_kernel) = (snapshot.name(), snapshot.guest_kernel.clone());
         let (has_entrypoint, version) = (kept.has_entrypoint, kept.hypervisor.clone());
         let monotonic = kept.guest_monotonic;
+        let is_thawed_first = kept.is_thawed_first && monotonic.is_some();
         let saved = SavedVm {
             state: state.into(),
             memory,
@@ -97,6 +103,7 @@ impl Monitor {
             has_entrypoint,
             is_fork,
             monotonic,
+            is_thawed_first,
             seen: None,
             _shared: shared,
         };
@@ -109,7 +116,7 @@ impl Monitor {
         restoring: &Restoring,
         plan: &ContainerPlan,
         running: &mut Running,
-        session: &Session,
+        TakenOver { session, first }: TakenOver,
         entry: EntryStart,
         inbox: &mut Inbox,
     ) -> Started {
@@ -139,31 +146,31 @@ impl Monitor {
                 monotonic_began,
                 identity: Some(Box::new(identity)),
             };
-            let mut thawed = session.open(&AgentRequest::Thaw(Box::new(thaw))).await?;
-            let mut thawed = async || match thawed.reader.reply().await? {
-                AgentReply::Done => Ok(()),
-                _ => Err(SessionError::Unexpected),
+            let mut thawed = match first {
+                Some(first) => {
+                    let _ = first.thaw.send(thaw);
+                    Thawing::First(first.answer)
+                }
+                None => Thawing::Asked(session.open(&AgentRequest::Thaw(Box::new(thaw))).await?),
             };
+            let mut received = None;
             if monotonic_began.is_none() {
-                thawed().await?;
+                received = Some(thawed.answer().await?);
             }
-            // What it wrote before was read by whoever it was.
-            let resume = has_entrypoint.then_some(AgentRequest::Resume {
-                id: None,
-                received: u64::MAX,
-            });
-            let mut stream = match run.or(resume) {
-                Some(request) => Some(session.open(&request).await?),
+            // Behind each other: the guest becomes idle once. What is resumed can wait for it.
+            let mut run = match &run {
+                Some(run) => Some(session.open(run).await?),
                 None => None,
             };
-            if monotonic_began.is_some() {
-                thawed().await?;
-            }
-            let Some(mut stream) = stream.take() else {
-                return Ok(None);
+            let received = match received {
+                Some(received) => received,
+                None => thawed.answer().await?,
+            };
+            let Some(stream) = &mut run else {
+                return Ok((None, received));
             };
             match stream.reader.reply().await? {
-                AgentReply::Started { pid } | AgentReply::Resumed { pid, .. } => Ok(Some((stream, pid))),
+                AgentReply::Started { pid } => Ok((run.map(|run| (run, pid)), received)),
                 _ => Err(SessionError::Unexpected),
             }
         };
@@ -190,10 +197,66 @@ impl Monitor {
             // may have been set since.
             clock::tell(Some(session.clone()));
         }
-        if let Some(started) = started {
-            let _ = stream.send(started);
+        match started {
+            (Some(started), _) => drop(stream.send(started)),
+            (None, received) if has_entrypoint => {
+                // The guest has answered, and its entrypoint runs: nobody waits for the way to its output.
+                tokio::spawn(resume(session, received, stream, self.events.clone()));
+            }
+            (None, _) => {}
         }
         Ok(None)
+    }
+}
+
+/// Takes over what the entrypoint writes, of which somebody has `received` so many bytes.
+async fn resume(session: Session, received: u64, stream: oneshot::Sender<entry::Started>, events: mpsc::Sender<Event>) {
+    let resumed = async {
+        let mut stream = session.open(&AgentRequest::Resume { id: None, received }).await?;
+        match stream.reader.reply().await? {
+            AgentReply::Resumed { pid, .. } => Ok((stream, pid)),
+            _ => Err(SessionError::Unexpected),
+        }
+    };
+    match resumed.await {
+        Ok(resumed) => drop(stream.send(resumed)),
+        Err(error) => drop(events.send(Event::EntryEnded(Err(error))).await),
+    }
+}
+
+/// The session with an agent that was somebody else's.
+pub(super) struct TakenOver {
+    pub(super) session: Session,
+    /// It begins with what the guest is to be.
+    pub(super) first: Option<ThawFirst>,
+}
+
+/// Where that goes, and where its answer comes from.
+pub(super) struct ThawFirst {
+    thaw: oneshot::Sender<Thaw>,
+    answer: oneshot::Receiver<Frame>,
+}
+
+/// A guest that was told what it is to be.
+enum Thawing {
+    First(oneshot::Receiver<Frame>),
+    Asked(AgentStream),
+}
+
+impl Thawing {
+    /// Waits until it is that. How much of its entrypoint's output somebody has read.
+    async fn answer(&mut self) -> Result<u64, SessionError> {
+        let answer = match self {
+            Thawing::First(answer) => answer.await.map_err(|_| SessionError::Closed)?.parse()?,
+            Thawing::Asked(stream) => stream.reader.reply().await?,
+        };
+        match answer {
+            AgentReply::Thawed { sent } => Ok(sent),
+            // All of it, as far as it knows.
+            AgentReply::Done => Ok(u64::MAX),
+            AgentReply::Error(error) => Err(SessionError::Agent(error)),
+            _ => Err(SessionError::Unexpected),
+        }
     }
 }
 
@@ -232,12 +295,27 @@ impl Restoring {
     }
 
     /// The session with an agent that was somebody else's.
+    pub(super) fn take_over(&self, running: &mut Running) -> Result<TakenOver, (String, Failure)> {
+        if !self.is_thawed_first {
+            let session = self.session(running)?;
+            return Ok(TakenOver { session, first: None });
+        }
+        let channel = agent_of(running)?;
+        let (thaw, told) = oneshot::channel();
+        let (answered, answer) = oneshot::channel();
+        let session = Session::start(async move {
+            let gone = |_| io::Error::from(io::ErrorKind::NotConnected);
+            let (channel, thaw) = (channel.connected().await?, told.await.map_err(gone)?);
+            begin_with_thaw(channel, &thaw, answered).await
+        });
+        let first = Some(ThawFirst { thaw, answer });
+        Ok(TakenOver { session, first })
+    }
+
+    /// The same, before the guest is told anything.
     pub(super) fn session(&self, running: &mut Running) -> Result<Session, (String, Failure)> {
         let channel = agent_of(running)?;
-        Ok(match self.monotonic {
-            Some(_) => Session::start(async { begin_at_once(channel.connected().await?).await }),
-            None => Session::start(async { take_over(channel.connected().await?).await }),
-        })
+        Ok(Session::start(async { take_over(channel.connected().await?).await }))
     }
 }
 

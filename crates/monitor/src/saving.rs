@@ -238,6 +238,7 @@ pub(super) async fn save_still(vm: &mut dyn Vm, saving: &Saving, folder: &Path) 
         volumes,
         paused_us: begun.elapsed().as_micros() as u64,
         guest_monotonic: saving.clock.map(|clock| clock.at(stopped)),
+        is_thawed_first: saving.clock.is_some_and(|clock| clock.is_thawed_first),
     })
 }
 

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 use zmachine_agent_protocol::greeting::{Finder, Greeting};
+use zmachine_agent_protocol::{Frame, FrameDecoder, Thaw};
 
 /// Between two greetings: the agent answers the first that it finds whole.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -38,50 +40,95 @@ pub(super) async fn take_over(mut stream: UnixStream) -> io::Result<UnixStream> 
     Ok(stream)
 }
 
-/// Begins a connection with an agent that is known to wait for it, as that of a frozen guest does: what is sent next need not wait for the
-/// answer, and what comes before it is dropped.
+/// Tells the agent of a copy who it is, and begins a connection with it: what is sent on that need not wait for the answer, which comes
+/// as one frame to `answer`. Whatever comes before that is dropped.
 ///
 /// # Errors
 /// When the guest's end is gone.
-pub(super) async fn begin_at_once(mut stream: UnixStream) -> io::Result<Begun> {
+pub(super) async fn begin_with_thaw(
+    mut stream: UnixStream,
+    thaw: &Thaw,
+    answer: oneshot::Sender<Frame>,
+) -> io::Result<Begun> {
     let mut nonce = [0; 16];
     zmachine_sys::file::fill_random(&mut nonce)?;
-    let begin = Greeting::Begin(nonce);
-    stream.write_all(&begin.to_bytes()).await?;
+    let greeting = Greeting::Thaw(nonce);
+    let mut said = greeting.to_bytes().to_vec();
+    Frame::message(thaw).encode(&mut said);
+    stream.write_all(&said).await?;
+    let awaited = Awaited::Greeting(greeting, Finder::default());
     Ok(Begun {
         stream,
-        awaited: Some((begin, Finder::default())),
+        awaited: Some((awaited, answer)),
         rest: Vec::new(),
     })
 }
 
-/// A connection that begins behind the answer to a greeting.
+/// A connection that begins behind an answer.
 #[derive(Debug)]
 pub(super) struct Begun {
     stream: UnixStream,
-    /// The answer that has not come yet.
-    awaited: Option<(Greeting, Finder)>,
+    /// What has not come yet, and where the answer goes.
+    awaited: Option<(Awaited, oneshot::Sender<Frame>)>,
     /// What came with it.
     rest: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Awaited {
+    Greeting(Greeting, Finder),
+    Answer(FrameDecoder),
+}
+
+impl Awaited {
+    /// Takes bytes as they come. The answer, and what came behind it, or what is awaited still.
+    fn take(self, bytes: &[u8]) -> io::Result<Result<(Frame, Vec<u8>), Awaited>> {
+        let mut frames = match self {
+            Awaited::Greeting(wanted, mut finder) => {
+                finder.push(bytes);
+                loop {
+                    match finder.next_greeting() {
+                        Some(greeting) if greeting == wanted => break,
+                        Some(_) => {}
+                        None => return Ok(Err(Awaited::Greeting(wanted, finder))),
+                    }
+                }
+                let mut frames = FrameDecoder::new();
+                frames.push(&finder.into_rest());
+                frames
+            }
+            Awaited::Answer(mut frames) => {
+                frames.push(bytes);
+                frames
+            }
+        };
+        Ok(match frames.next_frame().map_err(io::Error::other)? {
+            Some(answer) => Ok((answer, frames.into_rest())),
+            None => Err(Awaited::Answer(frames)),
+        })
+    }
 }
 
 impl AsyncRead for Begun {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        while let Some((wanted, finder)) = &mut this.awaited {
+        while this.awaited.is_some() {
             let mut piece = [0; PIECE];
             let mut piece = ReadBuf::new(&mut piece);
             ready!(Pin::new(&mut this.stream).poll_read(cx, &mut piece))?;
             if piece.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            finder.push(piece.filled());
-            while let Some(greeting) = finder.next_greeting() {
-                if greeting == *wanted {
-                    this.rest = std::mem::take(finder).into_rest();
-                    this.awaited = None;
-                    break;
+            let Some((awaited, told)) = this.awaited.take() else {
+                break;
+            };
+            match awaited.take(piece.filled())? {
+                Ok((answer, rest)) => {
+                    // Nobody may wait for it any more.
+                    let _ = told.send(answer);
+                    this.rest = rest;
                 }
+                Err(awaited) => this.awaited = Some((awaited, told)),
             }
         }
         if this.rest.is_empty() {
@@ -126,6 +173,8 @@ async fn until(stream: &mut UnixStream, finder: &mut Finder, wanted: Greeting) -
 
 #[cfg(test)]
 mod tests {
+    use zmachine_agent_protocol::Reply;
+
     use super::*;
 
     #[tokio::test]
@@ -165,22 +214,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_waits_for_no_answer_begins_behind_it() {
+    async fn a_connection_begins_behind_the_answer_of_a_copy() {
         let (ours, mut guest) = UnixStream::pair().unwrap();
         guest.write_all(b"rest of an older connection").await.unwrap();
-        let mut begun = begin_at_once(ours).await.unwrap();
+        let thaw = Thaw {
+            seed: vec![7; 32],
+            unix_nanos: 1,
+            monotonic_began: Some(2),
+            identity: None,
+        };
+        let (told, answer) = oneshot::channel();
+        let mut begun = begin_with_thaw(ours, &thaw, told).await.unwrap();
         begun.write_all(b"question").await.unwrap();
-        let mut heard = [0; zmachine_agent_protocol::greeting::LEN + 8];
-        guest.read_exact(&mut heard).await.unwrap();
-        assert!(heard.ends_with(b"question"));
-        let mut answer = heard[..heard.len() - 8].to_vec();
-        answer.extend(b"answer");
-        for byte in answer {
+        let mut heard = vec![0; 4096];
+        let mut length = 0;
+        while !heard[..length].ends_with(b"question") {
+            length += guest.read(&mut heard[length..]).await.unwrap();
+        }
+        let mut finder = Finder::default();
+        finder.push(&heard[..length]);
+        let greeting = finder.next_greeting().unwrap();
+        let mut frames = FrameDecoder::new();
+        frames.push(&finder.into_rest());
+        assert_eq!(frames.next_frame().unwrap().unwrap().parse::<Thaw>().unwrap(), thaw);
+        assert_eq!(frames.into_rest(), b"question");
+        let reply = Frame::message(&Reply::Thawed { sent: 5 });
+        let mut bytes = Greeting::Thaw([0; 16]).to_bytes().to_vec();
+        bytes.extend(greeting.to_bytes());
+        reply.encode(&mut bytes);
+        bytes.extend(b"answer");
+        for byte in bytes {
             guest.write_all(&[byte]).await.unwrap();
         }
         let mut said = [0; 6];
         begun.read_exact(&mut said).await.unwrap();
         assert_eq!(&said, b"answer");
+        assert_eq!(answer.await.unwrap(), reply);
         drop(guest);
         assert_eq!(begun.read(&mut said).await.unwrap(), 0);
     }

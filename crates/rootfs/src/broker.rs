@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
@@ -100,24 +101,53 @@ pub fn pair() -> io::Result<(BrokerClient, BrokerServer)> {
 }
 
 impl BrokerServer {
-    /// Answers requests out of `blocks` until the server is gone.
+    /// Answers requests out of `blocks` until the server is gone. A pair gets its thread with its first request: most machines never have
+    /// more than a few under way, and the start of all threads is a part of the start of a machine.
     ///
     /// # Errors
     /// When a thread cannot be started.
     pub fn serve(self, blocks: impl Blocks + 'static) -> io::Result<()> {
         let blocks = Arc::new(blocks);
-        let mut threads = Vec::new();
-        for socket in self.0 {
-            let blocks = Arc::clone(&blocks);
-            let thread = thread::Builder::new()
-                .name("block broker".into())
-                .stack_size(512 * 1024);
-            threads.push(thread.spawn(move || while answer_one(&socket, &*blocks).is_ok() {})?);
+        let (mut unused, mut threads) = (self.0, Vec::new());
+        while !unused.is_empty() {
+            let ready = until_ready(&unused)?;
+            // From the last one on, so that no other changes its place.
+            for (nth, flags) in ready.into_iter().enumerate().rev() {
+                if flags.is_empty() {
+                    continue;
+                }
+                let socket = unused.swap_remove(nth);
+                if flags.contains(PollFlags::HUP) {
+                    continue;
+                }
+                let blocks = Arc::clone(&blocks);
+                let thread = thread::Builder::new()
+                    .name("block broker".into())
+                    .stack_size(512 * 1024);
+                threads.push(thread.spawn(move || while answer_one(&socket, &*blocks).is_ok() {})?);
+            }
         }
         for thread in threads {
             let _ = thread.join();
         }
         Ok(())
+    }
+}
+
+/// Waits until a request comes on one of the sockets, or its other end is gone: what there is, for each of them.
+fn until_ready(sockets: &[OwnedFd]) -> io::Result<Vec<PollFlags>> {
+    let mut polled: Vec<PollFd<'_>> = sockets
+        .iter()
+        .map(|socket| PollFd::new(socket, PollFlags::IN))
+        .collect();
+    loop {
+        match poll(&mut polled, None) {
+            Err(Errno::INTR) => {}
+            done => {
+                done?;
+                return Ok(polled.iter().map(PollFd::revents).collect());
+            }
+        }
     }
 }
 
@@ -471,6 +501,42 @@ mod tests {
             let content = file.map(|file| Fetched::File(file).into_bytes(1).unwrap());
             assert_eq!(content, (nth % 2 == 1).then(|| vec![nth as u8]));
         }
+        drop(broker);
+        served.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn requests_that_are_under_way_at_once_have_a_thread_each() {
+        /// Answers when two have asked.
+        struct Together(std::sync::Barrier);
+
+        impl Blocks for Together {
+            fn cached(&self, _: &BlockRef) -> Option<File> {
+                self.0.wait();
+                None
+            }
+
+            fn fetch(&self, _: &BlockRef, _: bool) -> Result<Fetched, Undelivered> {
+                unreachable!("nobody asks for it")
+            }
+
+            fn stats(&self) -> FetchStats {
+                FetchStats::default()
+            }
+
+            fn take_cache_failure(&self) -> Option<CacheFailure> {
+                None
+            }
+        }
+
+        let (block, _) = BlockRef::seal(b"content");
+        let (broker, counter) = pair().unwrap();
+        let served = thread::spawn(move || counter.serve(Together(std::sync::Barrier::new(2))));
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| assert!(broker.cached(&block).is_none()));
+            }
+        });
         drop(broker);
         served.join().unwrap().unwrap();
     }

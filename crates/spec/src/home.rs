@@ -117,6 +117,11 @@ impl Home {
         &self.run
     }
 
+    /// Where the speed of this host's counter is noted.
+    pub fn counter(&self) -> PathBuf {
+        self.run.join("counter.json")
+    }
+
     /// The folder of all machines.
     pub fn machines(&self) -> PathBuf {
         self.data.join("machines")

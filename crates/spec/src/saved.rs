@@ -37,6 +37,9 @@ pub struct Saved {
     /// one thing after the other when it goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_monotonic: Option<u64>,
+    /// Its agent is told who it is before a connection begins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_thawed_first: bool,
 }
 
 /// The disks of a machine that were saved without its memory.

@@ -1,11 +1,17 @@
 //! The time stamp counter of this host's CPUs, which an emulated guest sees as its own.
 //!
-//! A frequency takes two looks with time between them. [`begin`] takes the first, so that whoever asks later waits less.
+//! A frequency takes two looks with time between them. [`begin`] takes the first, so that whoever asks later waits less; and what one
+//! process has found out, others need not wait for until this host starts again.
 
 use std::arch::x86_64::{__cpuid, _rdtsc};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{file, host};
 
 /// Time between two looks: with each good to a few tens of nanoseconds, the frequency is to a few millionths.
 const APART: Duration = Duration::from_millis(20);
@@ -18,6 +24,14 @@ const UNCERTAIN: u64 = 1000;
 
 static FIRST: OnceLock<Look> = OnceLock::new();
 static KHZ: OnceLock<Option<u32>> = OnceLock::new();
+static NOTES: OnceLock<PathBuf> = OnceLock::new();
+
+/// What was found out.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Note {
+    boot_id: String,
+    khz: u32,
+}
 
 /// One look at counter and clock.
 #[derive(Debug, Clone, Copy)]
@@ -55,13 +69,39 @@ pub fn begin() {
     FIRST.get_or_init(Look::take);
 }
 
-/// The counter's frequency in kHz, measured once per process; waits until 20 ms have passed since [`begin`]. `None` where the
-/// counter does not run at one speed all the time, or could not be measured.
+/// Names the file in which the frequency is noted, in a folder of whoever runs this; the first one holds.
+pub fn note_in(file: PathBuf) {
+    NOTES.get_or_init(|| file);
+}
+
+/// The counter's frequency in kHz. Where nobody has noted it ([`note_in`]), it is measured, which waits until 20 ms have passed since
+/// [`begin`]. `None` where the counter does not run at one speed all the time, or could not be measured.
 pub fn tsc_khz() -> Option<u32> {
     *KHZ.get_or_init(|| {
-        let first = *FIRST.get_or_init(Look::take);
-        is_invariant().then(|| frequency(&first)).flatten()
+        if !is_invariant() {
+            return None;
+        }
+        let first = || *FIRST.get_or_init(Look::take);
+        match NOTES.get() {
+            Some(notes) => noted(notes, &host::boot_id(), || frequency(&first())),
+            None => frequency(&first()),
+        }
     })
+}
+
+/// What is noted, since this host has started, or else what `measure` says, which is noted then.
+fn noted(notes: &Path, boot_id: &str, measure: impl FnOnce() -> Option<u32>) -> Option<u32> {
+    if let Ok(note) = file::read_json::<Note>(notes)
+        && note.boot_id == boot_id
+        && !boot_id.is_empty()
+    {
+        return Some(note.khz);
+    }
+    let khz = measure()?;
+    let boot_id = boot_id.to_owned();
+    // Without it the next process measures again.
+    let _ = file::replace_json_unsynced(notes, &Note { boot_id, khz });
+    Some(khz)
 }
 
 fn frequency(first: &Look) -> Option<u32> {
@@ -99,6 +139,22 @@ mod tests {
         };
         assert!(*least > 100_000, "{least} kHz");
         assert!((most - least) * 500 < *most, "{least} to {most} kHz");
+    }
+
+    #[test]
+    fn what_was_measured_holds_until_this_host_starts_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let notes = folder.path().join("counter.json");
+        assert_eq!(noted(&notes, "a", || None), None);
+        assert_eq!(noted(&notes, "a", || Some(2_000_000)), Some(2_000_000));
+        assert_eq!(noted(&notes, "a", || panic!("it is known")), Some(2_000_000));
+        assert_eq!(noted(&notes, "b", || Some(1_000_000)), Some(1_000_000));
+        std::fs::write(&notes, "{").unwrap();
+        assert_eq!(noted(&notes, "b", || Some(3)), Some(3));
+        assert_eq!(
+            noted(&folder.path().join("none/counter.json"), "b", || Some(4)),
+            Some(4)
+        );
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Session {
             is_entrypoint,
             next,
         } = self;
-        let (next_input, next_output) = next.map(|next| (next.input, next.output)).unzip();
+        let (next_input, next_output) = next.map(|next| (next.input, (next.output, next.sent))).unzip();
         let (pid, exited) = (process.pid, process.exited);
         let (read, write) = stream.split();
         let host = Notify::new();
@@ -112,8 +112,8 @@ impl Session {
                 reader_left: &reader_left,
                 is_entrypoint,
                 pid,
-                kept: next_output.map(|streams| Kept {
-                    replay: Replay::default(),
+                kept: next_output.map(|(streams, sent)| Kept {
+                    replay: Replay::new(sent),
                     streams,
                 }),
                 is_over: &is_over,

@@ -4,7 +4,9 @@
 //! pipes is in the pipes still, so nothing is lost but what went to a host that did not live to use it and is older than
 //! [`KEPT`].
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use futures::io::{AsyncReadExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -20,14 +22,22 @@ pub(crate) struct Replay {
     frames: VecDeque<Vec<u8>>,
     bytes: usize,
     /// All bytes of output so far.
-    end: u64,
+    end: Rc<Cell<u64>>,
 }
 
 impl Replay {
+    /// One without output yet, which counts it in `end`.
+    pub(super) fn new(end: Rc<Cell<u64>>) -> Replay {
+        Replay {
+            end,
+            ..Replay::default()
+        }
+    }
+
     /// Adds an encoded frame of output that is about to be sent.
     pub(super) fn push(&mut self, frame: &[u8]) {
         let length = frame.len() - HEADER_LEN;
-        self.end += length as u64;
+        self.end.set(self.end.get() + length as u64);
         self.bytes += length;
         self.frames.push_back(frame.to_vec());
         while let Some(first) = self.frames.front()
@@ -40,7 +50,7 @@ impl Replay {
 
     /// What a host gets that has `received` bytes: the frames after them, and how many bytes before those are gone.
     fn after(&self, received: u64) -> (Vec<u8>, u64) {
-        let mut at = self.end - self.bytes as u64;
+        let mut at = self.end.get() - self.bytes as u64;
         let lost = at.saturating_sub(received);
         let mut out = Vec::new();
         for frame in &self.frames {
@@ -92,6 +102,8 @@ impl Ended {
 /// Gives a running session another stream.
 #[derive(Debug)]
 pub(crate) struct Handle {
+    /// Bytes of output so far.
+    sent: Rc<Cell<u64>>,
     input: UnboundedSender<(ReadHalf<yamux::Stream>, FrameDecoder)>,
     output: UnboundedSender<(WriteHalf<yamux::Stream>, u64)>,
 }
@@ -99,6 +111,7 @@ pub(crate) struct Handle {
 /// Where a session gets its next streams from.
 #[derive(Debug)]
 pub(crate) struct NextStreams {
+    pub(super) sent: Rc<Cell<u64>>,
     pub(super) input: UnboundedReceiver<(ReadHalf<yamux::Stream>, FrameDecoder)>,
     pub(super) output: UnboundedReceiver<(WriteHalf<yamux::Stream>, u64)>,
 }
@@ -107,9 +120,15 @@ pub(crate) struct NextStreams {
 pub(crate) fn handle() -> (Handle, NextStreams) {
     let (input, next_input) = unbounded_channel();
     let (output, next_output) = unbounded_channel();
+    let sent: Rc<Cell<u64>> = Rc::default();
     (
-        Handle { input, output },
+        Handle {
+            sent: Rc::clone(&sent),
+            input,
+            output,
+        },
         NextStreams {
+            sent,
             input: next_input,
             output: next_output,
         },
@@ -117,6 +136,11 @@ pub(crate) fn handle() -> (Handle, NextStreams) {
 }
 
 impl Handle {
+    /// Bytes of output that were sent so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.get()
+    }
+
     /// Lets the session go on with `stream`, whose host has `received` bytes of its output.
     pub(crate) fn resume(&self, stream: yamux::Stream, decoder: FrameDecoder, received: u64) {
         let (read, write) = stream.split();

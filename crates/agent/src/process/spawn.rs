@@ -9,9 +9,12 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::future::poll_fn;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::null;
+use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -110,6 +113,7 @@ pub(crate) async fn start(
         report: report.as_fd(),
         proc: proc.as_fd(),
         own_proc: matches!(namespaces, Namespaces::New),
+        resets_score: has_score(proc),
         join_mounts: joined.as_ref().map(AsFd::as_fd),
         init: own_file.as_ref().map(AsFd::as_fd),
     };
@@ -121,6 +125,17 @@ pub(crate) async fn start(
         None => Ok(Started { pid, exited }),
         Some((step, errno)) => Err(explain(plan, step, errno)),
     }
+}
+
+/// Whether the agent has a score for when memory is short, which what it starts must not inherit: the init of a guest may have given it one.
+fn has_score(proc: &OwnedFd) -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let score = rustix::fs::openat(proc, "self/oom_score_adj", flags, Mode::empty());
+        let score = score.map(|file| io::read_to_string(File::from(file)));
+        !matches!(score, Ok(Ok(text)) if text.trim_end() == "0")
+    })
 }
 
 /// Takes hold of a process, for its namespaces.
@@ -309,6 +324,8 @@ struct Child<'a> {
     report: BorrowedFd<'a>,
     proc: BorrowedFd<'a>,
     own_proc: bool,
+    /// The agent's standing when memory is short is not its own.
+    resets_score: bool,
     join_mounts: Option<BorrowedFd<'a>>,
     /// The executable that is PID 1 in the program's place.
     init: Option<BorrowedFd<'a>>,
@@ -390,14 +407,8 @@ impl Child<'_> {
     }
 
     fn reset_limits(&self) {
-        let score = rustix::fs::openat(
-            self.proc,
-            "self/oom_score_adj",
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        );
-        if let Ok(score) = score {
-            let _ = rustix::io::write(&score, b"0");
+        if self.resets_score {
+            self.reset_score();
         }
         let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
         let _ = rustix::process::setrlimit(
@@ -407,6 +418,18 @@ impl Child<'_> {
                 maximum: hard,
             },
         );
+    }
+
+    fn reset_score(&self) {
+        let score = rustix::fs::openat(
+            self.proc,
+            "self/oom_score_adj",
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        if let Ok(score) = score {
+            let _ = rustix::io::write(&score, b"0");
+        }
     }
 
     fn set_limits(&self) -> Result<(), Errno> {

@@ -5,18 +5,24 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::io::AsyncWriteExt;
+use tokio::task::spawn_local;
 use tokio::time::Instant;
+use zmachine_agent_protocol::greeting::Greeting;
 use zmachine_agent_protocol::{ErrorKind, ExitStatus, Frame, FrameDecoder, Process, Reply, Thaw};
 
 use super::{Agent, FROZEN, HAS_INIT, PAUSED, State, answer, bad_request, failure, first_frame};
+use crate::pollable::Pollable;
 use crate::process::{Namespaces, rehearsal, work};
-use crate::{console, freeze, power, setup};
+use crate::{console, freeze, host, power, setup};
 
 /// How long a process may wait to be started in a guest that is frozen.
 const THAW: Duration = Duration::from_secs(60);
 
 /// How long what a copy needed stays open: whoever waits for it is not to wait for that.
 const CLOSE: Duration = Duration::from_millis(500);
+
+/// What a guest says to a host that takes it for a copy.
+const NOT_FROZEN: &str = "the guest is not frozen";
 
 /// Processes stand still as long as it is there.
 pub(super) struct Paused(Rc<Agent>);
@@ -77,8 +83,50 @@ impl Agent {
     /// The host's time was right when the request `arrived`.
     pub(super) async fn thaw(&self, thaw: &Thaw, arrived: Instant, stream: yamux::Stream) {
         if !self.is_frozen.get() {
-            return answer(stream, bad_request("the guest is not frozen")).await;
+            return answer(stream, bad_request(NOT_FROZEN)).await;
         }
+        match self.renew(thaw, arrived).await {
+            Ok(prepared) => {
+                self.run_again(prepared);
+                answer(stream, Reply::Done).await;
+                self.close_spent().await;
+            }
+            Err(error) => {
+                answer(stream, failure(ErrorKind::Setup, &error)).await;
+                give_up(&error).await;
+            }
+        }
+    }
+
+    /// The same for a copy whose host says it before its connection begins. The answer is on its way when they go on.
+    pub(super) async fn thaw_first(self: &Rc<Self>, port: &Pollable, greeting: Greeting, thaw: &Thaw) {
+        let sent = self.sessions.sent_of_entrypoint();
+        let renewed = match self.is_frozen.get() {
+            true => Some(self.renew(thaw, Instant::now()).await),
+            false => None,
+        };
+        let reply = match &renewed {
+            Some(Ok(_)) => Reply::Thawed { sent },
+            Some(Err(error)) => failure(ErrorKind::Setup, error),
+            None => bad_request(NOT_FROZEN),
+        };
+        let mut bytes = greeting.to_bytes().to_vec();
+        Frame::message(&reply).encode(&mut bytes);
+        // A host that is gone already is noticed by the connection.
+        let _ = host::write(port, &bytes).await;
+        match renewed {
+            Some(Ok(prepared)) => {
+                self.run_again(prepared);
+                let agent = Rc::clone(self);
+                spawn_local(async move { agent.close_spent().await });
+            }
+            Some(Err(error)) => give_up(&error).await,
+            None => {}
+        }
+    }
+
+    /// Makes the guest what it is to be. What it found open for that is returned.
+    async fn renew(&self, thaw: &Thaw, arrived: Instant) -> Result<freeze::Prepared, String> {
         let is_copy = thaw.identity.is_some();
         let mut prepared = self.prepared.take();
         let renewed = match freeze::renew(thaw, arrived, &prepared) {
@@ -88,37 +136,30 @@ impl Agent {
             }
             Err(error) => Err(error.to_string()),
         };
-        // What the machine that was saved has to undo must not end it.
-        let renewed = renewed.or_else(|error| match is_copy {
-            true => Err(error),
-            false => {
-                console::error(&error);
-                Ok(())
-            }
-        });
         match renewed {
-            Ok(()) => {
-                let frozen = self.go_on();
-                self.spent.replace(Some((frozen, prepared)));
-                answer(stream, Reply::Done).await;
-                tokio::time::sleep(CLOSE).await;
-                self.spent.take();
-            }
-            Err(error) => {
-                console::error(&format!("go on as another machine: {error}"));
-                answer(stream, failure(ErrorKind::Setup, error)).await;
-                // What is on its way reaches the host first.
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                power::power_off();
-            }
+            // What the machine that was saved has to undo must not end it.
+            Err(error) if !is_copy => console::error(&error),
+            renewed => renewed?,
         }
+        Ok(prepared)
+    }
+
+    /// Lets processes go on.
+    fn run_again(&self, prepared: freeze::Prepared) {
+        let frozen = self.go_on();
+        self.spent.replace(Some((frozen, prepared)));
+    }
+
+    async fn close_spent(&self) {
+        tokio::time::sleep(CLOSE).await;
+        self.spent.take();
     }
 
     /// Does once what [`Agent::thaw`] and the start of a process will do: what they need of the kernel and of the image is in memory then,
     /// and translated where the guest is emulated. What fails is tried again when it counts, and told, as nobody would notice it otherwise.
     pub(super) async fn rehearse(&self, like: Process) -> Reply {
         if !self.is_frozen.get() {
-            return bad_request("the guest is not frozen");
+            return bad_request(NOT_FROZEN);
         }
         freeze::rehearse(&self.prepared.borrow());
         rehearsal::read_program(&like);
@@ -268,4 +309,12 @@ impl Agent {
             self.written.notify_waiters();
         }
     }
+}
+
+/// Ends a copy that cannot be made another machine.
+async fn give_up(error: &str) {
+    console::error(&format!("go on as another machine: {error}"));
+    // What is on its way reaches the host first.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    power::power_off();
 }

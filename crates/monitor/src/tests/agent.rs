@@ -213,7 +213,10 @@ fn honest(request: &Request) -> Reply {
         Request::Sessions => Reply::Sessions(Vec::new()),
         Request::Processes => Reply::Processes(Vec::new()),
         Request::Container { .. } => Reply::Container(ContainerReply::Done),
-        Request::Clock => Reply::Clock { monotonic: 1 },
+        Request::Clock => Reply::Clock {
+            monotonic: 1,
+            is_thawed_first: true,
+        },
         Request::Capacity => Reply::Capacity(Capacity {
             memory_total_bytes: 1,
             memory_available_bytes: 1,

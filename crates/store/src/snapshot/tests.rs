@@ -38,6 +38,7 @@ fn snapshot(machine: &str, tag: &str, seconds: i64) -> Snapshot {
             firmware_bytes: None,
             volumes: Vec::new(),
             guest_monotonic: None,
+            is_thawed_first: false,
             paused_us: 1,
         }),
         disks: None,
