@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use futures::io::{AsyncReadExt, AsyncWriteExt};
 use support::{Bench, config, is_clean, process};
+use tokio_util::compat::TokioAsyncReadCompatExt;
 use zmachine_agent_protocol::{
-    AgentError, ErrorKind, ExitStatus, Frame, FrameDecoder, Input, MAX_DATA, Mount, Process, Reply, Request, Upper,
-    WindowSize,
+    AgentError, ErrorKind, ExitStatus, Frame, FrameDecoder, Identity, Input, MAX_DATA, Mount, Process, Reply, Request,
+    Thaw, Upper, WindowSize,
 };
 
 const SIZE: WindowSize = WindowSize { rows: 24, columns: 80 };
@@ -599,6 +600,80 @@ fn a_host_that_takes_over_finds_entrypoint_and_sessions_and_misses_nothing() {
         entrypoint.until("asked\n").await;
         machine.stop().await;
         assert_eq!(entrypoint.finish().await.end, Ok(ExitStatus::Code(7)));
+    });
+    assert!(is_clean(&disks.path().join("upper.ext4")));
+}
+
+#[test]
+fn a_copy_is_told_who_it_is_before_its_connection_begins_and_no_output_is_lost() {
+    let Some(bench) = Bench::new() else { return };
+    let disks = bench.disks();
+    bench.with_machine(disks.path(), async |machine| {
+        machine.configure(config()).await;
+        let line = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done";
+        let mut entrypoint = machine.open(&Request::Run(process(&["sh", "-c", line]))).await;
+        let mut seen = entrypoint.until("\n20\n").await;
+        assert_eq!(machine.ask(Request::Freeze).await, Reply::Done);
+        let clock = machine.ask(Request::Clock).await;
+        assert!(
+            matches!(
+                clock,
+                Reply::Clock {
+                    is_thawed_first: true,
+                    ..
+                }
+            ),
+            "{clock:?}"
+        );
+        while let Ok(frame) = tokio::time::timeout(Duration::from_secs(1), entrypoint.next()).await {
+            match frame {
+                Some(Frame::Stdout(data)) => seen.push_str(&String::from_utf8_lossy(&data)),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        let identity = Identity {
+            hostname: "copy".into(),
+            machine_id: String::new(),
+            interfaces: Vec::new(),
+            routes: Vec::new(),
+            nameservers: Vec::new(),
+            search: Vec::new(),
+            hosts: Vec::new(),
+            secrets: Vec::new(),
+        };
+        let thaw = Thaw {
+            seed: vec![1; 64],
+            unix_nanos: 1_000_000_000_000_000_000,
+            monotonic_began: None,
+            identity: Some(Box::new(identity)),
+        };
+        let sent = seen.len() as u64;
+        let (reply, stream) = machine.thaw(&thaw).await;
+        assert_eq!(reply, Reply::Thawed { sent });
+        // It writes while nobody asks for that.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        machine.drive(stream.compat());
+        let resume = Request::Resume {
+            id: None,
+            received: sent,
+        };
+        let mut entrypoint = machine.open(&resume).await;
+        assert!(matches!(entrypoint.reply().await, Reply::Resumed { lost: 0, .. }));
+        seen += &entrypoint.until("\n100\n").await;
+        let all: String = (1..=seen.lines().count()).map(|n| format!("{n}\n")).collect();
+        assert_eq!(seen, all);
+        let names = machine
+            .sh("cat /proc/sys/kernel/hostname /etc/hostname; date +%s")
+            .await
+            .text();
+        let names: Vec<&str> = names.lines().collect();
+        assert_eq!(names[..2], ["copy", "copy"]);
+        let seconds: u64 = names[2].parse().unwrap();
+        assert!((1_000_000_000..1_000_001_000).contains(&seconds), "{seconds}");
+        let again = machine.ask(Request::Thaw(Box::new(thaw))).await;
+        assert!(matches!(again, Reply::Error(_)), "{again:?}");
+        machine.stop().await;
     });
     assert!(is_clean(&disks.path().join("upper.ext4")));
 }

@@ -25,7 +25,7 @@ use yamux::{Config, Connection, Mode};
 use zmachine_agent_protocol::greeting::{Finder, Greeting};
 use zmachine_agent_protocol::{
     AgentError, BootConfig, ExitStatus, Frame, FrameDecoder, HostEntry, Interface, PORT_NAME, PROTOCOL_VERSION,
-    Process, Reply, Request, Root, Route, Upper,
+    Process, Reply, Request, Root, Route, Thaw, Upper,
 };
 use zmachine_testkit::{Need, is_static, lacking, skip, test_kernel};
 
@@ -119,6 +119,7 @@ impl Bench {
             socket: socket.clone(),
             qemu: RefCell::new(qemu),
             host: Host::default(),
+            same: RefCell::default(),
         };
         let deadline = Instant::now() + TIMEOUT;
         let stream = loop {
@@ -128,7 +129,9 @@ impl Bench {
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };
-        machine.drive(stream.compat());
+        let stream = stream.into_std().unwrap();
+        *machine.same.borrow_mut() = Some(stream.try_clone().unwrap());
+        machine.drive(UnixStream::from_std(stream).unwrap().compat());
         machine
     }
 }
@@ -297,6 +300,8 @@ pub(crate) struct Machine {
     socket: PathBuf,
     qemu: RefCell<Child>,
     host: Host,
+    /// The stream to the guest, once more.
+    same: RefCell<Option<std::os::unix::net::UnixStream>>,
 }
 
 impl Deref for Machine {
@@ -308,6 +313,12 @@ impl Deref for Machine {
 }
 
 impl Machine {
+    /// Drops the connection, as a host that crashed.
+    pub(crate) fn hang_up(&self) {
+        self.same.borrow_mut().take();
+        self.host.hang_up();
+    }
+
     /// Connects as another host, after the one before hung up.
     pub(crate) async fn take_over(&self) {
         // Nobody takes over within the moment in which the guest learns of it.
@@ -316,6 +327,38 @@ impl Machine {
         greet(&mut stream, Greeting::Hello([7; 16])).await;
         greet(&mut stream, Greeting::Begin([7; 16])).await;
         self.drive(stream.compat());
+    }
+
+    /// Becomes the host of a copy: says what the guest is to be on the stream that there is, of which the guest knows no end. The answer, and
+    /// the stream.
+    pub(crate) async fn thaw(&self, thaw: &Thaw) -> (Reply, UnixStream) {
+        let stream = self.same.borrow_mut().take().expect("it is taken once");
+        // Nothing of its own is read any more, and what it has begun is nobody's.
+        self.hang_up();
+        stream.set_nonblocking(true).unwrap();
+        let mut stream = UnixStream::from_std(stream).unwrap();
+        let greeting = Greeting::Thaw([9; 16]);
+        let mut said = greeting.to_bytes().to_vec();
+        Frame::message(thaw).encode(&mut said);
+        tokio::io::AsyncWriteExt::write_all(&mut stream, &said).await.unwrap();
+        let mut finder = Finder::default();
+        let mut byte = [0];
+        while finder.next_greeting() != Some(greeting) {
+            tokio::io::AsyncReadExt::read_exact(&mut stream, &mut byte)
+                .await
+                .expect("the agent is there");
+            finder.push(&byte);
+        }
+        let mut frames = FrameDecoder::new();
+        loop {
+            if let Some(frame) = frames.next_frame().unwrap() {
+                return (frame.parse().unwrap(), stream);
+            }
+            tokio::io::AsyncReadExt::read_exact(&mut stream, &mut byte)
+                .await
+                .expect("the agent is there");
+            frames.push(&byte);
+        }
     }
 
     /// Waits for QEMU's end, which is the guest's power-off.
