@@ -610,7 +610,7 @@ fn a_copy_is_told_who_it_is_before_its_connection_begins_and_no_output_is_lost()
     let disks = bench.disks();
     bench.with_machine(disks.path(), async |machine| {
         machine.configure(config()).await;
-        let line = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done";
+        let line = "trap 'exit 7' TERM; i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done";
         let mut entrypoint = machine.open(&Request::Run(process(&["sh", "-c", line]))).await;
         let mut seen = entrypoint.until("\n20\n").await;
         assert_eq!(machine.ask(Request::Freeze).await, Reply::Done);
@@ -674,6 +674,8 @@ fn a_copy_is_told_who_it_is_before_its_connection_begins_and_no_output_is_lost()
         let again = machine.ask(Request::Thaw(Box::new(thaw))).await;
         assert!(matches!(again, Reply::Error(_)), "{again:?}");
         machine.stop().await;
+        // Somebody hears of the end, or the machine would wait for that.
+        assert_eq!(entrypoint.finish().await.end, Ok(ExitStatus::Code(7)));
     });
     assert!(is_clean(&disks.path().join("upper.ext4")));
 }
