@@ -113,7 +113,11 @@ fn guests_in_two_networks_find_each_other_and_the_world_and_nobody_else() {
     .expect_success();
     zmachine(
         &home,
-        &[&["run", "-d", "--name", "db", "--network", "back", &image][..], &wait].concat(),
+        &[
+            &["run", "-d", "--snapshots", "--name", "db", "--network", "back", &image][..],
+            &wait,
+        ]
+        .concat(),
     )
     .expect_success();
 
@@ -230,6 +234,12 @@ fn joins_and_leaves(home: &TestHome) {
     assert_ne!(sh(home, "db", "ping -c 1 -W 1 198.51.100.2").code, 0);
     assert_eq!(exec_output(home, "db", "ls /sys/class/net | grep -c eth"), "1");
     exec_output(home, "db", "ping -c 1 -W 10 web");
+    // What a copy of it would be made with is not what its memory knows.
+    let saved = zmachine(home, &["snapshot", "create", "db"]).expect_code(4).stderr();
+    assert!(
+        saved.contains("'db' has joined or left a network since it was started"),
+        "{saved}"
+    );
     let ports = change(&["disconnect", "front", "web"]);
     assert!(ports.expect_code(4).stderr().contains("published ports"), "{ports}");
 }

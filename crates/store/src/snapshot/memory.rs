@@ -5,8 +5,12 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use rustix::fs::{MemfdFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek};
 use rustix::io::Errno;
@@ -17,6 +21,9 @@ use super::holders::{Holders, SEALED};
 /// The unit in which zeros are left out, in bytes.
 const PAGE: usize = 4096;
 
+/// How many CPUs copy at once: more of them wait for memory.
+const THREADS: usize = 4;
+
 /// Copies `memory` to the empty file `to`.
 ///
 /// # Errors
@@ -25,21 +32,52 @@ pub fn save(memory: impl AsFd, to: &File) -> io::Result<MemoryMark> {
     let from = File::from(memory.as_fd().try_clone_to_owned()?);
     let bytes = from.metadata()?.len();
     to.set_len(bytes)?;
-    let mut chunks = Vec::new();
-    let mut buffer = vec![0; CHUNK as usize];
+    let mut starts = Vec::new();
     let mut at = 0;
     while let Some(data) = data_from(&from, at, bytes)? {
         let start = data - data % CHUNK;
-        let length = (bytes - start).min(CHUNK) as usize;
-        let chunk = &mut buffer[..length];
-        from.read_exact_at(chunk, start)?;
-        if write_pages(chunk, to, start)? {
-            let number = u32::try_from(start / CHUNK).map_err(|_| io::ErrorKind::FileTooLarge)?;
-            chunks.push((number, crc32c::crc32c(chunk)));
-        }
+        starts.push(start);
         at = start + CHUNK;
     }
+    let chunks = Mutex::new(Vec::new());
+    each(&starts, |start, buffer| {
+        let length = (bytes - start).min(CHUNK) as usize;
+        let chunk = &mut buffer[..length];
+        from.read_exact_at(chunk, *start)?;
+        if write_pages(chunk, to, *start)? {
+            let number = u32::try_from(start / CHUNK).map_err(|_| io::ErrorKind::FileTooLarge)?;
+            let chunk = (number, crc32c::crc32c(chunk));
+            chunks.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
+        }
+        Ok(())
+    })?;
+    let mut chunks = chunks.into_inner().unwrap_or_else(PoisonError::into_inner);
+    chunks.sort_unstable();
     Ok(MemoryMark { bytes, chunks })
+}
+
+/// Does `work` for each of `all`, with a buffer of [`CHUNK`] bytes, on a few CPUs at once: a guest stands still meanwhile, or somebody waits for it.
+fn each<T: Sync>(all: &[T], work: impl Fn(&T, &mut [u8]) -> io::Result<()> + Sync) -> io::Result<()> {
+    let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+    let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
+    let some = || {
+        let mut buffer = vec![0; CHUNK as usize];
+        while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(error) = work(one, &mut buffer) {
+                next.store(all.len(), Ordering::Relaxed);
+                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..cpus.min(THREADS).min(all.len()) {
+            // Where none can be had, this one does it all.
+            let _ = thread::Builder::new().spawn_scoped(scope, some);
+        }
+        some();
+    });
+    let failure = failure.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failure.map_or(Ok(()), Err)
 }
 
 /// New memory that is all zeros, for a guest that finds its own in its state.
@@ -117,13 +155,12 @@ pub fn check(from: &File, mark: &MemoryMark) -> io::Result<()> {
     read_chunks(from, mark, |_, _| Ok(()))
 }
 
-/// Reads every chunk that is not all zeros, held against its checksum.
-fn read_chunks(from: &File, mark: &MemoryMark, mut take: impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
+/// Reads every chunk that is not all zeros, held against its checksum; they come in no order.
+fn read_chunks(from: &File, mark: &MemoryMark, take: impl Fn(&[u8], u64) -> io::Result<()> + Sync) -> io::Result<()> {
     if from.metadata()?.len() != mark.bytes {
         return Err(io::Error::other("it has another length than when it was saved"));
     }
-    let mut buffer = vec![0; CHUNK as usize];
-    for (number, sum) in &mark.chunks {
+    each(&mark.chunks, |(number, sum), buffer| {
         let start = u64::from(*number) * CHUNK;
         let length = mark.bytes.saturating_sub(start).min(CHUNK) as usize;
         let chunk = &mut buffer[..length];
@@ -133,9 +170,8 @@ fn read_chunks(from: &File, mark: &MemoryMark, mut take: impl FnMut(&[u8], u64) 
                 "what it has from byte {start} on is not what was saved"
             )));
         }
-        take(chunk, start)?;
-    }
-    Ok(())
+        take(chunk, start)
+    })
 }
 
 /// Length and checksum of a file. Holes are not read. Whoever shares the open file finds its position as it was.
