@@ -21,6 +21,9 @@ pub const JSON_LIMIT: usize = 4 << 20;
 /// How long a client may take to send a body in JSON.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What is read of a body that nobody wants, in bytes: as much as Go's servers read.
+const UNREAD_LIMIT: usize = 256 << 10;
+
 /// How long a client may send nothing of a body that is read as it comes.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -249,6 +252,25 @@ pub fn reader(body: Incoming) -> ChunkReader {
     reader_within(body, UPLOAD_LIMIT, CHUNK_TIMEOUT)
 }
 
+/// Reads a little of what nobody wants any more: a client whose request was refused while it writes would be cut off, and say that in place of
+/// the reason.
+async fn discard<B>(body: &mut B, patience: Duration)
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
+    let discarded = async {
+        let mut left = UNREAD_LIMIT;
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(length) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(patience, discarded).await;
+}
+
 fn reader_within<B>(mut body: B, limit: u64, patience: Duration) -> ChunkReader
 where
     B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
@@ -280,8 +302,12 @@ where
                 )),
             };
             let is_over = chunk.is_err();
-            if sender.send(chunk).await.is_err() || is_over {
+            let is_taken = sender.send(chunk).await.is_ok();
+            if is_over {
                 return;
+            }
+            if !is_taken {
+                return discard(&mut body, patience).await;
             }
         }
     });
@@ -323,6 +349,19 @@ mod tests {
         assert_eq!(kind(3, false).await, Ok(b"abc".to_vec()));
         assert_eq!(kind(2, false).await, Err(io::ErrorKind::FileTooLarge));
         assert_eq!(kind(3, true).await, Err(io::ErrorKind::TimedOut));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_was_refused_may_write_on_for_a_little() {
+        let (sender, body) = Body::stream();
+        drop(reader_within(body, u64::MAX, Duration::from_secs(60)));
+        let chunk = Bytes::from(vec![0; 64 << 10]);
+        for _ in 0..UNREAD_LIMIT / chunk.len() {
+            sender.send(chunk.clone()).await.unwrap();
+        }
+        // But not for ever.
+        let refused = async { while sender.send(chunk.clone()).await.is_ok() {} };
+        tokio::time::timeout(Duration::from_secs(30), refused).await.unwrap();
     }
 
     #[test]

@@ -435,8 +435,15 @@ impl Engine {
         if hypervisor.driver == Hypervisor::CloudHypervisor {
             // Its interfaces are taps, and passt has none.
             let by_passt = uses_passt(&spec.networks).then_some("it has no network without root");
-            let saved =
-                (spec.snapshots || spec.idle_timeout_ms.is_some()).then_some("no machine is saved there while it runs");
+            let is_saved = spec.snapshots || spec.idle_timeout_ms.is_some();
+            let saved = match &makes {
+                _ if !is_saved => None,
+                Makes::Vm(_) if spec.hypervisor != choice::Requested::Auto => None,
+                Makes::Vm(_) => Some("machines are saved there only when it is asked for"),
+                _ => Some(
+                    "a container's root comes from a server, with which no machine goes on there after it was saved",
+                ),
+            };
             if let Some(lacks) = by_passt
                 .or(saved)
                 .or(makes.beyond_cloud_hypervisor(uses_shares, cloud_firmware.is_some()))

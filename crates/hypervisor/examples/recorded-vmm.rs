@@ -24,6 +24,7 @@ use std::fs;
 use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -72,6 +73,8 @@ struct State {
     console: Option<UnixStream>,
     /// Counts the guest's lives, so that the threads of an earlier one stop.
     life: u32,
+    /// How often the guest has ticked, which is all of its memory.
+    ticks: u64,
 }
 
 fn main() {
@@ -117,6 +120,7 @@ fn main() {
         leaving: HashMap::new(),
         console: None,
         life: 0,
+        ticks: 0,
     };
     let vmm = Arc::new(Vmm {
         script,
@@ -128,6 +132,12 @@ fn main() {
     for stream in listener.incoming() {
         vmm.serve(stream.expect("a connection"));
     }
+}
+
+/// The folder that a URL names, when it is there.
+fn folder_of(url: &Value) -> Option<PathBuf> {
+    let folder = PathBuf::from(url.as_str()?.strip_prefix("file://")?);
+    folder.is_dir().then_some(folder)
 }
 
 fn become_jailed(jail: &str, program: &str, arguments: &[String]) -> ! {
@@ -149,6 +159,8 @@ fn recorded(file: &str, number: usize) -> Value {
         "fdnet" => include_str!("../tests/ch-api/fdnet.json"),
         "full" => include_str!("../tests/ch-api/full.json"),
         "gq-ns" => include_str!("../tests/ch-api/gq-ns.json"),
+        "restore2" => include_str!("../tests/ch-api/restore2.json"),
+        "snap" => include_str!("../tests/ch-api/snap.json"),
         "validation" => include_str!("../tests/ch-api/validation.json"),
         other => panic!("{other} is not part of this program"),
     };
@@ -259,6 +271,22 @@ impl Vmm {
                 recorded("full", 9)
             }
             "vm.resume" => recorded("full", 10),
+            "vm.snapshot" if running => recorded("snap", 2),
+            "vm.snapshot" => match folder_of(&body["destination_url"]).map(|folder| self.save(&folder)) {
+                None => recorded("snap", 4),
+                Some(Ok(())) => recorded("snap", 5),
+                Some(Err(error)) => {
+                    eprintln!("{error}");
+                    recorded("snap", 6)
+                }
+            },
+            "vm.restore" => match folder_of(&body["source_url"]).map(|folder| self.restore(&folder, &body)) {
+                Some(Ok(())) => recorded("snap", 11),
+                other => {
+                    eprintln!("{other:?}");
+                    recorded("restore2", 3)
+                }
+            },
             "vm.resize-disk" if body["id"] == "data" => match self.resize(&body) {
                 Ok(()) => recorded("full", 15),
                 Err(error) => {
@@ -272,6 +300,47 @@ impl Vmm {
             "vmm.shutdown" => recorded("full", 48),
             _ => recorded("basic", 4),
         }
+    }
+
+    /// Writes the three files that the real one writes. None of them may be there.
+    fn save(&self, folder: &Path) -> std::io::Result<()> {
+        let state = self.state.lock().unwrap();
+        let mut config = state.config.clone().unwrap_or_default();
+        for net in config["net"].as_array_mut().into_iter().flatten() {
+            // As the real one writes descriptors that it was given.
+            net["fds"] = json!([17]);
+        }
+        let size = config["memory"]["size"].as_u64().unwrap_or_default();
+        for (name, content) in [("config.json", config), ("state.json", json!({"ticks": state.ticks}))] {
+            fs::File::create_new(folder.join(name))?.write_all(content.to_string().as_bytes())?;
+        }
+        let memory = fs::File::create_new(folder.join("memory-ranges"))?;
+        memory.set_len(size)?;
+        memory.write_all_at(&state.ticks.to_ne_bytes(), size / 2)
+    }
+
+    /// Makes the machine that is saved there; it stands still.
+    fn restore(self: &Arc<Self>, folder: &Path, body: &Value) -> std::io::Result<()> {
+        let config: Value = serde_json::from_slice(&fs::read(folder.join("config.json"))?)?;
+        let state: Value = serde_json::from_slice(&fs::read(folder.join("state.json"))?)?;
+        let size = config["memory"]["size"].as_u64().unwrap_or_default();
+        let mut ticks = [0; 8];
+        fs::File::open(folder.join("memory-ranges"))?.read_exact_at(&mut ticks, size / 2)?;
+        let ticks = u64::from_ne_bytes(ticks);
+        let count = |list: &Value| list.as_array().map_or(0, Vec::len);
+        if state["ticks"] != ticks || body["resume"] != false || count(&config["net"]) != count(&body["net_fds"]) {
+            return Err(std::io::Error::other("it is not what was saved"));
+        }
+        self.create(config);
+        self.open_devices().map_err(std::io::Error::other)?;
+        {
+            let mut state = self.state.lock().unwrap();
+            state.ticks = ticks;
+            state.name = "Paused";
+            state.life += 1;
+        }
+        self.tick();
+        Ok(())
     }
 
     fn set(&self, name: &'static str) {
@@ -381,28 +450,36 @@ impl Vmm {
     }
 
     fn boot(self: &Arc<Self>) {
-        let life = {
+        {
             let mut state = self.state.lock().unwrap();
             state.name = "Running";
             state.life += 1;
-            state.life
-        };
+            state.ticks = 0;
+        }
         self.event("vm", "booted", Value::Null);
         self.say("TINY-GUEST-HELLO\n");
+        self.tick();
+    }
+
+    /// Ticks for as long as this life lasts, while it runs.
+    fn tick(self: &Arc<Self>) {
+        let life = self.state.lock().unwrap().life;
         let vmm = Arc::clone(self);
         thread::spawn(move || {
-            for tick in 0_u64.. {
+            loop {
                 thread::sleep(Duration::from_millis(20));
-                let (now, name) = {
-                    let state = vmm.state.lock().unwrap();
-                    (state.life, state.name)
+                let tick = {
+                    let mut state = vmm.state.lock().unwrap();
+                    if state.life != life {
+                        return;
+                    }
+                    if state.name != "Running" {
+                        continue;
+                    }
+                    state.ticks += 1;
+                    state.ticks - 1
                 };
-                if now != life {
-                    return;
-                }
-                if name == "Running" {
-                    vmm.say(&format!("TICK {tick:08x}\n"));
-                }
+                vmm.say(&format!("TICK {tick:08x}\n"));
             }
         });
     }

@@ -198,6 +198,9 @@ pub struct Resources {
     pub jail: Option<Jail>,
     /// What the machine goes on from, instead of booting: it stands still until [`Vm::go_on`]. Only for one that [`VmSpec::is_saveable`].
     pub saved: Option<Saved>,
+    /// A folder of the machine's own that is not there yet, for a hypervisor that saves its machine into files by itself. Without it such a
+    /// one is not saved.
+    pub saves: Option<PathBuf>,
 }
 
 /// A machine as [`Vm::save`] left it.

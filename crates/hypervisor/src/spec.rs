@@ -37,7 +37,7 @@ pub struct VmSpec {
     /// What hardware it is built like.
     #[serde(default, skip_serializing_if = "Platform::is_lean")]
     pub platform: Platform,
-    /// It can be saved while it runs, and restored: its memory is a file that its launcher has too.
+    /// It can be saved while it runs, and restored.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_saveable: bool,
 }

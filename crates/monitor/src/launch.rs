@@ -116,7 +116,14 @@ impl Monitor {
         let run = RunDir::new(self.home.run_dir(&self.machine.id));
         let jail = self.jail();
         let driver = (self.drivers)(on);
-        driver.launch(spec, Resources { taps, jail, saved }, &run).await
+        let saves = spec.is_saveable.then(|| self.machine.dir.join("saving"));
+        let resources = Resources {
+            taps,
+            jail,
+            saved,
+            saves,
+        };
+        driver.launch(spec, resources, &run).await
     }
 
     /// Logs what a hypervisor itself says.

@@ -20,43 +20,62 @@ pub fn copy(from: &File, to: &File) -> io::Result<()> {
     }
     let length = from.metadata()?.len();
     to.set_len(length)?;
-    let mut at = 0;
-    while at < length {
-        let data = match seek(from, SeekFrom::Data(at)) {
+    copy_part(from, 0, to, 0, length)
+}
+
+/// Copies `length` bytes of `from` at `begin` to `to` at `at`, where there are zeros so far. Holes stay holes. Neither has a position afterwards.
+///
+/// # Errors
+/// Of the file system, and when `from` is shorter than that.
+pub fn copy_part(from: &File, begin: u64, to: &File, at: u64, length: u64) -> io::Result<()> {
+    let end = begin.checked_add(length).ok_or(io::ErrorKind::InvalidInput)?;
+    if from.metadata()?.len() < end {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut next = begin;
+    while next < end {
+        let data = match seek(from, SeekFrom::Data(next)) {
             Ok(data) => data,
             // Only a hole is left.
             Err(Errno::NXIO) => break,
             Err(errno) => return Err(errno.into()),
         };
-        at = seek(from, SeekFrom::Hole(data))?;
-        copy_range(from, to, data, at)?;
+        if data >= end {
+            break;
+        }
+        next = seek(from, SeekFrom::Hole(data))?.min(end);
+        copy_range(from, data, to, at + (data - begin), next - data)?;
     }
     Ok(())
 }
 
-fn copy_range(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()> {
-    while at < end {
-        let wanted = usize::try_from(end - at).unwrap_or(usize::MAX);
-        let (mut source, mut target) = (at, at);
+fn copy_range(from: &File, begin: u64, to: &File, at: u64, length: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < length {
+        let wanted = usize::try_from(length - done).unwrap_or(usize::MAX);
+        let (mut source, mut target) = (begin + done, at + done);
         match copy_file_range(from, Some(&mut source), to, Some(&mut target), wanted) {
             // It became shorter.
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(copied) => at += copied as u64,
+            Ok(copied) => done += copied as u64,
             Err(Errno::INTR) => {}
-            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => return by_hand(from, to, at, end),
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
+                return by_hand(from, begin + done, to, at + done, length - done);
+            }
             Err(errno) => return Err(errno.into()),
         }
     }
     Ok(())
 }
 
-fn by_hand(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()> {
+fn by_hand(from: &File, begin: u64, to: &File, at: u64, length: u64) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
-    while at < end {
-        let length = usize::try_from(end - at).unwrap_or(usize::MAX).min(CHUNK);
-        from.read_exact_at(&mut buffer[..length], at)?;
-        to.write_all_at(&buffer[..length], at)?;
-        at += length as u64;
+    let mut done = 0;
+    while done < length {
+        let some = usize::try_from(length - done).unwrap_or(usize::MAX).min(CHUNK);
+        from.read_exact_at(&mut buffer[..some], begin + done)?;
+        to.write_all_at(&buffer[..some], at + done)?;
+        done += some as u64;
     }
     Ok(())
 }
@@ -84,8 +103,16 @@ mod tests {
         assert!(content("from") == content("to"));
         assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20, "{:?}", to.metadata());
         let other = create("other");
-        by_hand(&from, &other, 0, 64 << 20).unwrap();
+        by_hand(&from, 0, &other, 0, 64 << 20).unwrap();
         assert!(content("from") == content("other"));
+        // A part, elsewhere.
+        let part = create("part");
+        part.set_len(20 << 20).unwrap();
+        copy_part(&from, 11 << 20, &part, 4096, 10 << 20).unwrap();
+        let (whole, part_of) = (content("from"), content("part"));
+        assert!(part_of[4096..4096 + (10 << 20)] == whole[11 << 20..21 << 20]);
+        assert!(part.metadata().unwrap().blocks() * 512 < 1 << 20);
+        assert!(copy_part(&from, 60 << 20, &part, 0, 5 << 20).is_err());
     }
 
     #[test]

@@ -57,7 +57,7 @@ struct Cpus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Memory {
     size: u64,
-    /// Other processes read it: those that serve devices over vhost-user.
+    /// Other processes can read it: those that serve devices over vhost-user.
     shared: bool,
 }
 
@@ -140,6 +140,31 @@ pub struct ResizeDisk {
     pub desired_size: u64,
 }
 
+/// The body of `vm.snapshot`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct SnapshotConfig {
+    /// The folder.
+    pub(super) destination_url: String,
+}
+
+/// The body of `vm.restore`; the taps come with it as descriptors, in the same order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct RestoreConfig {
+    /// The folder.
+    pub(super) source_url: String,
+    /// The interfaces.
+    pub(super) net_fds: Vec<RestoredNet>,
+    /// Whether the guest runs at once.
+    pub(super) resume: bool,
+}
+
+/// An interface that finds another tap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct RestoredNet {
+    pub(super) id: String,
+    pub(super) num_fds: u32,
+}
+
 /// The body of `vm.remove-device`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct RemoveDevice {
@@ -209,7 +234,8 @@ impl VmConfig {
             },
             memory: Memory {
                 size: vm.memory_bytes,
-                shared: !vm.shares.is_empty() || vm.disks.iter().any(is_served),
+                // Only of memory in a file, which shared memory is, zeros are left out when it is saved.
+                shared: vm.is_saveable || !vm.shares.is_empty() || vm.disks.iter().any(is_served),
             },
             disks: vm.disks.iter().map(disk_config).collect(),
             fs: vm.shares.iter().map(fs_config).collect(),
@@ -230,6 +256,17 @@ impl VmConfig {
             landlock_rules: landlock_rules(vm, folder),
             payload,
         }
+    }
+}
+
+impl VmConfig {
+    /// The same of a machine that is saved into `folder`.
+    pub(super) fn with_saves(mut self, folder: &Path) -> Self {
+        self.landlock_rules.push(LandlockRule {
+            path: folder.to_owned(),
+            access: "rw",
+        });
+        self
     }
 }
 
@@ -300,6 +337,11 @@ fn landlock_rules(vm: &VmSpec, folder: &Path) -> Vec<LandlockRule> {
 }
 
 impl NetConfig {
+    /// The interface's id.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// One pair of queues, which is what one descriptor of a tap makes.
     pub fn new(nic: &Nic) -> Self {
         Self {
@@ -316,6 +358,28 @@ impl NetConfig {
 /// The hypervisor adds its defaults, and calls the numbers of the platform by other names than it takes them.
 pub fn difference(sent: &Value, understood: &Value) -> Option<String> {
     compare(sent, understood, "")
+}
+
+/// Makes `understood` say what `sent` does, wherever that says something; what was added to it stays.
+pub(super) fn merge(sent: &Value, understood: &mut Value) {
+    match (sent, understood) {
+        (Value::Object(sent), Value::Object(understood)) => {
+            for (key, value) in sent {
+                let renamed = format!("system_{key}");
+                let key = match understood.contains_key(&renamed) {
+                    true => renamed,
+                    false => key.clone(),
+                };
+                merge(value, understood.entry(key).or_insert(Value::Null));
+            }
+        }
+        (Value::Array(sent), Value::Array(understood)) if sent.len() == understood.len() => {
+            sent.iter()
+                .zip(understood)
+                .for_each(|(sent, understood)| merge(sent, understood));
+        }
+        (sent, understood) => *understood = sent.clone(),
+    }
 }
 
 fn compare(sent: &Value, understood: &Value, at: &str) -> Option<String> {
@@ -404,6 +468,12 @@ mod tests {
         assert_eq!(difference(&sent, &gone).as_deref(), Some("a.b"));
         let other = json!({"a": {"b": 1}, "list": [{"c": false}], "platform": {"system_uuid": "u"}});
         assert_eq!(difference(&sent, &other).as_deref(), Some("list[0].c"));
+        let mut merged = other.clone();
+        merge(&sent, &mut merged);
+        assert_eq!(
+            merged,
+            json!({"a": {"b": 1}, "list": [{"c": true}], "platform": {"system_uuid": "u"}})
+        );
         let fewer = json!({"a": {"b": 1}, "list": [], "platform": {"system_uuid": "u"}});
         assert_eq!(difference(&sent, &fewer).as_deref(), Some("list"));
     }

@@ -15,6 +15,7 @@ use zmachine_sys::mount;
 use crate::{Boot, Disk, LaunchError, VmSpec};
 
 use super::folder::Folder;
+use super::save::Saves;
 
 /// Private memory beside the guest's in bytes: code, heap, and the stacks of its threads (8 MiB each in a build with glibc,
 /// reserved rather than used).
@@ -117,7 +118,14 @@ fn give_back(vm: &VmSpec) -> io::Result<()> {
 }
 
 /// The jail of the program at `program` for `vm`. `base` has user and folder.
-pub(super) fn of(base: &Jail, program: &Path, vm: &VmSpec, files: &Files, folder: &Folder) -> Jail {
+pub(super) fn of(
+    base: &Jail,
+    program: &Path,
+    vm: &VmSpec,
+    files: &Files,
+    folder: &Folder,
+    saves: Option<&Saves>,
+) -> Jail {
     let mut jail = base.clone().see_program(program);
     jail.user = files.user;
     if let Boot::Kernel { kernel, initrd, .. } = &vm.boot {
@@ -137,10 +145,14 @@ pub(super) fn of(base: &Jail, program: &Path, vm: &VmSpec, files: &Files, folder
         with(jail, path, *access, mount.as_ref().map(AsRawFd::as_raw_fd))
     });
     jail = with(jail, folder.path(), Access::Write, folder.mount());
+    if let Some(saves) = saves {
+        jail = with(jail, saves.path(), Access::Write, saves.mount());
+    }
     jail.devices.push(Device::Kvm);
     // Memory that is not shared with others is private.
     let private = PRIVATE + PRIVATE_PER_CPU * u64::from(vm.cpus) + vm.memory_bytes;
-    jail.limits = crate::jail::limits(vm, files.largest, private);
+    let largest = files.largest.max(saves.map_or(0, Saves::largest));
+    jail.limits = crate::jail::limits(vm, largest, private);
     jail
 }
 
@@ -162,7 +174,7 @@ mod tests {
         let folder = Folder::make(run.path(), None).unwrap();
         let files = Files::of(&vm, None).unwrap();
         let base = Jail::new("/run/m/jail", None);
-        let jail = of(&base, Path::new("/opt/cloud-hypervisor"), &vm, &files, &folder);
+        let jail = of(&base, Path::new("/opt/cloud-hypervisor"), &vm, &files, &folder, None);
         let may = |path: &Path| {
             let view = jail.view.iter().find(|view| path.starts_with(&view.path));
             view.map(|view| view.access)

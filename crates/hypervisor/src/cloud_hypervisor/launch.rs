@@ -7,9 +7,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -21,13 +21,14 @@ use zmachine_sys::process::ChildSetup;
 
 use crate::driver::check_files;
 use crate::process_log::Log;
-use crate::{AgentStream, Boot, ControlError, Disk, LaunchError, Platform, Resources, RunDir, VmSpec};
+use crate::{AgentStream, Boot, ControlError, Disk, LaunchError, Platform, Resources, RunDir, Saved, VmSpec};
 
 use super::client::{ApiError, Client};
-use super::config::{NetConfig, VmConfig, difference};
+use super::config::{NetConfig, RestoreConfig, RestoredNet, VmConfig, difference};
 use super::events::EventPipe;
 use super::folder::Folder;
 use super::jail::Files;
+use super::save::Saves;
 use super::vm::{ChVm, Parts};
 use super::{AGENT_PORT, BINARY, CloudHypervisor, OLDEST, agent, serial, unsupported};
 
@@ -35,6 +36,8 @@ use super::{AGENT_PORT, BINARY, CloudHypervisor, OLDEST, agent, serial, unsuppor
 const UNSERVED_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between two looks for a socket.
 const PAUSE: Duration = Duration::from_millis(5);
+/// How long the memory of a machine may take to be written or read.
+pub(super) const COPY_TIMEOUT: Duration = Duration::from_secs(120);
 /// Hints that wait to be looked at.
 const HINTS: usize = 64;
 
@@ -44,6 +47,8 @@ struct Starting<'a> {
     folder: Arc<Folder>,
     client: Client,
     taps: Vec<(NetConfig, OwnedFd)>,
+    saves: Option<&'a Saves>,
+    saved: Mutex<Option<Saved>>,
     patience: Duration,
 }
 
@@ -59,6 +64,9 @@ pub(super) async fn launch(
     let wanted = resources.jail.as_ref().and_then(|jail| jail.user);
     let files = Files::of(vm, wanted)?;
     let folder = Folder::make(run.path(), files.user).map_err(channel("sockets"))?;
+    let made = |path: &PathBuf| Saves::make(path, files.user, vm.memory_bytes);
+    let saves = resources.saves.as_ref().filter(|_| vm.is_saveable).map(made);
+    let saves = saves.transpose().map_err(channel("folder to save it in"))?;
     let mut find = |nic: &crate::Nic| {
         let tap = resources.taps.remove(&nic.id);
         let tap = tap.ok_or_else(|| LaunchError::NoTap { nic: nic.id.clone() })?;
@@ -74,10 +82,10 @@ pub(super) async fn launch(
     let (hints, hinted) = mpsc::channel(HINTS);
     let (end, over) = watch::channel(false);
     let jailed = match &resources.jail {
-        Some(base) => in_jail(base, host, vm, &files, &folder)?,
+        Some(base) => in_jail(base, host, vm, &files, (&folder, saves.as_ref()))?,
         None => free(host, run),
     };
-    let mut child = spawn(host, jailed, &files, &folder)?;
+    let mut child = spawn(host, jailed, &files, (&folder, saves.as_ref()))?;
     drop(files);
     let log = Log::collect(child.stderr.take(), BINARY);
     let folder = Arc::new(folder);
@@ -86,6 +94,8 @@ pub(super) async fn launch(
         client: Client::in_folder(Arc::clone(&folder)),
         folder,
         taps,
+        saves: saves.as_ref(),
+        saved: Mutex::new(resources.saved.take()),
         patience: host.patience,
     };
     let started = tokio::select! {
@@ -121,6 +131,7 @@ pub(super) async fn launch(
         hints: hinted,
         over: end,
         tasks,
+        saves: saves.map(Arc::new),
     }))
 }
 
@@ -134,11 +145,11 @@ fn in_jail(
     host: &CloudHypervisor,
     vm: &VmSpec,
     files: &Files,
-    folder: &Folder,
+    (folder, saves): (&Folder, Option<&Saves>),
 ) -> Result<Jailed, LaunchError> {
     let binary = find_program(&host.binary).ok_or_else(|| not_spawned(host)(io::ErrorKind::NotFound.into()))?;
     crate::jail::make_readable(&vm.boot).map_err(not_spawned(host))?;
-    let jail = super::jail::of(base, &binary, vm, files, folder);
+    let jail = super::jail::of(base, &binary, vm, files, folder, saves);
     Jailed::program(&jail, &binary).map_err(not_spawned(host))
 }
 
@@ -149,7 +160,12 @@ fn free(host: &CloudHypervisor, run: &RunDir) -> Jailed {
     Jailed::free(command)
 }
 
-fn spawn(host: &CloudHypervisor, mut jailed: Jailed, files: &Files, folder: &Folder) -> Result<Child, LaunchError> {
+fn spawn(
+    host: &CloudHypervisor,
+    mut jailed: Jailed,
+    files: &Files,
+    (folder, saves): (&Folder, Option<&Saves>),
+) -> Result<Child, LaunchError> {
     let path = |path: &Path| format!("path={}", path.display());
     let sockets = folder.reported();
     let command = jailed.command();
@@ -164,7 +180,11 @@ fn spawn(host: &CloudHypervisor, mut jailed: Jailed, files: &Files, folder: &Fol
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let setup = ChildSetup {
-        keep: files.descriptors().chain(folder.mount()).collect(),
+        keep: files
+            .descriptors()
+            .chain(folder.mount())
+            .chain(saves.and_then(Saves::mount))
+            .collect(),
         die_with_parent: true,
         new_session: true,
         ..ChildSetup::default()
@@ -258,7 +278,19 @@ impl Starting<'_> {
         over: watch::Receiver<bool>,
     ) -> Result<Started, LaunchError> {
         let version = self.greet().await?;
-        let config = VmConfig::new(self.vm, self.folder.path(), &self.folder.reported());
+        let mut config = VmConfig::new(self.vm, self.folder.path(), &self.folder.reported());
+        if let Some(saves) = self.saves {
+            config = config.with_saves(saves.path());
+        }
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(saved) = saved {
+            self.restore(saved, &config, &version).await?;
+            self.confirm(&config).await?;
+            // It stands still until it is told to go on.
+            let relay = serial::relay(Arc::clone(&self.folder), hints, over).await;
+            let (console, relay) = relay.map_err(channel("console"))?;
+            return Ok((version, console, relay));
+        }
         let refused = |command: &'static str| move |error: ApiError| LaunchError::Control(error.of(command));
         let created = self.client.put_with("vm.create", &config, &[], self.patience).await;
         created.map_err(refused("vm.create"))?;
@@ -278,6 +310,42 @@ impl Starting<'_> {
             return Err(refused("vm.boot")(error));
         }
         Ok((version, console, relay))
+    }
+
+    /// Has the hypervisor make the machine that was saved.
+    async fn restore(&self, saved: Saved, config: &VmConfig, version: &str) -> Result<(), LaunchError> {
+        let refused = |reason: String| {
+            let command = "restore".to_owned();
+            LaunchError::Control(ControlError::Refused { command, reason })
+        };
+        if saved.version != version {
+            let reason = format!("the machine was saved by {}, and this is {version}", saved.version);
+            return Err(refused(reason));
+        }
+        let Some(saves) = self.saves else {
+            return Err(refused("there is no folder for what was saved".to_owned()));
+        };
+        let own = serde_json::to_value(config).map_err(|error| refused(error.to_string()))?;
+        let unpacked = saves.unpack(saved.state, &own);
+        let found = unpacked.map_err(|error| refused(format!("what was saved cannot be used: {error}")))?;
+        let wanted: Vec<&str> = self.taps.iter().map(|(net, _)| net.id()).collect();
+        if found.iter().any(|id| !wanted.contains(&id.as_str())) || found.len() != wanted.len() {
+            let reason = format!("it was saved with the interfaces {}", found.join(", "));
+            return Err(refused(reason));
+        }
+        let net_fds = self.taps.iter().map(|(net, _)| RestoredNet {
+            id: net.id().to_owned(),
+            num_fds: 1,
+        });
+        let body = RestoreConfig {
+            source_url: saves.url(),
+            net_fds: net_fds.collect(),
+            resume: false,
+        };
+        let taps: Vec<_> = self.taps.iter().map(|(_, tap)| tap.as_fd()).collect();
+        let restored = self.client.put_with("vm.restore", &body, &taps, COPY_TIMEOUT).await;
+        restored.map_err(|error| LaunchError::Control(error.of("vm.restore")))?;
+        saves.clear().map_err(channel("folder to save it in"))
     }
 
     /// Waits for the API; the version that answers.

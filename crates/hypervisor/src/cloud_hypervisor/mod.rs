@@ -22,6 +22,7 @@ mod http;
 mod jail;
 mod launch;
 mod probe;
+mod save;
 mod serial;
 mod vm;
 
@@ -31,7 +32,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::driver::check_devices;
-use crate::{Accel, Boot, Driver, LaunchError, NicKind, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
+use crate::{Accel, Boot, Disk, Driver, LaunchError, NicKind, Platform, Resources, RunDir, Unsupported, Vm, VmSpec};
 
 pub use agent::AGENT_PORT;
 pub use client::{ApiError, Client, understand};
@@ -100,6 +101,12 @@ fn check(vm: &VmSpec) -> Result<(), Unsupported> {
             return Err(unsupported("the firmware's hash is not pinned"));
         }
     }
+    let is_served = |disk: &Disk| matches!(disk, Disk::VhostUser { .. });
+    if vm.is_saveable && (!vm.shares.is_empty() || vm.disks.iter().any(is_served)) {
+        return Err(unsupported(
+            "a machine that others serve with disks or directories does not go on after it was saved",
+        ));
+    }
     // The restarted device connects again, and what the server knew of the guest's open files is gone by then.
     if vm.platform == Platform::Pc && !vm.shares.is_empty() {
         return Err(unsupported("shared directories do not survive a restart of the guest"));
@@ -149,6 +156,15 @@ mod tests {
         assert!(refusal(|vm| vm.nics[0].kind = NicKind::Stream).contains("passt needs QEMU"));
         assert!(refusal(|vm| vm.cpus = 255).contains("255 CPUs"));
         assert!(refusal(|vm| vm.memory_bytes += 1).contains("not whole MiB"));
+        assert!(refusal(|vm| vm.is_saveable = true).contains("does not go on"));
+        let own = |vm: &mut VmSpec| vm.disks.retain(|disk| matches!(disk, Disk::File { .. }));
+        assert_eq!(
+            refusal(|vm| {
+                own(vm);
+                vm.is_saveable = true;
+            }),
+            ""
+        );
         let pc = |vm: &mut VmSpec, boot| (vm.platform, vm.boot) = (Platform::Pc, boot);
         assert_eq!(refusal(|vm| pc(vm, firmware(Some("00")))), "");
         assert!(refusal(|vm| pc(vm, firmware(None))).contains("not pinned"));

@@ -17,7 +17,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -30,8 +31,10 @@ use crate::process_log::Log;
 use crate::{AgentStream, ControlError, ExitReason, LogLines, Nic, Platform, Vm, VmEvent};
 
 use super::client::{ApiError, Client};
-use super::config::{NetConfig, RemoveDevice, ResizeDisk};
+use super::config::{NetConfig, RemoveDevice, ResizeDisk, SnapshotConfig};
 use super::events::Event;
+use super::launch::COPY_TIMEOUT;
+use super::save::Saves;
 
 /// It needs milliseconds to go; then it is killed.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -81,6 +84,7 @@ pub(super) struct Parts {
     pub(super) hints: mpsc::Receiver<Hint>,
     pub(super) over: watch::Sender<bool>,
     pub(super) tasks: Vec<JoinHandle<()>>,
+    pub(super) saves: Option<Arc<Saves>>,
 }
 
 pub(super) struct ChVm {
@@ -106,6 +110,8 @@ pub(super) struct ChVm {
     /// Something hints at a power-off that was not looked up yet. Kept here, because looking may be interrupted.
     suspects_power_off: bool,
     quit: bool,
+    saves: Option<Arc<Saves>>,
+    went_on: Option<SystemTime>,
 }
 
 impl ChVm {
@@ -129,6 +135,8 @@ impl ChVm {
             panicked: false,
             suspects_power_off: false,
             quit: false,
+            saves: parts.saves,
+            went_on: None,
         }
     }
 
@@ -284,6 +292,41 @@ impl Vm for ChVm {
                 End::None => self.one_step().await,
             }
         }
+    }
+
+    async fn save(&mut self, state: OwnedFd) -> Result<SystemTime, ControlError> {
+        let refused = |reason: String| ControlError::Refused {
+            command: "vm.snapshot".to_owned(),
+            reason,
+        };
+        let Some(saves) = self.saves.clone() else {
+            return Err(refused("the machine was not built to be saved".to_owned()));
+        };
+        self.require_running()?;
+        zmachine_sys::process::allow_file_size(self.pid, saves.largest())?;
+        // What was not moved away when it was saved last.
+        saves.clear()?;
+        self.order("vm.pause").await?;
+        let stopped = SystemTime::now();
+        let body = SnapshotConfig {
+            destination_url: saves.url(),
+        };
+        let saved = self.client.put_with("vm.snapshot", &body, &[], COPY_TIMEOUT).await;
+        saved.map_err(|error| error.of("vm.snapshot"))?;
+        let packed = tokio::task::spawn_blocking(move || saves.pack(state)).await;
+        let packed = packed.unwrap_or_else(|error| Err(io::Error::other(error)));
+        packed.map_err(|error| refused(format!("what it has written cannot be used: {error}")))?;
+        Ok(stopped)
+    }
+
+    async fn go_on(&mut self) -> Result<(), ControlError> {
+        self.order("vm.resume").await?;
+        self.went_on = Some(SystemTime::now());
+        Ok(())
+    }
+
+    fn went_on_at(&self) -> Option<SystemTime> {
+        self.went_on
     }
 
     async fn power_button(&mut self) -> Result<(), ControlError> {
