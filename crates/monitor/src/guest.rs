@@ -71,10 +71,19 @@ pub(super) async fn within<T, E: Into<Failure>>(
     what: &str,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Failure> {
-    match tokio::time::timeout(HOST_TIMEOUT, work).await {
+    within_time(what, HOST_TIMEOUT, work).await
+}
+
+/// The same of work that has another limit.
+pub(super) async fn within_time<T, E: Into<Failure>>(
+    what: &str,
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(limit, work).await {
         Ok(done) => done.map_err(Into::into),
         Err(_) => {
-            let message = format!("{what}: this was not done within {} s", HOST_TIMEOUT.as_secs());
+            let message = format!("{what}: this was not done within {} s", limit.as_secs());
             Err(Failure::new(Class::Failed, message).hint("'zmachine kill' ends the machine whatever hangs"))
         }
     }

@@ -29,7 +29,7 @@ use zmachine_sys::sparse;
 use super::clock::{self, GuestClock};
 use super::follow::Follow;
 use super::frozen::Frozen;
-use super::guest::{self, within};
+use super::guest::{self, within, within_time};
 use super::inbox::Event;
 use super::init::Init;
 use super::launch::{in_thread, joined};
@@ -181,6 +181,12 @@ pub(super) async fn thaw(session: &Session) -> Result<(), Failure> {
     guest::ask(session, &AgentRequest::Thaw(Box::new(thaw)), guest::ANSWER_TIMEOUT).await
 }
 
+/// How long a hypervisor may take to save a machine, beside its memory.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What the slowest disk takes of the memory in a second, in bytes.
+const SLOWEST: u64 = 32 << 20;
+
 /// What is saved, beside what the hypervisor has.
 #[derive(Debug)]
 pub(super) struct Saving {
@@ -273,7 +279,9 @@ async fn copy(vm: &mut dyn Vm, saving: &Saving, folder: &Path) -> Result<Copied,
         disks,
     };
     let state = make(folder, STATE)?;
-    let saved = within("save", vm.save(OwnedFd::from(state.try_clone()?))).await;
+    // Some hypervisors write the memory as well.
+    let limit = SAVE_TIMEOUT + Duration::from_secs(saving.memory_bytes / SLOWEST);
+    let saved = within_time("save", limit, vm.save(OwnedFd::from(state.try_clone()?))).await;
     let stopped = saved.map_err(|failure| failure.context("the hypervisor does not save the machine"))?;
     // From here on nothing is written to the disks.
     let volumes = saving.volumes.iter();

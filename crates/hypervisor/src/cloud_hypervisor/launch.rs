@@ -36,8 +36,6 @@ use super::{AGENT_PORT, BINARY, CloudHypervisor, OLDEST, agent, serial, unsuppor
 const UNSERVED_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between two looks for a socket.
 const PAUSE: Duration = Duration::from_millis(5);
-/// How long the memory of a machine may take to be written or read.
-pub(super) const COPY_TIMEOUT: Duration = Duration::from_secs(120);
 /// Hints that wait to be looked at.
 const HINTS: usize = 64;
 
@@ -343,7 +341,7 @@ impl Starting<'_> {
             resume: false,
         };
         let taps: Vec<_> = self.taps.iter().map(|(_, tap)| tap.as_fd()).collect();
-        let restored = self.client.put_with("vm.restore", &body, &taps, COPY_TIMEOUT).await;
+        let restored = self.client.put_with("vm.restore", &body, &taps, saves.patience()).await;
         restored.map_err(|error| LaunchError::Control(error.of("vm.restore")))?;
         saves.clear().map_err(channel("folder to save it in"))
     }

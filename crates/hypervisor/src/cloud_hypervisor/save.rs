@@ -15,6 +15,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,9 @@ const PAGE: u64 = 4096;
 
 /// What a guest's memory may be larger than it is said to be, in bytes: ranges that belong to firmware.
 const SPARE: u64 = 64 << 20;
+
+/// What the slowest disk takes of it in a second, in bytes.
+const SLOWEST: u64 = 32 << 20;
 
 /// The folder in which the hypervisor saves and finds its machine.
 #[derive(Debug)]
@@ -87,6 +91,11 @@ impl Saves {
     /// The folder as the hypervisor is told of it.
     pub(super) fn url(&self) -> String {
         format!("file://{}", self.path.display())
+    }
+
+    /// How long its memory may take to be written or read.
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_secs(60 + self.memory_bytes / SLOWEST)
     }
 
     /// How large a file the hypervisor writes there.

@@ -33,7 +33,6 @@ use crate::{AgentStream, ControlError, ExitReason, LogLines, Nic, Platform, Vm, 
 use super::client::{ApiError, Client};
 use super::config::{NetConfig, RemoveDevice, ResizeDisk, SnapshotConfig};
 use super::events::Event;
-use super::launch::COPY_TIMEOUT;
 use super::save::Saves;
 
 /// It needs milliseconds to go; then it is killed.
@@ -311,7 +310,7 @@ impl Vm for ChVm {
         let body = SnapshotConfig {
             destination_url: saves.url(),
         };
-        let saved = self.client.put_with("vm.snapshot", &body, &[], COPY_TIMEOUT).await;
+        let saved = self.client.put_with("vm.snapshot", &body, &[], saves.patience()).await;
         saved.map_err(|error| error.of("vm.snapshot"))?;
         let packed = tokio::task::spawn_blocking(move || saves.pack(state)).await;
         let packed = packed.unwrap_or_else(|error| Err(io::Error::other(error)));
