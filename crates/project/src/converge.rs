@@ -155,6 +155,15 @@ impl<'a> Convergence<'a> {
     }
 
     fn service(&self, service: &Service) {
+        // Whoever waits for it hears of a thread that panics, too.
+        let _over = Over(|| {
+            let mut state = self.state();
+            if let Some(progress @ Progress::Waiting) = state.progress.get_mut(&service.name) {
+                *progress = Progress::Failed;
+            }
+            drop(state);
+            self.changed.notify_all();
+        });
         let done = self.wait_for_needs(service).and_then(|goes_on| match goes_on {
             true => self.machines(service).map(|()| true),
             false => Ok(false),
@@ -395,4 +404,12 @@ fn pull(wish: Option<PullPolicy>, service: &Service) -> PullPolicy {
         Some("never") => PullPolicy::Never,
         _ => PullPolicy::Missing,
     })
+}
+/// Does something when it is dropped.
+struct Over<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Over<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
 }
