@@ -1,6 +1,7 @@
 //! This program as the front end of a project: its flags, its terminal.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 
 use clap::Parser;
@@ -48,11 +49,11 @@ impl Front for Terminal {
     }
 
     fn done(&self, thing: &str, what: &str) {
-        eprintln!(" {thing}  {what}");
+        say(&format!(" {thing}  {what}"));
     }
 
     fn warn(&self, line: &str) {
-        eprintln!("warning: {line}");
+        say(&format!("warning: {line}"));
     }
 
     fn write(&self, bytes: &[u8]) -> Result<(), Failure> {
@@ -62,6 +63,11 @@ impl Front for Terminal {
     fn failed(&self, failure: &Failure) {
         crate::failure::print(failure);
     }
+}
+
+/// Tells what was done. Where nobody reads that any more the work goes on: its threads wait for each other.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The words of a command as its arguments.
