@@ -131,7 +131,16 @@ impl Monitor {
         let secrets = zmachine_store::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;
         let identity = plan.identity(was, secrets);
         let has_entrypoint = restoring.has_entrypoint;
-        let run = (!has_entrypoint && !plan.is_idle()).then(|| AgentRequest::Run(plan.process.clone()));
+        let run = match has_entrypoint {
+            false => (!plan.is_idle()).then(|| AgentRequest::Run(plan.process.clone())),
+            // Its answer says how much of the output was read, and nobody waits for the way to the rest.
+            true if first.is_some() => None,
+            // What it wrote before was read by whoever it was: nothing may come between.
+            true => Some(AgentRequest::Resume {
+                id: None,
+                received: u64::MAX,
+            }),
+        };
         let monotonic_began = restoring.began(running);
         let asked = async {
             if monotonic_began.is_none() {
@@ -153,24 +162,24 @@ impl Monitor {
                 }
                 None => Thawing::Asked(session.open(&AgentRequest::Thaw(Box::new(thaw))).await?),
             };
-            let mut received = None;
+            let mut sent = None;
             if monotonic_began.is_none() {
-                received = Some(thawed.answer().await?);
+                sent = Some(thawed.answer().await?);
             }
-            // Behind each other: the guest becomes idle once. What is resumed can wait for it.
+            // Behind each other: the guest becomes idle once.
             let mut run = match &run {
                 Some(run) => Some(session.open(run).await?),
                 None => None,
             };
-            let received = match received {
-                Some(received) => received,
+            let sent = match sent {
+                Some(sent) => sent,
                 None => thawed.answer().await?,
             };
             let Some(stream) = &mut run else {
-                return Ok((None, received));
+                return Ok((None, sent));
             };
             match stream.reader.reply().await? {
-                AgentReply::Started { pid } => Ok((run.map(|run| (run, pid)), received)),
+                AgentReply::Started { pid } | AgentReply::Resumed { pid, .. } => Ok((run.map(|run| (run, pid)), sent)),
                 _ => Err(SessionError::Unexpected),
             }
         };
@@ -199,9 +208,8 @@ impl Monitor {
         }
         match started {
             (Some(started), _) => drop(stream.send(started)),
-            (None, received) if has_entrypoint => {
-                // The guest has answered, and its entrypoint runs: nobody waits for the way to its output.
-                tokio::spawn(resume(session, received, stream, self.events.clone()));
+            (None, sent) if has_entrypoint => {
+                tokio::spawn(resume(session, sent, stream, self.events.clone()));
             }
             (None, _) => {}
         }
@@ -244,7 +252,7 @@ enum Thawing {
 }
 
 impl Thawing {
-    /// Waits until it is that. How much of its entrypoint's output somebody has read.
+    /// Waits until it is that. How many bytes of its entrypoint's output somebody has read; 0 where it does not tell.
     async fn answer(&mut self) -> Result<u64, SessionError> {
         let answer = match self {
             Thawing::First(answer) => answer.await.map_err(|_| SessionError::Closed)?.parse()?,
@@ -252,8 +260,7 @@ impl Thawing {
         };
         match answer {
             AgentReply::Thawed { sent } => Ok(sent),
-            // All of it, as far as it knows.
-            AgentReply::Done => Ok(u64::MAX),
+            AgentReply::Done => Ok(0),
             AgentReply::Error(error) => Err(SessionError::Agent(error)),
             _ => Err(SessionError::Unexpected),
         }
