@@ -86,6 +86,20 @@ enum Makes {
     Vm(Box<VmFacts>),
 }
 
+/// Why a machine that is to be saved while it runs is not made for Cloud Hypervisor.
+fn not_saved_there(spec: &MachineSpec, is_vm: bool) -> Option<&'static str> {
+    if !spec.snapshots && spec.idle_timeout_ms.is_none() {
+        return None;
+    }
+    match (is_vm, spec.hypervisor) {
+        (false, _) => {
+            Some("a container's root comes from a server, with which no machine goes on there after it was saved")
+        }
+        (true, choice::Requested::Auto) => Some("machines are saved there only when it is asked for"),
+        (true, _) => None,
+    }
+}
+
 impl Makes {
     /// What of the machine Cloud Hypervisor cannot do.
     fn beyond_cloud_hypervisor(&self, uses_shares: bool, has_firmware: bool) -> Option<&'static str> {
@@ -435,15 +449,7 @@ impl Engine {
         if hypervisor.driver == Hypervisor::CloudHypervisor {
             // Its interfaces are taps, and passt has none.
             let by_passt = uses_passt(&spec.networks).then_some("it has no network without root");
-            let is_saved = spec.snapshots || spec.idle_timeout_ms.is_some();
-            let saved = match &makes {
-                _ if !is_saved => None,
-                Makes::Vm(_) if spec.hypervisor != choice::Requested::Auto => None,
-                Makes::Vm(_) => Some("machines are saved there only when it is asked for"),
-                _ => Some(
-                    "a container's root comes from a server, with which no machine goes on there after it was saved",
-                ),
-            };
+            let saved = not_saved_there(spec, matches!(makes, Makes::Vm(_)));
             if let Some(lacks) = by_passt
                 .or(saved)
                 .or(makes.beyond_cloud_hypervisor(uses_shares, cloud_firmware.is_some()))
@@ -706,4 +712,30 @@ pub(super) fn prepare_root(image: &Image, flist: &str) -> Result<(), Failure> {
         })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_vms_are_saved_on_cloud_hypervisor_and_only_when_it_is_asked_for() {
+        let why = |is_vm, change: &dyn Fn(&mut MachineSpec)| {
+            let mut spec = MachineSpec {
+                hypervisor: choice::Requested::CloudHypervisor,
+                ..MachineSpec::new("m", "image")
+            };
+            change(&mut spec);
+            not_saved_there(&spec, is_vm).unwrap_or_default()
+        };
+        assert_eq!(why(false, &|_| ()), "");
+        assert!(why(false, &|spec| spec.snapshots = true).contains("comes from a server"));
+        assert!(why(false, &|spec| spec.idle_timeout_ms = Some(1)).contains("comes from a server"));
+        assert_eq!(why(true, &|spec| spec.snapshots = true), "");
+        let asked_for = why(true, &|spec| {
+            spec.snapshots = true;
+            spec.hypervisor = choice::Requested::Auto;
+        });
+        assert!(asked_for.contains("only when it is asked for"), "{asked_for}");
+    }
 }

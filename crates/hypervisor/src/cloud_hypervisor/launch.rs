@@ -45,7 +45,7 @@ struct Starting<'a> {
     folder: Arc<Folder>,
     client: Client,
     taps: Vec<(NetConfig, OwnedFd)>,
-    saves: Option<&'a Saves>,
+    saves: Option<&'a Arc<Saves>>,
     saved: Mutex<Option<Saved>>,
     patience: Duration,
 }
@@ -62,7 +62,7 @@ pub(super) async fn launch(
     let wanted = resources.jail.as_ref().and_then(|jail| jail.user);
     let files = Files::of(vm, wanted)?;
     let folder = Folder::make(run.path(), files.user).map_err(channel("sockets"))?;
-    let made = |path: &PathBuf| Saves::make(path, files.user, vm.memory_bytes);
+    let made = |path: &PathBuf| Saves::make(path, files.user, vm.memory_bytes).map(Arc::new);
     let saves = resources.saves.as_ref().filter(|_| vm.is_saveable).map(made);
     let saves = saves.transpose().map_err(channel("folder to save it in"))?;
     let mut find = |nic: &crate::Nic| {
@@ -80,10 +80,10 @@ pub(super) async fn launch(
     let (hints, hinted) = mpsc::channel(HINTS);
     let (end, over) = watch::channel(false);
     let jailed = match &resources.jail {
-        Some(base) => in_jail(base, host, vm, &files, (&folder, saves.as_ref()))?,
+        Some(base) => in_jail(base, host, vm, &files, (&folder, saves.as_deref()))?,
         None => free(host, run),
     };
-    let mut child = spawn(host, jailed, &files, (&folder, saves.as_ref()))?;
+    let mut child = spawn(host, jailed, &files, (&folder, saves.as_deref()))?;
     drop(files);
     let log = Log::collect(child.stderr.take(), BINARY);
     let folder = Arc::new(folder);
@@ -129,7 +129,7 @@ pub(super) async fn launch(
         hints: hinted,
         over: end,
         tasks,
-        saves: saves.map(Arc::new),
+        saves,
     }))
 }
 
@@ -324,7 +324,10 @@ impl Starting<'_> {
             return Err(refused("there is no folder for what was saved".to_owned()));
         };
         let own = serde_json::to_value(config).map_err(|error| refused(error.to_string()))?;
-        let unpacked = saves.unpack(saved.state, &own);
+        // As much as the guest has of memory: nobody else is to wait for that.
+        let (copy, state) = (Arc::clone(saves), saved.state);
+        let unpacked = tokio::task::spawn_blocking(move || copy.unpack(state, &own)).await;
+        let unpacked = unpacked.unwrap_or_else(|error| Err(io::Error::other(error)));
         let found = unpacked.map_err(|error| refused(format!("what was saved cannot be used: {error}")))?;
         let wanted: Vec<&str> = self.taps.iter().map(|(net, _)| net.id()).collect();
         if found.iter().any(|id| !wanted.contains(&id.as_str())) || found.len() != wanted.len() {
