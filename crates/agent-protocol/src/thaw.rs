@@ -53,7 +53,7 @@ pub struct Rehearsal {
 }
 
 /// Who a copy of a guest is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Host name.
     pub hostname: String,

@@ -315,13 +315,7 @@ mod tests {
     fn a_copy_without_a_seed_does_not_go_on() {
         let identity = zmachine_agent_protocol::Identity {
             hostname: "a".into(),
-            machine_id: String::new(),
-            interfaces: Vec::new(),
-            routes: Vec::new(),
-            nameservers: Vec::new(),
-            search: Vec::new(),
-            hosts: Vec::new(),
-            secrets: Vec::new(),
+            ..zmachine_agent_protocol::Identity::default()
         };
         let thaw = Thaw {
             seed: vec![1; 31],

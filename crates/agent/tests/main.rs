@@ -634,13 +634,7 @@ fn a_copy_is_told_who_it_is_before_its_connection_begins_and_no_output_is_lost()
 
         let identity = Identity {
             hostname: "copy".into(),
-            machine_id: String::new(),
-            interfaces: Vec::new(),
-            routes: Vec::new(),
-            nameservers: Vec::new(),
-            search: Vec::new(),
-            hosts: Vec::new(),
-            secrets: Vec::new(),
+            ..Identity::default()
         };
         let thaw = Thaw {
             seed: vec![1; 64],
