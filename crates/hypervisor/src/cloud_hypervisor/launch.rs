@@ -323,7 +323,10 @@ impl Starting<'_> {
         let Some(saves) = self.saves else {
             return Err(refused("there is no folder for what was saved".to_owned()));
         };
-        let own = serde_json::to_value(config).map_err(|error| refused(error.to_string()))?;
+        let nets = self.taps.iter().map(|(net, _)| net.with_descriptor());
+        let described = serde_json::to_value(config).and_then(|own| Ok((own, nets.collect::<Result<Vec<_>, _>>()?)));
+        let (mut own, nets) = described.map_err(|error| refused(error.to_string()))?;
+        own["net"] = Value::Array(nets);
         // As much as the guest has of memory: nobody else is to wait for that.
         let (copy, state) = (Arc::clone(saves), saved.state);
         let unpacked = tokio::task::spawn_blocking(move || copy.unpack(state, &own)).await;

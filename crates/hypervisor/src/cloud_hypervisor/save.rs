@@ -7,8 +7,9 @@
 //! The memory is part of the state, since the hypervisor has it to itself.
 //!
 //! # Invariants
-//! Whoever has taken the hypervisor over can put anything there: only regular files are read, as large as they may be, and of the description
-//! that comes back everything that names something of the host is what this start would have said.
+//! Whoever has taken the hypervisor over can put anything there, and an archive of a snapshot may come from anywhere: only regular files are
+//! read, as large as they may be, and the description that the hypervisor is given is this start's own. Of the saved one the ids of the
+//! interfaces are kept, which have to be the same.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -21,8 +22,6 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use zmachine_sys::{mount, sparse};
-
-use super::config::merge;
 
 const CONFIG: &str = "config.json";
 const STATE: &str = "state.json";
@@ -51,7 +50,8 @@ pub(super) struct Saves {
 /// What a saved machine is, in the first line of its file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Header {
-    config: Value,
+    /// The ids of its interfaces.
+    nets: Vec<String>,
     state_bytes: u64,
     memory_bytes: u64,
 }
@@ -115,6 +115,8 @@ impl Saves {
 
     fn packed(&self, to: &File) -> io::Result<()> {
         let config: Value = serde_json::from_slice(&self.read(CONFIG)?)?;
+        let nets = config["net"].as_array().into_iter().flatten();
+        let nets = nets.filter_map(|net| net["id"].as_str().map(str::to_owned)).collect();
         let state = self.read(STATE)?;
         let memory = self.open(MEMORY)?;
         let memory_bytes = memory.metadata()?.len();
@@ -122,7 +124,7 @@ impl Saves {
             return Err(io::Error::other("it has more memory than it should"));
         }
         let header = Header {
-            config,
+            nets,
             state_bytes: state.len() as u64,
             memory_bytes,
         };
@@ -135,29 +137,26 @@ impl Saves {
         sparse::copy_part(&memory, 0, to, begin, memory_bytes)
     }
 
-    /// Puts a saved machine there for the hypervisor. Of its description whatever `own` has is what it is there.
+    /// Puts a saved machine there for the hypervisor, which is told that it is `config`. The ids of the interfaces that it was saved with.
     ///
     /// # Errors
     /// When the file is none of ours, or cannot be read or written.
-    pub(super) fn unpack(&self, from: OwnedFd, own: &Value) -> io::Result<Vec<String>> {
+    pub(super) fn unpack(&self, from: OwnedFd, config: &Value) -> io::Result<Vec<String>> {
         let mut from = File::from(from);
         let mut line = Vec::new();
         from.seek(SeekFrom::Start(0))?;
         BufReader::new(Read::take(&from, LONGEST)).read_until(b'\n', &mut line)?;
         let Header {
-            mut config,
+            nets,
             state_bytes,
             memory_bytes,
         } = serde_json::from_slice(&line)?;
         if state_bytes > LONGEST || memory_bytes > self.largest() {
             return Err(io::Error::other("it is larger than such a machine is"));
         }
-        merge(own, &mut config);
-        let nets = config["net"].as_array().into_iter().flatten();
-        let nets = nets.filter_map(|net| net["id"].as_str().map(str::to_owned)).collect();
         let mut state = vec![0; state_bytes as usize];
         from.read_exact_at(&mut state, line.len() as u64)?;
-        self.create(CONFIG)?.write_all_at(&serde_json::to_vec(&config)?, 0)?;
+        self.create(CONFIG)?.write_all_at(&serde_json::to_vec(config)?, 0)?;
         self.create(STATE)?.write_all_at(&state, 0)?;
         let memory = self.create(MEMORY)?;
         memory.set_len(memory_bytes)?;
@@ -182,8 +181,11 @@ impl Saves {
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        self.open(name)?.take(LONGEST).read_to_end(&mut bytes)?;
-        Ok(bytes)
+        let read = self.open(name)?.take(LONGEST + 1).read_to_end(&mut bytes)?;
+        match read as u64 <= LONGEST {
+            true => Ok(bytes),
+            false => Err(io::Error::other(format!("{name} is larger than {LONGEST} bytes"))),
+        }
     }
 
     /// Opens a file that the hypervisor has made, and nothing else.
