@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use zmachine_spec::control::Request;
 
-use super::session::{Reader, Writer};
+use zmachine_agent_client::session::{Reader, Writer};
 
 /// Clients that wait for a machine that is asleep; those beyond are refused.
 const WAITING: usize = 256;
@@ -163,8 +163,8 @@ mod tests {
         let (read, write) = ours.into_split();
         let client = Waiting {
             request: Request::Pause,
-            reader: super::super::session::FrameReader::new(read),
-            writer: super::super::session::FrameWriter(write),
+            reader: zmachine_agent_client::session::FrameReader::new(read),
+            writer: zmachine_agent_client::session::FrameWriter::new(write),
         };
         activity.keep(client).unwrap();
         activity.somebody_came().await;

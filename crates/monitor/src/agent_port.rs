@@ -1,13 +1,13 @@
 //! The agent of a guest with an init of its own: it opens its port when it starts, and comes and goes with the guest.
 
+use zmachine_agent_client::clock;
+use zmachine_agent_client::session::Session;
 use zmachine_agent_protocol::Request as AgentRequest;
 use zmachine_store::log::Source;
 
-use super::clock;
 use super::follow::Follow;
 use super::guest;
 use super::inbox::Event;
-use super::session::Session;
 
 impl Follow<'_> {
     /// Begins or ends the session with the guest's agent. Whatever happens there, the machine runs on.

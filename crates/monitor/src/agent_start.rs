@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use zmachine_agent_client::session::{Session, SessionError};
 use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest};
 use zmachine_hypervisor::{ExitReason, VmEvent};
 use zmachine_plan::ContainerPlan;
@@ -15,7 +16,6 @@ use super::inbox::{Cut, Inbox};
 use super::rootfs_child;
 use super::rootfs_child::RootfsEvent;
 use super::running::Running;
-use super::session::{Session, SessionError};
 use super::sockets;
 
 /// How long the owner may take to attach. It does so at once, or it is gone.

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use zmachine_agent_client::session::Session;
 use zmachine_agent_protocol::Request as AgentRequest;
 use zmachine_hypervisor::choice::Hypervisor;
 use zmachine_hypervisor::{Accel, Boot, Disk, Platform, Vm, VmEvent, VmSpec};
@@ -18,7 +19,6 @@ use super::console;
 use super::context::{AbortOnDrop, Monitor};
 use super::launch::not_launched;
 use super::output::SharedLog;
-use super::session::Session;
 
 /// Memory of the appliance in bytes: a btrfs of many gigabytes is mounted in half of it.
 const MEMORY: u64 = 256 << 20;

@@ -169,7 +169,7 @@ impl Follow<'_> {
     ///
     /// # Errors
     /// [`Class::Conflict`] when it could not.
-    pub(super) fn awake_agent(&self) -> Result<super::session::Session, Failure> {
+    pub(super) fn awake_agent(&self) -> Result<zmachine_agent_client::session::Session, Failure> {
         self.monitor.require_awake()?;
         self.session().ok_or_else(no_agent)
     }

@@ -38,7 +38,6 @@ use super::output::{ReportPipe, SharedLog};
 use super::relays::Relays;
 use super::rootfs_memory::RootfsWatch;
 use super::sandbox::Sandbox;
-use super::session::SessionError;
 
 /// How a run ended: with an exit, or at a step with a failure.
 pub(super) type Outcome = Result<Exit, (String, Failure)>;
@@ -412,15 +411,6 @@ pub(super) fn describe(reason: &ExitReason) -> String {
 /// Puts the step into a failure.
 pub(super) fn at<E: Into<Failure>>(step: &str) -> impl Fn(E) -> (String, Failure) + '_ {
     move |error| (step.to_owned(), error.into())
-}
-
-impl From<SessionError> for Failure {
-    fn from(error: SessionError) -> Failure {
-        match error {
-            SessionError::Agent(error) => error.into(),
-            other => Failure::from_error(Class::Failed, &other),
-        }
-    }
 }
 
 /// A task that ends with its owner.

@@ -11,12 +11,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
+use zmachine_agent_client::session::{AgentStream, SessionError};
 use zmachine_agent_protocol::{ExitStatus, Frame, Reply};
 use zmachine_store::log::Source;
 
 use super::inbox::Event;
 use super::output::SharedLog;
-use super::session::{AgentStream, SessionError};
 
 /// How long a client that is not the owner may take for one frame.
 const TIMEOUT: Duration = Duration::from_secs(10);

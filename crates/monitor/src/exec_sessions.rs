@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use tokio::sync::watch;
+use zmachine_agent_client::session::{AgentStream, Session};
 use zmachine_agent_protocol::{
     self as protocol, AgentError, Container, ContainerProcess, ErrorKind, ExitStatus, Frame, Process,
 };
@@ -9,7 +10,6 @@ use zmachine_spec::control::{ExecEnd, ExecRecord, Reply};
 use zmachine_spec::{Class, Failure};
 
 use super::execs::Reserved;
-use super::session::{AgentStream, Session};
 use super::streams::{Reader, Shared, Writer, begin, relay};
 
 /// Starts a process that has an id.

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
+use zmachine_agent_client::clock;
+use zmachine_agent_client::session::Session;
 use zmachine_hypervisor::{ExitReason, VmEvent};
 use zmachine_plan::Plan;
 use zmachine_spec::{Exit, Phase};
@@ -22,9 +24,8 @@ use super::guest;
 use super::inbox::{Event, Inbox};
 use super::init::{Init, POWER_OFF_TIMEOUT};
 use super::quiet::Quiet;
+use super::rootfs_child;
 use super::running::Running;
-use super::session::Session;
-use super::{clock, rootfs_child};
 
 /// How long a power-off that the guest decided on may come after the end of the channel to its entrypoint; a dead agent is
 /// killed then.

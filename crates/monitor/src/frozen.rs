@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use zmachine_spec::Failure;
 use zmachine_spec::control::Reply;
 
-use super::clock::GuestClock;
+use zmachine_agent_client::clock::GuestClock;
 
 /// A saving that is under way: its guest stands still, or not.
 #[derive(Debug)]

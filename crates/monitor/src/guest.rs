@@ -8,7 +8,7 @@ use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest};
 use zmachine_spec::control::Reply;
 use zmachine_spec::{Class, Failure};
 
-use super::session::{Session, SessionError};
+use zmachine_agent_client::session::{Session, SessionError};
 
 /// How long an agent may take for what it does at once. Under emulation on a loaded host seconds were seen.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
+use zmachine_agent_client::session::{AgentStream, Session, SessionError};
 use zmachine_agent_protocol::{ExitStatus, Frame, Input, Process, Reply, Request};
 use zmachine_spec::health::{NO_EXIT_CODE, OUTPUT_LIMIT, Probe};
 use zmachine_spec::{Health, HealthCheck, HealthStatus, Phase};
@@ -20,7 +21,6 @@ use zmachine_store::{catalog, events};
 
 use super::context::Monitor;
 use super::inbox::Event;
-use super::session::{AgentStream, Session, SessionError};
 
 /// How long a check that took too long is waited for after it was killed.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);

@@ -14,13 +14,13 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use tokio::sync::oneshot;
+use zmachine_agent_client::clock::GuestClock;
 use zmachine_plan::Plan;
 use zmachine_spec::{Class, Exit, Failure, Phase};
 use zmachine_store::idle::{IdleState, TAG};
 use zmachine_store::log::Source;
 use zmachine_store::snapshot::{SNAPSHOT_VERSION, Snapshot};
 
-use super::clock::GuestClock;
 use super::context::Monitor;
 use super::follow::Follow;
 use super::frozen::{Frozen, Restore};

@@ -10,13 +10,13 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use zmachine_agent_client::session::SessionError;
 use zmachine_agent_protocol::ExitStatus;
 use zmachine_spec::control::{Reply, Request};
 use zmachine_spec::{Class, Failure, Health};
 
 use super::change::Answered;
 use super::frozen::Frozen;
-use super::session::SessionError;
 
 /// Commands that may wait while something else is under way; those beyond are refused.
 const WAITING: usize = 256;

@@ -8,6 +8,8 @@
 use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
+use zmachine_agent_client::clock;
+use zmachine_agent_client::session::Session;
 use zmachine_agent_protocol::Process;
 use zmachine_hypervisor::Saved as SavedVm;
 use zmachine_plan::container::DEFAULT_PATH;
@@ -25,10 +27,9 @@ use super::inbox::{Cut, Inbox};
 use super::restored::{Restoring, TakenOver, agent_of};
 use super::running::Running;
 use super::server;
-use super::session::Session;
 use super::standby::Stood;
 use super::streams::{Attachable, Shared};
-use super::{clock, console, entry};
+use super::{console, entry};
 
 impl Monitor {
     /// From the first state to the end of the hypervisor.

@@ -4,6 +4,7 @@
 //! sets interfaces up, its answer is an event, and the change goes on with that.
 
 use tokio::sync::oneshot;
+use zmachine_agent_client::session::Session;
 use zmachine_agent_protocol::{Connection, Request as AgentRequest};
 use zmachine_hypervisor::{Nic, NicKind};
 use zmachine_network::Attachment;
@@ -20,7 +21,6 @@ use super::guest::{self, within};
 use super::inbox::{Cut, Event};
 use super::networks::Attached;
 use super::running::Running;
-use super::session::Session;
 
 impl Follow<'_> {
     /// Begins to have the machine be in the networks that were asked for: one more, or one less.

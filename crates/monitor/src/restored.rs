@@ -9,6 +9,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use zmachine_agent_client::clock::{self, GuestClock};
+use zmachine_agent_client::session::{AgentStream, Session, SessionError};
+use zmachine_agent_client::takeover::{begin_with_thaw, take_over};
 use zmachine_agent_protocol::{Frame, Rehearsal, Reply as AgentReply, Request as AgentRequest, Thaw};
 use zmachine_hypervisor::{Accel, AgentStream as AgentChannel, Saved as SavedVm};
 use zmachine_plan::{ContainerPlan, Plan};
@@ -19,15 +22,12 @@ use zmachine_store::snapshot::{STATE, Snapshot, memory};
 use zmachine_sys::file::{self, FileError};
 
 use super::agent_start::{EntryStart, RootfsEnd};
-use super::clock::{self, GuestClock};
 use super::context::{Monitor, Started, at};
 use super::entry;
 use super::frozen::Restore;
 use super::inbox::{Event, Inbox};
 use super::running::Running;
 use super::saving::unix_nanos;
-use super::session::{AgentStream, Session, SessionError};
-use super::takeover::{begin_with_thaw, take_over};
 
 /// How long a guest may take to go on as what it is now.
 const THAW_TIMEOUT: Duration = Duration::from_secs(120);

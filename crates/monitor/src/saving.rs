@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::oneshot;
+use zmachine_agent_client::clock::{self, GuestClock};
+use zmachine_agent_client::session::Session;
 use zmachine_agent_protocol::{Request as AgentRequest, Thaw};
 use zmachine_hypervisor::{Accel, Vm};
 use zmachine_plan::Plan;
@@ -26,14 +28,12 @@ use zmachine_store::volume::Volume;
 use zmachine_sys::file::FileError;
 use zmachine_sys::sparse;
 
-use super::clock::{self, GuestClock};
 use super::follow::Follow;
 use super::frozen::Frozen;
 use super::guest::{self, within, within_time};
 use super::inbox::Event;
 use super::init::Init;
 use super::launch::{in_thread, joined};
-use super::session::Session;
 
 /// How long a guest may take to stand still; its agent gives up before.
 pub(super) const FREEZE_TIMEOUT: Duration = Duration::from_secs(40);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
+use zmachine_agent_client::session::{FrameReader, FrameWriter};
 use zmachine_agent_protocol::{self as protocol, Frame};
 use zmachine_spec::control::{Reply, Request};
 use zmachine_spec::{Class, Failure};
@@ -16,7 +17,6 @@ use super::activity::{Waiting, counts};
 use super::entry::{Client, Entry, client_queue};
 use super::exec_sessions;
 use super::inbox::Event;
-use super::session::{FrameReader, FrameWriter};
 use super::streams::{Attachable, Reader, Shared, Writer, in_machine, pass};
 
 /// How long the agent may take to tell of its guest.
@@ -39,7 +39,7 @@ pub(super) async fn serve(listener: Arc<UnixListener>, shared: Shared) {
 async fn connection(stream: UnixStream, shared: Shared) {
     let (read, write) = stream.into_split();
     let mut reader = FrameReader::new(read);
-    let mut writer = FrameWriter(write);
+    let mut writer = FrameWriter::new(write);
     let Ok(Some(frame)) = reader.next().await else { return };
     let request = match frame.parse::<Request>() {
         Ok(request) => request,

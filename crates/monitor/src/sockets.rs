@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use zmachine_agent_protocol::{Frame, Reply, Request};
 
-use super::session::{AgentStream, Session};
+use zmachine_agent_client::session::{AgentStream, Session};
 
 /// Connections of a socket at a time.
 const CONNECTIONS: usize = 64;
@@ -76,7 +76,7 @@ async fn carry(stream: AgentStream, host: &Path) {
     writer.close().await;
 }
 
-async fn send<W>(writer: &mut super::session::FrameWriter<W>, frame: Frame) -> std::io::Result<()>
+async fn send<W>(writer: &mut zmachine_agent_client::session::FrameWriter<W>, frame: Frame) -> std::io::Result<()>
 where
     W: tokio::io::AsyncWrite + Unpin,
 {

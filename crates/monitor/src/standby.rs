@@ -11,6 +11,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
+use zmachine_agent_client::clock::GuestClock;
+use zmachine_agent_client::session::{FrameReader, FrameWriter, Session, SessionError};
 use zmachine_agent_protocol::{Frame, Rehearsal, Request as AgentRequest};
 use zmachine_network::{Made, Resource as NetworkResource};
 use zmachine_plan::Plan;
@@ -22,7 +24,6 @@ use zmachine_store::log::Source;
 use zmachine_sys::file;
 
 use super::agent_start::{Interrupt, RootfsEnd};
-use super::clock::GuestClock;
 use super::console;
 use super::context::{Monitor, Outcome, at};
 use super::inbox::{Cut, Event, Inbox};
@@ -31,7 +32,6 @@ use super::output::ReportPipe;
 use super::restored::Restoring;
 use super::run::end_with;
 use super::running::Running;
-use super::session::{FrameReader, FrameWriter, Session, SessionError};
 
 /// How long a guest is kept that nobody takes: so many rounds of so long.
 const ROUNDS: u32 = 9;
@@ -265,7 +265,7 @@ async fn claim(stream: UnixStream, events: &mpsc::Sender<Event>) -> Option<Claim
     tokio::spawn(async move {
         let ended = || Reply::Failed(Failure::new(Class::Conflict, "the machine has ended"));
         let reply = reply.await.unwrap_or_else(|_| ended());
-        let _ = FrameWriter(write).send(&Frame::message(&reply)).await;
+        let _ = FrameWriter::new(write).send(&Frame::message(&reply)).await;
     });
     None
 }

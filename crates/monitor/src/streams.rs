@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
+use zmachine_agent_client::session::{AgentStream, Session, SessionError};
 use zmachine_agent_protocol::{self as protocol, AgentError, ErrorKind, Frame, Process};
 
 use super::activity::Activity;
@@ -13,7 +13,6 @@ use super::entry::Entry;
 use super::execs::Execs;
 use super::inbox::Event;
 use super::relays::Relays;
-use super::session::{AgentStream, Session, SessionError};
 
 /// How long the agent may take to begin with what a client wants. Under emulation a process takes seconds to start.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -50,7 +49,7 @@ pub(super) enum Attachable {
     Console,
 }
 
-pub(super) use super::session::{Reader, Writer};
+pub(super) use zmachine_agent_client::session::{Reader, Writer};
 
 /// A process as the machine starts it: with the entrypoint's environment, user, folder and restrictions where it says
 /// nothing else.
@@ -139,7 +138,7 @@ pub(super) async fn relay(mut reader: Reader, mut writer: Writer, begun: (AgentS
                 break;
             }
         }
-        let _ = writer.0.shutdown().await;
+        let _ = writer.close().await;
     };
     tokio::select! {
         () = output => {}

@@ -1,6 +1,7 @@
 //! The template of a machine: its guest, set up, before its entrypoint is started. Later machines like it begin from there.
 
 use jiff::Timestamp;
+use zmachine_agent_client::session::Session;
 use zmachine_plan::{ContainerPlan, Plan};
 use zmachine_spec::Failure;
 use zmachine_store::log::Source;
@@ -10,7 +11,6 @@ use zmachine_store::template::{TemplateDraft, Templates};
 use super::context::Monitor;
 use super::running::Running;
 use super::saving::{Saving, freeze, save_vm, thaw};
-use super::session::Session;
 
 impl Monitor {
     /// Begins a template, if this start is to make one.

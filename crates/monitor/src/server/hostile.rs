@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
+use zmachine_agent_client::session::Session;
 use zmachine_agent_protocol::{ExitStatus, Frame, Input, Process, Reply as AgentReply, Request as AgentRequest};
 use zmachine_testkit::Mutator;
 
 use super::*;
-use crate::session::Session;
 use crate::{console, entry};
 
 /// No single input may take longer.
@@ -176,7 +176,7 @@ fn whatever_a_hostile_guest_says_ends_a_request_and_nothing_else() {
             let asked = async {
                 let mut stream = session.open(&AgentRequest::Exec(process())).await?;
                 while stream.reader.next().await?.is_some() {}
-                Ok::<(), crate::session::SessionError>(())
+                Ok::<(), zmachine_agent_client::session::SessionError>(())
             };
             let says = async {
                 let _ = guest.write_all(&inputs.input()).await;

@@ -14,7 +14,7 @@ use zmachine_agent_protocol::{
 };
 use zmachine_hypervisor::{ExitReason, VmEvent};
 
-use crate::session::{ByteStream, FrameReader, FrameWriter, SessionError};
+use zmachine_agent_client::session::{ByteStream, FrameReader, FrameWriter, SessionError};
 
 /// What an agent is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +107,7 @@ async fn answer(
     (events, started, probes): (UnboundedSender<VmEvent>, Arc<Notify>, Arc<AtomicUsize>),
 ) {
     let (read, write) = tokio::io::split(stream.compat());
-    let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter(write));
+    let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
     let Ok(Some(frame)) = reader.next().await else { return };
     let request: Request = frame.parse().expect("a request");
     let starts = matches!(request, Request::Configure(_) | Request::Run(_));

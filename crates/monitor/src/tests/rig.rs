@@ -11,6 +11,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
+use zmachine_agent_client::session::{FrameReader, FrameWriter};
 use zmachine_agent_protocol::{Frame, Process};
 use zmachine_hypervisor::fake::{Fake, Guest};
 use zmachine_hypervisor::{ExitReason, VmEvent};
@@ -31,7 +32,6 @@ use super::agent::{Agent, Since, play};
 use crate::context::{AbortOnDrop, Monitor};
 use crate::inbox::{Event, Inbox};
 use crate::output::{ReportPipe, SharedLog};
-use crate::session::{FrameReader, FrameWriter};
 
 pub(super) const ID: &str = "5c28ffaff6fe";
 
@@ -322,7 +322,7 @@ async fn patiently<T>(limit: Duration, work: impl Future<Output = T>) -> Option<
 async fn first_frame(home: Home, request: Request) -> Option<Frame> {
     let stream = UnixStream::connect(home.control_socket(ID)).await.unwrap();
     let (read, write) = stream.into_split();
-    let mut writer = FrameWriter(write);
+    let mut writer = FrameWriter::new(write);
     writer.send(&Frame::message(&request)).await.unwrap();
     FrameReader::new(read).next().await.unwrap()
 }

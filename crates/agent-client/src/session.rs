@@ -12,21 +12,22 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use zmachine_agent_protocol::{AgentError, Frame, FrameDecoder, FrameError, Reply, Request};
+use zmachine_spec::{Class, Failure};
 
 type Opened = oneshot::Sender<yamux::Stream>;
 
 /// What a session's stream is made of.
-pub(super) type ByteStream = Compat<yamux::Stream>;
+pub type ByteStream = Compat<yamux::Stream>;
 
 /// A handle to the connection; clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Session {
+pub struct Session {
     open: mpsc::Sender<Opened>,
 }
 
 /// Why a request to the agent has no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SessionError {
+pub enum SessionError {
     /// The guest's end of the channel is gone.
     #[error("the guest agent does not answer any more")]
     Closed,
@@ -44,9 +45,18 @@ pub(super) enum SessionError {
     Unexpected,
 }
 
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Failure {
+        match error {
+            SessionError::Agent(error) => error.into(),
+            other => Failure::from_error(Class::Failed, &other),
+        }
+    }
+}
+
 impl Session {
     /// Starts the session on the stream to the guest, once that is there. Data waits until then, and until the guest reads.
-    pub(super) fn start<S>(stream: impl Future<Output = io::Result<S>> + Send + 'static) -> Session
+    pub fn start<S>(stream: impl Future<Output = io::Result<S>> + Send + 'static) -> Session
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -66,7 +76,7 @@ impl Session {
     ///
     /// # Errors
     /// When the connection is gone.
-    pub(super) async fn open(&self, request: &Request) -> Result<AgentStream, SessionError> {
+    pub async fn open(&self, request: &Request) -> Result<AgentStream, SessionError> {
         let (opened, stream) = oneshot::channel();
         self.open.send(opened).await.map_err(|_| SessionError::Closed)?;
         let stream = stream.await.map_err(|_| SessionError::Closed)?;
@@ -79,7 +89,7 @@ impl Session {
     ///
     /// # Errors
     /// When the connection is gone or the agent refuses.
-    pub(super) async fn ask(&self, request: &Request) -> Result<Reply, SessionError> {
+    pub async fn ask(&self, request: &Request) -> Result<Reply, SessionError> {
         let mut stream = self.open(request).await?;
         stream.reader.reply().await
     }
@@ -127,11 +137,11 @@ where
 
 /// A stream to the agent, by frames.
 #[derive(Debug)]
-pub(super) struct AgentStream {
+pub struct AgentStream {
     /// What comes from the agent.
-    pub(super) reader: FrameReader<ReadHalf<ByteStream>>,
+    pub reader: FrameReader<ReadHalf<ByteStream>>,
     /// What goes to it.
-    pub(super) writer: FrameWriter<WriteHalf<ByteStream>>,
+    pub writer: FrameWriter<WriteHalf<ByteStream>>,
 }
 
 impl AgentStream {
@@ -139,18 +149,19 @@ impl AgentStream {
         let (read, write) = tokio::io::split(stream);
         AgentStream {
             reader: FrameReader::new(read),
-            writer: FrameWriter(write),
+            writer: FrameWriter::new(write),
         }
     }
 }
 
-/// The two directions of a client's connection.
-pub(super) type Reader = FrameReader<tokio::net::unix::OwnedReadHalf>;
-pub(super) type Writer = FrameWriter<tokio::net::unix::OwnedWriteHalf>;
+/// What comes from a client.
+pub type Reader = FrameReader<tokio::net::unix::OwnedReadHalf>;
+/// What goes to it.
+pub type Writer = FrameWriter<tokio::net::unix::OwnedWriteHalf>;
 
 /// Reads frames from a byte stream.
 #[derive(Debug)]
-pub(super) struct FrameReader<R> {
+pub struct FrameReader<R> {
     inner: R,
     decoder: FrameDecoder,
     buffer: Vec<u8>,
@@ -158,7 +169,7 @@ pub(super) struct FrameReader<R> {
 
 impl<R: tokio::io::AsyncRead + Unpin> FrameReader<R> {
     /// A reader at the start of a stream.
-    pub(super) fn new(inner: R) -> FrameReader<R> {
+    pub fn new(inner: R) -> FrameReader<R> {
         FrameReader {
             inner,
             decoder: FrameDecoder::new(),
@@ -167,7 +178,7 @@ impl<R: tokio::io::AsyncRead + Unpin> FrameReader<R> {
     }
 
     /// The stream, when nothing has come behind the frames that were read.
-    pub(super) fn into_inner(self) -> R {
+    pub fn into_inner(self) -> R {
         self.inner
     }
 
@@ -175,7 +186,7 @@ impl<R: tokio::io::AsyncRead + Unpin> FrameReader<R> {
     ///
     /// # Errors
     /// When the stream breaks, ends inside a frame, or carries no frames.
-    pub(super) async fn next(&mut self) -> Result<Option<Frame>, SessionError> {
+    pub async fn next(&mut self) -> Result<Option<Frame>, SessionError> {
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(Some(frame));
@@ -195,7 +206,7 @@ impl<R: tokio::io::AsyncRead + Unpin> FrameReader<R> {
     ///
     /// # Errors
     /// As [`FrameReader::next`], or what the agent says.
-    pub(super) async fn reply(&mut self) -> Result<Reply, SessionError> {
+    pub async fn reply(&mut self) -> Result<Reply, SessionError> {
         match self.next().await?.ok_or(SessionError::Closed)?.parse()? {
             Reply::Error(error) => Err(SessionError::Agent(error)),
             reply => Ok(reply),
@@ -205,20 +216,25 @@ impl<R: tokio::io::AsyncRead + Unpin> FrameReader<R> {
 
 /// Writes frames to a byte stream.
 #[derive(Debug)]
-pub(super) struct FrameWriter<W>(pub(super) W);
+pub struct FrameWriter<W>(W);
 
 impl<W: tokio::io::AsyncWrite + Unpin> FrameWriter<W> {
+    /// A writer at the start of a stream.
+    pub fn new(inner: W) -> FrameWriter<W> {
+        FrameWriter(inner)
+    }
+
     /// Writes one frame.
     ///
     /// # Errors
     /// When the stream is gone.
-    pub(super) async fn send(&mut self, frame: &Frame) -> Result<(), SessionError> {
+    pub async fn send(&mut self, frame: &Frame) -> Result<(), SessionError> {
         self.0.write_all(&frame.to_bytes()).await?;
         Ok(self.0.flush().await?)
     }
 
     /// Ends the stream in this direction.
-    pub(super) async fn close(&mut self) {
+    pub async fn close(&mut self) {
         let _ = self.0.shutdown().await;
     }
 }

@@ -10,7 +10,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
 use zmachine_agent_protocol::{Reply, Request};
 
-use super::session::{Session, SessionError};
+use crate::session::{Session, SessionError};
 
 /// How long the guest may take to set its clock.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ impl Session {
     ///
     /// # Errors
     /// When the connection is gone or the agent refuses.
-    pub(super) async fn set_time(&self) -> Result<(), SessionError> {
+    pub async fn set_time(&self) -> Result<(), SessionError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         self.ask(&Request::SetTime { unix_nanos }).await.map(drop)
@@ -35,18 +35,18 @@ impl Session {
 
 /// How the clock that counts from a guest's start is to the host's, while the guest runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct GuestClock {
+pub struct GuestClock {
     /// What it showed, in nanoseconds.
     monotonic: u64,
     /// When.
     at: SystemTime,
     /// Whether the agent of a copy takes a greeting with all that it is to be.
-    pub(super) is_thawed_first: bool,
+    pub is_thawed_first: bool,
 }
 
 impl GuestClock {
     /// Looks at it; `None` where the agent knows no such request.
-    pub(super) async fn read(session: &Session) -> Option<GuestClock> {
+    pub async fn read(session: &Session) -> Option<GuestClock> {
         let mut best: Option<(Duration, GuestClock)> = None;
         for _ in 0..LOOKS {
             let (asked, at) = (Instant::now(), SystemTime::now());
@@ -75,7 +75,7 @@ impl GuestClock {
     }
 
     /// What it shows at that time.
-    pub(super) fn at(&self, time: SystemTime) -> u64 {
+    pub fn at(&self, time: SystemTime) -> u64 {
         match time.duration_since(self.at) {
             Ok(later) => self.monotonic.saturating_add(nanos(later)),
             Err(earlier) => self.monotonic.saturating_sub(nanos(earlier.duration())),
@@ -83,13 +83,13 @@ impl GuestClock {
     }
 
     /// When it showed nothing, in nanoseconds since the epoch.
-    pub(super) fn began(&self) -> u64 {
+    pub fn began(&self) -> u64 {
         began(self.at, self.monotonic)
     }
 }
 
 /// When a clock showed nothing that shows so many nanoseconds at this time, in nanoseconds since the epoch.
-pub(super) fn began(at: SystemTime, monotonic: u64) -> u64 {
+pub fn began(at: SystemTime, monotonic: u64) -> u64 {
     nanos(at.duration_since(UNIX_EPOCH).unwrap_or_default()).saturating_sub(monotonic)
 }
 
@@ -98,7 +98,7 @@ fn nanos(time: Duration) -> u64 {
 }
 
 /// Tells the guest the time; nobody waits for it. A guest whose clock cannot be set runs on.
-pub(super) fn tell(session: Option<Session>) {
+pub fn tell(session: Option<Session>) {
     if let Some(session) = session {
         tokio::spawn(async move { tokio::time::timeout(TIMEOUT, session.set_time()).await });
     }
@@ -106,7 +106,7 @@ pub(super) fn tell(session: Option<Session>) {
 
 /// Tells the guest the time whenever this host's clock has jumped: it was set, or the host has slept. Ends only where the
 /// kernel has no timer to spare.
-pub(super) async fn follow(session: watch::Receiver<Option<Session>>) {
+pub async fn follow(session: watch::Receiver<Option<Session>>) {
     let Ok(timer) = never() else { return };
     while timer.readable().await.is_ok() {
         match timer.try_read(&mut [0; 8]) {

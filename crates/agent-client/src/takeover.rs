@@ -23,7 +23,7 @@ const PIECE: usize = 4096;
 ///
 /// # Errors
 /// When the guest's end is gone.
-pub(super) async fn take_over(mut stream: UnixStream) -> io::Result<UnixStream> {
+pub async fn take_over(mut stream: UnixStream) -> io::Result<UnixStream> {
     let mut nonce = [0; 16];
     zmachine_sys::file::fill_random(&mut nonce)?;
     let mut finder = Finder::default();
@@ -45,11 +45,7 @@ pub(super) async fn take_over(mut stream: UnixStream) -> io::Result<UnixStream> 
 ///
 /// # Errors
 /// When the guest's end is gone.
-pub(super) async fn begin_with_thaw(
-    mut stream: UnixStream,
-    thaw: &Thaw,
-    answer: oneshot::Sender<Frame>,
-) -> io::Result<Begun> {
+pub async fn begin_with_thaw(mut stream: UnixStream, thaw: &Thaw, answer: oneshot::Sender<Frame>) -> io::Result<Begun> {
     let mut nonce = [0; 16];
     zmachine_sys::file::fill_random(&mut nonce)?;
     let greeting = Greeting::Thaw(nonce);
@@ -66,7 +62,7 @@ pub(super) async fn begin_with_thaw(
 
 /// A connection that begins behind an answer.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub struct Begun {
     stream: UnixStream,
     /// What has not come yet, and where the answer goes.
     awaited: Option<(Awaited, oneshot::Sender<Frame>)>,
