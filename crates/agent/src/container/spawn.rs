@@ -23,7 +23,7 @@ use super::error::{ContainerError, errno, step};
 use super::root;
 use crate::pollable::Pollable;
 use crate::process::{
-    ChildSide, DEFAULT_PATH, Started, Step, candidates, check, connect_stdio, execute, fork_in, pointers,
+    ChildSide, DEFAULT_PATH, Started, Step, candidates, check, connect_stdio, execute, fork_in, own_pids, pointers,
     reset_signals, set_namespace, take_terminal,
 };
 use crate::reaper::Reaper;
@@ -108,10 +108,10 @@ fn fork_at(place: &Place<'_>, group: BorrowedFd<'_>, proc: &OwnedFd, child: impl
         Place::Beside { own_pids: false, .. } => fork_in(0, group, child),
         // The agent's next children are sent there, for the moment of the fork.
         Place::Beside { first, own_pids: true } => {
-            let own = rustix::fs::openat(proc, "self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            let own = own_pids(proc)?;
             set_namespace(first.as_fd(), libc::CLONE_NEWPID)?;
             let forked = fork_in(0, group, child);
-            set_namespace(own.as_fd(), libc::CLONE_NEWPID)?;
+            set_namespace(own, libc::CLONE_NEWPID)?;
             forked
         }
     }

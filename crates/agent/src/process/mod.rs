@@ -28,8 +28,8 @@ pub(crate) use plan::{DEFAULT_PATH, Plan, candidates};
 pub(crate) use pump::Session;
 pub(crate) use resume::{Ended, Handle, NextStreams, handle};
 pub(crate) use spawn::{
-    Namespaces, REPORT, Started, Step, check, connect_stdio, execute, fork_in, pidfd, pointers, report, reset_signals,
-    set_namespace, start, take_terminal, work,
+    Namespaces, REPORT, Started, Step, check, connect_stdio, execute, fork_in, own_pids, pidfd, pointers, report,
+    reset_signals, set_namespace, start, take_terminal, work,
 };
 pub(crate) use stdio::{AgentSide, ChildSide, open as open_stdio};
 

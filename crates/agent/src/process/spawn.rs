@@ -200,11 +200,24 @@ fn fork_into(child: &Child<'_>, namespaces: &Namespaces, proc: &OwnedFd) -> Resu
         };
         return fork(flags, || child.run());
     };
-    let own = rustix::fs::openat(proc, "self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let own = own_pids(proc)?;
     set_namespace(target, libc::CLONE_NEWPID)?;
     let forked = fork(0, || child.run());
-    set_namespace(own.as_fd(), libc::CLONE_NEWPID)?;
+    set_namespace(own, libc::CLONE_NEWPID)?;
     forked
+}
+
+/// The agent's own PID namespace, which it never leaves: found once, not for each process.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn own_pids(proc: &OwnedFd) -> Result<BorrowedFd<'static>, Errno> {
+    static OWN: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(own) = OWN.get() {
+        return Ok(own.as_fd());
+    }
+    let own = rustix::fs::openat(proc, "self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(OWN.get_or_init(|| own).as_fd())
 }
 
 /// Enters namespaces of the process or namespace `of`.

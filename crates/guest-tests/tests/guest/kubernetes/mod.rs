@@ -464,7 +464,9 @@ fn a_pod_is_a_machine_and_its_containers_are_what_they_say() {
     });
     checks.that("a container that wants more memory than it may have is told so", || {
         let limit = json!({"linux": {"resources": {"memory_limit_in_bytes": 33_554_432}}});
-        let id = pod.start("greedy", "tail /dev/zero", limit);
+        // All of it in one system call. A program that takes it piece by piece needs its own pages in between, which the kernel takes away and
+        // reads again for as long as it has any, before it gives up.
+        let id = pod.start("greedy", "dd if=/dev/zero of=/dev/null bs=64M count=1", limit);
         assert_eq!(ended(node, &id), 137);
         let status = node.cri("ContainerStatus", &json!({"container_id": id}))["status"].clone();
         assert_eq!(status["reason"], "OOMKilled", "{status}");
