@@ -47,8 +47,8 @@ pub use container::{
 pub use frame::{Frame, FrameDecoder, FrameError, HEADER_LEN, MAX_DATA, MAX_PAYLOAD};
 pub use message::{
     AgentError, BootConfig, Capacity, Connection, ErrorKind, ExitStatus, HostEntry, Input, Interface, Mount, Phase,
-    Process, ProcessState, Reply, Request, ResourceLimit, Restrictions, Root, Route, Secret, SessionState, Tmpfs,
-    Transfer, Upper, WindowSize,
+    Process, ProcessState, READY_SOCKET, Reply, Request, ResourceLimit, Restrictions, Root, Route, Secret,
+    SessionState, Tmpfs, Transfer, Upper, WindowSize,
 };
 pub use thaw::{Identity, Rehearsal, Renewed, Thaw};
 

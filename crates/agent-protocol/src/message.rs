@@ -124,6 +124,9 @@ pub enum Request {
     /// Do what a frozen copy will have to do when it is told who it is and runs a process like this one, so that it is done quicker then.
     /// The program itself is read and not run, and nothing of it stays. Answer: [`Reply::Done`], or why not all of it was done.
     Rehearse(Box<Rehearsal>),
+    /// Wait until the entrypoint says by the notification protocol of systemd (`READY=1`, to [`READY_SOCKET`]) that it is ready. Answer:
+    /// [`Reply::Done`] once it may say so, and [`Reply::Done`] again when it has. Nobody listens before and after.
+    AwaitReady,
     /// Is the agent alive? Answer: [`Reply::Done`].
     Ping,
     /// What the guest's `CLOCK_MONOTONIC` shows. Answer: [`Reply::Clock`].
@@ -133,6 +136,9 @@ pub enum Request {
     /// The processes of the container, or of the whole guest that has an init of its own. Answer: [`Reply::Processes`].
     Processes,
 }
+
+/// Where the entrypoint says that it is ready, as `NOTIFY_SOCKET` names it: an abstract socket.
+pub const READY_SOCKET: &str = "@zmachine/ready";
 
 /// What the agent answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -33,6 +33,7 @@ mod port;
 mod power;
 mod process;
 mod processes;
+mod ready;
 mod reaper;
 mod server;
 mod service;

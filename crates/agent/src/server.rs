@@ -36,7 +36,7 @@ use crate::reaper::Reaper;
 use crate::sessions::Sessions;
 use crate::setup::{self, Layers, Outcome, SetupError, Writable};
 use crate::shutdown::{self, Stop, Stoppable};
-use crate::{capacity, clock, console, dial, power, processes, users};
+use crate::{capacity, clock, console, dial, power, processes, ready, users};
 
 /// How long the host may take to send a request on a stream it opened.
 const REQUEST: Duration = Duration::from_secs(60);
@@ -328,6 +328,7 @@ impl Agent {
                 let failed = |error| failure(ErrorKind::Internal, format!("set the clock: {error}"));
                 answer(stream, set.map_or_else(failed, |()| Reply::Done)).await;
             }
+            Request::AwaitReady => await_ready(stream).await,
             Request::Ping => answer(stream, Reply::Done).await,
             Request::Clock => {
                 let monotonic = clock::monotonic();
@@ -745,6 +746,32 @@ async fn first_frame(stream: &mut yamux::Stream, decoder: &mut FrameDecoder) -> 
             count => decoder.push(&buffer[..count]),
         }
     }
+}
+
+/// Tells the host when the entrypoint says that it is ready, unless the host has gone by then.
+async fn await_ready(mut stream: yamux::Stream) {
+    let socket = match ready::listen() {
+        Ok(socket) => socket,
+        Err(error) => return answer(stream, failure(ErrorKind::Internal, error)).await,
+    };
+    if stream
+        .write_all(&Frame::message(&Reply::Done).to_bytes())
+        .await
+        .is_err()
+    {
+        return;
+    }
+    let mut end = [0];
+    let said = tokio::select! {
+        said = ready::said(&socket) => said,
+        _ = stream.read(&mut end) => return,
+    };
+    drop(socket);
+    answer(
+        stream,
+        said.map_or_else(|error| failure(ErrorKind::Internal, error), |()| Reply::Done),
+    )
+    .await;
 }
 
 async fn answer(mut stream: yamux::Stream, reply: Reply) {

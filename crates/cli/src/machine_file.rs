@@ -74,6 +74,8 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
         sockets: _,
         snapshots,
         warm,
+        warm_ready,
+        cold,
         pool,
         // It is nobody's.
         standby: _,
@@ -151,7 +153,8 @@ pub(crate) fn text(spec: &MachineSpec, show_secrets: bool) -> Result<String, Fai
     file.flag("reinstall", *reinstall);
     file.flag("legacy-cmdline", *legacy_cmdline);
     file.flag("snapshots", *snapshots);
-    file.flag("warm", *warm);
+    let warm = [(*warm_ready, "ready"), (*warm, "start"), (*cold, "off")];
+    file.text("warm", warm.into_iter().find(|(is, _)| *is).map(|(_, when)| when));
     file.number("pool", (*pool != 0).then_some(u64::from(*pool)));
     file.text(
         "idle-timeout",

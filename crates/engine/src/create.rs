@@ -1,6 +1,7 @@
 //! Creating machines: from a spec to a folder with a plan.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -121,6 +122,14 @@ impl Makes {
         }
     }
 
+    /// What a container's image says of itself.
+    fn labels(&self) -> Option<&BTreeMap<String, String>> {
+        match self {
+            Makes::Container { image, .. } => Some(&image.labels),
+            Makes::Tree(_) | Makes::Vm(_) => None,
+        }
+    }
+
     /// Where a container's image keeps its data.
     fn data_paths(&self) -> &[String] {
         match self {
@@ -154,7 +163,7 @@ impl Engine {
     /// As [`Engine::create`].
     pub fn create_to_start(&self, spec: &MachineSpec, options: &CreateOptions<'_>) -> Result<Machine, Failure> {
         self.reconcile_anew()?;
-        match spec.pool > 0 && spec.warm {
+        match spec.pool > 0 && spec.warm && !spec.warm_ready {
             true => match self.take_standby(spec, options)? {
                 Some(taken) => Ok(taken),
                 None => self.create(spec, options),
@@ -287,6 +296,10 @@ impl Engine {
         let mut publish = published(&spec.publish)?;
         Plan::check_request(spec, &HostFacts::gather())?;
         check_stores(&spec.stores)?;
+        if spec.pool > 0 && (spec.warm_ready || spec.cold) {
+            let why = "guests of a pool wait for warm starts, with no entrypoint";
+            return Err(Failure::new(Class::Usage, why).hint("take --pool without --warm=ready and --warm=off"));
+        }
         let id = present.map_or_else(catalog::new_id, str::to_owned);
         let wanted = self.volumes().wanted(&spec.volumes, &id)?;
         let shares = volume::shared(&spec.volumes, &self.home)?;
@@ -308,7 +321,7 @@ impl Engine {
         let spec = &*spec;
         let facts = self.facts(spec, (options, image.as_ref()), &wanted, !shares.is_empty())?;
         let (spec, wanted) = self.with_data_paths(spec, facts.makes.data_paths(), wanted, &shares, &id)?;
-        let spec = &*spec;
+        let spec = &*warmed(&spec, facts.makes.labels());
         if spec.publish_all {
             publish.extend(publish_exposed(facts.makes.exposed_ports(), &publish)?);
         }
@@ -695,6 +708,29 @@ fn check_stores(urls: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The label of an image whose machines begin from templates: `start` or `ready`, as `--warm` has it.
+const WARM: &str = "org.zmachine.warm";
+
+/// The spec, with the wish of its image where it has none of its own.
+fn warmed<'a>(spec: &'a MachineSpec, labels: Option<&BTreeMap<String, String>>) -> Cow<'a, MachineSpec> {
+    let wish = labels.and_then(|labels| labels.get(WARM)).map(String::as_str);
+    // A machine that is to be idle is no warm one, and was asked for by its owner.
+    if spec.is_warm() || spec.cold || spec.idle || spec.idle_timeout_ms.is_some() {
+        return Cow::Borrowed(spec);
+    }
+    match wish {
+        Some("start") => Cow::Owned(MachineSpec {
+            warm: true,
+            ..spec.clone()
+        }),
+        Some("ready") => Cow::Owned(MachineSpec {
+            warm_ready: true,
+            ..spec.clone()
+        }),
+        _ => Cow::Borrowed(spec),
+    }
+}
+
 /// What the planner needs of a container's image, whose root disk is prepared.
 fn container_facts(image: &Image, flist: &str) -> Result<ImageFacts, Failure> {
     prepare_root(image, flist)?;
@@ -717,6 +753,25 @@ pub(super) fn prepare_root(image: &Image, flist: &str) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_may_wish_for_templates_and_its_user_decides() {
+        let with = |wish: &str, change: &dyn Fn(&mut MachineSpec)| {
+            let mut spec = MachineSpec::new("m", "image");
+            change(&mut spec);
+            let labels = BTreeMap::from([(WARM.to_owned(), wish.to_owned())]);
+            let warmed = warmed(&spec, Some(&labels));
+            (warmed.warm, warmed.warm_ready)
+        };
+        assert_eq!(with("start", &|_| ()), (true, false));
+        assert_eq!(with("ready", &|_| ()), (false, true));
+        assert_eq!(with("often", &|_| ()), (false, false));
+        assert_eq!(with("ready", &|spec| spec.warm = true), (true, false));
+        assert_eq!(with("ready", &|spec| spec.cold = true), (false, false));
+        assert_eq!(with("start", &|spec| spec.idle_timeout_ms = Some(1)), (false, false));
+        let spec = MachineSpec::new("m", "image");
+        assert!(!warmed(&spec, None).is_warm());
+    }
 
     #[test]
     fn only_vms_are_saved_on_cloud_hypervisor_and_only_when_it_is_asked_for() {

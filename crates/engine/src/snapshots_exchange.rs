@@ -106,6 +106,7 @@ fn of_anybody(spec: &MachineSpec) -> MachineSpec {
         guest: spec.guest.clone(),
         snapshots: spec.snapshots,
         warm: spec.warm,
+        warm_ready: spec.warm_ready,
         idle_timeout_ms: spec.idle_timeout_ms,
         ..MachineSpec::new(&spec.name, &spec.flist)
     }

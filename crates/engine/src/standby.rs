@@ -59,6 +59,7 @@ fn fixed(spec: &MachineSpec) -> MachineSpec {
         secrets: Vec::new(),
         health: HealthRequest::default(),
         warm: true,
+        warm_ready: false,
         pool: 0,
         standby: false,
         ..spec.clone()
@@ -164,7 +165,7 @@ impl Engine {
 
     /// Has a process make what the machine's pool lacks. A start needs none of it.
     pub(super) fn fill_pool(&self, machine: &Machine, key: &str) {
-        if machine.spec.pool == 0 || machine.spec.standby || !can_be_taken(&machine.spec) {
+        if machine.spec.pool == 0 || machine.spec.warm_ready || machine.spec.standby || !can_be_taken(&machine.spec) {
             return;
         }
         if let Err(failure) = self.begin_to_fill(machine, key) {

@@ -52,7 +52,7 @@ impl Engine {
         let Ok(Plan::Container(plan)) = machine.plan() else {
             return None;
         };
-        if !machine.spec.warm || !plan.vm.is_saveable {
+        if !machine.spec.is_warm() || !plan.vm.is_saveable {
             return None;
         }
         // It is built to be saved all the same with --snapshots; but a template has no part in volumes, and a start is the first one by its
@@ -61,9 +61,15 @@ impl Engine {
         if !plan.volumes.is_empty() || plan.upper_bytes.is_none() || machine.spec.idle_timeout_ms.is_some() {
             return None;
         }
+        let is_ready = machine.spec.warm_ready;
+        // Its entrypoint would have the secrets of another machine, and a terminal or an input that ended with that one.
+        let is_own = plan.process.terminal.is_some() || plan.process.stdin || !machine.spec.secrets.is_empty();
+        if is_ready && (is_own || plan.is_idle()) {
+            return None;
+        }
         let host = HostMark::of_this_host(plan.vm.accel == Accel::Kvm);
         let hypervisor = find_program(Path::new(qemu::BINARY))?;
-        Some(key(&plan, &host, &hypervisor))
+        Some(key(&plan, &host, &hypervisor, is_ready))
     }
 
     /// The key of the machine's template, and that where there is one; `None` where this start has nothing to do with templates: only

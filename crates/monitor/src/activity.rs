@@ -38,6 +38,8 @@ struct Table {
     /// When the last one went.
     last: Instant,
     is_asleep: bool,
+    /// Somebody has done something in the guest.
+    is_touched: bool,
     waiting: Vec<Waiting>,
 }
 
@@ -47,6 +49,7 @@ impl Default for Table {
             served: 0,
             last: Instant::now(),
             is_asleep: false,
+            is_touched: false,
             waiting: Vec::new(),
         }
     }
@@ -78,19 +81,33 @@ pub(super) fn counts(request: &Request) -> bool {
     )
 }
 
+/// Whether what a client wants may leave something behind in the guest.
+fn touches(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Exec(_) | Request::StartExec { .. } | Request::Transfer(_) | Request::Dial { .. } | Request::Signal(_)
+    )
+}
+
 impl Activity {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A client is being served from here on; `None` while the machine is asleep.
-    pub(super) fn serve(&self) -> Option<Served> {
+    pub(super) fn serve(&self, request: &Request) -> Option<Served> {
         let mut table = self.table();
+        table.is_touched |= touches(request);
         if table.is_asleep {
             return None;
         }
         table.served += 1;
         Some(Served(self.clone()))
+    }
+
+    /// Whether a client has done something in the guest that it would not have done by itself.
+    pub(super) fn is_touched(&self) -> bool {
+        self.table().is_touched
     }
 
     /// Keeps a client until the machine runs again.
@@ -152,13 +169,13 @@ mod tests {
     #[tokio::test]
     async fn who_comes_while_it_is_asleep_is_served_afterwards() {
         let activity = Activity::default();
-        let served = activity.serve().unwrap();
+        let served = activity.serve(&Request::Pause).unwrap();
         assert!(activity.quiet_since().is_none());
         assert!(!activity.fall_asleep(), "somebody is being served");
         drop(served);
         assert!(activity.quiet_since().is_some());
         assert!(activity.fall_asleep());
-        assert!(activity.serve().is_none());
+        assert!(activity.serve(&Request::Pause).is_none());
         let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
         let (read, write) = ours.into_split();
         let client = Waiting {
@@ -170,7 +187,16 @@ mod tests {
         activity.somebody_came().await;
         let waiting = activity.wake();
         assert_eq!(waiting.len(), 1);
-        assert!(activity.serve().is_some());
+        assert!(activity.serve(&Request::Pause).is_some());
+    }
+
+    #[test]
+    fn who_does_something_in_the_guest_has_touched_it() {
+        let activity = Activity::default();
+        drop(activity.serve(&Request::Processes));
+        assert!(!activity.is_touched());
+        drop(activity.serve(&Request::Signal(1)));
+        assert!(activity.is_touched());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use zmachine_agent_client::session::{Session, SessionError};
-use zmachine_agent_protocol::{Reply as AgentReply, Request as AgentRequest};
+use zmachine_agent_protocol::{READY_SOCKET, Reply as AgentReply, Request as AgentRequest};
 use zmachine_hypervisor::{ExitReason, VmEvent};
 use zmachine_plan::ContainerPlan;
 use zmachine_spec::{Class, Exit, Failure};
@@ -79,9 +79,17 @@ impl Monitor {
         boot.secrets = zmachine_store::secret::read_all(&self.machine.spec.secrets).map_err(at("secrets"))?;
         let boot = AgentRequest::Configure(Box::new(boot));
         let template = self.begin_template(plan);
-        let run = (!plan.is_idle()).then(|| AgentRequest::Run(plan.process.clone()));
-        // Of one whose entrypoint runs no template can be made.
-        let (run, later) = if template.is_some() { (None, run) } else { (run, None) };
+        let tells_ready = self.makes_template_of_ready(plan);
+        let mut process = plan.process.clone();
+        if tells_ready {
+            process.env.push(("NOTIFY_SOCKET".to_owned(), READY_SOCKET.to_owned()));
+        }
+        let run = (!plan.is_idle()).then_some(AgentRequest::Run(process));
+        // Of one whose entrypoint runs no template of its start can be made, and it is heard only where somebody listens.
+        let (run, later) = match template.is_some() || tells_ready {
+            true => (None, run),
+            false => (run, None),
+        };
         // Both at once, which saves a round trip through the guest: the agent runs nothing before it is configured.
         let asked = async {
             let mut boot = session.open(&boot).await?;
@@ -128,6 +136,9 @@ impl Monitor {
                 Ok(made) => made.map_err(at("template"))?,
             }
             self.phase("template");
+        }
+        if tells_ready {
+            self.listen_for_ready(session).await;
         }
         let run = match later {
             Some(later) => Some(session.open(&later).await.map_err(at("entrypoint"))?),

@@ -79,6 +79,8 @@ pub(super) struct Monitor {
     pub(super) restore: Option<Restore>,
     /// The key of the template that the next run makes.
     pub(super) template: Option<String>,
+    /// The entrypoint of this run has said that it is ready.
+    pub(super) is_entry_ready: bool,
     /// The guest waits to be taken for a machine like it.
     pub(super) stands_by: bool,
     /// Whether anybody has to do with the machine.
@@ -140,6 +142,7 @@ impl Monitor {
             health: None,
             restore: None,
             template: None,
+            is_entry_ready: false,
             stands_by: false,
             activity: Activity::default(),
             is_asleep: false,
@@ -302,6 +305,8 @@ impl Monitor {
                 let failure = Failure::new(Class::Conflict, why_not).hint("try again when it runs");
                 let _ = answer.send(Reply::Failed(failure));
             }
+            // Before the loop of this run begins, which asks for it.
+            Event::EntryReady => self.is_entry_ready = true,
             // Of a run before this one.
             Event::EntryEnded(_) | Event::NetworkAnswered(_) | Event::Probed(_) | Event::GuestUp | Event::Frozen(_) => {
             }

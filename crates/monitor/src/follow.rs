@@ -11,7 +11,7 @@ use zmachine_agent_client::clock;
 use zmachine_agent_client::session::Session;
 use zmachine_hypervisor::{ExitReason, VmEvent};
 use zmachine_plan::Plan;
-use zmachine_spec::{Exit, Phase};
+use zmachine_spec::{Exit, HealthStatus, Phase};
 use zmachine_store::log::Source;
 
 use super::backoff::StopReason;
@@ -94,6 +94,9 @@ impl<'a> Follow<'a> {
     pub(super) async fn follow(mut self) -> Outcome {
         self.monitor.ready().map_err(at("state"))?;
         self.expect_quiet();
+        if std::mem::take(&mut self.monitor.is_entry_ready) {
+            self.template_of_ready();
+        }
         loop {
             if self.monitor.is_asleep {
                 return Ok(Exit::Killed);
@@ -144,7 +147,14 @@ impl<'a> Follow<'a> {
             Event::NetworkAnswered(answered) => self.go_on_changing(answered).await,
             Event::Frozen(frozen) => self.frozen(*frozen).await,
             Event::GuestUp => self.monitor.guest_is_up(true),
-            Event::Probed(health) => self.monitor.probed(*health),
+            Event::Probed(health) => {
+                let is_healthy = health.status == HealthStatus::Healthy;
+                self.monitor.probed(*health);
+                if is_healthy {
+                    self.template_of_ready();
+                }
+            }
+            Event::EntryReady => self.template_of_ready(),
             Event::EntryEnded(Ok(status)) => {
                 self.monitor.advance_if_possible(Phase::Stopping);
                 self.ending.entrypoint_ended(status.into(), POWER_OFF_TIMEOUT);

@@ -34,6 +34,8 @@ pub(super) enum Event {
     GuestUp,
     /// A health check was made: how the machine is now.
     Probed(Box<Health>),
+    /// The entrypoint says that it is ready.
+    EntryReady,
     /// The guest's agent has set an interface up or given it up, or has not.
     NetworkAnswered(Answered),
     /// The guest stands still, so that the machine can be saved, or does not.

@@ -19,6 +19,7 @@ use zmachine_spec::saved::HostMark;
 use zmachine_spec::{Class, Failure};
 use zmachine_store::log::Source;
 use zmachine_store::snapshot::{STATE, Snapshot, memory};
+use zmachine_store::template::Templates;
 use zmachine_sys::file::{self, FileError};
 
 use super::agent_start::{EntryStart, RootfsEnd};
@@ -42,6 +43,8 @@ pub(super) struct Restoring {
     was: Box<Plan>,
     has_entrypoint: bool,
     is_fork: bool,
+    /// It is nobody's, and later machines begin from it.
+    is_template: bool,
     /// What its guest's clock showed when it was saved. With that its agent takes everything at once.
     monotonic: Option<u64>,
     /// Its agent takes it even before a connection begins.
@@ -102,6 +105,7 @@ impl Monitor {
             was: Box::new(snapshot.plan),
             has_entrypoint,
             is_fork,
+            is_template: Templates::of(&self.home).has(&folder),
             monotonic,
             is_thawed_first,
             seen: None,
@@ -195,10 +199,10 @@ impl Monitor {
         self.kill.pass("restore: guest goes on");
         self.machine.state.guest_kernel.clone_from(&restoring.guest_kernel);
         let name = &restoring.name;
-        let how = match (restoring.is_fork, has_entrypoint) {
+        let how = match (restoring.is_fork, restoring.is_template) {
             (false, _) => "restored from",
-            (true, true) => "forked from",
-            (true, false) => "began from the template",
+            (true, false) => "forked from",
+            (true, true) => "began from the template",
         };
         self.log.note(Source::Monitor, &format!("{how} {name}"));
         if monotonic_began.is_none() || restoring.seen.is_some() {

@@ -62,7 +62,7 @@ async fn connection(stream: UnixStream, shared: Shared) {
 
 /// Serves one client. As long as the machine is asleep it waits, and is a reason to wake it.
 pub(super) async fn serve_one(client: Waiting, shared: Shared) {
-    let served = shared.activity.serve();
+    let served = shared.activity.serve(&client.request);
     if served.is_none() && counts(&client.request) {
         if let Err(mut refused) = shared.activity.keep(client) {
             let failure = Failure::new(Class::Conflict, "too many wait for the machine, which wakes");

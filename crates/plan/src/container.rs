@@ -260,7 +260,7 @@ fn is_saveable(spec: &MachineSpec, volumes: &[ResolvedVolume], inputs: &Inputs<'
     match obstacle {
         Some(what) if is_wanted => Err(PlanError::NotSaveable { what: what.to_owned() }),
         obstacle => {
-            let is_warm = spec.warm && volumes.is_empty() && !spec.read_only;
+            let is_warm = spec.is_warm() && volumes.is_empty() && !spec.read_only;
             Ok(is_wanted || (is_warm && obstacle.is_none()))
         }
     }

@@ -180,6 +180,12 @@ pub struct MachineSpec {
     /// Its first start begins from the template of an earlier one like it, where there is one, and makes one otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub warm: bool,
+    /// That template is made when its entrypoint is ready, and has it running: only machines with the same process begin from there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub warm_ready: bool,
+    /// It has nothing to do with templates, whatever its image asks for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cold: bool,
     /// Milliseconds after which it is saved and its hypervisor ends, when nobody has had to do with it for so long; who comes brings it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_ms: Option<u64>,
@@ -268,6 +274,11 @@ impl ModeChoice {
 }
 
 impl MachineSpec {
+    /// Whether it begins from a template, or makes one.
+    pub fn is_warm(&self) -> bool {
+        self.warm || self.warm_ready
+    }
+
     /// A machine with every default.
     pub fn new(name: impl Into<String>, flist: impl Into<String>) -> MachineSpec {
         MachineSpec {
@@ -323,6 +334,8 @@ impl MachineSpec {
             pod: None,
             snapshots: false,
             warm: false,
+            warm_ready: false,
+            cold: false,
             pool: 0,
             standby: false,
             idle_timeout_ms: None,

@@ -1,4 +1,4 @@
-//! Templates: guests that were set up and whose entrypoint had not been started, in `templates/<key>/`, for later starts of the same.
+//! Templates: guests that were set up and whose entrypoint had not been started, or was ready, in `templates/<key>/`, for later starts of the same.
 //!
 //! The files are those of a snapshot. The key is a digest of all that such a guest knows of its machine and cannot be told anew, so what
 //! does not fit is never found. Nobody misses a template: a start without one boots.
@@ -54,8 +54,9 @@ impl Drop for TemplateDraft {
     }
 }
 
-/// The key of the template that `plan` can begin from. `hypervisor` is the program that runs it.
-pub fn key(plan: &ContainerPlan, host: &HostMark, hypervisor: &Path) -> String {
+/// The key of the template that `plan` can begin from. `hypervisor` is the program that runs it. In one that `is_ready` the entrypoint
+/// runs, as which it cannot be told anything anew.
+pub fn key(plan: &ContainerPlan, host: &HostMark, hypervisor: &Path, is_ready: bool) -> String {
     let program = std::fs::metadata(hypervisor).ok();
     let modified = program.as_ref().and_then(|m| m.modified().ok());
     let modified = modified.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
@@ -70,6 +71,7 @@ pub fn key(plan: &ContainerPlan, host: &HostMark, hypervisor: &Path) -> String {
         // Its file is the template's copy.
         "disk": plan.upper_bytes,
         "boot": nameless(&plan.boot),
+        "process": is_ready.then_some(&plan.process),
         "cpu": host.cpu,
         "hypervisor": [json!(hypervisor), json!(program.map(|m| m.len())), json!(modified.map(|at| at.as_nanos().to_string()))],
     });
@@ -102,6 +104,11 @@ impl Templates {
         Templates {
             folder: home.data().join("templates"),
         }
+    }
+
+    /// Whether a folder is that of one of them.
+    pub fn has(&self, folder: &Path) -> bool {
+        folder.parent() == Some(&self.folder)
     }
 
     /// The template with this key, and its folder. One that cannot be read is none.
@@ -259,7 +266,7 @@ mod tests {
             cpu: None,
             tsc_khz: Some(2_000_000),
         };
-        key(&plan, &host, Path::new("/bin/sh"))
+        key(&plan, &host, Path::new("/bin/sh"), false)
     }
 
     #[test]
@@ -315,6 +322,21 @@ mod tests {
             }
         });
         assert_eq!(same, key_with(|_| ()));
+    }
+
+    #[test]
+    fn an_entrypoint_that_runs_is_told_nothing_anew() {
+        let host = HostMark {
+            cpu: None,
+            tsc_khz: None,
+        };
+        let ready = |plan: &ContainerPlan| key(plan, &host, Path::new("/bin/sh"), true);
+        let mut other = plan();
+        other.boot.hostname = "other".into();
+        assert_eq!(ready(&other), ready(&plan()));
+        assert_ne!(ready(&other), key(&other, &host, Path::new("/bin/sh"), false));
+        other.process.env.push(("A".into(), "b".into()));
+        assert_ne!(ready(&other), ready(&plan()));
     }
 
     #[test]

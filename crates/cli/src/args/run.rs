@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Args, ValueEnum};
 use zmachine_hypervisor::accel;
 use zmachine_hypervisor::choice::Requested;
@@ -195,9 +196,10 @@ pub(crate) struct CreateArgs {
     /// Save it and end its hypervisor when nobody has had to do with it for so long, as 10m; who comes brings it back
     #[arg(long, value_name = "TIME")]
     idle_timeout: Option<String>,
-    /// Begin from the guest of an earlier machine like it instead of booting one, where there is one; make one otherwise
-    #[arg(long)]
-    warm: bool,
+    /// Begin from the guest of an earlier machine like it instead of booting one, where there is one; make one otherwise: when it is set up,
+    /// or when its entrypoint is ready by its health check or READY=1, which runs on from there
+    #[arg(long, value_name = "start|ready|off", num_args = 0..=1, require_equals = true, default_missing_value = "start", value_parser = warm())]
+    warm: Option<String>,
     /// Keep so many guests like it waiting, for ten minutes each: the next machines like it begin as soon as one is told who it is. Implies
     /// --warm
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=16))]
@@ -300,7 +302,10 @@ impl CreateArgs {
         spec.legacy_cmdline = self.legacy_cmdline;
         spec.snapshots = self.snapshots;
         spec.pool = self.pool.unwrap_or_default();
-        spec.warm = self.warm || self.pool.is_some() || environment("ZMACHINE_WARM").is_some_and(|value| value == "1");
+        let warm = self.warm.clone().or_else(|| environment("ZMACHINE_WARM"));
+        spec.cold = matches!(self.warm.as_deref(), Some("off" | "false"));
+        spec.warm_ready = warm.as_deref() == Some("ready");
+        spec.warm = spec.warm_ready || self.pool.is_some() || matches!(warm.as_deref(), Some("start" | "true" | "1"));
         let idle_timeout = self.idle_timeout.as_deref().map(zmachine_spec::health::parse_time);
         spec.idle_timeout_ms = idle_timeout.transpose()?.flatten();
         let secret = |text: &String| zmachine_spec::secret::parse(text, cwd);
@@ -340,6 +345,12 @@ fn hypervisor(flag: Option<Requested>, preferred: Option<String>) -> Result<Requ
                 .hint("set it to auto, qemu or cloud-hypervisor")
         }),
     }
+}
+
+/// The words of `--warm`; a machine file may say yes or no.
+fn warm() -> PossibleValuesParser {
+    let word = PossibleValue::new;
+    PossibleValuesParser::new([word("start").alias("true"), word("ready"), word("off").alias("false")])
 }
 
 /// A volume, as a flag has it or as a machine file passes it on.

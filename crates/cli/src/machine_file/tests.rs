@@ -53,7 +53,7 @@ const SAMPLES: &[(&str, &str, bool)] = &[
     ("reinstall", "true", true),
     ("legacy-cmdline", "true", true),
     ("snapshots", "true", true),
-    ("warm", "true", true),
+    ("warm", "\"ready\"", true),
     ("pool", "2", true),
     ("idle-timeout", "\"90s\"", true),
     ("rootfs", "\"virtiofs\"", true),
@@ -224,6 +224,21 @@ fn a_directory_may_have_a_colon_in_a_file_and_in_its_folder() {
     let directory = |name: &str| Origin::Directory(folder.join(name));
     assert_eq!(origins, [&directory("./x"), &directory("c:d")]);
     assert!(spec.volumes[0].read_only);
+}
+
+#[test]
+fn a_file_says_yes_or_no_to_warm_starts() {
+    for (value, words, expected) in [
+        ("true", &[][..], (true, false, false)),
+        ("false", &[], (false, false, true)),
+        ("\"ready\"", &[], (true, true, false)),
+        ("true", &["--warm=off"], (false, false, true)),
+        ("false", &["--warm"], (true, false, false)),
+    ] {
+        let file = folder(&format!("flist = \"/x.fl\"\nwarm = {value}\n"));
+        let spec = run(file.path(), words).unwrap();
+        assert_eq!((spec.warm, spec.warm_ready, spec.cold), expected, "{value} {words:?}");
+    }
 }
 
 #[test]

@@ -48,4 +48,5 @@ mod terminal;
 mod update;
 mod vms;
 mod volumes;
+mod warm;
 mod why;
