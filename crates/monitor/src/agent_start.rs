@@ -138,7 +138,10 @@ impl Monitor {
             self.phase("template");
         }
         if tells_ready {
-            self.listen_for_ready(session).await;
+            let listening = self.listen_for_ready(session);
+            if let Err(Cut) = inbox.unless_stopped(listening).await {
+                return Ok(Some(self.cut_short(inbox).await));
+            }
         }
         let run = match later {
             Some(later) => Some(session.open(&later).await.map_err(at("entrypoint"))?),

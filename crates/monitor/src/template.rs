@@ -8,6 +8,7 @@ use zmachine_agent_protocol::Request as AgentRequest;
 use zmachine_plan::{ContainerPlan, Plan};
 use zmachine_spec::Failure;
 use zmachine_spec::control::Reply;
+use zmachine_spec::saved::Saved;
 use zmachine_store::log::Source;
 use zmachine_store::snapshot::{DISK, SNAPSHOT_VERSION, Snapshot};
 use zmachine_store::template::{TemplateDraft, Templates};
@@ -72,19 +73,8 @@ impl Monitor {
         let saved = save_vm(&mut *running.vm, &saving, &draft.folder).await;
         thaw(session).await?;
         let published = saved.and_then(|saved| {
-            let snapshot = Snapshot {
-                version: SNAPSHOT_VERSION,
-                machine: self.machine.spec.name.clone(),
-                machine_id: self.machine.id.clone(),
-                tag: key,
-                automatic: true,
-                created_at: Timestamp::now(),
-                spec: self.machine.spec.clone(),
-                plan: Plan::Container(Box::new(plan.clone())),
-                guest_kernel: self.machine.state.guest_kernel.clone(),
-                saved: Some(saved),
-                disks: None,
-            };
+            let plan = Plan::Container(Box::new(plan.clone()));
+            let snapshot = self.description(key, plan, Some(saved));
             Templates::of(&self.home).publish(draft, &snapshot)
         });
         if let Err(failure) = published {
@@ -96,9 +86,30 @@ impl Monitor {
 }
 
 impl Monitor {
+    fn description(&self, key: String, plan: Plan, saved: Option<Saved>) -> Snapshot {
+        Snapshot {
+            version: SNAPSHOT_VERSION,
+            machine: self.machine.spec.name.clone(),
+            machine_id: self.machine.id.clone(),
+            tag: key,
+            automatic: true,
+            created_at: Timestamp::now(),
+            spec: self.machine.spec.clone(),
+            plan,
+            guest_kernel: self.machine.state.guest_kernel.clone(),
+            saved,
+            disks: None,
+        }
+    }
+
     /// Whether this start makes a template when its entrypoint is ready.
     pub(super) fn makes_template_of_ready(&self, plan: &ContainerPlan) -> bool {
-        self.template.is_some() && self.machine.spec.warm_ready && plan.boot.first_start && !plan.is_idle()
+        let spec = &self.machine.spec;
+        self.template.is_some()
+            && spec.warm_ready
+            && spec.secrets.is_empty()
+            && plan.boot.first_start
+            && !plan.is_idle()
     }
 
     /// Has the loop told when the entrypoint, which is not started yet, says that it is ready.
@@ -147,20 +158,7 @@ impl Follow<'_> {
             Ok(None) => return,
             Err(failure) => return none(&failure),
         };
-        let machine = &self.monitor.machine;
-        let mut snapshot = Snapshot {
-            version: SNAPSHOT_VERSION,
-            machine: machine.spec.name.clone(),
-            machine_id: machine.id.clone(),
-            tag: key,
-            automatic: true,
-            created_at: Timestamp::now(),
-            spec: machine.spec.clone(),
-            plan: self.plan.clone(),
-            guest_kernel: machine.state.guest_kernel.clone(),
-            saved: None,
-            disks: None,
-        };
+        let mut snapshot = self.monitor.description(key, self.plan.clone(), None);
         let (client, saved) = oneshot::channel();
         self.save(draft.folder.clone(), client);
         tokio::spawn(async move {

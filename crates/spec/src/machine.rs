@@ -276,7 +276,7 @@ impl ModeChoice {
 impl MachineSpec {
     /// Whether it begins from a template, or makes one.
     pub fn is_warm(&self) -> bool {
-        self.warm || self.warm_ready
+        (self.warm || self.warm_ready) && !self.cold
     }
 
     /// A machine with every default.

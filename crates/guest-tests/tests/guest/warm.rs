@@ -87,11 +87,24 @@ fn a_machine_begins_where_the_entrypoint_of_an_earlier_one_was_ready() {
         });
         assert_eq!(other.len(), run.len());
     });
+    checks.that("a guest in which somebody has done something is no template", || {
+        let check = ["--health-cmd", "true", "--health-interval", "5s"];
+        let words = [
+            &["run", "-d", "--warm=ready", "--name", "three"][..],
+            &check,
+            &[&image, "sleep", "1000"],
+        ];
+        zmachine(&home, &words.concat()).expect_success();
+        exec_output(&home, "three", "touch /tmp/found");
+        until("it is healthy, and says why not", Duration::from_secs(60), || {
+            noted("three").contains("no template is made: a client").then_some(())
+        });
+    });
     checks.that("a pool has no entrypoints to be ready", || {
         let words = ["run", "-d", "--warm=ready", "--pool", "1", &image, "/app"];
         let refused = zmachine(&home, &words).stderr();
         assert!(refused.contains("with no entrypoint"), "{refused}");
     });
-    zmachine(&home, &["rm", "-f", "one", "two"]).expect_success();
+    zmachine(&home, &["rm", "-f", "one", "two", "three"]).expect_success();
     home.assert_host_clean();
 }
